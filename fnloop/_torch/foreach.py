@@ -1,0 +1,154 @@
+"""Arithmetic over lists of tensors: multi-tensor kernels where they run, one by one where not.
+
+The ``torch._foreach_*`` functions have no batching rule, so inside ``torch.func`` transforms and
+``torch.compile`` each operation is done leaf by leaf (and Inductor fuses them). All functions are
+out of place, unless their name ends in an underscore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fnloop._torch.tracing import tracing
+
+Tensors: TypeAlias = Sequence[Tensor]
+Scalar: TypeAlias = Any  # a number or a 0-d tensor
+
+
+def add(xs: Tensors, ys: Any, alpha: float = 1.0) -> list[Tensor]:
+    """``x + alpha * y``; `ys` is a list or one scalar."""
+    if tracing():
+        return [torch.add(x, y, alpha=alpha) for x, y in zip(xs, _spread(ys, xs), strict=True)]
+    if not xs:
+        return []
+    if alpha == 1.0:
+        return list(torch._foreach_add(xs, ys))
+    return list(torch._foreach_add(xs, ys, alpha=alpha))
+
+
+def sub(xs: Tensors, ys: Any) -> list[Tensor]:
+    """``x - y``."""
+    return _both(torch._foreach_sub, torch.sub, xs, ys)
+
+
+def mul(xs: Tensors, ys: Any) -> list[Tensor]:
+    """``x * y``; `ys` is a list, a number, or one 0-d tensor."""
+    return _both(torch._foreach_mul, torch.mul, xs, ys)
+
+
+def div(xs: Tensors, ys: Any) -> list[Tensor]:
+    """``x / y``; `ys` is a list, a number, or one 0-d tensor."""
+    return _both(torch._foreach_div, torch.div, xs, ys)
+
+
+def maximum(xs: Tensors, ys: Tensors) -> list[Tensor]:
+    """The larger of each pair of values."""
+    return _both(torch._foreach_maximum, torch.maximum, xs, ys)
+
+
+def sqrt(xs: Tensors) -> list[Tensor]:
+    """Square roots."""
+    if tracing():
+        return [x.sqrt() for x in xs]
+    return list(torch._foreach_sqrt(xs)) if xs else []
+
+
+def sign(xs: Tensors) -> list[Tensor]:
+    """Signs."""
+    if tracing():
+        return [x.sign() for x in xs]
+    return list(torch._foreach_sign(xs)) if xs else []
+
+
+def abs(xs: Tensors) -> list[Tensor]:
+    """Absolute values."""
+    if tracing():
+        return [x.abs() for x in xs]
+    return list(torch._foreach_abs(xs)) if xs else []
+
+
+def lerp(xs: Tensors, ys: Tensors, weight: Scalar) -> list[Tensor]:
+    """``x + weight * (y - x)``."""
+    if tracing():
+        return [torch.lerp(x, y.to(x.dtype), _like(weight, x)) for x, y in zip(xs, ys, strict=True)]
+    if not xs:
+        return []
+    if isinstance(weight, Tensor):
+        return [torch.lerp(x, y, weight.to(x)) for x, y in zip(xs, ys, strict=True)]
+    return list(torch._foreach_lerp(xs, ys, weight))
+
+
+def clamp(xs: Tensors, low: float, high: float) -> list[Tensor]:
+    """Values cut to ``[low, high]``."""
+    if tracing():
+        return [x.clamp(low, high) for x in xs]
+    return list(torch._foreach_clamp_max(torch._foreach_clamp_min(xs, low), high)) if xs else []
+
+
+def clone(xs: Tensors) -> list[Tensor]:
+    """Fresh copies."""
+    if tracing():
+        return [x.clone() for x in xs]
+    return list(torch._foreach_clone(xs)) if xs else []
+
+
+def norm(xs: Tensors) -> Tensor:
+    """The Euclidean norm of all values together; float32 or wider, 0-d."""
+    if not xs:
+        return torch.zeros(())
+    if tracing() or any(x.dtype in (torch.float16, torch.bfloat16) for x in xs):
+        norms = [torch.linalg.vector_norm(x, dtype=_wide(x)) for x in xs]
+    else:
+        norms = list(torch._foreach_norm(xs))
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def all_finite(xs: Tensors) -> Tensor:
+    """bool[]: whether no value is infinite or nan."""
+    if not xs:
+        return torch.ones((), dtype=torch.bool)
+    if tracing():
+        return torch.stack([x.isfinite().all() for x in xs]).all()
+    return torch.isfinite(torch.stack([x.sum() for x in torch._foreach_mul(xs, 0.0)])).all()
+
+
+def unscale_(xs: Tensors, factor: Tensor) -> Tensor:
+    """Multiply by `factor` IN PLACE, and look for what is not finite in the same pass.
+
+    Args:
+        xs: Tensors that nobody else holds.
+        factor: float32[].
+
+    Returns:
+        float32[]: 1.0 if any value is infinite or nan, else 0.0.
+    """
+    found = torch.zeros((), dtype=torch.float32, device=factor.device)
+    torch._amp_foreach_non_finite_check_and_unscale_(list(xs), found, factor)
+    return found
+
+
+def select(condition: Tensor, xs: Tensors, ys: Tensors) -> list[Tensor]:
+    """`xs` where the 0-d `condition` is true, else `ys`."""
+    return [torch.where(condition, x, y) for x, y in zip(xs, ys, strict=True)]
+
+
+def _both(many: Callable[..., Any], one: Callable[..., Any], xs: Tensors, ys: Any) -> list[Tensor]:
+    if tracing():
+        return [one(x, y) for x, y in zip(xs, _spread(ys, xs), strict=True)]
+    return list(many(xs, ys)) if xs else []
+
+
+def _spread(ys: Any, xs: Tensors) -> Sequence[Any]:
+    return ys if isinstance(ys, (list, tuple)) else [ys] * len(xs)
+
+
+def _like(weight: Scalar, x: Tensor) -> Any:
+    return weight.to(x) if isinstance(weight, Tensor) else weight
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

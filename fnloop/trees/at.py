@@ -1,0 +1,102 @@
+"""Edit and split trees without changing them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import optree
+
+T = TypeVar("T")
+
+
+def tree_at(where: Callable[[T], Any], tree: T, value: Any) -> T:
+    """A copy of `tree` in which the node that `where` points at is `value`.
+
+    Args:
+        where: From the tree to the node (or a tuple of nodes) to replace: ``lambda t: t.a.b``.
+        tree: Any pytree.
+        value: The new node (or a tuple of as many).
+
+    Raises:
+        ValueError: `where` points at nothing that can be replaced.
+
+    >>> tree_at(lambda t: t["a"][1], {"a": [1, 2], "b": 3}, 20)
+    {'a': [1, 20], 'b': 3}
+    >>> tree_at(lambda t: (t["a"], t["b"]), {"a": [1, 2], "b": 3}, (0, 4))
+    {'a': 0, 'b': 4}
+    """
+    # Every leaf becomes an object of its own, so that a node can be told by identity even where
+    # the same tensor stands in two places.
+    marked: Any = optree.tree_map(lambda leaf: _Mark(leaf), tree)
+    found = where(marked)
+    several = type(found) is tuple and not _contains(marked, found)
+    targets, values = (found, value) if several else ((found,), (value,))
+    if len(targets) != len(values):
+        raise ValueError(
+            f"tree_at: `where` points at {len(targets)} nodes, but {len(values)} values were given."
+        )
+    replacement = {id(target): new for target, new in zip(targets, values, strict=True)}
+    seen: set[int] = set()
+
+    def swap(node: Any) -> Any:
+        if id(node) in replacement:
+            seen.add(id(node))
+            return replacement[id(node)]
+        return node.leaf
+
+    result = optree.tree_map(swap, marked, is_leaf=lambda node: id(node) in replacement)
+    if len(seen) < len(replacement):
+        raise ValueError(
+            "tree_at: `where` must return a node of the tree that it is given. What it returned is "
+            "not one: usually it computes something new, or points at a static field or at None. "
+            "Use dataclasses.replace for static fields."
+        )
+    return result
+
+
+class _Mark:
+    __slots__ = ("leaf",)
+
+    def __init__(self, leaf: Any) -> None:
+        self.leaf = leaf
+
+
+def _contains(tree: Any, node: Any) -> bool:
+    found = False
+
+    def look(candidate: Any) -> bool:
+        nonlocal found
+        found = found or candidate is node
+        return found
+
+    optree.tree_leaves(tree, is_leaf=look)
+    return found
+
+
+def partition(tree: T, choose: Callable[[Any], bool]) -> tuple[T, T]:
+    """Split `tree` in two of its shape: leaves that `choose` accepts, and the others.
+
+    The places that belong to the other half hold ``None``; `combine` undoes it.
+
+    >>> partition({"a": 1, "b": 2.0}, lambda leaf: isinstance(leaf, float))
+    ({'a': None, 'b': 2.0}, {'a': 1, 'b': None})
+    """
+    leaves, structure = optree.tree_flatten(tree)
+    chosen = [choose(leaf) for leaf in leaves]
+    yes = [leaf if c else None for leaf, c in zip(leaves, chosen, strict=True)]
+    no = [None if c else leaf for leaf, c in zip(leaves, chosen, strict=True)]
+    return optree.tree_unflatten(structure, yes), optree.tree_unflatten(structure, no)
+
+
+def combine(*trees: T) -> T:
+    """The first value that is not ``None`` at each place: the inverse of `partition`.
+
+    >>> combine({"a": None, "b": 2.0}, {"a": 1, "b": None})
+    {'a': 1, 'b': 2.0}
+    """
+
+    def first(*values: Any) -> Any:
+        return next((value for value in values if value is not None), None)
+
+    return optree.tree_map(first, *trees, none_is_leaf=True)

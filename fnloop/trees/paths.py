@@ -1,0 +1,41 @@
+"""Names of leaves: ``"params/0.weight"``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optree
+
+
+def tree_paths(tree: Any) -> list[str]:
+    """The path of every leaf, in the order of `fl.tree_leaves`.
+
+    A path joins field names, keys and indices with ``/`` (a ``/`` or ``~`` inside a key is written
+    ``~1`` or ``~0``, as in a JSON pointer).
+
+    >>> tree_paths({"a": [1, 2], "b/c": 3})
+    ['a/0', 'a/1', 'b~1c']
+    """
+    return [join(path) for path in optree.tree_paths(tree)]
+
+
+def tree_items(tree: Any) -> list[tuple[str, Any]]:
+    """Pairs of path and leaf, in the order of `fl.tree_leaves`."""
+    paths, leaves, _ = optree.tree_flatten_with_path(tree)
+    return [(join(path), leaf) for path, leaf in zip(paths, leaves, strict=True)]
+
+
+def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`fl.tree_map` whose function gets the leaf's path first."""
+    return optree.tree_map_with_path(lambda path, *leaves: f(join(path), *leaves), tree, *rest)
+
+
+def join(path: tuple[Any, ...]) -> str:
+    """One path as text."""
+    return "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def split(path: str) -> tuple[str, ...]:
+    """The parts of a path that `join` made (all of them strings)."""
+    return tuple(part.replace("~1", "/").replace("~0", "~") for part in path.split("/"))

@@ -1,0 +1,116 @@
+"""Trees as text."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NAMES = {
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "bool",
+    torch.complex64: "c64",
+    torch.complex128: "c128",
+}
+
+
+def short(value: Any) -> str:
+    """One line for any value; a tensor is its dtype and shape, such as ``f32[3,4]``."""
+    if isinstance(value, Tensor):
+        return f"{_dtype(value)}[{','.join(map(str, value.shape))}]"
+    if hasattr(type(value), "__tree_children__"):
+        fields = ", ".join(
+            f"{f.name}={short(getattr(value, f.name))}" for f in dataclasses.fields(value)
+        )
+        return f"{type(value).__name__}({fields})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {short(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(short, value)) + "]"
+    if type(value) is tuple:
+        return "(" + ", ".join(map(short, value)) + ("," if len(value) == 1 else "") + ")"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__.replace("<locals>.", "")
+    return repr(value)
+
+
+def tree_show(tree: Any, depth: int = 20) -> str:
+    """The structure of `tree` as indented text, with dtype, shape and size of every tensor.
+
+    Args:
+        tree: Any pytree.
+        depth: Levels to open; what lies deeper is summed up in its line.
+
+    >>> print(tree_show({"w": torch.zeros(2, 3), "b": {"x": torch.zeros(3)}}, depth=1))
+    dict                                9 values, 36 B
+      w    f32[2,3]                     6 values, 24 B
+      b    dict                         3 values, 12 B
+    """
+    rows: list[tuple[int, str, str, str]] = []
+
+    def visit(name: str, node: Any, level: int) -> None:
+        children = _children(node)
+        label = type(node).__name__ if children is not None else short(node)
+        rows.append((level, name, label, _size(node)))
+        for key, child in (children or {}).items() if level < depth else ():
+            visit(key, child, level + 1)
+
+    visit("", tree, 0)
+    names = [("  " * level + name).rstrip() for level, name, _, _ in rows]
+    width = max(map(len, names)) + 4
+    lines: list[str] = []
+    for text, (_, _, label, size) in zip(names, rows, strict=True):
+        lines.append(f"{(text.ljust(width) if text else '') + label:<{width + 29}}{size}".rstrip())
+    return "\n".join(lines)
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes for people.
+
+    >>> bytes_text(36), bytes_text(3_200_000)
+    ('36 B', '3.2 MB')
+    """
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _children(node: Any) -> dict[str, Any] | None:
+    if hasattr(type(node), "__tree_children__"):
+        return {name: getattr(node, name) for name in type(node).__tree_children__}
+    if isinstance(node, dict):
+        return {str(key): child for key, child in node.items()}
+    if isinstance(node, (list, tuple)):
+        return {str(i): child for i, child in enumerate(node)}
+    return None
+
+
+def _size(node: Any) -> str:
+    tensors = [leaf for leaf in _tensors(node)]
+    if not tensors:
+        return ""
+    count = sum(t.numel() for t in tensors)
+    return f"{count:,} values, {bytes_text(sum(t.numel() * t.element_size() for t in tensors))}"
+
+
+def _tensors(node: Any) -> list[Tensor]:
+    if isinstance(node, Tensor):
+        return [node]
+    return [t for child in (_children(node) or {}).values() for t in _tensors(child)]
+
+
+def _dtype(value: Tensor) -> str:
+    return _NAMES.get(value.dtype, str(value.dtype).removeprefix("torch."))

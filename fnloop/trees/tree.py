@@ -1,0 +1,190 @@
+"""``@fl.tree``: frozen dataclasses that are pytrees in optree and in torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, dataclass_transform
+
+import optree
+import torch
+
+from fnloop._torch import pytree
+
+T = TypeVar("T")
+
+_STATIC_TYPES = (
+    int,
+    str,
+    bytes,
+    type(None),
+    type,
+    enum.Enum,
+    pathlib.PurePath,
+    torch.dtype,
+    torch.device,
+    torch.nn.Module,
+    types.FunctionType,
+)
+
+
+@typing.overload
+def static() -> Any: ...
+@typing.overload
+def static(default: T) -> T: ...
+def static(default: Any = dataclasses.MISSING) -> Any:
+    """A field of a `fl.tree` class that is part of the structure, not a child.
+
+    Args:
+        default: The field's default value, if it has one.
+
+    >>> @tree
+    ... class Power:
+    ...     scale: float
+    ...     exponent: Any = static(2)
+    >>> tree_leaves(Power(3.0))
+    [3.0]
+    """
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
+def tree(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass that is a pytree in optree and in torch.
+
+    Which fields are static is decided here, once, by their annotations: ``int``, ``bool``,
+    ``str``, callables, ``type``, enums, paths, dtypes and devices, tuples and unions of those, and
+    fields declared with `fl.static`. All others are children: tensors, floats, other trees, and
+    containers of them.
+
+    ``==`` is `fl.tree_equal` (bitwise).
+
+    >>> @tree
+    ... class Line:
+    ...     slope: torch.Tensor
+    ...     intercept: float = 0.0
+    ...     name: str = "line"
+    ...     def __call__(self, x):
+    ...         return self.slope * x + self.intercept
+    >>> line = Line(torch.tensor([2.0]))
+    >>> line
+    Line(slope=f32[1], intercept=0.0, name='line')
+    >>> tree_map(lambda leaf: leaf + 1, line)(torch.tensor([1.0]))
+    tensor([4.])
+    """
+    dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    hints = _hints(cls)
+    child_names = tuple(f.name for f in fields if not _is_static(f, hints[f.name]))
+    static_names = tuple(f.name for f in fields if f.name not in child_names)
+
+    def children(obj: Any) -> tuple[Any, ...]:
+        return tuple([getattr(obj, name) for name in child_names])
+
+    def metadata(obj: Any) -> tuple[Any, ...]:
+        return tuple([getattr(obj, name) for name in static_names])
+
+    def build(static_values: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
+        # Not through __init__: torch.func puts placeholders where the leaves were, and
+        # __post_init__ checks must not see them.
+        obj = object.__new__(cls)
+        obj.__dict__.update(zip(static_names, static_values, strict=True))
+        obj.__dict__.update(zip(child_names, values, strict=True))
+        return obj
+
+    pytree.register(cls, child_names, children, metadata, build)
+    namespace: Any = cls
+    namespace.__tree_children__ = child_names
+    for name, method in (("__eq__", _eq), ("__hash__", _hash), ("__repr__", _repr)):
+        # A class may bring its own, and so may a base that is no tree itself (object's do not count).
+        if getattr(cls, name) is getattr(object, name) or (
+            name == "__hash__" and cls.__hash__ is None
+        ):
+            setattr(cls, name, method)
+    return cls
+
+
+def is_tree(value: Any) -> bool:
+    """Whether `value` is an instance of a class made by `fl.tree`."""
+    return hasattr(type(value), "__tree_children__")
+
+
+def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Apply `f` to every leaf of `tree` (and to the leaves of `rest` at the same places).
+
+    ``None`` is an empty node, not a leaf.
+
+    >>> tree_map(lambda a, b: a + b, {"x": 1, "y": (2, None)}, {"x": 10, "y": (20, None)})
+    {'x': 11, 'y': (22, None)}
+    """
+    return optree.tree_map(f, tree, *rest)
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """The leaves of `tree`, left to right; the keys of a dict are taken in sorted order.
+
+    >>> tree_leaves({"b": 1, "a": (2, None, [3])})
+    [2, 3, 1]
+    """
+    return optree.tree_leaves(tree)
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """Each field's type; one that cannot be resolved (a local name) stays a string."""
+    resolved: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        module = sys.modules.get(base.__module__)
+        scope = dict(vars(module)) if module else {}
+        for name, annotation in vars(base).get("__annotations__", {}).items():
+            if isinstance(annotation, str):
+                try:
+                    annotation = eval(annotation, scope, dict(vars(base)))  # as typing does
+                except NameError:
+                    pass
+            resolved[name] = annotation
+    return resolved
+
+
+def _is_static(field: dataclasses.Field[Any], annotation: Any) -> bool:
+    return bool(field.metadata.get("static")) or _is_static_type(annotation)
+
+
+def _is_static_type(annotation: Any) -> bool:
+    if isinstance(annotation, str):  # unresolved
+        return annotation.startswith(("int", "bool", "str", "Callable"))
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _is_static_type(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType, tuple):
+        arguments: Iterable[Any] = typing.get_args(annotation)
+        return all(_is_static_type(a) for a in arguments if a is not Ellipsis)
+    if annotation is None or annotation is Callable or annotation is typing.Callable:
+        return True
+    if origin in (typing.Literal, type, Callable):
+        return True
+    return isinstance(annotation, type) and issubclass(annotation, _STATIC_TYPES)
+
+
+def _eq(self: Any, other: Any) -> bool:
+    from fnloop.trees.equal import tree_equal
+
+    return tree_equal(self, other)
+
+
+def _hash(self: Any) -> int:
+    leaves, structure = optree.tree_flatten(self)
+    shapes = tuple(
+        (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
+    )
+    return hash((structure, shapes))
+
+
+def _repr(self: Any) -> str:
+    from fnloop.trees.show import short
+
+    return short(self)

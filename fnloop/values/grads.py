@@ -1,0 +1,42 @@
+"""Gradients as a weighted monoid."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from torch import Tensor
+
+from fnloop._torch import foreach
+from fnloop.trees import tree
+from fnloop.values.metrics import merge
+
+
+@tree
+class Grads:
+    """Gradients of a weighted sum of losses.
+
+    Sums, not means: merging two is adding them, whatever the weights, and the weight divides once,
+    in `fl.update`.
+
+    Attributes:
+        total: Gradient of the weighted sum of the losses, by parameter name; float32 where the
+            parameter is float16 or bfloat16.
+        weight: float64[]; the sum of the weights.
+        finite: bool[]; whether every value in `total` is finite, as far as a stage has looked.
+        metrics: What the loss reported.
+    """
+
+    total: dict[str, Tensor]
+    weight: Tensor
+    finite: Tensor
+    metrics: dict[str, Any]
+
+    def merge(self, other: Self) -> Self:
+        """The gradients of both parts."""
+        total = foreach.add(list(self.total.values()), [other.total[name] for name in self.total])
+        return type(self)(
+            dict(zip(self.total, total, strict=True)),
+            self.weight + other.weight,
+            self.finite & other.finite,
+            merge((self.metrics, other.metrics)),
+        )

@@ -1,0 +1,212 @@
+"""Metrics are monoids: they merge over micro-batches, steps, ranks and validation batches alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fnloop.trees import tree
+
+Number: TypeAlias = float | Tensor
+
+
+class Metric:
+    """What every metric has: an associative `merge`, and a `value` to look at.
+
+    Subclass it with `fl.tree` for a metric of your own; its fields are tensors.
+
+    Attributes:
+        reduction: How each field is reduced across ranks: ``"sum"``, ``"min"``, ``"max"`` or
+            ``"same"`` (equal on every rank).
+    """
+
+    reduction: ClassVar[str] = "sum"
+
+    def merge(self, other: Self) -> Self:
+        """The metric of both parts; `other` is the later one."""
+        raise NotImplementedError(f"{type(self).__name__} must define merge(self, other).")
+
+    def value(self) -> Any:
+        """What people look at: a tensor or a number, or a dict of them."""
+        raise NotImplementedError(f"{type(self).__name__} must define value(self).")
+
+    def __float__(self) -> float:
+        return float(self.value())
+
+
+Metrics: TypeAlias = Mapping[str, Any]
+"""What a stage reports: names to `Metric` objects. A plain dict."""
+
+
+def _sum(a: Number, b: Number) -> Number:
+    """The sum in at least double precision: ten thousand small losses must not be rounded away."""
+    if isinstance(a, Tensor) and a.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        a = a.to(torch.float64)
+    return a + b
+
+
+@tree
+class Mean(Metric):
+    """A weighted mean: `total` is a weighted sum, `weight` the sum of the weights.
+
+    Args:
+        total: Sum of weight times value; any shape.
+        weight: Number of examples, tokens, ...; a number or a 0-d tensor.
+
+    >>> float(Mean(torch.tensor(6.0), 2).merge(Mean(torch.tensor(1.0), 5)))
+    1.0
+    """
+
+    total: Number
+    weight: Number
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(_sum(self.total, other.total), _sum(self.weight, other.weight))
+
+    def value(self) -> Number:
+        if isinstance(self.weight, Tensor) or isinstance(self.total, Tensor):
+            return self.total / self.weight
+        return self.total / self.weight if self.weight else float("nan")
+
+
+@tree
+class Sum(Metric):
+    """A sum.
+
+    >>> float(Sum(2.0).merge(Sum(3.0)))
+    5.0
+    """
+
+    total: Number
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(_sum(self.total, other.total))
+
+    def value(self) -> Number:
+        return self.total
+
+
+@tree
+class Min(Metric):
+    """The smallest value; a nan wins, so that it is seen.
+
+    >>> float(Min(2.0).merge(Min(3.0)))
+    2.0
+    """
+
+    reduction: ClassVar[str] = "min"
+    smallest: Number
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(_extreme(torch.minimum, self.smallest, other.smallest))
+
+    def value(self) -> Number:
+        return self.smallest
+
+
+@tree
+class Max(Metric):
+    """The largest value; a nan wins, so that it is seen.
+
+    >>> float(Max(2.0).merge(Max(3.0)))
+    3.0
+    """
+
+    reduction: ClassVar[str] = "max"
+    largest: Number
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(_extreme(torch.maximum, self.largest, other.largest))
+
+    def value(self) -> Number:
+        return self.largest
+
+
+@tree
+class Last(Metric):
+    """The latest value, such as a learning rate.
+
+    >>> float(Last(0.1).merge(Last(0.2)))
+    0.2
+    """
+
+    reduction: ClassVar[str] = "same"
+    latest: Number
+
+    def merge(self, other: Self) -> Self:
+        return other
+
+    def value(self) -> Number:
+        return self.latest
+
+
+@tree
+class Stop(Metric):
+    """A request to stop: see `stop`."""
+
+    reduction: ClassVar[str] = "max"
+    when: Any
+    reason: str = ""
+
+    def merge(self, other: Self) -> Self:
+        return self if bool(self) else other
+
+    def value(self) -> bool | Tensor:
+        return self.when
+
+    def __bool__(self) -> bool:
+        return bool(self.when)
+
+
+def stop(when: bool | Tensor, reason: str) -> Stop:
+    """A metric that asks the loop to stop after this step if `when` is true.
+
+    Args:
+        when: Whether to stop: a bool or a 0-d bool tensor.
+        reason: Why, for `fl.History.reason` and the progress line.
+
+    >>> def enough(state, metrics):
+    ...     return state, {**metrics, "enough": stop(float(metrics["loss"]) < 0.1, "loss < 0.1")}
+    """
+    return Stop(when, reason)
+
+
+def merge(parts: Iterable[Metrics]) -> dict[str, Any]:
+    """Merge metrics in order, over the union of their names.
+
+    >>> merged = merge([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3), "lr": Last(0.1)}])
+    >>> {name: float(metric) for name, metric in merged.items()}
+    {'loss': 1.0, 'lr': 0.1}
+    """
+    result: dict[str, Any] = {}
+    for part in parts:
+        for name, metric in part.items():
+            result[name] = result[name].merge(metric) if name in result else metric
+    return result
+
+
+def numbers(metrics: Metrics) -> dict[str, float]:
+    """Every metric as a float; a dict of values gives ``name/key`` entries.
+
+    This is where the device is waited for. What is no number (a confusion matrix) is left out.
+    """
+    result: dict[str, float] = {}
+    for name, metric in metrics.items():
+        if isinstance(metric, Stop):
+            continue
+        value = metric.value() if isinstance(metric, Metric) else metric
+        entries: Mapping[str, Any] = value if isinstance(value, Mapping) else {"": value}
+        for key, entry in entries.items():
+            if isinstance(entry, Tensor) and entry.numel() != 1:
+                continue
+            result[f"{name}/{key}" if key else name] = float(entry)
+    return result
+
+
+def _extreme(f: Any, a: Number, b: Number) -> Number:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return f(torch.as_tensor(a), torch.as_tensor(b))
+    return float(f(torch.tensor(a), torch.tensor(b)))

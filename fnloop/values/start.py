@@ -1,0 +1,77 @@
+"""From a model to a state, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fnloop._torch.random import seeded
+from fnloop.values.cursor import Cursor
+from fnloop.values.skeleton import dissect, is_model
+from fnloop.values.state import State
+
+
+def start(model: Any, seed: int = 0) -> State:
+    """The state of a run that has not begun: the model's tensors, and no stage's memory.
+
+    Args:
+        model: An ``nn.Module``; a tree (`fl.tree`) with ``__call__``; a function that builds one
+            (it is called under `seed`, so that the initial weights depend on nothing else); or a
+            `State`, which is returned as it is.
+        seed: Root of all randomness, an int64.
+
+    >>> start(lambda: torch.nn.Linear(2, 1), seed=3) == start(lambda: torch.nn.Linear(2, 1), seed=3)
+    True
+    """
+    if isinstance(model, State):
+        return model
+    if not is_model(model):
+        if not callable(model):
+            raise TypeError(
+                "init takes an nn.Module, a tree (@fl.tree) with __call__, a function that builds one, "
+                f"or a State; it was given {type(model).__name__}."
+            )
+        with seeded(seed):
+            built = model()
+        if not is_model(built):
+            raise TypeError(f"The model function returned {type(built).__name__}, which is no model.")
+        model = built
+    skeleton, params, buffers = dissect(model)
+    device = next(iter([*params.values(), *buffers.values()]), torch.empty(0)).device
+    return State(
+        step=torch.zeros((), dtype=torch.int64, device=device),
+        cursor=Cursor().tensor(),
+        params=params,
+        buffers=buffers,
+        key=torch.tensor(seed, dtype=torch.int64, device=device),
+        slots={},
+        skeleton=skeleton,
+    )
+
+
+def to_module(state: State, params: str | None = None) -> Any:
+    """The trained model: a new ``nn.Module`` (or tree) of the user's class that owns its tensors.
+
+    Args:
+        state: Any state.
+        params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
+
+    >>> model = torch.nn.Linear(2, 1)
+    >>> torch.equal(to_module(start(model)).weight, model.weight)
+    True
+    """
+    return state.skeleton.build(choose_params(state, params), state.buffers)
+
+
+def choose_params(state: State, name: str | None) -> dict[str, torch.Tensor]:
+    """The live parameters, or those that slot `name` holds an average of."""
+    if name is None:
+        return state.params
+    averaged = state[name]
+    if not isinstance(averaged, dict) or not set(averaged) <= set(state.params):
+        raise ValueError(
+            f"params={name!r}: that slot holds no parameters. Name the slot of an average, such as "
+            '"ema".'
+        )
+    return {**state.params, **averaged}
