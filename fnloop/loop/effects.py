@@ -1,0 +1,102 @@
+"""Effects tell the world about a run; they cannot change it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fnloop.values import State
+from fnloop.values.metrics import Metrics, merge
+
+
+@dataclasses.dataclass
+class Run:
+    """What an effect may know about the run that it watches.
+
+    Attributes:
+        step: The training step (a stage), or the function that stands in for it.
+        state: The state before the first step.
+        config: Hyperparameters for people and trackers: names to plain values.
+        effects: All effects of the run, in order.
+        batches: Batches in an epoch; None if the data cannot tell.
+        total: Batches that this run will draw; None if that is not known.
+    """
+
+    step: Any
+    state: State
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    effects: Sequence[Effect] = ()
+    batches: int | None = None
+    total: int | None = None
+
+    def memos(self) -> dict[str, Any]:
+        """Each effect's memo, by the effect's name: JSON values, kept with every checkpoint."""
+        memos = {effect.name: effect.memo() for effect in self.effects}
+        return {name: memo for name, memo in memos.items() if memo is not None}
+
+
+class Effect:
+    """Something that is called after every step with the state and the metrics, and returns nothing.
+
+    Subclass it, or lift a function with `fl.effect`.
+
+    Attributes:
+        name: Under which its memo is kept.
+    """
+
+    name: str = "effect"
+
+    def open(self, run: Run) -> None:
+        """Called before the first step; the place to find out that a folder cannot be written."""
+
+    def __call__(self, state: State, metrics: Metrics) -> None:
+        """Called after each step, after all callbacks that are stages."""
+        raise NotImplementedError
+
+    def close(self, status: str) -> None:
+        """Called once, whatever happened; `status` is "completed", "stopped", "interrupted" or "failed"."""
+
+    def memo(self) -> Any:
+        """A small JSON value to be kept with a checkpoint, or None."""
+        return None
+
+    def recall(self, memo: Any) -> None:
+        """Given back what `memo` returned, when a run is resumed; called before `open`."""
+
+
+class effect(Effect):
+    """Make a function ``(state, metrics) -> None`` an effect.
+
+    >>> losses = []
+    >>> note = effect(lambda state, metrics: losses.append(float(metrics["loss"])))
+    """
+
+    def __init__(self, function: Callable[[State, Metrics], None], name: str | None = None) -> None:
+        self.function = function
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+
+    def __call__(self, state: State, metrics: Metrics) -> None:
+        self.function(state, metrics)
+
+
+class Window:
+    """Metrics of several steps, merged when somebody looks: adding costs next to nothing."""
+
+    def __init__(self, fold_after: int = 64) -> None:
+        self._parts: list[Metrics] = []
+        self._fold_after = fold_after
+
+    def add(self, metrics: Metrics) -> None:
+        """Take in one step's metrics."""
+        self._parts.append(metrics)
+        if len(self._parts) >= self._fold_after:
+            self._parts = [merge(self._parts)]
+
+    def take(self) -> dict[str, Any]:
+        """The merge of all metrics since the last call."""
+        merged, self._parts = merge(self._parts), []
+        return merged
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
