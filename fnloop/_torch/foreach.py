@@ -7,7 +7,7 @@ out of place, unless their name ends in an underscore.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -50,10 +50,22 @@ def maximum(xs: Tensors, ys: Tensors) -> list[Tensor]:
     return _both(torch._foreach_maximum, torch.maximum, xs, ys)
 
 
+def mul_(xs: Tensors, y: Tensor) -> None:
+    """Multiply by one 0-d tensor IN PLACE; not inside transforms."""
+    if xs:
+        torch._foreach_mul_(xs, y)
+
+
 def sqrt(xs: Tensors) -> list[Tensor]:
-    """Square roots."""
-    if tracing():
-        return [x.sqrt() for x in xs]
+    """Square roots, with a derivative of zero at zero.
+
+    The second moment of a gradient that is exactly zero stands still there, but the chain rule
+    would multiply that zero with the root's infinite slope.
+    """
+    if tracing() or differentiated(xs):
+        zeros = [x == 0 for x in xs]
+        roots = [torch.where(z, 1.0, x).sqrt() for z, x in zip(zeros, xs, strict=True)]
+        return [torch.where(z, 0.0, r) for z, r in zip(zeros, roots, strict=True)]
     return list(torch._foreach_sqrt(xs)) if xs else []
 
 
@@ -127,8 +139,15 @@ def unscale_(xs: Tensors, factor: Tensor) -> Tensor:
         float32[]: 1.0 if any value is infinite or nan, else 0.0.
     """
     found = torch.zeros((), dtype=torch.float32, device=factor.device)
+    if not xs:
+        return found
     torch._amp_foreach_non_finite_check_and_unscale_(list(xs), found, factor)
     return found
+
+
+def differentiated(values: Iterable[Any]) -> bool:
+    """Whether autograd records what is computed from these tensors and numbers."""
+    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
 
 
 def select(condition: Tensor, xs: Tensors, ys: Tensors) -> list[Tensor]:
@@ -143,7 +162,7 @@ def _both(many: Callable[..., Any], one: Callable[..., Any], xs: Tensors, ys: An
 
 
 def _spread(ys: Any, xs: Tensors) -> Sequence[Any]:
-    return ys if isinstance(ys, (list, tuple)) else [ys] * len(xs)
+    return ys if isinstance(ys, (list, tuple)) else [_like(ys, x) for x in xs]
 
 
 def _like(weight: Scalar, x: Tensor) -> Any:

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from fnloop._torch import foreach
-from fnloop._torch.tracing import tracing
+from fnloop.optim import fused
 from fnloop.optim.base import (
     Memory,
     Optimizer,
     Step,
     Tensors,
     at,
-    fused_on,
-    keep_if,
+    correction,
+    counter,
+    decayed,
+    descent,
     named,
     zeros_like,
 )
@@ -39,8 +41,7 @@ class _Adam(Optimizer):
         moments = {"mu": zeros_like(params), "nu": zeros_like(params)}
         if self.amsgrad:
             moments["nu_max"] = zeros_like(params)
-        device = next(iter(params.values())).device if params else None
-        return {**moments, "count": torch.zeros((), device=device)}
+        return {**moments, "count": counter(params)}
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
@@ -49,23 +50,20 @@ class _Adam(Optimizer):
         lr, b1, b2, eps, decay = (
             at(v, step) for v in (self.lr, self.b1, self.b2, self.eps, self.weight_decay)
         )
-        g, p = list(grads.values()), list(params.values())
-        if self.maximize:
-            g = foreach.mul(g, -1.0)
-        if not self.decoupled and not _zero(decay):
-            g = foreach.add(g, foreach.mul(p, decay))
+        g = descent(grads, params, 0.0 if self.decoupled else decay, self.maximize)
+        count = own["count"] + 1
         mu = foreach.lerp(list(own["mu"].values()), g, 1 - b1)
         nu = foreach.lerp(list(own["nu"].values()), foreach.mul(g, g), 1 - b2)
-        new = {**own, "mu": named(params, mu), "nu": named(params, nu)}
+        new = {**own, "mu": named(params, mu), "nu": named(params, nu), "count": count}
         if self.amsgrad:
             nu = foreach.maximum(list(own["nu_max"].values()), nu)
             new["nu_max"] = named(params, nu)
-        count = new["count"] = own["count"] + 1
-        correction1, correction2 = 1 - b1**count, 1 - b2**count
-        denominator = foreach.add(foreach.div(foreach.sqrt(nu), correction2**0.5), eps)
-        updates = foreach.div(foreach.mul(mu, -lr / correction1), denominator)
-        if self.decoupled and not _zero(decay):
-            updates = foreach.add(updates, foreach.mul(p, -lr * decay))
+        root = foreach.div(foreach.sqrt(nu), correction(b2, count) ** 0.5)
+        updates = foreach.div(
+            foreach.mul(mu, -lr / correction(b1, count)), foreach.add(root, eps)
+        )
+        if self.decoupled:
+            updates = decayed(updates, params, lr, decay)
         return named(params, updates), {**memory, self.name: new}
 
     def apply(
@@ -73,37 +71,39 @@ class _Adam(Optimizer):
     ) -> tuple[Tensors, Memory]:
         if finite is False:
             return params, memory
-        own, p, g = memory[self.name], list(params.values()), list(grads.values())
-        if tracing() or not fused_on(p + g):
+        lr, b1, b2, eps, decay = (
+            at(v, step) for v in (self.lr, self.b1, self.b2, self.eps, self.weight_decay)
+        )
+        apart = self.decoupled and isinstance(decay, Tensor)  # the kernel wants it as a number
+        if not fused.usable(grads, params, lr, b1, b2, eps, 0.0 if apart else decay):
             return super().apply(grads, memory, params, step, finite)
-        n = len(p)
-        moments = [own[k] for k in ("mu", "nu", "nu_max") if k in own]
-        fresh = foreach.clone([*p, *(t for moment in moments for t in moment.values())])
-        parts = [fresh[i : i + n] for i in range(0, len(fresh), n)]
+        own = memory[self.name]
+        parts = ("mu", "nu", "nu_max") if self.amsgrad else ("mu", "nu")
+        new_params, *moments = fused.copies(params, *(own[part] for part in parts))
+        if apart:
+            foreach.mul_(new_params, torch.where(torch.as_tensor(finite), 1 - lr * decay, 1.0))
         count = own["count"] + 1
         kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
         kernel(
-            parts[0],
-            g,
-            parts[1],
-            parts[2],
-            parts[3] if self.amsgrad else [],
-            [count] * n,
-            lr=at(self.lr, step),
-            beta1=float(at(self.b1, step)),
-            beta2=float(at(self.b2, step)),
-            weight_decay=float(at(self.weight_decay, step)),
-            eps=float(at(self.eps, step)),
+            new_params,
+            list(grads.values()),
+            moments[0],
+            moments[1],
+            moments[2] if self.amsgrad else [],
+            [count] * len(params),
+            lr=fused.rate(lr),
+            beta1=float(b1),
+            beta2=float(b2),
+            weight_decay=0.0 if apart else float(decay),
+            eps=float(eps),
             amsgrad=self.amsgrad,
             maximize=self.maximize,
             grad_scale=None,
-            found_inf=None,
+            found_inf=fused.found_inf(finite),
         )
-        new = {"mu": named(params, parts[1]), "nu": named(params, parts[2]), "count": count}
-        if self.amsgrad:
-            new["nu_max"] = named(params, parts[3])
-        new_params, new_memory = named(params, parts[0]), {**memory, self.name: new}
-        return keep_if(finite, new_params, params), keep_if(finite, new_memory, memory)
+        new = {part: named(params, moment) for part, moment in zip(parts, moments, strict=True)}
+        new["count"] = fused.counted(own["count"], finite)
+        return named(params, new_params), {**memory, self.name: {**own, **new}}
 
 
 @tree
@@ -168,6 +168,3 @@ class adamw(_Adam):
     maximize: bool = False
     name: str = "adamw"
 
-
-def _zero(value: Any) -> bool:
-    return not isinstance(value, Tensor) and value == 0

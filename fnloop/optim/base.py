@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ Number: TypeAlias = float | Tensor
 Step: TypeAlias = int | Tensor
 Tensors: TypeAlias = dict[str, Tensor]
 Memory: TypeAlias = dict[str, Any]
+Makes: TypeAlias = Literal["updates", "gradients", "zeros"]
 
 
 class Optimizer:
@@ -33,6 +33,15 @@ class Optimizer:
 
     name: str
     reported: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def makes(self) -> Makes:
+        """What `update` returns: updates, or (a transform such as clipping) gradients still."""
+        return "updates"
+
+    def names(self) -> tuple[str, ...]:
+        """The keys of its memory: its name, or those of its parts."""
+        return (self.name,)
 
     def memory(self, params: Tensors) -> dict[str, Any]:
         """This transform's own memory before the first step: tensors, by name."""
@@ -62,18 +71,15 @@ class Optimizer:
 
         Agrees with `update`, and may use fused kernels on fresh copies.
         """
+        if finite is False:
+            return params, memory
         updates, new_memory = self.update(grads, memory, params, step)
         new_params = add_updates(params, updates)
         return keep_if(finite, new_params, params), keep_if(finite, new_memory, memory)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Reported hyperparameters, by ``"<name>.<field>"``: numbers or schedules."""
-        names = [
-            field.name
-            for field in dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
-            if field.name in self.reported or is_schedule(getattr(self, field.name))
-        ]
-        return {f"{self.name}.{name}": getattr(self, name) for name in names}
+        return {f"{self.name}.{field}": getattr(self, field) for field in self._reported()}
 
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
         """A copy whose reported hyperparameters are numbers: the schedule at `step`, times `scale`.
@@ -82,12 +88,36 @@ class Optimizer:
             step: Committed optimizer steps so far.
             scale: Multipliers by hyperparameter name; a missing one is 1.
         """
-        new: Any = object.__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        for key, value in self.hyperparameters().items():
-            number = at(value, step)
-            new.__dict__[key.rpartition(".")[2]] = number * scale[key] if key in scale else number
-        return new
+        changes: dict[str, Any] = {}
+        for field in self._reported():
+            key = f"{self.name}.{field}"
+            number = at(getattr(self, field), step)
+            changes[field] = number * scale[key] if key in scale else number
+        return replaced(self, **changes)
+
+    def _reported(self) -> list[str]:
+        children: tuple[str, ...] = type(self).__tree_children__  # type: ignore[attr-defined]  # set by fl.tree
+        return [
+            field
+            for field in children
+            if field in self.reported or is_schedule(getattr(self, field))
+        ]
+
+
+class Transform(Optimizer):
+    """An optimizer whose `update` gives gradients, for what stands after it in a `fl.chain`."""
+
+    @property
+    def makes(self) -> Makes:
+        return "gradients"
+
+
+def replaced(optimizer: Any, **changes: Any) -> Any:
+    """A copy with other fields; as ``dataclasses.replace``, without its checks (10 times faster)."""
+    new: Any = object.__new__(type(optimizer))
+    new.__dict__.update(optimizer.__dict__)
+    new.__dict__.update(changes)
+    return new
 
 
 def is_schedule(value: Any) -> bool:
@@ -100,6 +130,11 @@ def at(value: Any, step: Step) -> Any:
     return value(step) if is_schedule(value) else value
 
 
+def is_zero(value: Any) -> bool:
+    """Whether a hyperparameter is the number zero, so that what it scales can be left out."""
+    return isinstance(value, (int, float)) and value == 0
+
+
 def zeros_like(params: Tensors) -> Tensors:
     """Zeros by name; float32 for half-precision parameters."""
     return {
@@ -108,42 +143,68 @@ def zeros_like(params: Tensors) -> Tensors:
     }
 
 
+def counter(params: Tensors) -> Tensor:
+    """float32[]: updates made so far, none; float32 because the fused kernels ask for it."""
+    device = next(iter(params.values())).device if params else None
+    return torch.zeros((), dtype=torch.float32, device=device)
+
+
+def correction(beta: Number, count: Tensor) -> Tensor:
+    """float64[]: ``1 - beta**count``, the weight of a running mean that began at zero."""
+    # In float32 the difference would lose four digits at the first steps.
+    return 1 - beta ** count.double()
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype that gradients and memory have for parameters of `dtype`."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def values(tensors: Tensors) -> list[Tensor]:
+    """The tensors in order, half precision as float32."""
+    return [t.to(wide(t.dtype)) for t in tensors.values()]
+
+
+def descent(
+    grads: Tensors, params: Tensors, weight_decay: Number = 0.0, maximize: bool = False
+) -> list[Tensor]:
+    """Gradients of what goes down: negated if `maximize`, plus those of the L2 penalty."""
+    g = values(grads)
+    if maximize:
+        g = foreach.mul(g, -1.0)
+    return g if is_zero(weight_decay) else foreach.add(g, foreach.mul(values(params), weight_decay))
+
+
+def decayed(
+    updates: list[Tensor], params: Tensors, lr: Number, weight_decay: Number
+) -> list[Tensor]:
+    """Updates with decoupled weight decay: ``- lr * weight_decay * parameter``."""
+    if is_zero(weight_decay):
+        return updates
+    return foreach.add(updates, foreach.mul(values(params), -lr * weight_decay))
+
+
 def add_updates(params: Tensors, updates: Tensors) -> Tensors:
     """``params + updates``, in the parameters' dtype."""
-    values, changes = list(params.values()), [updates[name] for name in params]
-    if all(u.dtype == p.dtype for u, p in zip(changes, values, strict=True)):
-        new = foreach.add(values, changes)
+    old, changes = list(params.values()), [updates[name] for name in params]
+    if all(u.dtype == p.dtype for u, p in zip(changes, old, strict=True)):
+        new = foreach.add(old, changes)
     else:
-        new = [(p.to(u.dtype) + u).to(p.dtype) for p, u in zip(values, changes, strict=True)]
+        new = [(p.to(u.dtype) + u).to(p.dtype) for p, u in zip(old, changes, strict=True)]
     return dict(zip(params, new, strict=True))
 
 
 def keep_if(finite: bool | Tensor, new: Any, old: Any) -> Any:
     """`new` where `finite`, else `old`: trees of tensors of the same structure."""
-    if finite is True:
+    if finite is True or new is old:
         return new
     if finite is False:
         return old
     if isinstance(new, dict):
         return {key: keep_if(finite, value, old[key]) for key, value in new.items()}
-    return new if new is old else torch.where(finite, new, old)
+    return torch.where(finite, new, old)
 
 
-def named(names: Tensors, values: list[Tensor]) -> Tensors:
-    """Values under the names of another dict."""
-    return dict(zip(names, values, strict=True))
-
-
-def fused_on(tensors: list[Tensor]) -> bool:
-    """Whether torch's fused optimizer kernels can take these tensors."""
-    return bool(tensors) and all(
-        t.device.type in ("cpu", "cuda") and t.dtype in (torch.float32, torch.float64) and t.layout == torch.strided
-        for t in tensors
-    )
-
-
+def named(names: Tensors, tensors: list[Tensor]) -> Tensors:
+    """Tensors under the names of another dict."""
+    return dict(zip(names, tensors, strict=True))

@@ -29,6 +29,8 @@ def short(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{_dtype(value)}[{','.join(map(str, value.shape))}]"
     if hasattr(type(value), "__tree_children__"):
+        if not getattr(type(value).__repr__, "of_tree", False):  # the class brings its own
+            return repr(value)
         fields = ", ".join(
             f"{f.name}={short(getattr(value, f.name))}" for f in dataclasses.fields(value)
         )

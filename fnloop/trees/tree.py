@@ -188,3 +188,6 @@ def _repr(self: Any) -> str:
     from fnloop.trees.show import short
 
     return short(self)
+
+
+_repr.of_tree = True  # pyright: ignore[reportFunctionMemberAccess]

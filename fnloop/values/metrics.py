@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 import torch
 from torch import Tensor
 
-from fnloop.trees import tree
+from fnloop.trees import tree, tree_map
 
 Number: TypeAlias = float | Tensor
 
@@ -32,6 +32,10 @@ class Metric:
     def value(self) -> Any:
         """What people look at: a tensor or a number, or a dict of them."""
         raise NotImplementedError(f"{type(self).__name__} must define value(self).")
+
+    def empty(self) -> Self:
+        """The metric of no data, of the same shape: merging it changes nothing."""
+        return tree_map(_zeros, self)
 
     def __float__(self) -> float:
         return float(self.value())
@@ -103,6 +107,9 @@ class Min(Metric):
     def merge(self, other: Self) -> Self:
         return type(self)(_extreme(torch.minimum, self.smallest, other.smallest))
 
+    def empty(self) -> Self:
+        return type(self)(_full(self.smallest, float("inf")))
+
     def value(self) -> Number:
         return self.smallest
 
@@ -120,6 +127,9 @@ class Max(Metric):
 
     def merge(self, other: Self) -> Self:
         return type(self)(_extreme(torch.maximum, self.largest, other.largest))
+
+    def empty(self) -> Self:
+        return type(self)(_full(self.largest, -float("inf")))
 
     def value(self) -> Number:
         return self.largest
@@ -139,6 +149,9 @@ class Last(Metric):
     def merge(self, other: Self) -> Self:
         return other
 
+    def empty(self) -> Self:
+        return self
+
     def value(self) -> Number:
         return self.latest
 
@@ -150,9 +163,13 @@ class Stop(Metric):
     reduction: ClassVar[str] = "max"
     when: Any
     reason: str = ""
+    status: str = "stopped"
 
     def merge(self, other: Self) -> Self:
         return self if bool(self) else other
+
+    def empty(self) -> Self:
+        return type(self)(False, self.reason, self.status)
 
     def value(self) -> bool | Tensor:
         return self.when
@@ -161,17 +178,18 @@ class Stop(Metric):
         return bool(self.when)
 
 
-def stop(when: bool | Tensor, reason: str) -> Stop:
+def stop(when: bool | Tensor, reason: str, status: str = "stopped") -> Stop:
     """A metric that asks the loop to stop after this step if `when` is true.
 
     Args:
         when: Whether to stop: a bool or a 0-d bool tensor.
-        reason: Why, for `fl.History.reason` and the progress line.
+        reason: Why, for `fl.History` and the progress line.
+        status: What the run's status becomes.
 
     >>> def enough(state, metrics):
     ...     return state, {**metrics, "enough": stop(float(metrics["loss"]) < 0.1, "loss < 0.1")}
     """
-    return Stop(when, reason)
+    return Stop(when, reason, status)
 
 
 def merge(parts: Iterable[Metrics]) -> dict[str, Any]:
@@ -204,6 +222,14 @@ def numbers(metrics: Metrics) -> dict[str, float]:
                 continue
             result[f"{name}/{key}" if key else name] = float(entry)
     return result
+
+
+def _zeros(leaf: Any) -> Any:
+    return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else type(leaf)(0)
+
+
+def _full(like: Number, value: float) -> Number:
+    return torch.full_like(like, value) if isinstance(like, Tensor) else value
 
 
 def _extreme(f: Any, a: Number, b: Number) -> Number:

@@ -52,6 +52,10 @@ def training() -> bool:
     >>> training()
     True
     """
+    return _training_now()
+
+
+def _training_now() -> bool:
     return getattr(_mode, "training", True)
 
 
@@ -65,6 +69,7 @@ class ModuleSkeleton:
         self._modules = [(child, child.training or not module.training) for child in modules.values()]
         self._original_modes = [child.training for child in modules.values()]
         self._training = False
+        self._depth = 0
         self.module.eval()
 
         names = {id(p): name for name, p in self.module.named_parameters()}
@@ -80,6 +85,7 @@ class ModuleSkeleton:
                 for key, tensor in tensors.items():
                     if tensor is not None:
                         places.append((tensors, key, shared[id(tensor)]))
+        self._places = [*self._param_places, *self._buffer_places]
         self.trainable = tuple(n for n, p in self.module.named_parameters() if p.requires_grad)
         self._identity = (
             type(module),
@@ -94,7 +100,7 @@ class ModuleSkeleton:
     def _empty(self) -> None:
         """Let go of the tensors: placeholders keep shape and dtype only."""
         placeholders: dict[str, Tensor] = {}
-        for tensors, key, name in [*self._param_places, *self._buffer_places]:
+        for tensors, key, name in self._places:
             if name not in placeholders:
                 placeholders[name] = _placeholder(tensors[key])
             tensors[key] = placeholders[name]
@@ -107,30 +113,32 @@ class ModuleSkeleton:
         training: bool,
     ) -> tuple[T, dict[str, Tensor]]:
         # The tensors go straight into the modules' own dicts: functional_call costs 50 us more.
-        # What stood there before comes back afterwards, so that calls nest.
+        # What stood there before comes back afterwards, so that calls nest and nothing is kept alive.
         with self._lock:
-            places = self._param_places + self._buffer_places
-            before = [tensors[key] for tensors, key, _ in places]
-            mode = self._training
+            before = [tensors[key] for tensors, key, _ in self._places]
+            modes = self._training, _training_now()
             fresh = {name: buffer.clone() for name, buffer in buffers.items()}
+            self._depth += 1
             try:
                 self._set_mode(training)
+                _mode.training = training
                 for tensors, key, name in self._param_places:
                     tensors[key] = params[name]
                 for tensors, key, name in self._buffer_places:
                     tensors[key] = fresh[name]
                 result = function(self.module)
-                if fresh:  # read back: a buffer can be written in place, or assigned anew
-                    for tensors, key, name in reversed(self._buffer_places):
-                        fresh[name] = tensors[key].detach()
+                for tensors, key, name in reversed(self._buffer_places):
+                    fresh[name] = tensors[key].detach()  # written in place, or assigned anew
                 return result, fresh
             finally:
-                self._set_mode(mode)
-                for (tensors, key, _), tensor in zip(places, before, strict=True):
+                self._depth -= 1
+                if self._depth:
+                    self._set_mode(modes[0])
+                _mode.training = modes[1]
+                for (tensors, key, _), tensor in zip(self._places, before, strict=True):
                     tensors[key] = tensor
 
     def _set_mode(self, training: bool) -> None:
-        _mode.training = training
         if training != self._training:
             self._training = training
             for child, trains in self._modules:
@@ -152,7 +160,7 @@ class ModuleSkeleton:
                 (child._buffers, twin._buffers),
             )
         }
-        for tensors, key, name in [*self._param_places, *self._buffer_places]:
+        for tensors, key, name in self._places:
             theirs[id(tensors)][key] = copies[name]
         for child, mode in zip(module.modules(), self._original_modes, strict=True):
             child.training = mode
@@ -201,7 +209,7 @@ class TreeSkeleton:
         buffers: dict[str, Tensor],
         training: bool,
     ) -> tuple[T, dict[str, Tensor]]:
-        before = getattr(_mode, "training", True)
+        before = _training_now()
         _mode.training = training
         try:
             return function(self._assemble({**buffers, **params})), dict(buffers)

@@ -1,0 +1,98 @@
+"""Early checks of a run, whose only product is a clear message."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import optree
+from torch import Tensor
+
+from fnloop.stages.base import Stage
+from fnloop.trees.equal import table
+from fnloop.trees.paths import tree_items
+from fnloop.trees.show import short
+from fnloop.values import Metric, State
+
+
+def check_slots(step: Any, state: State) -> None:
+    """The state went through the step's `init`."""
+    if not isinstance(step, Stage):
+        return
+    if step.kind != "step":
+        hint = " Add fl.update(optimizer) to the pipe." if step.kind == "grad" else ""
+        raise TypeError(f"run takes a training step, but {step.describe()} is a {step.kind} stage.{hint}")
+    for part in step.stages():
+        if part.slot is not None and part.slot not in state.slots:
+            raise ValueError(
+                f"The state has no memory for {part.describe()} (no slot {part.slot!r}). Ask for it with "
+                "state = step.init(state), which keeps all that is there; or start with step.init(model)."
+            )
+
+
+def check_result(step: Any, before: State, after: Any, metrics: Any) -> None:
+    """The step returned a state like the one that it was given, and metrics."""
+    who = short(step) if not isinstance(step, Stage) else step.describe()
+    if not isinstance(after, State):
+        raise TypeError(
+            f"The step {who} returned {type(after).__name__} in place of a State; a step returns (state, metrics)."
+        )
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            f"The step {who} returned metrics of type {type(metrics).__name__}; they are a dict such as "
+            '{"loss": fl.Mean(total, weight)}.'
+        )
+    for name, metric in metrics.items():
+        if not isinstance(metric, Metric):
+            raise TypeError(
+                f"The metric {name!r} of the step {who} is {short(metric)}; the loop merges metrics over "
+                "steps, so it must say how: fl.Mean(total, weight), fl.Sum, fl.Max, fl.Last(value), ... ."
+            )
+    left, right = before.replace(cursor=after.cursor), after
+    if optree.tree_structure(left) == optree.tree_structure(right):
+        there = [(a, b) for a, b in zip(optree.tree_leaves(left), optree.tree_leaves(right), strict=True)]
+        if all(_alike(a, b) for a, b in there):
+            return
+    raise ValueError(
+        f"The step {who} must return a state of the same structure, shapes and dtypes as it was given:\n"
+        + _changes(left, right)
+    )
+
+
+def check_metric_names(who: str, names: Iterable[str], available: Mapping[str, Any]) -> None:
+    """Every metric that somebody waits for can come."""
+    for name in names:
+        if name in available:
+            continue
+        known = sorted(available)
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f' Did you mean "{close[0]}"?' if close else ""
+        if not close and "/" in name:
+            prefix = name.partition("/")[0]
+            hint = (
+                f' Nothing in this run adds metrics named "{prefix}/...": put '
+                f'fl.every(..., fl.validate(loss, data, name="{prefix}")) before it in callbacks.'
+            )
+        raise ValueError(
+            f'{who} waits for the metric "{name}", which nothing in this run produces.{hint} '
+            f"There are: {', '.join(known)}."
+        )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return False
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+
+
+def _changes(before: State, after: State) -> str:
+    a, b = dict(tree_items(before)), dict(tree_items(after))
+    rows = [
+        (path, short(a[path]) if path in a else "-", short(b[path]) if path in b else "-")
+        for path in [*a, *(p for p in b if p not in a)]
+        if path not in a or path not in b or not _alike(a[path], b[path])
+    ]
+    if not rows:
+        return "its static parts (the model's skeleton, or the kinds of containers) differ"
+    return table(("leaf", "given", "returned"), rows)

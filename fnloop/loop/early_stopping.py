@@ -1,0 +1,110 @@
+"""``early_stopping``: stop when a metric has stopped improving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fnloop._torch.tracing import tracing
+from fnloop.stages.base import Callback
+from fnloop.trees import tree
+from fnloop.values import State, stop
+
+
+@tree
+class early_stopping(Callback):
+    """Ask for a stop when `monitor` has not improved for `patience` checks.
+
+    A check happens whenever the metric is there: after each validation. The first rule that holds
+    decides, as in PyTorch Lightning's EarlyStopping: not finite; better than `stopping_threshold`;
+    worse than `divergence_threshold`; improved by MORE than `min_delta` (then the wait starts
+    anew); else one more check without improvement, and a stop at the `patience`-th in a row.
+
+    Its memory (the best value, the checks waited) is in the state: a resumed run goes on waiting
+    where it was.
+
+    Args:
+        monitor: Name of the metric, such as ``"val/loss"``.
+        patience: Checks without improvement that end the run; 0 counts as 1.
+        min_delta: An improvement is larger than this, at least 0.
+        mode: ``"min"`` (lower is better) or ``"max"``.
+        check_finite: Stop when the metric is nan or infinite.
+        stopping_threshold: Stop when the metric is better than this.
+        divergence_threshold: Stop when the metric is worse than this.
+        name: Of the slot.
+
+    >>> import torch, fnloop as fl
+    >>> callback = early_stopping("val/loss", patience=2)
+    >>> state = fl.pipe(lambda m, x: m(x).mean(), fl.grad).init(torch.nn.Linear(1, 1))
+    >>> state = callback.init(state, {"val/loss": fl.Last(1.0)})
+    >>> for value in (1.0, 1.5, 1.2):
+    ...     state, metrics = callback(state, {"val/loss": fl.Last(value)})
+    >>> bool(metrics["early_stopping"]), metrics["early_stopping"].reason
+    (True, 'val/loss has not improved on 1 for 2 checks')
+    """
+
+    spelling: ClassVar[str] = "early_stopping"
+    monitor: str
+    patience: int = 3
+    min_delta: float = 0.0
+    mode: str = "min"
+    check_finite: bool = True
+    stopping_threshold: float | None = None
+    divergence_threshold: float | None = None
+    name: str = "early_stopping"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise ValueError(f'early_stopping(mode=...) takes "min" or "max", got {self.mode!r}.')
+        if self.patience < 0 or (isinstance(self.min_delta, (int, float)) and self.min_delta < 0):
+            raise ValueError(
+                f"early_stopping takes patience and min_delta of at least 0, got patience={self.patience}, "
+                f"min_delta={self.min_delta}."
+            )
+        super().__post_init__()
+
+    def memory(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:
+        worst = float("inf") if self.mode == "min" else -float("inf")
+        return {
+            "best": torch.tensor(worst, dtype=torch.float64, device=state.key.device),
+            "waited": torch.zeros((), dtype=torch.int64, device=state.key.device),
+        }
+
+    def needs(self) -> tuple[str, ...]:
+        return (self.monitor,)
+
+    def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
+        if self.monitor not in x:
+            return state, dict(x)
+        best, waited = state[self.name]["best"], state[self.name]["waited"]
+        value = torch.as_tensor(x[self.monitor].value(), dtype=torch.float64, device=best.device)
+        # In terms of "lower is better", whatever the mode.
+        sign = 1.0 if self.mode == "min" else -1.0
+        nothing = torch.zeros_like(value, dtype=torch.bool)
+        not_finite = ~value.isfinite() if self.check_finite else nothing
+        reached = nothing if self.stopping_threshold is None else sign * value < sign * self.stopping_threshold
+        diverged = nothing if self.divergence_threshold is None else sign * value > sign * self.divergence_threshold
+        ends = not_finite | reached | diverged
+        improved = ~ends & (sign * value + self.min_delta < sign * best)
+        new_waited = torch.where(ends, waited, torch.where(improved, torch.zeros_like(waited), waited + 1))
+        exhausted = ~ends & ~improved & (new_waited >= self.patience)
+        memory = {"best": torch.where(improved, value, best), "waited": new_waited}
+        reason = self._reason(value, best, not_finite, reached, diverged)
+        return state.put(self.name, memory), {**x, self.name: stop(ends | exhausted, reason)}
+
+    def _reason(self, value: Tensor, best: Tensor, *rules: Tensor) -> str:
+        if tracing() or value.ndim:
+            return f"{self.monitor} has stopped improving"
+        not_finite, reached, diverged = map(bool, rules)
+        now = f"{self.monitor} is {float(value):.4g}"
+        if not_finite:
+            return f"{now}, which is not finite"
+        if reached:
+            return f"{now}, better than the threshold {self.stopping_threshold:.4g}"
+        if diverged:
+            return f"{now}, worse than the threshold {self.divergence_threshold:.4g}"
+        checks = f"{max(1, self.patience)} check{'s' if self.patience > 1 else ''}"
+        return f"{self.monitor} has not improved on {float(best):.4g} for {checks}"

@@ -1,0 +1,99 @@
+"""``evaluate`` and ``predict``: the model in evaluation mode, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from fnloop._torch.random import seeded
+from fnloop.data import one_epoch
+from fnloop.stages.base import Function, takes_state
+from fnloop.stages.measure import measure_metrics
+from fnloop.values import State, choose_params, fold, merge, numbers
+
+
+def evaluate(
+    fn: Callable[..., Any], state: State, data: Any, params: str | None = None
+) -> dict[str, float]:
+    """Metrics of the model over all of `data`, weighted: a short last batch counts for what it is.
+
+    Args:
+        fn: What a loss may be, ``(model, batch) -> loss`` or ``(loss, metrics)``; or a function
+            that returns a dict of metrics.
+        state: Whose model to evaluate; it is not changed.
+        data: Whatever `fl.run` takes; one epoch of it.
+        params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
+
+    >>> import fnloop as fl
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> state = fl.pipe(lambda m, x: m(x).mean(), fl.grad).init(model)
+    >>> state = state.replace(params={"weight": torch.ones(1, 1)})
+    >>> evaluate(lambda m, x: m(x).mean(), state, fl.Batches(torch.arange(5.0).reshape(5, 1), 2))
+    {'loss': 2.0}
+    """
+    return numbers(evaluate_metrics(fn, state, data, params))
+
+
+def evaluate_metrics(
+    fn: Callable[..., Any],
+    state: State,
+    data: Any,
+    params: str | None = None,
+    batches: int | None = None,
+) -> dict[str, Any]:
+    """`evaluate`, but the metrics themselves, on the device; of the first `batches` only, if given."""
+    wants_state = takes_state(fn)
+    who = Function(fn)
+    parts: list[dict[str, Any]] = []
+
+    def over_all(model: Any) -> None:
+        for i, batch in enumerate(one_epoch(data, int(state.key))):
+            if i == batches:
+                break
+            with _randomness(state, "evaluate", i):
+                result = fn(model, batch, state) if wants_state else fn(model, batch)
+            parts.append(measure_metrics(result, batch, who))
+            if len(parts) == 64:
+                parts[:] = [merge(parts)]
+
+    with torch.no_grad():
+        state.skeleton.call(over_all, choose_params(state, params), state.buffers, training=False)
+    if not parts:
+        raise ValueError("There is nothing to evaluate: the data gave no batch.")
+    return merge(parts)
+
+
+def predict(
+    fn: Callable[..., Any], state: State, data: Any, params: str | None = None
+) -> Iterator[Any]:
+    """Outputs of the model, batch by batch, in the order of `data`.
+
+    Args:
+        fn: ``(model, batch) -> output``.
+        state: Whose model; it is not changed.
+        data: Whatever `fl.run` takes; one epoch of it.
+        params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
+
+    Yields:
+        What `fn` returns.
+
+    >>> import fnloop as fl
+    >>> state = fl.pipe(lambda m, x: m(x).mean(), fl.grad).init(torch.nn.Linear(1, 2))
+    >>> [y.shape[0] for y in predict(lambda m, x: m(x), state, fl.Batches(torch.zeros(5, 1), 2, shuffle=False))]
+    [2, 2, 1]
+    """
+    chosen, wants_state = choose_params(state, params), takes_state(fn)
+    for i, batch in enumerate(one_epoch(data, int(state.key))):
+
+        def output(model: Any, batch: Any = batch) -> Any:
+            return fn(model, batch, state) if wants_state else fn(model, batch)
+
+        with torch.no_grad(), _randomness(state, "predict", i):
+            result, _ = state.skeleton.call(output, chosen, state.buffers, training=False)
+        yield result
+
+
+def _randomness(state: State, place: str, i: int) -> seeded:
+    return seeded(fold(int(state.key), int(state.step), place, i), state.key.device)

@@ -1,0 +1,162 @@
+"""``every``: call a callback or an effect now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, overload
+
+import torch
+from torch import Tensor
+
+from fnloop.loop.effects import Effect, Run, Window
+from fnloop.stages.base import Callback, Stage
+from fnloop.stages.lift import stage
+from fnloop.trees import tree, tree_map
+from fnloop.values import Cursor, State
+from fnloop.values.metrics import Metric, Metrics, Stop
+
+Unit = Literal["step", "epoch"]
+
+
+@tree
+class Every(Callback):
+    """The callback that `every` makes; its memory is the merge of the metrics since it last ran."""
+
+    spelling: ClassVar[str] = "every"
+    n: int
+    inner: Any
+    unit: str = "step"
+    name: str = ""
+
+    def memory(self, state: State, metrics: Metrics) -> dict[str, Any]:
+        return {name: _as_tensors(m.empty()) for name, m in _windowed(metrics).items()}
+
+    def init(self, state: State, metrics: Metrics) -> State:  # type: ignore[override]
+        return super().init(self.inner.init(state, metrics), metrics)
+
+    def needs(self) -> tuple[str, ...]:
+        return self.inner.needs()
+
+    def adds(self, state: State, metrics: Metrics) -> Mapping[str, Any] | None:
+        return self.inner.adds(state, metrics)
+
+    def __call__(self, state: State, x: Metrics) -> tuple[State, dict[str, Any]]:
+        window = {
+            name: _as_tensors(merged.merge(x[name])) if name in x else merged
+            for name, merged in state[self.name].items()
+        }
+        if not is_due(self.n, self.unit, Cursor.of(state.cursor)):
+            return state.put(self.name, window), dict(x)
+        given = {**x, **window}
+        state, seen = self.inner(state, given)
+        added = {name: m for name, m in seen.items() if name not in given or m is not given[name]}
+        empty = {name: _as_tensors(merged.empty()) for name, merged in window.items()}
+        return state.put(self.name, empty), {**x, **added}
+
+    def describe(self) -> str:
+        unit = "" if self.unit == "step" else f", unit={self.unit!r}"
+        return f"every({self.n}, {self.inner.describe()}{unit})"
+
+
+class EveryEffect(Effect):
+    """The effect that `every` makes; it sees the merge of the metrics since it last ran."""
+
+    def __init__(self, n: int, inner: Effect, unit: str) -> None:
+        self.n, self.inner, self.unit = n, inner, unit
+        self.name = inner.name
+        self._window = Window()
+
+    def open(self, run: Run) -> None:
+        self.inner.open(run)
+
+    def __call__(self, state: State, metrics: Metrics) -> None:
+        self._window.add(metrics)
+        if is_due(self.n, self.unit, Cursor.of(state.cursor)):
+            self.inner(state, self._window.take())
+
+    def close(self, status: str) -> None:
+        self.inner.close(status)
+
+    def memo(self) -> Any:
+        return self.inner.memo()
+
+    def recall(self, memo: Any) -> None:
+        self.inner.recall(memo)
+
+
+@overload
+def every(n: int, callback: Effect, unit: Unit = "step", name: str | None = None) -> EveryEffect: ...
+@overload
+def every(
+    n: int,
+    callback: Callback | Callable[[State, Any], Any],
+    unit: Unit = "step",
+    name: str | None = None,
+) -> Every: ...
+def every(
+    n: int,
+    callback: Effect | Callback | Callable[[State, Any], Any],
+    unit: Unit = "step",
+    name: str | None = None,
+) -> Any:
+    """Call a callback at every `n`-th batch, or at the end of every `n`-th epoch.
+
+    It is given the merge of the metrics since it last ran. Batches are counted over the whole life
+    of the state, so that a resumed run keeps the rhythm.
+
+    Args:
+        n: How often, at least 1.
+        callback: A callback, a bare function ``(state, metrics) -> (state, metrics)``, or an effect.
+        unit: ``"step"`` (batches drawn) or ``"epoch"``.
+        name: Of its slot; default made from the callback's name.
+
+    >>> import torch, fnloop as fl
+    >>> seen = []
+    >>> note = fl.effect(lambda state, metrics: seen.append(float(metrics["loss"].weight)))
+    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    >>> data = fl.Batches(torch.ones(8, 2), 2)
+    >>> for state, metrics in fl.run(step, step.init(torch.nn.Linear(2, 1)), data, steps=4, callbacks=[every(2, note)]):
+    ...     pass
+    >>> seen
+    [4.0, 4.0]
+    """
+    if n < 1:
+        raise ValueError(f"every(n, ...) takes n of at least 1, got {n}.")
+    if unit not in ("step", "epoch"):
+        raise ValueError(f'every(..., unit=...) takes "step" or "epoch", got {unit!r}.')
+    if isinstance(callback, Effect):
+        return EveryEffect(n, callback, unit)
+    if not isinstance(callback, Callback):
+        if isinstance(callback, Stage):
+            raise TypeError(f"every calls a callback; {callback.describe()} is a stage of the pipeline.")
+        callback = stage(callback, "callback")
+    label = getattr(callback, "name", None) or callback.describe()
+    return Every(n, callback, unit, name or f"every.{label}")
+
+
+def is_due(n: int, unit: str, cursor: Cursor) -> bool:
+    """Whether a rhythm of `n` fires after the batch before `cursor`.
+
+    >>> is_due(2, "step", Cursor(0, 64, 2)), is_due(1, "epoch", Cursor(0, 64, 2)), is_due(1, "epoch", Cursor(1, 0, 3))
+    (True, False, True)
+    """
+    if unit == "step":
+        return cursor.count % n == 0
+    return cursor.index == 0 and cursor.count > 0 and cursor.epoch % n == 0
+
+
+def _windowed(metrics: Metrics) -> dict[str, Metric]:
+    return {
+        name: m for name, m in metrics.items() if isinstance(m, Metric) and not isinstance(m, Stop)
+    }
+
+
+def _as_tensors(metric: Any) -> Any:
+    """The state holds tensors only; sums are kept in double precision."""
+    return tree_map(_as_tensor, metric)
+
+
+def _as_tensor(leaf: Any) -> Tensor:
+    if not isinstance(leaf, Tensor):
+        return torch.tensor(float(leaf), dtype=torch.float64)
+    return leaf.to(torch.float64) if leaf.is_floating_point() else leaf

@@ -1,0 +1,109 @@
+"""``fit``: `run` to its end, with a history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fnloop.data import Data
+from fnloop.loop.config import hyperparameters
+from fnloop.loop.effects import Effect
+from fnloop.loop.history import History
+from fnloop.loop.interrupt import Interrupt
+from fnloop.loop.run import run
+from fnloop.store import latest, load, read_manifest
+from fnloop.values import Cursor, State
+
+
+def fit(
+    step: Callable[[State, Any], tuple[State, Any]],
+    state: State,
+    data: Any,
+    epochs: int | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
+    callbacks: Sequence[Any] = (),
+    resume: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> tuple[State, History]:
+    """Train to the end, and keep a history.
+
+    The first Ctrl-C finishes the step, closes everything and returns the state, with
+    ``history.status == "interrupted"``; the second raises. If a step fails, the error carries the
+    last good state: ``error.state``, ``error.history``.
+
+    Args:
+        step, state, data, epochs, steps, seconds, callbacks: As in `fl.run`; at least one limit.
+        resume: A folder of checkpoints: go on from the newest one there, if there is one. `epochs`
+            and `steps` then count from the beginning of that run.
+        config: Hyperparameters to keep with the run, besides those of `step`.
+
+    Returns:
+        The last state, and the `fl.History` of the run.
+
+    >>> import torch, fnloop as fl
+    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    >>> data = fl.Batches(torch.ones(8, 2), batch_size=4)
+    >>> state, history = fit(step, step.init(torch.nn.Linear(2, 1)), data, epochs=3)
+    >>> history.status, len(history), history["loss"][0] > history["loss"][-1]
+    ('completed', 3, True)
+    """
+    if epochs is None and steps is None and seconds is None:
+        raise ValueError("fit needs a limit: epochs=, steps= or seconds=.")
+    if isinstance(data, Data):
+        data = data.train
+    history, interrupt = History(), Interrupt()
+    effects = [callback for callback in callbacks if isinstance(callback, Effect)]
+    if resume is not None:
+        state, steps, epochs = _resume(resume, state, [*effects, history], steps, epochs)
+    loop = run(
+        step,
+        state,
+        data,
+        steps=steps,
+        epochs=epochs,
+        seconds=seconds,
+        callbacks=[*callbacks, interrupt, history],
+        config={**hyperparameters(step), **(config or {})},
+    )
+    with interrupt.listening():
+        try:
+            for state, _ in loop:  # noqa: B007
+                pass
+        except Exception as error:
+            _keep(error, state, history)
+            raise
+    return state, history
+
+
+def _resume(
+    folder: str | Path,
+    state: State,
+    effects: Sequence[Effect],
+    steps: int | None,
+    epochs: int | None,
+) -> tuple[State, int | None, int | None]:
+    path = latest(folder)
+    if path is None:
+        return state, steps, epochs
+    state = load(path, like=state)
+    memos = read_manifest(path).get("memos", {})
+    for effect in effects:
+        if effect.name in memos:
+            effect.recall(memos[effect.name])
+    cursor = Cursor.of(state.cursor)
+    return (
+        state,
+        None if steps is None else max(0, steps - cursor.count),
+        None if epochs is None else max(0, epochs - cursor.epoch),
+    )
+
+
+def _keep(error: Exception, state: State, history: History) -> None:
+    """A failing step never costs the state."""
+    error.state = state  # type: ignore[attr-defined]  # pyright: ignore
+    error.history = history  # type: ignore[attr-defined]  # pyright: ignore
+    error.add_note(
+        f"fnloop: the state before this failure (after {int(state.cursor[2])} batches) is in error.state."
+    )

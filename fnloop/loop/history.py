@@ -1,0 +1,236 @@
+"""What a run reported, to look at afterwards."""
+
+from __future__ import annotations
+
+import difflib
+import html
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from fnloop.loop.effects import Effect, Run
+from fnloop.loop.points import Point, Points, numbers_of, reason_in
+from fnloop.values import State
+from fnloop.values.metrics import Metrics
+
+Row = dict[str, Any]
+
+
+class History(Effect):
+    """An effect that keeps a run's metrics as rows; `fl.fit` returns one.
+
+    A row is the merge of all metrics since the row before: one every `every` batches, one at the
+    end of each epoch, one at the end of the run, and one at each step with validation metrics. It
+    is a dict of ``"epoch"`` (counted from 1), ``"step"`` (batches drawn so far) and the metrics
+    that were reported. Metrics stay on the device until somebody looks. A resumed run goes on with
+    the rows that were there.
+
+    Args:
+        every: Batches from one row to the next.
+
+    Attributes:
+        status: ``"running"``, then how it ended: ``"completed"``, ``"stopped"``,
+            ``"interrupted"`` or ``"failed"``.
+        reason: Why it stopped, where a callback asked for it; else empty.
+
+    >>> import torch
+    >>> from fnloop.values import Cursor, Mean, start
+    >>> state, history = start(torch.nn.Linear(2, 1)), History(every=2)
+    >>> for count in (1, 2, 3, 4):
+    ...     state = state.replace(cursor=Cursor(0, count, count).tensor())
+    ...     history(state, {"loss": Mean(8.0 * count, 1)})
+    >>> history["loss"], history.steps("loss")
+    ([12.0, 28.0], [2, 4])
+    >>> history[-1]
+    {'epoch': 1, 'step': 4, 'loss': 28.0}
+    """
+
+    name = "history"
+
+    def __init__(self, every: int = 50) -> None:
+        self.status = "running"
+        self.reason = ""
+        self._points = Points(every)
+        self._latest: Metrics = {}
+        self._rows: list[Row] = []
+        self._waiting: list[Point] = []
+
+    def open(self, run: Run) -> None:
+        self.status, self.reason = "running", ""
+
+    def __call__(self, state: State, metrics: Metrics) -> None:
+        self._latest = metrics
+        point = self._points.add(state, metrics)
+        if point is not None:
+            self._waiting.append(point)
+            if len(self._waiting) >= 256:
+                self._settle()
+
+    def close(self, status: str) -> None:
+        self.status = status
+        self.reason = reason_in(self._latest) if status == "stopped" else ""
+        point = self._points.rest()
+        if point is not None:
+            self._waiting.append(point)
+
+    def memo(self) -> Any:
+        """The rows by column; what a row has not is None, and nan and infinities are strings."""
+        rows, open_point = list(self.rows), self._points.peek()
+        if open_point is not None:
+            rows += _rows([open_point])
+        names = ["epoch", "step", *_names(rows)]
+        return {name: [_to_json(row.get(name)) for row in rows] for name in names}
+
+    def recall(self, memo: Any) -> None:
+        length = len(memo["step"])
+        self._waiting, self._rows = [], []
+        for i in range(length):
+            row = {name: column[i] for name, column in memo.items() if column[i] is not None}
+            numbers = {name: float(value) for name, value in row.items()}
+            self._rows.append({**numbers, "epoch": int(row["epoch"]), "step": int(row["step"])})
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows, oldest first. Looking waits for the device."""
+        self._settle()
+        return self._rows
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics, in the order in which they first appeared."""
+        return _names(self.rows)
+
+    def steps(self, name: str) -> list[int]:
+        """Where `name` was reported, in batches drawn; as long as ``history[name]``."""
+        return [row["step"] for row in self._with(name)]
+
+    @overload
+    def __getitem__(self, key: str) -> list[float]: ...
+    @overload
+    def __getitem__(self, key: int) -> Row: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[Row]: ...
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """A metric's values where it was reported, by name; or rows, by position."""
+        if isinstance(key, str):
+            return [row[key] for row in self._with(key)]
+        return self.rows[key]
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in row for row in self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def table(self, last: int | None = 10) -> str:
+        """The last rows as text.
+
+        Args:
+            last: Rows; None for all.
+        """
+        lines = _cells(self.rows, last)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            for line in lines
+        )
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with one line a row; nan where a metric was not reported.
+
+        Raises:
+            ImportError: Where pandas is missing.
+        """
+        try:
+            import pandas  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+        except ImportError as error:
+            raise ImportError(
+                "history.to_pandas() needs pandas, which is not installed: pip install pandas. "
+                "history.rows is the same as a list of dicts."
+            ) from error
+        return pandas.DataFrame(self.rows, columns=["epoch", "step", *self.names])
+
+    def plot(self, path: str | Path | None = None, names: Sequence[str] | None = None) -> Any:
+        """Draw the curves: one panel a metric, training and validation together.
+
+        Args:
+            path: Image file to write (.png, .pdf, .svg); default none.
+            names: Metrics to draw, without the prefix that says on which data; default all.
+
+        Returns:
+            A matplotlib ``Figure``.
+
+        Raises:
+            ImportError: Where matplotlib is missing.
+        """
+        from fnloop.loop.plot import draw
+
+        return draw(self, path, names)
+
+    def __repr__(self) -> str:
+        outcome = f"{self.status} ({self.reason})" if self.reason else self.status
+        return (
+            f"History: {outcome}, {len(self)} rows\n{self.table()}"
+            if len(self)
+            else f"History: {outcome}"
+        )
+
+    def _repr_html_(self) -> str:
+        title, *_ = repr(self).split("\n", 1)
+        header, *lines = ([html.escape(cell) for cell in line] for line in _cells(self.rows, 10))
+        head = "".join(f"<th>{cell}</th>" for cell in header)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines
+        )
+        return (
+            f"<div><p>{html.escape(title)}</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
+    def _settle(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._rows += _rows(waiting)
+
+    def _with(self, name: str) -> list[Row]:
+        found = [row for row in self.rows if name in row]
+        if not found:
+            known = self.names
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise KeyError(
+                f"No metric {name!r} was reported; there are: {', '.join(known) or 'none'}.{hint}"
+            )
+        return found
+
+
+def _rows(points: Sequence[Point]) -> list[Row]:
+    many = numbers_of(point.metrics for point in points)
+    return [
+        {"epoch": point.epoch, "step": point.step, **numbers}
+        for point, numbers in zip(points, many, strict=True)
+    ]
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in names if name not in ("epoch", "step")]
+
+
+def _cells(rows: Sequence[Row], last: int | None) -> list[list[str]]:
+    names = ["epoch", "step", *_names(rows)]
+    shown = rows if last is None else rows[max(len(rows) - last, 0) :]
+    return [names, *([_cell(row.get(name)) for name in names] for row in shown)]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def _to_json(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,75 @@
+"""Curves of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fnloop.loop.points import subset_of
+
+if TYPE_CHECKING:
+    from fnloop.loop.history import History
+
+_COLORS = ("#2f6fb0", "#e07b39", "#4a9d6e", "#a05fa8", "#8c6d4f")
+_GREY = "#666666"
+
+
+def draw(history: History, path: str | Path | None, names: Sequence[str] | None) -> Any:
+    """See `History.plot`."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "history.plot() needs matplotlib, which is not installed: pip install fnloop[plot]"
+        ) from error
+    panels = _panels(history, names)
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(max(4.6 * columns, 5.2), 3.2 * lines), dpi=144, layout="constrained")
+    FigureCanvasAgg(figure)
+    for position, (title, curves) in enumerate(panels.items(), start=1):
+        _panel(figure.add_subplot(lines, columns, position), title, curves, history)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    return figure
+
+
+def _panels(history: History, names: Sequence[str] | None) -> dict[str, dict[str, str]]:
+    """Panel titles to their curves: subset to full metric name."""
+    panels: dict[str, dict[str, str]] = {}
+    for full_name in history.names:
+        name, subset = subset_of(full_name)
+        if names is None or name in names or full_name in names:
+            panels.setdefault(name, {})[subset] = full_name
+    if not panels:
+        raise ValueError(
+            f"There is nothing to draw: names={names}, and the history has "
+            f"{', '.join(history.names) or 'no metrics yet'}."
+        )
+    return panels
+
+
+def _panel(axes: Any, title: str, curves: dict[str, str], history: History) -> None:
+    for color, (subset, full_name) in zip(_COLORS * len(curves), curves.items(), strict=False):
+        steps, values = history.steps(full_name), history[full_name]
+        marker = "o" if len(steps) <= 30 else ""
+        axes.plot(
+            steps, values, color=color, linewidth=1.6, marker=marker, markersize=3.5, label=subset
+        )
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel("batches", fontsize=9, color=_GREY)
+    axes.set_ylabel(title, fontsize=9, color=_GREY)
+    axes.tick_params(labelsize=8.5, color=_GREY, labelcolor=_GREY)
+    axes.margins(x=0.02)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#bbbbbb")
+    if len(curves) > 1 or "train" not in curves:
+        axes.legend(frameon=False, fontsize=9, loc="best")

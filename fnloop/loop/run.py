@@ -1,0 +1,250 @@
+"""``run``: the loop. Everything else stands around it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fnloop.data import as_source
+from fnloop.data.sources import Source
+from fnloop.loop.checks import check_metric_names, check_result, check_slots
+from fnloop.loop.effects import Effect, Run
+from fnloop.stages.base import Callback, Stage
+from fnloop.stages.lift import stage
+from fnloop.values import Cursor, State, Stop
+
+
+def run(
+    step: Callable[[State, Any], tuple[State, Any]],
+    state: State,
+    data: Any,
+    steps: int | None = None,
+    epochs: int | None = None,
+    seconds: float | None = None,
+    callbacks: Sequence[Any] = (),
+    config: Mapping[str, Any] | None = None,
+) -> Generator[tuple[State, dict[str, Any]], State | None, None]:
+    """Train, one batch at a time: the loop is yours.
+
+    Each turn draws the batch at ``state.cursor``, calls the step, then the callbacks that are
+    stages, in their order, then all effects, and yields. What the loop's body does to the state is
+    fed back only by ``send(state)``.
+
+    `steps` and `epochs` count from where the state stands: running 7 steps and then 13 is running
+    20, to the bit. Whichever limit comes first ends the loop; without any it goes on until the data
+    ends or a callback asks for a stop.
+
+    Args:
+        step: A training step: a stage, or any function ``(state, batch) -> (state, metrics)``.
+        state: From ``step.init(model)``.
+        data: `fl.Batches`, a ``DataLoader``, a tuple of tensors (one batch), or any iterable.
+        steps: Batches to draw.
+        epochs: Epochs to finish.
+        seconds: Time after which no new batch is drawn.
+        callbacks: Callbacks, bare functions ``(state, metrics) -> (state, metrics)``, and effects.
+        config: Hyperparameters that effects (trackers, checkpoints) keep with the run.
+
+    Yields:
+        ``(state, metrics)`` after each step.
+
+    >>> import fnloop as fl
+    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    >>> data = fl.Batches(torch.ones(8, 2), batch_size=4)
+    >>> for state, metrics in run(step, step.init(torch.nn.Linear(2, 1)), data, epochs=3):
+    ...     pass
+    >>> int(state.step), state.cursor.tolist()
+    (6, [3, 0, 6])
+    """
+    if not isinstance(state, State):
+        raise TypeError(f"run takes a state, from step.init(model); it was given {type(state).__name__}.")
+    for name, limit in (("steps", steps), ("epochs", epochs), ("seconds", seconds)):
+        if limit is not None and limit < 0:
+            raise ValueError(f"run({name}=...) must be at least 0, got {limit}.")
+    check_slots(step, state)
+    stages, effects = _sort(callbacks)
+    source = as_source(data)
+    limits = _Limits(Cursor.of(state.cursor), steps, epochs, seconds)
+    about = Run(
+        step=step,
+        state=state,
+        config=dict(config or {}),
+        effects=effects,
+        batches=source.batches,
+        total=limits.total(source),
+    )
+    return _loop(step, state, source, limits, stages, effects, about)
+
+
+def _loop(
+    step: Callable[[State, Any], tuple[State, Any]],
+    state: State,
+    source: Source,
+    limits: _Limits,
+    stages: Sequence[Callback],
+    effects: Sequence[Effect],
+    about: Run,
+) -> Generator[tuple[State, dict[str, Any]], State | None, None]:
+    status, opened, first = "failed", list[Effect](), True
+    cursor = Cursor.of(state.cursor)
+    batches = source.iterate(cursor, int(state.key))
+    try:
+        for effect in effects:
+            effect.open(about)
+            opened.append(effect)
+        limits.begin()
+        while not limits.reached(cursor):
+            drawn = next(batches, None)
+            if drawn is None:  # an iterator that ends
+                break
+            cursor, batch = drawn
+            before = state
+            state, metrics = step(before, batch)
+            if first:
+                check_result(step, before, state, metrics)
+            state = state.replace(cursor=cursor.tensor())
+            if first:
+                state, first = _init_callbacks(stages, effects, state, metrics), False
+            for callback in stages:
+                state, metrics = callback(state, metrics)
+            for effect in effects:
+                effect(state, metrics)
+            requests = [m for m in metrics.values() if isinstance(m, Stop) and m]
+            sent = yield state, metrics
+            while sent is not None:
+                if not torch.equal(sent.cursor, state.cursor):
+                    cursor = Cursor.of(sent.cursor)
+                    batches = _restart(batches, source, cursor, sent)
+                state = sent
+                sent = yield state, metrics
+            if requests:
+                status = requests[0].status
+                return
+        status = "completed"
+    except GeneratorExit:  # the user's loop ended early
+        status = "stopped"
+        raise
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        _close(opened, batches, status)
+
+
+class _Limits:
+    """When to draw no further batch."""
+
+    def __init__(
+        self, start: Cursor, steps: int | None, epochs: int | None, seconds: float | None
+    ) -> None:
+        self.start = start
+        self.count = None if steps is None else start.count + steps
+        self.epoch = None if epochs is None else start.epoch + epochs
+        self.seconds = seconds
+        self.deadline = float("inf")
+
+    def begin(self) -> None:
+        if self.seconds is not None:
+            self.deadline = time.monotonic() + self.seconds
+
+    def reached(self, cursor: Cursor) -> bool:
+        return (
+            (self.count is not None and cursor.count >= self.count)
+            or (self.epoch is not None and cursor.epoch >= self.epoch)
+            or (self.seconds is not None and time.monotonic() >= self.deadline)
+        )
+
+    def total(self, source: Source) -> int | None:
+        """Batches that will be drawn, if that can be told."""
+        totals = [] if self.count is None else [self.count - self.start.count]
+        if self.epoch is not None and source.batches is not None:
+            per_batch = getattr(source, "batch_size", 1)  # the index counts examples, or batches
+            done = -(-self.start.index // per_batch)
+            totals.append(max(0, (self.epoch - self.start.epoch) * source.batches - done))
+        return min(totals, default=None)
+
+
+def _sort(callbacks: Sequence[Any]) -> tuple[list[Callback], list[Effect]]:
+    """Callbacks and effects, each in their order."""
+    if not isinstance(callbacks, Sequence):
+        raise TypeError(f"callbacks is a list of callbacks, got {type(callbacks).__name__}.")
+    stages: list[Callback] = []
+    effects: list[Effect] = []
+    for callback in callbacks:
+        if isinstance(callback, Effect):
+            effects.append(callback)
+        elif isinstance(callback, Callback):
+            stages.append(callback)
+        elif isinstance(callback, Stage):
+            raise TypeError(
+                f"{callback.describe()} is a stage of the pipeline, not a callback: put it into fl.pipe(...)."
+            )
+        elif callable(callback):
+            stages.append(stage(callback, "callback"))
+        else:
+            raise TypeError(
+                f"A callback is a function (state, metrics) -> (state, metrics), a stage or an effect; got "
+                f"{type(callback).__name__}."
+            )
+    _check_names(stages, effects)
+    return stages, effects
+
+
+def _check_names(stages: Sequence[Callback], effects: Sequence[Effect]) -> None:
+    slots = [part.slot for callback in stages for part in callback.stages() if part.slot]
+    twice = sorted({name for name in slots if slots.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"Two callbacks keep their memory under the name {twice[0]!r}. Give one of them another name: name=\"...\"."
+        )
+    numbers: dict[str, int] = {}
+    for effect in effects:  # memos are kept by name
+        numbers[effect.name] = numbers.get(effect.name, 0) + 1
+        if numbers[effect.name] > 1:
+            effect.name = f"{effect.name}.{numbers[effect.name]}"
+
+
+def _init_callbacks(
+    stages: Sequence[Callback], effects: Sequence[Effect], state: State, metrics: Mapping[str, Any]
+) -> State:
+    """Give callbacks their memory, and refuse those that wait for a metric that nobody makes."""
+    example = dict(metrics)
+    complete = True
+    for callback in stages:
+        if complete:
+            check_metric_names(callback.describe(), callback.needs(), example)
+        state = callback.init(state, example)
+        added = callback.adds(state, example)
+        complete = complete and added is not None
+        example.update(added or {})
+    for effect in effects if complete else ():
+        monitor = getattr(effect, "monitor", None)
+        if monitor is not None:
+            check_metric_names(effect.name, (monitor,), example)
+    return state
+
+
+def _restart(
+    batches: Iterator[Any], source: Source, cursor: Cursor, state: State
+) -> Iterator[tuple[Cursor, Any]]:
+    _close_iterator(batches)
+    return source.iterate(cursor, int(state.key))
+
+
+def _close(effects: Sequence[Effect], batches: Iterator[Any], status: str) -> None:
+    """Close everything, whatever happens: one that fails does not keep the others open."""
+    _close_iterator(batches)
+    for effect in effects:
+        try:
+            effect.close(status)
+        except Exception as error:
+            warnings.warn(f"Closing the effect {effect.name} failed: {error!r}", stacklevel=2)
+
+
+def _close_iterator(batches: Iterator[Any]) -> None:
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()

@@ -1,0 +1,71 @@
+"""``validate``: evaluation as a callback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+from fnloop.loop.evaluate import evaluate_metrics
+from fnloop.stages.base import Callback, as_function
+from fnloop.trees import static, tree
+from fnloop.trees.show import short
+from fnloop.values import State
+
+
+@tree
+class validate(Callback):
+    """Evaluate the model and add the results to the metrics, as ``"val/loss"`` and so on.
+
+    It runs whenever it is called, so give it a rhythm: ``fl.every(500, fl.validate(loss, data))``,
+    ``fl.every(1, fl.validate(loss, data), unit="epoch")``.
+
+    Args:
+        fn: As in `fl.evaluate`.
+        data: As in `fl.evaluate`; one epoch each time.
+        name: Prefix of the metrics.
+        params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
+
+    >>> import torch, fnloop as fl
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    >>> state, metrics = step(step.init(torch.nn.Linear(2, 1)), torch.ones(3, 2))
+    >>> state, metrics = validate(loss, fl.Batches(torch.ones(4, 2), 2))(state, metrics)
+    >>> "val/loss" in metrics
+    True
+    """
+
+    spelling: ClassVar[str] = "validate"
+    fn: Any
+    data: Any = static()
+    name: str = "val"
+    params: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fn", as_function(self.fn, "fn(model, batch)"))
+        if isinstance(self.data, Iterator):
+            raise TypeError(
+                f"validate needs data that can be read again and again; the {type(self.data).__name__} is an "
+                "iterator, which is exhausted after one validation. Pass a list, fl.Batches, a Dataset or a "
+                "DataLoader."
+            )
+
+    @property
+    def slot(self) -> None:
+        return None
+
+    def adds(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        return self._prefixed(evaluate_metrics(_bare(self.fn), state, self.data, batches=1))
+
+    def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
+        results = evaluate_metrics(_bare(self.fn), state, self.data, self.params)
+        return state, {**x, **self._prefixed(results)}
+
+    def _prefixed(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        return {f"{self.name}/{name}": metric for name, metric in metrics.items()}
+
+    def describe(self) -> str:
+        return f"validate({short(self.fn)}, name={self.name!r})"
+
+
+def _bare(fn: Any) -> Callable[..., Any]:
+    return getattr(fn, "call", fn)

@@ -1,0 +1,90 @@
+"""What a schedule is, and arithmetic that numbers and tensors share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Schedule:
+    """A pure function of the number of committed optimizer steps.
+
+    A subclass is made by `fl.tree` and defines `compute`. Its values (``peak``, ``end``) are
+    children: they can be swept and differentiated; step counts are part of the structure.
+    """
+
+    def compute(self, step: Any) -> Any:
+        """The value at `step`: an int, or float64[]; without branches on a tensor's value."""
+        raise NotImplementedError
+
+    def __call__(self, step: int | Tensor) -> Any:
+        """The value at `step`.
+
+        Args:
+            step: An int, or int64[].
+
+        Returns:
+            A float (computed in double precision) for an int, float32[] for a tensor; float64[]
+            where the schedule's own values are float64 tensors.
+        """
+        if not isinstance(step, Tensor):
+            return self.compute(step)
+        return self.compute(step.double()).to(torch.float64 if _double(self) else torch.float32)
+
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    """`a` if `condition` else `b`."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    return a if condition else b
+
+
+def clip(x: Any, low: float, high: float = math.inf) -> Any:
+    """`x` cut to ``[low, high]``."""
+    return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)
+
+
+def fraction(step: Any, start: Any, end: Any) -> Any:
+    """How far `step` is from `start` to `end`: 0 up to `start`, 1 from `end` on."""
+    if not isinstance(end, Tensor) and end == start:
+        end = start + 0.5  # a jump: no whole step lies between
+    return clip((step - start) / (end - start), 0.0, 1.0)
+
+
+def bend(t: Any) -> Any:
+    """Half a cosine: 1 at 0, 0 at 1."""
+    cos = torch.cos(math.pi * t) if isinstance(t, Tensor) else math.cos(math.pi * t)
+    return 0.5 * (1 + cos)
+
+
+def check_count(schedule: Any, field: str, least: int = 0, most: str | None = None) -> None:
+    """Raise unless the field is a whole number from `least` to the field `most`.
+
+    Raises:
+        TypeError: It is not a whole number.
+        ValueError: It is out of range.
+    """
+    name, value = type(schedule).__name__, getattr(schedule, field)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(
+            f"{name}: {field} counts optimizer steps and must be an int; got {value!r} "
+            f"({type(value).__name__}). Write 10_000 rather than 1e4."
+        )
+    if value < least:
+        raise ValueError(f"{name}: {field} must be at least {least}; got {value}.")
+    if most is not None and value > getattr(schedule, most):
+        raise ValueError(
+            f"{name}: {field} is {value}, but {most} is {getattr(schedule, most)}. {most} counts "
+            f"all steps of the schedule, {field} among them."
+        )
+
+
+def _double(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dtype == torch.float64
+    if isinstance(value, Schedule):
+        return any(_double(v) for v in vars(value).values())
+    return isinstance(value, tuple) and any(_double(v) for v in value)  # type: ignore[reportUnknown]

@@ -1,0 +1,119 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fnloop._torch import foreach
+from fnloop.optim import fused
+from fnloop.optim.base import (
+    Memory,
+    Optimizer,
+    Step,
+    Tensors,
+    at,
+    counter,
+    descent,
+    is_zero,
+    named,
+    zeros_like,
+)
+from fnloop.trees import tree
+
+
+@tree
+class sgd(Optimizer):
+    """Stochastic gradient descent (Sutskever et al., 2013, eq. 1 to 4); ``torch.optim.SGD``.
+
+    Args:
+        lr: Learning rate.
+        momentum: Decay of the sum of gradients that is followed.
+        dampening: Fraction of each gradient, the first one excepted, left out of that sum.
+        weight_decay: L2 penalty, added to the gradient.
+        nesterov: Look ahead along the momentum.
+        maximize: Go uphill.
+        name: Of its memory and hyperparameters.
+
+    Raises:
+        ValueError: `nesterov` without momentum, or with dampening.
+
+    >>> optimizer = sgd(0.1)
+    >>> params = {"w": torch.ones(2)}
+    >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
+    >>> updates["w"]
+    tensor([-0.1000, -0.1000])
+    """
+
+    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+
+    lr: Any = 1e-3
+    momentum: Any = 0.0
+    dampening: Any = 0.0
+    weight_decay: Any = 0.0
+    nesterov: bool = False
+    maximize: bool = False
+    name: str = "sgd"
+
+    def __post_init__(self) -> None:
+        if self.nesterov and (is_zero(self.momentum) or not is_zero(self.dampening)):
+            raise ValueError(
+                f"sgd: nesterov=True needs momentum and no dampening; got momentum="
+                f"{self.momentum!r}, dampening={self.dampening!r}. Usual: momentum=0.9."
+            )
+
+    def memory(self, params: Tensors) -> dict[str, Any]:
+        if is_zero(self.momentum):
+            return {}
+        momentum = {"momentum": zeros_like(params)}
+        return momentum if is_zero(self.dampening) else {**momentum, "count": counter(params)}
+
+    def update(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step
+    ) -> tuple[Tensors, Memory]:
+        own = memory[self.name]
+        lr, momentum, dampening, decay = (
+            at(v, step) for v in (self.lr, self.momentum, self.dampening, self.weight_decay)
+        )
+        g = descent(grads, params, decay, self.maximize)
+        if is_zero(self.momentum):
+            return named(params, foreach.mul(g, -lr)), memory
+        share, new = 1.0, dict(own)
+        if not is_zero(self.dampening):
+            share = torch.where(own["count"] == 0, 1.0, 1 - dampening)
+            new["count"] = own["count"] + 1
+        buffer = foreach.mul(list(own["momentum"].values()), momentum)
+        buffer = foreach.add(buffer, g if is_zero(self.dampening) else foreach.mul(g, share))
+        new["momentum"] = named(params, buffer)
+        direction = foreach.add(g, foreach.mul(buffer, momentum)) if self.nesterov else buffer
+        return named(params, foreach.mul(direction, -lr)), {**memory, self.name: new}
+
+    def apply(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+    ) -> tuple[Tensors, Memory]:
+        if finite is False:
+            return params, memory
+        lr, momentum, decay = (at(v, step) for v in (self.lr, self.momentum, self.weight_decay))
+        if not is_zero(self.dampening) or not fused.usable(grads, params, lr, momentum, decay):
+            return super().apply(grads, memory, params, step, finite)
+        own = memory[self.name]
+        plain = is_zero(self.momentum)
+        new_params, *buffers = fused.copies(params, *([] if plain else [own["momentum"]]))
+        torch._fused_sgd_(
+            new_params,
+            list(grads.values()),
+            [] if plain else buffers[0],
+            weight_decay=float(decay),
+            momentum=float(momentum),
+            lr=fused.rate(lr),
+            dampening=0.0,
+            nesterov=self.nesterov,
+            maximize=self.maximize,
+            is_first_step=False,
+            grad_scale=None,
+            found_inf=fused.found_inf(finite),
+        )
+        new = own if plain else {**own, "momentum": named(params, buffers[0])}
+        return named(params, new_params), {**memory, self.name: new}

@@ -1,0 +1,84 @@
+"""``accumulate``: a big batch in small pieces."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fnloop.values.micro import Micro
+from fnloop.stages.base import GradStage, Kind
+from fnloop.stages.measure import examples
+from fnloop.trees import tree, tree_map
+from fnloop.values import Grads, State
+
+
+@tree
+class Accumulate(GradStage):
+    """The stage that `accumulate` makes."""
+
+    wraps: ClassVar[Kind | None] = "grad"
+    spelling: ClassVar[str] = "accumulate"
+    inner: Any
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"accumulate(k) cuts a batch into k >= 1 parts, got k={self.k}.")
+        super().__post_init__()
+
+    def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
+        outer = state.context
+        base = outer.get("micro", 0) * self.k
+        merged: Grads | None = None
+        for i, part in enumerate(self._parts(x)):
+            state = state.replace(context={**outer, "micro": base + i})
+            state, grads = self.inner(state, part)
+            merged = grads if merged is None else merged.merge(grads)
+        assert merged is not None
+        return state.replace(context=outer), merged
+
+    def _parts(self, batch: Any) -> Sequence[Any]:
+        if isinstance(batch, Micro):
+            if not batch.parts:
+                raise ValueError("fl.Micro has no parts; it takes a tuple of at least one micro-batch.")
+            return batch.parts
+        size = max(1, examples(batch, "under accumulate"))
+        k = min(self.k, size)
+        bounds = [size * i // k for i in range(k + 1)]
+        return [
+            tree_map(functools.partial(_cut, start=a, stop=b), batch)
+            for a, b in zip(bounds, bounds[1:], strict=False)
+        ]
+
+    @property
+    def slot(self) -> None:
+        return None
+
+
+def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
+    """Fold the gradients over `k` micro-batches: the memory of one, the gradient of all.
+
+    Cuts the batch's leading dimension into `k` nearly equal parts; ready-made parts come as
+    ``fl.Micro((b1, b2, ...))``. Because gradients are weighted sums, the result is that of the one
+    big batch, ragged or not, with any weights (law 4); batch statistics and dropout see one
+    micro-batch at a time. A parameter's BatchNorm buffers pass from part to part.
+
+    Args:
+        k: Number of parts, at least 1; a batch with fewer examples is cut into that many.
+
+    >>> import torch, fnloop as fl
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> whole, parts = fl.pipe(loss, fl.grad), fl.pipe(loss, fl.grad, accumulate(2))
+    >>> state, batch = whole.init(torch.nn.Linear(2, 1)), torch.arange(6.0).reshape(3, 2)
+    >>> a, b = whole(state, batch)[1], parts(state, batch)[1]
+    >>> torch.allclose(a.total["weight"], b.total["weight"]), float(b.weight)
+    (True, 3.0)
+    """
+    return functools.partial(Accumulate, k=k)
+
+
+def _cut(leaf: Any, start: int, stop: int) -> Any:
+    return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim else leaf

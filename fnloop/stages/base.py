@@ -1,0 +1,236 @@
+"""The one shape: ``(state, x) -> (state, y)``."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from fnloop.trees import is_tree, tree
+from fnloop.trees.show import short
+from fnloop.values import Grads, State, start
+from fnloop.values.memory import fill
+
+Kind: TypeAlias = Literal["grad", "step", "callback"]
+
+_KINDS = {"grad": "a gradient stage", "step": "a training step", "callback": "a callback"}
+
+
+class Stage:
+    """What all stages have in common.
+
+    A stage is a tree (`fl.tree`) whose fields are its hyperparameters. One that wraps another
+    holds it in its field ``inner``; one that remembers defines `memory`, and finds it again in
+    ``state[self.name]``.
+
+    Attributes:
+        kind: What it is.
+        wraps: The kind of stage that ``inner`` must be, if it has one.
+        spelling: The function that makes it, for messages and ``repr``.
+    """
+
+    kind: ClassVar[Kind]
+    wraps: ClassVar[Kind | None] = None
+    spelling: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if self.wraps is not None:
+            _check_inner(self, getattr(self, "inner", None))
+        owners: dict[str, Stage] = {}
+        for owner in self.stages():
+            name = owner.slot
+            if name is None:
+                continue
+            if name in owners:
+                raise ValueError(
+                    f"Two stages keep their memory under the name {name!r}: "
+                    f"{owners[name].describe()} and {owner.describe()}. Give one of them another "
+                    f'name: {owner.spelling}(..., name="...").'
+                )
+            owners[name] = owner
+
+    @property
+    def slot(self) -> str | None:
+        """The name of the slot that it owns; None if it keeps no memory."""
+        return getattr(self, "name", None)
+
+    def stages(self) -> Iterator[Stage]:
+        """The stage and all that it is made of, innermost first."""
+        inner = getattr(self, "inner", None)
+        if isinstance(inner, Stage):
+            yield from inner.stages()
+        yield self
+
+    def init(self, model: Any, seed: int = 0) -> State:
+        """Ask every stage for its memory; fills only what is missing, by leaf path.
+
+        Args:
+            model: An ``nn.Module``, a tree with ``__call__``, a function that builds one, or a
+                `State` (of an earlier run, or of a pipeline with fewer stages).
+            seed: Root of all randomness; not used for a `State`, which has its own.
+
+        Raises:
+            ValueError: A leaf is there already with another shape or dtype.
+        """
+        state = start(model, seed)
+        for part in self.stages():
+            if part.slot is not None:
+                state = fill(state, part.slot, part.memory(state))
+        return state
+
+    def memory(self, state: State) -> Any:
+        """The stage's memory before the first step: a tree of tensors that nobody else holds."""
+        raise NotImplementedError(f"{type(self).__name__} has a slot, so it must define memory(state).")
+
+    def __call__(self, state: State, x: Any) -> tuple[State, Any]:
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """The stage itself, without what it wraps: ``accumulate(k=4)``."""
+        parts: list[str] = []
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            if field.name in ("inner", "loss") or _is_default(field, value):
+                continue
+            parts.append(f"{field.name}={short(value)}")
+        return f"{self.spelling}({', '.join(parts)})"
+
+    def __repr__(self) -> str:
+        inner = getattr(self, "inner", None)
+        if not isinstance(inner, Stage):
+            return self.describe()
+        lines = [line for part in self.stages() for line in part.lines()]
+        return "pipe(\n" + "".join(f"    {line},\n" for line in lines) + ")"
+
+    def lines(self) -> list[str]:
+        """What it contributes to the pipeline's text."""
+        return [self.describe()]
+
+
+class GradStage(Stage):
+    """A gradient stage: ``(state, batch) -> (state, Grads)``."""
+
+    kind: ClassVar[Kind] = "grad"
+
+    def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
+        raise NotImplementedError
+
+
+class StepStage(Stage):
+    """A training step: ``(state, batch) -> (state, metrics)``."""
+
+    kind: ClassVar[Kind] = "step"
+
+    def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
+        raise NotImplementedError
+
+
+class Callback(Stage):
+    """A callback: ``(state, metrics) -> (state, metrics)``, after every training step."""
+
+    kind: ClassVar[Kind] = "callback"
+
+    def init(self, state: State, metrics: Mapping[str, Any]) -> State:  # type: ignore[override]  # pyright: ignore
+        """Give the callback its memory; called after the first step.
+
+        Args:
+            state: The state after the first step.
+            metrics: That step's metrics, with what earlier callbacks will add, as an example.
+        """
+        if self.slot is None:
+            return state
+        return fill(state, self.slot, self.memory(state, metrics))
+
+    def memory(self, state: State, metrics: Mapping[str, Any]) -> Any:  # type: ignore[override]  # pyright: ignore
+        """The callback's memory before its first call: a tree of tensors that nobody else holds."""
+        raise NotImplementedError(f"{type(self).__name__} has a slot, so it must define memory(state, metrics).")
+
+    def needs(self) -> tuple[str, ...]:
+        """Names of metrics without which it can never do anything."""
+        return ()
+
+    def adds(self, state: State, metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """An example of the metrics that it adds; None if that cannot be told in advance."""
+        return {}
+
+    def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
+        raise NotImplementedError
+
+
+@tree
+class Function:
+    """A bare function as a field of a stage; it compares by identity and prints as its name."""
+
+    call: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.call(*args)
+
+    def __repr__(self) -> str:
+        return short(self.call)
+
+
+def as_function(value: Any, arguments: str) -> Any:
+    """`value` if it is a tree already, else wrapped in `Function`.
+
+    A function that is a tree keeps its fields visible: they can be swept and differentiated.
+    """
+    if is_tree(value):
+        return value
+    if not callable(value):
+        raise TypeError(f"Expected a function {arguments}, got {type(value).__name__}.")
+    return Function(value)
+
+
+def takes_state(function: Any) -> bool:
+    """Whether a loss wants ``(model, batch, state)`` rather than ``(model, batch)``."""
+    call = function.call if isinstance(function, Function) else function
+    try:
+        parameters = inspect.signature(call).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    required = [
+        p
+        for p in parameters
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+    ]
+    return len(required) >= 3
+
+
+def _check_inner(stage: Stage, inner: Any) -> None:
+    assert stage.wraps is not None
+    wanted = _KINDS[stage.wraps]
+    if isinstance(inner, Stage):
+        if inner.kind == stage.wraps:
+            return
+        got = f"{inner.describe()}, {_KINDS[inner.kind]}"
+        if stage.wraps == "grad" and inner.kind == "step":
+            hint = (
+                f"Put it before the update: fl.pipe(loss, fl.grad, ..., {stage.spelling}(...), "
+                "fl.update(optimizer))."
+            )
+            if stage.spelling == "update":
+                hint = "One pipeline has one update; fl.chain combines gradient transforms."
+        elif stage.wraps == "step" and inner.kind == "grad":
+            hint = (
+                f"Put it after the update: fl.pipe(loss, fl.grad, ..., fl.update(optimizer), "
+                f"{stage.spelling}(...))."
+            )
+        else:
+            hint = "Callbacks go into fl.run(..., callbacks=[...])."
+    else:
+        got = f"the {type(inner).__name__} {short(inner)}"
+        hint = (
+            "A loss function becomes a gradient stage by fl.grad: fl.pipe(loss, fl.grad, "
+            "fl.update(optimizer)); any other function by fl.stage(f, kind)."
+            if callable(inner)
+            else "The first thing in a pipe is a loss function."
+        )
+    raise TypeError(f"{stage.spelling} wraps {wanted}, but was given {got}. {hint}")
+
+
+def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    if field.default is dataclasses.MISSING or type(value) is not type(field.default):
+        return False
+    return bool(value == field.default)

@@ -1,0 +1,192 @@
+"""``grad``: from a loss function to its gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import optree
+import torch
+from torch import Tensor
+
+from fnloop._torch import foreach
+from fnloop._torch.autograd import gradients
+from fnloop._torch.random import seeded
+from fnloop._torch.tracing import tracing
+from fnloop.stages.base import GradStage, as_function, takes_state
+from fnloop.stages.measure import Measured, constant, measure
+from fnloop.trees import static, tree
+from fnloop.trees.show import short
+from fnloop.values import Grads, State, fold
+
+
+@tree
+class Grad(GradStage):
+    """The stage that `grad` makes.
+
+    Attributes:
+        loss: ``(model, batch) -> loss``; a bare function, or a tree with ``__call__``.
+    """
+
+    spelling: ClassVar[str] = "grad"
+    loss: Any
+    wants_state: bool = static(False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", as_function(self.loss, "loss(model, batch)"))
+        object.__setattr__(self, "wants_state", takes_state(self.loss))
+
+    def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
+        return self._traced(state, x) if tracing() else self._eager(state, x)
+
+    def _eager(self, state: State, batch: Any) -> tuple[State, Grads]:
+        # The autograd engine: 1.4 to 2 times as fast as torch.func.grad outside of transforms.
+        names = state.skeleton.trainable
+        leaves = [state.params[name].detach().requires_grad_() for name in names]
+        trainable = dict(zip(names, leaves, strict=True))
+        params = trainable if len(names) == len(state.params) else {**state.params, **trainable}
+        with _seed(state), _enable_grad():
+            measured, buffers = self._measure(state, params, batch)
+            if not measured.loss.requires_grad:
+                raise ValueError(_NO_GRADIENT.format(loss=self.loss))
+            seed, rescale = _seeds(state, measured)
+            grads = gradients(measured.loss, leaves, seed)
+        return self._result(state, measured, buffers, grads, rescale)
+
+    def _traced(self, state: State, batch: Any) -> tuple[State, Grads]:
+        # Under vmap, grad and compile; autograd.grad is not always usable there.
+        trainable = {name: state.params[name] for name in state.skeleton.trainable}
+
+        def objective(trainable: dict[str, Tensor]) -> tuple[Tensor, Any]:
+            measured, buffers = self._measure(state, {**state.params, **trainable}, batch)
+            seed, rescale = _seeds(state, measured)
+            return measured.loss * seed, (measured, buffers, rescale)
+
+        with _seed(state):
+            grads, (measured, buffers, rescale) = _grad_with_aux(objective, trainable)
+        return self._result(state, measured, buffers, list(grads.values()), rescale)
+
+    def _measure(
+        self, state: State, params: dict[str, Tensor], batch: Any
+    ) -> tuple[Measured, dict[str, Tensor]]:
+        def run(model: Any) -> Measured:
+            arguments = (model, batch, state) if self.wants_state else (model, batch)
+            if "autocast" in state.context:
+                with torch.autocast(state.key.device.type, dtype=state.context["autocast"]):
+                    result = self.loss(*arguments)
+            else:
+                result = self.loss(*arguments)
+            return measure(result, batch, self.loss)
+
+        return state.skeleton.call(run, params, state.buffers, training=True)
+
+    def _result(
+        self,
+        state: State,
+        measured: Measured,
+        buffers: dict[str, Tensor],
+        grads: list[Tensor],
+        rescale: Tensor | None,
+    ) -> tuple[State, Grads]:
+        finite = constant(1.0, measured.weight.device, torch.bool)
+        if rescale is not None:
+            totals = [g.to(torch.float32) if g.dtype in _HALF else g for g in grads]
+            totals = foreach.mul(totals, rescale.to(torch.float32))
+            finite = foreach.all_finite(totals)
+        else:
+            totals = grads
+        total = dict(zip(state.skeleton.trainable, totals, strict=True))
+        return state.replace(buffers=buffers), Grads(total, measured.weight, finite, measured.metrics)
+
+    def describe(self) -> str:
+        return "grad"
+
+    def lines(self) -> list[str]:
+        return [short(self.loss), "grad"]
+
+
+def grad(loss: Callable[..., Any]) -> Grad:
+    """Gradients of a loss: the first stage of a pipeline.
+
+    The loss is called as ``loss(model, batch)``, with the model in training mode, or as
+    ``loss(model, batch, state)`` if it takes three arguments. It returns a scalar, which is the mean
+    over the batch's examples; or ``fl.Mean(total, weight)``; or either with a dict of metrics.
+    Parameters that do not require gradients are left alone.
+
+    Args:
+        loss: A function, or a tree (`fl.tree`) with ``__call__``.
+
+    >>> step = grad(lambda model, batch: model(batch).square().mean())
+    >>> state = step.init(torch.nn.Linear(2, 1))
+    >>> state, grads = step(state, torch.ones(3, 2))
+    >>> grads.total["weight"].shape, float(grads.weight)
+    (torch.Size([1, 2]), 3.0)
+    """
+    return Grad(loss)
+
+
+_HALF = frozenset((torch.float16, torch.bfloat16))
+
+_NO_GRADIENT = (
+    "The loss {loss} does not depend on any parameter that requires gradients. The usual causes: "
+    "the loss was computed under torch.no_grad(), or detached (.item(), .numpy()); it uses a model from "
+    "outside instead of the one that it is given; or all parameters are frozen."
+)
+
+
+def _seeds(state: State, measured: Measured) -> tuple[Tensor, Tensor | None]:
+    """The backward's seed, and the factor that turns its result into the gradient of the total.
+
+    Without a loss scale the seed is chosen so that the backward gives the total at once. With one
+    (or with half-precision parameters) it gives the scaled gradient of the MEAN, so that float16
+    keeps its range whatever the weight; the factor is then applied in float32.
+    """
+    loss, weight = measured.loss, measured.weight
+    scale = state.context.get("scale")
+    half = not _HALF.isdisjoint([p.dtype for p in state.params.values()])
+    if scale is None and not half:
+        one = constant(1.0, loss.device, loss.dtype)
+        return (weight.to(loss.dtype) if measured.is_mean else one), None
+    if scale is None:
+        scale = constant(1.0, loss.device, torch.float32)
+    if measured.is_mean:
+        return scale.to(loss.dtype), weight / scale
+    divisor = torch.where(weight > 0, weight, torch.ones_like(weight))
+    return (scale / divisor).to(loss.dtype), divisor / scale
+
+
+def _grad_with_aux(
+    objective: Callable[[dict[str, Tensor]], tuple[Tensor, Any]], params: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Any]:
+    """`torch.func.grad` whose auxiliary output may hold more than tensors."""
+    structure: Any = None
+    others: list[Any] = []
+
+    def only_tensors(params: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        nonlocal structure, others
+        value, aux = objective(params)
+        leaves, structure = optree.tree_flatten(aux)
+        others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return value, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    grads, tensors = torch.func.grad(only_tensors, has_aux=True)(params)
+    rest = iter(tensors)
+    leaves = [next(rest) if other is None else other for other in others]
+    return grads, optree.tree_unflatten(structure, leaves)
+
+
+def _enable_grad() -> Any:
+    return contextlib.nullcontext() if torch.is_grad_enabled() else torch.enable_grad()
+
+
+def _seed(state: State) -> Any:
+    """Randomness of this micro-batch: a function of (key, step, micro-batch)."""
+    if tracing():
+        try:
+            key, step = int(state.key), int(state.step)
+        except RuntimeError:  # vmapped over states: vmap itself refuses random operations
+            return contextlib.nullcontext()
+    else:
+        key, step = int(state.key), int(state.step)
+    return seeded(fold(key, step, state.context.get("micro", 0)), state.key.device)

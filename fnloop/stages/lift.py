@@ -1,0 +1,84 @@
+"""``stage``: a bare function as a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable as Fn
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from fnloop.stages.base import Callback, GradStage, Kind, StepStage, as_function
+from fnloop.trees import tree
+from fnloop.trees.show import short
+from fnloop.values import State
+
+
+class _Lifted:
+    function: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "function", as_function(self.function, "f(state, x)"))
+
+    def __call__(self, state: State, x: Any) -> Any:
+        result = self.function(state, x)
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], State)):
+            raise TypeError(
+                f"The stage {short(self.function)} must return (state, {_RESULTS[self.kind]}), got "  # type: ignore[attr-defined]
+                f"{short(result) if not isinstance(result, tuple) else tuple(type(r).__name__ for r in result)}."
+            )
+        return result
+
+    def describe(self) -> str:
+        return short(self.function)
+
+
+_RESULTS = {"grad": "fl.Grads", "step": "metrics", "callback": "metrics"}
+
+
+@tree
+class LiftedGrad(_Lifted, GradStage):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """A function ``(state, batch) -> (state, Grads)`` as a stage."""
+
+    spelling: ClassVar[str] = "stage"
+    function: Any
+
+
+@tree
+class LiftedStep(_Lifted, StepStage):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """A function ``(state, batch) -> (state, metrics)`` as a stage."""
+
+    spelling: ClassVar[str] = "stage"
+    function: Any
+
+
+@tree
+class LiftedCallback(_Lifted, Callback):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """A function ``(state, metrics) -> (state, metrics)`` as a stage."""
+
+    spelling: ClassVar[str] = "stage"
+    function: Any
+
+    def adds(self, state: State, metrics: Mapping[str, Any]) -> None:
+        return None
+
+
+def stage(function: Fn[[State, Any], Any], kind: Kind) -> Any:
+    """Make a bare function a stage.
+
+    Args:
+        function: ``(state, x) -> (state, y)``, pure.
+        kind: ``"grad"`` (from batch to `Grads`), ``"step"`` (from batch to metrics) or
+            ``"callback"`` (from metrics to metrics).
+
+    >>> def halve(state, batch):
+    ...     params = {name: p / 2 for name, p in state.params.items()}
+    ...     return state.replace(params=params, step=state.step + 1), {}
+    >>> step = stage(halve, "step")
+    >>> import torch
+    >>> state = step.init(torch.nn.Linear(2, 1))
+    >>> int(step(state, None)[0].step)
+    1
+    """
+    kinds = {"grad": LiftedGrad, "step": LiftedStep, "callback": LiftedCallback}
+    if kind not in kinds:
+        raise ValueError(f'kind is "grad", "step" or "callback", got {kind!r}.')
+    return kinds[kind](function)

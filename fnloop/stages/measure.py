@@ -1,0 +1,153 @@
+"""What a loss may return, in one form."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fnloop.trees.paths import tree_items
+from fnloop.trees.show import short
+from fnloop.values import Mean, Metric
+
+
+class Measured(NamedTuple):
+    """A loss's result.
+
+    Attributes:
+        loss: 0-d; the mean loss if `is_mean`, else the weighted sum of losses.
+        is_mean: Which of the two.
+        weight: float64[] on the loss's device.
+        metrics: Everything reported, "loss" included, detached.
+    """
+
+    loss: Tensor
+    is_mean: bool
+    weight: Tensor
+    metrics: dict[str, Any]
+
+
+def measure(result: Any, batch: Any, who: Any) -> Measured:
+    """Bring the result of a loss function into one form.
+
+    Args:
+        result: A scalar tensor (the mean over the batch's examples), `fl.Mean`, or a tuple of
+            either with a dict of metrics.
+        batch: What the loss was computed on; its leading dimension weighs a scalar.
+        who: The function, for messages.
+
+    Raises:
+        TypeError, ValueError: The result is something else.
+    """
+    extra: Any = {}
+    if isinstance(result, tuple):
+        if len(result) != 2 or not isinstance(result[1], Mapping):
+            raise TypeError(
+                f"The loss {_name(who)} returned a tuple of {', '.join(map(short, result))}; a loss returns a "
+                "scalar or fl.Mean, or that and a dict of metrics: return loss, {'accuracy': ...}."
+            )
+        result, extra = result
+    if isinstance(result, Mean):
+        total = result.total
+        if not isinstance(total, Tensor) or total.ndim:
+            raise ValueError(
+                f"The loss {_name(who)} returned fl.Mean with total {short(total)}; the total of a loss is a "
+                "0-d tensor: the sum of weight times loss."
+            )
+        weight = _as_weight(result.weight, total)
+        loss = Mean(total.detach().to(torch.float64), weight)
+        return Measured(total, False, weight, {"loss": loss, **_metrics(extra, batch, who)})
+    if not isinstance(result, Tensor):
+        raise TypeError(
+            f"The loss {_name(who)} returned {type(result).__name__}; it must return a scalar tensor, or "
+            "fl.Mean(total, weight), or either with a dict of metrics."
+        )
+    if result.ndim:
+        raise ValueError(
+            f"The loss {_name(who)} returned a tensor of shape {list(result.shape)}; a loss is one number. "
+            "Return its mean, loss.mean(); or, for a weighted mean, "
+            "fl.Mean(total=(weight * loss).sum(), weight=weight.sum())."
+        )
+    if not result.is_floating_point():
+        raise TypeError(f"The loss {_name(who)} returned {short(result)}, which has no gradient; return a float tensor.")
+    weight = examples_weight(batch, result.device, who)
+    loss = Mean(result.detach() * weight, weight)
+    return Measured(result, True, weight, {"loss": loss, **_metrics(extra, batch, who)})
+
+
+def measure_metrics(result: Any, batch: Any, who: Any) -> dict[str, Any]:
+    """The metrics of an evaluation function: what a loss may return, or a dict of metrics alone."""
+    if isinstance(result, Mapping):
+        return _metrics(result, batch, who)
+    return measure(result, batch, who).metrics
+
+
+def examples(batch: Any, who: Any) -> int:
+    """The number of examples: the common leading dimension of the batch's tensors.
+
+    Raises:
+        ValueError: They disagree.
+    """
+    sizes: dict[int, str] = {}
+    for path, leaf in tree_items(batch):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            sizes.setdefault(leaf.shape[0], f"{path or 'the batch'} has {leaf.shape[0]}")
+    if len(sizes) > 1:
+        raise ValueError(
+            f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; but the leading "
+            f"dimensions of the batch's tensors disagree: {', '.join(sizes.values())}. Say the weight "
+            "yourself: return fl.Mean(total, weight)."
+        )
+    return next(iter(sizes), 1)
+
+
+def examples_weight(batch: Any, device: torch.device, who: Any) -> Tensor:
+    """The number of examples as float64[]."""
+    if type(batch) is tuple and len(batch) == 2:  # (x, y): the common case, without a tree walk
+        x, y = batch
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim:
+            if x.shape[0] == y.shape[0]:
+                return constant(float(x.shape[0]), device, torch.float64)
+    return constant(float(examples(batch, who)), device, torch.float64)
+
+
+@functools.lru_cache(maxsize=1024)
+def constant(value: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A 0-d tensor that is shared: nothing in fnloop writes in place."""
+    return torch.tensor(value, dtype=dtype, device=device)
+
+
+def _as_weight(weight: Any, like: Tensor) -> Tensor:
+    if isinstance(weight, Tensor):
+        return weight.detach().to(like.device, torch.float64)
+    return constant(float(weight), like.device, torch.float64)
+
+
+def _metrics(extra: Mapping[str, Any], batch: Any, who: Any) -> dict[str, Any]:
+    return {str(name): _metric(name, value, batch, who) for name, value in extra.items()}
+
+
+def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
+    if isinstance(value, Mean):
+        total = value.total
+        if isinstance(total, Tensor):
+            total = total.detach().to(torch.float64)
+        return Mean(total, value.weight)
+    if isinstance(value, Metric):
+        return value
+    if isinstance(value, (int, float)):
+        value = torch.tensor(float(value))
+    if isinstance(value, Tensor) and not value.ndim:
+        weight = examples_weight(batch, value.device, who)
+        return Mean(value.detach() * weight, weight)
+    raise TypeError(
+        f"The metric {name!r} of {_name(who)} is {short(value)}; a metric is a scalar (a mean over the batch's "
+        "examples), or one of fl.Mean, fl.Sum, fl.Max, ... ."
+    )
+
+
+def _name(who: Any) -> str:
+    return who if isinstance(who, str) else short(who)

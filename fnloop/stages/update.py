@@ -1,0 +1,212 @@
+"""``update``: from gradients to a training step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fnloop._torch import foreach
+from fnloop._torch.tracing import tracing
+from fnloop.optim.base import Optimizer, keep_if
+from fnloop.stages.base import GradStage, Kind, StepStage
+from fnloop.stages.measure import constant
+from fnloop.trees import tree
+from fnloop.trees.equal import table
+from fnloop.trees.show import short
+from fnloop.values import Grads, Last, State, Sum
+from fnloop.values.metrics import Metric
+
+
+@tree
+class Update(StepStage):
+    """The stage that `update` makes."""
+
+    wraps: ClassVar[Kind | None] = "grad"
+    spelling: ClassVar[str] = "update"
+    inner: Any
+    optimizer: Any
+    name: str = "update"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.optimizer, Optimizer):
+            raise TypeError(
+                f"update takes an optimizer such as fl.adamw(1e-3), got {short(self.optimizer)}. A "
+                "torch.optim class becomes one by fl.from_torch(torch.optim.AdamW, lr=1e-3)."
+            )
+        super().__post_init__()
+
+    def memory(self, state: State) -> dict[str, Any]:
+        names = self.optimizer.hyperparameters()
+        ones = {name: torch.ones((), device=state.key.device) for name in names}
+        return {"scale": ones, **self.optimizer.init(_trainable(state))}
+
+    def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
+        after, grads = self.inner(state, x)
+        if not isinstance(grads, Grads):
+            raise TypeError(
+                f"update got {type(grads).__name__} from the gradient stage, which must return "
+                "(state, fl.Grads)."
+            )
+        if tracing() or state.step.device.type != "cpu":
+            return self._select(state, after, grads)
+        return self._decide(state, after, grads)
+
+    def _decide(self, before: State, state: State, grads: Grads) -> tuple[State, dict[str, Any]]:
+        """On the CPU looking at a value costs nothing, so a skipped step computes nothing."""
+        own, step, weight = state[self.name], int(before.step), grads.weight.item()
+        scale = {name: factor.item() for name, factor in own["scale"].items()}
+        # Copies: a gradient may share its memory with another, or with the batch.
+        means = foreach.clone(list(grads.total.values()))
+        finite = weight > 0 and bool(grads.finite)
+        if finite:
+            factor = constant(1.0 / weight, grads.weight.device, torch.float32)
+            finite = not foreach.unscale_(means, factor).item()
+        optimizer = self.optimizer.resolve(step, scale)
+        metrics = _report(grads.metrics, optimizer, finite)
+        if not finite:
+            return state.replace(buffers=before.buffers), metrics
+        params, memory = self._apply(optimizer, state, grads, means, own, step, True)
+        return state.replace(
+            step=before.step + 1,
+            params={**state.params, **params},
+            slots={**state.slots, self.name: memory},
+        ), metrics
+
+    def _select(self, before: State, state: State, grads: Grads) -> tuple[State, dict[str, Any]]:
+        """Without looking at any value: both outcomes are computed and one is selected."""
+        own = state[self.name]
+        counts = grads.weight > 0
+        weight = torch.where(counts, grads.weight, torch.ones_like(grads.weight))
+        means = [t / weight.to(t.dtype) for t in grads.total.values()]
+        finite = grads.finite & counts & foreach.all_finite(means)
+        optimizer = self.optimizer.resolve(before.step, own["scale"])
+        params, memory = self._apply(optimizer, state, grads, means, own, before.step, finite)
+        return state.replace(
+            step=before.step + finite.to(torch.int64),
+            params={**state.params, **params},
+            buffers=keep_if(finite, state.buffers, before.buffers),
+            slots={**state.slots, self.name: memory},
+        ), _report(grads.metrics, optimizer, finite)
+
+    def _apply(
+        self,
+        optimizer: Optimizer,
+        state: State,
+        grads: Grads,
+        means: list[Tensor],
+        own: dict[str, Any],
+        step: int | Tensor,
+        finite: bool | Tensor,
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        names = state.skeleton.trainable
+        params = state.params if len(names) == len(state.params) else _trainable(state)
+        named_means = dict(zip(grads.total, means, strict=True))
+        try:
+            return optimizer.apply(named_means, own, params, step, finite)
+        except (KeyError, RuntimeError, ValueError) as error:
+            _explain(error, self, state, own)
+            raise
+
+
+def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], Update]:
+    """Apply an optimizer to the gradients: what comes out is a training step.
+
+    The summed gradients are divided by their weight, here and only here. If the result has a value
+    that is not finite, or the batch's weight is zero, the step is skipped: parameters, optimizer
+    memory, averages and buffers stay as they were, to the bit; ``state.step`` does not move; the
+    metrics have weight zero, and ``skipped`` is one.
+
+    Reports the values in force of the learning rate and weight decay, and of every hyperparameter
+    given by a schedule, as ``"adamw.lr"``. Each has a multiplier in the state: see `fl.scale`.
+
+    Args:
+        optimizer: Such as ``fl.adamw(1e-3)`` or ``fl.chain(fl.clip_by_norm(1.0), fl.sgd(0.1))``.
+        name: Of the slot.
+
+    >>> import fnloop as fl
+    >>> step = fl.pipe(lambda model, batch: model(batch).square().mean(), fl.grad, update(fl.sgd(0.1)))
+    >>> state = step.init(torch.nn.Linear(2, 1))
+    >>> new, metrics = step(state, torch.ones(3, 2))
+    >>> int(new.step), float(metrics["sgd.lr"]), float(metrics["skipped"])
+    (1, 0.1, 0.0)
+    >>> new, metrics = step(state, torch.full((3, 2), torch.inf))
+    >>> new.params == state.params, float(metrics["skipped"])
+    (True, 1.0)
+    """
+    return functools.partial(Update, optimizer=optimizer, name=name)
+
+
+def scale(state: State, hyperparameter: str, factor: float, name: str = "update") -> State:
+    """Multiply a reported hyperparameter, from the next step on: a state with another multiplier.
+
+    Args:
+        state: A state that went through `init` of a step with `update`.
+        hyperparameter: As it is reported: ``"adamw.lr"``, or ``"head.adamw.lr"`` under `fl.by_label`.
+        factor: On top of earlier factors; 0 freezes: no change, no decay, memory goes on.
+        name: The slot of the update.
+
+    >>> import fnloop as fl
+    >>> step = fl.pipe(lambda model, batch: model(batch).square().mean(), fl.grad, update(fl.sgd(0.1)))
+    >>> state = scale(step.init(torch.nn.Linear(2, 1)), "sgd.lr", 0.5)
+    >>> float(step(state, torch.ones(3, 2))[1]["sgd.lr"])
+    0.05
+    """
+    memory = state[name]
+    if hyperparameter not in memory["scale"]:
+        known = ", ".join(sorted(memory["scale"])) or "none"
+        raise KeyError(f"There is no hyperparameter {hyperparameter!r} to scale; there are: {known}.")
+    factors = {**memory["scale"], hyperparameter: memory["scale"][hyperparameter] * factor}
+    return state.put(name, {**memory, "scale": factors})
+
+
+def _trainable(state: State) -> dict[str, Tensor]:
+    return {name: state.params[name] for name in state.skeleton.trainable}
+
+
+def _report(
+    metrics: dict[str, Any], optimizer: Optimizer, finite: bool | Tensor
+) -> dict[str, Any]:
+    if finite is True:
+        report = dict(metrics)
+        report["skipped"] = Sum(0.0)
+    elif finite is False:
+        report = {name: metric.empty() for name, metric in metrics.items() if isinstance(metric, Metric)}
+        report["skipped"] = Sum(1.0)
+    else:
+        report = {name: _where(finite, metric) for name, metric in metrics.items()}
+        report["skipped"] = Sum((~finite).to(torch.float64))
+    for name, value in optimizer.hyperparameters().items():
+        report[name] = Last(value)
+    return report
+
+
+def _where(finite: Tensor, metric: Any) -> Any:
+    from fnloop.trees import tree_map
+
+    return tree_map(
+        lambda x, y: torch.where(finite, torch.as_tensor(x), torch.as_tensor(y)), metric, metric.empty()
+    )
+
+
+def _explain(error: Exception, stage: Update, state: State, own: dict[str, Any]) -> None:
+    """Add a table to an error whose cause is memory that belongs to another model."""
+    from fnloop.trees.paths import tree_items
+
+    wanted = dict(tree_items(stage.optimizer.init(_trainable(state))))
+    there = dict(tree_items({name: own[name] for name in own if name != "scale"}))
+    rows = [
+        (f"slots/{stage.name}/{path}", short(there.get(path, "missing")), short(leaf))
+        for path, leaf in wanted.items()
+        if path not in there or there[path].shape != leaf.shape
+    ]
+    if rows:
+        error.add_note(
+            "The optimizer's memory in the state does not fit the model's parameters:\n"
+            + table(("leaf", "the state has", "the optimizer wants"), rows)
+            + "\nThe usual cause is a state from another model or optimizer; step.init(state) fills what "
+            "is missing."
+        )

@@ -1,0 +1,57 @@
+"""Give a slot its memory without losing what is in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from fnloop.trees.equal import table
+from fnloop.trees.paths import map_with_path, tree_items
+from fnloop.trees.show import short
+from fnloop.values.state import State
+
+
+def fill(state: State, name: str, fresh: Any) -> State:
+    """Add to slot `name` those leaves of `fresh` that it does not have yet.
+
+    Leaves that are there stay, also those that `fresh` does not have. The structure is that of
+    `fresh`: what was loaded as nested dicts becomes the tree that the stage wants.
+
+    Raises:
+        ValueError: A leaf is there with another shape or dtype; the message has a table.
+    """
+    if name not in state.slots:
+        return state.put(name, fresh)
+    clashes: list[tuple[str, ...]] = []
+    merged = _merge(state.slots[name], fresh, f"slots/{name}", clashes)
+    if clashes:
+        raise ValueError(
+            f"The state's memory for the stage {name!r} does not fit this pipeline and model:\n"
+            + table(("leaf", "the state has", "the stage wants"), clashes)
+            + "\nThe usual cause is a state from another model. Start anew with step.init(model), or "
+            f"drop this memory: state.replace(slots={{k: v for k, v in state.slots.items() if k != {name!r}}})."
+        )
+    return state.put(name, merged)
+
+
+def _merge(old: Any, fresh: Any, path: str, clashes: list[tuple[str, ...]]) -> Any:
+    if isinstance(old, dict) and isinstance(fresh, dict):
+        merged = {
+            key: _merge(old[key], value, f"{path}/{key}", clashes) if key in old else value
+            for key, value in fresh.items()
+        }
+        return {**merged, **{key: value for key, value in old.items() if key not in fresh}}
+    there = dict(tree_items(old))
+
+    def pick(leaf_path: str, leaf: Any) -> Any:
+        if leaf_path not in there:
+            return leaf
+        found = there[leaf_path]
+        if isinstance(found, Tensor) and isinstance(leaf, Tensor):
+            if found.shape != leaf.shape or found.dtype != leaf.dtype:
+                full = "/".join(part for part in (path, leaf_path) if part)
+                clashes.append((full, short(found), short(leaf)))
+        return found
+
+    return map_with_path(pick, fresh)

@@ -1,0 +1,21 @@
+"""Micro-batches that the user cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fnloop.trees import tree
+
+
+@tree
+class Micro:
+    """A batch that comes as ready-made micro-batches, for `fl.accumulate`.
+
+    Attributes:
+        parts: The micro-batches, in order; their sizes and shapes may differ.
+
+    >>> len(Micro(({"tokens": 1}, {"tokens": 2})).parts)
+    2
+    """
+
+    parts: tuple[Any, ...]

@@ -1,0 +1,14 @@
+"""Every test runs on one thread, and leaves the global random state and the working directory alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path_factory, monkeypatch):
+    """Tests that write into the working directory would litter; they find an empty one."""
+    monkeypatch.chdir(tmp_path_factory.getbasetemp())
