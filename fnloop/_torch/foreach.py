@@ -5,6 +5,8 @@ The ``torch._foreach_*`` functions have no batching rule, so inside ``torch.func
 out of place, unless their name ends in an underscore.
 """
 
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from fnloop._torch.tracing import tracing
 
-Tensors: TypeAlias = Sequence[Tensor]
+Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Scalar: TypeAlias = Any  # a number or a 0-d tensor
 
 
@@ -94,10 +96,10 @@ def lerp(xs: Tensors, ys: Tensors, weight: Scalar) -> list[Tensor]:
     return list(torch._foreach_lerp(xs, ys, weight))
 
 
-def clamp(xs: Tensors, low: float, high: float) -> list[Tensor]:
+def clamp(xs: Tensors, low: Scalar, high: Scalar) -> list[Tensor]:
     """Values cut to ``[low, high]``."""
-    if tracing():
-        return [x.clamp(low, high) for x in xs]
+    if tracing() or isinstance(low, Tensor) or isinstance(high, Tensor):
+        return [x.clamp(_like(low, x), _like(high, x)) for x in xs]
     return list(torch._foreach_clamp_max(torch._foreach_clamp_min(xs, low), high)) if xs else []
 
 
@@ -147,7 +149,8 @@ def unscale_(xs: Tensors, factor: Tensor) -> Tensor:
 
 def differentiated(values: Iterable[Any]) -> bool:
     """Whether autograd records what is computed from these tensors and numbers."""
-    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
+    tensors = (v for v in values if isinstance(v, Tensor))
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def select(condition: Tensor, xs: Tensors, ys: Tensors) -> list[Tensor]:

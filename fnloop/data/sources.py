@@ -12,11 +12,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fnloop._torch.random import seeded
-from fnloop.data.batches import START, Batches, is_columns
+from fnloop.data.batches import START, Batches
+from fnloop.data.readers import is_columns
 from fnloop.values import Cursor, fold
 
 _END = object()
-_Epochs = Callable[[int, int], Iterable[Any]]  # (epoch, seed) -> batches
+_Epochs = Callable[[int], Iterable[Any]]
 
 
 @runtime_checkable
@@ -72,12 +73,14 @@ def as_source(data: Any) -> Source:
     Cursor(epoch=1, index=0, count=2) b
     Cursor(epoch=1, index=1, count=3) a
     """
+    if isinstance(data, type):
+        raise TypeError(f"Data is an object, not a class; create one: {data.__name__}(...).")
     if isinstance(data, Source):
         return data
     if is_columns(data):
         return Batches(data, batch_size=1 << 62, shuffle=False)
     if isinstance(data, DataLoader):
-        return _Again(_loader_epochs(data), _length(data), in_process=data.num_workers == 0)
+        return _Loader(data)
     if _is_dataset(data):
         raise TypeError(
             f"{type(data).__name__} is a dataset of single examples, and training takes batches. "
@@ -86,8 +89,8 @@ def as_source(data: Any) -> Source:
     if isinstance(data, Iterator):
         return _Once(data)
     if isinstance(data, Iterable) and not isinstance(data, str | bytes):
-        return _Again(lambda epoch, seed: data, _length(data))
-    if callable(data) and not isinstance(data, type):
+        return _Again(lambda epoch: data, _length(data))
+    if callable(data):
         return _Again(_function_epochs(data), None)
     raise TypeError(
         f"{type(data).__name__} is no data. Give fl.Batches, a DataLoader, a list or other "
@@ -115,41 +118,69 @@ def one_epoch(data: Any, key: int = 0) -> Generator[Any, None, None]:
 class _Again:
     """Data that is started anew with each epoch and skipped to the cursor's index."""
 
-    def __init__(self, epochs: _Epochs, batches: int | None, in_process: bool = True) -> None:
+    def __init__(self, epochs: _Epochs, batches: int | None) -> None:
         self.batches = batches
         self._epochs = epochs
-        self._in_process = in_process
 
     def iterate(
         self, cursor: Cursor = START, key: int = 0
     ) -> Generator[tuple[Cursor, Any], None, None]:
         epoch, index, count = cursor
         while True:
-            items = self._items(epoch, key)
-            skipped = sum(1 for _ in itertools.islice(items, index))
-            batch = next(items, _END)
-            if batch is _END:
-                raise ValueError(_too_short(epoch, index, skipped))
-            for following in items:
-                index, count = index + 1, count + 1
-                yield Cursor(epoch, index, count), batch
-                batch = following
+            with closing(self._read(epoch, fold(key, epoch))) as items:
+                skipped = sum(1 for _ in itertools.islice(items, index))
+                batch = next(items, _END)
+                if batch is _END:
+                    raise ValueError(_too_short(epoch, index, skipped))
+                for following in items:
+                    index, count = index + 1, count + 1
+                    yield Cursor(epoch, index, count), batch
+                    batch = following
             epoch, index, count = epoch + 1, 0, count + 1
             yield Cursor(epoch, index, count), batch
 
-    def _items(self, epoch: int, key: int) -> Iterator[Any]:
-        seed = fold(key, epoch)
+    def _read(self, epoch: int, seed: int) -> Generator[Any, None, None]:
         with seeded(seed):
-            items = iter(self._epochs(epoch, seed))
+            items = iter(self._epochs(epoch))
         for index in itertools.count():
-            if self._in_process:
-                with seeded(fold(seed, index)):
-                    item = next(items, _END)
-            else:  # Worker processes have seeds of their own, drawn above.
+            with seeded(fold(seed, index)):
                 item = next(items, _END)
             if item is _END:
                 return
             yield item
+
+
+class _Loader(_Again):
+    """A ``DataLoader``, whose shuffle is made a function of the epoch's seed."""
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__(lambda epoch: loader, _length(loader))
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        self._loader = loader
+        self._samplers: list[Any] = [
+            loader.sampler,
+            batch_sampler,
+            getattr(batch_sampler, "sampler", None),
+        ]
+
+    def _read(self, epoch: int, seed: int) -> Generator[Any, None, None]:
+        for part in (*self._samplers, self._loader.dataset):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        # Without a generator, a sampler takes its seed from the global one, after a draw for new
+        # workers or without one where they persist. So that it does not matter, it is lent one.
+        owners = [part for part in (self._loader, *self._samplers) if hasattr(part, "generator")]
+        borrowers = [part for part in owners if part.generator is None]
+        try:
+            for owner in owners:
+                if owner.generator is None:
+                    owner.generator = torch.Generator()
+                owner.generator.manual_seed(seed)
+            # What worker processes draw follows from the loader's generator.
+            yield from self._loader if self._loader.num_workers else super()._read(epoch, seed)
+        finally:
+            for part in borrowers:
+                part.generator = None
 
 
 class _Once:
@@ -179,23 +210,6 @@ class _Once:
             )
 
 
-def _loader_epochs(loader: Any) -> _Epochs:
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    inner = getattr(batch_sampler, "sampler", None)
-    parts: list[Any] = [loader, loader.sampler, batch_sampler, inner, loader.dataset]
-
-    def epochs(epoch: int, seed: int) -> Iterable[Any]:
-        for part in parts:
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
-            generator: Any = getattr(part, "generator", None)
-            if isinstance(generator, torch.Generator):
-                generator.manual_seed(seed)
-        return loader
-
-    return epochs
-
-
 def _function_epochs(function: Callable[[int], Any]) -> _Epochs:
     name = getattr(function, "__name__", type(function).__name__)
     try:
@@ -208,7 +222,7 @@ def _function_epochs(function: Callable[[int], Any]) -> _Epochs:
     except ValueError:  # a builtin without a signature
         pass
 
-    def epochs(epoch: int, seed: int) -> Iterable[Any]:
+    def epochs(epoch: int) -> Iterable[Any]:
         batches = function(epoch)
         if not isinstance(batches, Iterable):
             raise TypeError(

@@ -66,12 +66,12 @@ def check_metric_names(who: str, names: Iterable[str], available: Mapping[str, A
         if name in available:
             continue
         known = sorted(available)
+        prefix, slash, _ = name.partition("/")
         close = difflib.get_close_matches(name, known, n=1)
         hint = f' Did you mean "{close[0]}"?' if close else ""
-        if not close and "/" in name:
-            prefix = name.partition("/")[0]
+        if slash and not any(other.startswith(prefix + slash) for other in known):
             hint = (
-                f' Nothing in this run adds metrics named "{prefix}/...": put '
+                f' No callback before it adds metrics named "{prefix}/...": put '
                 f'fl.every(..., fl.validate(loss, data, name="{prefix}")) before it in callbacks.'
             )
         raise ValueError(

@@ -33,7 +33,7 @@ def hyperparameters(step: Any) -> dict[str, Any]:
 
 def _walk(node: Any, prefix: str, skip: tuple[str, ...] = ("name",)) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Optimizer):
-        prefix = node.name
+        prefix = getattr(node, "name", prefix)
     if is_tree(node):
         for field in dataclasses.fields(node):
             if field.name not in skip:

@@ -64,7 +64,7 @@ def fit(
         steps=steps,
         epochs=epochs,
         seconds=seconds,
-        callbacks=[*callbacks, interrupt, history],
+        callbacks=[history, *callbacks, interrupt],
         config={**hyperparameters(step), **(config or {})},
     )
     with interrupt.listening():

@@ -69,7 +69,7 @@ class History(Effect):
 
     def close(self, status: str) -> None:
         self.status = status
-        self.reason = reason_in(self._latest) if status == "stopped" else ""
+        self.reason = reason_in(self._latest, status)
         point = self._points.rest()
         if point is not None:
             self._waiting.append(point)

@@ -26,7 +26,7 @@ def draw(history: History, path: str | Path | None, names: Sequence[str] | None)
             "history.plot() needs matplotlib, which is not installed: pip install fnloop[plot]"
         ) from error
     panels = _panels(history, names)
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(max(4.6 * columns, 5.2), 3.2 * lines), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
@@ -65,6 +65,8 @@ def _panel(axes: Any, title: str, curves: dict[str, str], history: History) -> N
     axes.set_ylabel(title, fontsize=9, color=_GREY)
     axes.tick_params(labelsize=8.5, color=_GREY, labelcolor=_GREY)
     axes.margins(x=0.02)
+    axes.ticklabel_format(axis="y", scilimits=(-3, 5))
+    axes.yaxis.get_offset_text().set(fontsize=8.5, color=_GREY)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

@@ -47,14 +47,18 @@ class Points:
         self.every = every
         self._fold_after = fold_after
         self._parts: list[Metrics] = []
-        self._always: set[str] | None = None
+        self._always: set[str] = set()
+        self._begun = False
         self._cursor = [0, 0, 0]
 
     def add(self, state: State, metrics: Metrics) -> Point | None:
         """Take in one step; return the point that it completes, if it completes one."""
         self._parts.append(metrics)
         self._cursor = cursor = state.cursor.tolist()
-        surprising = metrics.keys() != self._always and self._surprising(metrics)
+        surprising = (
+            metrics.keys() != self._always  # pyright: ignore[reportUnnecessaryComparison]
+            and self._surprising(metrics)
+        )
         if surprising or not cursor[1] or not cursor[2] % self.every:
             return self.rest()
         if len(self._parts) >= self._fold_after:
@@ -75,8 +79,8 @@ class Points:
         return point
 
     def _surprising(self, metrics: Metrics) -> bool:
-        if self._always is None:
-            self._always = set(metrics)
+        if not self._begun:
+            self._begun, self._always = True, set(metrics)
         self._always.intersection_update(metrics)
         return any("/" in name and name not in self._always for name in metrics)
 
@@ -108,7 +112,7 @@ def fold(parts: Sequence[Metrics]) -> dict[str, Any]:
 
 def _fold(column: list[Any]) -> Any:
     kind = type(column[0])
-    if len(column) == 1 or kind is Last:
+    if len(column) == 1 or kind is Last or kind is Stop:
         return column[-1]
     if kind is Mean:
         total = _total([metric.total for metric in column])
@@ -177,8 +181,10 @@ def _entries(metrics: Metrics) -> Iterable[tuple[str, Any]]:
                     yield label, float(entry)
 
 
-def reason_in(metrics: Metrics) -> str:
-    """Why these metrics ask for a stop; empty if they do not."""
+def reason_in(metrics: Metrics, status: str) -> str:
+    """Why a run with these last metrics ended so; empty where none of them asked for it."""
+    if status not in ("stopped", "interrupted"):
+        return ""
     return next((m.reason for m in metrics.values() if isinstance(m, Stop) and m), "")
 
 

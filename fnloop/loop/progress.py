@@ -83,7 +83,7 @@ class progress(Effect):
         if self._parts:
             self._latest = self._parts[-1]
         cursor = self._read()
-        reason = reason_in(self._latest) if status == "stopped" else ""
+        reason = reason_in(self._latest, status)
         seconds = time.perf_counter() - self._began
         drawn = cursor.count - self._start.count
         line = "  ".join(

@@ -1,5 +1,36 @@
 """Optimizers, gradient transforms and schedules."""
 
+from fnloop.optim.adadelta import adadelta as adadelta
+from fnloop.optim.adafactor import adafactor as adafactor
+from fnloop.optim.adagrad import adagrad as adagrad
 from fnloop.optim.adam import adam as adam
 from fnloop.optim.adam import adamw as adamw
+from fnloop.optim.adamax import adamax as adamax
 from fnloop.optim.base import Optimizer as Optimizer
+from fnloop.optim.by_label import by_label as by_label
+from fnloop.optim.chain import chain as chain
+from fnloop.optim.from_torch import from_torch as from_torch
+from fnloop.optim.lamb import lamb as lamb
+from fnloop.optim.lion import lion as lion
+from fnloop.optim.masked import masked as masked
+from fnloop.optim.muon import muon as muon
+from fnloop.optim.nadam import nadam as nadam
+from fnloop.optim.radam import radam as radam
+from fnloop.optim.rmsprop import rmsprop as rmsprop
+from fnloop.optim.schedules import Schedule as Schedule
+from fnloop.optim.schedules import constant as constant
+from fnloop.optim.schedules import cosine as cosine
+from fnloop.optim.schedules import exponential as exponential
+from fnloop.optim.schedules import inverse_sqrt as inverse_sqrt
+from fnloop.optim.schedules import join as join
+from fnloop.optim.schedules import linear as linear
+from fnloop.optim.schedules import one_cycle as one_cycle
+from fnloop.optim.schedules import polynomial as polynomial
+from fnloop.optim.schedules import step_decay as step_decay
+from fnloop.optim.schedules import warmup_stable_decay as warmup_stable_decay
+from fnloop.optim.sgd import sgd as sgd
+from fnloop.optim.transforms import add_decayed_weights as add_decayed_weights
+from fnloop.optim.transforms import clip_by_norm as clip_by_norm
+from fnloop.optim.transforms import clip_by_value as clip_by_value
+from fnloop.optim.transforms import freeze as freeze
+from fnloop.optim.transforms import scale_by as scale_by

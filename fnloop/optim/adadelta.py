@@ -54,7 +54,9 @@ class adadelta(Optimizer):
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, rho, eps, decay = (at(v, step) for v in (self.lr, self.rho, self.eps, self.weight_decay))
+        lr, rho, eps, decay = (
+            at(v, step) for v in (self.lr, self.rho, self.eps, self.weight_decay)
+        )
         g = descent(grads, params, decay, self.maximize)
         nu = foreach.lerp(list(own["nu"].values()), foreach.mul(g, g), 1 - rho)
         delta = list(own["delta"].values())

@@ -25,7 +25,7 @@ from fnloop.trees import static, tree
 
 @tree
 class adafactor(Optimizer):
-    """Factored second moments (Shazeer & Stern, 2018, algorithms 4 and 5); ``torch.optim.Adafactor``.
+    """Factored second moments (Shazeer & Stern, 2018, algorithm 5); ``torch.optim.Adafactor``.
 
     As torch's: `lr` is the largest relative step size, and `eps1` bounds the second moment from
     below instead of being added to the squared gradient.
@@ -50,7 +50,7 @@ class adafactor(Optimizer):
 
     lr: Any = 1e-2
     beta2_decay: Any = -0.8
-    eps1: Any = static(None)
+    eps1: Any = static(default=None)
     eps2: Any = 1e-3
     clip_threshold: Any = 1.0
     weight_decay: Any = 0.0

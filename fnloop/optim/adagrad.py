@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from fnloop._torch import foreach
-from fnloop.optim import fused
+from fnloop._torch import foreach, fused
 from fnloop.optim.base import (
     Memory,
     Optimizer,
@@ -36,6 +34,7 @@ class adagrad(Optimizer):
         maximize: Go uphill.
         name: Of its memory and hyperparameters.
 
+    >>> import torch
     >>> optimizer = adagrad(0.1)
     >>> params = {"w": torch.ones(2)}
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
@@ -84,7 +83,7 @@ class adagrad(Optimizer):
             return super().apply(grads, memory, params, step, finite)
         own = memory[self.name]
         new_params, total = fused.copies(params, own["sum"])
-        torch._fused_adagrad_(
+        fused.adagrad_(
             new_params,
             list(grads.values()),
             total,

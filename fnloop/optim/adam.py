@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fnloop._torch import foreach
-from fnloop.optim import fused
+from fnloop._torch import foreach, fused
 from fnloop.optim.base import (
     Memory,
     Optimizer,
@@ -59,9 +58,7 @@ class _Adam(Optimizer):
             nu = foreach.maximum(list(own["nu_max"].values()), nu)
             new["nu_max"] = named(params, nu)
         root = foreach.div(foreach.sqrt(nu), correction(b2, count) ** 0.5)
-        updates = foreach.div(
-            foreach.mul(mu, -lr / correction(b1, count)), foreach.add(root, eps)
-        )
+        updates = foreach.div(foreach.mul(mu, -lr / correction(b1, count)), foreach.add(root, eps))
         if self.decoupled:
             updates = decayed(updates, params, lr, decay)
         return named(params, updates), {**memory, self.name: new}
@@ -83,7 +80,7 @@ class _Adam(Optimizer):
         if apart:
             foreach.mul_(new_params, torch.where(torch.as_tensor(finite), 1 - lr * decay, 1.0))
         count = own["count"] + 1
-        kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        kernel = fused.adamw_ if self.decoupled else fused.adam_
         kernel(
             new_params,
             list(grads.values()),
@@ -101,7 +98,9 @@ class _Adam(Optimizer):
             grad_scale=None,
             found_inf=fused.found_inf(finite),
         )
-        new = {part: named(params, moment) for part, moment in zip(parts, moments, strict=True)}
+        new: dict[str, Any] = {
+            part: named(params, moment) for part, moment in zip(parts, moments, strict=True)
+        }
         new["count"] = fused.counted(own["count"], finite)
         return named(params, new_params), {**memory, self.name: {**own, **new}}
 
@@ -141,7 +140,7 @@ class adam(_Adam):
 
 @tree
 class adamw(_Adam):
-    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019, algorithm 2); ``torch.optim.AdamW``.
+    """Decoupled weight decay (Loshchilov & Hutter, 2019, algorithm 2); ``torch.optim.AdamW``.
 
     Args:
         lr: Learning rate.
@@ -153,8 +152,9 @@ class adamw(_Adam):
         maximize: Go uphill.
         name: Of its memory and hyperparameters.
 
-    >>> adamw(3e-4, weight_decay=0.1)
-    adamw(lr=0.0003, b1=0.9, b2=0.999, eps=1e-08, weight_decay=0.1, amsgrad=False, maximize=False, name='adamw')
+    >>> optimizer = adamw(3e-4, weight_decay=0.1)
+    >>> optimizer.hyperparameters()
+    {'adamw.lr': 0.0003, 'adamw.weight_decay': 0.1}
     """
 
     decoupled: ClassVar[bool] = True
@@ -167,4 +167,3 @@ class adamw(_Adam):
     amsgrad: bool = False
     maximize: bool = False
     name: str = "adamw"
-

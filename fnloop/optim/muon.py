@@ -60,7 +60,7 @@ class muon(Optimizer):
     weight_decay: Any = 0.1
     momentum: Any = 0.95
     nesterov: bool = True
-    ns_coefficients: tuple[float, float, float] = static((3.4445, -4.7750, 2.0315))
+    ns_coefficients: tuple[float, float, float] = static(default=(3.4445, -4.7750, 2.0315))
     ns_steps: int = 5
     eps: Any = 1e-7
     adjust_lr: Literal["original", "match_rms_adamw"] = "original"

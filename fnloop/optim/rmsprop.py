@@ -21,7 +21,7 @@ from fnloop.trees import tree
 
 @tree
 class rmsprop(Optimizer):
-    """RMSprop (Tieleman & Hinton, 2012); centred: Graves, 2013, eq. 38 to 41; ``torch.optim.RMSprop``.
+    """RMSprop (Tieleman & Hinton, 2012; centred: Graves, 2013, eq. 38); ``torch.optim.RMSprop``.
 
     Args:
         lr: Learning rate.
@@ -65,8 +65,7 @@ class rmsprop(Optimizer):
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
         lr, alpha, eps, decay, momentum = (
-            at(v, step)
-            for v in (self.lr, self.alpha, self.eps, self.weight_decay, self.momentum)
+            at(v, step) for v in (self.lr, self.alpha, self.eps, self.weight_decay, self.momentum)
         )
         g = descent(grads, params, decay, self.maximize)
         nu = foreach.lerp(list(own["nu"].values()), foreach.mul(g, g), 1 - alpha)
@@ -76,7 +75,8 @@ class rmsprop(Optimizer):
             new["mu"] = named(params, mu)
             nu = foreach.sub(nu, foreach.mul(mu, mu))
         direction = foreach.div(g, foreach.add(foreach.sqrt(nu), eps))
-        if not is_zero(self.momentum):
+        # A momentum that a schedule has brought to zero still has its memory.
+        if not is_zero(momentum) or "momentum" in own:
             direction = foreach.add(
                 foreach.mul(list(own["momentum"].values()), momentum), direction
             )

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fnloop._torch import foreach
-from fnloop.optim import fused
+from fnloop._torch import foreach, fused
 from fnloop.optim.base import (
     Memory,
     Optimizer,
@@ -78,14 +77,14 @@ class sgd(Optimizer):
             at(v, step) for v in (self.lr, self.momentum, self.dampening, self.weight_decay)
         )
         g = descent(grads, params, decay, self.maximize)
-        if is_zero(self.momentum):
+        # A momentum that a schedule has brought to zero still has its memory.
+        if is_zero(momentum) and "momentum" not in own:
             return named(params, foreach.mul(g, -lr)), memory
-        share, new = 1.0, dict(own)
-        if not is_zero(self.dampening):
-            share = torch.where(own["count"] == 0, 1.0, 1 - dampening)
+        taken, new = g, dict(own)
+        if not is_zero(dampening) or "count" in own:
+            taken = foreach.mul(g, torch.where(own["count"] == 0, 1.0, 1 - dampening))
             new["count"] = own["count"] + 1
-        buffer = foreach.mul(list(own["momentum"].values()), momentum)
-        buffer = foreach.add(buffer, g if is_zero(self.dampening) else foreach.mul(g, share))
+        buffer = foreach.add(foreach.mul(list(own["momentum"].values()), momentum), taken)
         new["momentum"] = named(params, buffer)
         direction = foreach.add(g, foreach.mul(buffer, momentum)) if self.nesterov else buffer
         return named(params, foreach.mul(direction, -lr)), {**memory, self.name: new}
@@ -96,12 +95,13 @@ class sgd(Optimizer):
         if finite is False:
             return params, memory
         lr, momentum, decay = (at(v, step) for v in (self.lr, self.momentum, self.weight_decay))
-        if not is_zero(self.dampening) or not fused.usable(grads, params, lr, momentum, decay):
-            return super().apply(grads, memory, params, step, finite)
         own = memory[self.name]
-        plain = is_zero(self.momentum)
+        damped = not is_zero(self.dampening) or "count" in own
+        if damped or not fused.usable(grads, params, lr, momentum, decay):
+            return super().apply(grads, memory, params, step, finite)
+        plain = is_zero(momentum) and "momentum" not in own
         new_params, *buffers = fused.copies(params, *([] if plain else [own["momentum"]]))
-        torch._fused_sgd_(
+        fused.sgd_(
             new_params,
             list(grads.values()),
             [] if plain else buffers[0],

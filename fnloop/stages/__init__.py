@@ -2,6 +2,7 @@
 
 from fnloop.stages.accumulate import accumulate as accumulate
 from fnloop.stages.amp import amp as amp
+from fnloop.stages.base import Callback as Callback
 from fnloop.stages.base import GradStage as GradStage
 from fnloop.stages.base import Stage as Stage
 from fnloop.stages.base import StepStage as StepStage

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from fnloop.trees import is_tree, tree
-from fnloop.trees.show import short
+from fnloop.trees.show import is_default, short
 from fnloop.values import Grads, State, start
 from fnloop.values.memory import fill
 
@@ -91,7 +91,7 @@ class Stage:
         parts: list[str] = []
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
-            if field.name in ("inner", "loss") or _is_default(field, value):
+            if field.name in ("inner", "loss") or is_default(field, value):
                 continue
             parts.append(f"{field.name}={short(value)}")
         return f"{self.spelling}({', '.join(parts)})"
@@ -228,9 +228,3 @@ def _check_inner(stage: Stage, inner: Any) -> None:
             else "The first thing in a pipe is a loss function."
         )
     raise TypeError(f"{stage.spelling} wraps {wanted}, but was given {got}. {hint}")
-
-
-def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
-    if field.default is dataclasses.MISSING or type(value) is not type(field.default):
-        return False
-    return bool(value == field.default)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fnloop.trees import tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values import Mean, Metric
@@ -132,12 +133,10 @@ def _metrics(extra: Mapping[str, Any], batch: Any, who: Any) -> dict[str, Any]:
 
 def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
     if isinstance(value, Mean):
-        total = value.total
-        if isinstance(total, Tensor):
-            total = total.detach().to(torch.float64)
-        return Mean(total, value.weight)
+        total, weight = _detached(value.total), _detached(value.weight)
+        return Mean(total.to(torch.float64) if isinstance(total, Tensor) else total, weight)
     if isinstance(value, Metric):
-        return value
+        return tree_map(_detached, value)
     if isinstance(value, (int, float)):
         value = torch.tensor(float(value))
     if isinstance(value, Tensor) and not value.ndim:
@@ -147,6 +146,10 @@ def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
         f"The metric {name!r} of {_name(who)} is {short(value)}; a metric is a scalar (a mean over the batch's "
         "examples), or one of fl.Mean, fl.Sum, fl.Max, ... ."
     )
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _name(who: Any) -> str:

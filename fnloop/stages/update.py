@@ -134,7 +134,7 @@ def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], 
     >>> int(new.step), float(metrics["sgd.lr"]), float(metrics["skipped"])
     (1, 0.1, 0.0)
     >>> new, metrics = step(state, torch.full((3, 2), torch.inf))
-    >>> new.params == state.params, float(metrics["skipped"])
+    >>> fl.tree_equal(new.params, state.params), float(metrics["skipped"])
     (True, 1.0)
     """
     return functools.partial(Update, optimizer=optimizer, name=name)

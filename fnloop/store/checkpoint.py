@@ -23,8 +23,8 @@ class checkpoint(Effect):
     With a monitor, a state is saved when the monitored metric is reported (after validation) and
     is among the `keep` best; and the newest one at each occasion and at the end. Without one, the
     newest `keep` are kept. A checkpoint is deleted only after the one that takes its place is on
-    the disk (which needs room for one more). If saving fails in the middle of a run (a full disk), that is warned of, the run goes
-    on, and it is tried again at the next occasion.
+    the disk, which needs room for one more. If saving fails in the middle of a run (a full disk),
+    that is warned of, the run goes on, and it is tried again at the next occasion.
 
     Args:
         folder: Where checkpoints go; no other run should write there at the same time.
@@ -86,13 +86,12 @@ class checkpoint(Effect):
     def open(self, run: Run) -> None:
         """Find out before training that the folder cannot be written."""
         self.folder = self.folder.absolute()
-        for other in run.effects:
-            if isinstance(other, checkpoint) and other is not self:
-                if other.folder.absolute() == self.folder:
-                    raise ValueError(
-                        f"Two checkpoint effects write to {self.folder}, and would delete each "
-                        "other's checkpoints; give each a folder of its own."
-                    )
+        others = [e for e in run.effects if isinstance(e, checkpoint) and e is not self]
+        if any(other.folder.absolute() == self.folder for other in others):
+            raise ValueError(
+                f"Two checkpoint effects write to {self.folder}, and would delete each other's "
+                "checkpoints; give each a folder of its own."
+            )
         prepare(self.folder)
         leaves_of(run.state)
         sweep(self.folder)
@@ -119,7 +118,7 @@ class checkpoint(Effect):
         if self.unit == "step":
             due = count % self.every == 0
         else:
-            due = index == 0 and epoch % self.every == 0
+            due = index == 0 and count > 0 and epoch % self.every == 0
         score = self._score(metrics) if self.monitor else None
         if score is not None or (due and self._newest != 0):
             try:
@@ -161,8 +160,8 @@ class checkpoint(Effect):
 
     def recall(self, memo: Mapping[str, Any]) -> None:
         top = TopK(self._top.keep, self._top.mode)
-        known = {*memo["recent"], *memo["unneeded"]}
-        best = {count for count, _ in memo["best"]}
+        recent, best = memo["recent"], {count for count, _ in memo["best"]}
+        known = {*recent, *memo["unneeded"]}
         if (memo["monitor"], memo["mode"]) == (self.monitor, top.mode):
             known |= best
             for count, score in memo["best"]:
@@ -174,9 +173,9 @@ class checkpoint(Effect):
                 "the best so far stay on the disk.",
                 stacklevel=2,
             )
-            known -= best
+            known, recent = known - best, [count for count in recent if count not in best]
         self._top = top
-        self._recent = self._trim(tuple(memo["recent"]))
+        self._recent = self._trim(tuple(recent))
         self._unneeded = tuple(sorted(known - {*top.counts, *self._recent}))
 
     def _consider(self, state: State, score: float | None, due: bool, status: str) -> None:

@@ -149,19 +149,21 @@ def commit(temporary: Path, target: Path) -> None:
 
 def discard(target: Path) -> None:
     """Delete a checkpoint; it is gone at once or not at all."""
-    hidden = temporary_of(target)
-    try:
-        os.rename(target, hidden)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(hidden)
+    for path in (target, _old(target)):
+        if path.exists():
+            hidden = temporary_of(target)
+            os.rename(path, hidden)
+            shutil.rmtree(hidden)
 
 
 def sweep(folder: Path) -> None:
-    """Delete what processes that died left half-written or half-deleted."""
-    for path in folder.iterdir():
+    """Tidy up after processes that died: delete what is half-written or half-deleted."""
+    for path in list(folder.iterdir()):
         old = _OLD.fullmatch(path.name)
-        if _LEFTOVER.fullmatch(path.name) or (old and target_of(folder, int(old[1])).exists()):
+        target = target_of(folder, int(old[1])) if old else None
+        if target is not None and not target.exists():
+            os.rename(path, target)  # it stood in for one that never came
+        elif target is not None or _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -184,4 +184,5 @@ def _header(stream: io.BufferedReader, size: int, file: Path) -> tuple[dict[str,
 def _bytes(tensor: Tensor) -> Any:
     """The tensor's bytes, row-major, on the CPU; without a copy where they are there already."""
     dense = tensor.resolve_conj().resolve_neg().cpu().contiguous()
-    return dense.reshape(-1).view(torch.uint8).numpy()
+    # Not reshape(-1): a single element may keep a stride of 2, which view() refuses.
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import logging
 import sys
 import uuid
@@ -126,10 +127,10 @@ def _remote(repo: str) -> bool:
 def _import_aim() -> Any:
     with warnings.catch_warnings():  # its dependencies warn about its dependencies
         warnings.simplefilter("ignore")
-        import aim
-        import aim.sdk.errors
-        import aim.sdk.index_manager
-        from aim.ext.cleanup import AutoClean
+        aim = importlib.import_module("aim")
+        for part in ("aim.sdk.errors", "aim.sdk.index_manager"):
+            importlib.import_module(part)
+        AutoClean = importlib.import_module("aim.ext.cleanup").AutoClean
     if sys.version_info >= (3, 12):
         # Its exit handler starts a thread, which Python 3.12 refuses at exit.
         AutoClean._registered_with_atexit = True

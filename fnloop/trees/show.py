@@ -31,10 +31,12 @@ def short(value: Any) -> str:
     if hasattr(type(value), "__tree_children__"):
         if not getattr(type(value).__repr__, "of_tree", False):  # the class brings its own
             return repr(value)
-        fields = ", ".join(
-            f"{f.name}={short(getattr(value, f.name))}" for f in dataclasses.fields(value)
-        )
-        return f"{type(value).__name__}({fields})"
+        fields = [
+            f"{f.name}={short(getattr(value, f.name))}"
+            for f in dataclasses.fields(value)
+            if not is_default(f, getattr(value, f.name))
+        ]
+        return f"{type(value).__name__}({', '.join(fields)})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {short(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
@@ -44,6 +46,13 @@ def short(value: Any) -> str:
     if callable(value) and hasattr(value, "__qualname__"):
         return value.__qualname__.replace("<locals>.", "")
     return repr(value)
+
+
+def is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field has its default value, and so may be left out where a tree is printed."""
+    if field.default is dataclasses.MISSING or type(value) is not type(field.default):
+        return False
+    return isinstance(value, (int, float, str, type(None))) and value == field.default
 
 
 def tree_show(tree: Any, depth: int = 20) -> str:

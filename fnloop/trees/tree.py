@@ -73,7 +73,7 @@ def tree(cls: type[T]) -> type[T]:
     ...         return self.slope * x + self.intercept
     >>> line = Line(torch.tensor([2.0]))
     >>> line
-    Line(slope=f32[1], intercept=0.0, name='line')
+    Line(slope=f32[1])
     >>> tree_map(lambda leaf: leaf + 1, line)(torch.tensor([1.0]))
     tensor([4.])
     """

@@ -242,7 +242,7 @@ class TreeSkeleton:
 def dissect(model: Any) -> tuple[Skeleton, dict[str, Tensor], dict[str, Tensor]]:
     """Take a model apart: its skeleton, and copies of its parameters and of its buffers."""
     if isinstance(model, nn.Module):
-        _refuse_wrappers(model)
+        _refuse(model)
         params = {name: p.detach().clone() for name, p in model.named_parameters()}
         buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
         return ModuleSkeleton(model), params, buffers
@@ -275,11 +275,6 @@ def _private_copy(module: nn.Module) -> nn.Module:
 
 
 def _placeholder(tensor: Tensor) -> Tensor:
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
-        raise ValueError(
-            "The model has lazy layers that have not seen a batch yet, so their shapes are unknown. "
-            "Run one batch through it first: model(x)."
-        )
     empty = torch.empty_like(tensor, device="meta", requires_grad=False)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(empty, requires_grad=tensor.requires_grad)
@@ -289,7 +284,12 @@ def _placeholder(tensor: Tensor) -> Tensor:
 _WRAPPERS = ("DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel", "OptimizedModule")
 
 
-def _refuse_wrappers(module: nn.Module) -> None:
+def _refuse(module: nn.Module) -> None:
+    if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in module.parameters()):
+        raise ValueError(
+            "The model has lazy layers that have not seen a batch yet, so their shapes are unknown. "
+            "Run one batch through it first: model(x)."
+        )
     kinds: Sequence[str] = [base.__name__ for base in type(module).__mro__]
     wrapper = next((name for name in _WRAPPERS if name in kinds), None)
     if wrapper:

@@ -74,4 +74,4 @@ def choose_params(state: State, name: str | None) -> dict[str, torch.Tensor]:
             f"params={name!r}: that slot holds no parameters. Name the slot of an average, such as "
             '"ema".'
         )
-    return {**state.params, **averaged}
+    return {name: averaged.get(name, p).to(p.dtype) for name, p in state.params.items()}

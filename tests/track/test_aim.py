@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import builtins
 import json
 import math
+import shutil
 import subprocess
 import sys
 import warnings
@@ -19,7 +19,9 @@ from fnloop.values import Cursor, Last, Mean, start
 pytest.importorskip("aim.sdk.index_manager")
 
 
-def drive(effect: track, counts: range, config: dict[str, Any] | None = None, status: str = "completed") -> None:
+def drive(
+    effect: track, counts: range, config: dict[str, Any] | None = None, status: str = "completed"
+) -> None:
     state = start(torch.nn.Linear(2, 1))
     effect.open(Run(step=None, state=state, config=config or {}))
     for count in counts:
@@ -48,52 +50,67 @@ def read(folder: Path) -> dict[str, dict[tuple[str, str], list[tuple[int, float]
     return runs
 
 
-def test_a_run_two_runs_and_a_resumed_run_are_read_back(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from aim import Repo
+
+    folder = tmp_path_factory.mktemp("template")
+    Repo.from_path(str(folder), init=True)
+    return folder
+
+
+@pytest.fixture
+def repository(template: Path, tmp_path: Path) -> Path:
+    """An empty repository; making one takes seconds."""
+    return Path(shutil.copytree(template, tmp_path / "repository"))
+
+
+def test_a_run_two_runs_and_a_resumed_run_are_read_back(repository: Path) -> None:
     from aim import Repo
 
     config = {
         "lr": 0.1,
         "dtype": torch.bfloat16,
-        "path": tmp_path,
+        "path": repository,
         "loss": torch.nn.functional.mse_loss,
         "weights": torch.ones(3, 2),
         "scale": torch.tensor(2.0),
         "nested": {"betas": (0.9, 0.999), "none": None, "nan": math.nan},
     }
-    first = track(Aim(tmp_path, experiment="trial", name="first", tags=["a"]), every=2)
+    first = track(Aim(repository, experiment="trial", name="first", tags=["a"]), every=2)
     drive(first, range(1, 6), config)
-    second = track(Aim(tmp_path), every=5)
+    second = track(Aim(repository), every=5)
     drive(second, range(1, 6))
     memo = json.loads(json.dumps(first.memo()))
 
-    resumed = track(Aim(tmp_path), every=2)
+    resumed = track(Aim(repository), every=2)
     resumed.recall(memo)
     drive(resumed, range(6, 9), config, status="interrupted")
 
     assert resumed.memo() == memo
     a, b = memo[0]["run"], second.memo()[0]["run"]
-    runs = read(tmp_path)
+    runs = read(repository)
     assert set(runs) == {a, b}
     assert runs[a]["loss", "train"] == [(2, 1.5), (4, 3.5), (5, 5.0), (6, 6.0), (8, 7.5)]
     assert runs[a]["loss", "val"] == [(4, 40.0), (8, 80.0)]
     assert runs[a]["lr", "train"] == [(step, 0.1) for step in (2, 4, 5, 6, 8)]
     assert runs[b]["loss", "train"] == [(4, 2.5), (5, 5.0)]
 
-    repo = Repo(str(tmp_path))
+    repo = Repo(str(repository))
     run = repo.get_run(a)
     assert (run.name, run.experiment, run.tags) == ("first", "trial", ["a"])
     assert run["status"] == "interrupted"
     hparams = run["hparams"]
     assert hparams["lr"] == 0.1
     assert hparams["dtype"] == "torch.bfloat16"
-    assert hparams["path"] == str(tmp_path)
+    assert hparams["path"] == str(repository)
     assert hparams["loss"] == "torch.nn.functional.mse_loss"
     assert hparams["weights"] == "torch.float32[3, 2]"
     assert hparams["scale"] == 2.0
     assert hparams["nested"]["betas"] == [0.9, 0.999]
     assert math.isnan(hparams["nested"]["nan"])
     assert repo.list_active_runs() == []
-    assert not list((tmp_path / ".aim" / "meta" / "progress").iterdir())
+    assert not list((repository / ".aim" / "meta" / "progress").iterdir())
     found = repo.query_metrics("metric.name == 'loss' and metric.context.subset == 'val'")
     assert {metric.run.hash for metrics in found.iter_runs() for metric in metrics} == {a, b}
 
@@ -111,8 +128,8 @@ def one(folder, rank, barrier):
     tracker.close("completed")
 
 context = multiprocessing.get_context("fork")  # none has opened the repository yet
-barrier = context.Barrier(4)
-children = [context.Process(target=one, args=(sys.argv[1], rank, barrier)) for rank in range(4)]
+barrier = context.Barrier(3)
+children = [context.Process(target=one, args=(sys.argv[1], rank, barrier)) for rank in range(3)]
 for child in children:
     child.start()
 for child in children:
@@ -129,28 +146,21 @@ def test_processes_may_open_a_fresh_repository_at_once(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     losses = sorted(run["loss", "train"][0] for run in read(tmp_path).values())
-    assert losses == [(1, 0.0), (1, 1.0), (1, 2.0), (1, 3.0)]
+    assert losses == [(1, 0.0), (1, 1.0), (1, 2.0)]
 
 
-def test_a_run_that_is_not_there_is_started_anew(tmp_path: Path) -> None:
-    effect = track(Aim(tmp_path), every=1)
+def test_a_run_that_is_not_there_is_started_anew(repository: Path) -> None:
+    effect = track(Aim(repository), every=1)
     effect.recall([{"tracker": "Aim", "run": "0" * 24}])
     with pytest.warns(UserWarning, match="no run 0000.* a new run is started"):
         drive(effect, range(1, 2))
-    assert list(read(tmp_path)) == [effect.memo()[0]["run"]]
+    assert list(read(repository)) == [effect.memo()[0]["run"]]
 
 
 def test_without_aim_the_run_goes_to_a_file_with_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "aim" or name.startswith("aim."):
-            raise ImportError("No module named 'aim'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "aim", None)
     effect = track(Aim(tmp_path), every=2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

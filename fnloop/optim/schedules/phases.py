@@ -29,7 +29,7 @@ class one_cycle(Schedule):
         ValueError: There is no room for a phase, or `anneal` is unknown.
 
     >>> schedule = one_cycle(1.0, steps=101, pct_start=0.5)
-    >>> schedule(0), round(schedule(50), 3), round(schedule(100), 6)
+    >>> round(schedule(0), 3), round(schedule(50), 3), round(schedule(100), 6)
     (0.04, 1.0, 4e-06)
     """
 
@@ -59,7 +59,9 @@ class one_cycle(Schedule):
         up, last = self.pct_start * self.steps - 1, self.steps - 1
         rise = self._between(low, self.peak, fraction(step, 0, up))
         if not self.three_phase:
-            return where(step <= up, rise, self._between(self.peak, lowest, fraction(step, up, last)))
+            return where(
+                step <= up, rise, self._between(self.peak, lowest, fraction(step, up, last))
+            )
         down = 2 * self.pct_start * self.steps - 2
         fall = self._between(self.peak, low, fraction(step, up, down))
         tail = self._between(low, lowest, fraction(step, down, last))
@@ -123,6 +125,7 @@ class join(Schedule):
         TypeError: Something in `schedules` is not one (a bare number: use `fl.constant`).
         ValueError: There is not one boundary fewer than schedules, or they do not increase.
 
+    >>> from fnloop.optim import constant, linear
     >>> schedule = join((linear(0.0, 1.0, steps=10), constant(1.0), constant(0.1)), (10, 50))
     >>> [schedule(step) for step in (5, 49, 50)]
     [0.5, 1.0, 0.1]

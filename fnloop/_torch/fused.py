@@ -1,13 +1,25 @@
-"""What the optimizers with a fused kernel share."""
+"""torch's fused optimizer kernels, and what their callers share."""
+
+# pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
+
+from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from fnloop._torch import foreach
 from fnloop._torch.tracing import tracing
-from fnloop.optim.base import Number, Tensors
+
+Tensors: TypeAlias = dict[str, Tensor]
+Number: TypeAlias = float | Tensor
+
+adam_ = torch._fused_adam_
+adamw_ = torch._fused_adamw_
+sgd_ = torch._fused_sgd_
+adagrad_ = torch._fused_adagrad_
 
 
 def usable(grads: Tensors, params: Tensors, lr: Number, *others: Number) -> bool:
@@ -41,12 +53,12 @@ def copies(*groups: Tensors) -> list[list[Tensor]]:
     ends = [0]
     for group in groups:
         ends.append(ends[-1] + len(group))
-    return [fresh[i:j] for i, j in zip(ends, ends[1:], strict=False)]
+    return [fresh[i:j] for i, j in pairwise(ends)]
 
 
 def found_inf(finite: bool | Tensor) -> Tensor | None:
     """The flag that makes a fused kernel leave everything as it is: float32[], or None."""
-    return None if finite is True else torch.logical_not(finite).float()
+    return None if finite is True else torch.logical_not(torch.as_tensor(finite)).float()
 
 
 def counted(count: Tensor, finite: bool | Tensor) -> Tensor:

@@ -1,0 +1,7 @@
+"""``python -m fnloop``: the command line."""
+
+import sys
+
+from fnloop.cli import main
+
+sys.exit(main())

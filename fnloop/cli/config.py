@@ -1,0 +1,114 @@
+"""``config.yaml``: a run's recipe and the values of its flags."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fnloop.cli.errors import Problem, shown, usage
+
+NAME = "config.yaml"
+
+
+class Config:
+    """A configuration file, read and checked as far as that goes without the recipe.
+
+    Attributes:
+        path: The file.
+        values: Its entries, as YAML gives them.
+        lines: The line of each entry.
+
+    Raises:
+        Problem: It cannot be read, is no YAML, or no mapping.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise usage(f"There is no configuration file {shown(path)}.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is not text in UTF-8"
+            raise usage(f"The configuration {shown(path)} cannot be read: {why}.") from None
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise usage(_malformed(path, error)) from None
+        if not isinstance(values, dict | None):
+            raise usage(
+                f"{shown(path)} is no configuration: it holds a {type(values).__name__}; expected "
+                "lines such as\n  lr: 0.001"
+            )
+        self.values: dict[str, Any] = {str(key): value for key, value in (values or {}).items()}
+        entries = node.value if isinstance(node, yaml.MappingNode) else []
+        self.lines = {str(key.value): key.start_mark.line + 1 for key, _ in entries}
+
+    def where(self, key: str) -> str:
+        """The place of an entry, ``file:line``."""
+        return f"{shown(self.path)}:{self.lines.get(key, 1)}"
+
+    def recipe(self) -> Path | None:
+        """The recipe file that it names, relative to its own folder; None if it names none."""
+        named = self.values.get("recipe")
+        return None if named is None else self.path.parent / str(named)
+
+    def check_keys(self, flags: Iterable[str], who: str) -> None:
+        """Each entry is a flag of the recipe.
+
+        Raises:
+            Problem: One is not.
+        """
+        known = [*flags, "recipe"]
+        for key in self.values:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise usage(
+                    f"{self.where(key)}: {who} has no flag {key!r}.{hint} "
+                    f"It has: {', '.join(known[:-1]) or 'none'}."
+                )
+
+
+def dump(recipe: Path, flags: Mapping[str, Any], folder: Path) -> str:
+    """The text of a configuration file that lies in `folder`."""
+    recipe, folder = recipe.resolve(), folder.resolve()
+    try:
+        named = Path(os.path.relpath(recipe, folder)).as_posix()
+    except ValueError:  # another drive of Windows
+        named = recipe.as_posix()
+    entries = {"recipe": named, **flags}
+    return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+
+def write(recipe: Path, flags: Mapping[str, Any], folder: Path) -> None:
+    """Write ``config.yaml`` into `folder`, which is made as needed.
+
+    Raises:
+        Problem: It cannot be written.
+    """
+    text = "# Written by fnloop fit, which takes it again: fnloop fit --config THIS_FILE\n"
+    temporary = folder / f".{NAME}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text + dump(recipe, flags, folder), encoding="utf-8")
+        os.replace(temporary, folder / NAME)
+    except OSError as error:
+        raise Problem(
+            f"The run folder {shown(folder)} cannot be written ({error.strerror}). The usual cause "
+            "is a read-only place, or a file where a folder should be; choose another folder."
+        ) from None
+
+
+def _malformed(path: Path, error: yaml.YAMLError) -> str:
+    place, problem = shown(path), str(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        place += f":{error.problem_mark.line + 1}"
+        problem = error.problem or problem
+    return f"{place}: this is not YAML: {problem}. Expected lines such as\n  lr: 0.001"

@@ -1,0 +1,71 @@
+"""What goes wrong, as messages."""
+
+from __future__ import annotations
+
+import linecache
+import sysconfig
+import traceback
+from pathlib import Path
+
+_FNLOOP = Path(__file__).resolve().parents[1]
+_STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
+
+
+class Problem(Exception):
+    """Something for the user to read, without a traceback.
+
+    Args:
+        message: What is wrong and what to do.
+        code: The process's exit code: 1, or 2 for a wrong command line.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def usage(message: str) -> Problem:
+    """A `Problem` of the command line itself."""
+    return Problem(message, code=2)
+
+
+def describe(error: BaseException) -> str:
+    """An exception as a message: what it says, and the last line of the user's own code."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    if not text or not (frames and _is_fnloop(frames[-1].filename)):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename:
+        # Its own text would name the line a second time.
+        where = f"\n  {shown(Path(error.filename))}:{error.lineno}\n    {(error.text or '').strip()}"
+        return f"{type(error).__name__}: {error.msg}{where}"
+    own = [frame for frame in frames if _is_own(frame.filename)]
+    if own:
+        line = linecache.getline(own[-1].filename, own[-1].lineno or 0).strip()
+        place = f"{shown(Path(own[-1].filename))}:{own[-1].lineno}, in {own[-1].name}"
+        text += f"\n  {place}" + (f"\n    {line}" if line else "")
+    return text
+
+
+def shown(path: Path) -> str:
+    """A path for people: relative where it lies below the working directory."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd())) or "."
+    except ValueError:
+        return str(path)
+
+
+def _is_own(filename: str) -> bool:
+    """Whether a file is the user's: not fnloop's, not installed, not Python's."""
+    if filename.startswith("<"):
+        return False
+    path = Path(filename).resolve()
+    return (
+        not _is_fnloop(filename)
+        and not {"site-packages", "dist-packages"} & set(path.parts)
+        and not path.is_relative_to(_STDLIB)
+    )
+
+
+def _is_fnloop(filename: str) -> bool:
+    return Path(filename).resolve().is_relative_to(_FNLOOP)

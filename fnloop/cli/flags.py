@@ -1,0 +1,197 @@
+"""From arguments to a recipe's flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from fnloop.cli.config import Config
+from fnloop.cli.errors import usage
+from fnloop.cli.source import RESERVED, parameters
+
+_WORDS = ("true", "false", "yes", "no", "on", "off")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """The values of a recipe's flags.
+
+    Attributes:
+        values: As the function ``recipe`` takes them.
+        plain: As YAML and JSON hold them.
+    """
+
+    values: dict[str, Any]
+    plain: dict[str, Any]
+
+
+def recipe_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The recipe file among the arguments of ``fit``, and the other arguments.
+
+    It is the one that ends in ``.py``, wherever it stands; or else the first argument.
+
+    >>> recipe_of(["--lr", "0.1", "a.py"])
+    ('a.py', ['--lr', '0.1'])
+    >>> recipe_of(["--config", "a.yaml", "--lr", "0.1"])
+    (None, ['--config', 'a.yaml', '--lr', '0.1'])
+    """
+    rest = list(arguments)
+    named = [i for i, a in enumerate(rest) if a.endswith(".py") and not a.startswith("-")]
+    if not named and rest and not rest[0].startswith("-"):
+        named = [0]
+    return (rest.pop(named[0]) if named else None), rest
+
+
+def configs_in(arguments: Sequence[str]) -> list[Config]:
+    """The configuration files among the arguments, in their order.
+
+    Raises:
+        Problem: One cannot be read.
+    """
+    return [Config(Path(path)) for path in _split_configs(arguments)[0]]
+
+
+def parse(
+    parser: ArgumentParser, function: Callable[..., Any], arguments: Sequence[str], who: str
+) -> Flags:
+    """Read the flags of a recipe; what stands on the command line wins over configurations.
+
+    Args:
+        parser: Of ``fit``, with the function's flags.
+        function: The recipe's.
+        arguments: Without the recipe file.
+        who: Its name, for messages.
+
+    Raises:
+        Problem: An argument, or an entry of a configuration, is wrong.
+    """
+    names = list(parameters(function))
+    configs = configs_in(arguments)
+    for config in configs:
+        config.check_keys(names, who)
+    files, rest = _split_configs(arguments)
+    tidied = list(_tidy(rest, function))
+    given = [token for file in files for token in ("--config", file)] + tidied
+    try:
+        parsed = parser.parse_args(given)
+        ready = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise usage(explain(str(error), parser, tidied, configs, function)) from None
+    text = parser.dump(parsed, format="yaml", skip_unset=False)
+    plain: dict[str, Any] = yaml.safe_load(text)
+    return Flags({name: ready[name] for name in names}, {name: plain[name] for name in names})
+
+
+def explain(
+    error: str,
+    parser: ArgumentParser,
+    arguments: Sequence[str] = (),
+    configs: Sequence[Config] = (),
+    function: Callable[..., Any] | None = None,
+) -> str:
+    """What the parser says, in other words."""
+    options = [o for action in parser._actions for o in action.option_strings if o[:2] == "--"]
+    if match := re.match(r"unrecognized arguments: (.*)", error, re.DOTALL):
+        return _unknown(match[1].split(), options)
+    if match := re.match(r"(?:argument )?(--[\w.-]+).*: expected one argument", error):
+        kind = _kind(match[1][2:], function)
+        return f"{match[1]} needs a value" + (f" ({kind})." if kind else ".")
+    if match := re.match(r"the following arguments are required: (.*)", error):
+        return _required(match[1].split(", "), parser)
+    if match := re.match(r'Parser key "([^"]+)":\s*(.*)', error, re.DOTALL):
+        return _wrong_type(match[1], match[2], arguments, configs, function)
+    return error
+
+
+def _split_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    files, rest = list[str](), list[str]()
+    left = iter(arguments)
+    for token in left:
+        if token == "--config":
+            file = next(left, None)
+            if file is None:
+                raise usage("--config needs a file: the config.yaml of a run, or one of your own.")
+            files.append(file)
+        elif token.startswith("--config="):
+            files.append(token.removeprefix("--config="))
+        else:
+            rest.append(token)
+    return files, rest
+
+
+def _tidy(arguments: Sequence[str], function: Callable[..., Any]) -> Iterator[str]:
+    """``--batch-size`` for ``--batch_size``; ``--flag`` and ``--no-flag`` for booleans."""
+    flags = parameters(function)
+    booleans = {name for name, flag in flags.items() if flag.annotation in (bool, "bool")}
+    for i, token in enumerate(arguments):
+        option, equals, value = token.partition("=")
+        name = option[2:].replace("-", "_")
+        if not token.startswith("--"):
+            yield token
+        elif name in booleans and not equals:
+            following = arguments[i + 1] if i + 1 < len(arguments) else ""
+            yield f"--{name}" if following.lower() in _WORDS else f"--{name}=true"
+        elif name.removeprefix("no_") in booleans and name not in flags:
+            yield f"--{name.removeprefix('no_')}=false"
+        elif name in flags:
+            yield f"--{name}{equals}{value}"
+        elif name in RESERVED:
+            yield f"--{name.replace('_', '-')}{equals}{value}"
+        else:
+            yield token
+
+
+def _unknown(arguments: Sequence[str], options: Iterable[str]) -> str:
+    typed = next((a for a in arguments if a.startswith("-")), None)
+    if typed is None:
+        return f"Unexpected argument {arguments[0]!r}; a flag's value follows its name: --lr 0.1"
+    typed = typed.partition("=")[0]
+    known = [option for option in options if option not in ("--help", "--traceback")]
+    close = difflib.get_close_matches(typed.replace("-", "_"), [o.replace("-", "_") for o in known])
+    match = next((o for o in known if close and o.replace("-", "_") == close[0]), None)
+    hint = f" Did you mean {match}?" if match else ""
+    return f"There is no flag {typed}.{hint} There are: {', '.join(known)}."
+
+
+def _required(names: Sequence[str], parser: ArgumentParser) -> str:
+    positional = {a.dest: a.metavar for a in parser._actions if not a.option_strings}
+    missing = [str(positional.get(name) or f"--{name}") for name in names]
+    return f"Missing: {', '.join(missing)}. Usage: {parser.usage}"
+
+
+def _wrong_type(
+    key: str,
+    what: str,
+    arguments: Sequence[str],
+    configs: Sequence[Config],
+    function: Callable[..., Any] | None,
+) -> str:
+    name = key.partition(".")[0]
+    place = f"--{key}"
+    if not any(argument.partition("=")[0] == place for argument in arguments):
+        origin = next((c for c in reversed(configs) if name in c.values), None)
+        if origin is not None:
+            place = f"{origin.where(name)}: {key}"
+    value = re.search(r"(?:Got|Given) value: (.*)", what)
+    kind = _kind(key, function)
+    if value is None or not kind:
+        return f"{place}: {what}"
+    return f"{place} takes {kind}, got {value[1].strip()!r}."
+
+
+def _kind(name: str, function: Callable[..., Any] | None) -> str:
+    """The type of a flag, for a sentence."""
+    flag = parameters(function).get(name) if function else None
+    if flag is None:
+        return ""
+    if isinstance(flag.annotation, str):
+        return flag.annotation
+    return inspect.formatannotation(flag.annotation)

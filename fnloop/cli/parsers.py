@@ -1,0 +1,133 @@
+"""The commands and their arguments."""
+
+from __future__ import annotations
+
+from argparse import SUPPRESS
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+COMMANDS = {
+    "fit": "Train what a recipe describes.",
+    "resume": "Go on with a run.",
+    "validate": "Evaluate a run on its validation data.",
+    "test": "Evaluate a run on its test data.",
+    "predict": "Write a run's predictions.",
+    "show": "Show a checkpoint, or the checkpoints of a run.",
+    "diff": "Compare two checkpoints, leaf by leaf.",
+}
+
+_USAGE = {
+    "fit": "RECIPE.py [--config FILE.yaml] [--resume] [--print-config] [--FLAG VALUE ...]",
+    "resume": "RUN [--recipe RECIPE.py] [--FLAG VALUE ...]",
+    "validate": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
+    "test": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
+    "predict": "RUN [--output FILE] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
+    "show": "CHECKPOINT_OR_RUN",
+    "diff": "A B",
+}
+
+_RECIPE = "a Python file with a function recipe(...) -> fl.Recipe; its parameters are flags"
+_RUN = "the folder of a run"
+_WHICH = 'which checkpoint: "best", "latest" or its folder; default the best if one was monitored'
+
+
+def top() -> ArgumentParser:
+    """The parser of ``fnloop`` alone, for its help."""
+    parser = _Parser(
+        prog="fnloop",
+        description="Train, evaluate and look at runs. More on each: fnloop COMMAND --help",
+    )
+    commands = parser.add_subcommands(
+        required=False, metavar="COMMAND", title="commands", description=None
+    )
+    for name, help in COMMANDS.items():
+        commands.add_subcommand(name, _Parser(), help=help)
+    parser.add_argument("--version", action="store_true", default=SUPPRESS, help="print the version")
+    return parser
+
+
+def of(
+    command: str, recipe: Callable[..., Any] | None = None, file: str = "RECIPE.py"
+) -> ArgumentParser:
+    """The parser of a command; for ``fit`` and ``resume`` with the flags of a recipe, if given."""
+    parser = _Parser(
+        prog=f"fnloop {command}",
+        usage=f"fnloop {command} {_USAGE[command]}",
+        description=COMMANDS[command],
+        print_config=None,
+    )
+    _ARGUMENTS[command](parser)
+    _switch(parser, "--traceback", "show an error's whole traceback")
+    if recipe is not None:
+        group = parser.add_argument_group(f"flags of {file}")
+        group.add_function_arguments(recipe, as_group=False)
+    elif command == "fit":
+        parser.description = f"{parser.description} For its flags: fnloop fit RECIPE.py --help"
+    return parser
+
+
+class _Parser(ArgumentParser):
+    """Wrong arguments are raised, not printed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(exit_on_error=False, **options)
+
+
+def _fit(parser: ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE.py", default=SUPPRESS, help=_RECIPE)
+    parser.add_argument(
+        "--config",
+        action="config",
+        metavar="FILE.yaml",
+        help="values of flags, as fit leaves them in a run's config.yaml; it may name the recipe",
+    )
+    _switch(parser, "--resume", "go on with the run in the recipe's folder, if there is one")
+    _switch(parser, "--print-config", "print the configuration and exit")
+
+
+def _resume(parser: ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help=f"{_RUN}; its flags may be given anew")
+    parser.add_argument("--config", action="config", help=SUPPRESS)
+    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help="where the recipe is now, if it moved")
+
+
+def _evaluate(parser: ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help=_RUN)
+    parser.add_argument("--checkpoint", metavar="WHICH", default=SUPPRESS, help=_WHICH)
+    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help="where the recipe is now, if it moved")
+
+
+def _predict(parser: ArgumentParser) -> None:
+    _evaluate(parser)
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        default=SUPPRESS,
+        help="a file called .csv, .npy or .npz; by default CSV is printed",
+    )
+
+
+def _show(parser: ArgumentParser) -> None:
+    parser.add_argument("path", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run's folder")
+
+
+def _diff(parser: ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", help="a checkpoint, or a run's folder: then its latest")
+    parser.add_argument("b", metavar="B", help="another")
+
+
+def _switch(parser: ArgumentParser, name: str, help: str) -> None:
+    parser.add_argument(name, action="store_true", default=SUPPRESS, help=help)
+
+
+_ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
+    "fit": _fit,
+    "resume": _resume,
+    "validate": _evaluate,
+    "test": _evaluate,
+    "predict": _predict,
+    "show": _show,
+    "diff": _diff,
+}

@@ -1,0 +1,76 @@
+"""``Recipe``: all that a training run is made of, for the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What the function ``recipe`` of a recipe file returns, and ``fnloop fit FILE.py`` trains.
+
+    The function's parameters are the command's flags, so each has a type; its docstring is their
+    help. It should only build things: what it writes or prints, ``fnloop test`` does again.
+
+    Args:
+        step: A training step: ``fl.pipe(loss, fl.grad, ..., fl.update(optimizer), ...)``.
+        model: Whatever ``step.init`` takes, such as an ``nn.Module`` or a function that builds one.
+        data: `fl.Data`, or training data alone.
+        callbacks: As for `fl.fit`.
+        metrics: What to evaluate, as for `fl.evaluate`; default the step's loss.
+        predict: ``(model, batch) -> output`` for ``fnloop predict``; default ``model(batch)``, or
+            ``model(batch[0])`` where a batch is a tuple or list.
+        epochs, steps: Where training ends; at least one of them to train.
+        params: The slot whose parameters are evaluated, such as ``"ema"``; default the live ones.
+        folder: The run's folder: for its configuration, curves and history. It should also hold the
+            checkpoints. Default the folder of the first `fl.checkpoint` among the callbacks.
+        seed: Of ``step.init``: the root of all randomness.
+
+    >>> import torch, fnloop as fl
+    >>> from fnloop.cli.recipe import Recipe
+    >>> def recipe(lr: float = 0.1, folder: str = "runs/line") -> Recipe:
+    ...     '''Fit a line.
+    ...
+    ...     Args:
+    ...         lr: Learning rate.
+    ...         folder: Of the run.
+    ...     '''
+    ...     loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
+    ...     step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(lr)))
+    ...     x = torch.linspace(-1, 1, 32)[:, None]
+    ...     data = fl.Batches((x, 2 * x + 1), batch_size=8)
+    ...     checkpoint = fl.checkpoint(folder)
+    ...     return Recipe(step, torch.nn.Linear(1, 1), data, [checkpoint], epochs=20, folder=folder)
+    >>> recipe(lr=0.3).step
+    pipe(
+        recipe.<lambda>,
+        grad(),
+        update(sgd(lr=0.3)),
+    )
+    """
+
+    step: Any
+    model: Any
+    data: Any
+    callbacks: Sequence[Any] = ()
+    metrics: Callable[..., Any] | None = None
+    predict: Callable[..., Any] | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    params: str | None = None
+    folder: str | Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.step, "init"):
+            raise TypeError(
+                f"Recipe(step=...) takes a training step, fl.pipe(loss, fl.grad, "
+                f"fl.update(optimizer)); it was given {type(self.step).__name__}."
+            )
+        if not isinstance(self.callbacks, Sequence):
+            raise TypeError(
+                f"Recipe(callbacks=...) takes a list, got {type(self.callbacks).__name__}."
+            )

@@ -1,0 +1,180 @@
+"""Runs on the disk: their folders, checkpoints and recipes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fnloop.cli import config, parsers
+from fnloop.cli.errors import Problem, shown, usage
+from fnloop.cli.flags import parse
+from fnloop.cli.recipe import Recipe
+from fnloop.cli.source import build, load_function
+from fnloop.loop import Effect
+from fnloop.store import best, checkpoint, latest, load, read_manifest
+from fnloop.store.folders import listing
+from fnloop.store.manifest import MANIFEST
+from fnloop.values import State
+
+
+class Run(NamedTuple):
+    """A run of ``fnloop fit``, opened.
+
+    Attributes:
+        folder: The run's.
+        recipe: Made anew from its configuration.
+        checkpoint: The chosen one.
+        state: Loaded from it.
+    """
+
+    folder: Path
+    recipe: Recipe
+    checkpoint: Path
+    state: State
+
+
+def open_run(path: str, which: str | None, recipe_file: str | None) -> Run:
+    """Make a run's recipe again, and load a state.
+
+    Args:
+        path: The run's folder, or one of its checkpoints.
+        which: "best", "latest", a checkpoint's folder, or None: the best if one was monitored.
+        recipe_file: Where the recipe is now, if not where the run's configuration says.
+
+    Raises:
+        Problem: Something of it is missing.
+    """
+    folder = Path(path)
+    if which is None and (folder / MANIFEST).is_file():
+        parents = [p for p in folder.absolute().parents[:2] if (p / config.NAME).is_file()]
+        which, folder = path, parents[0] if parents else folder
+    configuration = configuration_of(folder)
+    file = recipe_of(configuration, recipe_file)
+    function = load_function(file)
+    parser = parsers.of("fit", function, file.name)
+    arguments = ["--config", str(configuration.path)]
+    recipe = build(function, file, parse(parser, function, arguments, file.name).values)
+    chosen = choose(checkpoint_folders(folder, recipe), which, folder)
+    state = recipe.step.init(recipe.model, seed=recipe.seed)
+    return Run(folder, recipe, chosen, load(chosen, like=state))
+
+
+def configuration_of(folder: Path) -> config.Config:
+    """The configuration in a run's folder.
+
+    Raises:
+        Problem: There is none.
+    """
+    if folder.is_dir() and (folder / config.NAME).is_file():
+        return config.Config(folder / config.NAME)
+    if folder.is_dir():
+        fault = f"{shown(folder)} is not the folder of a run: it has no {config.NAME}"
+        hint = ", which fnloop fit writes there."
+    elif folder.is_file():
+        fault, hint = f"{shown(folder)} is a file; expected", " the folder of a run."
+    else:
+        beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+        names = [p.name for p in beside if (p / config.NAME).is_file()]
+        close = difflib.get_close_matches(folder.name, names, n=1)
+        fault = f"There is no run {shown(folder)}."
+        hint = f" Did you mean {shown(folder.parent / close[0])}?" if close else ""
+    raise usage(fault + hint)
+
+
+def recipe_of(configuration: config.Config, recipe_file: str | None) -> Path:
+    """The recipe file of a run.
+
+    Raises:
+        Problem: It is not where the configuration says.
+    """
+    file = Path(recipe_file) if recipe_file else configuration.recipe()
+    if file is None:
+        raise usage(
+            f"{shown(configuration.path)} names no recipe. Add a line recipe: FILE.py, relative to "
+            "its folder, or say --recipe FILE.py."
+        )
+    if not recipe_file and not file.is_file():
+        raise usage(
+            f"The recipe of this run is gone: {configuration.where('recipe')} says "
+            f"{shown(file)}. If it has moved, say --recipe FILE.py."
+        )
+    return file
+
+
+def effects_of(recipe: Recipe) -> Iterator[Effect]:
+    """The recipe's effects, taken out of `fl.every`."""
+    for callback in recipe.callbacks:
+        inner = getattr(callback, "inner", callback)
+        if isinstance(inner, Effect):
+            yield inner
+
+
+def folder_of(recipe: Recipe) -> Path | None:
+    """The folder of the run that a recipe describes."""
+    if recipe.folder is not None:
+        return Path(recipe.folder)
+    return next((e.folder for e in effects_of(recipe) if isinstance(e, checkpoint)), None)
+
+
+def checkpoint_folders(run: Path | None, recipe: Recipe | None = None) -> list[Path]:
+    """Where a run has checkpoints: in its folder or one below, else where its recipe says."""
+    inside = sorted(path for path in run.iterdir() if path.is_dir()) if run and run.is_dir() else []
+    found = [path for path in [*([run] if run else []), *inside] if listing(path)]
+    if found or recipe is None:
+        return found
+    named = [effect.folder for effect in effects_of(recipe) if isinstance(effect, checkpoint)]
+    return [folder for folder in named if listing(folder)]
+
+
+def choose(folders: Sequence[Path], which: str | None, run: Path) -> Path:
+    """A checkpoint of a run.
+
+    Args:
+        folders: Where it has some.
+        which: As for `open_run`.
+        run: For messages.
+
+    Raises:
+        Problem: There is none of that kind.
+    """
+    if which not in (None, "best", "latest"):
+        path = Path(which)
+        if (path / MANIFEST).is_file():
+            return path
+        raise usage(
+            f"--checkpoint {which} is no checkpoint; expected best, latest, or a folder such as "
+            f"{shown(run / 'step-00000100')}."
+        )
+    if which != "latest":
+        found = next((path for folder in folders if (path := best(folder))), None)
+        if found is not None:
+            return found
+        if which == "best":
+            raise Problem(
+                f"{shown(run)} has no best checkpoint: none was saved with a monitored metric, as "
+                'fl.checkpoint(folder, monitor="val/loss") does. Say --checkpoint latest.'
+            )
+    newest = newest_of(folders)
+    if newest is None:
+        raise Problem(
+            f"{shown(run)} has no checkpoint. The usual cause is a recipe without "
+            "fl.checkpoint(folder) among its callbacks, or a run that failed before its first one."
+        )
+    return newest
+
+
+def newest_of(folders: Sequence[Path]) -> Path | None:
+    """The latest checkpoint of all in `folders`."""
+    found = [path for folder in folders if (path := latest(folder))]
+    return max(found, key=lambda path: path.name, default=None)
+
+
+def told(path: Path) -> str:
+    """A checkpoint for people: where it is, when it was saved, what made it the best."""
+    manifest = read_manifest(path)
+    cursor, monitor = manifest["cursor"], manifest["monitor"]
+    epoch = cursor["epoch"] + bool(cursor["index"])
+    text = f"{shown(path)} (epoch {epoch}, {cursor['count']} batches"
+    return text + (f", {monitor['name']} {monitor['value']:.4g})" if monitor else ")")

@@ -1,0 +1,110 @@
+"""From a recipe file to a recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import inspect
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fnloop.cli.errors import Problem, shown, usage
+from fnloop.cli.recipe import Recipe
+
+EXAMPLE = "def recipe(lr: float = 1e-3) -> fl.Recipe: ..."
+RESERVED = ("config", "help", "print_config", "recipe", "resume", "traceback")
+
+
+def load_function(path: Path) -> Callable[..., Any]:
+    """The function ``recipe`` of a recipe file.
+
+    The file becomes a module under a name that no other module has, and leaves no ``__pycache__``
+    behind; while it is imported, modules beside it can be imported too.
+
+    Raises:
+        Problem: There is no such file or function, or the function cannot have flags.
+        Exception: Whatever the file itself raises.
+    """
+    if not path.is_file():
+        raise usage(_missing(path))
+    path = path.resolve()
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    module = types.ModuleType(f"_recipe_{path.stem}_{digest}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    with _beside(path):
+        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), module.__dict__)
+    function = getattr(module, "recipe", None)
+    if not callable(function):
+        raise usage(
+            f"{shown(path)} has no function recipe. A recipe file defines one, whose parameters "
+            f"are the flags:\n  {EXAMPLE}"
+        )
+    _check_parameters(function, path)
+    return function
+
+
+def build(function: Callable[..., Any], path: Path, values: Mapping[str, Any]) -> Recipe:
+    """Call the function with the flags' values.
+
+    Raises:
+        Problem: It returns something else than a recipe.
+        Exception: Whatever it raises.
+    """
+    with _beside(path.resolve()):
+        recipe = function(**values)
+    if not isinstance(recipe, Recipe):
+        raise Problem(
+            f"recipe() in {shown(path)} must return fl.Recipe(step, model, data, ...); it returned "
+            f"{type(recipe).__name__}."
+        )
+    return recipe
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The function's parameters: the flags."""
+    return dict(inspect.signature(function).parameters)
+
+
+def _check_parameters(function: Callable[..., Any], path: Path) -> None:
+    for name, parameter in parameters(function).items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            fault = f"takes *{name}, but each flag is a parameter of its own"
+        elif parameter.kind is parameter.POSITIONAL_ONLY:
+            fault = f"takes {name} by position only, and flags have names"
+        elif name in RESERVED:
+            fault = f"has a parameter {name!r}, and --{name.replace('_', '-')} is fnloop's own"
+        elif parameter.annotation is parameter.empty:
+            default = parameter.default
+            kind = "float" if default is parameter.empty else type(default).__name__
+            fault = f"has a parameter {name!r} without a type; write {name}: {kind}"
+        else:
+            continue
+        raise usage(f"recipe() in {shown(path)} {fault}. For example:\n  {EXAMPLE}")
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Import as a script of that folder would, but write no ``__pycache__``."""
+    folder, writes = str(path.parent), sys.dont_write_bytecode
+    sys.path.insert(0, folder)
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = writes
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _missing(path: Path) -> str:
+    if path.is_dir():
+        return f"{shown(path)} is a folder; expected a recipe, which is a Python file:\n  {EXAMPLE}"
+    beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    hint = f" Did you mean {shown(path.parent / close[0])}?" if close else ""
+    return f"There is no recipe {shown(path)}.{hint}"

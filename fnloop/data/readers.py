@@ -1,0 +1,132 @@
+"""How examples are taken out of data: by position, from tensors or from a dataset."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import optree
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset, default_collate
+
+from fnloop._torch.random import seeded
+from fnloop.trees import is_tree, tree_leaves, tree_paths
+from fnloop.trees.show import short
+
+
+def is_columns(data: Any) -> bool:
+    """Whether `data` is, by its outermost type, a pytree of tensors rather than a dataset."""
+    return isinstance(data, (Tensor, np.ndarray, tuple, Mapping)) or is_tree(data)
+
+
+def reader(data: Any) -> Columns | Examples:
+    """What takes batches out of `data`; see `fl.Batches` for what that may be."""
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if is_columns(data):
+        mapping: bool = isinstance(data, Mapping) and not isinstance(data, dict)
+        return Columns(dict(data) if mapping else data)
+    if isinstance(data, list) and data and all(_is_column(part) for part in data):
+        raise ValueError(
+            f"A list of {len(data)} tensors may be columns or examples. Write a tuple for columns, "
+            "such as (inputs, targets), and torch.stack(list) for examples."
+        )
+    if hasattr(data, "__len__") and (hasattr(data, "__getitem__") or hasattr(data, "__getitems__")):
+        return Examples(data)
+    raise TypeError(
+        "Batches takes tensors or numpy arrays (or a tuple or dict of them), or a dataset with "
+        f"__len__ and __getitem__; it was given {type(data).__name__}. What can only be iterated "
+        "goes to fl.run or fl.fit as it is, if it yields batches."
+    )
+
+
+class Columns:
+    """A pytree of tensors with one common leading dimension.
+
+    Attributes:
+        examples: The leading dimension.
+        devices: Where indices are needed, in the order in which `take` wants them.
+        random: Whether taking examples can draw random numbers.
+    """
+
+    random = False
+
+    def __init__(self, data: Any) -> None:
+        paths = tree_paths(data)
+        leaves = [_tensor(path, leaf) for path, leaf in zip(paths, tree_leaves(data), strict=True)]
+        _check_lengths(paths, leaves)
+        self.examples = leaves[0].shape[0] if leaves else 0
+        self.devices = tuple(dict.fromkeys(leaf.device for leaf in leaves))
+        self._leaves = [(leaf, self.devices.index(leaf.device)) for leaf in leaves]
+        self._structure: Any = optree.tree_structure(data)
+
+    def take(self, indices: list[Tensor], seed: int) -> Any:
+        """The examples at `indices` (int64[n], once for each device), as new tensors."""
+        return self._structure.unflatten([x.index_select(0, indices[k]) for x, k in self._leaves])
+
+    def cut(self, start: int, stop: int, seed: int) -> Any:
+        """The examples from `start` to `stop`, as views."""
+        return self._structure.unflatten([x[start:stop] for x, _ in self._leaves])
+
+
+class Examples:
+    """A map-style dataset; the attributes and methods are those of `Columns`."""
+
+    random = True
+    devices = (torch.device("cpu"),)
+
+    def __init__(self, data: Any) -> None:
+        self.examples = len(data)
+        self._data = data
+
+    def take(self, indices: list[Tensor], seed: int) -> Any:
+        """The examples at `indices`, collated; torch's CPU generator starts from `seed`."""
+        return self._join(indices[0].tolist(), seed)
+
+    def cut(self, start: int, stop: int, seed: int) -> Any:
+        """The examples from `start` to `stop`, collated."""
+        return self._join(range(start, stop), seed)
+
+    def _join(self, numbers: Iterable[int], seed: int) -> Any:
+        with seeded(seed):
+            if hasattr(self._data, "__getitems__"):
+                return default_collate(self._data.__getitems__(list(numbers)))
+            return default_collate([self._data[number] for number in numbers])
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
+
+
+def _tensor(path: str, leaf: Any) -> Tensor:
+    if not _is_column(leaf):
+        raise ValueError(
+            f"The data has {short(leaf)} at {path or 'its root'!r}. Every leaf must be a tensor or "
+            "numpy array whose first dimension counts the examples."
+        )
+    if isinstance(leaf, Tensor):
+        return leaf
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(leaf if min(leaf.strides) >= 0 else leaf.copy())
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The array at {path or 'its root'!r} has dtype {leaf.dtype}, which torch cannot hold. "
+            "Encode it as numbers first."
+        ) from error
+
+
+def _check_lengths(paths: list[str], leaves: list[Tensor]) -> None:
+    if len({leaf.shape[0] for leaf in leaves}) > 1:
+        width = max(map(len, paths))
+        rows = zip(paths, leaves, strict=True)
+        table = "\n".join(f"  {path:<{width}}  {short(leaf)}" for path, leaf in rows)
+        raise ValueError(
+            f"The leading dimensions, which count the examples, disagree:\n{table}\n"
+            "Usual cause: inputs and targets of different splits, or a leaf that is one value for "
+            "all examples (leave it out of the data)."
+        )

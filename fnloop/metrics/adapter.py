@@ -1,0 +1,177 @@
+"""torchmetrics as monoids."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from fnloop.trees import static, tree
+from fnloop.values import Metric
+
+
+class _Template:
+    """A torchmetrics object that lends its functions; it is compared by identity.
+
+    (The object itself can be no static field: its ``==`` builds another metric.)
+    """
+
+    def __init__(self, metric: Any) -> None:
+        self.metric = copy.deepcopy(metric)
+        self.metric.reset()
+        self.lock = threading.RLock()
+        # A state is folded where its reduction says how; else (lists, raw tensors) parts are kept.
+        self.folded: dict[str, Callable[..., Any]] = {}
+        for name, reduction in self.metric._reductions.items():
+            kind = getattr(reduction, "__name__", "")
+            is_list = isinstance(self.metric._defaults[name], list)
+            if not is_list and reduction is not None and kind != "dim_zero_cat":
+                self.folded[name] = reduction
+
+    def __repr__(self) -> str:
+        return repr(self.metric)
+
+
+@tree
+class Torchmetric(Metric):
+    """The state of a torchmetrics metric after some updates; see `fl.from_torchmetrics`.
+
+    Attributes:
+        folded: States that are reduced when they are merged, by name.
+        parts: All other states: for each update that has some, its tensors.
+        updates: float64[]; how many updates it stands for.
+        part_updates: The same for each of `parts`: 1, or 0 if that update was skipped.
+    """
+
+    reduction: ClassVar[str] = "merge"
+
+    folded: dict[str, Tensor]
+    parts: tuple[dict[str, Any], ...]
+    updates: Tensor
+    part_updates: tuple[Tensor, ...]
+    template: Any = static()
+
+    def merge(self, other: Self) -> Self:
+        folded = {
+            name: _fold(
+                self.template.folded[name], (a, self.updates), (other.folded[name], other.updates)
+            )
+            for name, a in self.folded.items()
+        }
+        return type(self)(
+            folded,
+            self.parts + other.parts,
+            self.updates + other.updates,
+            self.part_updates + other.part_updates,
+            self.template,
+        )
+
+    def empty(self) -> Self:
+        defaults = self.template.metric._defaults
+        folded = {
+            name: defaults[name].to(x.device, x.dtype).expand_as(x)
+            for name, x in self.folded.items()
+        }
+        none = torch.zeros_like(self.updates)
+        return type(self)(folded, self.parts, none, (none,) * len(self.parts), self.template)
+
+    def value(self) -> Any:
+        updates = int(self.updates)
+        if not updates:
+            return float("nan")
+        parts = [part for part, n in zip(self.parts, self.part_updates, strict=True) if n]
+        with self.template.lock:
+            metric = self.template.metric
+            metric.reset()
+            metric.to(self.updates.device)
+            for name, state in {**self.folded, **_joined(parts, metric)}.items():
+                setattr(metric, name, state)
+            metric._update_count = updates
+            try:
+                return metric.compute()
+            finally:
+                metric.reset()
+
+
+def from_torchmetrics(metric: Any) -> Callable[..., Torchmetric]:
+    """Make a torchmetrics metric a function whose result is a monoid, as that of `fl.accuracy` is.
+
+    Pure: `metric` itself is copied, and never updated. States are merged by the reductions that the
+    metric declares for several processes; so it is right for every metric that is right there. It
+    works eagerly only (not under ``torch.func`` or `fl.compile`).
+
+    Args:
+        metric: An instance of a ``torchmetrics.Metric``.
+
+    Returns:
+        A function that takes what ``metric.update`` takes.
+
+    Raises:
+        TypeError: If `metric` is no such instance (a ``MetricCollection`` is not; give each alone).
+
+    >>> from torchmetrics import MeanSquaredError
+    >>> error = from_torchmetrics(MeanSquaredError())
+    >>> a = error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    >>> float(a.merge(error(torch.tensor([0.0, 0.0]), torch.tensor([2.0, 0.0]))))
+    2.0
+    """
+    if isinstance(metric, type) or not all(
+        hasattr(metric, name) for name in ("_defaults", "_reductions", "metric_state")
+    ):
+        name = metric.__name__ if isinstance(metric, type) else type(metric).__name__
+        raise TypeError(
+            f"from_torchmetrics takes an instance of a torchmetrics.Metric; it was given {name}."
+        )
+    template = _Template(metric)
+
+    def measure(*args: Any, **kwargs: Any) -> Torchmetric:
+        tensors = [x.detach() if isinstance(x, Tensor) else x for x in args]
+        named = {k: x.detach() if isinstance(x, Tensor) else x for k, x in kwargs.items()}
+        device = next(
+            (x.device for x in (*tensors, *named.values()) if isinstance(x, Tensor)), None
+        )
+        with template.lock, torch.no_grad():
+            if device is not None:
+                template.metric.to(device)
+            template.metric.reset()
+            template.metric.update(*tensors, **named)
+            # Lists are cleared by reset, so they are copied; tensors are replaced.
+            states: dict[str, Any] = {
+                name: tuple(x) if isinstance(x, list) else x
+                for name, x in template.metric.metric_state.items()
+            }
+            template.metric.reset()
+        folded = {name: x for name, x in states.items() if name in template.folded}
+        rest = {name: x for name, x in states.items() if name not in template.folded}
+        one = torch.ones((), dtype=torch.float64, device=device)
+        return Torchmetric(folded, (rest,) if rest else (), one, (one,) if rest else (), template)
+
+    return measure
+
+
+def _fold(
+    reduction: Callable[..., Any], a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]
+) -> Tensor:
+    (x, n), (y, m) = a, b
+    if reduction.__name__ == "dim_zero_mean":
+        # torchmetrics weights every process alike; here a part stands for its updates.
+        return (x * n + y * m) / (n + m).clamp(min=1)
+    return reduction(torch.stack([x, y.to(x.dtype)]))
+
+
+def _joined(parts: list[dict[str, Any]], metric: Any) -> dict[str, Any]:
+    """The states of all parts as torchmetrics has them after its own synchronisation."""
+    states: dict[str, Any] = {}
+    for name in parts[0] if parts else ():
+        values = [part[name] for part in parts]
+        if isinstance(metric._defaults[name], list):
+            states[name] = [x for value in values for x in value]
+        elif metric._reductions[name] is None:
+            states[name] = values[0] if len(values) == 1 else torch.stack(values)
+        else:
+            states[name] = torch.cat(values)
+    return states

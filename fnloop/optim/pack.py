@@ -1,0 +1,80 @@
+"""A torch optimizer's state as tensors, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Packed: TypeAlias = dict[str, dict[str, Any]]
+
+# Each keeps its type by where it lies, a Python number also by its tensor's dtype.
+_DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
+
+
+def pack(state: Mapping[Any, Any], where: str) -> Packed:
+    """Tensors of everything in `state`: copies of tensors, numbers and None, and dicts of these.
+
+    Args:
+        state: What a torch optimizer keeps.
+        where: Its place, for messages.
+
+    Raises:
+        TypeError: There is something else in it.
+
+    >>> packed = pack({"step": 3, "mean": torch.zeros(2), "best": None}, "state")
+    >>> packed["numbers"]
+    {'step': tensor(3)}
+    >>> unpack(packed)
+    {'mean': tensor([0., 0.]), 'step': 3, 'best': None}
+    """
+    packed: Packed = {"tensors": {}, "numbers": {}, "nones": {}, "dicts": {}}
+    for key, value in state.items():
+        place = f"{where}[{key!r}]"
+        if not isinstance(key, str):
+            raise TypeError(f"from_torch: the keys of {where} must be strings; got {key!r}.")
+        if isinstance(value, Tensor):
+            packed["tensors"][key] = value.detach().clone()
+        elif type(value) in _DTYPES:
+            packed["numbers"][key] = torch.tensor(value, dtype=_DTYPES[type(value)])
+        elif value is None:
+            packed["nones"][key] = torch.empty(0)
+        elif isinstance(value, Mapping):
+            packed["dicts"][key] = pack(value, place)
+        else:
+            raise TypeError(
+                f"from_torch: {place} is {value!r} ({type(value).__name__}); it can only keep "
+                "tensors, numbers, None, and dicts of these."
+            )
+    return packed
+
+
+def unpack(packed: Packed) -> dict[str, Any]:
+    """What `pack` was given, in fresh copies."""
+    return {
+        **{key: tensor.clone() for key, tensor in packed["tensors"].items()},
+        **{key: tensor.item() for key, tensor in packed["numbers"].items()},
+        **dict.fromkeys(packed["nones"]),
+        **{key: unpack(inner) for key, inner in packed["dicts"].items()},
+    }
+
+
+def zeros(packed: Any) -> Any:
+    """Zeros of the same structure."""
+    if isinstance(packed, Tensor):
+        return torch.zeros_like(packed)
+    return {key: zeros(value) for key, value in packed.items()}
+
+
+def differences(a: Any, b: Any, place: str = "") -> list[str]:
+    """Places where structure, shape or dtype differ."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        same = isinstance(a, Tensor) and isinstance(b, Tensor)
+        return [] if same and (a.shape, a.dtype) == (b.shape, b.dtype) else [place]
+    found: list[str] = []
+    for key in dict.fromkeys((*a, *b)):
+        inner = f"{place}.{key}" if place else str(key)
+        found += differences(a[key], b[key], inner) if key in a and key in b else [inner]
+    return found

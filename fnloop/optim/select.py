@@ -1,0 +1,55 @@
+"""Which parameters are meant: by a function, or by names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+from torch import Tensor
+
+from fnloop.optim.base import Tensors
+
+Where: TypeAlias = Callable[[str, Tensor], bool] | tuple[str, ...]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` is the name, a module that it lies in, or a glob for it.
+
+    >>> [matches("head.0.bias", pattern) for pattern in ("head", "*.bias", "hea", "head.0.bias")]
+    [True, True, False, True]
+    """
+    return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
+
+
+def as_where(where: Callable[[str, Tensor], bool] | Iterable[str]) -> Where:
+    """A function as it is, names as a tuple."""
+    if callable(where):
+        return where
+    return (where,) if isinstance(where, str) else tuple(where)
+
+
+def chosen(where: Where, params: Tensors) -> list[str]:
+    """The names of the parameters that are meant, in order."""
+    if callable(where):
+        return [name for name, p in params.items() if where(name, p)]
+    return [name for name in params if any(matches(name, pattern) for pattern in where)]
+
+
+def check_patterns(owner: str, patterns: Iterable[str], params: Tensors) -> None:
+    """Raise if a pattern fits no parameter.
+
+    Raises:
+        ValueError: Naming the pattern and the parameters there are.
+    """
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in params):
+            raise ValueError(
+                f"{owner}: {pattern!r} fits no parameter. A pattern is a parameter's name, the "
+                f"name of a module, or a glob such as '*.bias'. There are: {_some(params)}."
+            )
+
+
+def _some(params: Tensors) -> str:
+    names = list(params)
+    return ", ".join(names[:20]) + (f", and {len(names) - 20} more" if len(names) > 20 else "")

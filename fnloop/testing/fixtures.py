@@ -1,0 +1,27 @@
+"""The checks as pytest fixtures: ``pytest_plugins = ["fnloop.testing.fixtures"]`` in a conftest.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fnloop.testing import laws
+
+
+def _fixture(name: str) -> Any:
+    def give() -> Any:
+        return getattr(laws, name)
+
+    give.__doc__ = getattr(laws, name).__doc__.partition("\n")[0]
+    return pytest.fixture(name=name)(give)
+
+
+check_pure = _fixture("check_pure")
+check_repeatable = _fixture("check_repeatable")
+check_init = _fixture("check_init")
+check_accumulates = _fixture("check_accumulates")
+check_resumes = _fixture("check_resumes")
+check_effects = _fixture("check_effects")
+check_skips = _fixture("check_skips")
+check_stable = _fixture("check_stable")

@@ -1,0 +1,266 @@
+"""The laws of stages as checks: call them on your own."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor, nn
+
+from fnloop.loop.effects import Effect
+from fnloop.loop.run import run
+from fnloop.stages.accumulate import accumulate
+from fnloop.stages.base import GradStage, Stage
+from fnloop.store import load, save
+from fnloop.trees import tree_diff, tree_equal, tree_map
+from fnloop.trees.paths import tree_items
+from fnloop.trees.show import short
+from fnloop.values import State
+
+Step = Callable[[State, Any], tuple[State, Any]]
+
+
+class LawError(AssertionError):
+    """A stage broke one of the laws; the message says which, and where."""
+
+
+def check_pure(step: Step, state: State, x: Any, model: nn.Module | None = None) -> None:
+    """Law 1: a stage changes neither its inputs, nor the global random state, nor the user's module.
+
+    Args:
+        step: Any stage, or a function of that shape.
+        state: Its state.
+        x: Its input: a batch, or metrics.
+        model: The module that the state was made of, to look at too.
+
+    Raises:
+        LawError: With the leaves that changed.
+
+    >>> def bad(state, batch):
+    ...     state.params["weight"].add_(1.0)
+    ...     return state, {}
+    >>> from fnloop.values import start
+    >>> check_pure(bad, start(nn.Linear(2, 1)), None)
+    Traceback (most recent call last):
+    ...
+    fnloop.testing.laws.LawError: law 1, purity: bad changed its input in place: params/weight
+    """
+    watched: dict[str, Any] = {"state": state, "x": x}
+    if model is not None:
+        watched["model"] = dict(model.state_dict(keep_vars=True))
+    before = _copy(watched)
+    versions = _versions(watched)
+    random = torch.get_rng_state()
+    step(state, x)
+    touched = [path for path, version in _versions(watched).items() if version != versions[path]]
+    if touched or not tree_equal(before, watched):
+        changed = touched or [line.split()[0] for line in tree_diff(before, watched).splitlines()[1:]]
+        names = ", ".join(path.removeprefix("state/") for path in changed)
+        raise LawError(f"law 1, purity: {_name(step)} changed its input in place: {names}")
+    if not torch.equal(random, torch.get_rng_state()):
+        raise LawError(
+            f"law 1, purity: {_name(step)} changed torch's global random state; randomness is a "
+            "function of (state.key, state.step)"
+        )
+
+
+def check_repeatable(step: Step, state: State, x: Any) -> None:
+    """Law 2: same inputs, same bits, whatever the global random state is.
+
+    Raises:
+        LawError: With a table of the leaves that differ.
+    """
+    random = torch.get_rng_state()
+    try:
+        first = step(state, x)
+        torch.manual_seed(int(torch.randint(1 << 30, ())))
+        second = step(state, x)
+    finally:
+        torch.set_rng_state(random)
+    if not tree_equal(first, second):
+        raise LawError(
+            f"law 2, repeatability: two calls of {_name(step)} differ:\n{tree_diff(first, second)}"
+        )
+
+
+def check_init(step: Stage, model: Any, seed: int = 0) -> None:
+    """Law 3: `init` twice is `init` once, and a state's own memory is never lost.
+
+    Raises:
+        LawError: With a table of the leaves that differ.
+    """
+    state = step.init(model, seed)
+    again = step.init(state)
+    if not tree_equal(state, again):
+        raise LawError(f"law 3, init: init twice is not init once:\n{tree_diff(state, again)}")
+    old = state.put("somebody_else", {"memory": torch.arange(3)}).replace(step=state.step + 7)
+    kept = step.init(old)
+    if not tree_equal(old, kept):
+        raise LawError(f"law 3, init: init changed what was there:\n{tree_diff(old, kept)}")
+
+
+def check_accumulates(
+    grad: GradStage,
+    state: State,
+    batch: Any,
+    ks: Sequence[int] = (2, 3),
+    rtol: float = 1e-4,
+    atol: float = 1e-6,
+) -> None:
+    """Law 4: `accumulate(k)` gives the gradient of the one big batch, to rounding.
+
+    Holds for losses without batch statistics or randomness.
+
+    Args:
+        grad: A gradient stage.
+        state: Its state.
+        batch: A batch with at least ``max(ks)`` examples; make the number no multiple of `ks`.
+        ks: Numbers of micro-batches.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance, of mean gradients.
+
+    Raises:
+        LawError: With the leaf.
+    """
+    _, whole = grad(state, batch)
+    for k in ks:
+        _, parts = accumulate(k)(grad)(state, batch)
+        for name, total in whole.total.items():
+            expected, got = total / whole.weight, parts.total[name] / parts.weight
+            if not torch.allclose(expected, got, rtol=rtol, atol=atol):
+                raise LawError(
+                    f"law 4, accumulation: the gradient of {name} over {k} parts is off by "
+                    f"{float((expected - got).abs().max()):.3g}"
+                )
+        if not math.isclose(float(whole.weight), float(parts.weight), rel_tol=1e-6):
+            raise LawError(
+                f"law 4, accumulation: the weight of {k} parts is {float(parts.weight)}, that of the whole "
+                f"{float(whole.weight)}"
+            )
+
+
+def check_resumes(
+    step: Step,
+    state: State,
+    data: Any,
+    steps: int = 5,
+    at: Sequence[int] | None = None,
+    callbacks: Callable[[], Sequence[Any]] = tuple,
+) -> None:
+    """Law 8: stop anywhere, save, load, go on: the same bits as never having stopped.
+
+    Args:
+        step: A training step.
+        state: Its state.
+        data: What `fl.run` takes; it must be possible to start it anew at a cursor.
+        steps: Length of the run.
+        at: After how many steps to stop; default everywhere.
+        callbacks: Makes the callbacks of one run.
+
+    Raises:
+        LawError: With a table of the leaves that differ.
+    """
+    whole = _last(run(step, state, data, steps=steps, callbacks=callbacks()), state)
+    for k in range(steps + 1) if at is None else at:
+        with tempfile.TemporaryDirectory() as folder:
+            stopped = _last(run(step, state, data, steps=k, callbacks=callbacks()), state)
+            resumed = load(save(stopped, folder), like=state)
+            resumed = _last(run(step, resumed, data, steps=steps - k, callbacks=callbacks()), resumed)
+        # By path: memory that was loaded before its callback ran again is still nested dicts.
+        if not tree_equal(dict(tree_items(whole)), dict(tree_items(resumed))):
+            raise LawError(
+                f"law 8, resuming: stopped after {k} of {steps} steps, the run ends elsewhere:\n"
+                + tree_diff(whole, resumed)
+            )
+
+
+def check_effects(
+    step: Step, state: State, data: Any, callbacks: Callable[[], Sequence[Any]], steps: int = 5
+) -> None:
+    """Law 9: removing every effect changes no bit of the state.
+
+    Args:
+        step: A training step.
+        state: Its state.
+        data: What `fl.run` takes.
+        callbacks: Makes the callbacks and effects of one run.
+        steps: Length of the run.
+
+    Raises:
+        LawError: With a table of the leaves that differ.
+    """
+    pure = [callback for callback in callbacks() if not isinstance(callback, Effect)]
+    without = _last(run(step, state, data, steps=steps, callbacks=pure), state)
+    with_all = _last(run(step, state, data, steps=steps, callbacks=callbacks()), state)
+    if not tree_equal(without, with_all):
+        raise LawError(f"law 9, effects: an effect changed the state:\n{tree_diff(without, with_all)}")
+
+
+def check_skips(step: Step, state: State, bad: Any) -> None:
+    """Law 10: a batch with a non-finite gradient moves nothing but the loss scale.
+
+    Args:
+        step: A training step.
+        state: Its state.
+        bad: A batch whose gradient is not finite, or whose weight is zero.
+
+    Raises:
+        LawError: With a table of the leaves that moved.
+    """
+    after, metrics = step(state, bad)
+    frozen = {name: memory for name, memory in after.slots.items() if not _is_scale(memory)}
+    expected = state.replace(slots={**after.slots, **{name: state.slots[name] for name in frozen}})
+    if not tree_equal(expected, after):
+        raise LawError(f"law 10, skipping: a bad batch changed the state:\n{tree_diff(expected, after)}")
+    if float(metrics["skipped"]) != 1:
+        raise LawError("law 10, skipping: the skipped step did not report skipped = 1")
+
+
+def check_stable(step: Step, state: State, x: Any) -> None:
+    """Law 11: the new state has the old one's structure, shapes, dtypes and devices.
+
+    Raises:
+        LawError: With the leaves that changed.
+    """
+    after, _ = step(state, x)
+    if not isinstance(after, State):
+        raise LawError(f"law 11, stability: {_name(step)} returned {type(after).__name__}, not a State")
+    old, new = dict(tree_items(state)), dict(tree_items(after))
+    wrong = [path for path in {**old, **new} if path not in old or path not in new]
+    wrong += [path for path in old if path in new and not _alike(old[path], new[path])]
+    if wrong:
+        raise LawError(f"law 11, stability: {_name(step)} changed the kind of {', '.join(wrong)}")
+    if optree.tree_structure(state) != optree.tree_structure(after):
+        raise LawError(f"law 11, stability: {_name(step)} changed the state's static structure")
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+
+
+def _is_scale(memory: Any) -> bool:
+    return isinstance(memory, dict) and set(memory) == {"scale", "good"}
+
+
+def _copy(value: Any) -> Any:
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _versions(value: Any) -> dict[str, int]:
+    return {path: leaf._version for path, leaf in tree_items(value) if isinstance(leaf, Tensor)}
+
+
+def _last(loop: Any, state: State) -> State:
+    for state, _ in loop:  # noqa: B007
+        pass
+    return state
+
+
+def _name(step: Any) -> str:
+    return step.describe() if isinstance(step, Stage) else short(step)

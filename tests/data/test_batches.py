@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+from collections import UserDict
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from fnloop.data.batches import Batches
+from fnloop.trees import tree
+from fnloop.values import Cursor
+
+
+class Squares(Dataset[Any]):
+    """Examples one by one, with a random augmentation."""
+
+    def __init__(self, n: int, noise: float = 0.0) -> None:
+        self.n, self.noise = n, noise
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"i": i, "square": torch.tensor(float(i * i)) + self.noise * torch.rand(())}
+
+
+def walk(batches: Batches, cursor: Cursor, steps: int) -> list[tuple[Cursor, Any]]:
+    return [pair for pair, _ in zip(batches.iterate(cursor), range(steps), strict=False)]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(
+    "data", [torch.arange(10), Squares(10, noise=1.0)], ids=["tensor", "dataset"]
+)
+def test_resumes_exactly_from_every_cursor(data: Any, shuffle: bool, drop_last: bool) -> None:
+    batches = Batches(data, 3, shuffle=shuffle, seed=5, drop_last=drop_last)
+    whole = walk(batches, Cursor(), 12)
+    cursor = Cursor().tensor()
+    for i, (after, batch) in enumerate(whole):
+        fresh = Batches(data, 3, shuffle=shuffle, seed=5, drop_last=drop_last)
+        next_cursor, one = fresh.at(cursor)
+        assert str(one) == str(batch)
+        assert Cursor.of(next_cursor) == after and after.count == i + 1
+        assert str(walk(fresh, after, 11 - i)) == str(whole[i + 1 :])
+        cursor = next_cursor
+
+
+def test_cursor_counts_examples_and_ends_an_epoch_in_one_form() -> None:
+    cursors = [c for c, _ in walk(Batches(torch.arange(10), 4), Cursor(), 4)]
+    assert cursors == [(0, 4, 1), (0, 8, 2), (1, 0, 3), (1, 4, 4)]
+    cursors = [c for c, _ in walk(Batches(torch.arange(10), 4, drop_last=True), Cursor(), 3)]
+    assert cursors == [(0, 4, 1), (1, 0, 2), (1, 4, 3)]
+    cursors = [c for c, _ in walk(Batches(torch.arange(8), 4), Cursor(), 2)]
+    assert cursors == [(0, 4, 1), (1, 0, 2)]
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 9000])
+def test_an_epoch_has_each_example_once_in_a_new_order(n: int) -> None:
+    batches = Batches(torch.arange(n), 7, seed=1)
+    epochs = []
+    pairs = batches.iterate()
+    for _ in range(2):
+        epochs.append(torch.cat([next(pairs)[1] for _ in range(len(batches))]))
+        assert torch.equal(epochs[-1].sort().values, torch.arange(n))
+    if n > 7:
+        assert not torch.equal(*epochs)
+        assert not torch.equal(epochs[0], torch.cat(list(Batches(torch.arange(n), 7, seed=2))))
+    assert torch.equal(epochs[0], torch.cat(list(batches)))
+
+
+def test_order_does_not_depend_on_the_batch_size() -> None:
+    data = torch.arange(20_000)
+    assert torch.equal(torch.cat(list(Batches(data, 33))), torch.cat(list(Batches(data, 12_000))))
+
+
+def test_goes_on_with_another_batch_size() -> None:
+    data = torch.arange(10)
+    first = walk(Batches(data, 3), Cursor(), 2)
+    rest = walk(Batches(data, 5), first[-1][0], 1)
+    assert rest[0][0] == (1, 0, 3)
+    read = torch.cat([b for _, b in first + rest])
+    assert torch.equal(read.sort().values, data)
+    # With drop_last, four examples are left and no batch of five: the next epoch begins.
+    assert walk(Batches(data, 5, drop_last=True), first[-1][0], 1)[0][0] == (1, 5, 3)
+
+
+def test_two_walks_do_not_disturb_each_other() -> None:
+    batches = Batches(torch.arange(20_000), 100)
+    alone = walk(batches, Cursor(3), 30)
+    a, b = batches.iterate(Cursor(3)), batches.iterate(Cursor(9, 500))
+    for expected in alone:
+        next(b)
+        batches.at(torch.tensor([1, 100, 7]))
+        after, batch = next(a)
+        assert after == expected[0] and torch.equal(batch, expected[1])
+
+
+class Pair(NamedTuple):
+    x: Any
+    y: Any
+
+
+@tree
+class Graph:
+    nodes: torch.Tensor
+    name: str = "g"
+
+
+def test_batches_have_the_structure_of_the_data() -> None:
+    x, y = torch.arange(12.0).reshape(6, 2), np.arange(6)
+    data = {"pair": Pair(x, y), "graph": Graph(x + 1), "none": None}
+    for batch in Batches(data, 4):
+        index = batch["pair"].y
+        assert isinstance(batch["pair"], Pair) and isinstance(index, torch.Tensor)
+        assert torch.equal(batch["pair"].x, x[index])
+        assert torch.equal(batch["graph"].nodes, x[index] + 1) and batch["graph"].name == "g"
+        assert batch["none"] is None
+
+
+def test_takes_what_is_like_a_dict_or_a_tensor_dataset() -> None:
+    x = torch.arange(6)
+    assert (
+        Batches(UserDict(x=x), 6, shuffle=False).at(Cursor().tensor())[1]["x"].tolist()
+        == x.tolist()
+    )
+    (first, second) = next(iter(Batches(TensorDataset(x, x + 1), 4, shuffle=False)))
+    assert first.tolist() == [0, 1, 2, 3] and second.tolist() == [1, 2, 3, 4]
+
+
+def test_numpy_arrays_are_shared_not_copied() -> None:
+    x = np.zeros(4)
+    batches = Batches(x, 4, shuffle=False)
+    x[0] = 7
+    assert next(iter(batches))[0] == 7
+
+
+def test_awkward_numpy_arrays(recwarn: Any) -> None:
+    x = np.arange(6)
+    frozen = x.copy()
+    frozen.setflags(write=False)
+    batch = next(iter(Batches((x[::-1], x[::2].repeat(2), frozen, x > 2), 6, shuffle=False)))
+    assert [part.tolist() for part in batch] == [
+        [5, 4, 3, 2, 1, 0],
+        [0, 0, 2, 2, 4, 4],
+        [0, 1, 2, 3, 4, 5],
+        [False, False, False, True, True, True],
+    ]
+    assert not recwarn.list
+
+
+def test_dataset_examples_are_collated() -> None:
+    batch = next(iter(Batches(Squares(10), 4, shuffle=False)))
+    assert batch["square"].tolist() == [0, 1, 4, 9] and batch["i"].dtype == torch.int64
+    examples = [(i, -i) for i in range(5)]
+    assert [x.tolist() for x in next(iter(Batches(examples, 3, shuffle=False)))] == [
+        [0, 1, 2],
+        [0, -1, -2],
+    ]
+
+
+def test_getitems_is_used_where_there_is_one() -> None:
+    asked: list[list[int]] = []
+
+    class Many:
+        def __len__(self) -> int:
+            return 5
+
+        def __getitems__(self, indices: list[int]) -> list[int]:
+            asked.append(indices)
+            return [10 * i for i in indices]
+
+    assert [b.tolist() for b in Batches(Many(), 3, shuffle=False)] == [[0, 10, 20], [30, 40]]
+    assert asked == [[0, 1, 2], [3, 4]]
+    subset = Subset(Squares(10), [9, 3])
+    assert sorted(next(iter(Batches(subset, 2)))["i"].tolist()) == [3, 9]
+
+
+def test_augmentation_is_a_function_of_the_cursor_and_leaves_the_generator_alone() -> None:
+    batches = Batches(Squares(10, noise=1.0), 5, shuffle=False)
+    before = torch.get_rng_state()
+    first, again = batches.at(Cursor().tensor())[1], batches.at(Cursor().tensor())[1]
+    later = batches.at(torch.tensor([1, 0, 2]))[1]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first["square"], again["square"])
+    assert not torch.equal(first["square"], later["square"])
+
+
+def test_at_does_not_change_the_cursor() -> None:
+    cursor = torch.tensor([0, 4, 9])
+    Batches(torch.arange(10), 4).at(cursor)
+    assert cursor.tolist() == [0, 4, 9]
+
+
+def test_shuffled_batches_own_their_memory() -> None:
+    data = torch.arange(10.0)
+    next(iter(Batches(data, 10))).zero_()
+    assert data.tolist() == list(range(10))
+
+
+def test_length_and_repr() -> None:
+    x = torch.arange(10)
+    assert len(Batches(x, 4)) == 3 and Batches(x, 4).examples == 10
+    assert len(Batches(x, 4, drop_last=True)) == 2 and len(Batches(x, 5)) == 2
+    assert repr(Batches(x, 4)) == (
+        "Batches(10 examples, batch_size=4, shuffle=True, seed=0, drop_last=False)"
+    )
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True])
+def test_bad_batch_size(size: Any) -> None:
+    with pytest.raises(ValueError, match=f"batch_size is an int, at least 1; got {size!r}"):
+        Batches(torch.arange(3), size)
+
+
+def test_bad_data() -> None:
+    with pytest.raises(ValueError, match="0 examples"):
+        Batches((torch.zeros(0, 3), torch.zeros(0)), 2)
+    with pytest.raises(ValueError, match="0 examples"):
+        Batches([], 2)
+    with pytest.raises(ValueError, match="0 examples"):
+        Batches((), 2)
+    with pytest.raises(ValueError, match=r"drop_last=True leaves no batch: there are 3 .* is 4"):
+        Batches(torch.arange(3), 4, drop_last=True)
+    with pytest.raises(ValueError, match=r"x  f32\[5,2\]\n  y  i64\[4\]"):
+        Batches({"x": torch.zeros(5, 2), "y": torch.arange(4)}, 2)
+    with pytest.raises(ValueError, match=r"f32\[\] at '1'"):
+        Batches((torch.zeros(3), torch.tensor(1.0)), 2)
+    with pytest.raises(ValueError, match="'cat' at '0'"):
+        Batches(("cat", torch.zeros(3)), 2)
+    with pytest.raises(ValueError, match="has dtype <U1"):
+        Batches(np.array(["a", "b"]), 2)
+    with pytest.raises(ValueError, match="Write a tuple for columns"):
+        Batches([torch.zeros(3), torch.zeros(3)], 2)
+    with pytest.raises(TypeError, match="generator"):
+        Batches((i for i in range(3)), 2)
+
+
+def test_a_cursor_from_other_data() -> None:
+    with pytest.raises(ValueError, match="example 10 of an epoch of 10"):
+        Batches(torch.arange(10), 4).at(torch.tensor([0, 10, 3]))

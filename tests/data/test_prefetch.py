@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import gc
+import itertools
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from fnloop.data.batches import Batches
+from fnloop.data.prefetch import prefetch
+from fnloop.data.sources import as_source, one_epoch
+from fnloop.values import Cursor
+
+
+def threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "fnloop-prefetch"]
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
+
+
+@pytest.mark.parametrize("depth", [1, 3, 100])
+def test_gives_the_same_cursors_and_batches(depth: int) -> None:
+    data = Batches(torch.arange(20), 3)
+    expected = list(itertools.islice(data.iterate(Cursor(1, 6, 9)), 15))
+    pairs = prefetch(data, depth).iterate(Cursor(1, 6, 9))
+    for (after, batch), (expected_after, expected_batch) in zip(pairs, expected, strict=False):
+        assert after == expected_after and torch.equal(batch, expected_batch)
+    pairs.close()
+    assert not threads()
+
+
+def test_shuffled_loader_has_the_order_of_its_key() -> None:
+    loader = DataLoader(TensorDataset(torch.arange(10)), 3, shuffle=True)
+    for key in (1, 2):
+        plain = itertools.islice(as_source(loader).iterate(Cursor(), key), 9)
+        expected = str(list(plain))
+        pairs = prefetch(loader).iterate(Cursor(), key)
+        assert str(list(itertools.islice(pairs, 9))) == expected
+        pairs.close()
+
+
+def test_draws_ahead_no_more_than_depth() -> None:
+    drawn: list[int] = []
+
+    def data() -> Iterator[int]:
+        for i in range(100):
+            drawn.append(i)
+            yield i
+
+    pairs = prefetch(data(), depth=3).iterate()
+    assert not threads()  # nothing starts before the first batch is asked for
+    next(pairs)
+    assert wait_until(lambda: len(drawn) == 4)
+    time.sleep(0.05)
+    assert len(drawn) == 4
+    pairs.close()
+    assert not threads()
+
+
+def test_the_thread_ends_when_the_consumer_is_forgotten() -> None:
+    pairs = prefetch(Batches(torch.arange(20), 3)).iterate()
+    next(pairs)
+    assert len(threads()) == 1
+    del pairs
+    gc.collect()
+    assert wait_until(lambda: not threads())
+
+
+def test_the_thread_ends_with_the_data() -> None:
+    assert list(one_epoch(prefetch(iter([1, 2, 3]), depth=2))) == [1, 2, 3]
+    assert not threads()
+
+
+def test_the_data_is_closed_in_the_end() -> None:
+    closed: list[bool] = []
+
+    def data(epoch: int) -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            closed.append(True)
+
+    pairs = prefetch(data).iterate()
+    next(pairs)
+    pairs.close()
+    gc.collect()
+    assert closed == [True]
+
+
+def test_errors_surface_at_the_consumer_with_their_traceback() -> None:
+    def broken_reader(epoch: int) -> Iterator[int]:
+        yield 1
+        yield 2
+        raise OSError("disk on fire")
+
+    pairs = prefetch(broken_reader).iterate()
+    assert next(pairs)[1] == 1
+    with pytest.raises(OSError, match="disk on fire") as caught:
+        next(pairs)
+    assert "broken_reader" in "".join(traceback.format_tb(caught.value.__traceback__))
+    assert not threads()
+
+
+def test_moves_tensors_and_leaves_the_rest() -> None:
+    class Foreign:
+        def __init__(self, device: str) -> None:
+            self.device = device
+
+        def to(self, device: torch.device, non_blocking: bool) -> Foreign:
+            return Foreign(str(device))
+
+    batch: dict[str, Any] = {"x": torch.ones(2), "name": "a", "foreign": Foreign("here")}
+    (moved,) = one_epoch(prefetch([batch], device="meta"))
+    assert moved["x"].device.type == "meta" and moved["name"] == "a"
+    assert moved["foreign"].device == "meta"
+    assert batch["x"].device.type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_copies_to_cuda() -> None:
+    data = Batches(torch.arange(1000.0), 100, shuffle=False)
+    pairs = prefetch(data, device="cuda").iterate()
+    for _, batch in itertools.islice(pairs, 30):
+        assert batch.device.type == "cuda"
+        assert float(batch[-1] - batch[0]) == 99.0
+    pairs.close()
+
+
+def test_lengths_and_errors() -> None:
+    assert prefetch([1, 2]).batches == 2
+    assert prefetch(iter([1])).batches is None
+    with pytest.raises(
+        ValueError, match="depth is the number of batches to hold, at least 1; got 0"
+    ):
+        prefetch([1], depth=0)

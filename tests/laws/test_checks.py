@@ -1,0 +1,134 @@
+"""A check that cannot fail is worthless: each one catches a stage that breaks its law."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fnloop as fl
+from fnloop import testing
+from fnloop.testing import LawError
+
+
+def loss(model, batch):
+    return model(batch).square().mean()
+
+
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+
+
+def state():
+    return STEP.init(nn.Linear(2, 1))
+
+
+def test_pure_sees_a_changed_parameter():
+    def bad(state, batch):
+        state.params["bias"].mul_(1.0)  # same values, but written
+        return state, {}
+
+    with pytest.raises(LawError, match="params/bias"):
+        testing.check_pure(bad, state(), torch.ones(3, 2))
+
+
+def test_pure_sees_a_changed_batch():
+    def bad(state, batch):
+        batch.add_(1)
+        return state, {}
+
+    with pytest.raises(LawError, match="law 1"):
+        testing.check_pure(bad, state(), torch.ones(3, 2))
+
+
+def test_pure_sees_the_global_random_state():
+    def bad(state, batch):
+        torch.rand(())
+        return state, {}
+
+    with pytest.raises(LawError, match="random state"):
+        testing.check_pure(bad, state(), torch.ones(3, 2))
+
+
+def test_pure_sees_the_users_module():
+    model = nn.Linear(2, 1)
+
+    def bad(state, batch):
+        model.weight.data.add_(1)
+        return state, {}
+
+    with pytest.raises(LawError, match=r"model/weight"):
+        testing.check_pure(bad, STEP.init(model), torch.ones(3, 2), model)
+
+
+def test_repeatable_sees_global_randomness():
+    def bad(state, batch):
+        return state.replace(params={k: torch.rand_like(p) for k, p in state.params.items()}), {}
+
+    with pytest.raises(LawError, match="law 2"):
+        testing.check_repeatable(bad, state(), None)
+
+
+def test_init_sees_a_memory_that_starts_anew():
+    class Forgetful(type(STEP)):
+        def init(self, model, seed=0):
+            return super().init(model, seed).put("update", {"x": torch.rand(())})
+
+    with pytest.raises(LawError, match="law 3"):
+        testing.check_init(Forgetful(STEP.inner, STEP.optimizer), nn.Linear(2, 1))
+
+
+def test_accumulates_sees_a_mean_of_means():
+    def wrong(model, batch):  # claims weight 1 whatever the size
+        return fl.Mean(model(batch).square().mean(), 1)
+
+    grad = fl.grad(wrong)
+    with pytest.raises(LawError, match="law 4"):
+        testing.check_accumulates(grad, grad.init(nn.Linear(2, 1)), torch.arange(10.0).reshape(5, 2))
+
+
+def test_resumes_sees_hidden_memory():
+    calls = []
+
+    def bad(state, batch):
+        calls.append(1)
+        bias = state.params["bias"] + len(calls)
+        return state.replace(params={**state.params, "bias": bias}, step=state.step + 1), {}
+
+    with pytest.raises(LawError, match="law 8"):
+        testing.check_resumes(bad, state(), fl.Batches(torch.ones(4, 2), 2), steps=3)
+
+
+def test_effects_sees_an_effect_that_writes():
+    meddle = fl.effect(lambda state, metrics: state.params["bias"].add_(1.0))
+    with pytest.raises(LawError, match="law 9"):
+        testing.check_effects(STEP, state(), fl.Batches(torch.ones(4, 2), 2), lambda: [meddle])
+
+
+def test_skips_sees_a_step_that_goes_on():
+    def bad(state, batch):
+        return state.replace(step=state.step + 1), {"skipped": fl.Sum(1.0)}
+
+    with pytest.raises(LawError, match="law 10"):
+        testing.check_skips(bad, state(), torch.full((3, 2), torch.nan))
+
+
+def test_stable_sees_another_dtype():
+    def bad(state, batch):
+        return state.replace(params={k: p.double() for k, p in state.params.items()}), {}
+
+    with pytest.raises(LawError, match="params/bias, params/weight"):
+        testing.check_stable(bad, state(), None)
+
+
+def test_fixtures_are_the_checks(pytester):
+    pytester.makeconftest('pytest_plugins = ["fnloop.testing.fixtures"]')
+    pytester.makepyfile(
+        """
+        import fnloop.testing
+
+        def test(check_pure, check_stable):
+            assert check_pure is fnloop.testing.check_pure
+            assert check_stable is fnloop.testing.check_stable
+        """
+    )
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)

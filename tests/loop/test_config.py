@@ -1,0 +1,23 @@
+"""Hyperparameters as flat names."""
+
+from __future__ import annotations
+
+import fnloop as fl
+from fnloop.loop.config import hyperparameters
+
+
+def loss(model, batch):
+    return model(batch).mean()
+
+
+def test_names_are_those_of_the_reports():
+    schedule = fl.cosine(3e-4, steps=100, warmup=10)
+    optimizer = fl.chain(fl.clip_by_norm(1.0), fl.adamw(schedule))
+    found = hyperparameters(fl.pipe(loss, fl.grad, fl.amp("fp16"), fl.update(optimizer), fl.ema(0.99)))
+    assert found["adamw.lr.peak"] == 3e-4 and found["adamw.lr.warmup"] == 10
+    assert found["clip_by_norm.max_norm"] == 1.0
+    assert found["amp.precision"] == "fp16" and found["ema.decay"] == 0.99
+
+
+def test_a_bare_function_has_none():
+    assert hyperparameters(lambda state, batch: (state, {})) == {}

@@ -1,0 +1,77 @@
+"""Evaluation and prediction."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fnloop as fl
+
+
+def loss(model, batch):
+    x, y = batch
+    logits = model(x)
+    return F.cross_entropy(logits, y), {"accuracy": (logits.argmax(1) == y).float().mean()}
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+X, Y = torch.randn(23, 4), torch.randint(0, 3, (23,))
+
+
+def test_it_is_the_mean_over_all_examples_in_evaluation_mode():
+    net = model()
+    state = fl.grad(loss).init(net)
+    results = fl.evaluate(loss, state, fl.Batches((X, Y), batch_size=5))
+    net.eval()
+    with torch.no_grad():
+        value, extra = loss(net, (X, Y))
+    assert results["loss"] == pytest.approx(value.item(), rel=1e-6)
+    assert results["accuracy"] == pytest.approx(extra["accuracy"].item(), rel=1e-6)
+
+
+def test_it_leaves_the_state_and_the_global_random_state_alone():
+    state = fl.grad(loss).init(model())
+    buffers = {name: b.clone() for name, b in state.buffers.items()}
+    random = torch.get_rng_state()
+    noisy = lambda m, b: m(b[0]).mean() + torch.rand(())  # noqa: E731
+    first, second = (fl.evaluate(noisy, state, [(X, Y)]) for _ in range(2))
+    assert first == second and torch.equal(random, torch.get_rng_state())
+    assert fl.tree_equal(buffers, state.buffers)
+
+
+def test_a_function_may_return_metrics_alone():
+    state = fl.grad(loss).init(model())
+    data = fl.Batches((X, Y), batch_size=5)
+    assert set(fl.evaluate(lambda m, b: {"most": fl.Max(m(b[0]).max())}, state, data)) == {"most"}
+
+
+def test_predict_keeps_the_order():
+    net = model()
+    state = fl.grad(loss).init(net)
+    outputs = torch.cat(list(fl.predict(lambda m, x: m(x), state, fl.Batches(X, 5, shuffle=False))))
+    torch.testing.assert_close(outputs, net.eval()(X).detach())
+    assert not outputs.requires_grad
+
+
+def test_steps_between_predictions_do_not_disturb_it():
+    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.5)))
+    state = step.init(model())
+    outputs = []
+    trained = state
+    for y in fl.predict(lambda m, x: m(x), state, fl.Batches(X, 5, shuffle=False)):
+        trained, _ = step(trained, (X, Y))
+        outputs.append(y)
+    undisturbed = list(fl.predict(lambda m, x: m(x), state, fl.Batches(X, 5, shuffle=False)))
+    assert fl.tree_equal(outputs, undisturbed)
+
+
+def test_no_data():
+    state = fl.grad(loss).init(model())
+    with pytest.raises(ValueError, match="no batch"):
+        fl.evaluate(loss, state, [])

@@ -1,0 +1,89 @@
+"""Rhythms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fnloop as fl
+
+
+def loss(model, x):
+    return model(x).square().mean(), {"most": fl.Max(x.max())}
+
+
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.sgd(1e-3)))
+
+
+def data():
+    return fl.Batches(torch.arange(20.0).reshape(10, 2), batch_size=4, shuffle=False)
+
+
+def state():
+    return STEP.init(nn.Linear(2, 1))
+
+
+def collect(callbacks, **limits):
+    return [metrics for _, metrics in fl.run(STEP, state(), data(), callbacks=callbacks, **limits)]
+
+
+def test_a_callback_gets_the_merge_since_it_last_ran():
+    seen = []
+
+    def note(s, metrics):
+        seen.append((float(metrics["loss"].weight), float(metrics["most"]), float(metrics["sgd.lr"])))
+        return s, {**metrics, "noted": fl.Sum(1.0)}
+
+    steps = collect([fl.every(2, note)], steps=7)
+    assert seen == [(8, 15, 1e-3), (6, 19, 1e-3), (6, 19, 1e-3)]
+    assert ["noted" in m for m in steps] == [False, True, False, True, False, True, False]
+    # The step's own metrics stay those of the step.
+    assert [float(m["loss"].weight) for m in steps] == [4, 4, 2, 4, 4, 2, 4]
+
+
+def test_epochs():
+    seen = []
+
+    def note(s, metrics):
+        seen.append((int(s.cursor[0]), float(metrics["loss"].weight)))
+        return s, metrics
+
+    collect([fl.every(2, note, unit="epoch")], epochs=5)
+    assert seen == [(2, 20), (4, 20)]
+
+
+def test_the_window_survives_a_resume():
+    seen = []
+
+    def note(s, metrics):
+        seen.append(float(metrics["loss"].weight))
+        return s, metrics
+
+    callbacks = [fl.every(5, note)]
+    for s, _ in fl.run(STEP, state(), data(), steps=3, callbacks=callbacks):  # noqa: B007
+        pass
+    for _ in fl.run(STEP, s, data(), steps=2, callbacks=callbacks):
+        pass
+    assert seen == [18]
+
+
+def test_effects_have_rhythms_too():
+    seen = []
+    note = fl.effect(lambda s, metrics: seen.append((int(s.cursor[2]), float(metrics["loss"].weight))))
+    collect([fl.every(3, note)], steps=6)
+    assert seen == [(3, 10), (6, 10)]
+
+
+def test_a_callback_inside_is_stopped_by_its_own_metric():
+    callbacks = [fl.every(2, fl.early_stopping("loss", patience=1, min_delta=1e9))]
+    assert len(collect(callbacks, steps=20)) == 4
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="at least 1"):
+        fl.every(0, lambda s, m: (s, m))
+    with pytest.raises(ValueError, match='"step" or "epoch"'):
+        fl.every(1, lambda s, m: (s, m), unit="batch")
+    with pytest.raises(TypeError, match="stage of the pipeline"):
+        fl.every(1, STEP)

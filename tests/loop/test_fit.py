@@ -1,0 +1,119 @@
+"""fit: run to the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+import fnloop as fl
+
+
+def loss(model, x):
+    return model(x).square().mean()
+
+
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-2)), fl.ema(0.9))
+
+
+def data():
+    return fl.Batches(torch.arange(20.0).reshape(10, 2), batch_size=4, seed=1)
+
+
+def state():
+    torch.manual_seed(0)
+    return STEP.init(nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1)))
+
+
+def test_a_limit_is_needed():
+    with pytest.raises(ValueError, match="epochs=, steps= or seconds="):
+        fl.fit(STEP, state(), data())
+
+
+def test_the_state_is_that_of_run():
+    fitted, history = fl.fit(STEP, state(), data(), epochs=2)
+    for ran, _ in fl.run(STEP, state(), data(), epochs=2):  # noqa: B007
+        pass
+    # fit listens for Ctrl-C by a callback without memory, so the states are the same
+    assert fitted == ran and history.status == "completed"
+
+
+def test_a_bundle_is_trained_on_its_training_part():
+    fitted, _ = fl.fit(STEP, state(), fl.Data(train=data()), steps=2)
+    assert fitted.cursor[2] == 2
+
+
+def test_early_stopping_gives_status_and_reason():
+    callbacks = [fl.every(1, fl.validate(loss, data()), unit="epoch"), fl.early_stopping("val/loss", patience=1, min_delta=1e9)]
+    fitted, history = fl.fit(STEP, state(), data(), epochs=50, callbacks=callbacks)
+    assert history.status == "stopped" and "val/loss has not improved" in history.reason
+    assert fitted.cursor[0] == 2
+
+
+def test_the_first_interrupt_finishes_the_step_and_returns_the_state(caplog):
+    def press(s, metrics):
+        if s.cursor[2] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    fitted, history = fl.fit(STEP, state(), data(), steps=50, callbacks=[fl.effect(press)])
+    assert history.status == "interrupted"
+    assert fitted.cursor[2] in (3, 4)  # the stop is asked for at the next step
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "Press it again" in caplog.text
+
+
+def test_the_second_interrupt_raises():
+    def press(s, metrics):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fl.fit(STEP, state(), data(), steps=50, callbacks=[fl.effect(press)])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_failing_step_does_not_cost_the_state():
+    calls = []
+
+    def breaking(s, batch):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("boom")
+        return STEP(s, batch)
+
+    with pytest.raises(RuntimeError, match="boom") as caught:
+        fl.fit(breaking, state(), data(), steps=9)
+    for expected, _ in fl.run(STEP, state(), data(), steps=3):  # noqa: B007
+        pass
+    assert caught.value.state == expected
+    assert caught.value.history.status == "failed"
+    assert "after 3 batches" in caught.value.__notes__[0]
+
+
+def test_resume_finishes_what_was_left(tmp_path):
+    def callbacks(folder):
+        return [
+            fl.every(2, fl.validate(loss, data(), params="ema")),
+            fl.early_stopping("val/loss", patience=100),
+            fl.checkpoint(folder, every=1, unit="step"),
+        ]
+
+    whole, whole_history = fl.fit(STEP, state(), data(), epochs=4, callbacks=callbacks(tmp_path / "a"))
+    fl.fit(STEP, state(), data(), steps=5, callbacks=callbacks(tmp_path / "b"))
+    resumed, history = fl.fit(
+        STEP, state(), data(), epochs=4, callbacks=callbacks(tmp_path / "b"), resume=tmp_path / "b"
+    )
+    assert resumed == whole
+    assert history["val/loss"] == whole_history["val/loss"]
+    again, _ = fl.fit(STEP, state(), data(), epochs=4, callbacks=callbacks(tmp_path / "b"), resume=tmp_path / "b")
+    assert fl.tree_equal(again.params, whole.params) and again.cursor[2] == 12  # nothing was left
+
+
+def test_resume_of_an_empty_folder_starts_anew(tmp_path):
+    fitted, _ = fl.fit(STEP, state(), data(), steps=2, resume=tmp_path)
+    assert fitted.cursor[2] == 2

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fnloop.loop.effects import Run
+from fnloop.loop.history import History
+from fnloop.trees import tree
+from fnloop.values import Cursor, Last, Mean, Metric, State, start, stop
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    return start(torch.nn.Linear(2, 1))
+
+
+def fill(
+    history: History, state: State, counts: range, batches: int = 10, status: str = "completed"
+) -> History:
+    history.open(Run(step=None, state=state))
+    for count in counts:
+        epoch, index = divmod(count, batches)
+        metrics: dict[str, Any] = {
+            "loss": Mean(torch.tensor(float(count)), torch.tensor(1)),
+            "lr": Last(0.1),
+        }
+        if count % 15 == 0:
+            metrics["val/loss"] = Mean(torch.tensor(200.0), torch.tensor(10))
+        history(state.replace(cursor=Cursor(epoch, index, count).tensor()), metrics)
+    history.close(status)
+    return history
+
+
+def test_rows_series_and_steps(state: State) -> None:
+    history = fill(History(every=4), state, range(1, 18))
+    assert history.rows == [
+        {"epoch": 1, "step": 4, "loss": 2.5, "lr": 0.1},
+        {"epoch": 1, "step": 8, "loss": 6.5, "lr": 0.1},
+        {"epoch": 1, "step": 10, "loss": 9.5, "lr": 0.1},
+        {"epoch": 2, "step": 12, "loss": 11.5, "lr": 0.1},
+        {"epoch": 2, "step": 15, "loss": 14.0, "lr": 0.1, "val/loss": 20.0},
+        {"epoch": 2, "step": 16, "loss": 16.0, "lr": 0.1},
+        {"epoch": 2, "step": 17, "loss": 17.0, "lr": 0.1},
+    ]
+    assert list(history) == history.rows
+    assert len(history) == 7
+    assert history["loss"] == [2.5, 6.5, 9.5, 11.5, 14.0, 16.0, 17.0]
+    assert history.steps("loss") == [4, 8, 10, 12, 15, 16, 17]
+    assert (history["val/loss"], history.steps("val/loss")) == ([20.0], [15])
+    assert history[-1] == history.rows[-1]
+    assert history[1:3] == history.rows[1:3]
+    assert history.names == ["loss", "lr", "val/loss"]
+    assert "val/loss" in history
+    assert "loss2" not in history
+    assert history.status == "completed"
+
+
+def test_an_unknown_name_names_the_known_ones(state: State) -> None:
+    history = fill(History(), state, range(1, 3))
+    with pytest.raises(KeyError, match=r"there are: loss, lr. Did you mean 'loss'"):
+        history["los"]
+    with pytest.raises(KeyError, match="there are: none"):
+        History()["loss"]
+
+
+def test_status_and_reason(state: State) -> None:
+    history = History()
+    history.open(Run(step=None, state=state))
+    assert history.status == "running"
+    moved = state.replace(cursor=Cursor(0, 1, 1).tensor())
+    history(moved, {"loss": Mean(1.0, 1), "stop": stop(True, "no improvement")})
+    history.close("stopped")
+    assert (history.status, history.reason) == ("stopped", "no improvement")
+    assert history.rows == [{"epoch": 1, "step": 1, "loss": 1.0}]
+    assert "stopped (no improvement)" in repr(history)
+
+
+def test_metrics_are_not_looked_at_before_somebody_asks(state: State) -> None:
+    looked: list[int] = []
+
+    @tree
+    class Watched(Metric):
+        x: Any
+
+        def merge(self, other: Watched) -> Watched:
+            return other
+
+        def value(self) -> Any:
+            looked.append(1)
+            return self.x
+
+    history = History(every=1)
+    for n in range(1, 11):
+        history(
+            state.replace(cursor=Cursor(0, n, n).tensor()), {"loss": Watched(torch.tensor(1.0))}
+        )
+    history.close("completed")
+    assert not looked
+    assert history["loss"] == [1.0] * 10
+    assert len(looked) == 10
+    assert len(history) == 10
+    assert len(looked) == 10  # and only once
+
+
+def test_a_resumed_history_is_one_that_never_stopped(state: State) -> None:
+    whole = fill(History(every=4), state, range(1, 33))
+    first = fill(History(every=4), state, range(1, 17))
+    memo = json.loads(json.dumps(first.memo(), allow_nan=False))
+    second = History(every=4)
+    second.recall(memo)
+    fill(second, state, range(17, 33))
+    assert second.rows == whole.rows
+
+
+def test_a_memo_in_the_middle_of_a_row_loses_nothing(state: State) -> None:
+    history = History(every=4)
+    for n in range(1, 7):
+        history(state.replace(cursor=Cursor(0, n, n).tensor()), {"loss": Mean(float(n), 1)})
+    memo = history.memo()
+    assert memo == {"epoch": [1, 1], "step": [4, 6], "loss": [2.5, 5.5]}
+    assert history.rows == [{"epoch": 1, "step": 4, "loss": 2.5}]  # asking changed nothing
+
+
+def test_a_memo_keeps_missing_and_non_finite_values(state: State) -> None:
+    history = History(every=1)
+    for n, value in enumerate((math.nan, math.inf, 1.0), start=1):
+        metrics = {"loss": Mean(value, 1)} if n != 3 else {"other": Last(-math.inf)}
+        history(state.replace(cursor=Cursor(0, n, n).tensor()), metrics)
+    memo = json.loads(json.dumps(history.memo(), allow_nan=False))
+    assert memo["loss"] == ["nan", "inf", None]
+    back = History()
+    back.recall(memo)
+    assert math.isnan(back["loss"][0])
+    assert back["loss"][1] == math.inf
+    assert back.rows[2] == {"epoch": 1, "step": 3, "other": -math.inf}
+
+
+def test_the_table_shows_the_last_rows(state: State) -> None:
+    history = fill(History(every=4), state, range(1, 18))
+    assert history.table(last=3).splitlines() == [
+        "epoch  step  loss   lr  val/loss",
+        "    2    15    14  0.1        20",
+        "    2    16    16  0.1          ",
+        "    2    17    17  0.1          ",
+    ]
+    assert len(history.table(last=None).splitlines()) == 8
+    assert History().table() == "epoch  step"
+
+
+def test_html_is_escaped(state: State) -> None:
+    history = History(every=1)
+    history(state.replace(cursor=Cursor(0, 1, 1).tensor()), {"a<b>": Mean(1.0, 1)})
+    page = history._repr_html_()
+    assert "a&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "<td>1</td>" in page
+
+
+def test_pandas(state: State) -> None:
+    pytest.importorskip("pandas")
+    history = fill(History(every=4), state, range(1, 18))
+    frame = history.to_pandas()
+    assert list(frame.columns) == ["epoch", "step", "loss", "lr", "val/loss"]
+    assert frame["loss"].tolist() == history["loss"]
+    assert frame["val/loss"].dropna().tolist() == [20.0]
+
+
+def test_pandas_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        History().to_pandas()
+
+
+def test_the_plot_has_one_panel_a_metric_with_its_subsets(state: State, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    history = fill(History(every=4), state, range(1, 38))
+    figure = history.plot(tmp_path / "new" / "curves.png")
+    loss, lr = figure.axes
+    assert [axes.get_title("left") for axes in figure.axes] == ["loss", "lr"]
+    curves = {line.get_label(): line for line in loss.get_lines()}
+    assert list(curves) == ["train", "val"]
+    assert list(curves["train"].get_xdata()) == history.steps("loss")
+    assert list(curves["train"].get_ydata()) == history["loss"]
+    assert list(curves["val"].get_xdata()) == [15, 30]
+    assert len(lr.get_lines()) == 1
+    assert loss.get_xlabel()
+    assert loss.get_ylabel() == "loss"
+    assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [axes.get_title("left") for axes in history.plot(names=["lr"]).axes] == ["lr"]
+    assert (
+        "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    )
+
+
+def test_an_empty_plot_is_an_error() -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match="nothing to draw"):
+        History().plot()

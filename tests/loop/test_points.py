@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from fnloop.loop.points import Points, fold, numbers_of, reason_in, subset_of
+from fnloop.values import Cursor, Last, Max, Mean, Min, Sum, merge, numbers, start, stop
+
+
+def parts(n: int) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    result: list[dict[str, Any]] = []
+    for i in range(n):
+        value = torch.rand((), generator=generator)
+        part: dict[str, Any] = {
+            "loss": Mean(value * 3, torch.tensor(3)),
+            "plain": Mean(float(i), 2),
+            "half": Mean(value.bfloat16(), torch.tensor(1.5, dtype=torch.float64)),
+            "many": Mean(torch.rand(4, generator=generator), torch.tensor(3)),
+            "count": Sum(torch.tensor(i)),
+            "low": Min(value),
+            "high": Max(value),
+            "lr": Last(value),
+            "mixed": Sum(value if i % 2 else 1.0),
+        }
+        if i % 3 == 0:
+            part["rare"] = Sum(1)
+        result.append(part)
+    return result
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_fold_is_merge(n: int) -> None:
+    folded, merged = fold(parts(n)), merge(parts(n))
+    assert list(folded) == list(merged)
+    assert numbers(folded) == pytest.approx(numbers(merged), rel=1e-12)
+    assert torch.allclose(folded["many"].value().double(), merged["many"].value().double())
+
+
+def test_ten_thousand_small_losses_are_not_rounded_away() -> None:
+    part = {"loss": Sum(torch.tensor(0.1))}
+    exact = 100_000 * float(torch.tensor(0.1))
+    assert float(fold([part] * 100_000)["loss"]) == pytest.approx(exact, rel=1e-10)
+    many = {"loss": Sum(torch.full((2,), 0.1))}
+    assert fold([many] * 10_000)["loss"].value().tolist() == pytest.approx(
+        [exact / 10] * 2, rel=1e-10
+    )
+
+
+def test_numbers_of_is_numbers_of_each() -> None:
+    scalars = [{k: m for k, m in part.items() if k != "many"} for part in parts(3)]
+    assert numbers_of(scalars) == [numbers(part) for part in scalars]
+    assert [list(row) for row in numbers_of(scalars)] == [list(part) for part in scalars]
+    assert numbers_of([]) == []
+
+
+def test_windows_beyond_the_memory_bound_lose_nothing() -> None:
+    state, points = start(torch.nn.Linear(2, 1)), Points(every=1000, fold_after=4)
+    for n in range(1, 31):
+        moved = state.replace(cursor=Cursor(0, n, n).tensor())
+        assert points.add(moved, {"loss": Mean(torch.tensor(float(n)), torch.tensor(1))}) is None
+    peeked, rest = points.peek(), points.rest()
+    assert peeked is not None
+    assert rest is not None
+    assert (rest.epoch, rest.step, float(rest.metrics["loss"])) == (1, 30, 15.5)
+    assert float(peeked.metrics["loss"]) == 15.5
+    assert points.rest() is None
+
+
+def test_adding_costs_microseconds() -> None:
+    state, points = start(torch.nn.Linear(2, 1)), Points(every=50)
+    states = [state.replace(cursor=Cursor(0, n, n).tensor()) for n in range(1, 51)]
+    metrics = [{"loss": Mean(torch.tensor(1.0), torch.tensor(32)), "lr": Last(0.1)} for _ in states]
+    best = float("inf")
+    for _ in range(20):
+        began = time.perf_counter()
+        for moved, part in zip(states, metrics, strict=True):
+            points.add(moved, part)
+        best = min(best, time.perf_counter() - began)
+    assert best / len(states) < 15e-6  # merging pair by pair takes more
+
+
+def test_the_reason_of_a_stop() -> None:
+    metrics = {"a": stop(False, "no"), "b": stop(torch.tensor(True), "val/loss did not improve")}
+    assert reason_in(metrics, "stopped") == "val/loss did not improve"
+    assert reason_in(metrics, "completed") == ""
+    assert reason_in({}, "stopped") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("val/loss", ("loss", "val")),
+        ("val_2/top/5", ("top/5", "val_2")),
+        ("test/loss", ("loss", "test")),
+        ("value/mean", ("value/mean", "train")),
+        ("testing/x", ("testing/x", "train")),
+        ("val/", ("val/", "train")),
+    ],
+)
+def test_subsets(name: str, expected: tuple[str, str]) -> None:
+    assert subset_of(name) == expected

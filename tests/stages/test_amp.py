@@ -1,0 +1,108 @@
+"""Mixed precision against torch.amp.GradScaler."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fnloop as fl
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def loss(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y)
+
+
+def batches(n, bad=()):
+    generator = torch.Generator().manual_seed(1)
+    for i in range(n):
+        x, y = torch.randn(8, 6, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+        yield (x * float("inf"), y) if i in bad else (x, y)
+
+
+def test_fp16_follows_the_grad_scaler_through_overflows_and_growth():
+    step = fl.pipe(loss, fl.grad, fl.amp("fp16", init_scale=2.0**10, interval=3), fl.update(fl.sgd(0.1, momentum=0.9)))
+    model = net()
+    state = step.init(model)
+    reference = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    for x, y in batches(14, bad=(4, 5, 9)):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.float16):
+            value = F.cross_entropy(reference(x), y)
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        state, metrics = step(state, (x, y))
+        assert float(state["amp"]["scale"]) == scaler.get_scale()
+        for name, p in reference.named_parameters():
+            torch.testing.assert_close(state.params[name], p.detach(), rtol=1e-3, atol=1e-5)
+    assert int(state.step) == 11
+    assert float(metrics["amp.scale"]) > 0
+
+
+def test_small_gradients_survive_in_fp16_whatever_the_weight():
+    """With a weight of 60,000 tokens, a scaled SUM would overflow float16, and unscaled ones vanish."""
+
+    def tiny(model, x):
+        out = model(x) * 1e-4
+        return fl.Mean(out.float().sum() * 60_000, 60_000)
+
+    x = torch.full((4, 6), 1e-3)
+    model = nn.Linear(6, 1)
+    step = fl.pipe(tiny, fl.grad, fl.amp("fp16", init_scale=2.0**12))
+    _, grads = step(step.init(model), x)
+    assert bool(grads.finite)
+    (model(x) * 1e-4).sum().backward()
+    torch.testing.assert_close(grads.total["weight"] / 60_000, model.weight.grad, rtol=1e-2, atol=1e-9)
+
+
+def test_bf16_runs_the_forward_in_bfloat16_and_keeps_float32_parameters():
+    seen = []
+
+    def spying(model, batch):
+        out = model(batch[0])
+        seen.append(out.dtype)
+        return F.cross_entropy(out, batch[1])
+
+    step = fl.pipe(spying, fl.grad, fl.amp("bf16"), fl.update(fl.adamw(1e-3)))
+    state = step.init(net())
+    state, metrics = step(state, next(batches(1)))
+    assert seen == [torch.bfloat16] and "amp" not in state.slots
+    assert {p.dtype for p in state.params.values()} == {torch.float32}
+    assert state.context == {}
+
+
+def test_the_backward_is_not_under_autocast():
+    """A float32 matrix product in a custom backward must stay float32."""
+    dtypes = []
+
+    class Custom(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            a = torch.ones(2, 2)
+            dtypes.append((a @ a).dtype)
+            return g
+
+    step = fl.pipe(lambda m, x: Custom.apply(m(x).float()).mean(), fl.grad, fl.amp("bf16"))
+    step(step.init(nn.Linear(2, 1)), torch.ones(3, 2))
+    assert dtypes == [torch.float32]
+
+
+def test_wrong_precision():
+    with pytest.raises(ValueError, match="fp8"):
+        fl.amp("fp8")(fl.grad(loss))

@@ -1,0 +1,234 @@
+"""Gradients against plain autograd on the user's own module."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fnloop as fl
+
+
+class Model(nn.Module):
+    def __init__(self, p=0.0):
+        super().__init__()
+        self.config = {"classes": 3}
+        self.encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(p))
+        self.tied = nn.Linear(8, 8, bias=False)
+        self.again = nn.Linear(8, 8)
+        self.again.weight = self.tied.weight
+        self.head = nn.Linear(8, 3)
+        self.head.bias.requires_grad_(False)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.seen = self.seen + len(x)  # assigned anew, not written in place
+        return self.head(torch.tanh(self.again(torch.tanh(self.tied(self.encoder(x))))))
+
+
+def loss(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y)
+
+
+def batch(n=9):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 5, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+
+
+def test_gradients_and_buffers_are_those_of_a_plain_backward():
+    model = Model()
+    reference = copy.deepcopy(model)
+    loss(reference, batch()).backward()
+    stage = fl.grad(loss)
+    state, grads = stage(stage.init(model), batch())
+    trainable = {name: p for name, p in reference.named_parameters() if p.requires_grad}
+    assert list(grads.total) == list(trainable)
+    assert "again.weight" not in state.params and "head.bias" in state.params
+    for name, parameter in trainable.items():
+        torch.testing.assert_close(grads.total[name] / 9, parameter.grad)
+    for name, buffer in reference.named_buffers():
+        torch.testing.assert_close(state.buffers[name], buffer)
+    assert float(state.buffers["seen"]) == 9
+    assert float(grads.weight) == 9
+
+
+def test_the_loss_may_use_parts_of_the_model_and_its_attributes():
+    def partial(model, batch):
+        features = model.encoder(batch[0])
+        return features.square().mean() * model.config["classes"]
+
+    stage = fl.grad(partial)
+    _, grads = stage(stage.init(Model()), batch())
+    assert grads.total["encoder.0.weight"].abs().sum() > 0
+    assert grads.total["head.weight"].abs().sum() == 0  # not used: zeros
+
+
+def test_dropout_is_a_function_of_key_and_step():
+    stage = fl.grad(loss)
+    state = stage.init(Model(p=0.5), seed=1)
+    once, twice = stage(state, batch())[1], stage(state, batch())[1]
+    later = stage(state.replace(step=state.step + 1), batch())[1]
+    other = stage(state.replace(key=state.key + 1), batch())[1]
+    assert once == twice and once != later and once != other
+
+
+def test_a_loss_may_take_the_state():
+    def scheduled(model, batch, state):
+        return loss(model, batch) * (1 + state.step)
+
+    stage = fl.grad(scheduled)
+    state = stage.init(Model())
+    first = stage(state, batch())[1].total["head.weight"]
+    second = stage(state.replace(step=state.step + 1), batch())[1].total["head.weight"]
+    torch.testing.assert_close(second, 2 * first)
+
+
+def test_weights_and_metrics():
+    def weighted(model, batch):
+        x, y = batch
+        w = torch.arange(len(y)) % 3
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        return fl.Mean((w * losses).sum(), w.sum()), {"mean": losses.mean(), "most": fl.Max(losses.max())}
+
+    stage = fl.grad(weighted)
+    state = stage.init(nn.Sequential(nn.Linear(5, 3)))
+    _, grads = stage(state, batch())
+    assert float(grads.weight) == 9 and grads.weight.dtype == torch.float64
+    assert set(grads.metrics) == {"loss", "mean", "most"}
+    assert not any(leaf.requires_grad for leaf in fl.tree_leaves(grads) if isinstance(leaf, torch.Tensor))
+
+
+def test_a_tree_is_a_model():
+    @fl.tree
+    class Affine:
+        weight: torch.Tensor
+        bias: torch.Tensor
+        order: torch.Tensor
+        scale: float = 2.0
+
+        def __call__(self, x):
+            noise = 1.0 if fl.training() else 0.0
+            return (x @ self.weight + self.bias)[:, self.order] * self.scale + noise
+
+    model = Affine(torch.randn(5, 3), torch.zeros(3), torch.tensor([2, 0, 1]))
+    stage = fl.grad(loss)
+    state = stage.init(model)
+    assert set(state.params) == {"weight", "bias"} and set(state.buffers) == {"order"}
+    _, grads = stage(state, batch())
+    weight = model.weight.clone().requires_grad_()
+    x, y = batch()
+    F.cross_entropy((x @ weight)[:, model.order] * 2, y).backward()
+    torch.testing.assert_close(grads.total["weight"] / 9, weight.grad)
+    assert fl.to_module(state) == model
+    step = fl.pipe(lambda m, b: m(b[0]).mean(), fl.grad, fl.update(fl.sgd(0.0)))
+    state = step.init(model)
+    trained = float(step(state, batch())[1]["loss"])
+    assert trained - fl.evaluate(lambda m, b: m(b[0]).mean(), state, [batch()])["loss"] == pytest.approx(1)
+
+
+def test_a_factory_is_called_under_the_seed():
+    stage = fl.grad(loss)
+    assert stage.init(Model, seed=3) == stage.init(Model, seed=3)
+    assert stage.init(Model, seed=3) != stage.init(Model, seed=4)
+
+
+def test_a_submodule_in_evaluation_mode_stays_there():
+    model = Model()
+    model.encoder[1].eval()  # a frozen BatchNorm
+    stage = fl.grad(loss)
+    state = stage.init(model)
+    after, _ = stage(state, batch())
+    assert torch.equal(after.buffers["encoder.1.running_mean"], state.buffers["encoder.1.running_mean"])
+    assert fl.to_module(state).encoder[1].training is False
+
+
+def test_a_model_handed_over_in_evaluation_mode_is_trained_in_training_mode():
+    model = Model().eval()
+    stage = fl.grad(loss)
+    state = stage.init(model)
+    after, _ = stage(state, batch())
+    assert not torch.equal(after.buffers["encoder.1.running_mean"], state.buffers["encoder.1.running_mean"])
+    assert model.training is False and fl.to_module(state).training is False
+
+
+def test_half_precision_parameters_have_float32_totals():
+    model = nn.Linear(5, 3).to(torch.bfloat16)
+    x, y = batch()
+    stage = fl.grad(loss)
+    _, grads = stage(stage.init(model), (x.to(torch.bfloat16), y))
+    assert {t.dtype for t in grads.total.values()} == {torch.float32}
+    reference = copy.deepcopy(model)
+    loss(reference, (x.to(torch.bfloat16), y)).backward()
+    torch.testing.assert_close(
+        grads.total["weight"] / 9, reference.weight.grad.float(), rtol=2e-2, atol=1e-3
+    )
+
+
+def test_recurrent_layers_see_the_states_parameters():
+    model = nn.LSTM(5, 4, batch_first=True)
+    stage = fl.grad(lambda m, x: m(x)[0].square().mean())
+    x = torch.randn(2, 3, 5)
+    state = stage.init(model)
+    moved = state.replace(params={k: p + 0.1 for k, p in state.params.items()})
+    _, grads = stage(moved, x)
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in reference.parameters():
+            p += 0.1
+    reference(x)[0].square().mean().backward()
+    for name, p in reference.named_parameters():
+        torch.testing.assert_close(grads.total[name] / 2, p.grad)
+
+
+def test_under_torch_func_it_agrees_with_eager():
+    stage = fl.grad(loss)
+    state = stage.init(Model())
+    eager_state, eager = stage(state, batch())
+
+    def traced(x):
+        new, grads = stage(state, (x, batch()[1]))
+        return grads.total["head.weight"].sum(), (grads.total, new.buffers)
+
+    _, (total, buffers) = torch.func.grad(traced, has_aux=True)(batch()[0])
+    for name in total:
+        torch.testing.assert_close(total[name], eager.total[name])
+    for name in buffers:
+        torch.testing.assert_close(buffers[name], eager_state.buffers[name])
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), ValueError, r"shape \[9\].*mean"),
+        (lambda m, b: 1.0, TypeError, "returned float"),
+        (lambda m, b: (loss(m, b), 3), TypeError, "a dict of metrics"),
+        (lambda m, b: loss(m, b).detach(), ValueError, "does not depend on any parameter"),
+        (lambda m, b: (loss(m, b), {"x": torch.ones(3)}), TypeError, "The metric 'x'"),
+        (lambda m, b: m(b[0]).argmax(), TypeError, "no gradient"),
+    ],
+)
+def test_a_loss_that_returns_the_wrong_thing_says_so(function, error, message):
+    stage = fl.grad(function)
+    with pytest.raises(error, match=message):
+        stage(stage.init(Model()), batch())
+
+
+def test_leading_dimensions_that_disagree_ask_for_a_mean():
+    stage = fl.grad(lambda m, b: m(b["x"]).mean())
+    with pytest.raises(ValueError, match=r"x has 4, y has 3|y has 3, x has 4") as caught:
+        stage(stage.init(nn.Linear(5, 3)), {"x": torch.randn(4, 5), "y": torch.zeros(3)})
+    assert "fl.Mean(total, weight)" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_models_that_cannot_be_pure_are_refused():
+    with pytest.raises(ValueError, match="lazy layers"):
+        fl.grad(loss).init(nn.LazyLinear(3))
+    with pytest.raises(TypeError, match=r"nn\.Module"):
+        fl.grad(loss).init("model")
+    with pytest.raises(TypeError, match="OptimizedModule"):
+        fl.grad(loss).init(torch.compile(nn.Linear(5, 3)))

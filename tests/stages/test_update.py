@@ -1,0 +1,170 @@
+"""The training step against a hand-written loop."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fnloop as fl
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)
+    )
+
+
+def loss(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y)
+
+
+def batch(i=0):
+    generator = torch.Generator().manual_seed(i)
+    return torch.randn(8, 6, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+
+
+def test_a_hundred_steps_are_those_of_a_hand_written_loop():
+    model = net()
+    schedule = fl.cosine(1e-2, steps=100, warmup=10)
+    step = fl.pipe(loss, fl.grad, fl.update(fl.chain(fl.clip_by_norm(0.5), fl.adamw(schedule))))
+    state = step.init(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    for i in range(100):
+        optimizer.zero_grad()
+        value = loss(model, batch(i))
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        state, metrics = step(state, batch(i))
+        assert float(metrics["loss"]) == pytest.approx(value.item(), rel=1e-4)
+        assert float(metrics["adamw.lr"]) == pytest.approx(scheduler.get_last_lr()[0])
+        scheduler.step()
+    trained = fl.to_module(state)
+    for a, b in zip(trained.state_dict().values(), model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tensor_path_agrees_with_the_eager_one():
+    step = fl.pipe(loss, fl.grad, fl.update(fl.chain(fl.clip_by_norm(0.5), fl.adamw(1e-2))), fl.ema(0.9))
+    state = step.init(net())
+    eager, metrics = step(state, batch())
+    many = torch.utils._pytree.tree_map(lambda leaf: torch.stack([leaf, leaf]), state)
+    x, y = batch()
+    xs = torch.stack([x, x * float("nan")])
+    traced, traced_metrics = torch.func.vmap(lambda s, x: step(s, (x, y)))(many, xs)
+    for name, p in eager.params.items():
+        torch.testing.assert_close(traced.params[name][0], p)
+        assert torch.equal(traced.params[name][1], state.params[name])  # skipped
+        torch.testing.assert_close(traced["ema"][name][0], eager["ema"][name])
+        assert torch.equal(traced["ema"][name][1], state["ema"][name])
+    assert traced.step.tolist() == [1, 0]
+    assert traced_metrics["skipped"].value().tolist() == [0, 1]
+    assert float(traced_metrics["loss"].total[0]) == pytest.approx(float(metrics["loss"].total))
+    assert traced_metrics["loss"].weight.tolist() == [8, 0]
+    for name, b in state.buffers.items():
+        assert torch.equal(traced.buffers[name][1], b)
+
+
+def test_a_skipped_step_weighs_nothing_in_the_metrics():
+    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    state = step.init(net())
+    x, y = batch()
+    _, bad = step(state, (x * float("nan"), y))
+    _, good = step(state, (x, y))
+    merged = fl.merge([bad, good, bad])
+    assert float(merged["loss"]) == pytest.approx(float(good["loss"]))
+    assert float(merged["skipped"]) == 2
+
+
+def test_scale_changes_the_learning_rate_and_zero_freezes():
+    step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-2)))
+    state, _ = step(step.init(net()), batch())
+    frozen, metrics = step(fl.scale(state, "adamw.lr", 0.0), batch(1))
+    assert fl.tree_equal(frozen.params, state.params)
+    assert float(metrics["adamw.lr"]) == 0
+    assert not fl.tree_equal(frozen["update"]["adamw"]["mu"], state["update"]["adamw"]["mu"])
+    half = fl.scale(fl.scale(state, "adamw.lr", 0.25), "adamw.lr", 2.0)
+    _, metrics = step(half, batch(1))
+    assert float(metrics["adamw.lr"]) == pytest.approx(5e-3)
+    with pytest.raises(KeyError, match=r"there are: adamw\.lr"):
+        fl.scale(state, "sgd.lr", 0.5)
+
+
+def test_frozen_parameters_are_left_alone():
+    model = net()
+    model[0].requires_grad_(False)
+    step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-2)))
+    state = step.init(model)
+    after, _ = step(state, batch())
+    assert torch.equal(after.params["0.weight"], state.params["0.weight"])
+    assert not torch.equal(after.params["3.weight"], state.params["3.weight"])
+    assert "0.weight" not in state["update"]["adamw"]["mu"]
+    assert fl.to_module(after)[0].weight.requires_grad is False
+
+
+def test_shared_gradients_are_not_divided_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+
+        def forward(self, x):
+            return (x * (self.a + self.b)).sum(1)  # both get one and the same gradient tensor
+
+    step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.sgd(1.0)))
+    state, _ = step(step.init(Twice()), torch.ones(4, 3))
+    assert torch.equal(state.params["a"], -torch.ones(3)) and torch.equal(state.params["b"], -torch.ones(3))
+
+
+def test_memory_of_another_model_is_explained():
+    step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-2)))
+    other = step.init(nn.Linear(6, 3))
+    state = step.init(net())
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        step(state.put("update", other["update"]), batch())
+    assert "does not fit the model's parameters" in "".join(caught.value.__notes__)
+    with pytest.raises(ValueError, match=r"slots/update/adamw/mu/0\.weight"):
+        wider = nn.Sequential(nn.Linear(6, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+        step.init(state.replace(**{k: getattr(step.init(wider), k) for k in ("params", "skeleton")}))
+
+
+def test_wrong_order_is_refused_when_the_pipeline_is_built():
+    adamw = fl.adamw(1e-3)
+    with pytest.raises(TypeError, match=r"amp wraps a gradient stage.*before the update"):
+        fl.pipe(loss, fl.grad, fl.update(adamw), fl.amp("bf16"))
+    with pytest.raises(TypeError, match=r"ema wraps a training step.*after the update"):
+        fl.pipe(loss, fl.grad, fl.ema(0.9), fl.update(adamw))
+    with pytest.raises(TypeError, match=r"fl\.pipe\(loss, fl\.grad"):
+        fl.pipe(loss, fl.update(adamw))
+    with pytest.raises(TypeError, match="one update"):
+        fl.pipe(loss, fl.grad, fl.update(adamw), fl.update(adamw))
+    with pytest.raises(TypeError, match=r"from_torch\(torch\.optim"):
+        fl.pipe(loss, fl.grad, fl.update(torch.optim.AdamW))
+    with pytest.raises(ValueError, match=r"'ema'.*name="):
+        fl.pipe(loss, fl.grad, fl.update(adamw), fl.ema(0.9), fl.ema(0.99))
+
+
+def test_pipelines_print_as_themselves_and_compare_by_value():
+    def build(lr=0.1):
+        return fl.pipe(loss, fl.grad, fl.accumulate(4), fl.amp("bf16"), fl.update(fl.sgd(lr)), fl.ema(0.99))
+
+    assert build() == build() and build() != build(0.2)
+    assert repr(build()).splitlines() == [
+        "pipe(",
+        "    loss,",
+        "    grad,",
+        "    accumulate(k=4),",
+        "    amp('bf16'),",
+        "    update(optimizer=sgd(lr=0.1)),",
+        "    ema(decay=0.99),",
+        ")",
+    ]
+    faster = fl.tree_at(lambda s: s.inner.optimizer.lr, build(), 0.5)
+    assert faster == build(0.5)

@@ -1,0 +1,190 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from fnloop.store import CheckpointError, best, latest, load, read_manifest, save
+from fnloop.store.folders import commit, discard, listing, prepare, sweep, target_of, temporary_of
+from fnloop.values import Cursor, start
+
+
+def state_at(count, value=0.0):
+    state = start(torch.nn.Linear(2, 1), seed=0)
+    params = {name: torch.full_like(p, value) for name, p in state.params.items()}
+    return state.replace(params=params, cursor=Cursor(0, count, count).tensor())
+
+
+def score(value, name="val/loss", mode="min"):
+    return {"name": name, "mode": mode, "value": value}
+
+
+def test_latest_is_the_one_with_the_highest_count(tmp_path):
+    for count in (9, 100_000_000, 10):
+        save(state_at(count), tmp_path)
+    assert latest(tmp_path).name == "step-100000000"
+    assert latest(str(tmp_path)) == latest(tmp_path)
+
+
+def test_latest_and_best_of_nothing_are_none(tmp_path):
+    assert latest(tmp_path) is None and best(tmp_path) is None
+    assert latest(tmp_path / "gone") is None and best(tmp_path / "gone") is None
+    save(state_at(1), tmp_path)
+    assert best(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "winner"),
+    [
+        ("min", [3.0, 1.0, 2.0], 2),
+        ("max", [3.0, 1.0, 2.0], 1),
+        ("min", [2.0, 1.0, 1.0], 2),
+        ("max", [float("nan"), -float("inf"), float("nan")], 1),
+        ("min", [float("nan"), 5.0], 2),
+    ],
+)
+def test_best(tmp_path, mode, values, winner):
+    for count, value in enumerate(values, 1):
+        save(state_at(count), tmp_path, monitor=score(value, mode=mode))
+    save(state_at(99), tmp_path)
+    assert best(tmp_path) == target_of(tmp_path, winner)
+
+
+def test_best_goes_by_what_the_newest_monitored(tmp_path):
+    save(state_at(1), tmp_path, monitor=score(0.0, name="accuracy", mode="max"))
+    save(state_at(2), tmp_path, monitor=score(0.7))
+    save(state_at(3), tmp_path, monitor=score(0.8))
+    assert best(tmp_path) == target_of(tmp_path, 2)
+
+
+def test_hidden_and_foreign_entries_are_passed_over_in_silence(tmp_path, recwarn):
+    save(state_at(1), tmp_path)
+    for name in (".step-00000009.tmp-ab", "step-9x", "mystep-9", "logs"):
+        shutil.copytree(tmp_path / "step-00000001", tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    assert latest(tmp_path).name == "step-00000001"
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("damage", ["manifest", "tensors", "cut", "garbled"])
+def test_incomplete_checkpoints_are_passed_over_with_a_warning(tmp_path, damage):
+    save(state_at(1), tmp_path, monitor=score(1.0))
+    path = save(state_at(2), tmp_path, monitor=score(0.0))
+    if damage == "manifest":
+        (path / "manifest.json").unlink()
+    elif damage == "tensors":
+        (path / "state.safetensors").unlink()
+    elif damage == "cut":
+        os.truncate(path / "state.safetensors", 100)
+    else:
+        (path / "manifest.json").write_text("{")
+    for find in (latest, best):
+        with pytest.warns(UserWarning, match="step-00000002 was passed over"):
+            assert find(tmp_path).name == "step-00000001"
+
+
+def test_the_checkpoint_between_two_renames_is_found_under_its_old_name(tmp_path, monkeypatch):
+    path = save(state_at(5, value=1.0), tmp_path, monitor=score(1.0))
+    rename = os.rename
+
+    def die_before_the_second(source, target):
+        if str(target) == str(path):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", die_before_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        save(state_at(5, value=2.0), tmp_path)
+    monkeypatch.undo()
+    assert not path.exists()
+    like = state_at(0)
+    for place in (path, tmp_path, latest(tmp_path), best(tmp_path)):
+        assert load(place, like=like).params["bias"].tolist() == [1.0]
+
+    sweep(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000005"]
+    assert load(path, like=like).params["bias"].tolist() == [1.0]
+    save(state_at(5, value=3.0), tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000005"]
+    assert load(path, like=like).params["bias"].tolist() == [3.0]
+
+
+def test_commit_replaces_where_an_old_one_was_left_behind(tmp_path):
+    target = target_of(tmp_path, 1)
+    for name, text in (("step-00000001", "second"), (".step-00000001.old", "first")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(text)
+    new = temporary_of(target)
+    new.mkdir()
+    (new / "x").write_text("third")
+    commit(new, target)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000001"]
+    assert (target / "x").read_text() == "third"
+
+
+def test_discard_deletes_and_can_be_called_again(tmp_path):
+    path = save(state_at(1), tmp_path)
+    (tmp_path / ".step-00000001.old").mkdir()
+    discard(path)
+    discard(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_gone_at_once_when_it_is_deleted(tmp_path, monkeypatch):
+    path = save(state_at(1), tmp_path)
+
+    def die(folder, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", die)
+    with pytest.raises(KeyboardInterrupt):
+        discard(path)
+    assert listing(tmp_path) == {}
+
+
+def test_sweep_deletes_leftovers_alone(tmp_path):
+    save(state_at(1), tmp_path)
+    (tmp_path / ".step-00000002.tmp-0a1b2c3d").mkdir()
+    (tmp_path / ".step-00000001.old").mkdir()
+    (tmp_path / ".git").mkdir()
+    sweep(tmp_path)
+    left = sorted(entry.name for entry in tmp_path.iterdir())
+    assert left == [".git", "step-00000001"]
+    assert latest(tmp_path).name == "step-00000001"
+
+
+def test_prepare_leaves_nothing_behind(tmp_path):
+    prepare(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/runs .*read-only run folder"):
+        prepare(tmp_path / "file" / "runs")
+    with pytest.raises(FileExistsError, match="No checkpoint can be written"):
+        prepare(tmp_path / "file")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc, read-only even for root")
+def test_a_folder_that_exists_and_is_read_only_is_a_clear_error():
+    with pytest.raises(OSError, match="No checkpoint can be written to /proc/self"):
+        prepare(Path("/proc/self"))
+
+
+def test_what_is_no_checkpoint_is_a_clear_error(tmp_path):
+    like = state_at(0)
+    with pytest.raises(CheckpointError, match="gone does not exist"):
+        load(tmp_path / "gone", like=like)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        load(tmp_path / "file", like=like)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        load(tmp_path / "empty", like=like)
+    (tmp_path / "step-00000001").mkdir()
+    with pytest.raises(CheckpointError, match=r"it has no manifest\.json"):
+        load(tmp_path / "step-00000001", like=like)
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        read_manifest(tmp_path / "step-00000001")

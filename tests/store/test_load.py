@@ -1,0 +1,290 @@
+import json
+import os
+import warnings
+
+import pytest
+import torch
+
+from fnloop.store import CheckpointError, load, read_manifest, save
+from fnloop.store.manifest import amend
+from fnloop.trees import tree, tree_equal, tree_map, tree_paths
+from fnloop.values import Cursor, Mean, start
+
+
+@tree
+class Count:
+    number: torch.Tensor
+
+
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(5, 3)
+        self.head = torch.nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("scale", torch.tensor(-0.0))
+
+
+def mlp(seed=0, width=4):
+    return start(
+        lambda: torch.nn.Sequential(
+            torch.nn.Linear(3, width), torch.nn.BatchNorm1d(width), torch.nn.Linear(width, 2)
+        ),
+        seed=seed,
+    )
+
+
+def moments(state, value):
+    return {"adamw": {"mu": {name: p * value for name, p in state.params.items()}}}
+
+
+@pytest.fixture
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_a_state_comes_back_to_the_bit(tmp_path, quiet):
+    state = mlp(seed=1).replace(
+        step=torch.tensor(7),
+        cursor=Cursor(1, 2, 3).tensor(),
+        slots={
+            "ema": {"0.weight": torch.full((4, 3), -0.0)},
+            "nested": ({"a": [torch.tensor(1), Count(torch.tensor(True))]}, torch.empty(0, 2)),
+            "half": {"x": torch.tensor([float("nan"), 1.5], dtype=torch.bfloat16)},
+            "a/b~c": {0: torch.tensor([2**62]), 10: torch.tensor(1.0), 9: torch.tensor(2.0)},
+            "nothing": {},
+            "none": None,
+        },
+    )
+    like = tree_map(torch.zeros_like, state)
+    loaded = load(save(state, tmp_path), like=like)
+    assert tree_equal(loaded, state)
+    assert list(loaded.params) == list(state.params) and list(loaded.slots) == list(state.slots)
+
+
+def test_tied_parameters_stay_one(tmp_path, quiet):
+    state = start(Tied(), seed=0)
+    path = save(state, tmp_path)
+    assert [leaf for leaf in read_manifest(path)["leaves"] if leaf.startswith("params")] == [
+        "params/embed.weight"
+    ]
+    loaded = load(path, like=start(Tied(), seed=1))
+    assert tree_equal(loaded, state)
+    module = loaded.skeleton.build(loaded.params, loaded.buffers)
+    assert module.head.weight is module.embed.weight
+
+
+def test_the_order_of_parameters_is_that_of_like(tmp_path):
+    state = mlp()
+    assert list(state.params) != sorted(state.params, reverse=True)
+    like = state.replace(params=dict(sorted(state.params.items(), reverse=True)))
+    assert list(load(save(state, tmp_path), like=like).params) == list(like.params)
+
+
+def test_what_is_loaded_has_memory_of_its_own(tmp_path):
+    state = mlp()
+    path = save(state, tmp_path)
+    loaded = load(path, like=state)
+    (path / "state.safetensors").write_bytes(b"")
+    assert tree_equal(loaded, state)
+    assert not {p.data_ptr() for p in loaded.params.values()} & {
+        p.data_ptr() for p in state.params.values()
+    }
+
+
+def test_a_folder_of_checkpoints_means_the_latest(tmp_path):
+    state = mlp()
+    for count in (1, 3, 2):
+        save(state.replace(cursor=Cursor(0, count, count).tensor()), tmp_path)
+    assert Cursor.of(load(tmp_path, like=state).cursor).count == 3
+
+
+def test_fresh_memory_of_a_new_stage_survives(tmp_path, quiet):
+    old = mlp(seed=1)
+    like = mlp(seed=2).put("ema", {"0.weight": torch.full((4, 3), 9.0)})
+    loaded = load(save(old, tmp_path), like=like)
+    assert tree_equal(loaded.slots, like.slots) and tree_equal(loaded.params, old.params)
+
+
+def test_a_missing_parameter_is_warned_of_and_kept(tmp_path):
+    state = mlp(seed=1)
+    fewer = state.replace(params={n: p for n, p in state.params.items() if n != "2.bias"})
+    like = mlp(seed=2)
+    with pytest.warns(UserWarning, match=r"lacks params/2\.bias: kept") as caught:
+        loaded = load(save(fewer, tmp_path), like=like)
+    assert len(caught) == 1
+    assert torch.equal(loaded.params["2.bias"], like.params["2.bias"])
+    assert torch.equal(loaded.params["0.bias"], state.params["0.bias"])
+
+
+def test_slots_unknown_to_like_are_kept_as_dicts_by_path(tmp_path, quiet):
+    state = (
+        mlp()
+        .put("every", {"loss": Mean(torch.tensor(6.0), torch.tensor(4))})
+        .put("stop", (torch.tensor(1.0), [torch.tensor(2.0)]))
+        .put("a/b", torch.tensor(3.0))
+    )
+    loaded = load(save(state, tmp_path), like=mlp(seed=3).put("every", {}))
+    expected = {
+        "every": {"loss": {"total": torch.tensor(6.0), "weight": torch.tensor(4)}},
+        "stop": {"0": torch.tensor(1.0), "1": {"0": torch.tensor(2.0)}},
+        "a/b": torch.tensor(3.0),
+    }
+    assert tree_equal(loaded.slots, expected)
+    assert tree_paths(loaded.slots) == tree_paths(state.slots)
+
+
+def test_a_slot_comes_back_with_its_structure_when_like_has_it(tmp_path):
+    state = mlp().put("every", {"loss": Mean(torch.tensor(6.0), torch.tensor(4))})
+    like = mlp().put("every", {"loss": Mean(torch.tensor(0.0), torch.tensor(0))})
+    loaded = load(save(state, tmp_path), like=like)
+    assert isinstance(loaded["every"]["loss"], Mean) and float(loaded["every"]["loss"]) == 1.5
+
+
+def test_memory_without_a_place_in_a_slot_of_like_is_dropped_with_a_warning(tmp_path):
+    state = mlp().put("update", {"adam": {"mu": torch.zeros(1)}, "scale": torch.tensor(1.0)})
+    like = mlp().put("update", {"scale": torch.tensor(2.0)})
+    with pytest.warns(UserWarning, match="no place for, and it was dropped: slots/update/adam/mu"):
+        loaded = load(save(state, tmp_path), like=like)
+    assert tree_equal(loaded.slots, {"update": {"scale": torch.tensor(1.0)}})
+
+
+def test_another_models_parameters_are_refused_or_dropped_with_their_memory(tmp_path, quiet):
+    big, small = mlp(seed=1), start(torch.nn.Sequential(torch.nn.Linear(3, 4)), seed=2)
+    path = save(big.put("update", moments(big, 2.0)), tmp_path)
+    like = small.put("update", moments(small, 0.0))
+    with pytest.raises(CheckpointError, match=r"has not: params/1\.bias, .* pass strict"):
+        load(path, like=like)
+    loaded = load(path, like=like, strict=False)
+    assert loaded.params.keys() == small.params.keys() == loaded["update"]["adamw"]["mu"].keys()
+    assert torch.equal(loaded["update"]["adamw"]["mu"]["0.bias"], big.params["0.bias"] * 2)
+
+
+def test_shapes_and_dtypes_that_differ_are_a_table(tmp_path):
+    path = save(mlp(width=4), tmp_path)
+    like = mlp(width=6)
+    like = like.replace(params={**like.params, "2.bias": like.params["2.bias"].double()})
+    with pytest.raises(CheckpointError) as caught:
+        load(path, like=like)
+    lines = [line.split() for line in str(caught.value).splitlines()]
+    assert ["leaf", "checkpoint", "like"] in lines
+    assert ["params/0.weight", "f32[4,3]", "f32[6,3]"] in lines
+    assert ["params/2.bias", "f32[2]", "f64[2]"] in lines
+    assert not any(line[0] == "step" for line in lines if line)
+
+
+def test_only_a_part(tmp_path, quiet):
+    state = mlp(seed=1).replace(step=torch.tensor(9)).put("ema", {"x": torch.tensor(1.0)})
+    state = state.put("other", {"x": torch.tensor(1.0)})
+    path, like = save(state, tmp_path), mlp(seed=2)
+
+    params = load(path, like=like, only="params")
+    assert tree_equal(params, like.replace(params=state.params))
+
+    both = load(path, like=like, only=("slots/ema", "buffers"))
+    assert tree_equal(both, like.replace(buffers=state.buffers, slots={"ema": state["ema"]}))
+
+    layer = load(path, like=like, only="params/0")
+    expected = {n: (state if n.startswith("0.") else like).params[n] for n in like.params}
+    assert tree_equal(layer, like.replace(params=expected))
+
+
+def test_only_a_part_reads_no_other(tmp_path):
+    path = save(mlp(seed=1).put("z", {"x": torch.arange(1000.0)}), tmp_path)
+    file = path / "state.safetensors"
+    damaged = bytearray(file.read_bytes())
+    place = damaged.index(torch.arange(1000.0)[500:].numpy().tobytes())
+    damaged[place] ^= 1
+    file.write_bytes(damaged)
+    load(path, like=mlp(), only="params")
+    with pytest.raises(CheckpointError, match=r"state\.safetensors: .*'slots/z/x'"):
+        load(path, like=mlp())
+
+
+def test_only_a_part_that_is_not_there_is_an_error(tmp_path):
+    path = save(mlp().put("ema", {"x": torch.tensor(1.0)}), tmp_path)
+    with pytest.raises(CheckpointError, match=r"only='slots/em'.* has: buffers, .*slots/ema, step"):
+        load(path, like=mlp(), only="slots/em")
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    path = save(mlp(), tmp_path)
+    os.truncate(path / "state.safetensors", (path / "state.safetensors").stat().st_size - 1)
+    with pytest.raises(CheckpointError, match=r"step-00000000/state\.safetensors: the tensor '"):
+        load(path, like=mlp())
+
+
+def test_a_missing_file_is_named(tmp_path):
+    path = save(mlp(), tmp_path)
+    (path / "state.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"state\.safetensors cannot be read: No such file"):
+        load(path, like=mlp())
+
+
+def test_tensors_of_another_checkpoint_are_noticed(tmp_path):
+    first, second = save(mlp(seed=1), tmp_path / "a"), save(mlp(seed=2), tmp_path / "b")
+    os.replace(second / "state.safetensors", first / "state.safetensors")
+    with pytest.raises(CheckpointError, match="sha256 differs"):
+        load(first, like=mlp())
+
+
+def test_a_pickle_is_never_run(tmp_path):
+    path = save(mlp(), tmp_path)
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "marker"),)
+
+    torch.save(Bomb(), path / "state.safetensors")
+    with pytest.raises(CheckpointError):
+        load(path, like=mlp())
+    torch.save(Bomb(), path / "manifest.json")
+    with pytest.raises(CheckpointError):
+        load(path, like=mlp())
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        ({"slots/a": None, "slots/a/b": None}, "slots/a/b' has leaves below itself"),
+        ({"slots/a/b": None, "slots/a": None}, "slots/a' has leaves below itself"),
+        ({"slots": None}, "bad list of leaves"),
+        ({"params/../../x": None}, "has not: params/../../x"),
+        ({"evil": None}, "has not: evil"),
+        ({"slots/a": {"dtype": "os.system", "shape": [], "sha256": ""}}, "bad list of leaves"),
+        ({"slots/a": {"dtype": "float32", "shape": "x", "sha256": ""}}, "bad list of leaves"),
+        ({"slots/a": 3}, "bad list of leaves"),
+    ],
+)
+def test_a_manifest_made_to_do_harm_is_refused(tmp_path, leaves, message):
+    state = mlp()
+    path = save(state, tmp_path)
+    entries = read_manifest(path)["leaves"]
+    amend(path, leaves={**entries, **{p: e or entries["step"] for p, e in leaves.items()}})
+    file = path / "state.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header.update({p: header["step"] for p in leaves})
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    with pytest.raises(CheckpointError, match=message):
+        load(path, like=state)
+
+
+def test_like_must_be_a_state(tmp_path):
+    path = save(mlp(), tmp_path)
+    with pytest.raises(TypeError, match=r"like=step\.init\(model\).*given Linear"):
+        load(path, like=torch.nn.Linear(1, 1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tensors_land_on_the_devices_of_like(tmp_path):
+    state = mlp(seed=1).put("new", {"x": torch.tensor(1.0)})
+    loaded = load(save(state, tmp_path), like=mlp(seed=2).to("cuda"))
+    assert loaded.params["0.weight"].is_cuda and loaded["new"]["x"].is_cuda
+    assert not loaded.cursor.is_cuda
+    assert tree_equal(loaded.to("cpu"), state)

@@ -1,0 +1,107 @@
+import json
+import math
+
+import pytest
+
+from fnloop.store.manifest import CheckpointError, amend, encode, read_manifest, write_manifest
+
+
+def entries(**changes):
+    return {
+        "format": 1,
+        "fnloop": "1",
+        "torch": "2",
+        "cursor": {"epoch": 0, "index": 0, "count": 0},
+        "step": 0,
+        "model": "Linear",
+        "pipeline": None,
+        "status": "running",
+        "metrics": {},
+        "monitor": None,
+        "config": {},
+        "memos": {},
+        "bytes": 0,
+        "leaves": {},
+        **changes,
+    }
+
+
+def refuse_constant(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    given = entries(
+        metrics={"loss": 0.1, "big": 1e300, "inf": math.inf, "-inf": -math.inf},
+        memos={"a": [1, {"b": None}], "ü": "\ud800"},
+    )
+    write_manifest(tmp_path, given)
+    read = read_manifest(tmp_path)
+    read.pop("digest", None)
+    assert read == given
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_nan_and_infinity_are_valid_json_and_come_back(tmp_path):
+    write_manifest(tmp_path, entries(metrics={"loss": math.nan, "best": math.inf}))
+    json.loads((tmp_path / "manifest.json").read_text(), parse_constant=refuse_constant)
+    metrics = read_manifest(tmp_path)["metrics"]
+    assert math.isnan(metrics["loss"]) and metrics["best"] == math.inf
+
+
+def test_every_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+    write_manifest(tmp_path, entries())
+    file = tmp_path / "manifest.json"
+    whole, right = file.read_bytes(), read_manifest(tmp_path)
+    noticed = 0
+    for i in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[i // 8] ^= 1 << i % 8
+        file.write_bytes(damaged)
+        try:
+            assert read_manifest(tmp_path) == right
+        except CheckpointError as error:
+            assert str(file) in str(error)
+            noticed += 1
+    assert noticed > 0.95 * 8 * len(whole)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "null", "{}", "[" * 100_000, '{"digest": 1}', "\xff"]
+)
+def test_what_is_no_manifest_is_a_clear_error(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_manifest(tmp_path)
+
+
+def test_a_missing_manifest_is_a_clear_error(tmp_path):
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        read_manifest(tmp_path)
+
+
+def test_a_later_format_is_refused_with_the_version_that_wrote_it(tmp_path):
+    write_manifest(tmp_path, entries(format=2, fnloop="9.9"))
+    with pytest.raises(CheckpointError, match=r"format 2, written by fnloop 9\.9"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_that_lacks_an_entry_is_refused(tmp_path):
+    given = entries()
+    del given["leaves"]
+    write_manifest(tmp_path, given)
+    with pytest.raises(CheckpointError, match="lacks leaves"):
+        read_manifest(tmp_path)
+
+
+def test_amend_changes_what_is_named(tmp_path):
+    write_manifest(tmp_path, entries(metrics={"loss": math.nan}))
+    amend(tmp_path, status="completed")
+    read = read_manifest(tmp_path)
+    assert read["status"] == "completed" and math.isnan(read["metrics"]["loss"])
+
+
+def test_encode_refuses_what_json_lacks_unless_told_what_to_make_of_it():
+    with pytest.raises(TypeError, match="set"):
+        encode({"a": {1, 2}})
+    assert encode({"a": (1, {2})}, other=str) == {"a": [1, "{2}"]}
