@@ -87,10 +87,21 @@ from fnloop.values import Sum as Sum
 from fnloop.values import merge as merge
 from fnloop.values import numbers as numbers
 from fnloop.values import stop as stop
+from fnloop.metrics import accuracy as accuracy
+from fnloop.metrics import confusion as confusion
+from fnloop.metrics import f1 as f1
+from fnloop.metrics import from_torchmetrics as from_torchmetrics
+from fnloop.metrics import mae as mae
+from fnloop.metrics import mse as mse
+from fnloop.metrics import perplexity as perplexity
+from fnloop.metrics import r2 as r2
+from fnloop.metrics import rmse as rmse
+from fnloop.metrics import top_k_accuracy as top_k_accuracy
 
 # Data
 from fnloop.data import Batches as Batches
 from fnloop.data import Data as Data
+from fnloop.data import permute as permute
 from fnloop.data import prefetch as prefetch
 
 # The loop
@@ -123,4 +134,4 @@ from fnloop.track import Tracker as Tracker
 from fnloop.track import track as track
 
 # The command line
-# from fnloop.cli.recipe import Recipe as Recipe
+from fnloop.cli.recipe import Recipe as Recipe

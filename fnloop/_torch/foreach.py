@@ -1,8 +1,9 @@
 """Arithmetic over lists of tensors: multi-tensor kernels where they run, one by one where not.
 
-The ``torch._foreach_*`` functions have no batching rule, so inside ``torch.func`` transforms and
-``torch.compile`` each operation is done leaf by leaf (and Inductor fuses them). All functions are
-out of place, unless their name ends in an underscore.
+The ``torch._foreach_*`` functions have no batching rule, and fail in the backward pass where only a
+scalar is differentiated: inside ``torch.func`` transforms and ``torch.compile``, and where autograd
+records, each operation is done leaf by leaf (and Inductor fuses them). All functions are out of
+place, unless their name ends in an underscore.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -23,7 +24,7 @@ Scalar: TypeAlias = Any  # a number or a 0-d tensor
 
 def add(xs: Tensors, ys: Any, alpha: float = 1.0) -> list[Tensor]:
     """``x + alpha * y``; `ys` is a list or one scalar."""
-    if tracing():
+    if _singly(xs, ys):
         return [torch.add(x, y, alpha=alpha) for x, y in zip(xs, _spread(ys, xs), strict=True)]
     if not xs:
         return []
@@ -64,7 +65,7 @@ def sqrt(xs: Tensors) -> list[Tensor]:
     The second moment of a gradient that is exactly zero stands still there, but the chain rule
     would multiply that zero with the root's infinite slope.
     """
-    if tracing() or differentiated(xs):
+    if _singly(xs):
         zeros = [x == 0 for x in xs]
         roots = [torch.where(z, 1.0, x).sqrt() for z, x in zip(zeros, xs, strict=True)]
         return [torch.where(z, 0.0, r) for z, r in zip(zeros, roots, strict=True)]
@@ -73,21 +74,21 @@ def sqrt(xs: Tensors) -> list[Tensor]:
 
 def sign(xs: Tensors) -> list[Tensor]:
     """Signs."""
-    if tracing():
+    if _singly(xs):
         return [x.sign() for x in xs]
     return list(torch._foreach_sign(xs)) if xs else []
 
 
 def abs(xs: Tensors) -> list[Tensor]:
     """Absolute values."""
-    if tracing():
+    if _singly(xs):
         return [x.abs() for x in xs]
     return list(torch._foreach_abs(xs)) if xs else []
 
 
 def lerp(xs: Tensors, ys: Tensors, weight: Scalar) -> list[Tensor]:
     """``x + weight * (y - x)``."""
-    if tracing():
+    if _singly(xs, ys):
         return [torch.lerp(x, y.to(x.dtype), _like(weight, x)) for x, y in zip(xs, ys, strict=True)]
     if not xs:
         return []
@@ -98,14 +99,14 @@ def lerp(xs: Tensors, ys: Tensors, weight: Scalar) -> list[Tensor]:
 
 def clamp(xs: Tensors, low: Scalar, high: Scalar) -> list[Tensor]:
     """Values cut to ``[low, high]``."""
-    if tracing() or isinstance(low, Tensor) or isinstance(high, Tensor):
+    if _singly(xs) or isinstance(low, Tensor) or isinstance(high, Tensor):
         return [x.clamp(_like(low, x), _like(high, x)) for x in xs]
     return list(torch._foreach_clamp_max(torch._foreach_clamp_min(xs, low), high)) if xs else []
 
 
 def clone(xs: Tensors) -> list[Tensor]:
     """Fresh copies."""
-    if tracing():
+    if _singly(xs):
         return [x.clone() for x in xs]
     return list(torch._foreach_clone(xs)) if xs else []
 
@@ -114,7 +115,7 @@ def norm(xs: Tensors) -> Tensor:
     """The Euclidean norm of all values together; float32 or wider, 0-d."""
     if not xs:
         return torch.zeros(())
-    if tracing() or any(x.dtype in (torch.float16, torch.bfloat16) for x in xs):
+    if _singly(xs) or any(x.dtype in (torch.float16, torch.bfloat16) for x in xs):
         norms = [torch.linalg.vector_norm(x, dtype=_wide(x)) for x in xs]
     else:
         norms = list(torch._foreach_norm(xs))
@@ -158,8 +159,16 @@ def select(condition: Tensor, xs: Tensors, ys: Tensors) -> list[Tensor]:
     return [torch.where(condition, x, y) for x, y in zip(xs, ys, strict=True)]
 
 
+def _singly(xs: Tensors, ys: Any = ()) -> bool:
+    return tracing() or differentiated(xs) or differentiated(_listed(ys))
+
+
+def _listed(ys: Any) -> Sequence[Any]:
+    return ys if isinstance(ys, (list, tuple)) else [ys]
+
+
 def _both(many: Callable[..., Any], one: Callable[..., Any], xs: Tensors, ys: Any) -> list[Tensor]:
-    if tracing():
+    if _singly(xs, ys):
         return [one(x, y) for x, y in zip(xs, _spread(ys, xs), strict=True)]
     return list(many(xs, ys)) if xs else []
 

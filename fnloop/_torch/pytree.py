@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch.utils._pytree as torch_pytree
 
 # torch.func only sees classes that are registered with torch, and optree only those that are
 # registered with optree. Its global namespace makes `optree.tree_map(f, state)` work as it is.
-_GLOBAL_NAMESPACE: Any = optree.registry.__dict__["__GLOBAL_NAMESPACE"]
+_registry: Any = sys.modules["optree.registry"]
+_GLOBAL_NAMESPACE: Any = _registry.__dict__["__GLOBAL_NAMESPACE"]
 
 
 def register(
@@ -21,14 +23,16 @@ def register(
     build: Callable[[tuple[Any, ...], tuple[Any, ...]], Any],
 ) -> None:
     """Make `cls` a node whose children are named by `fields` and whose metadata is `static(obj)`."""
-    optree.register_pytree_node(
+    register_in_optree: Any = optree.register_pytree_node
+    register_in_torch: Any = torch_pytree.register_pytree_node
+    register_in_optree(
         cls,
         lambda obj: (children(obj), static(obj), fields),
         build,
         path_entry_type=optree.GetAttrEntry,
         namespace=_GLOBAL_NAMESPACE,
     )
-    torch_pytree.register_pytree_node(
+    register_in_torch(
         cls,
         lambda obj: (list(children(obj)), static(obj)),
         lambda values, metadata: build(metadata, tuple(values)),

@@ -33,12 +33,12 @@ def describe(error: BaseException) -> str:
     """An exception as a message: what it says, and the last line of the user's own code."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     frames = traceback.extract_tb(error.__traceback__)
-    if not text or not (frames and _is_fnloop(frames[-1].filename)):
+    if not text or not (frames and is_fnloop(frames[-1].filename)):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename:
         # Its own text would name the line a second time.
-        where = f"\n  {shown(Path(error.filename))}:{error.lineno}\n    {(error.text or '').strip()}"
-        return f"{type(error).__name__}: {error.msg}{where}"
+        place = f"{shown(Path(error.filename))}:{error.lineno}"
+        return f"{type(error).__name__}: {error.msg}\n  {place}\n    {(error.text or '').strip()}"
     own = [frame for frame in frames if _is_own(frame.filename)]
     if own:
         line = linecache.getline(own[-1].filename, own[-1].lineno or 0).strip()
@@ -61,11 +61,12 @@ def _is_own(filename: str) -> bool:
         return False
     path = Path(filename).resolve()
     return (
-        not _is_fnloop(filename)
+        not is_fnloop(filename)
         and not {"site-packages", "dist-packages"} & set(path.parts)
         and not path.is_relative_to(_STDLIB)
     )
 
 
-def _is_fnloop(filename: str) -> bool:
+def is_fnloop(filename: str) -> bool:
+    """Whether a file is one of fnloop's own."""
     return Path(filename).resolve().is_relative_to(_FNLOOP)

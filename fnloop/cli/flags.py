@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fnloop.cli.config import Config
 from fnloop.cli.errors import usage
@@ -27,20 +27,22 @@ class Flags:
     Attributes:
         values: As the function ``recipe`` takes them.
         plain: As YAML and JSON hold them.
+        options: The command's own options that were given.
     """
 
     values: dict[str, Any]
     plain: dict[str, Any]
+    options: dict[str, Any]
 
 
-def recipe_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+def recipe_in(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """The recipe file among the arguments of ``fit``, and the other arguments.
 
     It is the one that ends in ``.py``, wherever it stands; or else the first argument.
 
-    >>> recipe_of(["--lr", "0.1", "a.py"])
+    >>> recipe_in(["--lr", "0.1", "a.py"])
     ('a.py', ['--lr', '0.1'])
-    >>> recipe_of(["--config", "a.yaml", "--lr", "0.1"])
+    >>> recipe_in(["--config", "a.yaml", "--lr", "0.1"])
     (None, ['--config', 'a.yaml', '--lr', '0.1'])
     """
     rest = list(arguments)
@@ -87,7 +89,23 @@ def parse(
         raise usage(explain(str(error), parser, tidied, configs, function)) from None
     text = parser.dump(parsed, format="yaml", skip_unset=False)
     plain: dict[str, Any] = yaml.safe_load(text)
-    return Flags({name: ready[name] for name in names}, {name: plain[name] for name in names})
+    return Flags(
+        values={name: ready[name] for name in names},
+        plain={name: plain[name] for name in names},
+        options={name: value for name, value in vars(parsed).items() if name not in names},
+    )
+
+
+def parse_plain(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """The arguments of a command without flags.
+
+    Raises:
+        Problem: One is wrong.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise usage(explain(str(error), parser)) from None
 
 
 def explain(

@@ -30,6 +30,7 @@ _USAGE = {
 
 _RECIPE = "a Python file with a function recipe(...) -> fl.Recipe; its parameters are flags"
 _RUN = "the folder of a run"
+_MOVED = "where the recipe is now, if it moved"
 _WHICH = 'which checkpoint: "best", "latest" or its folder; default the best if one was monitored'
 
 
@@ -44,7 +45,7 @@ def top() -> ArgumentParser:
     )
     for name, help in COMMANDS.items():
         commands.add_subcommand(name, _Parser(), help=help)
-    parser.add_argument("--version", action="store_true", default=SUPPRESS, help="print the version")
+    _switch(parser, "--version", "print the version")
     return parser
 
 
@@ -90,13 +91,13 @@ def _fit(parser: ArgumentParser) -> None:
 def _resume(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help=f"{_RUN}; its flags may be given anew")
     parser.add_argument("--config", action="config", help=SUPPRESS)
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help="where the recipe is now, if it moved")
+    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
 
 
 def _evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help=_RUN)
     parser.add_argument("--checkpoint", metavar="WHICH", default=SUPPRESS, help=_WHICH)
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help="where the recipe is now, if it moved")
+    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
 
 
 def _predict(parser: ArgumentParser) -> None:

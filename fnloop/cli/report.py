@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fnloop.cli.errors import shown
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.runs import effects_of
@@ -97,8 +95,9 @@ def _size(data: Any) -> str:
     examples, batches = getattr(source, "examples", None), source.batches
     if examples is None:
         examples = _length(getattr(data, "dataset", None))
-    known = [f"{examples:,} examples" if examples else "", f"{batches:,} batches" if batches else ""]
-    return " in ".join(filter(None, known)) or type(data).__name__
+    counts = [(examples, "examples"), (batches, "batches")]
+    known = [f"{count:,} {what}" for count, what in counts if count]
+    return " in ".join(known) or type(data).__name__
 
 
 def _length(data: Any) -> int | None:

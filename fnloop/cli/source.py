@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def _check_parameters(function: Callable[..., Any], path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[None]:
+def _beside(path: Path) -> Generator[None, None, None]:
     """Import as a script of that folder would, but write no ``__pycache__``."""
     folder, writes = str(path.parent), sys.dont_write_bytecode
     sys.path.insert(0, folder)

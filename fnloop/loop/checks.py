@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import optree
 from torch import Tensor
 
 from fnloop.stages.base import Stage
-from fnloop.trees.equal import table
+from fnloop.trees import tree_leaves
+from fnloop.trees.equal import same_structure, table
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values import Metric, State
@@ -50,9 +50,8 @@ def check_result(step: Any, before: State, after: Any, metrics: Any) -> None:
                 "steps, so it must say how: fl.Mean(total, weight), fl.Sum, fl.Max, fl.Last(value), ... ."
             )
     left, right = before.replace(cursor=after.cursor), after
-    if optree.tree_structure(left) == optree.tree_structure(right):
-        there = [(a, b) for a, b in zip(optree.tree_leaves(left), optree.tree_leaves(right), strict=True)]
-        if all(_alike(a, b) for a, b in there):
+    if same_structure(left, right):
+        if all(map(_alike, tree_leaves(left), tree_leaves(right))):
             return
     raise ValueError(
         f"The step {who} must return a state of the same structure, shapes and dtypes as it was given:\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -32,10 +32,10 @@ def hyperparameters(step: Any) -> dict[str, Any]:
 
 
 def _walk(node: Any, prefix: str, skip: tuple[str, ...] = ("name",)) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Optimizer):
-        prefix = getattr(node, "name", prefix)
     if is_tree(node):
-        for field in dataclasses.fields(node):
+        if isinstance(node, Optimizer):
+            prefix = getattr(node, "name", prefix)
+        for field in dataclasses.fields(cast("Any", node)):
             if field.name not in skip:
                 yield from _walk(getattr(node, field.name), f"{prefix}.{field.name}")
     elif isinstance(node, (list, tuple)):

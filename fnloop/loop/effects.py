@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fnloop.values import State
-from fnloop.values.metrics import Metrics, merge
+from fnloop.values.metrics import Metrics
 
 
 @dataclasses.dataclass
@@ -78,25 +78,3 @@ class effect(Effect):
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         self.function(state, metrics)
-
-
-class Window:
-    """Metrics of several steps, merged when somebody looks: adding costs next to nothing."""
-
-    def __init__(self, fold_after: int = 64) -> None:
-        self._parts: list[Metrics] = []
-        self._fold_after = fold_after
-
-    def add(self, metrics: Metrics) -> None:
-        """Take in one step's metrics."""
-        self._parts.append(metrics)
-        if len(self._parts) >= self._fold_after:
-            self._parts = [merge(self._parts)]
-
-    def take(self) -> dict[str, Any]:
-        """The merge of all metrics since the last call."""
-        merged, self._parts = merge(self._parts), []
-        return merged
-
-    def __bool__(self) -> bool:
-        return bool(self._parts)

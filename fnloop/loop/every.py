@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal, overload
 import torch
 from torch import Tensor
 
-from fnloop.loop.effects import Effect, Run, Window
+from fnloop.loop.effects import Effect, Run
+from fnloop.loop.points import fold
 from fnloop.stages.base import Callback, Stage
 from fnloop.stages.lift import stage
 from fnloop.trees import tree, tree_map
@@ -64,15 +65,18 @@ class EveryEffect(Effect):
     def __init__(self, n: int, inner: Effect, unit: str) -> None:
         self.n, self.inner, self.unit = n, inner, unit
         self.name = inner.name
-        self._window = Window()
+        self._parts: list[Metrics] = []
 
     def open(self, run: Run) -> None:
         self.inner.open(run)
 
     def __call__(self, state: State, metrics: Metrics) -> None:
-        self._window.add(metrics)
+        self._parts.append(metrics)
         if is_due(self.n, self.unit, Cursor.of(state.cursor)):
-            self.inner(state, self._window.take())
+            merged, self._parts = fold(self._parts), []
+            self.inner(state, merged)
+        elif len(self._parts) >= 256:  # to bound memory
+            self._parts = [fold(self._parts)]
 
     def close(self, status: str) -> None:
         self.inner.close(status)
@@ -126,12 +130,11 @@ def every(
         raise ValueError(f'every(..., unit=...) takes "step" or "epoch", got {unit!r}.')
     if isinstance(callback, Effect):
         return EveryEffect(n, callback, unit)
-    if not isinstance(callback, Callback):
-        if isinstance(callback, Stage):
-            raise TypeError(f"every calls a callback; {callback.describe()} is a stage of the pipeline.")
-        callback = stage(callback, "callback")
-    label = getattr(callback, "name", None) or callback.describe()
-    return Every(n, callback, unit, name or f"every.{label}")
+    if isinstance(callback, Stage) and not isinstance(callback, Callback):
+        raise TypeError(f"every calls a callback; {callback.describe()} is a stage of the pipeline.")
+    inner = callback if isinstance(callback, Callback) else stage(callback, "callback")
+    label = getattr(inner, "name", None) or inner.describe()
+    return Every(n, inner, unit, name or f"every.{label}")
 
 
 def is_due(n: int, unit: str, cursor: Cursor) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -28,7 +28,7 @@ class Interrupt:
         return state, {**metrics, "interrupt": asked}
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Generator[None]:
         """Take SIGINT over for a block; only the main thread can, elsewhere nothing changes."""
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -70,6 +70,7 @@ def f1(
     Raises:
         ValueError: If the shapes do not fit, `classes` is needed, or `average` is not known.
 
+    >>> import torch
     >>> float(f1(torch.tensor([2.0, -1.0, 3.0]), torch.tensor([1, 1, 1])))
     0.8
     """

@@ -23,7 +23,7 @@ from fnloop.optim.base import (
     scaled,
     values,
 )
-from fnloop.optim.pack import Packed, differences, pack, unpack, zeros
+from fnloop.optim.pack import differences, pack, unpack, zeros
 from fnloop.trees import static, tree
 
 
@@ -33,8 +33,8 @@ class from_torch(Optimizer):
 
     The slow bridge: each step builds the torch optimizer anew on copies of the parameters and of
     its state, so that nothing given to it is changed. It can be neither compiled nor transformed
-    by ``torch.func``. Memory is the torch optimizer's state of each parameter, and what it changes
-    in its parameter group; what it keeps elsewhere (attributes of its own) is lost.
+    by ``torch.func``. Memory is the torch optimizer's state, and what it changes in its parameter
+    group. There is one group, with all parameters: for several see `fl.by_label`.
 
     Args:
         optimizer: The class, such as ``torch.optim.Rprop``.
@@ -43,8 +43,10 @@ class from_torch(Optimizer):
 
     Raises:
         TypeError: `optimizer` is no such class, or a keyword is unknown; the optimizer needs a
-            closure (as ``LBFGS``); at `init`, its state holds something that is neither tensor,
-            number, None nor dict.
+            closure (as ``LBFGS``); at `init`, it keeps something that is neither tensor, number,
+            None, dict nor list, or keeps it in attributes of its own.
+        RuntimeError: It is compiled or transformed; or what the optimizer keeps changes its
+            structure after the second step.
 
     >>> optimizer = from_torch(torch.optim.Rprop, lr=0.1)
     >>> params = {"w": torch.ones(2)}
@@ -93,15 +95,22 @@ class from_torch(Optimizer):
         if not copies:  # torch refuses to optimise nothing
             return {}
         torch_optimizer = self._build(copies, 0)
-        before = _group(torch_optimizer)
+        before, attributes = _group(torch_optimizer), _attributes(torch_optimizer)
         with torch.random.fork_rng(devices=[]):
             for _ in range(2):
                 _step(torch_optimizer, copies, [torch.full_like(p, 0.5) for p in copies])
         after = _group(torch_optimizer)
-        moved = {key: after[key] for key in _moved(before, after) if key not in self.numbers}
+        if hidden := _moved(attributes, _attributes(torch_optimizer)):
+            raise TypeError(
+                f"from_torch: {self.optimizer.__name__} keeps what it needs from step to step in "
+                f"its own attributes ({', '.join(hidden)}) and not in its state."
+            )
+        arguments = _parameters(self.optimizer)
+        moved = {*_moved(before, after), *(key for key in after if key not in arguments)}
+        group = {key: v for key, v in after.items() if key in moved and key not in self.numbers}
         return {
-            "state": zeros(self._state(torch_optimizer, params, copies)),
-            "group": zeros(pack(moved, "param_groups[0]")),
+            **zeros(self._state(torch_optimizer, params, copies)),
+            "group": zeros(pack(group, "param_groups[0]")),
             "started": torch.zeros((), dtype=torch.bool),
         }
 
@@ -154,12 +163,13 @@ class from_torch(Optimizer):
         if own["started"]:
             for name, p in zip(params, copies, strict=True):
                 torch_optimizer.state[p].update(unpack(own["state"][name]))
+            torch_optimizer.state.update(unpack(own["shared"]))
             torch_optimizer.param_groups[0].update(unpack(own["group"]))
         before = _group(torch_optimizer)
         _step(torch_optimizer, copies, [g.detach().clone() for g in values(grads)])
         after, kept = _group(torch_optimizer), unpack(own["group"])
         new = {
-            "state": self._state(torch_optimizer, params, copies),
+            **self._state(torch_optimizer, params, copies),
             "group": pack({key: after[key] for key in kept}, "param_groups[0]"),
             "started": torch.ones_like(own["started"]),
         }
@@ -177,10 +187,15 @@ class from_torch(Optimizer):
 
     def _state(
         self, torch_optimizer: torch.optim.Optimizer, params: Tensors, copies: list[Tensor]
-    ) -> dict[str, Packed]:
+    ) -> dict[str, Any]:
+        state: Any = torch_optimizer.state
+        shared = {key: value for key, value in state.items() if not isinstance(key, Tensor)}
         return {
-            name: pack(torch_optimizer.state.get(p, {}), f"state[{name!r}]")
-            for name, p in zip(params, copies, strict=True)
+            "state": {
+                name: pack(state.get(p, {}), f"state[{name!r}]")
+                for name, p in zip(params, copies, strict=True)
+            },
+            "shared": pack(shared, "state"),
         }
 
 
@@ -213,9 +228,23 @@ def _step(optimizer: torch.optim.Optimizer, params: list[Tensor], grads: list[Te
 
 def _group(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The numbers and tensors of the parameter group, as they are now."""
+    return _values(optimizer.param_groups[0])
+
+
+def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's numbers and tensors elsewhere, and how much an optimizer in it keeps."""
+    found = _values(vars(optimizer))
+    for name, value in vars(optimizer).items():
+        if isinstance(value, torch.optim.Optimizer):
+            state: Any = value.state
+            found[f"{name}.state"] = len(state)
+    return found
+
+
+def _values(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value.clone() if isinstance(value, Tensor) else value
-        for key, value in optimizer.param_groups[0].items()
+        for key, value in mapping.items()
         if isinstance(value, (int, float, Tensor))
     }
 

@@ -15,7 +15,7 @@ _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
 def pack(state: Mapping[Any, Any], where: str) -> Packed:
-    """Tensors of everything in `state`: copies of tensors, numbers and None, and dicts of these.
+    """All that is in `state` as tensors: tensors, numbers, None, and dicts and lists of these.
 
     Args:
         state: What a torch optimizer keeps.
@@ -30,7 +30,7 @@ def pack(state: Mapping[Any, Any], where: str) -> Packed:
     >>> unpack(packed)
     {'mean': tensor([0., 0.]), 'step': 3, 'best': None}
     """
-    packed: Packed = {"tensors": {}, "numbers": {}, "nones": {}, "dicts": {}}
+    packed: Packed = {"tensors": {}, "numbers": {}, "nones": {}, "dicts": {}, "lists": {}}
     for key, value in state.items():
         place = f"{where}[{key!r}]"
         if not isinstance(key, str):
@@ -43,10 +43,12 @@ def pack(state: Mapping[Any, Any], where: str) -> Packed:
             packed["nones"][key] = torch.empty(0)
         elif isinstance(value, Mapping):
             packed["dicts"][key] = pack(value, place)
+        elif type(value) is list:
+            packed["lists"][key] = pack({str(i): item for i, item in enumerate(value)}, place)
         else:
             raise TypeError(
                 f"from_torch: {place} is {value!r} ({type(value).__name__}); it can only keep "
-                "tensors, numbers, None, and dicts of these."
+                "tensors, numbers, None, and dicts and lists of these."
             )
     return packed
 
@@ -58,7 +60,12 @@ def unpack(packed: Packed) -> dict[str, Any]:
         **{key: tensor.item() for key, tensor in packed["numbers"].items()},
         **dict.fromkeys(packed["nones"]),
         **{key: unpack(inner) for key, inner in packed["dicts"].items()},
+        **{key: _listed(unpack(inner)) for key, inner in packed["lists"].items()},
     }
+
+
+def _listed(items: dict[str, Any]) -> list[Any]:
+    return [items[str(i)] for i in range(len(items))]
 
 
 def zeros(packed: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from torch import Tensor
@@ -14,12 +13,23 @@ Where: TypeAlias = Callable[[str, Tensor], bool] | tuple[str, ...]
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether `pattern` is the name, a module that it lies in, or a glob for it.
+    """Whether `pattern` is the name, a module that it lies in, or has a ``*`` for what is left open.
 
     >>> [matches("head.0.bias", pattern) for pattern in ("head", "*.bias", "hea", "head.0.bias")]
     [True, True, False, True]
     """
-    return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
+    if "*" not in pattern:
+        return name == pattern or name.startswith(pattern + ".")
+    # By hand, because torch.compile warns about fnmatch's cache.
+    first, *middle, last = pattern.split("*")
+    if not name.startswith(first) or not name.endswith(last):
+        return False
+    rest = name[len(first) :]
+    for piece in middle:
+        if piece not in rest:
+            return False
+        rest = rest[rest.index(piece) + len(piece) :]
+    return len(rest) >= len(last)
 
 
 def as_where(where: Callable[[str, Tensor], bool] | Iterable[str]) -> Where:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -185,7 +186,13 @@ def as_function(value: Any, arguments: str) -> Any:
 
 def takes_state(function: Any) -> bool:
     """Whether a loss wants ``(model, batch, state)`` rather than ``(model, batch)``."""
-    call = function.call if isinstance(function, Function) else function
+    if isinstance(function, Function):
+        return _takes_three(function.call)
+    return _takes_three(function.__call__.__func__, 4) if is_tree(function) else _takes_three(function)
+
+
+@functools.lru_cache(maxsize=1024)
+def _takes_three(call: Callable[..., Any], required_arguments: int = 3) -> bool:
     try:
         parameters = inspect.signature(call).parameters.values()
     except (TypeError, ValueError):
@@ -195,7 +202,7 @@ def takes_state(function: Any) -> bool:
         for p in parameters
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
     ]
-    return len(required) >= 3
+    return len(required) >= required_arguments
 
 
 def _check_inner(stage: Stage, inner: Any) -> None:

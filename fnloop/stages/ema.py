@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from fnloop._torch import foreach
@@ -67,7 +66,7 @@ def ema(decay: Any = 0.999, name: str = "ema") -> Callable[[StepStage], Ema]:
         decay: Between 0 and 1; a number or a schedule.
         name: Of the slot: two averages in one pipeline need two names.
 
-    >>> import fnloop as fl
+    >>> import torch, fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
     >>> step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)), ema(0.9))
     >>> state = step.init(torch.nn.Linear(2, 1))

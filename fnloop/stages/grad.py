@@ -16,7 +16,7 @@ from fnloop._torch.random import seeded
 from fnloop._torch.tracing import tracing
 from fnloop.stages.base import GradStage, as_function, takes_state
 from fnloop.stages.measure import Measured, constant, measure
-from fnloop.trees import static, tree
+from fnloop.trees import tree
 from fnloop.trees.show import short
 from fnloop.values import Grads, State, fold
 
@@ -31,11 +31,9 @@ class Grad(GradStage):
 
     spelling: ClassVar[str] = "grad"
     loss: Any
-    wants_state: bool = static(False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", as_function(self.loss, "loss(model, batch)"))
-        object.__setattr__(self, "wants_state", takes_state(self.loss))
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         return self._traced(state, x) if tracing() else self._eager(state, x)
@@ -71,7 +69,7 @@ class Grad(GradStage):
         self, state: State, params: dict[str, Tensor], batch: Any
     ) -> tuple[Measured, dict[str, Tensor]]:
         def run(model: Any) -> Measured:
-            arguments = (model, batch, state) if self.wants_state else (model, batch)
+            arguments = (model, batch, state) if takes_state(self.loss) else (model, batch)
             if "autocast" in state.context:
                 with torch.autocast(state.key.device.type, dtype=state.context["autocast"]):
                     result = self.loss(*arguments)

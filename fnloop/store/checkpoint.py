@@ -195,8 +195,9 @@ class checkpoint(Effect):
         except BaseException:
             self._top, self._recent, self._unneeded = before
             raise
-        self._saved, self._warned = count, False
+        self._saved = count
         self._delete()
+        self._warned = self._warned and bool(self._unneeded)
 
     def _save(self, state: State, score: float | None, status: str) -> None:
         run = self._run

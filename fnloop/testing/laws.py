@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from fnloop.stages.accumulate import accumulate
 from fnloop.stages.base import GradStage, Stage
 from fnloop.store import load, save
 from fnloop.trees import tree_diff, tree_equal, tree_map
+from fnloop.trees.equal import same_structure
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values import State
@@ -234,7 +234,7 @@ def check_stable(step: Step, state: State, x: Any) -> None:
     wrong += [path for path in old if path in new and not _alike(old[path], new[path])]
     if wrong:
         raise LawError(f"law 11, stability: {_name(step)} changed the kind of {', '.join(wrong)}")
-    if optree.tree_structure(state) != optree.tree_structure(after):
+    if not same_structure(state, after):
         raise LawError(f"law 11, stability: {_name(step)} changed the state's static structure")
 
 

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import optree
 
+from fnloop.trees.tree import tree_map
+
 T = TypeVar("T")
 
 
@@ -28,7 +30,7 @@ def tree_at(where: Callable[[T], Any], tree: T, value: Any) -> T:
     """
     # Every leaf becomes an object of its own, so that a node can be told by identity even where
     # the same tensor stands in two places.
-    marked: Any = optree.tree_map(lambda leaf: _Mark(leaf), tree)
+    marked = tree_map(_Mark, tree)
     found = where(marked)
     several = type(found) is tuple and not _contains(marked, found)
     targets, values = (found, value) if several else ((found,), (value,))
@@ -45,7 +47,7 @@ def tree_at(where: Callable[[T], Any], tree: T, value: Any) -> T:
             return replacement[id(node)]
         return node.leaf
 
-    result = optree.tree_map(swap, marked, is_leaf=lambda node: id(node) in replacement)
+    result: Any = optree.tree_map(swap, marked, is_leaf=lambda node: id(node) in replacement)
     if len(seen) < len(replacement):
         raise ValueError(
             "tree_at: `where` must return a node of the tree that it is given. What it returned is "
@@ -82,11 +84,14 @@ def partition(tree: T, choose: Callable[[Any], bool]) -> tuple[T, T]:
     >>> partition({"a": 1, "b": 2.0}, lambda leaf: isinstance(leaf, float))
     ({'a': None, 'b': 2.0}, {'a': 1, 'b': None})
     """
-    leaves, structure = optree.tree_flatten(tree)
+    whole: Any = tree
+    leaves, structure = optree.tree_flatten(whole)
     chosen = [choose(leaf) for leaf in leaves]
     yes = [leaf if c else None for leaf, c in zip(leaves, chosen, strict=True)]
     no = [None if c else leaf for leaf, c in zip(leaves, chosen, strict=True)]
-    return optree.tree_unflatten(structure, yes), optree.tree_unflatten(structure, no)
+    chosen_tree: Any = optree.tree_unflatten(structure, yes)
+    rest: Any = optree.tree_unflatten(structure, no)
+    return chosen_tree, rest
 
 
 def combine(*trees: T) -> T:
@@ -99,4 +104,6 @@ def combine(*trees: T) -> T:
     def first(*values: Any) -> Any:
         return next((value for value in values if value is not None), None)
 
-    return optree.tree_map(first, *trees, none_is_leaf=True)
+    parts: Any = trees
+    result: Any = optree.tree_map(first, *parts, none_is_leaf=True)
+    return result

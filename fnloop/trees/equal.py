@@ -29,6 +29,11 @@ def tree_equal(a: Any, b: Any) -> bool:
     return structure_a == structure_b and all(map(_same, leaves_a, leaves_b))
 
 
+def same_structure(a: Any, b: Any) -> bool:
+    """Whether `a` and `b` differ in nothing but their leaves."""
+    return optree.tree_structure(a) == optree.tree_structure(b)
+
+
 def tree_diff(a: Any, b: Any) -> str:
     """A table of the leaves that differ between `a` and `b`; an empty string if none does.
 
@@ -46,7 +51,7 @@ def tree_diff(a: Any, b: Any) -> str:
         elif not _same(left[path], right[path]):
             x, y = left[path], right[path]
             rows.append((path, short(x), short(y), _difference(x, y)))
-    if not rows and optree.tree_structure(a) != optree.tree_structure(b):
+    if not rows and not same_structure(a, b):
         rows.append(("", type(a).__name__, type(b).__name__, "static fields or containers"))
     return table(("path", "a", "b", "difference"), rows) if rows else ""
 

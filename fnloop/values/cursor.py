@@ -23,8 +23,8 @@ class Cursor(NamedTuple):
     """
 
     epoch: int = 0
-    index: int = 0
-    count: int = 0
+    index: int = 0  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: int = 0  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @classmethod
     def of(cls, tensor: Tensor) -> Cursor:

@@ -25,7 +25,7 @@ class Metric:
 
     reduction: ClassVar[str] = "sum"
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any) -> Self:
         """The metric of both parts; `other` is the later one."""
         raise NotImplementedError(f"{type(self).__name__} must define merge(self, other).")
 

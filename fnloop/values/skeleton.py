@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import optree
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fnloop.trees import is_tree
 from fnloop.trees.paths import tree_items
@@ -152,7 +153,7 @@ class ModuleSkeleton:
         for name, value in params.items():
             copies[name] = nn.Parameter(value.detach().clone(), requires_grad=name in self.trainable)
         copies.update({name: value.detach().clone() for name, value in buffers.items()})
-        theirs = {
+        theirs: dict[int, dict[str, Any]] = {
             id(tensors): new
             for child, twin in zip(ours.values(), module.modules(), strict=True)
             for tensors, new in (
@@ -285,7 +286,7 @@ _WRAPPERS = ("DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"
 
 
 def _refuse(module: nn.Module) -> None:
-    if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in module.parameters()):
+    if any(is_lazy(p) for p in module.parameters()):
         raise ValueError(
             "The model has lazy layers that have not seen a batch yet, so their shapes are unknown. "
             "Run one batch through it first: model(x)."

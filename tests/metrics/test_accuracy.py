@@ -22,7 +22,7 @@ def test_multiclass_agrees_with_sklearn() -> None:
     assert float(accuracy(logits.argmax(1), targets)) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("k", [1, 3, 7])
+@pytest.mark.parametrize("k", [1, 3, 6])
 def test_top_k_agrees_with_sklearn(k: int) -> None:
     logits, targets = example()
     expected = sklearn.metrics.top_k_accuracy_score(targets, logits, k=k, labels=range(7))
@@ -72,8 +72,8 @@ def test_is_detached_and_works_under_vmap() -> None:
     metric = accuracy(logits.requires_grad_(), targets)
     assert not metric.total.requires_grad  # pyright: ignore
     many = torch.stack([logits.detach(), -logits.detach()])
-    totals = torch.func.vmap(lambda x: accuracy(x, targets).total)(many)
-    assert [float(t) for t in totals] == [float(accuracy(x, targets).total) for x in many]
+    totals = torch.func.vmap(lambda x: accuracy(x, targets).value())(many)
+    assert torch.as_tensor(totals).tolist() == [float(accuracy(x, targets)) for x in many]
 
 
 def test_nan_logits_are_not_all_right() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import sklearn.metrics
 import torch
@@ -29,8 +31,9 @@ def test_value_agrees_with_sklearn() -> None:
     logits, targets = example()
     y, p = targets.numpy(), logits.argmax(1).numpy()
     value = {name: float(x) for name, x in confusion(logits, targets).value().items()}
+    zero: Any = 0.0
     precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(
-        y, p, average="macro", zero_division=0.0
+        y, p, average="macro", zero_division=zero
     )
     accuracy = sklearn.metrics.accuracy_score(y, p)
     expected = {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
@@ -40,8 +43,9 @@ def test_value_agrees_with_sklearn() -> None:
 def test_scores_by_class_agree_with_sklearn() -> None:
     logits, targets = example()
     metric = confusion(logits, targets)
-    expected = sklearn.metrics.precision_recall_fscore_support(
-        targets, logits.argmax(1), labels=range(6), zero_division=0.0
+    zero: Any = 0.0
+    expected: Any = sklearn.metrics.precision_recall_fscore_support(
+        targets, logits.argmax(1), labels=range(6), zero_division=zero
     )
     for ours, theirs in zip((metric.precision, metric.recall, metric.f1), expected, strict=False):
         assert ours.tolist() == pytest.approx(theirs.tolist(), abs=1e-12)

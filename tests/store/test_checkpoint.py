@@ -274,12 +274,13 @@ def test_what_cannot_be_deleted_now_is_deleted_later(tmp_path, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", busy)
-    with pytest.warns(UserWarning, match="cannot be deleted"):
-        go(effect, range(5, 9))
-    assert on_disk(tmp_path) == [4, 8]
+    with pytest.warns(UserWarning, match="cannot be deleted") as caught:
+        go(effect, range(5, 13))
+    assert len(caught) == 1
+    assert on_disk(tmp_path) == [4, 8, 12]
     monkeypatch.undo()
-    go(effect, range(9, 13))
-    assert on_disk(tmp_path) == [12]
+    go(effect, range(13, 17))
+    assert on_disk(tmp_path) == [16]
 
 
 def test_the_old_one_is_there_until_the_new_one_is(tmp_path, monkeypatch):
@@ -392,6 +393,15 @@ def test_one_effect_for_two_runs_that_follow_one_another(tmp_path):
     go(effect, range(1, 8), [(4, 1.0)]).close("completed")
     go(begin(effect, 7), range(8, 12), [(8, 2.0)]).close("completed")
     assert on_disk(tmp_path) == [4, 11]
+
+
+def test_one_effect_for_two_runs_that_have_nothing_to_do_with_one_another(tmp_path):
+    effect = begin(checkpoint(tmp_path, keep=1, monitor="val/loss"))
+    go(effect, range(1, 9), [(8, 1.0)]).close("completed")
+    with pytest.warns(UserWarning, match="another run's"):
+        begin(effect, 0)
+    go(effect, range(1, 5), [(4, 2.0)])
+    assert effect.memo()["best"] == [[4, 2.0]] and on_disk(tmp_path) == [4, 8]
 
 
 # Arguments

@@ -1,0 +1,96 @@
+"""From a command line to an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fnloop.cli import parsers
+from fnloop.cli.errors import Problem, describe, is_fnloop, shown, usage
+from fnloop.cli.flags import parse_plain
+
+# Imported when it is called: torch takes seconds, and help needs none of it.
+_MODULES = {
+    "fit": "fnloop.cli.fit",
+    "resume": "fnloop.cli.fit",
+    "validate": "fnloop.cli.evaluate",
+    "test": "fnloop.cli.evaluate",
+    "predict": "fnloop.cli.evaluate",
+    "show": "fnloop.cli.show",
+    "diff": "fnloop.cli.show",
+}
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """See `fnloop.cli.main`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    whole = "--traceback" in given
+    given = [argument for argument in given if argument != "--traceback"]
+    name = f"fnloop {given[0]}" if given and given[0] in _MODULES else "fnloop"
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return _run(given)
+        except SystemExit as leaving:  # --help, or the recipe's own
+            return _code(leaving)
+        except KeyboardInterrupt:
+            print(f"\n{name}: interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader of a pipe has left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:
+            if whole:
+                traceback.print_exc()
+            text = str(error) if isinstance(error, Problem) else describe(error)
+            hint = "" if whole or isinstance(error, Problem) else "\n(--traceback shows all of it)"
+            print(f"{name}: {text}{hint}", file=sys.stderr)
+            return error.code if isinstance(error, Problem) else 1
+
+
+def _run(given: list[str]) -> int:
+    if not given or given[0] in ("-h", "--help"):
+        parsers.top().print_help(sys.stdout if given else sys.stderr)
+        return 0 if given else 2
+    command, *rest = given
+    if command == "--version":
+        print(f"fnloop {import_module('fnloop').__version__}")
+        return 0
+    if command not in _MODULES:
+        raise usage(_unknown(command))
+    if command in ("fit", "resume"):
+        return _function(command)(rest)
+    return _function(command)(parse_plain(parsers.of(command), rest))
+
+
+def _function(command: str) -> Any:
+    return getattr(import_module(_MODULES[command]), f"run_{command}")
+
+
+def _unknown(command: str) -> str:
+    if command.endswith(".py"):
+        return f"{command} is a recipe, and no command. To train it: fnloop fit {command}"
+    close = difflib.get_close_matches(command, _MODULES, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"There is no command {command!r}.{hint} There are: {', '.join(_MODULES)}."
+
+
+def _code(leaving: SystemExit) -> int:
+    if isinstance(leaving.code, str):
+        print(leaving.code, file=sys.stderr)
+        return 1
+    return leaving.code or 0
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any
+) -> None:
+    place = "" if is_fnloop(filename) else f" ({shown(Path(filename))}:{lineno})"
+    print(f"warning: {message}{place}", file=sys.stderr)

@@ -1,0 +1,121 @@
+"""``fnloop show`` and ``fnloop diff``: what is in checkpoints, without their recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from fnloop.cli.errors import shown, usage
+from fnloop.cli.report import columns
+from fnloop.cli.runs import checkpoint_folders, newest_of
+from fnloop.store import read_manifest, tensors
+from fnloop.store.folders import best, listing
+from fnloop.store.manifest import MANIFEST, TENSORS
+from fnloop.store.tensors import Leaf
+from fnloop.trees import tree_diff, tree_show
+from fnloop.trees.equal import table
+from fnloop.trees.paths import split
+from fnloop.trees.show import bytes_text
+
+
+def run_show(arguments: Namespace) -> int:
+    """``fnloop show CHECKPOINT_OR_RUN``."""
+    path = Path(arguments.path)
+    checkpoint = _locate(path)
+    if checkpoint.resolve() != path.resolve():
+        print(f"{_checkpoints(path)}\n\n{shown(checkpoint)}")
+    manifest = read_manifest(checkpoint)
+    print(_about(manifest))
+    leaves = {name: Leaf.of(entry) for name, entry in manifest["leaves"].items()}
+    state = {n: torch.empty(f.shape, dtype=f.dtype, device="meta") for n, f in leaves.items()}
+    print(f"\n{tree_show(_nested(state))}")
+    return 0
+
+
+def run_diff(arguments: Namespace) -> int:
+    """``fnloop diff A B``."""
+    a, b = _locate(Path(arguments.a)), _locate(Path(arguments.b))
+    left, right = read_manifest(a), read_manifest(b)
+    print(f"a  {shown(a)}\nb  {shown(b)}")
+    for part in ("config", "metrics"):
+        names = dict.fromkeys([*left[part], *right[part]])
+        rows = [(name, _cell(left[part], name), _cell(right[part], name)) for name in names]
+        rows = [row for row in rows if row[1] != row[2]]
+        if rows:
+            print(f"\n{table((part, 'a', 'b'), rows)}")
+    leaves = tree_diff(_nested(_read(a, left)), _nested(_read(b, right)))
+    print(f"\n{leaves or 'The states are the same, to the bit.'}")
+    return 0
+
+
+def _locate(path: Path) -> Path:
+    if (path / MANIFEST).is_file():
+        return path
+    newest = newest_of(checkpoint_folders(path))
+    if newest is not None:
+        return newest
+    if not path.exists():
+        raise usage(f"There is no {shown(path)}; expected a checkpoint, or the folder of a run.")
+    raise usage(f"{shown(path)} has no checkpoint in it, and is none.")
+
+
+def _checkpoints(run: Path) -> str:
+    rows: list[tuple[str, ...]] = []
+    for folder in checkpoint_folders(run):
+        favourite = best(folder)
+        for _, path in sorted(listing(folder).items()):
+            manifest = read_manifest(path)
+            cursor, monitor = manifest["cursor"], manifest["monitor"]
+            score = f"{monitor['name']} {monitor['value']:.4g}" if monitor else ""
+            note = "best" if path == favourite else ""
+            epoch = str(cursor["epoch"] + bool(cursor["index"]))
+            size = bytes_text(manifest["bytes"])
+            rows.append((shown(path), epoch, str(cursor["count"]), size, score, note))
+    return table(("checkpoint", "epoch", "batches", "size", "monitored", ""), rows)
+
+
+def _about(manifest: Mapping[str, Any]) -> str:
+    cursor = manifest["cursor"]
+    rows = [
+        ("model", manifest["model"]),
+        ("status", manifest["status"]),
+        ("cursor", f"epoch {cursor['epoch']}, index {cursor['index']}, {cursor['count']} batches"),
+        ("step", str(manifest["step"])),
+        ("size", bytes_text(manifest["bytes"])),
+        ("versions", f"fnloop {manifest['fnloop']}, torch {manifest['torch']}"),
+    ]
+    for part in ("metrics", "config"):
+        if manifest[part]:
+            entries = manifest[part]
+            rows.append((part, ", ".join(f"{name}={_cell(entries, name)}" for name in entries)))
+    text = columns(rows)
+    return f"{text}\n\n{manifest['pipeline']}" if manifest["pipeline"] else text
+
+
+def _read(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    leaves = {name: Leaf.of(entry) for name, entry in manifest["leaves"].items()}
+    return dict(tensors.read(path / TENSORS, leaves))
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by path as dicts of dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = split(path)
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return tree
+
+
+def _cell(entries: Mapping[str, Any], name: str) -> str:
+    if name not in entries:
+        return "-"
+    value = entries[name]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

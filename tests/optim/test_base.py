@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fnloop.optim import adamw, chain, clip_by_norm, constant, cosine, sgd
+from fnloop.optim.base import add_updates, correction, keep_if
+
+
+def test_reported_are_the_learning_rate_the_decay_and_all_schedules():
+    optimizer = adamw(1e-3, b1=constant(0.8), name="first")
+    assert set(optimizer.hyperparameters()) == {"first.lr", "first.b1", "first.weight_decay"}
+
+
+def test_resolve_gives_the_values_of_the_step():
+    optimizer = adamw(cosine(1.0, steps=10), b1=constant(0.8), weight_decay=0.5)
+    resolved = optimizer.resolve(5, {"adamw.lr": 0.1, "sgd.lr": 3.0})
+    assert resolved.hyperparameters() == pytest.approx(
+        {"adamw.lr": 0.05, "adamw.b1": 0.8, "adamw.weight_decay": 0.5} | {"adamw.b1": resolved.b1}
+    )
+    assert resolved.b1 == 0.8 and resolved.eps == optimizer.eps and type(resolved) is adamw
+    assert isinstance(optimizer.lr, cosine), "the optimizer itself stays as it is"
+
+
+def test_resolve_with_tensors():
+    resolved = sgd(0.5).resolve(torch.tensor(3), {"sgd.lr": torch.tensor(0.1)})
+    assert resolved.lr == torch.tensor(0.05)
+    assert resolved.weight_decay == 0.0
+
+
+def test_a_penalty_of_zero_stays_a_number_so_that_it_can_be_left_out():
+    resolved = sgd(0.5).resolve(0, {"sgd.weight_decay": torch.tensor(0.1)})
+    assert resolved.weight_decay == 0.0 and isinstance(resolved.weight_decay, float)
+
+
+def test_correction_keeps_its_digits_at_the_first_step():
+    assert float(correction(0.999, torch.tensor(1.0))) == pytest.approx(0.001, rel=1e-12)
+
+
+def test_updates_are_added_before_rounding_to_half_precision():
+    params = {"w": torch.tensor([256.0], dtype=torch.bfloat16)}  # the next one is 258
+    new = add_updates(params, {"w": torch.tensor([1.5])})
+    assert new["w"].dtype == torch.bfloat16 and new["w"].item() == 258.0
+
+
+def test_keep_if_is_bitwise():
+    new, old = {"a": torch.tensor([torch.nan])}, {"a": torch.tensor([-0.0])}
+    assert keep_if(True, new, old) is new and keep_if(False, new, old) is old
+    assert torch.signbit(keep_if(torch.tensor(False), new, old)["a"])
+    assert keep_if(torch.tensor(True), new, old)["a"].isnan()
+
+
+def test_what_they_make():
+    assert sgd().makes == "updates" and clip_by_norm(1.0).makes == "gradients"
+    assert chain(clip_by_norm(1.0)).makes == "gradients"
+    assert chain(clip_by_norm(1.0), sgd()).makes == "updates"
