@@ -155,7 +155,7 @@ def recipe(
         callbacks=[
             fl.every(max(1, steps // 8), fl.validate(loss, data.validate)),
             fl.checkpoint(folder, keep=1, monitor="val/loss"),
-            fl.progress(),
+            fl.progress(names=["loss", "val/loss"]),
         ],
         metrics=loss,
         steps=steps,

@@ -104,11 +104,14 @@ from fnloop.data import Data as Data
 from fnloop.data import permute as permute
 from fnloop.data import prefetch as prefetch
 
+# Effects
+from fnloop.effects import Effect as Effect
+from fnloop.effects import Run as Run
+from fnloop.effects import effect as effect
+
 # The loop
-from fnloop.loop import Effect as Effect
 from fnloop.loop import History as History
 from fnloop.loop import early_stopping as early_stopping
-from fnloop.loop import effect as effect
 from fnloop.loop import evaluate as evaluate
 from fnloop.loop import every as every
 from fnloop.loop import fit as fit
@@ -123,6 +126,7 @@ from fnloop.store import best as best
 from fnloop.store import checkpoint as checkpoint
 from fnloop.store import latest as latest
 from fnloop.store import load as load
+from fnloop.store import read_manifest as read_manifest
 from fnloop.store import save as save
 
 # Trackers

@@ -49,10 +49,12 @@ def run(arguments: Sequence[str] | None) -> int:
         except Exception as error:
             if whole:
                 traceback.print_exc()
-            text = str(error) if isinstance(error, Problem) else describe(error)
-            hint = "" if whole or isinstance(error, Problem) else "\n(--traceback shows all of it)"
+            expected = isinstance(error, Problem)
+            text = str(error) if expected else describe(error)
+            more = not whole and (not expected or error.__cause__ is not None)
+            hint = "\n(--traceback shows where it happened)" if more else ""
             print(f"{name}: {text}{hint}", file=sys.stderr)
-            return error.code if isinstance(error, Problem) else 1
+            return error.code if expected else 1
 
 
 def _run(given: list[str]) -> int:
@@ -65,6 +67,9 @@ def _run(given: list[str]) -> int:
         return 0
     if command not in _MODULES:
         raise usage(_unknown(command))
+    if rest and rest[0] in ("-h", "--help"):
+        parsers.of(command).print_help()
+        return 0
     if command in ("fit", "resume"):
         return _function(command)(rest)
     return _function(command)(parse_plain(parsers.of(command), rest))

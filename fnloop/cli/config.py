@@ -84,7 +84,7 @@ def dump(recipe: Path, flags: Mapping[str, Any], folder: Path) -> str:
     except ValueError:  # another drive of Windows
         named = recipe.as_posix()
     entries = {"recipe": named, **flags}
-    return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
 
 
 def write(recipe: Path, flags: Mapping[str, Any], folder: Path) -> None:

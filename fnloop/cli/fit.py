@@ -54,11 +54,11 @@ def run_fit(arguments: Sequence[str]) -> int:
     files = [Path(named)] if named else [c.recipe() for c in reversed(configs_in(rest))]
     file = next(filter(None, files), None)
     if file is None:
-        parsers.of("fit").parse_args(["--help"] if {"-h", "--help"} & set(rest) else [])
         raise usage("Which recipe? fnloop fit RECIPE.py, or --config of a run.")
     function = load_function(file)
     parser = parsers.of("fit", function, file.name)
-    flags = parse(parser, function, rest, file.name)
+    given = [str(file), *rest]
+    flags = parse(parser, function, given, file.name)
     if flags.options.get("print_config"):
         print(config.dump(file, flags.plain, Path.cwd()), end="")
         return 0
@@ -72,7 +72,7 @@ def run_fit(arguments: Sequence[str]) -> int:
     if folder is not None and (folder / config.NAME).is_file():
         # The flags that the run was started with, unless they are given anew.
         saved = config.Config(folder / config.NAME)
-        again = parse(parser, function, ["--config", str(saved.path), *rest], file.name)
+        again = parse(parser, function, ["--config", str(saved.path), *given], file.name)
         if again.plain != flags.plain:
             flags, recipe = again, build(function, file, again.values)
         _tell_changes(saved, flags)
@@ -82,7 +82,6 @@ def run_fit(arguments: Sequence[str]) -> int:
 def run_resume(arguments: Sequence[str]) -> int:
     """``fnloop resume RUN``."""
     if not arguments or arguments[0].startswith("-"):
-        parsers.of("resume").parse_args(["--help"] if {"-h", "--help"} & set(arguments) else [])
         raise usage("Which run? fnloop resume RUN, with the folder of a run.")
     run, rest = Path(arguments[0]), list(arguments[1:])
     saved = configuration_of(run)
@@ -180,14 +179,16 @@ def _summary(job: Job, state: State) -> str:
 def _outcome(history: History, job: Job) -> str:
     """How training ended, and where things are."""
     rows: list[tuple[str, str]] = []
-    title = f"{history.status}: {history.reason}" if history.reason else history.status
+    title = history.status
+    if history.status == "stopped" and history.reason:
+        title += f": {history.reason}"
     if job.folder is not None:
         rows += report.write_history(history, job.folder)
     newest = newest_of(_folders(job))
     if newest is not None:
         rows.insert(0, ("latest", told(newest)))
     rows[:0] = [("best", told(path)) for folder in _folders(job) if (path := best(folder))]
-    rows += report.where(job.recipe, job.folder)
+    rows += report.where(job.recipe)
     if history.status == "interrupted" and newest is not None and job.folder is not None:
         rows.append(("go on", f"fnloop resume {shown(job.folder)}"))
     return f"\n{title}\n{report.columns(rows)}" if rows else f"\n{title}"

@@ -69,7 +69,7 @@ def parse(
     Args:
         parser: Of ``fit``, with the function's flags.
         function: The recipe's.
-        arguments: Without the recipe file.
+        arguments: Of the command.
         who: Its name, for messages.
 
     Raises:
@@ -79,8 +79,8 @@ def parse(
     configs = configs_in(arguments)
     for config in configs:
         config.check_keys(names, who)
-    files, rest = _split_configs(arguments)
-    tidied = list(_tidy(rest, function))
+    tidied = list(_tidy(_split_configs(arguments)[1], function))
+    files = [str(config.path) for config in configs if config.values]
     given = [token for file in files for token in ("--config", file)] + tidied
     try:
         parsed = parser.parse_args(given)

@@ -73,7 +73,7 @@ class _Parser(ArgumentParser):
     """Wrong arguments are raised, not printed."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(exit_on_error=False, **options)
+        super().__init__(exit_on_error=False, allow_abbrev=False, **options)
 
 
 def _fit(parser: ArgumentParser) -> None:

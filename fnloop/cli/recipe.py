@@ -44,12 +44,8 @@ class Recipe:
     ...     data = fl.Batches((x, 2 * x + 1), batch_size=8)
     ...     checkpoint = fl.checkpoint(folder)
     ...     return Recipe(step, torch.nn.Linear(1, 1), data, [checkpoint], epochs=20, folder=folder)
-    >>> recipe(lr=0.3).step
-    pipe(
-        recipe.<lambda>,
-        grad(),
-        update(sgd(lr=0.3)),
-    )
+    >>> recipe(folder="runs/other").folder
+    'runs/other'
     """
 
     step: Any

@@ -63,7 +63,7 @@ def data_text(data: Any) -> str:
     return ", ".join(f"{name} {_size(part)}" for name, part in parts_of(data).items())
 
 
-def where(recipe: Recipe, folder: Path | None) -> Iterator[tuple[str, str]]:
+def where(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """How to look at what the recipe's trackers wrote."""
     for effect in effects_of(recipe):
         for tracker in effect.trackers if isinstance(effect, track) else ():
@@ -82,8 +82,9 @@ def write_history(history: History, folder: Path) -> list[tuple[str, str]]:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(history.rows)
+    moving = [name for name in history.names if len(set(history[name])) > 1]
     try:
-        history.plot(folder / "curves.png")
+        history.plot(folder / "curves.png", moving or None)
         curves = shown(folder / "curves.png")
     except ImportError as error:
         curves = f"not drawn: {error}"
@@ -95,8 +96,8 @@ def _size(data: Any) -> str:
     examples, batches = getattr(source, "examples", None), source.batches
     if examples is None:
         examples = _length(getattr(data, "dataset", None))
-    counts = [(examples, "examples"), (batches, "batches")]
-    known = [f"{count:,} {what}" for count, what in counts if count]
+    counts = [(examples, "example", "s"), (batches, "batch", "es")]
+    known = [f"{n:,} {what}{plural * (n > 1)}" for n, what, plural in counts if n]
     return " in ".join(known) or type(data).__name__
 
 

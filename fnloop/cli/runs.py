@@ -54,7 +54,7 @@ def open_run(path: str, which: str | None, recipe_file: str | None) -> Run:
     file = recipe_of(configuration, recipe_file)
     function = load_function(file)
     parser = parsers.of("fit", function, file.name)
-    arguments = ["--config", str(configuration.path)]
+    arguments = [str(file), "--config", str(configuration.path)]
     recipe = build(function, file, parse(parser, function, arguments, file.name).values)
     chosen = choose(checkpoint_folders(folder, recipe), which, folder)
     state = recipe.step.init(recipe.model, seed=recipe.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def _about(manifest: Mapping[str, Any]) -> str:
     for part in ("metrics", "config"):
         if manifest[part]:
             entries = manifest[part]
-            rows.append((part, ", ".join(f"{name}={_cell(entries, name)}" for name in entries)))
+            text = ", ".join(f"{name}={_cell(entries, name)}" for name in entries)
+            rows.append((part, ("\n" + " " * 10).join(textwrap.wrap(text, 90))))
     text = columns(rows)
     return f"{text}\n\n{manifest['pipeline']}" if manifest["pipeline"] else text
 

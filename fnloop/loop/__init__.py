@@ -1,8 +1,6 @@
 """The loop: run, fit, evaluate, predict; callbacks and effects."""
 
 from fnloop.loop.early_stopping import early_stopping as early_stopping
-from fnloop.loop.effects import Effect as Effect
-from fnloop.loop.effects import effect as effect
 from fnloop.loop.evaluate import evaluate as evaluate
 from fnloop.loop.evaluate import predict as predict
 from fnloop.loop.every import every as every

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal, overload
 import torch
 from torch import Tensor
 
-from fnloop.loop.effects import Effect, Run
-from fnloop.loop.points import fold
+from fnloop.effects import Effect, Run
+from fnloop.effects.points import fold
 from fnloop.stages.base import Callback, Stage
 from fnloop.stages.lift import stage
-from fnloop.trees import tree, tree_map
+from fnloop.trees import tree, tree_leaves, tree_map
 from fnloop.values import Cursor, State
 from fnloop.values.metrics import Metric, Metrics, Stop
 
@@ -149,9 +149,16 @@ def is_due(n: int, unit: str, cursor: Cursor) -> bool:
 
 
 def _windowed(metrics: Metrics) -> dict[str, Metric]:
+    """Metrics that can be kept in the state: merging must not change their shape."""
     return {
-        name: m for name, m in metrics.items() if isinstance(m, Metric) and not isinstance(m, Stop)
+        name: m
+        for name, m in metrics.items()
+        if isinstance(m, Metric) and not isinstance(m, Stop) and _shapes(m) == _shapes(m.merge(m))
     }
+
+
+def _shapes(metric: Metric) -> list[Any]:
+    return [getattr(leaf, "shape", ()) for leaf in tree_leaves(metric)]
 
 
 def _as_tensors(metric: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fnloop.data import Data
 from fnloop.loop.config import hyperparameters
-from fnloop.loop.effects import Effect
+from fnloop.effects import Effect
 from fnloop.loop.history import History
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.run import run

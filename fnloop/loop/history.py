@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from fnloop.loop.effects import Effect, Run
-from fnloop.loop.points import Point, Points, numbers_of, reason_in
+from fnloop.effects import Effect, Run
+from fnloop.effects.points import Point, Points, numbers_of, reason_in
 from fnloop.values import State
 from fnloop.values.metrics import Metrics
 

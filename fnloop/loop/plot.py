@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fnloop.loop.points import subset_of
+from fnloop.effects.points import subset_of
 
 if TYPE_CHECKING:
     from fnloop.loop.history import History

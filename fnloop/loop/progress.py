@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from fnloop.loop.effects import Effect, Run
-from fnloop.loop.points import epoch_of, fold, numbers_of, reason_in
+from fnloop.effects import Effect, Run
+from fnloop.effects.points import epoch_of, fold, numbers_of, reason_in
 from fnloop.values import Cursor, State
 from fnloop.values.metrics import Metrics
 

@@ -12,7 +12,7 @@ import torch
 from fnloop.data import as_source
 from fnloop.data.sources import Source
 from fnloop.loop.checks import check_metric_names, check_result, check_slots
-from fnloop.loop.effects import Effect, Run
+from fnloop.effects import Effect, Run
 from fnloop.stages.base import Callback, Stage
 from fnloop.stages.lift import stage
 from fnloop.values import Cursor, State, Stop

@@ -88,12 +88,17 @@ class Optimizer:
             step: Committed optimizer steps so far.
             scale: Multipliers by hyperparameter name; a missing one is 1.
         """
-        changes: dict[str, Any] = {}
-        for field in self._reported():
-            changes[field] = scaled(getattr(self, field), step, scale.get(f"{self.name}.{field}"))
-        return replaced(self, **changes)
+        fields = self._reported()
+        changes: dict[str, Any] = {
+            field: scaled(getattr(self, field), step, scale.get(f"{self.name}.{field}"))
+            for field in fields
+        }
+        return replaced(self, **changes, _resolved=fields)
 
     def _reported(self) -> list[str]:
+        # Where a schedule was, there is a number once it is resolved.
+        if "_resolved" in self.__dict__:
+            return self.__dict__["_resolved"]
         children: tuple[str, ...] = type(self).__tree_children__  # type: ignore[attr-defined]  # set by fl.tree
         return [
             field

@@ -134,10 +134,12 @@ class from_torch(Optimizer):
         return {f"{self.name}.{key}": self.numbers[key] for key in self._reported()}
 
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
-        numbers = dict(self.numbers)
-        for field in self._reported():
-            numbers[field] = scaled(numbers[field], step, scale.get(f"{self.name}.{field}"))
-        return replaced(self, numbers=numbers)
+        fields = self._reported()
+        numbers = {
+            field: scaled(self.numbers[field], step, scale.get(f"{self.name}.{field}"))
+            for field in fields
+        }
+        return replaced(self, numbers={**self.numbers, **numbers}, _resolved=fields)
 
     def __repr__(self) -> str:
         keywords = {**self.numbers, **dict(self.options)}
@@ -145,6 +147,8 @@ class from_torch(Optimizer):
         return f"from_torch({self.optimizer.__name__}{text})"
 
     def _reported(self) -> list[str]:
+        if "_resolved" in self.__dict__:
+            return self.__dict__["_resolved"]
         return [k for k, v in self.numbers.items() if k in self.reported or is_schedule(v)]
 
     def _stepped(
@@ -161,9 +165,10 @@ class from_torch(Optimizer):
             return [], memory
         torch_optimizer = self._build(copies, step)
         if own["started"]:
+            state: Any = torch_optimizer.state
             for name, p in zip(params, copies, strict=True):
-                torch_optimizer.state[p].update(unpack(own["state"][name]))
-            torch_optimizer.state.update(unpack(own["shared"]))
+                state[p].update(unpack(own["state"][name]))
+            state.update(unpack(own["shared"]))
             torch_optimizer.param_groups[0].update(unpack(own["group"]))
         before = _group(torch_optimizer)
         _step(torch_optimizer, copies, [g.detach().clone() for g in values(grads)])

@@ -13,7 +13,7 @@ Where: TypeAlias = Callable[[str, Tensor], bool] | tuple[str, ...]
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether `pattern` is the name, a module that it lies in, or has a ``*`` for what is left open.
+    """Whether `pattern` is the name, or a module that it lies in; ``*`` stands for anything.
 
     >>> [matches("head.0.bias", pattern) for pattern in ("head", "*.bias", "hea", "head.0.bias")]
     [True, True, False, True]

@@ -100,6 +100,8 @@ class sgd(Optimizer):
         if damped or not fused.usable(grads, params, lr, momentum, decay):
             return super().apply(grads, memory, params, step, finite)
         plain = is_zero(momentum) and "momentum" not in own
+        if not plain and float(momentum) == 0:  # for which the kernel wants no memory
+            return super().apply(grads, memory, params, step, finite)
         new_params, *buffers = fused.copies(params, *([] if plain else [own["momentum"]]))
         fused.sgd_(
             new_params,

@@ -87,7 +87,7 @@ class Grad(GradStage):
         grads: list[Tensor],
         rescale: Tensor | None,
     ) -> tuple[State, Grads]:
-        finite = constant(1.0, measured.weight.device, torch.bool)
+        finite = constant(True, measured.weight.device, torch.bool)
         if rescale is not None:
             totals = [g.to(torch.float32) if g.dtype in _HALF else g for g in grads]
             totals = foreach.mul(totals, rescale.to(torch.float32))
@@ -95,7 +95,8 @@ class Grad(GradStage):
         else:
             totals = grads
         total = dict(zip(state.skeleton.trainable, totals, strict=True))
-        return state.replace(buffers=buffers), Grads(total, measured.weight, finite, measured.metrics)
+        after = state.replace(buffers=buffers) if buffers else state
+        return after, Grads(total, measured.weight, finite, measured.metrics)
 
     def describe(self) -> str:
         return "grad"
@@ -142,13 +143,12 @@ def _seeds(state: State, measured: Measured) -> tuple[Tensor, Tensor | None]:
     """
     loss, weight = measured.loss, measured.weight
     scale = state.context.get("scale")
-    half = not _HALF.isdisjoint([p.dtype for p in state.params.values()])
-    if scale is None and not half:
-        one = constant(1.0, loss.device, loss.dtype)
-        return (weight.to(loss.dtype) if measured.is_mean else one), None
+    if scale is None and _HALF.isdisjoint({p.dtype for p in state.params.values()}):
+        # d total: the weight times d mean
+        return constant(measured.examples or 1, loss.device, loss.dtype), None
     if scale is None:
         scale = constant(1.0, loss.device, torch.float32)
-    if measured.is_mean:
+    if measured.examples is not None:
         return scale.to(loss.dtype), weight / scale
     divisor = torch.where(weight > 0, weight, torch.ones_like(weight))
     return (scale / divisor).to(loss.dtype), divisor / scale

@@ -19,14 +19,14 @@ class Measured(NamedTuple):
     """A loss's result.
 
     Attributes:
-        loss: 0-d; the mean loss if `is_mean`, else the weighted sum of losses.
-        is_mean: Which of the two.
+        loss: 0-d; the mean loss if `examples` is given, else the weighted sum of losses.
+        examples: The number of examples that a mean is over.
         weight: float64[] on the loss's device.
         metrics: Everything reported, "loss" included, detached.
     """
 
     loss: Tensor
-    is_mean: bool
+    examples: int | None
     weight: Tensor
     metrics: dict[str, Any]
 
@@ -60,7 +60,7 @@ def measure(result: Any, batch: Any, who: Any) -> Measured:
             )
         weight = _as_weight(result.weight, total)
         loss = Mean(total.detach().to(torch.float64), weight)
-        return Measured(total, False, weight, {"loss": loss, **_metrics(extra, batch, who)})
+        return Measured(total, None, weight, {"loss": loss, **_metrics(extra, batch, who)})
     if not isinstance(result, Tensor):
         raise TypeError(
             f"The loss {_name(who)} returned {type(result).__name__}; it must return a scalar tensor, or "
@@ -74,9 +74,12 @@ def measure(result: Any, batch: Any, who: Any) -> Measured:
         )
     if not result.is_floating_point():
         raise TypeError(f"The loss {_name(who)} returned {short(result)}, which has no gradient; return a float tensor.")
-    weight = examples_weight(batch, result.device, who)
-    loss = Mean(result.detach() * weight, weight)
-    return Measured(result, True, weight, {"loss": loss, **_metrics(extra, batch, who)})
+    count = examples(batch, who)
+    weight = constant(count, result.device, torch.float64)
+    metrics: dict[str, Any] = {"loss": Mean(result.detach() * weight, weight)}
+    if extra:
+        metrics.update(_metrics(extra, batch, who))
+    return Measured(result, count, weight, metrics)
 
 
 def measure_metrics(result: Any, batch: Any, who: Any) -> dict[str, Any]:
@@ -92,6 +95,12 @@ def examples(batch: Any, who: Any) -> int:
     Raises:
         ValueError: They disagree.
     """
+    if type(batch) is tuple and len(batch) == 2:  # (x, y): the common case, without a tree walk
+        x, y = batch
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim:
+            size = x.shape[0]
+            if size == y.shape[0]:
+                return size
     sizes: dict[int, str] = {}
     for path, leaf in tree_items(batch):
         if isinstance(leaf, Tensor) and leaf.ndim:
@@ -103,16 +112,6 @@ def examples(batch: Any, who: Any) -> int:
             "yourself: return fl.Mean(total, weight)."
         )
     return next(iter(sizes), 1)
-
-
-def examples_weight(batch: Any, device: torch.device, who: Any) -> Tensor:
-    """The number of examples as float64[]."""
-    if type(batch) is tuple and len(batch) == 2:  # (x, y): the common case, without a tree walk
-        x, y = batch
-        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim:
-            if x.shape[0] == y.shape[0]:
-                return constant(float(x.shape[0]), device, torch.float64)
-    return constant(float(examples(batch, who)), device, torch.float64)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -140,7 +139,7 @@ def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
     if isinstance(value, (int, float)):
         value = torch.tensor(float(value))
     if isinstance(value, Tensor) and not value.ndim:
-        weight = examples_weight(batch, value.device, who)
+        weight = constant(examples(batch, who), value.device, torch.float64)
         return Mean(value.detach() * weight, weight)
     raise TypeError(
         f"The metric {name!r} of {_name(who)} is {short(value)}; a metric is a scalar (a mean over the batch's "

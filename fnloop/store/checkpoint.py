@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fnloop.loop.effects import Effect, Run
+from fnloop.effects import Effect, Run
 from fnloop.store.folders import discard, listing, prepare, sweep, target_of
 from fnloop.store.manifest import amend
 from fnloop.store.save import leaves_of, save

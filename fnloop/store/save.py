@@ -6,13 +6,13 @@ import errno
 import os
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import fnloop
 from fnloop.store import tensors
 from fnloop.store.folders import commit, prepare, target_of, temporary_of
 from fnloop.store.manifest import FORMAT, TENSORS, encode, sync, write_manifest
@@ -71,7 +71,7 @@ def save(
     cursor = Cursor.of(state.cursor)
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "fnloop": _version(),
+        "fnloop": fnloop.__version__,
         "torch": str(torch.__version__),
         "cursor": cursor._asdict(),
         "step": state.step.tolist(),
@@ -143,10 +143,3 @@ def _check_space(folder: Path, needed: int) -> None:
         raise OSError(
             errno.ENOSPC, f"it needs {bytes_text(needed)}, and the disk has {bytes_text(free)} left"
         )
-
-
-def _version() -> str:
-    try:
-        return version("fnloop")
-    except PackageNotFoundError:  # run from a source folder
-        return "unknown"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fnloop.loop.effects import Effect
+from fnloop.effects import Effect
 from fnloop.loop.run import run
 from fnloop.stages.accumulate import accumulate
 from fnloop.stages.base import GradStage, Stage

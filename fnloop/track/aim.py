@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fnloop.loop.points import subset_of
+from fnloop.effects.points import subset_of
 from fnloop.track.base import Tracker
 from fnloop.track.jsonl import JSONL
 

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from fnloop.loop.effects import Effect, Run
-from fnloop.loop.points import Points
+from fnloop.effects import Effect, Run
+from fnloop.effects.points import Points
 from fnloop.track.base import Tracker
 from fnloop.track.plain import plain
 from fnloop.track.worker import Worker

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 
-from fnloop.loop.points import Point, numbers_of
+from fnloop.effects.points import Point, numbers_of
 from fnloop.track.base import Tracker
 
 

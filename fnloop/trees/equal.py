@@ -78,7 +78,8 @@ def _same(x: Any, y: Any) -> bool:
 
 
 def _bits(x: Tensor) -> Tensor:
-    return x.detach().contiguous().reshape(-1).view(torch.uint8)
+    dense = x.detach().resolve_conj().resolve_neg().contiguous()
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
 
 
 def _difference(x: Any, y: Any) -> str:

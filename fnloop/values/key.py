@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 _MASK = (1 << 64) - 1
 
 
@@ -9,7 +11,7 @@ def fold(key: int, *positions: int | str) -> int:
     """A new 64-bit key from `key` and a position (step, micro-batch, name, ...).
 
     The mixing function is SplitMix64's finaliser (Steele, Lea & Flood, 2014), applied once per
-    position.
+    position to the sum of the key so far and the position; a name counts as its BLAKE2b digest.
 
     Args:
         key: Any integer; its low 64 bits count.
@@ -21,13 +23,11 @@ def fold(key: int, *positions: int | str) -> int:
     >>> fold(0, 1, 2) == fold(0, 1, 2), fold(0, 1, 2) == fold(0, 2, 1)
     (True, False)
     """
-    z = key & _MASK
+    z = _mix(key & _MASK)
     for position in positions:
         if isinstance(position, str):
-            position = int.from_bytes(position.encode(), "little")
-            while position > _MASK:
-                z, position = _mix(z ^ (position & _MASK)), position >> 64
-        z = _mix(z ^ _mix((position + 0x9E3779B97F4A7C15) & _MASK))
+            position = int.from_bytes(hashlib.blake2b(position.encode(), digest_size=8).digest())
+        z = _mix((z + position) & _MASK)
     return z - (1 << 64) if z >> 63 else z
 
 

@@ -20,7 +20,7 @@ class Metric:
 
     Attributes:
         reduction: How each field is reduced across ranks: ``"sum"``, ``"min"``, ``"max"`` or
-            ``"same"`` (equal on every rank).
+            ``"same"`` (equal on every rank), ``"merge"`` (gathered, and merged in rank order).
     """
 
     reduction: ClassVar[str] = "sum"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fnloop.loop.effects import Run
+from fnloop.effects import Run
 from fnloop.loop.history import History
 from fnloop.trees import tree
 from fnloop.values import Cursor, Last, Mean, Metric, State, start, stop

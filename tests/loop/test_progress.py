@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fnloop.loop.effects import Run
+from fnloop.effects import Run
 from fnloop.loop.progress import progress
 from fnloop.values import Cursor, Last, Mean, State, Sum, start, stop
 

@@ -10,7 +10,7 @@ import torch
 from fnloop import optim
 from fnloop.optim.base import add_updates
 
-SHAPES = {"w": (5, 3), "b": (3,), "conv": (2, 2, 3, 3), "gain": ()}
+SHAPES = {"b": (3,), "conv": (2, 2, 3, 3), "gain": ()}
 STEPS = 100
 
 
@@ -109,7 +109,10 @@ CASES = [
                 "clip_threshold": kw["d"],
             },
         )
-        for kw in options(lr=[0.05, 10.0], eps=[(None, 1e-3), (0.1, 2.0)], d=[1.0, 1.2], **PENALTY)
+        for kw in [
+            *options(lr=[0.05], eps=[(None, 1e-3)], d=[1.0, 1.2], **PENALTY),
+            {"lr": 10.0, "eps": (0.1, 2.0), "d": 1.2},
+        ]
     ),
     *(
         (
@@ -129,6 +132,8 @@ CASES = [
 
 
 def label(value):
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
     if isinstance(value, type):
         return value.__name__ if value.__name__[0].isupper() else ""
     if isinstance(value, dict):
@@ -144,8 +149,15 @@ def default_dtype(dtype):
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-@pytest.mark.parametrize(("theirs", "ours", "keywords", "translate"), CASES, ids=label)
+RUNS = [
+    (*case, dtype)
+    for case in CASES
+    for dtype in (torch.float64, torch.float32)
+    if dtype == torch.float64 or case[2].get("weight_decay")
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours", "keywords", "translate", "dtype"), RUNS, ids=label)
 def test_100_steps(theirs, ours, keywords, translate, dtype, default_dtype):
     generator = torch.Generator().manual_seed(0)
     shapes = {"w": (5, 3), "v": (3, 7)} if theirs is torch.optim.Muon else SHAPES
@@ -154,7 +166,7 @@ def test_100_steps(theirs, ours, keywords, translate, dtype, default_dtype):
     modules = {n: p.clone().requires_grad_() for n, p in start.items()}
     reference = theirs(list(modules.values()), **keywords)
     updated, applied = dict(start), dict(start)
-    memory = updated_memory = optimizer.init(start)
+    updated_memory = applied_memory = optimizer.init(start)
     for step in range(STEPS):
         # A pull towards zero, so that the sequence also depends on where the parameters are.
         noise = {n: torch.randn(s, generator=generator, dtype=dtype) for n, s in shapes.items()}
@@ -165,7 +177,7 @@ def test_100_steps(theirs, ours, keywords, translate, dtype, default_dtype):
         updates, updated_memory = optimizer.update(grads, updated_memory, updated, step)
         updated = add_updates(updated, updates)
         grads = {n: noise[n] + 0.1 * p for n, p in applied.items()}
-        applied, memory = optimizer.apply(grads, memory, applied, step, True)
+        applied, applied_memory = optimizer.apply(grads, applied_memory, applied, step, True)
     # Muon iterates in bfloat16, where one rounding apart is 2**-8.
     rtol, atol = (1e-9, 1e-11) if dtype == torch.float64 else (2e-4, 2e-5)
     for name, p in modules.items():

@@ -154,7 +154,7 @@ def test_under_vmap_it_is_one_by_one(optimizer):
         torch.testing.assert_close(member, alone, rtol=rtol, atol=1e-6)
 
 
-COMPILED = ("adamw", "sgd momentum", "radam", "adafactor", "chain", "by_label")
+COMPILED = ("adamw", "chain", "by_label")  # the others are slow to trace
 
 
 @pytest.mark.parametrize(

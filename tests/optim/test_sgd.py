@@ -10,7 +10,7 @@ from fnloop.optim.schedules import constant
 def test_nesterov_needs_momentum_and_no_dampening():
     with pytest.raises(ValueError, match="nesterov=True needs momentum"):
         sgd(0.1, nesterov=True)
-    with pytest.raises(ValueError, match="dampening=0.1"):
+    with pytest.raises(ValueError, match=r"dampening=0\.1"):
         sgd(0.1, momentum=0.9, dampening=0.1, nesterov=True)
 
 

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from fnloop.loop.effects import Effect, Run
+from fnloop.effects import Effect, Run
 from fnloop.store import best, checkpoint, latest, load, read_manifest, save
 from fnloop.trees import tree_equal
 from fnloop.values import Cursor, Last, Mean, Metric, start

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SCRIPT = '''
 import os, random, shutil, signal, sys, time
 import torch
-from fnloop.loop.effects import Run
+from fnloop.effects import Run
 from fnloop.store import checkpoint, latest, load, read_manifest, save
 from fnloop.values import Cursor, start
 

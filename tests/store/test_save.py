@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import fnloop
 from fnloop.store import latest, load, read_manifest, save, tensors
 from fnloop.trees import tree, tree_equal
 from fnloop.values import Cursor, Last, Mean, start
@@ -61,6 +62,7 @@ def test_the_manifest(tmp_path):
     assert manifest["bytes"] == (path / "state.safetensors").stat().st_size
     expected = {
         "format": 1,
+        "fnloop": fnloop.__version__,
         "cursor": {"epoch": 2, "index": 64, "count": 1200},
         "step": 1190,
         "model": "Sequential",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fnloop.loop.effects import Run
+from fnloop.effects import Run
 from fnloop.track import Aim, track
 from fnloop.values import Cursor, Last, Mean, start
 

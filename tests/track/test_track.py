@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fnloop.loop.effects import Run
-from fnloop.loop.points import Point
+from fnloop.effects import Run
+from fnloop.effects.points import Point
 from fnloop.track import Tracker, track
 from fnloop.track.worker import Worker
 from fnloop.values import Cursor, Last, Max, Mean, State, Sum, start

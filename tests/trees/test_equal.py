@@ -21,6 +21,7 @@ NAN = float("nan")
         (torch.ones(2, 3).t(), torch.ones(3, 2), True),
         (torch.tensor(True), torch.tensor(True), True),
         (torch.tensor(1 + 2j), torch.tensor(1 + 2j), True),
+        (torch.tensor([1 + 2j]).imag, torch.tensor([2.0]), True),  # one element, odd stride
         (torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16), True),
         (NAN, NAN, True),
         (0.0, -0.0, False),

@@ -121,12 +121,26 @@ def test_a_tensor_gives_the_same_as_an_int(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
-def test_under_vmap_and_compile(schedule):
+def test_under_vmap(schedule):
     steps = torch.arange(0, 200, 7)
     expected = torch.tensor([schedule(int(step)) for step in steps])
     torch.testing.assert_close(torch.func.vmap(schedule)(steps), expected, rtol=1e-6, atol=1e-9)
-    compiled = torch.compile(lambda step: schedule(step), backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(steps[3]), expected[3], rtol=1e-6, atol=1e-9)
+
+
+def test_compiled_in_one_graph_that_serves_every_step():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(
+        lambda step: [schedule(step) for schedule in SCHEDULES], backend=backend, fullgraph=True
+    )
+    for step in (0, 15, 120):
+        expected = [torch.tensor(schedule(step)) for schedule in SCHEDULES]
+        torch.testing.assert_close(compiled(torch.tensor(step)), expected, rtol=1e-6, atol=1e-9)
+    assert len(graphs) == 1
 
 
 def test_values_can_be_swept_and_differentiated():

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fnloop.loop.points import Points, fold, numbers_of, reason_in, subset_of
+from fnloop.effects.points import Points, fold, numbers_of, reason_in, subset_of
 from fnloop.values import Cursor, Last, Max, Mean, Min, Sum, merge, numbers, start, stop
 
 

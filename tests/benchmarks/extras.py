@@ -1,0 +1,118 @@
+"""What `fl.fit` adds to a bare `fl.run`: the history, and whatever callbacks one wants."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fnloop as fl
+
+from .problems import Problem
+from .steps import pipeline
+from .timing import Block, Row, interleave, summary
+
+Callbacks = Callable[[Path], list[Any]]
+
+
+def run(problem: Problem) -> Block:
+    """A bare `fl.run`."""
+    step = pipeline(problem)
+    state = step.init(problem.model())
+
+    def block(n: int) -> float:
+        clock = _Clock(problem.batches, n)
+        for _ in fl.run(step, state, clock, steps=clock.steps):
+            pass
+        return clock.seconds()
+
+    return block
+
+
+def fit(problem: Problem, folder: Path, callbacks: Callbacks) -> Block:
+    """`fl.fit` with callbacks, made anew for each block."""
+    step = pipeline(problem)
+    state = step.init(problem.model())
+    numbers = itertools.count()
+
+    def block(n: int) -> float:
+        clock = _Clock(problem.batches, n)
+        here = folder / str(next(numbers))
+        fl.fit(step, state, clock, steps=clock.steps, callbacks=callbacks(here))
+        return clock.seconds()
+
+    return block
+
+
+def contenders(problem: Problem, folder: Path) -> dict[str, Block]:
+    """By name; all hooks and trackers at their default cadence, validation never due."""
+    validation = problem.batches[:1]
+
+    def progress(here: Path) -> list[Any]:
+        return [fl.progress(file=io.StringIO())]
+
+    def hooks(here: Path) -> list[Any]:
+        return [
+            fl.every(1_000_000, fl.validate(problem.loss, validation)),
+            fl.early_stopping("val/loss"),
+        ]
+
+    def jsonl(here: Path) -> list[Any]:
+        return [fl.track(fl.JSONL(here / "run.jsonl"))]
+
+    def aim(here: Path) -> list[Any]:
+        return [fl.track(fl.Aim(folder))]  # one repository, as in real life
+
+    return {
+        "run": run(problem),
+        "fit": fit(problem, folder, lambda here: []),
+        "fit, progress": fit(problem, folder, progress),
+        "fit, validation and early stopping": fit(problem, folder, hooks),
+        "fit, JSONL": fit(problem, folder, jsonl),
+        "fit, Aim": fit(problem, folder, aim),
+        "fit, all with JSONL": fit(problem, folder, lambda f: progress(f) + hooks(f) + jsonl(f)),
+        "fit, all with Aim": fit(problem, folder, lambda f: progress(f) + hooks(f) + aim(f)),
+    }
+
+
+def compare(problem: Problem, rounds: int = 20, steps: int = 500) -> list[Row]:
+    """All contenders, against the bare `fl.run`.
+
+    Args:
+        problem: What to train.
+        rounds: How often each is timed.
+        steps: In a round.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        blocks = contenders(problem, Path(folder))
+        samples = interleave(blocks, rounds, steps, warmup=60)
+    return summary(samples, "run")
+
+
+class _Clock:
+    """Batches that look at the clock as they are drawn: opening and closing a run is not timed.
+
+    Args:
+        batches: Given in turn.
+        n: Steps to time; some are made before that.
+    """
+
+    BEFORE = 10
+
+    def __init__(self, batches: list[Any], n: int) -> None:
+        self.steps = self.BEFORE + n + 1  # the last tick ends the last step that counts
+        self._batches = batches
+        self._ticks: list[float] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in itertools.cycle(self._batches):
+            self._ticks.append(time.perf_counter())
+            yield batch
+
+    def seconds(self) -> float:
+        # A batch is read ahead, so that there may be a tick more than steps.
+        return self._ticks[self.steps - 1] - self._ticks[self.BEFORE]

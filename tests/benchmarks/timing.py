@@ -1,0 +1,122 @@
+"""Time several things side by side on a machine that does other work too.
+
+Each round times every contender once, for a few milliseconds, in a new random order; so whatever
+slows the machine down for a while slows all of them down. What is compared is paired: a contender
+with the baseline of the same round.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+Block: TypeAlias = Callable[[int], float]
+"""Make so many steps; return the seconds that they took."""
+
+Samples: TypeAlias = dict[str, list[float]]
+"""Microseconds a step, one number a round, by contender."""
+
+
+def timed(steps: Callable[[int], None]) -> Block:
+    """A function that makes `n` steps, with a clock around it."""
+
+    def block(n: int) -> float:
+        start = time.perf_counter()
+        steps(n)
+        return time.perf_counter() - start
+
+    return block
+
+
+def interleave(blocks: Mapping[str, Block], rounds: int, steps: int, warmup: int) -> Samples:
+    """Time all contenders in every round.
+
+    Args:
+        blocks: By contender.
+        rounds: How often each is timed.
+        steps: In a block.
+        warmup: Steps that each makes first, untimed.
+    """
+    for block in blocks.values():
+        block(warmup)
+    samples: Samples = {name: [] for name in blocks}
+    order, shuffle = list(blocks), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            gc.collect()
+            gc.disable()
+            try:
+                samples[name].append(blocks[name](steps) / steps * 1e6)
+            finally:
+                gc.enable()
+    return samples
+
+
+def steps_in(seconds: float, block: Block) -> int:
+    """How many steps take about so long, at least one."""
+    block(2)
+    once = min(block(1) for _ in range(5))
+    return max(1, round(seconds / once))
+
+
+class Row(NamedTuple):
+    """A contender's figures.
+
+    Attributes:
+        name: Of the contender; the baseline's has a star.
+        median: Microseconds a step.
+        iqr: Between the quartiles of the rounds, in microseconds.
+        least: Microseconds a step of the best round.
+        ratio: To the baseline: the median over the rounds of the paired ratio.
+        extra: Over the baseline, in microseconds: the median over the rounds of the difference.
+    """
+
+    name: str
+    median: float
+    iqr: float
+    least: float
+    ratio: float
+    extra: float
+
+
+def summary(samples: Samples, baseline: str) -> list[Row]:
+    """A row for each contender."""
+    return [_row(name, times, samples[baseline], name == baseline) for name, times in samples.items()]
+
+
+def fastest(samples: Samples, names: Sequence[str]) -> str:
+    """The contender among `names` with the smallest median."""
+    return min(names, key=lambda name: statistics.median(samples[name]))
+
+
+def table(title: str, rows: Sequence[Row]) -> str:
+    """The rows as text."""
+    header = ("", "median us", "IQR", "least", "ratio", "extra us")
+    lines = [
+        (r.name, f"{r.median:.1f}", f"{r.iqr:.1f}", f"{r.least:.1f}", f"{r.ratio:.3f}", f"{r.extra:+.1f}")
+        for r in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    shown = [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in (header, *lines)
+    ]
+    return "\n".join([title, *shown, "* the baseline of ratio and extra"])
+
+
+def _row(name: str, times: list[float], base: list[float], is_baseline: bool) -> Row:
+    low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (times[0],) * 3
+    pairs = list(zip(times, base, strict=True))
+    return Row(
+        name=f"{name} *" if is_baseline else name,
+        median=statistics.median(times),
+        iqr=high - low,
+        least=min(times),
+        ratio=statistics.median(a / b for a, b in pairs),
+        extra=statistics.median(a - b for a, b in pairs),
+    )

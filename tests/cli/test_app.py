@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fnloop
+from fnloop.cli import main
+
+COMMANDS = ["fit", "resume", "validate", "test", "predict", "show", "diff"]
+
+
+def test_help_names_every_command(cli):
+    code, out, _ = cli("--help")
+    assert code == 0
+    assert all(f"    {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command, cli):
+    code, out, err = cli(command, "--help")
+    assert code == 0 and f"usage: fnloop {command} " in out, err
+
+
+def test_help_of_a_recipe_has_its_flags_types_defaults_and_docs(recipe, cli):
+    code, out, _ = cli("fit", recipe, "--help")
+    assert code == 0
+    text = " ".join(out.split())
+    assert "flags of line.py" in text
+    assert "--lr LR The rate of learning. (type: float, default: 0.05)" in text
+
+
+def test_no_command_is_a_usage_error_with_help(cli):
+    code, out, err = cli()
+    assert code == 2 and out == "" and "usage: fnloop" in err
+
+
+def test_version(cli):
+    assert cli("--version") == (0, f"fnloop {fnloop.__version__}\n", "")
+
+
+def test_a_mistyped_command(cli):
+    code, _, err = cli("fitt")
+    assert code == 2 and "Did you mean fit?" in err
+
+
+def test_a_recipe_for_a_command(recipe, cli):
+    code, _, err = cli("line.py")
+    assert code == 2 and "fnloop fit line.py" in err
+
+
+def test_traceback_shows_the_traceback(edited, cli):
+    recipe = edited("make = torch", "1 / 0\n    make = torch")
+    code, _, err = cli("fit", recipe, "--traceback")
+    assert code == 1 and "Traceback (most recent call last)" in err
+    assert "Traceback" not in cli("fit", recipe)[2]
+
+
+def test_the_recipes_own_exit_is_respected(edited, cli):
+    recipe = edited("make = torch", "raise SystemExit(7)\n    make = torch")
+    assert cli("fit", recipe)[0] == 7
+
+
+def test_ctrl_c_outside_of_training(edited, cli):
+    recipe = edited("make = torch", "raise KeyboardInterrupt\n    make = torch")
+    code, _, err = cli("fit", recipe)
+    assert code == 130 and "interrupted" in err
+
+
+def test_warnings_are_one_line_with_the_users_place(edited, cli, recwarn):
+    import warnings
+
+    recipe = edited("make = torch", "import warnings; warnings.warn('beware')\n    make = torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, _, err = cli("fit", recipe)
+    assert code == 0
+    assert "warning: beware (line.py:" in err
+
+
+def test_the_console_script_and_the_module_are_main():
+    from importlib.metadata import entry_points
+
+    [script] = [e for e in entry_points(group="console_scripts") if e.name == "fnloop"]
+    assert script.load() is main
+
+
+def test_help_needs_no_torch():
+    """With a stand-in for the package's own table of contents, which imports everything."""
+    code = (
+        "import sys, types\n"
+        "package = types.ModuleType('fnloop')\n"
+        f"package.__path__ = [{str(Path(fnloop.__file__).parent)!r}]\n"
+        "sys.modules['fnloop'] = package\n"
+        "from fnloop.cli import main\n"
+        "codes = [main(['--help']), main(['fit', '--help']), main(['test', '--help'])]\n"
+        "assert codes == [0, 0, 0], codes\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_closed_pipe_is_no_error(trained):
+    command = f"{sys.executable} -m fnloop show {trained} | head -1"
+    shell = ["bash", "-o", "pipefail", "-c", command]
+    done = subprocess.run(shell, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""

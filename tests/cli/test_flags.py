@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+
+@pytest.fixture
+def printed(recipe, cli):
+    """The configuration that arguments make."""
+
+    def read(*arguments):
+        code, out, err = cli("fit", recipe, *arguments, "--print-config")
+        assert code == 0, err
+        return yaml.safe_load(out)
+
+    return read
+
+
+@pytest.fixture
+def refused(recipe, cli):
+    """The message for wrong arguments, which are usage errors."""
+
+    def read(*arguments):
+        code, out, err = cli("fit", recipe, *arguments)
+        assert code == 2 and out == "" and "Traceback" not in err
+        return err
+
+    return read
+
+
+def test_a_typo_in_a_flag(refused):
+    err = refused("--lrr", "0.1")
+    assert "There is no flag --lrr. Did you mean --lr?" in err
+    assert "--batch_size" in err
+
+
+def test_a_typo_in_an_option_of_fit(refused):
+    assert "Did you mean --resume?" in refused("--resum")
+
+
+def test_a_wrong_type(refused):
+    assert "--lr takes float, got 'abc'" in refused("--lr", "abc")
+
+
+def test_a_wrong_type_of_an_int(refused):
+    assert "--batch_size takes int, got '1.5'" in refused("--batch-size", "1.5")
+
+
+def test_a_missing_value(refused):
+    assert "--lr needs a value (float)" in refused("--lr")
+
+
+def test_a_stray_argument(refused):
+    assert "Unexpected argument 'foo'" in refused("foo")
+
+
+def test_a_required_flag(edited, cli):
+    recipe = edited("lr: float = 0.05", "lr: float")
+    code, _, err = cli("fit", recipe)
+    assert code == 2 and "Missing: --lr" in err
+
+
+def test_dashes_and_underscores(printed):
+    assert printed("--batch-size", "8")["batch_size"] == 8
+    assert printed("--batch_size=9")["batch_size"] == 9
+
+
+def test_booleans(printed):
+    assert printed()["early"] is False
+    assert printed("--early")["early"] is True
+    assert printed("--early", "--lr", "0.1") == {**printed("--early"), "lr": 0.1}
+    assert printed("--early", "false")["early"] is False
+    assert printed("--early", "--no-early")["early"] is False
+
+
+def test_the_recipe_may_stand_after_its_flags(cli, recipe):
+    code, out, _ = cli("fit", "--lr", "0.1", recipe, "--print-config")
+    assert code == 0 and yaml.safe_load(out)["lr"] == 0.1
+
+
+def test_flags_win_over_the_configuration_wherever_they_stand(printed, tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 1e-4\nepochs: 7\nnote: hello\n")
+    found = printed("--epochs", "8", "--config", "a.yaml")
+    assert (found["lr"], found["epochs"], found["note"]) == (1e-4, 8, "hello")
+
+
+def test_later_configurations_win(printed, tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 0.1\nepochs: 7\n")
+    (tmp_path / "b.yaml").write_text("lr: 0.2\n")
+    found = printed("--config", "a.yaml", "--config=b.yaml")
+    assert (found["lr"], found["epochs"]) == (0.2, 7)
+
+
+def test_an_unknown_key_in_the_configuration(refused, tmp_path):
+    (tmp_path / "a.yaml").write_text("# mine\nlr: 0.1\nbatchsize: 3\n")
+    err = refused("--config", "a.yaml")
+    assert "a.yaml:3: line.py has no flag 'batchsize'. Did you mean 'batch_size'?" in err
+
+
+def test_a_wrong_type_in_the_configuration(refused, tmp_path):
+    (tmp_path / "a.yaml").write_text("epochs: 3\nlr: fast\n")
+    assert "a.yaml:2: lr takes float, got 'fast'" in refused("--config", "a.yaml")
+
+
+def test_a_malformed_configuration(refused, tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 0.1\nepochs: [1\nfolder: x\n")
+    assert "a.yaml:3: this is not YAML" in refused("--config", "a.yaml")
+
+
+def test_a_configuration_that_is_no_mapping(refused, tmp_path):
+    (tmp_path / "a.yaml").write_text("- 1\n- 2\n")
+    assert "a.yaml is no configuration: it holds a list" in refused("--config", "a.yaml")
+
+
+def test_an_empty_configuration_changes_nothing(printed, tmp_path):
+    (tmp_path / "a.yaml").write_text("# nothing yet\n")
+    assert printed("--config", "a.yaml") == printed()
+
+
+def test_a_missing_configuration(refused):
+    assert "There is no configuration file nope.yaml" in refused("--config", "nope.yaml")
+
+
+def test_a_configuration_without_a_file(refused):
+    assert "--config needs a file" in refused("--config")
+
+
+def test_an_unreadable_configuration(refused, tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00lr")
+    assert "a.yaml cannot be read" in refused("--config", "a.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    assert "folder.yaml cannot be read" in refused("--config", "folder.yaml")
