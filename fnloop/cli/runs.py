@@ -12,7 +12,7 @@ from fnloop.cli.errors import Problem, shown, usage
 from fnloop.cli.flags import parse
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.source import build, load_function
-from fnloop.loop import Effect
+from fnloop.effects import Effect
 from fnloop.store import best, checkpoint, latest, load, read_manifest
 from fnloop.store.folders import listing
 from fnloop.store.manifest import MANIFEST

@@ -37,6 +37,11 @@ class Update(StepStage):
                 f"update takes an optimizer such as fl.adamw(1e-3), got {short(self.optimizer)}. A "
                 "torch.optim class becomes one by fl.from_torch(torch.optim.AdamW, lr=1e-3)."
             )
+        if self.optimizer.makes == "gradients":
+            raise TypeError(
+                f"{short(self.optimizer)} transforms gradients, but turns them into no update. Put an "
+                f"optimizer after it: fl.chain({short(self.optimizer)}, fl.sgd(0.1))."
+            )
         super().__post_init__()
 
     def memory(self, state: State) -> dict[str, Any]:
@@ -70,6 +75,8 @@ class Update(StepStage):
         if not finite:
             return state.replace(buffers=before.buffers), metrics
         params, memory = self._apply(optimizer, state, grads, means, own, step, True)
+        for prefix in [_owner(name) for name, factor in scale.items() if not factor]:
+            memory = {**memory, prefix: own[prefix]} if prefix else memory
         return state.replace(
             step=before.step + 1,
             params={**state.params, **params},
@@ -85,6 +92,9 @@ class Update(StepStage):
         finite = grads.finite & counts & foreach.all_finite(means)
         optimizer = self.optimizer.resolve(before.step, own["scale"])
         params, memory = self._apply(optimizer, state, grads, means, own, before.step, finite)
+        for name, factor in own["scale"].items():
+            if prefix := _owner(name):
+                memory = {**memory, prefix: keep_if(factor != 0, memory[prefix], own[prefix])}
         return state.replace(
             step=before.step + finite.to(torch.int64),
             params={**state.params, **params},
@@ -146,7 +156,8 @@ def scale(state: State, hyperparameter: str, factor: float, name: str = "update"
     Args:
         state: A state that went through `init` of a step with `update`.
         hyperparameter: As it is reported: ``"adamw.lr"``, or ``"head.adamw.lr"`` under `fl.by_label`.
-        factor: On top of earlier factors; 0 freezes: no change, no decay, memory goes on.
+        factor: On top of earlier factors; a learning rate times 0 freezes: the parameters stay as
+            they are, without decay, and so does the optimizer's memory of them.
         name: The slot of the update.
 
     >>> import fnloop as fl
@@ -165,6 +176,11 @@ def scale(state: State, hyperparameter: str, factor: float, name: str = "update"
 
 def _trainable(state: State) -> dict[str, Tensor]:
     return {name: state.params[name] for name in state.skeleton.trainable}
+
+
+def _owner(hyperparameter: str) -> str:
+    """Whose memory rests while this hyperparameter's multiplier is zero: a learning rate's optimizer."""
+    return hyperparameter.removesuffix(".lr") if hyperparameter.endswith(".lr") else ""
 
 
 def _report(

@@ -15,7 +15,7 @@ from fnloop.values.metrics import merge as merge
 from fnloop.values.metrics import numbers as numbers
 from fnloop.values.metrics import stop as stop
 from fnloop.values.micro import Micro as Micro
-from fnloop.values.skeleton import training as training
+from fnloop.values.mode import training as training
 from fnloop.values.start import choose_params as choose_params
 from fnloop.values.start import start as start
 from fnloop.values.start import to_module as to_module

@@ -14,41 +14,41 @@ import fnloop as fl
 
 from .problems import Problem
 from .steps import pipeline
-from .timing import Block, Row, interleave, summary
+from .timing import Block, Clock, Row, interleave, summary
 
 Callbacks = Callable[[Path], list[Any]]
 
 
-def run(problem: Problem) -> Block:
+def run(problem: Problem, clock: Clock) -> Block:
     """A bare `fl.run`."""
     step = pipeline(problem)
     state = step.init(problem.model())
 
     def block(n: int) -> float:
-        clock = _Clock(problem.batches, n)
-        for _ in fl.run(step, state, clock, steps=clock.steps):
+        batches = _Clocked(problem.batches, n, clock)
+        for _ in fl.run(step, state, batches, steps=batches.steps):
             pass
-        return clock.seconds()
+        return batches.seconds()
 
     return block
 
 
-def fit(problem: Problem, folder: Path, callbacks: Callbacks) -> Block:
+def fit(problem: Problem, clock: Clock, folder: Path, callbacks: Callbacks) -> Block:
     """`fl.fit` with callbacks, made anew for each block."""
     step = pipeline(problem)
     state = step.init(problem.model())
     numbers = itertools.count()
 
     def block(n: int) -> float:
-        clock = _Clock(problem.batches, n)
+        batches = _Clocked(problem.batches, n, clock)
         here = folder / str(next(numbers))
-        fl.fit(step, state, clock, steps=clock.steps, callbacks=callbacks(here))
-        return clock.seconds()
+        fl.fit(step, state, batches, steps=batches.steps, callbacks=callbacks(here))
+        return batches.seconds()
 
     return block
 
 
-def contenders(problem: Problem, folder: Path) -> dict[str, Block]:
+def contenders(problem: Problem, clock: Clock, folder: Path) -> dict[str, Block]:
     """By name; all hooks and trackers at their default cadence, validation never due."""
     validation = problem.batches[:1]
 
@@ -67,50 +67,56 @@ def contenders(problem: Problem, folder: Path) -> dict[str, Block]:
     def aim(here: Path) -> list[Any]:
         return [fl.track(fl.Aim(folder))]  # one repository, as in real life
 
-    return {
-        "run": run(problem),
-        "fit": fit(problem, folder, lambda here: []),
-        "fit, progress": fit(problem, folder, progress),
-        "fit, validation and early stopping": fit(problem, folder, hooks),
-        "fit, JSONL": fit(problem, folder, jsonl),
-        "fit, Aim": fit(problem, folder, aim),
-        "fit, all with JSONL": fit(problem, folder, lambda f: progress(f) + hooks(f) + jsonl(f)),
-        "fit, all with Aim": fit(problem, folder, lambda f: progress(f) + hooks(f) + aim(f)),
+    several: dict[str, Callbacks] = {
+        "fit": lambda here: [],
+        "fit, progress": progress,
+        "fit, validation and early stopping": hooks,
+        "fit, JSONL": jsonl,
+        "fit, Aim": aim,
+        "fit, all with JSONL": lambda here: progress(here) + hooks(here) + jsonl(here),
+        "fit, all with Aim": lambda here: progress(here) + hooks(here) + aim(here),
     }
+    fits = {name: fit(problem, clock, folder, callbacks) for name, callbacks in several.items()}
+    return {"run": run(problem, clock), **fits}
 
 
-def compare(problem: Problem, rounds: int = 20, steps: int = 500) -> list[Row]:
+def compare(
+    problem: Problem, rounds: int = 20, steps: int = 500, clock: Clock = time.perf_counter
+) -> list[Row]:
     """All contenders, against the bare `fl.run`.
 
     Args:
         problem: What to train.
         rounds: How often each is timed.
         steps: In a round.
+        clock: What to time with.
     """
     with tempfile.TemporaryDirectory() as folder:
-        blocks = contenders(problem, Path(folder))
+        blocks = contenders(problem, clock, Path(folder))
         samples = interleave(blocks, rounds, steps, warmup=60)
     return summary(samples, "run")
 
 
-class _Clock:
+class _Clocked:
     """Batches that look at the clock as they are drawn: opening and closing a run is not timed.
 
     Args:
         batches: Given in turn.
         n: Steps to time; some are made before that.
+        clock: What to time with.
     """
 
     BEFORE = 10
 
-    def __init__(self, batches: list[Any], n: int) -> None:
+    def __init__(self, batches: list[Any], n: int, clock: Clock) -> None:
         self.steps = self.BEFORE + n + 1  # the last tick ends the last step that counts
         self._batches = batches
+        self._clock = clock
         self._ticks: list[float] = []
 
     def __iter__(self) -> Iterator[Any]:
         for batch in itertools.cycle(self._batches):
-            self._ticks.append(time.perf_counter())
+            self._ticks.append(self._clock())
             yield batch
 
     def seconds(self) -> float:

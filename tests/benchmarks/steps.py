@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -11,7 +12,7 @@ import torch
 import fnloop as fl
 
 from .problems import Problem
-from .timing import Block, Row, fastest, interleave, steps_in, summary, timed
+from .timing import Block, Clock, Row, fastest, interleave, steps_in, summary, timed
 
 Steps: TypeAlias = Callable[[int], None]
 
@@ -94,15 +95,20 @@ def contenders(problem: Problem) -> dict[str, Steps]:
     }
 
 
-def compare(problem: Problem, rounds: int = 60, seconds: float = 0.02) -> list[Row]:
+def compare(
+    problem: Problem, rounds: int = 60, seconds: float = 0.02, clock: Clock = time.perf_counter
+) -> list[Row]:
     """All contenders, against the fastest of those written by hand.
 
     Args:
         problem: What to train.
         rounds: How often each is timed.
         seconds: How long each time.
+        clock: What to time with.
     """
-    blocks: dict[str, Block] = {name: timed(steps) for name, steps in contenders(problem).items()}
+    blocks: dict[str, Block] = {
+        name: timed(steps, clock) for name, steps in contenders(problem).items()
+    }
     steps = steps_in(seconds, blocks["by hand, fused"])
     samples = interleave(blocks, rounds, steps, warmup=2 * steps)
     by_hands = [name for name in blocks if name.startswith("by hand")]

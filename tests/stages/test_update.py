@@ -89,12 +89,30 @@ def test_scale_changes_the_learning_rate_and_zero_freezes():
     frozen, metrics = step(fl.scale(state, "adamw.lr", 0.0), batch(1))
     assert fl.tree_equal(frozen.params, state.params)
     assert float(metrics["adamw.lr"]) == 0
-    assert not fl.tree_equal(frozen["update"]["adamw"]["mu"], state["update"]["adamw"]["mu"])
+    assert fl.tree_equal(frozen["update"]["adamw"], state["update"]["adamw"])
+    assert int(frozen.step) == int(state.step) + 1
+    many = torch.utils._pytree.tree_map(lambda leaf: leaf[None], fl.scale(state, "adamw.lr", 0.0))
+    traced, _ = torch.func.vmap(lambda s: step(s, batch(1)))(many)
+    assert fl.tree_equal(traced["update"]["adamw"]["mu"]["3.weight"][0], state["update"]["adamw"]["mu"]["3.weight"])
     half = fl.scale(fl.scale(state, "adamw.lr", 0.25), "adamw.lr", 2.0)
     _, metrics = step(half, batch(1))
     assert float(metrics["adamw.lr"]) == pytest.approx(5e-3)
     with pytest.raises(KeyError, match=r"there are: adamw\.lr"):
         fl.scale(state, "sgd.lr", 0.5)
+
+
+def test_one_label_is_frozen_and_the_other_goes_on():
+    by_label = fl.by_label(
+        {"head": fl.adamw(1e-2), "body": fl.adamw(1e-2)},
+        lambda name, p: "head" if name.startswith("3.") else "body",
+    )
+    step = fl.pipe(loss, fl.grad, fl.update(by_label))
+    state, _ = step(step.init(net()), batch())
+    after, metrics = step(fl.scale(state, "body.adamw.lr", 0.0), batch(1))
+    assert torch.equal(after.params["0.weight"], state.params["0.weight"])
+    assert not torch.equal(after.params["3.weight"], state.params["3.weight"])
+    assert fl.tree_equal(after["update"]["body.adamw"], state["update"]["body.adamw"])
+    assert float(metrics["head.adamw.lr"]) == pytest.approx(1e-2)
 
 
 def test_frozen_parameters_are_left_alone():
@@ -145,6 +163,8 @@ def test_wrong_order_is_refused_when_the_pipeline_is_built():
         fl.pipe(loss, fl.update(adamw))
     with pytest.raises(TypeError, match="one update"):
         fl.pipe(loss, fl.grad, fl.update(adamw), fl.update(adamw))
+    with pytest.raises(TypeError, match=r"turns them into no update.*fl\.chain"):
+        fl.pipe(loss, fl.grad, fl.update(fl.clip_by_norm(1.0)))
     with pytest.raises(TypeError, match=r"from_torch\(torch\.optim"):
         fl.pipe(loss, fl.grad, fl.update(torch.optim.AdamW))
     with pytest.raises(ValueError, match=r"'ema'.*name="):

@@ -1,0 +1,180 @@
+"""The skeleton of an ``nn.Module``."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fnloop.values.mode import set_training
+from fnloop.values.mode import training as training_now
+
+T = TypeVar("T")
+
+
+class ModuleSkeleton:
+    """The skeleton of an ``nn.Module``: a private copy of it, with placeholders for its tensors."""
+
+    def __init__(self, module: nn.Module) -> None:
+        _refuse(module)
+        self.module = _private_copy(module)
+        self._lock = threading.RLock()
+        modules = dict(self.module.named_modules())
+        self._modules = [(child, child.training or not module.training) for child in modules.values()]
+        self._original_modes = [child.training for child in modules.values()]
+        self._training = False
+        self._depth = 0
+        self.module.eval()
+
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        buffer_names = {id(b): name for name, b in self.module.named_buffers()}
+        shared = {**names, **buffer_names}
+        self._param_places: list[tuple[dict[str, Any], str, str]] = []
+        self._buffer_places: list[tuple[dict[str, Any], str, str]] = []
+        for child in modules.values():
+            for places, tensors in (
+                (self._param_places, child._parameters),
+                (self._buffer_places, child._buffers),
+            ):
+                for key, tensor in tensors.items():
+                    if tensor is not None:
+                        places.append((tensors, key, shared[id(tensor)]))
+        self._places = [*self._param_places, *self._buffer_places]
+        self.trainable = tuple(n for n, p in self.module.named_parameters() if p.requires_grad)
+        self._identity = (
+            type(module),
+            tuple((name, type(child), child.extra_repr()) for name, child in modules.items()),
+            tuple(names.values()),
+            self.trainable,
+            tuple(buffer_names.values()),
+        )
+        self._hash = hash(self._identity)
+        self._empty()
+
+    def _empty(self) -> None:
+        """Let go of the tensors: placeholders keep shape and dtype only."""
+        placeholders: dict[str, Tensor] = {}
+        for tensors, key, name in self._places:
+            if name not in placeholders:
+                placeholders[name] = _placeholder(tensors[key])
+            tensors[key] = placeholders[name]
+
+    def call(
+        self,
+        function: Callable[[Any], T],
+        params: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        training: bool,
+    ) -> tuple[T, dict[str, Tensor]]:
+        # The tensors go straight into the modules' own dicts: functional_call costs 50 us more.
+        # What stood there before comes back afterwards, so that calls nest and nothing is kept alive.
+        with self._lock:
+            before = [tensors[key] for tensors, key, _ in self._places]
+            modes = self._training, training_now()
+            fresh = {name: buffer.clone() for name, buffer in buffers.items()}
+            self._depth += 1
+            try:
+                self._set_mode(training)
+                set_training(training)
+                for tensors, key, name in self._param_places:
+                    tensors[key] = params[name]
+                for tensors, key, name in self._buffer_places:
+                    tensors[key] = fresh[name]
+                result = function(self.module)
+                for tensors, key, name in reversed(self._buffer_places):
+                    fresh[name] = tensors[key].detach()  # written in place, or assigned anew
+                return result, fresh
+            finally:
+                self._depth -= 1
+                if self._depth:
+                    self._set_mode(modes[0])
+                set_training(modes[1])
+                for (tensors, key, _), tensor in zip(self._places, before, strict=True):
+                    tensors[key] = tensor
+
+    def _set_mode(self, training: bool) -> None:
+        if training != self._training:
+            self._training = training
+            for child, trains in self._modules:
+                child.training = training and trains
+
+    def build(self, params: dict[str, Tensor], buffers: dict[str, Tensor]) -> nn.Module:
+        with self._lock:
+            module = copy.deepcopy(self.module)
+        ours = dict(self.module.named_modules())
+        copies: dict[str, Tensor] = {}
+        for name, value in params.items():
+            copies[name] = nn.Parameter(value.detach().clone(), requires_grad=name in self.trainable)
+        copies.update({name: value.detach().clone() for name, value in buffers.items()})
+        theirs: dict[int, dict[str, Any]] = {
+            id(tensors): new
+            for child, twin in zip(ours.values(), module.modules(), strict=True)
+            for tensors, new in (
+                (child._parameters, twin._parameters),
+                (child._buffers, twin._buffers),
+            )
+        }
+        for tensors, key, name in self._places:
+            theirs[id(tensors)][key] = copies[name]
+        for child, mode in zip(module.modules(), self._original_modes, strict=True):
+            child.training = mode
+        return module
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, ModuleSkeleton) and self._identity == other._identity
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModuleSkeleton:
+        return self  # immutable between calls
+
+    def __str__(self) -> str:
+        return type(self.module).__name__
+
+    __repr__ = __str__
+
+
+def _private_copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise TypeError(
+            f"fnloop keeps a private copy of your model, and copy.deepcopy({type(module).__name__}) "
+            f"failed: {error}. The usual cause is an attribute that cannot be copied (a lock, an open "
+            "file, a tensor that is the result of a computation, old-style weight_norm); keep it "
+            "outside the module, or pass a function that builds the model."
+        ) from error
+
+
+def _placeholder(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
+
+
+_WRAPPERS = ("DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel", "OptimizedModule")
+
+
+def _refuse(module: nn.Module) -> None:
+    if any(is_lazy(p) for p in module.parameters()):
+        raise ValueError(
+            "The model has lazy layers that have not seen a batch yet, so their shapes are unknown. "
+            "Run one batch through it first: model(x)."
+        )
+    kinds = [base.__name__ for base in type(module).__mro__]
+    wrapper = next((name for name in _WRAPPERS if name in kinds), None)
+    if wrapper:
+        raise TypeError(
+            f"The model is wrapped in {wrapper}, which works by changing the module and its "
+            "gradients behind the scenes: under pure functions it would give wrong gradients. "
+            "Pass the plain module."
+        )
