@@ -31,7 +31,7 @@ OPTIMIZER_EXAMPLES = {
     "clip_by_norm": lambda: fl.chain(fl.clip_by_norm(0.1), fl.sgd(0.1)),
     "clip_by_value": lambda: fl.chain(fl.clip_by_value(0.01), fl.sgd(0.1)),
     "add_decayed_weights": lambda: fl.chain(fl.add_decayed_weights(0.1), fl.sgd(0.1)),
-    "scale_by": lambda: fl.scale_by(-0.1),
+    "scale_by": lambda: fl.chain(fl.scale_by(0.5), fl.sgd(0.1)),
 }
 
 
