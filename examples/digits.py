@@ -102,7 +102,7 @@ def recipe(
             fl.early_stopping("val/loss", patience=patience),
             fl.checkpoint(folder, monitor="val/loss"),
             fl.track(fl.Aim("runs", experiment="digits")),
-            fl.progress(),
+            fl.progress(names=["loss", "accuracy", "val/loss", "val/accuracy"]),
         ],
     )
 

@@ -80,7 +80,9 @@ def _init(cls: griffe.Class) -> griffe.Function:
     ]
     kind = griffe.ParameterKind.positional_or_keyword
     parameters = [
-        griffe.Parameter(field.name, annotation=field.annotation, kind=kind, default=_default(field))
+        griffe.Parameter(
+            field.name, annotation=field.annotation, kind=kind, default=_default(field)
+        )
         for field in fields
     ]
     this = griffe.Parameter("self", kind=kind)

@@ -12,7 +12,9 @@ _run_backward: Any = torch.autograd.Variable._execution_engine.run_backward  # p
 
 
 def gradients(loss: Tensor, inputs: Sequence[Tensor], seed: Tensor) -> list[Tensor]:
-    """Gradients of the 0-d `loss` times `seed`; zeros for an input that it does not depend on.
+    """Gradients of the 0-d `loss` times `seed`, in the memory layout of the inputs.
+
+    Zeros for an input that the loss does not depend on.
 
     What ``torch.autograd.grad(loss, inputs, seed, materialize_grads=True)`` returns, 20 us sooner.
 
@@ -24,6 +26,19 @@ def gradients(loss: Tensor, inputs: Sequence[Tensor], seed: Tensor) -> list[Tens
     # (tensors, their gradients, keep_graph, create_graph, inputs, allow_unreachable, accumulate_grad)
     found = _run_backward((loss,), (seed,), False, False, tuple(inputs), True, accumulate_grad=False)
     return [
-        torch.zeros_like(leaf) if grad is None else grad
+        grad if grad is not None and _lies_like(leaf, grad) else _in_layout_of(leaf, grad)
         for leaf, grad in zip(inputs, found, strict=True)
     ]
+
+
+def _lies_like(leaf: Tensor, grad: Tensor) -> bool:
+    if grad.layout is not torch.strided:
+        return False
+    return (grad.is_contiguous() and leaf.is_contiguous()) or grad.stride() == leaf.stride()
+
+
+def _in_layout_of(leaf: Tensor, grad: Tensor | None) -> Tensor:
+    # The engine gives an expanded, sparse or channels-last gradient as it is, and fused kernels
+    # read memory as if it lay like the parameter's: they would be wrong without a word.
+    dense = torch.zeros_like(leaf, requires_grad=False)
+    return dense if grad is None else dense.copy_(grad.to_dense())

@@ -111,6 +111,11 @@ def clone(xs: Tensors) -> list[Tensor]:
     return list(torch._foreach_clone(xs)) if xs else []
 
 
+def copies(xs: Tensors) -> list[Tensor]:
+    """Fresh copies, where nothing is transformed or differentiated: `clone` without looking."""
+    return list(torch._foreach_clone(xs)) if xs else []
+
+
 def norm(xs: Tensors) -> Tensor:
     """The Euclidean norm of all values together; float32 or wider, 0-d."""
     if not xs:
@@ -141,7 +146,7 @@ def unscale_(xs: Tensors, factor: Tensor) -> Tensor:
     Returns:
         float32[]: 1.0 if any value is infinite or nan, else 0.0.
     """
-    found = torch.zeros((), dtype=torch.float32, device=factor.device)
+    found = torch.zeros_like(factor)
     if not xs:
         return found
     torch._amp_foreach_non_finite_check_and_unscale_(list(xs), found, factor)
@@ -150,8 +155,9 @@ def unscale_(xs: Tensors, factor: Tensor) -> Tensor:
 
 def differentiated(values: Iterable[Any]) -> bool:
     """Whether autograd records what is computed from these tensors and numbers."""
-    tensors = (v for v in values if isinstance(v, Tensor))
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    return any([v.requires_grad for v in values if isinstance(v, Tensor)])
 
 
 def select(condition: Tensor, xs: Tensors, ys: Tensors) -> list[Tensor]:

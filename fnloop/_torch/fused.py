@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from operator import attrgetter
 from typing import TypeAlias
 
 import torch
@@ -15,6 +15,12 @@ from fnloop._torch.tracing import tracing
 
 Tensors: TypeAlias = dict[str, Tensor]
 Number: TypeAlias = float | Tensor
+
+_DTYPES = {torch.float32, torch.float64}
+# By attrgetter and map: a loop in Python over the tensors costs three times as much.
+_DTYPE, _IS_CPU, _LAYOUT, _REQUIRES_GRAD = map(
+    attrgetter, ("dtype", "is_cpu", "layout", "requires_grad")
+)
 
 adam_ = torch._fused_adam_
 adamw_ = torch._fused_adamw_
@@ -30,16 +36,28 @@ def usable(grads: Tensors, params: Tensors, lr: Number, *others: Number) -> bool
     """
     if tracing() or not params:
         return False
-    first = next(iter(params.values()))
-    dtype, device = first.dtype, first.device
-    if device.type not in ("cpu", "cuda") or dtype not in (torch.float32, torch.float64):
+    tensors = [*params.values(), *grads.values()]
+    dtypes = set(map(_DTYPE, tensors))
+    if len(dtypes) > 1 or not dtypes <= _DTYPES:
         return False
-    if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in others):
+    if not all(map(_IS_CPU, tensors)) and {t.device.type for t in tensors} != {"cuda"}:
         return False
-    for t in (*params.values(), *grads.values()):
-        if t.dtype is not dtype or t.device != device or t.layout is not torch.strided:
-            return False
-    return not foreach.differentiated((*params.values(), *grads.values(), lr, *others))
+    if any([isinstance(value, Tensor) and not value.is_cpu for value in others]):
+        return False
+    if not same_layout(tensors[len(params) :], tensors[: len(params)]):
+        return False
+    if torch.is_grad_enabled() and any(map(_REQUIRES_GRAD, tensors)):
+        return False
+    return not foreach.differentiated((lr, *others))
+
+
+def same_layout(some: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether tensors lie in memory alike, pair by pair: the kernels run through raw memory."""
+    if set(map(_LAYOUT, some)) != {torch.strided}:
+        return False
+    if all(map(Tensor.is_contiguous, some)) and all(map(Tensor.is_contiguous, others)):
+        return True
+    return [t.stride() for t in some] == [t.stride() for t in others]
 
 
 def rate(lr: Number) -> Number:
@@ -47,13 +65,23 @@ def rate(lr: Number) -> Number:
     return float(lr) if isinstance(lr, Tensor) and lr.device.type == "cpu" else lr
 
 
-def copies(*groups: Tensors) -> list[list[Tensor]]:
-    """Fresh copies of each group's tensors, made in one call."""
-    fresh = foreach.clone([t for group in groups for t in group.values()])
-    ends = [0]
-    for group in groups:
-        ends.append(ends[-1] + len(group))
-    return [fresh[i:j] for i, j in pairwise(ends)]
+def copies(params: Tensors, *memory: Tensors) -> list[list[Tensor]]:
+    """Fresh copies of the parameters and of each part of the memory, laid out alike."""
+    n = len(params)
+    if any([len(part) != n for part in memory]):
+        raise KeyError("the memory is of other parameters")
+    fresh = foreach.copies([t for group in (params, *memory) for t in group.values()])
+    groups = [fresh[i : i + n] for i in range(0, len(fresh), n)]
+    if all(map(Tensor.is_contiguous, fresh)):
+        return groups
+    return [
+        group if same_layout(group, groups[0]) else list(map(_like, group, groups[0]))
+        for group in groups
+    ]
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    return torch.empty_like(other).copy_(tensor)
 
 
 def found_inf(finite: bool | Tensor) -> Tensor | None:

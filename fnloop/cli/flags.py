@@ -172,7 +172,8 @@ def _unknown(arguments: Sequence[str], options: Iterable[str]) -> str:
     if typed is None:
         return f"Unexpected argument {arguments[0]!r}; a flag's value follows its name: --lr 0.1"
     typed = typed.partition("=")[0]
-    known = [option for option in options if option not in ("--help", "--traceback")]
+    hidden = ("--help", "--traceback", "--print_shtab")  # the last is jsonargparse's own
+    known = [option for option in options if option not in hidden]
     close = difflib.get_close_matches(typed.replace("-", "_"), [o.replace("-", "_") for o in known])
     match = next((o for o in known if close and o.replace("-", "_") == close[0]), None)
     hint = f" Did you mean {match}?" if match else ""

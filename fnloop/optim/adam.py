@@ -68,9 +68,9 @@ class _Adam(Optimizer):
     ) -> tuple[Tensors, Memory]:
         if finite is False:
             return params, memory
-        lr, b1, b2, eps, decay = (
+        lr, b1, b2, eps, decay = [
             at(v, step) for v in (self.lr, self.b1, self.b2, self.eps, self.weight_decay)
-        )
+        ]
         apart = self.decoupled and isinstance(decay, Tensor)  # the kernel wants it as a number
         if not fused.usable(grads, params, lr, b1, b2, eps, 0.0 if apart else decay):
             return super().apply(grads, memory, params, step, finite)
@@ -101,7 +101,7 @@ class _Adam(Optimizer):
         new: dict[str, Any] = {
             part: named(params, moment) for part, moment in zip(parts, moments, strict=True)
         }
-        new["count"] = fused.counted(own["count"], finite)
+        new["count"] = count if finite is True else fused.counted(own["count"], finite)
         return named(params, new_params), {**memory, self.name: {**own, **new}}
 
 

@@ -130,6 +130,8 @@ def is_schedule(value: Any) -> bool:
 
 def at(value: Any, step: Step) -> Any:
     """A hyperparameter's value at `step`."""
+    if type(value) is float:  # before the slower question: this runs several times in every step
+        return value
     return value(step) if is_schedule(value) else value
 
 

@@ -13,12 +13,12 @@ from fnloop._torch import foreach
 from fnloop._torch.tracing import tracing
 from fnloop.optim.base import Optimizer, keep_if
 from fnloop.stages.base import GradStage, Kind, StepStage
+from fnloop.stages.grad import Grad
 from fnloop.stages.measure import constant
 from fnloop.trees import tree
 from fnloop.trees.equal import table
 from fnloop.trees.show import short
 from fnloop.values import Grads, Last, State, Sum
-from fnloop.values.metrics import Metric
 
 
 @tree
@@ -50,38 +50,63 @@ class Update(StepStage):
         return {"scale": ones, **self.optimizer.init(_trainable(state))}
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
-        after, grads = self.inner(state, x)
+        if tracing() or state.step.device.type != "cpu":
+            after, grads = self._gradients(self.inner, state, x)
+            return self._select(state, after, grads)
+        # With nothing in between, the mean comes as cheaply as the sum.
+        direct = isinstance(self.inner, Grad) and "scale" not in state.context
+        after, grads = self._gradients(self.inner.mean if direct else self.inner, state, x)
+        return self._decide(state, after, grads, direct)
+
+    def _gradients(self, inner: Any, state: State, batch: Any) -> tuple[State, Grads]:
+        after, grads = inner(state, batch)
         if not isinstance(grads, Grads):
             raise TypeError(
                 f"update got {type(grads).__name__} from the gradient stage, which must return "
                 "(state, fl.Grads)."
             )
-        if tracing() or state.step.device.type != "cpu":
-            return self._select(state, after, grads)
-        return self._decide(state, after, grads)
+        return after, grads
 
-    def _decide(self, before: State, state: State, grads: Grads) -> tuple[State, dict[str, Any]]:
+    def _decide(
+        self, before: State, state: State, grads: Grads, direct: bool
+    ) -> tuple[State, dict[str, Any]]:
         """On the CPU looking at a value costs nothing, so a skipped step computes nothing."""
         own, step, weight = state[self.name], int(before.step), grads.weight.item()
-        scale = {name: factor.item() for name, factor in own["scale"].items()}
-        # Copies: a gradient may share its memory with another, or with the batch.
-        means = foreach.clone(list(grads.total.values()))
+        means = list(grads.total.values())
         finite = weight > 0 and bool(grads.finite)
         if finite:
+            if not direct or weight != 1:  # they may share memory with a batch, or each other
+                means = foreach.copies(means)
             factor = constant(1.0 / weight, grads.weight.device, torch.float32)
             finite = not foreach.unscale_(means, factor).item()
-        optimizer = self.optimizer.resolve(step, scale)
-        metrics = _report(grads.metrics, optimizer, finite)
+        optimizer, reports = self._now(step, own["scale"])
+        metrics = _report(grads.metrics, finite, reports)
         if not finite:
             return state.replace(buffers=before.buffers), metrics
         params, memory = self._apply(optimizer, state, grads, means, own, step, True)
-        for prefix in [_owner(name) for name, factor in scale.items() if not factor]:
-            memory = {**memory, prefix: own[prefix]} if prefix else memory
+        if reports is not self._constant:
+            memory = _rest_where_frozen(memory, own)
         return state.replace(
             step=before.step + 1,
-            params={**state.params, **params},
+            params=params if len(params) == len(state.params) else {**state.params, **params},
             slots={**state.slots, self.name: memory},
         ), metrics
+
+    def _now(self, step: int, scale: dict[str, Tensor]) -> tuple[Optimizer, dict[str, Any]]:
+        """The optimizer with its hyperparameters at `step`, and their reports."""
+        factors = {name: factor.item() for name, factor in scale.items()}
+        if self._constant is not None and all([factor == 1 for factor in factors.values()]):
+            return self.optimizer, self._constant
+        optimizer = self.optimizer.resolve(step, factors)
+        return optimizer, {n: Last(value) for n, value in optimizer.hyperparameters().items()}
+
+    @functools.cached_property
+    def _constant(self) -> dict[str, Any] | None:
+        """The reports, if all hyperparameters are plain numbers."""
+        values = self.optimizer.hyperparameters()
+        if not all([isinstance(value, (int, float)) for value in values.values()]):
+            return None
+        return {name: Last(value) for name, value in values.items()}
 
     def _select(self, before: State, state: State, grads: Grads) -> tuple[State, dict[str, Any]]:
         """Without looking at any value: both outcomes are computed and one is selected."""
@@ -91,16 +116,15 @@ class Update(StepStage):
         means = [t / weight.to(t.dtype) for t in grads.total.values()]
         finite = grads.finite & counts & foreach.all_finite(means)
         optimizer = self.optimizer.resolve(before.step, own["scale"])
+        reports = {n: Last(value) for n, value in optimizer.hyperparameters().items()}
         params, memory = self._apply(optimizer, state, grads, means, own, before.step, finite)
-        for name, factor in own["scale"].items():
-            if prefix := _owner(name):
-                memory = {**memory, prefix: keep_if(factor != 0, memory[prefix], own[prefix])}
+        memory = _rest_where_frozen(memory, own)
         return state.replace(
             step=before.step + finite.to(torch.int64),
             params={**state.params, **params},
             buffers=keep_if(finite, state.buffers, before.buffers),
             slots={**state.slots, self.name: memory},
-        ), _report(grads.metrics, optimizer, finite)
+        ), _report(grads.metrics, finite, reports)
 
     def _apply(
         self,
@@ -112,8 +136,10 @@ class Update(StepStage):
         step: int | Tensor,
         finite: bool | Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        names = state.skeleton.trainable
-        params = state.params if len(names) == len(state.params) else _trainable(state)
+        # Kernels go by position, so the order must be the skeleton's, whoever made the state.
+        params = state.params
+        if tuple(params) != state.skeleton.trainable:
+            params = _trainable(state)
         named_means = dict(zip(grads.total, means, strict=True))
         try:
             return optimizer.apply(named_means, own, params, step, finite)
@@ -178,26 +204,29 @@ def _trainable(state: State) -> dict[str, Tensor]:
     return {name: state.params[name] for name in state.skeleton.trainable}
 
 
-def _owner(hyperparameter: str) -> str:
-    """Whose memory rests while this hyperparameter's multiplier is zero: a learning rate's optimizer."""
-    return hyperparameter.removesuffix(".lr") if hyperparameter.endswith(".lr") else ""
+def _rest_where_frozen(memory: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """While a learning rate's multiplier is zero, the memory of its optimizer rests."""
+    for name, factor in before["scale"].items():
+        owner = name.removesuffix(".lr")
+        if owner == name or not (tracing() or factor.is_cuda) and factor.item() != 0:
+            continue
+        memory = {**memory, owner: keep_if(factor != 0, memory[owner], before[owner])}
+    return memory
 
 
 def _report(
-    metrics: dict[str, Any], optimizer: Optimizer, finite: bool | Tensor
+    metrics: dict[str, Any], finite: bool | Tensor, hyperparameters: dict[str, Any]
 ) -> dict[str, Any]:
     if finite is True:
-        report = dict(metrics)
-        report["skipped"] = Sum(0.0)
-    elif finite is False:
-        report = {name: metric.empty() for name, metric in metrics.items() if isinstance(metric, Metric)}
-        report["skipped"] = Sum(1.0)
-    else:
-        report = {name: _where(finite, metric) for name, metric in metrics.items()}
-        report["skipped"] = Sum((~finite).to(torch.float64))
-    for name, value in optimizer.hyperparameters().items():
-        report[name] = Last(value)
-    return report
+        return {**metrics, "skipped": _NOT_SKIPPED, **hyperparameters}
+    if finite is False:
+        blank = {name: metric.empty() for name, metric in metrics.items()}
+        return {**blank, "skipped": Sum(1.0), **hyperparameters}
+    shown = {name: _where(finite, metric) for name, metric in metrics.items()}
+    return {**shown, "skipped": Sum((~finite).to(torch.float64)), **hyperparameters}
+
+
+_NOT_SKIPPED = Sum(0.0)
 
 
 def _where(finite: Tensor, metric: Any) -> Any:

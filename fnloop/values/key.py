@@ -10,8 +10,9 @@ _MASK = (1 << 64) - 1
 def fold(key: int, *positions: int | str) -> int:
     """A new 64-bit key from `key` and a position (step, micro-batch, name, ...).
 
-    The mixing function is SplitMix64's finaliser (Steele, Lea & Flood, 2014), applied once per
-    position to the sum of the key so far and the position; a name counts as its BLAKE2b digest.
+    Each position in turn goes through SplitMix64's finaliser (Steele, Lea & Flood, 2014), together
+    with the key so far, which is multiplied by the golden ratio; a name counts as its BLAKE2b
+    digest.
 
     Args:
         key: Any integer; its low 64 bits count.
@@ -23,16 +24,12 @@ def fold(key: int, *positions: int | str) -> int:
     >>> fold(0, 1, 2) == fold(0, 1, 2), fold(0, 1, 2) == fold(0, 2, 1)
     (True, False)
     """
-    z = _mix(key & _MASK)
+    z = key
     for position in positions:
         if isinstance(position, str):
             position = int.from_bytes(hashlib.blake2b(position.encode(), digest_size=8).digest())
-        z = _mix((z + position) & _MASK)
+        z = (z * 0x9E3779B97F4A7C15 + position + 0x9E3779B97F4A7C15) & _MASK
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        z ^= z >> 31
     return z - (1 << 64) if z >> 63 else z
-
-
-def _mix(z: int) -> int:
-    z = (z + 0x9E3779B97F4A7C15) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)

@@ -55,6 +55,7 @@ class ModuleSkeleton:
         )
         self._hash = hash(self._identity)
         self._empty()
+        self._placeholders = self._standing()
 
     def _empty(self) -> None:
         """Let go of the tensors: placeholders keep shape and dtype only."""
@@ -72,14 +73,17 @@ class ModuleSkeleton:
         training: bool,
     ) -> tuple[T, dict[str, Tensor]]:
         # The tensors go straight into the modules' own dicts: functional_call costs 50 us more.
-        # What stood there before comes back afterwards, so that calls nest and nothing is kept alive.
+        # Placeholders take their place afterwards, so that nothing is kept alive; inside another
+        # call, what stood there before.
         with self._lock:
-            before = [tensors[key] for tensors, key, _ in self._places]
+            nested = self._depth > 0
+            before = self._standing() if nested else self._placeholders
             modes = self._training, training_now()
-            fresh = {name: buffer.clone() for name, buffer in buffers.items()}
+            fresh = {name: buffer.clone() for name, buffer in buffers.items()} if buffers else {}
             self._depth += 1
             try:
-                self._set_mode(training)
+                if training != self._training:
+                    self._set_mode(training)
                 set_training(training)
                 for tensors, key, name in self._param_places:
                     tensors[key] = params[name]
@@ -91,17 +95,19 @@ class ModuleSkeleton:
                 return result, fresh
             finally:
                 self._depth -= 1
-                if self._depth:
+                if nested and self._training != modes[0]:
                     self._set_mode(modes[0])
                 set_training(modes[1])
                 for (tensors, key, _), tensor in zip(self._places, before, strict=True):
                     tensors[key] = tensor
 
+    def _standing(self) -> list[Any]:
+        return [tensors[key] for tensors, key, _ in self._places]
+
     def _set_mode(self, training: bool) -> None:
-        if training != self._training:
-            self._training = training
-            for child, trains in self._modules:
-                child.training = training and trains
+        self._training = training
+        for child, trains in self._modules:
+            child.training = training and trains
 
     def build(self, params: dict[str, Tensor], buffers: dict[str, Tensor]) -> nn.Module:
         with self._lock:

@@ -1,8 +1,8 @@
 """How fast is fnloop? From the root of a clone:
 
     python -m tests.benchmarks                      # everything, five minutes
-    python -m tests.benchmarks step --problem mlp   # a training step, against loops written by hand
-    python -m tests.benchmarks fit                  # what `fl.fit` and its callbacks add to `fl.run`
+    python -m tests.benchmarks step --problem mlp   # a step, against loops written by hand
+    python -m tests.benchmarks fit                  # what `fl.fit` and callbacks add to `fl.run`
 
 All contenders run in one process, in many short rounds in random order. Times are microseconds a
 step; "ratio" and "extra" are medians of comparisons with the baseline in the same round, so they
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {options.threads} thread(s)")
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"{versions}, {options.threads} thread(s)")
     clock = time.process_time if options.cpu else time.perf_counter
     names = [options.problem] if options.problem else list(PROBLEMS)
     if options.what in ("step", "all"):

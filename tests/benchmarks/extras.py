@@ -37,11 +37,10 @@ def fit(problem: Problem, clock: Clock, folder: Path, callbacks: Callbacks) -> B
     """`fl.fit` with callbacks, made anew for each block."""
     step = pipeline(problem)
     state = step.init(problem.model())
-    numbers = itertools.count()
 
     def block(n: int) -> float:
         batches = _Clocked(problem.batches, n, clock)
-        here = folder / str(next(numbers))
+        here = Path(tempfile.mkdtemp(dir=folder))
         fl.fit(step, state, batches, steps=batches.steps, callbacks=callbacks(here))
         return batches.seconds()
 
@@ -53,7 +52,7 @@ def contenders(problem: Problem, clock: Clock, folder: Path) -> dict[str, Block]
     validation = problem.batches[:1]
 
     def progress(here: Path) -> list[Any]:
-        return [fl.progress(file=io.StringIO())]
+        return [fl.progress(file=_Screen())]
 
     def hooks(here: Path) -> list[Any]:
         return [
@@ -95,6 +94,13 @@ def compare(
         blocks = contenders(problem, clock, Path(folder))
         samples = interleave(blocks, rounds, steps, warmup=60)
     return summary(samples, "run")
+
+
+class _Screen(io.StringIO):
+    """A terminal, so that the bar is drawn."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 class _Clocked:

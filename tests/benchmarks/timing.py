@@ -88,7 +88,8 @@ class Row(NamedTuple):
 
 def summary(samples: Samples, baseline: str) -> list[Row]:
     """A row for each contender."""
-    return [_row(name, times, samples[baseline], name == baseline) for name, times in samples.items()]
+    base = samples[baseline]
+    return [_row(name, times, base, name == baseline) for name, times in samples.items()]
 
 
 def fastest(samples: Samples, names: Sequence[str]) -> str:
@@ -98,17 +99,15 @@ def fastest(samples: Samples, names: Sequence[str]) -> str:
 
 def table(title: str, rows: Sequence[Row]) -> str:
     """The rows as text."""
-    header = ("", "median us", "IQR", "least", "ratio", "extra us")
+    cells = [["", "median us", "IQR", "least", "ratio", "extra us"]]
+    for name, *us, ratio, extra in rows:
+        cells.append([name, *(f"{x:.1f}" for x in us), f"{ratio:.3f}", f"{extra:+.1f}"])
+    first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
     lines = [
-        (r.name, f"{r.median:.1f}", f"{r.iqr:.1f}", f"{r.least:.1f}", f"{r.ratio:.3f}", f"{r.extra:+.1f}")
-        for r in rows
+        name.ljust(first) + "".join(x.rjust(n + 2) for x, n in zip(numbers, others, strict=True))
+        for name, *numbers in cells
     ]
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    shown = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in (header, *lines)
-    ]
-    return "\n".join([title, *shown, "* the baseline of ratio and extra"])
+    return "\n".join([title, *lines, "* the baseline of ratio and extra"])
 
 
 def _row(name: str, times: list[float], base: list[float], is_baseline: bool) -> Row:

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from fnloop.cli import main
+from fnloop.loop import History
 
 RECIPE = '''
 import os
@@ -56,6 +57,26 @@ def recipe(lr: float = 0.05, batch_size: int = 32, epochs: int = 3, folder: str 
 def _here(tmp_path, monkeypatch):
     """The paths of recipes and runs are relative to an empty folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(request, monkeypatch):
+    """Drawing takes most of a second; tests that look at the curves ask for `curves`."""
+    if "curves" not in request.fixturenames:
+        monkeypatch.setattr(History, "plot", lambda *arguments: None)
+
+
+@pytest.fixture
+def curves(monkeypatch):
+    """The names of the metrics that are drawn."""
+    drawn, plot = [], History.plot
+
+    def spy(history, path, names):
+        drawn.extend(names)
+        return plot(history, path, names)
+
+    monkeypatch.setattr(History, "plot", spy)
+    return drawn
 
 
 @pytest.fixture

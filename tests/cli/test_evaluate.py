@@ -112,8 +112,11 @@ def test_data_that_is_not_there(edited, cli):
 
 
 def test_metrics_of_the_recipes_own(edited, cli, numbers):
-    edited("def recipe(", "def gap(model, batch):\n    d = model(batch[0]) - batch[1]\n"
-           "    return {'loss': d.square().mean(), 'gap': d.abs().mean()}\n\n\ndef recipe(")
+    edited(
+        "def recipe(",
+        "def gap(model, batch):\n    d = model(batch[0]) - batch[1]\n"
+        "    return {'loss': d.square().mean(), 'gap': d.abs().mean()}\n\n\ndef recipe(",
+    )
     recipe = edited('params="ema", folder', 'params="ema", metrics=gap, folder')
     code, out, _ = cli("fit", recipe)
     assert code == 0 and set(numbers(out)["test"]) == {"loss", "gap"}

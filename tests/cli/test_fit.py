@@ -29,7 +29,7 @@ PARTS = {"train": slice(0, 160), "val": slice(160, 200), "test": slice(200, 240)
 
 
 def test_fit_trains_and_prints_the_results_of_the_best_checkpoint(recipe, cli, numbers):
-    code, out, err = cli("fit", recipe)
+    code, out, _ = cli("fit", recipe)
     assert code == 0
     assert "completed" in out and "best checkpoint" in out
     weights = load_file("runs/line/step-00000015/state.safetensors")
@@ -47,7 +47,7 @@ def test_fit_says_at_the_start_what_it_trains(recipe, cli):
     assert "runs/line (new)" in err
 
 
-def test_fit_leaves_history_curves_and_configuration(recipe, cli):
+def test_fit_leaves_history_curves_and_configuration(recipe, cli, curves):
     _, out, _ = cli("fit", recipe, "--lr", "0.02")
     with open("runs/line/history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -55,6 +55,7 @@ def test_fit_leaves_history_curves_and_configuration(recipe, cli):
     assert float(rows[-1]["val/loss"]) < float(rows[0]["val/loss"])
     with open("runs/line/curves.png", "rb") as file:
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+    assert curves == ["loss", "val/loss"]  # not those that stay the same, such as sgd.lr
     saved = yaml.safe_load(Path("runs/line/config.yaml").read_text())
     assert saved["lr"] == 0.02 and saved["note"] is None and saved["epochs"] == 3
     for file in ("history.csv", "curves.png"):
@@ -66,7 +67,7 @@ def test_the_configuration_is_in_the_checkpoints(trained):
     assert config["lr"] == 0.05 and config["sgd.lr"] == 0.05 and config["note"] is None
 
 
-def test_without_matplotlib_one_line_says_so(recipe, cli, monkeypatch):
+def test_without_matplotlib_one_line_says_so(recipe, cli, curves, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     code, out, _ = cli("fit", recipe)
@@ -86,9 +87,7 @@ def test_the_saved_configuration_makes_the_same_run(recipe, cli):
     code, _, err = cli("fit", "--config", "runs/line/config.yaml", "--folder", "runs/again")
     assert code == 0, err
     first, second = (latest(f"runs/{name}") for name in ("line", "again"))
-    assert (first / "state.safetensors").read_bytes() == (
-        second / "state.safetensors"
-    ).read_bytes()
+    assert (first / "state.safetensors").read_bytes() == (second / "state.safetensors").read_bytes()
 
 
 def test_print_config_trains_nothing_and_is_a_valid_config(recipe, cli, tmp_path):
@@ -170,7 +169,7 @@ def test_resume_from_elsewhere_without_a_folder_flag_is_refused(edited, cli, mon
 
 
 def test_the_folder_defaults_to_that_of_the_checkpoints(edited, cli):
-    recipe = edited(', folder=folder)', ")")
+    recipe = edited(", folder=folder)", ")")
     assert cli("fit", recipe)[0] == 0
     assert os.path.exists("runs/line/config.yaml")
 
@@ -196,7 +195,8 @@ def test_a_read_only_run_folder_is_told(recipe, cli):
 def test_an_error_while_training_shows_the_users_line_and_how_to_go_on(edited, cli):
     recipe = edited(
         "    x, y = batch\n",
-        "    x, y = batch\n    if torch.is_grad_enabled() and os.path.exists('runs/line/step-00000005'):\n"
+        "    x, y = batch\n"
+        "    if torch.is_grad_enabled() and os.path.exists('runs/line/step-00000005'):\n"
         "        x = x[:, :1]\n",
     )
     code, _, err = cli("fit", recipe)

@@ -50,18 +50,14 @@ def test_an_error_in_the_function(edited, message):
 
 
 def test_an_error_of_fnloops_own_shows_the_users_line(edited, message):
-    err = message(edited("fl.sgd(lr)", "fl.sgd(lr).nothing"), code=1)
-    assert "line.py:" in err and "fl.sgd(lr).nothing" in err
+    err = message(edited("batch_size),\n", "0),\n"), code=1)
+    assert "fnloop fit: batch_size is an int, at least 1; got 0." in err
+    assert "line.py:" in err and "train=fl.Batches((x[:160], y[:160]), 0)" in err
 
 
 def test_a_syntax_error(edited, message):
     err = message(edited("def loss(model, batch):", "def loss(model, batch:"), code=1)
     assert "SyntaxError" in err and "line.py:" in err and err.count("def loss") == 1
-
-
-def test_something_else_than_a_recipe(edited, message):
-    err = message(edited("return Recipe(", "return dict(zip('ab', 'cd')) and str("), code=1)
-    assert "error" in err.lower() or "must return fl.Recipe" in err
 
 
 def test_the_wrong_return_value(tmp_path, message):

@@ -92,7 +92,8 @@ def test_scale_changes_the_learning_rate_and_zero_freezes():
     assert fl.tree_equal(frozen["update"]["adamw"], state["update"]["adamw"])
     assert int(frozen.step) == int(state.step) + 1
     many = torch.utils._pytree.tree_map(lambda leaf: leaf[None], fl.scale(state, "adamw.lr", 0.0))
-    traced, _ = torch.func.vmap(lambda s: step(s, batch(1)))(many)
+    data = batch(1)
+    traced, _ = torch.func.vmap(lambda s: step(s, data))(many)
     assert fl.tree_equal(traced["update"]["adamw"]["mu"]["3.weight"][0], state["update"]["adamw"]["mu"]["3.weight"])
     half = fl.scale(fl.scale(state, "adamw.lr", 0.25), "adamw.lr", 2.0)
     _, metrics = step(half, batch(1))

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fnloop as fl
+from fnloop.cli import Recipe
+
+
+def _step():
+    return fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+
+
+def test_it_is_in_the_table_of_contents():
+    assert fl.Recipe is Recipe
+
+
+def test_it_is_frozen():
+    recipe = Recipe(_step(), torch.nn.Linear(1, 1), [torch.ones(2, 1)], epochs=1)
+    with pytest.raises(AttributeError):
+        recipe.epochs = 2  # type: ignore[misc]
+
+
+def test_a_loss_for_a_step():
+    with pytest.raises(TypeError, match=r"takes a training step, fl.pipe\(loss, fl.grad"):
+        Recipe(lambda model, batch: 0, torch.nn.Linear(1, 1), [])
+
+
+def test_one_callback_for_a_list():
+    with pytest.raises(TypeError, match="takes a list, got progress"):
+        Recipe(_step(), torch.nn.Linear(1, 1), [], fl.progress())  # type: ignore[arg-type]
