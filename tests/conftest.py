@@ -1,4 +1,4 @@
-"""Every test runs on one thread, and leaves the global random state and the working directory alone."""
+"""Every test runs on one thread, in an empty working directory."""
 
 from __future__ import annotations
 

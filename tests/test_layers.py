@@ -59,8 +59,11 @@ def test_imports_point_downwards():
 def test_heavy_dependencies_are_imported_only_when_used():
     code = (
         "import sys, fnloop;"
-        "heavy = {'aim', 'matplotlib', 'sklearn', 'pandas', 'tensorboard', 'torchmetrics', 'jsonargparse'};"
+        "heavy = {'aim', 'matplotlib', 'sklearn', 'pandas', 'tensorboard', 'torchmetrics', "
+        "'jsonargparse'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"

@@ -16,7 +16,11 @@ def test_trees_can_be_registered_everywhere():
             self.a, self.b = a, b
 
     pytree.register(
-        Pair, ("a",), lambda p: (p.a,), lambda p: (p.b,), lambda static, children: Pair(*children, *static)
+        Pair,
+        ("a",),
+        lambda p: (p.a,),
+        lambda p: (p.b,),
+        lambda static, children: Pair(*children, *static),
     )
     assert optree.tree_leaves(Pair(1, 2)) == torch.utils._pytree.tree_leaves(Pair(1, 2)) == [1]
 
@@ -55,23 +59,38 @@ def test_unscaling_finds_what_is_not_finite():
     assert foreach.unscale_(xs, torch.tensor(0.5)).item() == 0
     assert xs[1].tolist() == [2, 2]
     for bad in (torch.inf, -torch.inf, torch.nan):
-        assert foreach.unscale_([torch.ones(3), torch.tensor([1.0, bad])], torch.tensor(1.0)).item() == 1
+        assert (
+            foreach.unscale_([torch.ones(3), torch.tensor([1.0, bad])], torch.tensor(1.0)).item()
+            == 1
+        )
 
 
 def test_foreach_agrees_with_one_by_one():
     xs = [torch.randn(3), torch.randn(2, 2)]
     ys = [torch.randn(3), torch.randn(2, 2)]
-    eager = (foreach.add(xs, ys, alpha=2.0), foreach.lerp(xs, ys, 0.3), foreach.div(xs, 3.0), foreach.sqrt(foreach.abs(xs)))
+    eager = (
+        foreach.add(xs, ys, alpha=2.0),
+        foreach.lerp(xs, ys, 0.3),
+        foreach.div(xs, 3.0),
+        foreach.sqrt(foreach.abs(xs)),
+    )
 
     def traced(x0):
         xs_ = [x0, xs[1]]
-        return foreach.add(xs_, ys, alpha=2.0), foreach.lerp(xs_, ys, 0.3), foreach.div(xs_, 3.0), foreach.sqrt(foreach.abs(xs_))
+        return (
+            foreach.add(xs_, ys, alpha=2.0),
+            foreach.lerp(xs_, ys, 0.3),
+            foreach.div(xs_, 3.0),
+            foreach.sqrt(foreach.abs(xs_)),
+        )
 
     batched = torch.func.vmap(traced, out_dims=0)(xs[0][None])
     for a, b in zip(eager, batched, strict=True):
         torch.testing.assert_close(a[0], b[0][0])
     assert foreach.norm(xs) == torch.linalg.vector_norm(torch.cat([x.flatten() for x in xs]))
-    assert bool(foreach.all_finite(xs)) and not bool(foreach.all_finite([torch.tensor([torch.nan])]))
+    assert bool(foreach.all_finite(xs)) and not bool(
+        foreach.all_finite([torch.tensor([torch.nan])])
+    )
 
 
 def test_fused_kernels_are_there():

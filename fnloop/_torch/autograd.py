@@ -23,8 +23,10 @@ def gradients(loss: Tensor, inputs: Sequence[Tensor], seed: Tensor) -> list[Tens
         inputs: Leaves that require gradients.
         seed: 0-d, of the dtype and device of `loss`.
     """
-    # (tensors, their gradients, keep_graph, create_graph, inputs, allow_unreachable, accumulate_grad)
-    found = _run_backward((loss,), (seed,), False, False, tuple(inputs), True, accumulate_grad=False)
+    # tensors, their gradients, keep_graph, create_graph, inputs, allow_unreachable, ...
+    found = _run_backward(
+        (loss,), (seed,), False, False, tuple(inputs), True, accumulate_grad=False
+    )
     return [
         grad if grad is not None and _lies_like(leaf, grad) else _in_layout_of(leaf, grad)
         for leaf, grad in zip(inputs, found, strict=True)

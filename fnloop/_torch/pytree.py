@@ -22,7 +22,7 @@ def register(
     static: Callable[[Any], tuple[Any, ...]],
     build: Callable[[tuple[Any, ...], tuple[Any, ...]], Any],
 ) -> None:
-    """Make `cls` a node whose children are named by `fields` and whose metadata is `static(obj)`."""
+    """Make `cls` a node with children named `fields` and metadata ``static(obj)``."""
     register_in_optree: Any = optree.register_pytree_node
     register_in_torch: Any = torch_pytree.register_pytree_node
     register_in_optree(

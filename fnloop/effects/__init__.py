@@ -1,4 +1,4 @@
-"""Effects: what tells the world about a run. The protocol; the effects themselves lie with their subjects."""
+"""The protocol of effects, and what they share; each effect lies with its subject."""
 
 from fnloop.effects.effect import Effect as Effect
 from fnloop.effects.effect import Run as Run

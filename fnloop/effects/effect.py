@@ -37,7 +37,7 @@ class Run:
 
 
 class Effect:
-    """Something that is called after every step with the state and the metrics, and returns nothing.
+    """Something that is called after every step with state and metrics, and returns nothing.
 
     Subclass it, or lift a function with `fl.effect`.
 
@@ -55,7 +55,11 @@ class Effect:
         raise NotImplementedError
 
     def close(self, status: str) -> None:
-        """Called once, whatever happened; `status` is "completed", "stopped", "interrupted" or "failed"."""
+        """Called once, whatever happened.
+
+        Args:
+            status: "completed", "stopped", "interrupted" or "failed".
+        """
 
     def memo(self) -> Any:
         """A small JSON value to be kept with a checkpoint, or None."""

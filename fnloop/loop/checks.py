@@ -22,12 +22,16 @@ def check_slots(step: Any, state: State) -> None:
         return
     if step.kind != "step":
         hint = " Add fl.update(optimizer) to the pipe." if step.kind == "grad" else ""
-        raise TypeError(f"run takes a training step, but {step.describe()} is a {step.kind} stage.{hint}")
+        raise TypeError(
+            f"run takes a training step, but {step.describe()} is a {step.kind} stage.{hint}"
+        )
     for part in step.stages():
         if part.slot is not None and part.slot not in state.slots:
             raise ValueError(
-                f"The state has no memory for {part.describe()} (no slot {part.slot!r}). Ask for it with "
-                "state = step.init(state), which keeps all that is there; or start with step.init(model)."
+                f"The state has no memory for {part.describe()} (no slot {part.slot!r}). Ask for "
+                "it with "
+                "state = step.init(state), which keeps all that is there; or start with "
+                "step.init(model)."
             )
 
 
@@ -36,26 +40,29 @@ def check_result(step: Any, before: State, after: Any, metrics: Any) -> None:
     who = short(step) if not isinstance(step, Stage) else step.describe()
     if not isinstance(after, State):
         raise TypeError(
-            f"The step {who} returned {type(after).__name__} in place of a State; a step returns (state, metrics)."
+            f"The step {who} returned {type(after).__name__} in place of a State; a step returns "
+            "(state, metrics)."
         )
     if not isinstance(metrics, Mapping):
         raise TypeError(
-            f"The step {who} returned metrics of type {type(metrics).__name__}; they are a dict such as "
+            f"The step {who} returned metrics of type {type(metrics).__name__}; they are a dict "
+            "such as "
             '{"loss": fl.Mean(total, weight)}.'
         )
     for name, metric in metrics.items():
         if not isinstance(metric, Metric):
             raise TypeError(
-                f"The metric {name!r} of the step {who} is {short(metric)}; the loop merges metrics over "
-                "steps, so it must say how: fl.Mean(total, weight), fl.Sum, fl.Max, fl.Last(value), ... ."
+                f"The metric {name!r} of the step {who} is {short(metric)}; the loop merges "
+                "metrics over "
+                "steps, so it must say how: fl.Mean(total, weight), fl.Sum, fl.Max, "
+                "fl.Last(value), ... ."
             )
     left, right = before.replace(cursor=after.cursor), after
-    if same_structure(left, right):
-        if all(map(_alike, tree_leaves(left), tree_leaves(right))):
-            return
+    if same_structure(left, right) and all(map(_alike, tree_leaves(left), tree_leaves(right))):
+        return
     raise ValueError(
-        f"The step {who} must return a state of the same structure, shapes and dtypes as it was given:\n"
-        + _changes(left, right)
+        f"The step {who} must return a state of the same structure, shapes and dtypes as it was "
+        "given:\n" + _changes(left, right)
     )
 
 

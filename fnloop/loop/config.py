@@ -18,7 +18,8 @@ def hyperparameters(step: Any) -> dict[str, Any]:
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).mean()
-    >>> step = fl.pipe(loss, fl.grad, fl.accumulate(4), fl.update(fl.sgd(fl.constant(0.1), momentum=0.9)))
+    >>> sgd = fl.sgd(fl.constant(0.1), momentum=0.9)
+    >>> step = fl.pipe(loss, fl.grad, fl.accumulate(4), fl.update(sgd))
     >>> found = hyperparameters(step)
     >>> found["accumulate.k"], found["sgd.lr.value"], found["sgd.momentum"]
     (4, 0.1, 0.9)

@@ -61,7 +61,8 @@ class early_stopping(Callback):
             raise ValueError(f'early_stopping(mode=...) takes "min" or "max", got {self.mode!r}.')
         if self.patience < 0 or (isinstance(self.min_delta, (int, float)) and self.min_delta < 0):
             raise ValueError(
-                f"early_stopping takes patience and min_delta of at least 0, got patience={self.patience}, "
+                "early_stopping takes patience and min_delta of at least 0, got "
+                f"patience={self.patience}, "
                 f"min_delta={self.min_delta}."
             )
         super().__post_init__()
@@ -85,11 +86,21 @@ class early_stopping(Callback):
         sign = 1.0 if self.mode == "min" else -1.0
         nothing = torch.zeros_like(value, dtype=torch.bool)
         not_finite = ~value.isfinite() if self.check_finite else nothing
-        reached = nothing if self.stopping_threshold is None else sign * value < sign * self.stopping_threshold
-        diverged = nothing if self.divergence_threshold is None else sign * value > sign * self.divergence_threshold
+        reached = (
+            nothing
+            if self.stopping_threshold is None
+            else sign * value < sign * self.stopping_threshold
+        )
+        diverged = (
+            nothing
+            if self.divergence_threshold is None
+            else sign * value > sign * self.divergence_threshold
+        )
         ends = not_finite | reached | diverged
         improved = ~ends & (sign * value + self.min_delta < sign * best)
-        new_waited = torch.where(ends, waited, torch.where(improved, torch.zeros_like(waited), waited + 1))
+        new_waited = torch.where(
+            ends, waited, torch.where(improved, torch.zeros_like(waited), waited + 1)
+        )
         exhausted = ~ends & ~improved & (new_waited >= self.patience)
         memory = {"best": torch.where(improved, value, best), "waited": new_waited}
         reason = self._reason(value, best, not_finite, reached, diverged)

@@ -43,7 +43,7 @@ def evaluate_metrics(
     params: str | None = None,
     batches: int | None = None,
 ) -> dict[str, Any]:
-    """`evaluate`, but the metrics themselves, on the device; of the first `batches` only, if given."""
+    """What `evaluate` makes numbers of; of the first `batches` only, if given."""
     wants_state = takes_state(fn)
     who = Function(fn)
     parts: list[dict[str, Any]] = []
@@ -81,7 +81,8 @@ def predict(
 
     >>> import fnloop as fl
     >>> state = fl.pipe(lambda m, x: m(x).mean(), fl.grad).init(torch.nn.Linear(1, 2))
-    >>> [y.shape[0] for y in predict(lambda m, x: m(x), state, fl.Batches(torch.zeros(5, 1), 2, shuffle=False))]
+    >>> data = fl.Batches(torch.zeros(5, 1), 2, shuffle=False)
+    >>> [len(y) for y in predict(lambda m, x: m(x), state, data)]
     [2, 2, 1]
     """
     chosen, wants_state = choose_params(state, params), takes_state(fn)

@@ -89,7 +89,9 @@ class EveryEffect(Effect):
 
 
 @overload
-def every(n: int, callback: Effect, unit: Unit = "step", name: str | None = None) -> EveryEffect: ...
+def every(
+    n: int, callback: Effect, unit: Unit = "step", name: str | None = None
+) -> EveryEffect: ...
 @overload
 def every(
     n: int,
@@ -110,7 +112,8 @@ def every(
 
     Args:
         n: How often, at least 1.
-        callback: A callback, a bare function ``(state, metrics) -> (state, metrics)``, or an effect.
+        callback: A callback, an effect, or a bare function ``(state, metrics) -> (state,
+            metrics)``.
         unit: ``"step"`` (batches drawn) or ``"epoch"``.
         name: Of its slot; default made from the callback's name.
 
@@ -119,7 +122,8 @@ def every(
     >>> note = fl.effect(lambda state, metrics: seen.append(float(metrics["loss"].weight)))
     >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
     >>> data = fl.Batches(torch.ones(8, 2), 2)
-    >>> for state, metrics in fl.run(step, step.init(torch.nn.Linear(2, 1)), data, steps=4, callbacks=[every(2, note)]):
+    >>> state = step.init(torch.nn.Linear(2, 1))
+    >>> for state, metrics in fl.run(step, state, data, steps=4, callbacks=[every(2, note)]):
     ...     pass
     >>> seen
     [4.0, 4.0]
@@ -131,7 +135,9 @@ def every(
     if isinstance(callback, Effect):
         return EveryEffect(n, callback, unit)
     if isinstance(callback, Stage) and not isinstance(callback, Callback):
-        raise TypeError(f"every calls a callback; {callback.describe()} is a stage of the pipeline.")
+        raise TypeError(
+            f"every calls a callback; {callback.describe()} is a stage of the pipeline."
+        )
     inner = callback if isinstance(callback, Callback) else stage(callback, "callback")
     label = getattr(inner, "name", None) or inner.describe()
     return Every(n, inner, unit, name or f"every.{label}")
@@ -140,7 +146,8 @@ def every(
 def is_due(n: int, unit: str, cursor: Cursor) -> bool:
     """Whether a rhythm of `n` fires after the batch before `cursor`.
 
-    >>> is_due(2, "step", Cursor(0, 64, 2)), is_due(1, "epoch", Cursor(0, 64, 2)), is_due(1, "epoch", Cursor(1, 0, 3))
+    >>> within, at_its_end = Cursor(0, 64, 2), Cursor(1, 0, 3)
+    >>> is_due(2, "step", within), is_due(1, "epoch", within), is_due(1, "epoch", at_its_end)
     (True, False, True)
     """
     if unit == "step":

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.data import Data
-from fnloop.loop.config import hyperparameters
 from fnloop.effects import Effect
+from fnloop.loop.config import hyperparameters
 from fnloop.loop.history import History
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.run import run
@@ -105,5 +105,6 @@ def _keep(error: Exception, state: State, history: History) -> None:
     error.state = state  # type: ignore[attr-defined]  # pyright: ignore
     error.history = history  # type: ignore[attr-defined]  # pyright: ignore
     error.add_note(
-        f"fnloop: the state before this failure (after {int(state.cursor[2])} batches) is in error.state."
+        f"fnloop: the state before this failure (after {int(state.cursor[2])} batches) is in "
+        "error.state."
     )

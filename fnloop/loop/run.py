@@ -11,8 +11,8 @@ import torch
 
 from fnloop.data import as_source
 from fnloop.data.sources import Source
-from fnloop.loop.checks import check_metric_names, check_result, check_slots
 from fnloop.effects import Effect, Run
+from fnloop.loop.checks import check_metric_names, check_result, check_slots
 from fnloop.stages.base import Callback, Stage
 from fnloop.stages.lift import stage
 from fnloop.values import Cursor, State, Stop
@@ -60,7 +60,9 @@ def run(
     (6, [3, 0, 6])
     """
     if not isinstance(state, State):
-        raise TypeError(f"run takes a state, from step.init(model); it was given {type(state).__name__}.")
+        raise TypeError(
+            f"run takes a state, from step.init(model); it was given {type(state).__name__}."
+        )
     for name, limit in (("steps", steps), ("epochs", epochs), ("seconds", seconds)):
         if limit is not None and limit < 0:
             raise ValueError(f"run({name}=...) must be at least 0, got {limit}.")
@@ -180,13 +182,15 @@ def _sort(callbacks: Sequence[Any]) -> tuple[list[Callback], list[Effect]]:
             stages.append(callback)
         elif isinstance(callback, Stage):
             raise TypeError(
-                f"{callback.describe()} is a stage of the pipeline, not a callback: put it into fl.pipe(...)."
+                f"{callback.describe()} is a stage of the pipeline, not a callback: put it into "
+                "fl.pipe(...)."
             )
         elif callable(callback):
             stages.append(stage(callback, "callback"))
         else:
             raise TypeError(
-                f"A callback is a function (state, metrics) -> (state, metrics), a stage or an effect; got "
+                "A callback is a function (state, metrics) -> (state, metrics), a stage or an "
+                "effect; got "
                 f"{type(callback).__name__}."
             )
     _check_names(stages, effects)
@@ -198,7 +202,8 @@ def _check_names(stages: Sequence[Callback], effects: Sequence[Effect]) -> None:
     twice = sorted({name for name in slots if slots.count(name) > 1})
     if twice:
         raise ValueError(
-            f"Two callbacks keep their memory under the name {twice[0]!r}. Give one of them another name: name=\"...\"."
+            f"Two callbacks keep their memory under the name {twice[0]!r}. Give one of them "
+            'another name: name="...".'
         )
     numbers: dict[str, int] = {}
     for effect in effects:  # memos are kept by name

@@ -44,8 +44,10 @@ class validate(Callback):
         object.__setattr__(self, "fn", as_function(self.fn, "fn(model, batch)"))
         if isinstance(self.data, Iterator):
             raise TypeError(
-                f"validate needs data that can be read again and again; the {type(self.data).__name__} is an "
-                "iterator, which is exhausted after one validation. Pass a list, fl.Batches, a Dataset or a "
+                "validate needs data that can be read again and again; the "
+                f"{type(self.data).__name__} is an "
+                "iterator, which is exhausted after one validation. Pass a list, fl.Batches, a "
+                "Dataset or a "
                 "DataLoader."
             )
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fnloop.values.micro import Micro
 from fnloop.stages.base import GradStage, Kind
 from fnloop.stages.measure import examples
 from fnloop.trees import tree, tree_map
 from fnloop.values import Grads, State
+from fnloop.values.micro import Micro
 
 
 @tree
@@ -43,14 +44,16 @@ class Accumulate(GradStage):
     def _parts(self, batch: Any) -> Sequence[Any]:
         if isinstance(batch, Micro):
             if not batch.parts:
-                raise ValueError("fl.Micro has no parts; it takes a tuple of at least one micro-batch.")
+                raise ValueError(
+                    "fl.Micro has no parts; it takes a tuple of at least one micro-batch."
+                )
             return batch.parts
         size = max(1, examples(batch, "under accumulate"))
         k = min(self.k, size)
         bounds = [size * i // k for i in range(k + 1)]
         return [
             tree_map(functools.partial(_cut, start=a, stop=b), batch)
-            for a, b in zip(bounds, bounds[1:], strict=False)
+            for a, b in itertools.pairwise(bounds)
         ]
 
     @property

@@ -82,7 +82,9 @@ class Stage:
 
     def memory(self, state: State) -> Any:
         """The stage's memory before the first step: a tree of tensors that nobody else holds."""
-        raise NotImplementedError(f"{type(self).__name__} has a slot, so it must define memory(state).")
+        raise NotImplementedError(
+            f"{type(self).__name__} has a slot, so it must define memory(state)."
+        )
 
     def __call__(self, state: State, x: Any) -> tuple[State, Any]:
         raise NotImplementedError
@@ -145,7 +147,9 @@ class Callback(Stage):
 
     def memory(self, state: State, metrics: Mapping[str, Any]) -> Any:  # type: ignore[override]  # pyright: ignore
         """The callback's memory before its first call: a tree of tensors that nobody else holds."""
-        raise NotImplementedError(f"{type(self).__name__} has a slot, so it must define memory(state, metrics).")
+        raise NotImplementedError(
+            f"{type(self).__name__} has a slot, so it must define memory(state, metrics)."
+        )
 
     def needs(self) -> tuple[str, ...]:
         """Names of metrics without which it can never do anything."""
@@ -188,7 +192,9 @@ def takes_state(function: Any) -> bool:
     """Whether a loss wants ``(model, batch, state)`` rather than ``(model, batch)``."""
     if isinstance(function, Function):
         return _takes_three(function.call)
-    return _takes_three(function.__call__.__func__, 4) if is_tree(function) else _takes_three(function)
+    return (
+        _takes_three(function.__call__.__func__, 4) if is_tree(function) else _takes_three(function)
+    )
 
 
 @functools.lru_cache(maxsize=1024)

@@ -43,7 +43,9 @@ class Ema(StepStage):
         params = [state.params[name] for name in names]
         if tracing() or state.step.device.type != "cpu":
             decay = at(self.decay, before.step)
-            new = foreach.lerp(old, [p.to(o.dtype) for p, o in zip(params, old, strict=True)], 1 - decay)
+            new = foreach.lerp(
+                old, [p.to(o.dtype) for p, o in zip(params, old, strict=True)], 1 - decay
+            )
             new = foreach.select(state.step != before.step, new, old)
         elif state.step is before.step or int(state.step) == int(before.step):  # a skipped step
             return state, metrics

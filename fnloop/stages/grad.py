@@ -125,8 +125,8 @@ def grad(loss: Callable[..., Any]) -> Grad:
     """Gradients of a loss: the first stage of a pipeline.
 
     The loss is called as ``loss(model, batch)``, with the model in training mode, or as
-    ``loss(model, batch, state)`` if it takes three arguments. It returns a scalar, which is the mean
-    over the batch's examples; or ``fl.Mean(total, weight)``; or either with a dict of metrics.
+    ``loss(model, batch, state)`` if it takes three arguments. It returns a scalar, which is the
+    mean over the batch's examples; or ``fl.Mean(total, weight)``; or either with a dict of metrics.
     Parameters that do not require gradients are left alone.
 
     Args:
@@ -145,7 +145,8 @@ _HALF = frozenset((torch.float16, torch.bfloat16))
 
 _NO_GRADIENT = (
     "The loss {loss} does not depend on any parameter that requires gradients. The usual causes: "
-    "the loss was computed under torch.no_grad(), or detached (.item(), .numpy()); it uses a model from "
+    "the loss was computed under torch.no_grad(), or detached (.item(), .numpy()); it uses a "
+    "model from "
     "outside instead of the one that it is given; or all parameters are frozen."
 )
 

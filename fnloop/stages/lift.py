@@ -13,6 +13,7 @@ from fnloop.values import State
 
 
 class _Lifted:
+    reports: ClassVar[str]  # what it returns besides the state
     function: Any
 
     def __post_init__(self) -> None:
@@ -21,9 +22,9 @@ class _Lifted:
     def __call__(self, state: State, x: Any) -> Any:
         result = self.function(state, x)
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], State)):
+            got = tuple(map(short, result)) if isinstance(result, tuple) else short(result)
             raise TypeError(
-                f"The stage {short(self.function)} must return (state, {_RESULTS[self.kind]}), got "  # type: ignore[attr-defined]
-                f"{short(result) if not isinstance(result, tuple) else tuple(type(r).__name__ for r in result)}."
+                f"The stage {short(self.function)} must return (state, {self.reports}), got {got}."
             )
         return result
 
@@ -31,14 +32,12 @@ class _Lifted:
         return short(self.function)
 
 
-_RESULTS = {"grad": "fl.Grads", "step": "metrics", "callback": "metrics"}
-
-
 @tree
 class LiftedGrad(_Lifted, GradStage):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A function ``(state, batch) -> (state, Grads)`` as a stage."""
 
     spelling: ClassVar[str] = "stage"
+    reports: ClassVar[str] = "fl.Grads"
     function: Any
 
 
@@ -47,6 +46,7 @@ class LiftedStep(_Lifted, StepStage):  # pyright: ignore[reportIncompatibleMetho
     """A function ``(state, batch) -> (state, metrics)`` as a stage."""
 
     spelling: ClassVar[str] = "stage"
+    reports: ClassVar[str] = "metrics"
     function: Any
 
 
@@ -55,6 +55,7 @@ class LiftedCallback(_Lifted, Callback):  # pyright: ignore[reportIncompatibleMe
     """A function ``(state, metrics) -> (state, metrics)`` as a stage."""
 
     spelling: ClassVar[str] = "stage"
+    reports: ClassVar[str] = "metrics"
     function: Any
 
     def adds(self, state: State, metrics: Mapping[str, Any]) -> None:

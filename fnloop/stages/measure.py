@@ -47,7 +47,8 @@ def measure(result: Any, batch: Any, who: Any) -> Measured:
     if isinstance(result, tuple):
         if len(result) != 2 or not isinstance(result[1], Mapping):
             raise TypeError(
-                f"The loss {_name(who)} returned a tuple of {', '.join(map(short, result))}; a loss returns a "
+                f"The loss {_name(who)} returned a tuple of {', '.join(map(short, result))}; a "
+                "loss returns a "
                 "scalar or fl.Mean, or that and a dict of metrics: return loss, {'accuracy': ...}."
             )
         result, extra = result
@@ -55,7 +56,8 @@ def measure(result: Any, batch: Any, who: Any) -> Measured:
         total = result.total
         if not isinstance(total, Tensor) or total.ndim:
             raise ValueError(
-                f"The loss {_name(who)} returned fl.Mean with total {short(total)}; the total of a loss is a "
+                f"The loss {_name(who)} returned fl.Mean with total {short(total)}; the total of "
+                "a loss is a "
                 "0-d tensor: the sum of weight times loss."
             )
         weight = _as_weight(result.weight, total)
@@ -63,17 +65,22 @@ def measure(result: Any, batch: Any, who: Any) -> Measured:
         return Measured(total, None, weight, {"loss": loss, **_metrics(extra, batch, who)})
     if not isinstance(result, Tensor):
         raise TypeError(
-            f"The loss {_name(who)} returned {type(result).__name__}; it must return a scalar tensor, or "
+            f"The loss {_name(who)} returned {type(result).__name__}; it must return a scalar "
+            "tensor, or "
             "fl.Mean(total, weight), or either with a dict of metrics."
         )
     if result.ndim:
         raise ValueError(
-            f"The loss {_name(who)} returned a tensor of shape {list(result.shape)}; a loss is one number. "
+            f"The loss {_name(who)} returned a tensor of shape {list(result.shape)}; a loss is "
+            "one number. "
             "Return its mean, loss.mean(); or, for a weighted mean, "
             "fl.Mean(total=(weight * loss).sum(), weight=weight.sum())."
         )
     if not result.is_floating_point():
-        raise TypeError(f"The loss {_name(who)} returned {short(result)}, which has no gradient; return a float tensor.")
+        raise TypeError(
+            f"The loss {_name(who)} returned {short(result)}, which has no gradient; return a "
+            "float tensor."
+        )
     count = examples(batch, who)
     weight = constant(count, result.device, torch.float64)
     metrics: dict[str, Any] = {"loss": Mean(result.detach() * weight, weight)}
@@ -107,8 +114,10 @@ def examples(batch: Any, who: Any) -> int:
             sizes.setdefault(leaf.shape[0], f"{path or 'the batch'} has {leaf.shape[0]}")
     if len(sizes) > 1:
         raise ValueError(
-            f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; but the leading "
-            f"dimensions of the batch's tensors disagree: {', '.join(sizes.values())}. Say the weight "
+            f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; "
+            "but the leading "
+            f"dimensions of the batch's tensors disagree: {', '.join(sizes.values())}. Say the "
+            "weight "
             "yourself: return fl.Mean(total, weight)."
         )
     return next(iter(sizes), 1)
@@ -142,7 +151,8 @@ def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
         weight = constant(examples(batch, who), value.device, torch.float64)
         return Mean(value.detach() * weight, weight)
     raise TypeError(
-        f"The metric {name!r} of {_name(who)} is {short(value)}; a metric is a scalar (a mean over the batch's "
+        f"The metric {name!r} of {_name(who)} is {short(value)}; a metric is a scalar (a mean "
+        "over the batch's "
         "examples), or one of fl.Mean, fl.Sum, fl.Max, ... ."
     )
 

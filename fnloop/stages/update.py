@@ -39,7 +39,8 @@ class Update(StepStage):
             )
         if self.optimizer.makes == "gradients":
             raise TypeError(
-                f"{short(self.optimizer)} transforms gradients, but turns them into no update. Put an "
+                f"{short(self.optimizer)} transforms gradients, but turns them into no update. "
+                "Put an "
                 f"optimizer after it: fl.chain({short(self.optimizer)}, fl.sgd(0.1))."
             )
         super().__post_init__()
@@ -164,7 +165,8 @@ def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], 
         name: Of the slot.
 
     >>> import fnloop as fl
-    >>> step = fl.pipe(lambda model, batch: model(batch).square().mean(), fl.grad, update(fl.sgd(0.1)))
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> step = fl.pipe(loss, fl.grad, update(fl.sgd(0.1)))
     >>> state = step.init(torch.nn.Linear(2, 1))
     >>> new, metrics = step(state, torch.ones(3, 2))
     >>> int(new.step), float(metrics["sgd.lr"]), float(metrics["skipped"])
@@ -181,13 +183,14 @@ def scale(state: State, hyperparameter: str, factor: float, name: str = "update"
 
     Args:
         state: A state that went through `init` of a step with `update`.
-        hyperparameter: As it is reported: ``"adamw.lr"``, or ``"head.adamw.lr"`` under `fl.by_label`.
+        hyperparameter: As it is reported: ``"adamw.lr"``, under `fl.by_label` ``"head.adamw.lr"``.
         factor: On top of earlier factors; a learning rate times 0 freezes: the parameters stay as
             they are, without decay, and so does the optimizer's memory of them.
         name: The slot of the update.
 
     >>> import fnloop as fl
-    >>> step = fl.pipe(lambda model, batch: model(batch).square().mean(), fl.grad, update(fl.sgd(0.1)))
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> step = fl.pipe(loss, fl.grad, update(fl.sgd(0.1)))
     >>> state = scale(step.init(torch.nn.Linear(2, 1)), "sgd.lr", 0.5)
     >>> float(step(state, torch.ones(3, 2))[1]["sgd.lr"])
     0.05
@@ -195,7 +198,9 @@ def scale(state: State, hyperparameter: str, factor: float, name: str = "update"
     memory = state[name]
     if hyperparameter not in memory["scale"]:
         known = ", ".join(sorted(memory["scale"])) or "none"
-        raise KeyError(f"There is no hyperparameter {hyperparameter!r} to scale; there are: {known}.")
+        raise KeyError(
+            f"There is no hyperparameter {hyperparameter!r} to scale; there are: {known}."
+        )
     factors = {**memory["scale"], hyperparameter: memory["scale"][hyperparameter] * factor}
     return state.put(name, {**memory, "scale": factors})
 
@@ -208,7 +213,7 @@ def _rest_where_frozen(memory: dict[str, Any], before: dict[str, Any]) -> dict[s
     """While a learning rate's multiplier is zero, the memory of its optimizer rests."""
     for name, factor in before["scale"].items():
         owner = name.removesuffix(".lr")
-        if owner == name or not (tracing() or factor.is_cuda) and factor.item() != 0:
+        if owner == name or (not (tracing() or factor.is_cuda) and factor.item() != 0):
             continue
         memory = {**memory, owner: keep_if(factor != 0, memory[owner], before[owner])}
     return memory
@@ -233,7 +238,9 @@ def _where(finite: Tensor, metric: Any) -> Any:
     from fnloop.trees import tree_map
 
     return tree_map(
-        lambda x, y: torch.where(finite, torch.as_tensor(x), torch.as_tensor(y)), metric, metric.empty()
+        lambda x, y: torch.where(finite, torch.as_tensor(x), torch.as_tensor(y)),
+        metric,
+        metric.empty(),
     )
 
 
@@ -252,6 +259,7 @@ def _explain(error: Exception, stage: Update, state: State, own: dict[str, Any])
         error.add_note(
             "The optimizer's memory in the state does not fit the model's parameters:\n"
             + table(("leaf", "the state has", "the optimizer wants"), rows)
-            + "\nThe usual cause is a state from another model or optimizer; step.init(state) fills what "
+            + "\nThe usual cause is a state from another model or optimizer; step.init(state) "
+            "fills what "
             "is missing."
         )

@@ -1,4 +1,7 @@
-"""The checks as pytest fixtures: ``pytest_plugins = ["fnloop.testing.fixtures"]`` in a conftest.py."""
+"""The checks as pytest fixtures.
+
+In a ``conftest.py``: ``pytest_plugins = ["fnloop.testing.fixtures"]``.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class LawError(AssertionError):
 
 
 def check_pure(step: Step, state: State, x: Any, model: nn.Module | None = None) -> None:
-    """Law 1: a stage changes neither its inputs, nor the global random state, nor the user's module.
+    """Law 1: a stage changes neither inputs, nor global random state, nor the user's module.
 
     Args:
         step: Any stage, or a function of that shape.
@@ -58,7 +58,9 @@ def check_pure(step: Step, state: State, x: Any, model: nn.Module | None = None)
     step(state, x)
     touched = [path for path, version in _versions(watched).items() if version != versions[path]]
     if touched or not tree_equal(before, watched):
-        changed = touched or [line.split()[0] for line in tree_diff(before, watched).splitlines()[1:]]
+        changed = touched or [
+            line.split()[0] for line in tree_diff(before, watched).splitlines()[1:]
+        ]
         names = ", ".join(path.removeprefix("state/") for path in changed)
         raise LawError(f"law 1, purity: {_name(step)} changed its input in place: {names}")
     if not torch.equal(random, torch.get_rng_state()):
@@ -138,7 +140,8 @@ def check_accumulates(
                 )
         if not math.isclose(float(whole.weight), float(parts.weight), rel_tol=1e-6):
             raise LawError(
-                f"law 4, accumulation: the weight of {k} parts is {float(parts.weight)}, that of the whole "
+                f"law 4, accumulation: the weight of {k} parts is {float(parts.weight)}, that of "
+                "the whole "
                 f"{float(whole.weight)}"
             )
 
@@ -169,7 +172,9 @@ def check_resumes(
         with tempfile.TemporaryDirectory() as folder:
             stopped = _last(run(step, state, data, steps=k, callbacks=callbacks()), state)
             resumed = load(save(stopped, folder), like=state)
-            resumed = _last(run(step, resumed, data, steps=steps - k, callbacks=callbacks()), resumed)
+            resumed = _last(
+                run(step, resumed, data, steps=steps - k, callbacks=callbacks()), resumed
+            )
         # By path: memory that was loaded before its callback ran again is still nested dicts.
         if not tree_equal(dict(tree_items(whole)), dict(tree_items(resumed))):
             raise LawError(
@@ -197,7 +202,9 @@ def check_effects(
     without = _last(run(step, state, data, steps=steps, callbacks=pure), state)
     with_all = _last(run(step, state, data, steps=steps, callbacks=callbacks()), state)
     if not tree_equal(without, with_all):
-        raise LawError(f"law 9, effects: an effect changed the state:\n{tree_diff(without, with_all)}")
+        raise LawError(
+            f"law 9, effects: an effect changed the state:\n{tree_diff(without, with_all)}"
+        )
 
 
 def check_skips(step: Step, state: State, bad: Any) -> None:
@@ -215,7 +222,9 @@ def check_skips(step: Step, state: State, bad: Any) -> None:
     frozen = {name: memory for name, memory in after.slots.items() if not _is_scale(memory)}
     expected = state.replace(slots={**after.slots, **{name: state.slots[name] for name in frozen}})
     if not tree_equal(expected, after):
-        raise LawError(f"law 10, skipping: a bad batch changed the state:\n{tree_diff(expected, after)}")
+        raise LawError(
+            f"law 10, skipping: a bad batch changed the state:\n{tree_diff(expected, after)}"
+        )
     if float(metrics["skipped"]) != 1:
         raise LawError("law 10, skipping: the skipped step did not report skipped = 1")
 
@@ -228,7 +237,9 @@ def check_stable(step: Step, state: State, x: Any) -> None:
     """
     after, _ = step(state, x)
     if not isinstance(after, State):
-        raise LawError(f"law 11, stability: {_name(step)} returned {type(after).__name__}, not a State")
+        raise LawError(
+            f"law 11, stability: {_name(step)} returned {type(after).__name__}, not a State"
+        )
     old, new = dict(tree_items(state)), dict(tree_items(after))
     wrong = [path for path in {**old, **new} if path not in old or path not in new]
     wrong += [path for path in old if path in new and not _alike(old[path], new[path])]

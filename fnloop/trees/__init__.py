@@ -1,4 +1,4 @@
-"""Trees: frozen dataclasses that are pytrees, and functions over them. Knows nothing of training."""
+"""Frozen dataclasses that are pytrees, and functions over them. Knows nothing of training."""
 
 from fnloop.trees.at import combine as combine
 from fnloop.trees.at import partition as partition

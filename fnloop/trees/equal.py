@@ -59,7 +59,9 @@ def tree_diff(a: Any, b: Any) -> str:
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Rows of text in aligned columns."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in [header, *rows]]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in [header, *rows]
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import pathlib
@@ -101,7 +102,7 @@ def tree(cls: type[T]) -> type[T]:
     namespace: Any = cls
     namespace.__tree_children__ = child_names
     for name, method in (("__eq__", _eq), ("__hash__", _hash), ("__repr__", _repr)):
-        # A class may bring its own, and so may a base that is no tree itself (object's do not count).
+        # A class may bring its own, and so may a base that is no tree itself.
         if getattr(cls, name) is getattr(object, name) or (
             name == "__hash__" and cls.__hash__ is None
         ):
@@ -142,10 +143,8 @@ def _hints(cls: type) -> dict[str, Any]:
         scope = dict(vars(module)) if module else {}
         for name, annotation in vars(base).get("__annotations__", {}).items():
             if isinstance(annotation, str):
-                try:
+                with contextlib.suppress(NameError):
                     annotation = eval(annotation, scope, dict(vars(base)))  # as typing does
-                except NameError:
-                    pass
             resolved[name] = annotation
     return resolved
 
@@ -179,7 +178,8 @@ def _eq(self: Any, other: Any) -> bool:
 def _hash(self: Any) -> int:
     leaves, structure = optree.tree_flatten(self)
     shapes = tuple(
-        (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
+        (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf
+        for leaf in leaves
     )
     return hash((structure, shapes))
 

@@ -29,8 +29,10 @@ def fill(state: State, name: str, fresh: Any) -> State:
         raise ValueError(
             f"The state's memory for the stage {name!r} does not fit this pipeline and model:\n"
             + table(("leaf", "the state has", "the stage wants"), clashes)
-            + "\nThe usual cause is a state from another model. Start anew with step.init(model), or "
-            f"drop this memory: state.replace(slots={{k: v for k, v in state.slots.items() if k != {name!r}}})."
+            + "\nThe usual cause is a state from another model. Start anew with "
+            "step.init(model), or "
+            "drop this memory: "
+            f"state.replace(slots={{k: v for k, v in state.slots.items() if k != {name!r}}})."
         )
     return state.put(name, merged)
 
@@ -48,10 +50,11 @@ def _merge(old: Any, fresh: Any, path: str, clashes: list[tuple[str, ...]]) -> A
         if leaf_path not in there:
             return leaf
         found = there[leaf_path]
-        if isinstance(found, Tensor) and isinstance(leaf, Tensor):
-            if found.shape != leaf.shape or found.dtype != leaf.dtype:
-                full = "/".join(part for part in (path, leaf_path) if part)
-                clashes.append((full, short(found), short(leaf)))
+        if not (isinstance(found, Tensor) and isinstance(leaf, Tensor)):
+            return found
+        if found.shape != leaf.shape or found.dtype != leaf.dtype:
+            full = "/".join(part for part in (path, leaf_path) if part)
+            clashes.append((full, short(found), short(leaf)))
         return found
 
     return map_with_path(pick, fresh)

@@ -25,7 +25,9 @@ class ModuleSkeleton:
         self.module = _private_copy(module)
         self._lock = threading.RLock()
         modules = dict(self.module.named_modules())
-        self._modules = [(child, child.training or not module.training) for child in modules.values()]
+        self._modules = [
+            (child, child.training or not module.training) for child in modules.values()
+        ]
         self._original_modes = [child.training for child in modules.values()]
         self._training = False
         self._depth = 0
@@ -115,7 +117,9 @@ class ModuleSkeleton:
         ours = dict(self.module.named_modules())
         copies: dict[str, Tensor] = {}
         for name, value in params.items():
-            copies[name] = nn.Parameter(value.detach().clone(), requires_grad=name in self.trainable)
+            copies[name] = nn.Parameter(
+                value.detach().clone(), requires_grad=name in self.trainable
+            )
         copies.update({name: value.detach().clone() for name, value in buffers.items()})
         theirs: dict[int, dict[str, Any]] = {
             id(tensors): new
@@ -153,8 +157,10 @@ def _private_copy(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module)
     except Exception as error:
         raise TypeError(
-            f"fnloop keeps a private copy of your model, and copy.deepcopy({type(module).__name__}) "
-            f"failed: {error}. The usual cause is an attribute that cannot be copied (a lock, an open "
+            "fnloop keeps a private copy of your model, and "
+            f"copy.deepcopy({type(module).__name__}) "
+            f"failed: {error}. The usual cause is an attribute that cannot be copied (a lock, an "
+            "open "
             "file, a tensor that is the result of a computation, old-style weight_norm); keep it "
             "outside the module, or pass a function that builds the model."
         ) from error
@@ -173,7 +179,8 @@ _WRAPPERS = ("DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"
 def _refuse(module: nn.Module) -> None:
     if any(is_lazy(p) for p in module.parameters()):
         raise ValueError(
-            "The model has lazy layers that have not seen a batch yet, so their shapes are unknown. "
+            "The model has lazy layers that have not seen a batch yet, so their shapes are "
+            "unknown. "
             "Run one batch through it first: model(x)."
         )
     kinds = [base.__name__ for base in type(module).__mro__]

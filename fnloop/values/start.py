@@ -29,13 +29,16 @@ def start(model: Any, seed: int = 0) -> State:
     if not is_model(model):
         if not callable(model):
             raise TypeError(
-                "init takes an nn.Module, a tree (@fl.tree) with __call__, a function that builds one, "
+                "init takes an nn.Module, a tree (@fl.tree) with __call__, a function that "
+                "builds one, "
                 f"or a State; it was given {type(model).__name__}."
             )
         with seeded(seed):
             built = model()
         if not is_model(built):
-            raise TypeError(f"The model function returned {type(built).__name__}, which is no model.")
+            raise TypeError(
+                f"The model function returned {type(built).__name__}, which is no model."
+            )
         model = built
     skeleton, params, buffers = dissect(model)
     device = next(iter([*params.values(), *buffers.values()]), torch.empty(0)).device

@@ -62,7 +62,9 @@ class State:
         new.__dict__.update(changes)
         if len(new.__dict__) > len(self.__dict__):
             unknown = sorted(set(changes) - set(self.__dict__))
-            raise TypeError(f"State has no field {', '.join(unknown)}; it has: {', '.join(self.__dict__)}.")
+            raise TypeError(
+                f"State has no field {', '.join(unknown)}; it has: {', '.join(self.__dict__)}."
+            )
         return new
 
     def put(self, name: str, memory: Any) -> Self:

@@ -16,7 +16,9 @@ from fnloop._torch.autograd import gradients
         lambda w: w.sum(),  # an expanded gradient
         lambda w: (w.t().contiguous() ** 2).sum(),
         lambda w: w[:, 0].sum(),
-        lambda w: (w.to(memory_format=torch.contiguous_format) * torch.ones(3, 4).t().clone().t()).sum(),
+        lambda w: (
+            w.to(memory_format=torch.contiguous_format) * torch.ones(3, 4).t().clone().t()
+        ).sum(),
     ],
 )
 def test_layout(loss):
@@ -29,12 +31,16 @@ def test_layout(loss):
 
 def test_sparse_gradients_become_dense():
     embedding = nn.Embedding(5, 3, sparse=True)
-    (grad,) = gradients(embedding(torch.tensor([1, 1, 4])).sum(), [embedding.weight], torch.tensor(2.0))
+    (grad,) = gradients(
+        embedding(torch.tensor([1, 1, 4])).sum(), [embedding.weight], torch.tensor(2.0)
+    )
     assert grad.layout is torch.strided and grad.sum(1).tolist() == [0, 12, 0, 0, 6]
 
 
 @pytest.mark.parametrize("convert", ["input", "model", "memory"])
-@pytest.mark.parametrize("optimizer", [fl.adamw(1e-2), fl.sgd(1e-2, momentum=0.9)], ids=["adamw", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer", [fl.adamw(1e-2), fl.sgd(1e-2, momentum=0.9)], ids=["adamw", "sgd"]
+)
 def test_channels_last_trains_as_torch_does(convert, optimizer):
     torch.manual_seed(0)
     model = nn.Conv2d(8, 8, 3)

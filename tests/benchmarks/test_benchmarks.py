@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -34,10 +35,11 @@ def test_all_contenders_train_the_same_model(name):
     assert [row.name.startswith("by hand") for row in rows if row.name.endswith("*")] == [True]
 
 
-def test_extras_are_timed_without_opening_and_closing():
-    rows = extras.compare(PROBLEMS["mlp"](), rounds=1, steps=2)
-    assert rows[0].name == "run *" and rows[0].extra == 0.0
-    assert all(row.median > 0 for row in rows)
+@pytest.mark.parametrize("name", ["run", "fit", "fit, all with JSONL"])
+def test_extras_are_timed_from_batch_to_batch(name, tmp_path):
+    looks = itertools.count()
+    block = extras.contenders(PROBLEMS["mlp"](), lambda: next(looks), tmp_path)[name]
+    assert block(3) == 3  # a look at the clock for each step, and none for opening and closing
 
 
 def test_the_command_prints_tables(capsys):

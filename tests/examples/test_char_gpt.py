@@ -79,17 +79,23 @@ def test_it_learns_the_alphabet(char_gpt, alphabet, tmp_path):
 
 
 def test_samples_do_not_disturb_the_training(char_gpt, alphabet, tmp_path):
-    r = char_gpt.recipe(alphabet, steps=9, folder=tmp_path / "run", **TINY)
+    r = char_gpt.recipe(alphabet, steps=3, folder=tmp_path / "run", **TINY)
     state = r.step.init(r.model, seed=r.seed)
-    with_effects, _ = fl.fit(r.step, state, r.data, steps=9, callbacks=r.callbacks)
-    for bare, _ in fl.run(r.step, state, r.data.train, steps=9):
+    with_effects, _ = fl.fit(r.step, state, r.data, steps=3, callbacks=r.callbacks)
+    for bare, _ in fl.run(r.step, state, r.data.train, steps=3):  # noqa: B007
         pass
     assert fl.tree_equal(with_effects.params, bare.params)
 
 
-def test_the_command_line(char_gpt, tmp_path):
-    """On the Python manual, which is the default text."""
+def test_the_command_line(char_gpt, alphabet, tmp_path, monkeypatch):
+    monkeypatch.setattr(fl.History, "plot", lambda *arguments: None)  # a second
     flags = [f"--{name}={value}" for name, value in TINY.items()]
-    command = ["fit", char_gpt.__file__, "--steps=2", f"--folder={tmp_path}", *flags]
-    assert char_gpt.main(command) == 0
-    assert (tmp_path / "samples.txt").exists() and (tmp_path / "config.yaml").exists()
+    folder = tmp_path / "run"
+    command = ["fit", char_gpt.__file__, f"--text={alphabet}", f"--folder={folder}", *flags]
+    assert char_gpt.main([*command, "--steps=8"]) == 0
+    assert (folder / "samples.txt").exists() and (folder / "config.yaml").exists()
+
+
+def test_without_a_text_it_reads_the_python_manual(char_gpt):
+    text = char_gpt.read(None)
+    assert len(text) > 400_000 and '"with" statement' in text

@@ -83,7 +83,9 @@ def test_accumulates_sees_a_mean_of_means():
 
     grad = fl.grad(wrong)
     with pytest.raises(LawError, match="law 4"):
-        testing.check_accumulates(grad, grad.init(nn.Linear(2, 1)), torch.arange(10.0).reshape(5, 2))
+        testing.check_accumulates(
+            grad, grad.init(nn.Linear(2, 1)), torch.arange(10.0).reshape(5, 2)
+        )
 
 
 def test_resumes_sees_hidden_memory():

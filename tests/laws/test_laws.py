@@ -24,7 +24,9 @@ OPTIMIZERS = {
 MATRICES = lambda name, p: "matrix" if p.ndim == 2 else "rest"  # noqa: E731
 OPTIMIZER_EXAMPLES = {
     "chain": lambda: fl.chain(fl.clip_by_norm(1.0), fl.adamw(1e-2)),
-    "masked": lambda: fl.chain(fl.masked(fl.add_decayed_weights(0.1), lambda name, p: p.ndim > 1), fl.sgd(0.1)),
+    "masked": lambda: fl.chain(
+        fl.masked(fl.add_decayed_weights(0.1), lambda name, p: p.ndim > 1), fl.sgd(0.1)
+    ),
     "by_label": lambda: fl.by_label({"matrix": fl.adam(1e-2), "rest": fl.sgd(0.1)}, MATRICES),
     "muon": lambda: fl.by_label({"matrix": fl.muon(1e-2), "rest": fl.adamw(1e-2)}, MATRICES),
     "from_torch": lambda: fl.from_torch(torch.optim.NAdam, lr=1e-2),
@@ -123,8 +125,16 @@ def step_of(optimizer=None, grad=(), after=()):
 
 STEPS = {
     "plain": step_of(),
-    **{f"{name}-{i}": step_of(grad=[s]) for name, many in GRAD_STAGES.items() for i, s in enumerate(many)},
-    **{f"{name}-{i}": step_of(after=[s]) for name, many in STEP_STAGES.items() for i, s in enumerate(many)},
+    **{
+        f"{name}-{i}": step_of(grad=[s])
+        for name, many in GRAD_STAGES.items()
+        for i, s in enumerate(many)
+    },
+    **{
+        f"{name}-{i}": step_of(after=[s])
+        for name, many in STEP_STAGES.items()
+        for i, s in enumerate(many)
+    },
     "everything": step_of(
         fl.chain(fl.clip_by_norm(1.0), fl.adamw(fl.cosine(1e-2, steps=20, warmup=3))),
         grad=[fl.accumulate(2), fl.amp("fp16", interval=2)],
@@ -144,7 +154,8 @@ def test_every_exported_stage_is_covered():
     factories = {
         name
         for name, value in EXPORTED.items()
-        if getattr(value, "__module__", "").startswith("fnloop.stages") and inspect.isfunction(value)
+        if getattr(value, "__module__", "").startswith("fnloop.stages")
+        and inspect.isfunction(value)
     }
     callbacks = {
         name
@@ -191,12 +202,16 @@ def test_law_4_accumulation_is_one_big_batch(weights):
     testing.check_accumulates(grad, grad.init(model), (x, y, w), ks=(2, 3, 4, 11))
 
 
-@pytest.mark.parametrize("stage", [s for many in GRAD_STAGES.values() for s in many], ids=lambda s: s.func.spelling)
+@pytest.mark.parametrize(
+    "stage", [s for many in GRAD_STAGES.values() for s in many], ids=lambda s: s.func.spelling
+)
 def test_law_4_under_every_gradient_stage(stage):
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     grad = stage(fl.grad(loss))
     rtol = 3e-2 if grad.spelling == "amp" else 1e-4  # half precision rounds
-    testing.check_accumulates(grad, grad.init(model), arrays(11), rtol=rtol, atol=2e-3 if rtol > 1e-3 else 1e-6)
+    testing.check_accumulates(
+        grad, grad.init(model), arrays(11), rtol=rtol, atol=2e-3 if rtol > 1e-3 else 1e-6
+    )
 
 
 def test_law_8_a_resumed_run_is_the_run(step):

@@ -13,7 +13,9 @@ def loss(model, batch):
 def test_names_are_those_of_the_reports():
     schedule = fl.cosine(3e-4, steps=100, warmup=10)
     optimizer = fl.chain(fl.clip_by_norm(1.0), fl.adamw(schedule))
-    found = hyperparameters(fl.pipe(loss, fl.grad, fl.amp("fp16"), fl.update(optimizer), fl.ema(0.99)))
+    found = hyperparameters(
+        fl.pipe(loss, fl.grad, fl.amp("fp16"), fl.update(optimizer), fl.ema(0.99))
+    )
     assert found["adamw.lr.peak"] == 3e-4 and found["adamw.lr.warmup"] == 10
     assert found["clip_by_norm.max_norm"] == 1.0
     assert found["amp.precision"] == "fp16" and found["ema.decay"] == 0.99

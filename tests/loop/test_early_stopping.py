@@ -58,12 +58,17 @@ def test_rules_before_the_last_do_not_touch_the_memory():
     state = callback.init(STATE, {"m": fl.Last(1.0)})
     state, _ = callback(state, {"m": fl.Last(1.0)})
     after, metrics = callback(state, {"m": fl.Last(NAN)})
-    assert metrics["early_stopping"] and after["early_stopping"]["waited"] == state["early_stopping"]["waited"]
+    assert (
+        metrics["early_stopping"]
+        and after["early_stopping"]["waited"] == state["early_stopping"]["waited"]
+    )
 
 
 def test_reasons():
     assert stops_at([1.0, NAN])[1] == "m is nan, which is not finite"
-    assert stops_at([1.0, 0.1], stopping_threshold=0.5)[1] == "m is 0.1, better than the threshold 0.5"
+    assert (
+        stops_at([1.0, 0.1], stopping_threshold=0.5)[1] == "m is 0.1, better than the threshold 0.5"
+    )
     assert stops_at([1.0, 9.0], divergence_threshold=5)[1] == "m is 9, worse than the threshold 5"
     assert stops_at([1.0, 2.0], patience=1)[1] == "m has not improved on 1 for 1 check"
 

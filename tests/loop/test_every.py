@@ -32,7 +32,9 @@ def test_a_callback_gets_the_merge_since_it_last_ran():
     seen = []
 
     def note(s, metrics):
-        seen.append((float(metrics["loss"].weight), float(metrics["most"]), float(metrics["sgd.lr"])))
+        seen.append(
+            (float(metrics["loss"].weight), float(metrics["most"]), float(metrics["sgd.lr"]))
+        )
         return s, {**metrics, "noted": fl.Sum(1.0)}
 
     steps = collect([fl.every(2, note)], steps=7)
@@ -70,7 +72,9 @@ def test_the_window_survives_a_resume():
 
 def test_effects_have_rhythms_too():
     seen = []
-    note = fl.effect(lambda s, metrics: seen.append((int(s.cursor[2]), float(metrics["loss"].weight))))
+    note = fl.effect(
+        lambda s, metrics: seen.append((int(s.cursor[2]), float(metrics["loss"].weight)))
+    )
     collect([fl.every(3, note)], steps=6)
     assert seen == [(3, 10), (6, 10)]
 

@@ -47,7 +47,10 @@ def test_a_bundle_is_trained_on_its_training_part():
 
 
 def test_early_stopping_gives_status_and_reason():
-    callbacks = [fl.every(1, fl.validate(loss, data()), unit="epoch"), fl.early_stopping("val/loss", patience=1, min_delta=1e9)]
+    callbacks = [
+        fl.every(1, fl.validate(loss, data()), unit="epoch"),
+        fl.early_stopping("val/loss", patience=1, min_delta=1e9),
+    ]
     fitted, history = fl.fit(STEP, state(), data(), epochs=50, callbacks=callbacks)
     assert history.status == "stopped" and "val/loss has not improved" in history.reason
     assert fitted.cursor[0] == 2
@@ -103,14 +106,18 @@ def test_resume_finishes_what_was_left(tmp_path):
             fl.checkpoint(folder, every=1, unit="step"),
         ]
 
-    whole, whole_history = fl.fit(STEP, state(), data(), epochs=4, callbacks=callbacks(tmp_path / "a"))
+    whole, whole_history = fl.fit(
+        STEP, state(), data(), epochs=4, callbacks=callbacks(tmp_path / "a")
+    )
     fl.fit(STEP, state(), data(), steps=5, callbacks=callbacks(tmp_path / "b"))
     resumed, history = fl.fit(
         STEP, state(), data(), epochs=4, callbacks=callbacks(tmp_path / "b"), resume=tmp_path / "b"
     )
     assert resumed == whole
     assert history["val/loss"] == whole_history["val/loss"]
-    again, _ = fl.fit(STEP, state(), data(), epochs=4, callbacks=callbacks(tmp_path / "b"), resume=tmp_path / "b")
+    again, _ = fl.fit(
+        STEP, state(), data(), epochs=4, callbacks=callbacks(tmp_path / "b"), resume=tmp_path / "b"
+    )
     assert fl.tree_equal(again.params, whole.params) and again.cursor[2] == 12  # nothing was left
 
 

@@ -13,7 +13,9 @@ import fnloop as fl
 def token_loss(model, batch):
     """A language model's: a mean over the tokens that are no padding."""
     tokens, targets = batch
-    losses = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
+    losses = F.cross_entropy(
+        model(tokens).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum"
+    )
     return fl.Mean(losses, (targets != -1).sum())
 
 
@@ -34,7 +36,9 @@ def test_ragged_micro_batches_of_a_token_weighted_loss_are_the_big_batch():
     net, (x, y) = model(), tokens(10, 7)
     step = fl.pipe(token_loss, fl.grad, fl.accumulate(4))  # parts of 2, 3, 2 and 3 sequences
     _, grads = step(step.init(net), (x, y))
-    F.cross_entropy(net(x).flatten(0, 1), y.flatten(), ignore_index=-1).backward()  # mean over tokens
+    F.cross_entropy(
+        net(x).flatten(0, 1), y.flatten(), ignore_index=-1
+    ).backward()  # mean over tokens
     assert float(grads.weight) == int((y != -1).sum())
     for name, p in net.named_parameters():
         torch.testing.assert_close(grads.total[name] / grads.weight.float(), p.grad)
@@ -63,7 +67,8 @@ def test_micro_batches_of_other_lengths():
     step = fl.pipe(token_loss, fl.grad, fl.accumulate(2))
     _, grads = step(step.init(net), fl.Micro((a, b)))
     total = sum(
-        F.cross_entropy(net(x).flatten(0, 1), y.flatten(), ignore_index=-1, reduction="sum") for x, y in (a, b)
+        F.cross_entropy(net(x).flatten(0, 1), y.flatten(), ignore_index=-1, reduction="sum")
+        for x, y in (a, b)
     )
     total.backward()
     for name, p in net.named_parameters():

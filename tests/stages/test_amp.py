@@ -25,12 +25,20 @@ def loss(model, batch):
 def batches(n, bad=()):
     generator = torch.Generator().manual_seed(1)
     for i in range(n):
-        x, y = torch.randn(8, 6, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+        x, y = (
+            torch.randn(8, 6, generator=generator),
+            torch.randint(0, 3, (8,), generator=generator),
+        )
         yield (x * float("inf"), y) if i in bad else (x, y)
 
 
 def test_fp16_follows_the_grad_scaler_through_overflows_and_growth():
-    step = fl.pipe(loss, fl.grad, fl.amp("fp16", init_scale=2.0**10, interval=3), fl.update(fl.sgd(0.1, momentum=0.9)))
+    step = fl.pipe(
+        loss,
+        fl.grad,
+        fl.amp("fp16", init_scale=2.0**10, interval=3),
+        fl.update(fl.sgd(0.1, momentum=0.9)),
+    )
     model = net()
     state = step.init(model)
     reference = copy.deepcopy(model)
@@ -52,7 +60,7 @@ def test_fp16_follows_the_grad_scaler_through_overflows_and_growth():
 
 
 def test_small_gradients_survive_in_fp16_whatever_the_weight():
-    """With a weight of 60,000 tokens, a scaled SUM would overflow float16, and unscaled ones vanish."""
+    """Weighted by 60,000 tokens, a scaled SUM would overflow float16; unscaled ones vanish."""
 
     def tiny(model, x):
         out = model(x) * 1e-4
@@ -64,7 +72,9 @@ def test_small_gradients_survive_in_fp16_whatever_the_weight():
     _, grads = step(step.init(model), x)
     assert bool(grads.finite)
     (model(x) * 1e-4).sum().backward()
-    torch.testing.assert_close(grads.total["weight"] / 60_000, model.weight.grad, rtol=1e-2, atol=1e-9)
+    torch.testing.assert_close(
+        grads.total["weight"] / 60_000, model.weight.grad, rtol=1e-2, atol=1e-9
+    )
 
 
 def test_bf16_runs_the_forward_in_bfloat16_and_keeps_float32_parameters():
@@ -77,7 +87,7 @@ def test_bf16_runs_the_forward_in_bfloat16_and_keeps_float32_parameters():
 
     step = fl.pipe(spying, fl.grad, fl.amp("bf16"), fl.update(fl.adamw(1e-3)))
     state = step.init(net())
-    state, metrics = step(state, next(batches(1)))
+    state, _ = step(state, next(batches(1)))
     assert seen == [torch.bfloat16] and "amp" not in state.slots
     assert {p.dtype for p in state.params.values()} == {torch.float32}
     assert state.context == {}

@@ -38,8 +38,10 @@ def test_it_is_evaluated_and_exported_by_name():
     module = fl.to_module(state, params="ema")
     assert torch.equal(module.weight, state["ema"]["weight"])
     data = [torch.ones(4, 3)]
-    assert fl.evaluate(loss, state, data, params="ema")["loss"] == pytest.approx(loss(module, data[0]).item())
-    with pytest.raises(KeyError, match="swa.*it has: ema, update"):
+    assert fl.evaluate(loss, state, data, params="ema")["loss"] == pytest.approx(
+        loss(module, data[0]).item()
+    )
+    with pytest.raises(KeyError, match=r"swa.*it has: ema, update"):
         fl.evaluate(loss, state, data, params="swa")
     with pytest.raises(ValueError, match="holds no parameters"):
         fl.evaluate(loss, state, data, params="update")

@@ -92,14 +92,19 @@ def test_weights_and_metrics():
         x, y = batch
         w = torch.arange(len(y)) % 3
         losses = F.cross_entropy(model(x), y, reduction="none")
-        return fl.Mean((w * losses).sum(), w.sum()), {"mean": losses.mean(), "most": fl.Max(losses.max())}
+        return fl.Mean((w * losses).sum(), w.sum()), {
+            "mean": losses.mean(),
+            "most": fl.Max(losses.max()),
+        }
 
     stage = fl.grad(weighted)
     state = stage.init(nn.Sequential(nn.Linear(5, 3)))
     _, grads = stage(state, batch())
     assert float(grads.weight) == 9 and grads.weight.dtype == torch.float64
     assert set(grads.metrics) == {"loss", "mean", "most"}
-    assert not any(leaf.requires_grad for leaf in fl.tree_leaves(grads) if isinstance(leaf, torch.Tensor))
+    assert not any(
+        leaf.requires_grad for leaf in fl.tree_leaves(grads) if isinstance(leaf, torch.Tensor)
+    )
 
 
 def test_a_tree_is_a_model():
@@ -127,7 +132,9 @@ def test_a_tree_is_a_model():
     step = fl.pipe(lambda m, b: m(b[0]).mean(), fl.grad, fl.update(fl.sgd(0.0)))
     state = step.init(model)
     trained = float(step(state, batch())[1]["loss"])
-    assert trained - fl.evaluate(lambda m, b: m(b[0]).mean(), state, [batch()])["loss"] == pytest.approx(1)
+    assert trained - fl.evaluate(lambda m, b: m(b[0]).mean(), state, [batch()])[
+        "loss"
+    ] == pytest.approx(1)
 
 
 def test_a_factory_is_called_under_the_seed():
@@ -142,7 +149,9 @@ def test_a_submodule_in_evaluation_mode_stays_there():
     stage = fl.grad(loss)
     state = stage.init(model)
     after, _ = stage(state, batch())
-    assert torch.equal(after.buffers["encoder.1.running_mean"], state.buffers["encoder.1.running_mean"])
+    assert torch.equal(
+        after.buffers["encoder.1.running_mean"], state.buffers["encoder.1.running_mean"]
+    )
     assert fl.to_module(state).encoder[1].training is False
 
 
@@ -151,7 +160,9 @@ def test_a_model_handed_over_in_evaluation_mode_is_trained_in_training_mode():
     stage = fl.grad(loss)
     state = stage.init(model)
     after, _ = stage(state, batch())
-    assert not torch.equal(after.buffers["encoder.1.running_mean"], state.buffers["encoder.1.running_mean"])
+    assert not torch.equal(
+        after.buffers["encoder.1.running_mean"], state.buffers["encoder.1.running_mean"]
+    )
     assert model.training is False and fl.to_module(state).training is False
 
 
@@ -203,7 +214,11 @@ def test_under_torch_func_it_agrees_with_eager():
 @pytest.mark.parametrize(
     ("function", "error", "message"),
     [
-        (lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), ValueError, r"shape \[9\].*mean"),
+        (
+            lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"),
+            ValueError,
+            r"shape \[9\].*mean",
+        ),
         (lambda m, b: 1.0, TypeError, "returned float"),
         (lambda m, b: (loss(m, b), 3), TypeError, "a dict of metrics"),
         (lambda m, b: loss(m, b).detach(), ValueError, "does not depend on any parameter"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -52,7 +50,9 @@ def test_a_hundred_steps_are_those_of_a_hand_written_loop():
 
 
 def test_the_tensor_path_agrees_with_the_eager_one():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.chain(fl.clip_by_norm(0.5), fl.adamw(1e-2))), fl.ema(0.9))
+    step = fl.pipe(
+        loss, fl.grad, fl.update(fl.chain(fl.clip_by_norm(0.5), fl.adamw(1e-2))), fl.ema(0.9)
+    )
     state = step.init(net())
     eager, metrics = step(state, batch())
     many = torch.utils._pytree.tree_map(lambda leaf: torch.stack([leaf, leaf]), state)
@@ -94,7 +94,9 @@ def test_scale_changes_the_learning_rate_and_zero_freezes():
     many = torch.utils._pytree.tree_map(lambda leaf: leaf[None], fl.scale(state, "adamw.lr", 0.0))
     data = batch(1)
     traced, _ = torch.func.vmap(lambda s: step(s, data))(many)
-    assert fl.tree_equal(traced["update"]["adamw"]["mu"]["3.weight"][0], state["update"]["adamw"]["mu"]["3.weight"])
+    assert fl.tree_equal(
+        traced["update"]["adamw"]["mu"]["3.weight"][0], state["update"]["adamw"]["mu"]["3.weight"]
+    )
     half = fl.scale(fl.scale(state, "adamw.lr", 0.25), "adamw.lr", 2.0)
     _, metrics = step(half, batch(1))
     assert float(metrics["adamw.lr"]) == pytest.approx(5e-3)
@@ -139,19 +141,25 @@ def test_shared_gradients_are_not_divided_twice():
 
     step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.sgd(1.0)))
     state, _ = step(step.init(Twice()), torch.ones(4, 3))
-    assert torch.equal(state.params["a"], -torch.ones(3)) and torch.equal(state.params["b"], -torch.ones(3))
+    assert torch.equal(state.params["a"], -torch.ones(3)) and torch.equal(
+        state.params["b"], -torch.ones(3)
+    )
 
 
 def test_memory_of_another_model_is_explained():
     step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-2)))
     other = step.init(nn.Linear(6, 3))
     state = step.init(net())
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    with pytest.raises(Exception) as caught:
         step(state.put("update", other["update"]), batch())
     assert "does not fit the model's parameters" in "".join(caught.value.__notes__)
     with pytest.raises(ValueError, match=r"slots/update/adamw/mu/0\.weight"):
-        wider = nn.Sequential(nn.Linear(6, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
-        step.init(state.replace(**{k: getattr(step.init(wider), k) for k in ("params", "skeleton")}))
+        wider = nn.Sequential(
+            nn.Linear(6, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3)
+        )
+        step.init(
+            state.replace(**{k: getattr(step.init(wider), k) for k in ("params", "skeleton")})
+        )
 
 
 def test_wrong_order_is_refused_when_the_pipeline_is_built():
@@ -174,7 +182,9 @@ def test_wrong_order_is_refused_when_the_pipeline_is_built():
 
 def test_pipelines_print_as_themselves_and_compare_by_value():
     def build(lr=0.1):
-        return fl.pipe(loss, fl.grad, fl.accumulate(4), fl.amp("bf16"), fl.update(fl.sgd(lr)), fl.ema(0.99))
+        return fl.pipe(
+            loss, fl.grad, fl.accumulate(4), fl.amp("bf16"), fl.update(fl.sgd(lr)), fl.ema(0.99)
+        )
 
     assert build() == build() and build() != build(0.2)
     assert repr(build()).splitlines() == [

@@ -36,8 +36,20 @@ def test_equality(a, b, equal):
 
 
 def test_a_difference_says_where_and_how_much():
-    a = {"same": torch.ones(2), "w": torch.tensor([1.0, 2.0, NAN]), "old": 1, "shape": torch.ones(2), "n": 1}
-    b = {"same": torch.ones(2), "w": torch.tensor([1.0, 2.5, NAN]), "new": 1, "shape": torch.ones(3), "n": 2}
+    a = {
+        "same": torch.ones(2),
+        "w": torch.tensor([1.0, 2.0, NAN]),
+        "old": 1,
+        "shape": torch.ones(2),
+        "n": 1,
+    }
+    b = {
+        "same": torch.ones(2),
+        "w": torch.tensor([1.0, 2.5, NAN]),
+        "new": 1,
+        "shape": torch.ones(3),
+        "n": 2,
+    }
     assert fl.tree_diff(a, b).splitlines() == [
         "path   a       b       difference",
         "n      1       2       value",

@@ -84,7 +84,9 @@ def test_placeholders_do_not_meet_the_checks_of_the_constructor():
     with pytest.raises(ValueError, match="positive"):
         Positive(-1.0)
     assert fl.tree_map(lambda _: object(), Positive(1.0)) is not None
-    assert torch.func.vmap(lambda p: p.value * 2)(Positive(torch.tensor(3.0).expand(1))).tolist() == [6]
+    assert torch.func.vmap(lambda p: p.value * 2)(
+        Positive(torch.tensor(3.0).expand(1))
+    ).tolist() == [6]
 
 
 def test_it_is_frozen():
@@ -114,6 +116,8 @@ def test_annotations_that_cannot_be_resolved():
 
 def test_it_prints_what_is_not_default():
     assert repr(dataclasses.replace(everything(), count=4)) == (
-        "Everything(tensor=f32[2], number=1.0, either=2, anything={'b': f32[1], 'a': 3.0}, count=4, "
-        "function=abs, dtype=torch.float32, sizes=(1, 2), colour=<Colour.RED: 1>, path=PosixPath('x'))"
+        "Everything(tensor=f32[2], number=1.0, either=2, anything={'b': f32[1], 'a': 3.0}, "
+        "count=4, "
+        "function=abs, dtype=torch.float32, sizes=(1, 2), colour=<Colour.RED: 1>, "
+        "path=PosixPath('x'))"
     )

@@ -10,7 +10,11 @@ import torch
 import fnloop as fl
 
 EXAMPLES = {
-    "mean": [fl.Mean(torch.tensor(3.0), 2), fl.Mean(torch.tensor(1.0), 1), fl.Mean(torch.tensor(-4.0), 5)],
+    "mean": [
+        fl.Mean(torch.tensor(3.0), 2),
+        fl.Mean(torch.tensor(1.0), 1),
+        fl.Mean(torch.tensor(-4.0), 5),
+    ],
     "vector mean": [fl.Mean(torch.ones(3) * i, torch.tensor(float(i))) for i in (1, 2, 3)],
     "sum": [fl.Sum(1.0), fl.Sum(2.0), fl.Sum(4.0)],
     "min": [fl.Min(torch.tensor(2.0)), fl.Min(torch.tensor(-1.0)), fl.Min(torch.tensor(5.0))],
@@ -33,7 +37,9 @@ def test_merging_is_associative_and_has_an_identity(parts):
 def test_ten_thousand_small_losses_are_not_rounded_away():
     part = fl.Mean(torch.tensor(0.1), 1)
     merged = fl.merge({"loss": part} for _ in range(100_000))
-    assert float(merged["loss"].total) == pytest.approx(100_000 * float(torch.tensor(0.1)), rel=1e-12)
+    assert float(merged["loss"].total) == pytest.approx(
+        100_000 * float(torch.tensor(0.1)), rel=1e-12
+    )
 
 
 def test_extremes_show_nan():

@@ -1,0 +1,58 @@
+"""Bare functions as stages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fnloop as fl
+from fnloop import testing
+
+
+def loss(model, batch):
+    return model(batch).square().mean()
+
+
+def noisy(state, batch):
+    """A gradient stage of one's own: the gradients of another, with noise from the key."""
+    state, grads = fl.grad(loss)(state, batch)
+    generator = torch.Generator().manual_seed(fl.fold(int(state.key), int(state.step), "noise"))
+    total = {
+        name: g + 0.1 * torch.randn(g.shape, generator=generator) for name, g in grads.total.items()
+    }
+    return state, fl.Grads(total, grads.weight, grads.finite, grads.metrics)
+
+
+def test_a_gradient_stage_goes_into_a_pipeline():
+    step = fl.pipe(fl.stage(noisy, "grad"), fl.accumulate(2), fl.update(fl.sgd(0.1)), fl.ema(0.9))
+    state = step.init(nn.Linear(2, 1))
+    batch = torch.ones(4, 2)
+    testing.check_pure(step, state, batch)
+    testing.check_repeatable(step, state, batch)
+    testing.check_stable(step, state, batch)
+    testing.check_skips(step, state, batch * torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("kind", "result", "message"),
+    [
+        ("grad", None, r"must return \(state, fl\.Grads\), got None"),
+        ("step", (1, {}), r"must return \(state, metrics\), got \('1', '\{\}'\)"),
+    ],
+)
+def test_a_wrong_result(kind, result, message):
+    state = fl.grad(loss).init(nn.Linear(2, 1))
+    with pytest.raises(TypeError, match=message):
+        fl.stage(lambda s, x: result, kind)(state, None)
+
+
+def test_a_gradient_stage_must_give_gradients():
+    step = fl.pipe(fl.stage(lambda s, x: (s, {}), "grad"), fl.update(fl.sgd(0.1)))
+    with pytest.raises(TypeError, match="update got dict from the gradient stage"):
+        step(step.init(nn.Linear(2, 1)), torch.ones(4, 2))
+
+
+def test_wrong_kind():
+    with pytest.raises(ValueError, match='"grad", "step" or "callback"'):
+        fl.stage(noisy, "loss")
