@@ -18,6 +18,9 @@ import fnloop as fl
 from fnloop.cli import main
 
 
+torch.set_num_threads(1)  # threads would only get into each other's way in a network this small
+
+
 def network(dropout: float) -> nn.Module:
     """From images of 8 x 8 pixels to ten scores."""
     return nn.Sequential(

@@ -37,19 +37,26 @@ class Points:
     are seen at the very step they belong to.
 
     Args:
-        every: Batches from one point to the next.
+        every: Batches from one point to the next; None for 50, or for one point an epoch where
+            an epoch has fewer than 100 (points of unequal length make a ragged curve).
         fold_after: Batches after which metrics are folded, to bound memory.
     """
 
-    def __init__(self, every: int, fold_after: int = 256) -> None:
-        if every < 1:
+    def __init__(self, every: int | None, fold_after: int = 256) -> None:
+        if every is not None and every < 1:
             raise ValueError(f"every={every}: expected a number of batches, 1 or more.")
-        self.every = every
+        self.every = every or 50
+        self._chosen = every is not None
         self._fold_after = fold_after
         self._parts: list[Metrics] = []
         self._always: set[str] = set()
         self._begun = False
         self._cursor = [0, 0, 0]
+
+    def open(self, batches: int | None) -> None:
+        """Settle the rhythm, now that the number of batches in an epoch is known (or None)."""
+        if not self._chosen:
+            self.every = 50 if batches is None or batches >= 100 else 1 << 62
 
     def add(self, state: State, metrics: Metrics) -> Point | None:
         """Take in one step; return the point that it completes, if it completes one."""

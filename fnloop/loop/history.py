@@ -27,7 +27,8 @@ class History(Effect):
     the rows that were there.
 
     Args:
-        every: Batches from one row to the next.
+        every: Batches from one row to the next; default 50, or the whole epoch where an epoch has
+            fewer than 100.
 
     Attributes:
         status: ``"running"``, then how it ended: ``"completed"``, ``"stopped"``,
@@ -48,7 +49,7 @@ class History(Effect):
 
     name = "history"
 
-    def __init__(self, every: int = 50) -> None:
+    def __init__(self, every: int | None = None) -> None:
         self.status = "running"
         self.reason = ""
         self._points = Points(every)
@@ -58,6 +59,7 @@ class History(Effect):
 
     def open(self, run: Run) -> None:
         self.status, self.reason = "running", ""
+        self._points.open(run.batches)
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         self._latest = metrics

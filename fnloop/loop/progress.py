@@ -88,7 +88,7 @@ class progress(Effect):
         drawn = cursor.count - self._start.count
         line = "  ".join(
             [
-                f"{status} ({reason})" if reason else status,
+                f"{status} ({reason})" if reason and status not in reason else reason or status,
                 self._place.text(cursor),
                 f"{drawn} batches in {_duration(seconds)}",
                 *(f"{name} {_number(value)}" for name, value in self._chosen().items()),
@@ -117,7 +117,9 @@ class progress(Effect):
         """Look at the metrics, which waits for the device, and at the cursor."""
         if self._parts:
             self._latest = self._parts[-1]
-            self._shown.update(numbers_of([fold(self._parts)])[0])
+            # The mean since the last look; but the latest of what comes now and then, as validation.
+            latest = {name: part[name] for part in self._parts for name in part if "/" in name}
+            self._shown.update(numbers_of([{**fold(self._parts), **latest}])[0])
             self._parts = []
         return Cursor.of(self._cursor)
 

@@ -66,9 +66,6 @@ class Amp(GradStage):
         grads = Grads(grads.total, grads.weight, grads.finite, metrics)
         return state.replace(context=outer).put(self.name, memory), grads
 
-    def describe(self) -> str:
-        return super().describe().replace("precision=", "")
-
 
 def amp(
     precision: Literal["bf16", "fp16"],

@@ -90,13 +90,14 @@ class Stage:
         raise NotImplementedError
 
     def describe(self) -> str:
-        """The stage itself, without what it wraps: ``accumulate(k=4)``."""
-        parts: list[str] = []
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            value = getattr(self, field.name)
-            if field.name in ("inner", "loss") or is_default(field, value):
-                continue
-            parts.append(f"{field.name}={short(value)}")
+        """The stage itself, without what it wraps: ``accumulate(4)``."""
+        fields = [f for f in dataclasses.fields(self) if f.name not in ("inner", "loss")]  # pyright: ignore
+        values = [(field, getattr(self, field.name)) for field in fields]
+        parts = [
+            short(value) if field is fields[0] else f"{field.name}={short(value)}"
+            for field, value in values
+            if field is fields[0] or not is_default(field, value)
+        ]
         return f"{self.spelling}({', '.join(parts)})"
 
     def __repr__(self) -> str:

@@ -203,7 +203,7 @@ def _grad_with_aux(
 def _seed(state: State) -> Any:
     """Randomness of this micro-batch: a function of (key, step, micro-batch)."""
     try:
-        key, step = state.key.item(), state.step.item()
+        key, step = int(state.key.item()), int(state.step.item())
     except RuntimeError:  # vmapped over states: vmap itself refuses random operations
         return contextlib.nullcontext()
     return seeded(fold(key, step, state.context.get("micro", 0)), state.key.device)

@@ -178,7 +178,13 @@ def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], 
     return functools.partial(Update, optimizer=optimizer, name=name)
 
 
-def scale(state: State, hyperparameter: str, factor: float, name: str = "update") -> State:
+def scale(
+    state: State,
+    hyperparameter: str,
+    factor: float | None = None,
+    to: float | None = None,
+    name: str = "update",
+) -> State:
     """Multiply a reported hyperparameter, from the next step on: a state with another multiplier.
 
     Args:
@@ -186,6 +192,7 @@ def scale(state: State, hyperparameter: str, factor: float, name: str = "update"
         hyperparameter: As it is reported: ``"adamw.lr"``, under `fl.by_label` ``"head.adamw.lr"``.
         factor: On top of earlier factors; a learning rate times 0 freezes: the parameters stay as
             they are, without decay, and so does the optimizer's memory of them.
+        to: The whole multiplier, in place of a factor: ``to=1.0`` undoes all earlier ones.
         name: The slot of the update.
 
     >>> import fnloop as fl
@@ -201,8 +208,11 @@ def scale(state: State, hyperparameter: str, factor: float, name: str = "update"
         raise KeyError(
             f"There is no hyperparameter {hyperparameter!r} to scale; there are: {known}."
         )
-    factors = {**memory["scale"], hyperparameter: memory["scale"][hyperparameter] * factor}
-    return state.put(name, {**memory, "scale": factors})
+    if (factor is None) == (to is None):
+        raise TypeError("scale takes a factor, or to=, one of the two.")
+    old = memory["scale"][hyperparameter]
+    new = old * factor if to is None else torch.full_like(old, to)
+    return state.put(name, {**memory, "scale": {**memory["scale"], hyperparameter: new}})
 
 
 def _trainable(state: State) -> dict[str, Tensor]:

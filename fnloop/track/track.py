@@ -28,7 +28,8 @@ class track(Effect):
         tracker: Where the numbers go: `fl.Aim`, `fl.JSONL`, `fl.CSV`, `fl.TensorBoard`, or your own
             `fl.Tracker`.
         more: Further trackers.
-        every: Batches from one point to the next.
+        every: Batches from one point to the next; default 50, or the whole epoch where an epoch
+            has fewer than 100.
         name: Under which the runs' ids are kept; to be changed where a run has two such effects.
 
     >>> from fnloop.track import CSV, Aim, track
@@ -36,7 +37,7 @@ class track(Effect):
     """
 
     def __init__(
-        self, tracker: Tracker, *more: Tracker, every: int = 50, name: str = "track"
+        self, tracker: Tracker, *more: Tracker, every: int | None = None, name: str = "track"
     ) -> None:
         self.trackers = (tracker, *more)
         for each in self.trackers:
@@ -55,6 +56,7 @@ class track(Effect):
         config = plain(run.config)
         runs = [*self._runs, *[None] * len(self.trackers)]
         self._runs, self._points = [], Points(self.every)
+        self._points.open(run.batches)
         opened: list[Tracker] = []
         for tracker, id in zip(self.trackers, runs, strict=False):
             opened.append(tracker)

@@ -10,7 +10,7 @@ def test_show_lists_a_runs_checkpoints_and_the_latest_state(trained, cli):
         assert f"runs/line/{name}" in out
     assert "val/loss" in out and "best" in out
     assert "epoch 3, index 0, 15 batches" in out
-    assert "update(optimizer=sgd(lr=0.05))" in out
+    assert "update(sgd(lr=0.05))" in out
     assert "lr=0.05" in out
 
 

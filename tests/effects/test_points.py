@@ -103,3 +103,11 @@ def test_the_reason_of_a_stop() -> None:
 )
 def test_subsets(name: str, expected: tuple[str, str]) -> None:
     assert subset_of(name) == expected
+
+
+def test_short_epochs_make_one_point_each_unless_a_rhythm_is_given():
+    whole = 1 << 62
+    for every, batches, expected in ((None, 99, whole), (None, 100, 50), (None, None, 50), (7, 9, 7)):
+        points = Points(every)
+        points.open(batches)
+        assert points.every == expected

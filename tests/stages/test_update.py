@@ -100,6 +100,10 @@ def test_scale_changes_the_learning_rate_and_zero_freezes():
     half = fl.scale(fl.scale(state, "adamw.lr", 0.25), "adamw.lr", 2.0)
     _, metrics = step(half, batch(1))
     assert float(metrics["adamw.lr"]) == pytest.approx(5e-3)
+    _, metrics = step(fl.scale(half, "adamw.lr", to=1.0), batch(1))
+    assert float(metrics["adamw.lr"]) == pytest.approx(1e-2)
+    with pytest.raises(TypeError, match="one of the two"):
+        fl.scale(state, "adamw.lr")
     with pytest.raises(KeyError, match=r"there are: adamw\.lr"):
         fl.scale(state, "sgd.lr", 0.5)
 
@@ -191,10 +195,10 @@ def test_pipelines_print_as_themselves_and_compare_by_value():
         "pipe(",
         "    loss,",
         "    grad,",
-        "    accumulate(k=4),",
+        "    accumulate(4),",
         "    amp('bf16'),",
-        "    update(optimizer=sgd(lr=0.1)),",
-        "    ema(decay=0.99),",
+        "    update(sgd(lr=0.1)),",
+        "    ema(0.99),",
         ")",
     ]
     faster = fl.tree_at(lambda s: s.inner.optimizer.lr, build(), 0.5)
