@@ -104,7 +104,7 @@ def recipe(
             fl.every(1, fl.validate(loss, data.validate, params="ema"), unit="epoch"),
             fl.early_stopping("val/loss", patience=patience),
             fl.checkpoint(folder, monitor="val/loss"),
-            fl.track(fl.Aim("runs", experiment="digits")),
+            fl.track(fl.Aim(folder, experiment="digits")),
             fl.progress(names=["loss", "accuracy", "val/loss", "val/accuracy"]),
         ],
     )

@@ -10,7 +10,7 @@ import torch
 from fnloop._torch.random import seeded
 from fnloop.data import one_epoch
 from fnloop.stages.base import Function, takes_state
-from fnloop.stages.measure import measure_metrics
+from fnloop.stages.measure import explain, measure_metrics
 from fnloop.values import State, choose_params, fold, merge, numbers
 
 
@@ -53,7 +53,11 @@ def evaluate_metrics(
             if i == batches:
                 break
             with _randomness(state, "evaluate", i):
-                result = fn(model, batch, state) if wants_state else fn(model, batch)
+                try:
+                    result = fn(model, batch, state) if wants_state else fn(model, batch)
+                except Exception as error:
+                    explain(error, who, state, batch)
+                    raise
             parts.append(measure_metrics(result, batch, who))
             if len(parts) == 64:
                 parts[:] = [merge(parts)]

@@ -15,7 +15,7 @@ from fnloop._torch.autograd import gradients
 from fnloop._torch.random import seeded
 from fnloop._torch.tracing import tracing
 from fnloop.stages.base import GradStage, as_function, takes_state
-from fnloop.stages.measure import Measured, constant, measure
+from fnloop.stages.measure import Measured, constant, explain, measure
 from fnloop.trees import tree
 from fnloop.trees.show import short
 from fnloop.values import Grads, State, fold
@@ -85,11 +85,15 @@ class Grad(GradStage):
     ) -> tuple[Measured, dict[str, Tensor]]:
         def run(model: Any) -> Measured:
             arguments = (model, batch, state) if takes_state(self.loss) else (model, batch)
-            if "autocast" in state.context:
-                with torch.autocast(state.key.device.type, dtype=state.context["autocast"]):
+            try:
+                if "autocast" in state.context:
+                    with torch.autocast(state.key.device.type, dtype=state.context["autocast"]):
+                        result = self.loss(*arguments)
+                else:
                     result = self.loss(*arguments)
-            else:
-                result = self.loss(*arguments)
+            except Exception as error:
+                explain(error, self.loss, state, batch)
+                raise
             return measure(result, batch, self.loss)
 
         return state.skeleton.call(run, params, state.buffers, training=True)

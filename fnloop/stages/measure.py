@@ -12,7 +12,7 @@ from torch import Tensor
 from fnloop.trees import tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values import Mean, Metric
+from fnloop.values import Mean, Metric, State
 
 
 class Measured(NamedTuple):
@@ -121,6 +121,14 @@ def examples(batch: Any, who: Any) -> int:
             "yourself: return fl.Mean(total, weight)."
         )
     return next(iter(sizes), 1)
+
+
+def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
+    """Add to an error in the user's function where it happened, and on what."""
+    error.add_note(
+        f"fnloop: this happened in {_name(who)}, called with the model {state.skeleton} and the batch "
+        f"{short(batch)}."
+    )
 
 
 @functools.lru_cache(maxsize=1024)

@@ -78,7 +78,8 @@ def load(
     places = {p: there[p].device if p in there else like.step.device for p in wanted}
     read = {p: wanted[p] for p in wanted if p in there or p in new}
     for p, tensor in tensors.read(folder / TENSORS, read):
-        found[p] = tensor if places[p].type == "meta" else tensor.to(places[p])
+        placed = tensor if places[p].type == "meta" else tensor.to(places[p])
+        found[p] = _laid_out(placed, there[p]) if p in there else placed
     state = _with_leaves(like, found)
     return state.replace(slots={**state.slots, **_nested(new, found, folder)})
 
@@ -162,6 +163,13 @@ def _warn_missing(folder: Path, missing: Iterable[str]) -> None:
 def _with_leaves(like: State, found: Mapping[str, Tensor]) -> State:
     structure: Any = optree.tree_structure(like)  # pyright: ignore[reportArgumentType]
     return structure.unflatten([found.get(path, leaf) for path, leaf in tree_items(like)])
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """In the memory layout of `like`: with another one (channels last) kernels round differently."""
+    if tensor.stride() == like.stride() or like.is_meta:
+        return tensor
+    return torch.empty_like(like).copy_(tensor)
 
 
 def _nested(paths: list[str], found: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:

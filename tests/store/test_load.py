@@ -289,3 +289,11 @@ def test_tensors_land_on_the_devices_of_like(tmp_path):
     assert loaded.params["0.weight"].is_cuda and loaded["new"]["x"].is_cuda
     assert not loaded.cursor.is_cuda
     assert tree_equal(loaded.to("cpu"), state)
+
+
+def test_the_memory_layout_is_that_of_like(tmp_path):
+    model = torch.nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    state = start(model)
+    loaded = load(save(state, tmp_path), like=state)
+    assert loaded.params["weight"].stride() == state.params["weight"].stride() != (36, 9, 3, 1)
+    assert loaded == state
