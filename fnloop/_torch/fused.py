@@ -18,8 +18,8 @@ Number: TypeAlias = float | Tensor
 
 _DTYPES = {torch.float32, torch.float64}
 # By attrgetter and map: a loop in Python over the tensors costs three times as much.
-_DTYPE, _IS_CPU, _LAYOUT, _REQUIRES_GRAD = map(
-    attrgetter, ("dtype", "is_cpu", "layout", "requires_grad")
+_DTYPE, _IS_CPU, _LAYOUT, _REQUIRES_GRAD, _SHAPE = map(
+    attrgetter, ("dtype", "is_cpu", "layout", "requires_grad", "shape")
 )
 
 adam_ = torch._fused_adam_
@@ -53,6 +53,8 @@ def usable(grads: Tensors, params: Tensors, lr: Number, *others: Number) -> bool
 
 def same_layout(some: list[Tensor], others: list[Tensor]) -> bool:
     """Whether tensors lie in memory alike, pair by pair: the kernels run through raw memory."""
+    if list(map(_SHAPE, some)) != list(map(_SHAPE, others)):
+        return False
     if set(map(_LAYOUT, some)) != {torch.strided}:
         return False
     if all(map(Tensor.is_contiguous, some)) and all(map(Tensor.is_contiguous, others)):
@@ -68,8 +70,9 @@ def rate(lr: Number) -> Number:
 def copies(params: Tensors, *memory: Tensors) -> list[list[Tensor]]:
     """Fresh copies of the parameters and of each part of the memory, laid out alike."""
     n = len(params)
-    if any([len(part) != n for part in memory]):
-        raise KeyError("the memory is of other parameters")
+    shapes = list(map(_SHAPE, params.values()))
+    if any([list(map(_SHAPE, part.values())) != shapes for part in memory]):
+        raise ValueError("The optimizer's memory has other shapes than the parameters.")
     fresh = foreach.copies([t for group in (params, *memory) for t in group.values()])
     groups = [fresh[i : i + n] for i in range(0, len(fresh), n)]
     if all(map(Tensor.is_contiguous, fresh)):

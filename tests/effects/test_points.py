@@ -107,7 +107,12 @@ def test_subsets(name: str, expected: tuple[str, str]) -> None:
 
 def test_short_epochs_make_one_point_each_unless_a_rhythm_is_given():
     whole = 1 << 62
-    for every, batches, expected in ((None, 99, whole), (None, 100, 50), (None, None, 50), (7, 9, 7)):
+    for every, batches, expected in (
+        (None, 99, whole),
+        (None, 100, 50),
+        (None, None, 50),
+        (7, 9, 7),
+    ):
         points = Points(every)
         points.open(batches)
         assert points.every == expected

@@ -255,8 +255,9 @@ def test_an_error_in_the_loss_says_with_which_batch():
     wrong = (torch.randn(4, 7), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
         stage(state, wrong)
-    assert "in loss, called with the model Model and the batch (f32[4,7], i64[4])" in (
-        caught.value.__notes__[0]
+    assert (
+        "in loss, called with the model Model and the batch (f32[4,7], i64[4])"
+        in (caught.value.__notes__[0])
     )
     with pytest.raises(RuntimeError) as caught:
         fl.evaluate(loss, state, [wrong])

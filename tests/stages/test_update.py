@@ -157,10 +157,14 @@ def test_memory_of_another_model_is_explained():
     with pytest.raises(Exception) as caught:
         step(state.put("update", other["update"]), batch())
     assert "does not fit the model's parameters" in "".join(caught.value.__notes__)
+    wider = nn.Sequential(
+        nn.Linear(6, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3)
+    )
+    # As many tensors, of other shapes: a kernel that does not look would read past their ends.
+    with pytest.raises(ValueError, match="other shapes") as caught:
+        step(state.put("update", step.init(wider)["update"]), batch())
+    assert "slots/update/adamw/mu/0.weight" in "".join(caught.value.__notes__)
     with pytest.raises(ValueError, match=r"slots/update/adamw/mu/0\.weight"):
-        wider = nn.Sequential(
-            nn.Linear(6, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3)
-        )
         step.init(
             state.replace(**{k: getattr(step.init(wider), k) for k in ("params", "skeleton")})
         )
