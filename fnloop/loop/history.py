@@ -11,6 +11,7 @@ from typing import Any, overload
 
 from fnloop.effects import Effect, Run
 from fnloop.effects.points import Point, Points, numbers_of, reason_in
+from fnloop.loop.plot import draw
 from fnloop.values import State
 from fnloop.values.metrics import Metrics
 
@@ -169,9 +170,8 @@ class History(Effect):
         Raises:
             ImportError: Where matplotlib is missing.
         """
-        from fnloop.loop.plot import draw
-
-        return draw(self, path, names)
+        curves = {name: (self.steps(name), self[name]) for name in self.names}
+        return draw(curves, path, names)
 
     def __repr__(self) -> str:
         outcome = f"{self.status} ({self.reason})" if self.reason else self.status

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from fnloop.effects.points import subset_of
 
-if TYPE_CHECKING:
-    from fnloop.loop.history import History
+Curves: TypeAlias = Mapping[str, tuple[list[int], list[float]]]
 
 _COLORS = ("#2f6fb0", "#e07b39", "#4a9d6e", "#a05fa8", "#8c6d4f")
 _GREY = "#666666"
 
 
-def draw(history: History, path: str | Path | None, names: Sequence[str] | None) -> Any:
-    """See `History.plot`."""
+def draw(curves: Curves, path: str | Path | None, names: Sequence[str] | None) -> Any:
+    """See `History.plot`; `curves` are steps and values by metric name."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -25,37 +24,37 @@ def draw(history: History, path: str | Path | None, names: Sequence[str] | None)
         raise ImportError(
             "history.plot() needs matplotlib, which is not installed: pip install fnloop[plot]"
         ) from error
-    panels = _panels(history, names)
+    panels = _panels(curves, names)
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(max(4.6 * columns, 5.2), 3.2 * lines), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
-    for position, (title, curves) in enumerate(panels.items(), start=1):
-        _panel(figure.add_subplot(lines, columns, position), title, curves, history)
+    for position, (title, subsets) in enumerate(panels.items(), start=1):
+        _panel(figure.add_subplot(lines, columns, position), title, subsets, curves)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     return figure
 
 
-def _panels(history: History, names: Sequence[str] | None) -> dict[str, dict[str, str]]:
-    """Panel titles to their curves: subset to full metric name."""
+def _panels(curves: Curves, names: Sequence[str] | None) -> dict[str, dict[str, str]]:
+    """Panel titles to what they show: subset to full metric name."""
     panels: dict[str, dict[str, str]] = {}
-    for full_name in history.names:
+    for full_name in curves:
         name, subset = subset_of(full_name)
         if names is None or name in names or full_name in names:
             panels.setdefault(name, {})[subset] = full_name
     if not panels:
         raise ValueError(
             f"There is nothing to draw: names={names}, and the history has "
-            f"{', '.join(history.names) or 'no metrics yet'}."
+            f"{', '.join(curves) or 'no metrics yet'}."
         )
     return panels
 
 
-def _panel(axes: Any, title: str, curves: dict[str, str], history: History) -> None:
-    for color, (subset, full_name) in zip(_COLORS * len(curves), curves.items(), strict=False):
-        steps, values = history.steps(full_name), history[full_name]
+def _panel(axes: Any, title: str, subsets: dict[str, str], curves: Curves) -> None:
+    for color, (subset, full_name) in zip(_COLORS * len(subsets), subsets.items(), strict=False):
+        steps, values = curves[full_name]
         marker = "o" if len(steps) <= 30 else ""
         axes.plot(
             steps, values, color=color, linewidth=1.6, marker=marker, markersize=3.5, label=subset
@@ -73,5 +72,5 @@ def _panel(axes: Any, title: str, curves: dict[str, str], history: History) -> N
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#bbbbbb")
-    if len(curves) > 1 or "train" not in curves:
+    if len(subsets) > 1 or "train" not in subsets:
         axes.legend(frameon=False, fontsize=9, loc="best")

@@ -117,7 +117,7 @@ class progress(Effect):
         """Look at the metrics, which waits for the device, and at the cursor."""
         if self._parts:
             self._latest = self._parts[-1]
-            # The mean since the last look; but the latest of what comes now and then, as validation.
+            # The mean since the last look; but the latest validation.
             latest = {name: part[name] for part in self._parts for name in part if "/" in name}
             self._shown.update(numbers_of([{**fold(self._parts), **latest}])[0])
             self._parts = []

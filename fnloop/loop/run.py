@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,9 +11,10 @@ import torch
 from fnloop.data import as_source
 from fnloop.data.sources import Source
 from fnloop.effects import Effect, Run
-from fnloop.loop.checks import check_metric_names, check_result, check_slots
-from fnloop.stages.base import Callback, Stage
-from fnloop.stages.lift import stage
+from fnloop.loop.callbacks import init_callbacks, sort
+from fnloop.loop.checks import check_result, check_slots
+from fnloop.loop.limits import Limits
+from fnloop.stages.base import Callback
 from fnloop.values import Cursor, State, Stop
 
 
@@ -67,9 +67,9 @@ def run(
         if limit is not None and limit < 0:
             raise ValueError(f"run({name}=...) must be at least 0, got {limit}.")
     check_slots(step, state)
-    stages, effects = _sort(callbacks)
+    stages, effects = sort(callbacks)
     source = as_source(data)
-    limits = _Limits(Cursor.of(state.cursor), steps, epochs, seconds)
+    limits = Limits(Cursor.of(state.cursor), steps, epochs, seconds)
     about = Run(
         step=step,
         state=state,
@@ -85,7 +85,7 @@ def _loop(
     step: Callable[[State, Any], tuple[State, Any]],
     state: State,
     source: Source,
-    limits: _Limits,
+    limits: Limits,
     stages: Sequence[Callback],
     effects: Sequence[Effect],
     about: Run,
@@ -109,7 +109,7 @@ def _loop(
                 check_result(step, before, state, metrics)
             state = state.replace(cursor=cursor.tensor())
             if first:
-                state, first = _init_callbacks(stages, effects, state, metrics), False
+                state, first = init_callbacks(stages, effects, state, metrics), False
             for callback in stages:
                 state, metrics = callback(state, metrics)
             for effect in effects:
@@ -134,102 +134,6 @@ def _loop(
         raise
     finally:
         _close(opened, batches, status)
-
-
-class _Limits:
-    """When to draw no further batch."""
-
-    def __init__(
-        self, start: Cursor, steps: int | None, epochs: int | None, seconds: float | None
-    ) -> None:
-        self.start = start
-        self.count = None if steps is None else start.count + steps
-        self.epoch = None if epochs is None else start.epoch + epochs
-        self.seconds = seconds
-        self.deadline = float("inf")
-
-    def begin(self) -> None:
-        if self.seconds is not None:
-            self.deadline = time.monotonic() + self.seconds
-
-    def reached(self, cursor: Cursor) -> bool:
-        return (
-            (self.count is not None and cursor.count >= self.count)
-            or (self.epoch is not None and cursor.epoch >= self.epoch)
-            or (self.seconds is not None and time.monotonic() >= self.deadline)
-        )
-
-    def total(self, source: Source) -> int | None:
-        """Batches that will be drawn, if that can be told."""
-        totals = [] if self.count is None else [self.count - self.start.count]
-        if self.epoch is not None and source.batches is not None:
-            per_batch = getattr(source, "batch_size", 1)  # the index counts examples, or batches
-            done = -(-self.start.index // per_batch)
-            totals.append(max(0, (self.epoch - self.start.epoch) * source.batches - done))
-        return min(totals, default=None)
-
-
-def _sort(callbacks: Sequence[Any]) -> tuple[list[Callback], list[Effect]]:
-    """Callbacks and effects, each in their order."""
-    if not isinstance(callbacks, Sequence):
-        raise TypeError(f"callbacks is a list of callbacks, got {type(callbacks).__name__}.")
-    stages: list[Callback] = []
-    effects: list[Effect] = []
-    for callback in callbacks:
-        if isinstance(callback, Effect):
-            effects.append(callback)
-        elif isinstance(callback, Callback):
-            stages.append(callback)
-        elif isinstance(callback, Stage):
-            raise TypeError(
-                f"{callback.describe()} is a stage of the pipeline, not a callback: put it into "
-                "fl.pipe(...)."
-            )
-        elif callable(callback):
-            stages.append(stage(callback, "callback"))
-        else:
-            raise TypeError(
-                "A callback is a function (state, metrics) -> (state, metrics), a stage or an "
-                "effect; got "
-                f"{type(callback).__name__}."
-            )
-    _check_names(stages, effects)
-    return stages, effects
-
-
-def _check_names(stages: Sequence[Callback], effects: Sequence[Effect]) -> None:
-    slots = [part.slot for callback in stages for part in callback.stages() if part.slot]
-    twice = sorted({name for name in slots if slots.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"Two callbacks keep their memory under the name {twice[0]!r}. Give one of them "
-            'another name: name="...".'
-        )
-    numbers: dict[str, int] = {}
-    for effect in effects:  # memos are kept by name
-        numbers[effect.name] = numbers.get(effect.name, 0) + 1
-        if numbers[effect.name] > 1:
-            effect.name = f"{effect.name}.{numbers[effect.name]}"
-
-
-def _init_callbacks(
-    stages: Sequence[Callback], effects: Sequence[Effect], state: State, metrics: Mapping[str, Any]
-) -> State:
-    """Give callbacks their memory, and refuse those that wait for a metric that nobody makes."""
-    example = dict(metrics)
-    complete = True
-    for callback in stages:
-        if complete:
-            check_metric_names(callback.describe(), callback.needs(), example)
-        state = callback.init(state, example)
-        added = callback.adds(state, example)
-        complete = complete and added is not None
-        example.update(added or {})
-    for effect in effects if complete else ():
-        monitor = getattr(effect, "monitor", None)
-        if monitor is not None:
-            check_metric_names(effect.name, (monitor,), example)
-    return state
 
 
 def _restart(

@@ -126,8 +126,8 @@ def examples(batch: Any, who: Any) -> int:
 def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
     """Add to an error in the user's function where it happened, and on what."""
     error.add_note(
-        f"fnloop: this happened in {_name(who)}, called with the model {state.skeleton} and the batch "
-        f"{short(batch)}."
+        f"fnloop: this happened in {_name(who)}, called with the model {state.skeleton} and the "
+        f"batch {short(batch)}."
     )
 
 

@@ -166,7 +166,7 @@ def _with_leaves(like: State, found: Mapping[str, Tensor]) -> State:
 
 
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """In the memory layout of `like`: with another one (channels last) kernels round differently."""
+    """In the memory layout of `like`: with another, kernels round differently."""
     if tensor.stride() == like.stride() or like.is_meta:
         return tensor
     return torch.empty_like(like).copy_(tensor)

@@ -1,0 +1,41 @@
+"""How long a run goes on."""
+
+from __future__ import annotations
+
+import time
+
+from fnloop.data import Source
+from fnloop.values import Cursor
+
+
+class Limits:
+    """When to draw no further batch."""
+
+    def __init__(
+        self, start: Cursor, steps: int | None, epochs: int | None, seconds: float | None
+    ) -> None:
+        self.start = start
+        self.count = None if steps is None else start.count + steps
+        self.epoch = None if epochs is None else start.epoch + epochs
+        self.seconds = seconds
+        self.deadline = float("inf")
+
+    def begin(self) -> None:
+        if self.seconds is not None:
+            self.deadline = time.monotonic() + self.seconds
+
+    def reached(self, cursor: Cursor) -> bool:
+        return (
+            (self.count is not None and cursor.count >= self.count)
+            or (self.epoch is not None and cursor.epoch >= self.epoch)
+            or (self.seconds is not None and time.monotonic() >= self.deadline)
+        )
+
+    def total(self, source: Source) -> int | None:
+        """Batches that will be drawn, if that can be told."""
+        totals = [] if self.count is None else [self.count - self.start.count]
+        if self.epoch is not None and source.batches is not None:
+            per_batch = getattr(source, "batch_size", 1)  # the index counts examples, or batches
+            done = -(-self.start.index // per_batch)
+            totals.append(max(0, (self.epoch - self.start.epoch) * source.batches - done))
+        return min(totals, default=None)
