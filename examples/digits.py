@@ -17,7 +17,6 @@ from torch import Tensor, nn
 import fnloop as fl
 from fnloop.cli import main
 
-
 torch.set_num_threads(1)  # threads would only get into each other's way in a network this small
 
 
