@@ -104,15 +104,8 @@ def clamp(xs: Tensors, low: Scalar, high: Scalar) -> list[Tensor]:
     return list(torch._foreach_clamp_max(torch._foreach_clamp_min(xs, low), high)) if xs else []
 
 
-def clone(xs: Tensors) -> list[Tensor]:
-    """Fresh copies."""
-    if _singly(xs):
-        return [x.clone() for x in xs]
-    return list(torch._foreach_clone(xs)) if xs else []
-
-
 def copies(xs: Tensors) -> list[Tensor]:
-    """Fresh copies, where nothing is transformed or differentiated: `clone` without looking."""
+    """Fresh copies, where nothing is transformed or differentiated."""
     return list(torch._foreach_clone(xs)) if xs else []
 
 

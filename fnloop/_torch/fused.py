@@ -22,6 +22,9 @@ _DTYPE, _IS_CPU, _LAYOUT, _REQUIRES_GRAD, _SHAPE = map(
     attrgetter, ("dtype", "is_cpu", "layout", "requires_grad", "shape")
 )
 
+_FACTS = attrgetter("dtype", "layout", "is_cpu", "requires_grad")
+_PLAIN = {(torch.float32, torch.strided, True, False)}
+
 adam_ = torch._fused_adam_
 adamw_ = torch._fused_adamw_
 sgd_ = torch._fused_sgd_
@@ -37,6 +40,10 @@ def usable(grads: Tensors, params: Tensors, lr: Number, *others: Number) -> bool
     if tracing() or not params:
         return False
     tensors = [*params.values(), *grads.values()]
+    if set(map(_FACTS, tensors)) == _PLAIN and all(map(Tensor.is_contiguous, tensors)):
+        plain = not any([isinstance(value, Tensor) for value in (lr, *others)])
+        if plain and same_shapes(tensors[len(params) :], tensors[: len(params)]):
+            return True
     dtypes = set(map(_DTYPE, tensors))
     if len(dtypes) > 1 or not dtypes <= _DTYPES:
         return False
@@ -51,9 +58,14 @@ def usable(grads: Tensors, params: Tensors, lr: Number, *others: Number) -> bool
     return not foreach.differentiated((lr, *others))
 
 
+def same_shapes(some: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether tensors have the same shapes, pair by pair."""
+    return list(map(_SHAPE, some)) == list(map(_SHAPE, others))
+
+
 def same_layout(some: list[Tensor], others: list[Tensor]) -> bool:
     """Whether tensors lie in memory alike, pair by pair: the kernels run through raw memory."""
-    if list(map(_SHAPE, some)) != list(map(_SHAPE, others)):
+    if not same_shapes(some, others):
         return False
     if set(map(_LAYOUT, some)) != {torch.strided}:
         return False

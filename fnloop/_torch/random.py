@@ -28,11 +28,15 @@ class seeded:
 
     def __enter__(self) -> None:
         _LOCK.acquire()
-        self._saved = _CPU.get_state()
-        _CPU.manual_seed(self._seed)
-        if self._other is not None:
-            self._saved_other = self._other.get_state()
-            self._other.manual_seed(self._seed)
+        try:
+            self._saved = _CPU.get_state()
+            _CPU.manual_seed(self._seed)
+            if self._other is not None:
+                self._saved_other = self._other.get_state()
+                self._other.manual_seed(self._seed)
+        except BaseException:
+            _LOCK.release()
+            raise
 
     def __exit__(self, *_: object) -> None:
         _CPU.set_state(self._saved)

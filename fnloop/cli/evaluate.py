@@ -59,7 +59,7 @@ def metrics_of(recipe: Recipe) -> Callable[..., Any]:
             f"This step has {len(losses) or 'no'} losses, so say what to evaluate: "
             "fl.Recipe(..., metrics=f), with f(model, batch) -> a loss or a dict of metrics."
         )
-    return getattr(losses[0], "call", losses[0])
+    return losses[0]
 
 
 def results(recipe: Recipe, state: State, parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:

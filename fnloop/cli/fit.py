@@ -133,7 +133,7 @@ def _train(job: Job) -> int:
 def _conclude(job: Job, state: State) -> int:
     """Print the results: those of the best checkpoint, if a metric was monitored."""
     found = [path for folder in _folders(job) if (path := best(folder))]
-    title = "best checkpoint" if found else "last state"
+    title, last = "best checkpoint" if found else "last state", state
     if found:
         state = load(found[0], like=state)
     if job.recipe.params:
@@ -141,7 +141,10 @@ def _conclude(job: Job, state: State) -> int:
     rows: dict[str, Any] = {}
     code = 0
     try:
-        rows.update(results(job.recipe, state, report.parts_of(job.recipe.data)))
+        parts = report.parts_of(job.recipe.data)
+        if not last.cursor[0]:  # less than an epoch: all of it may take longer than the training
+            parts.pop("train", None)
+        rows.update(results(job.recipe, state, parts))
     except KeyboardInterrupt:
         code = 130
     if rows:

@@ -24,6 +24,11 @@ class prefetch:
     The batches and their cursors are those of `data`, so a run resumes exactly, however many were
     drawn and not used. (An iterator cannot go back: what was drawn and not used is lost.)
 
+    It overlaps with the step where drawing needs no random numbers in this process: tensors and
+    arrays in `fl.Batches`, a ``DataLoader`` with workers, and the copy to a device. Datasets,
+    lists and generators draw under seeded generators, which one thread at a time may hold, so they
+    wait for the step; give those to a ``DataLoader`` with workers.
+
     Args:
         data: Anything that `fl.run` takes.
         depth: Batches to hold ready, at least 1.
@@ -44,6 +49,7 @@ class prefetch:
             raise ValueError(f"depth is the number of batches to hold, at least 1; got {depth}.")
         self._source = as_source(data)
         self.batches = self._source.batches
+        self.batch_size = getattr(self._source, "batch_size", 1)
         self.depth = depth
         self.device = None if device is None else torch.device(device)
 

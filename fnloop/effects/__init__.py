@@ -3,3 +3,4 @@
 from fnloop.effects.effect import Effect as Effect
 from fnloop.effects.effect import Run as Run
 from fnloop.effects.effect import effect as effect
+from fnloop.effects.effect import named as named

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fnloop.values import State
@@ -32,8 +32,20 @@ class Run:
 
     def memos(self) -> dict[str, Any]:
         """Each effect's memo, by the effect's name: JSON values, kept with every checkpoint."""
-        memos = {effect.name: effect.memo() for effect in self.effects}
+        memos = {name: effect.memo() for name, effect in named(self.effects).items()}
         return {name: memo for name, memo in memos.items() if memo is not None}
+
+
+def named(effects: Iterable[Effect]) -> dict[str, Effect]:
+    """Effects by name, in order; the second of one name is ``"name.2"``."""
+    result: dict[str, Effect] = {}
+    for effect in effects:
+        name, n = effect.name, 1
+        while name in result:
+            n += 1
+            name = f"{effect.name}.{n}"
+        result[name] = effect
+    return result
 
 
 class Effect:

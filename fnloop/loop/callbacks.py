@@ -12,13 +12,11 @@ from fnloop.stages.lift import stage
 from fnloop.values import State
 
 
-def sort(callbacks: Sequence[Any]) -> tuple[list[Callback], list[Effect]]:
-    """Callbacks and effects, each in their order."""
-    if not isinstance(callbacks, Sequence):
-        raise TypeError(f"callbacks is a list of callbacks, got {type(callbacks).__name__}.")
+def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effect]]:
+    """Callbacks and effects, each in their order; `step` has slots that they may not have."""
     stages: list[Callback] = []
     effects: list[Effect] = []
-    for callback in callbacks:
+    for callback in listed(callbacks):
         if isinstance(callback, Effect):
             effects.append(callback)
         elif isinstance(callback, Callback):
@@ -28,6 +26,11 @@ def sort(callbacks: Sequence[Any]) -> tuple[list[Callback], list[Effect]]:
                 f"{callback.describe()} is a stage of the pipeline, not a callback: put it into "
                 "fl.pipe(...)."
             )
+        elif isinstance(callback, type):
+            raise TypeError(
+                f"callbacks has the class {callback.__name__} in it, not one of its objects: write "
+                f"{callback.__name__}(...)."
+            )
         elif callable(callback):
             stages.append(stage(callback, "callback"))
         else:
@@ -36,23 +39,31 @@ def sort(callbacks: Sequence[Any]) -> tuple[list[Callback], list[Effect]]:
                 "effect; got "
                 f"{type(callback).__name__}."
             )
-    _check_names(stages, effects)
+    _check_slots(stages, step)
     return stages, effects
 
 
-def _check_names(stages: Sequence[Callback], effects: Sequence[Effect]) -> None:
-    slots = [part.slot for callback in stages for part in callback.stages() if part.slot]
-    twice = sorted({name for name in slots if slots.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"Two callbacks keep their memory under the name {twice[0]!r}. Give one of them "
-            'another name: name="...".'
+def listed(callbacks: Any) -> Sequence[Any]:
+    """`callbacks`, if it is a list."""
+    if not isinstance(callbacks, Sequence):
+        raise TypeError(
+            f"callbacks is a list, and was given {type(callbacks).__name__}: write callbacks=[...]."
         )
-    numbers: dict[str, int] = {}
-    for effect in effects:  # memos are kept by name
-        numbers[effect.name] = numbers.get(effect.name, 0) + 1
-        if numbers[effect.name] > 1:
-            effect.name = f"{effect.name}.{numbers[effect.name]}"
+    return callbacks
+
+
+def _check_slots(stages: Sequence[Callback], step: Any) -> None:
+    taken: dict[str, str] = {}
+    own = list(step.stages()) if isinstance(step, Stage) else []
+    for part in [*own, *(part for callback in stages for part in callback.stages())]:
+        if part.slot is None:
+            continue
+        if part.slot in taken:
+            raise ValueError(
+                f"{taken[part.slot]} and {part.describe()} keep their memory under the same name, "
+                f'{part.slot!r}. Give one of them another name: name="...".'
+            )
+        taken[part.slot] = part.describe()
 
 
 def init_callbacks(

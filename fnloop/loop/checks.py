@@ -6,14 +6,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from fnloop.stages.base import Stage
 from fnloop.trees import tree_leaves
-from fnloop.trees.equal import same_structure, table
+from fnloop.trees.equal import alike, same_structure, table
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values import Metric, State
+from fnloop.values import Metric, State, find
 
 
 def check_slots(step: Any, state: State) -> None:
@@ -35,41 +33,50 @@ def check_slots(step: Any, state: State) -> None:
             )
 
 
-def check_result(step: Any, before: State, after: Any, metrics: Any) -> None:
-    """The step returned a state like the one that it was given, and metrics."""
-    who = short(step) if not isinstance(step, Stage) else step.describe()
+def check_result(stage: Any, before: State, result: Any) -> None:
+    """A step or a callback returned a state like the one that it was given, and metrics."""
+    who = f"The {stage.kind if isinstance(stage, Stage) else 'step'} "
+    who += stage.describe() if isinstance(stage, Stage) else short(stage)
+    if not isinstance(result, tuple) or len(result) != 2:
+        got = "a State alone" if isinstance(result, State) else type(result).__name__
+        raise TypeError(f"{who} must return (state, metrics), and returned {got}.")
+    after, metrics = result
     if not isinstance(after, State):
         raise TypeError(
-            f"The step {who} returned {type(after).__name__} in place of a State; a step returns "
+            f"{who} returned {type(after).__name__} in place of a State; it must return "
             "(state, metrics)."
         )
     if not isinstance(metrics, Mapping):
         raise TypeError(
-            f"The step {who} returned metrics of type {type(metrics).__name__}; they are a dict "
-            "such as "
+            f"{who} returned metrics of type {type(metrics).__name__}; they are a dict such as "
             '{"loss": fl.Mean(total, weight)}.'
         )
     for name, metric in metrics.items():
         if not isinstance(metric, Metric):
             raise TypeError(
-                f"The metric {name!r} of the step {who} is {short(metric)}; the loop merges "
-                "metrics over "
-                "steps, so it must say how: fl.Mean(total, weight), fl.Sum, fl.Max, "
-                "fl.Last(value), ... ."
+                f"{who} reports {name!r} as {short(metric)}; the loop merges metrics over steps, "
+                "so "
+                "it must say how: fl.Mean(total, weight), fl.Sum, fl.Max, fl.Last(value), ... ."
             )
     left, right = before.replace(cursor=after.cursor), after
-    if same_structure(left, right) and all(map(_alike, tree_leaves(left), tree_leaves(right))):
+    if same_structure(left, right) and all(map(alike, tree_leaves(left), tree_leaves(right))):
         return
     raise ValueError(
-        f"The step {who} must return a state of the same structure, shapes and dtypes as it was "
-        "given:\n" + _changes(left, right)
+        f"{who} must return a state of the same structure, shapes and dtypes as it was given:\n"
+        + _changes(left, right)
     )
+
+
+def check_sent(sent: Any) -> None:
+    """What was given to ``send`` is a state."""
+    if not isinstance(sent, State):
+        raise TypeError(f"send takes a state, it was given {type(sent).__name__}.")
 
 
 def check_metric_names(who: str, names: Iterable[str], available: Mapping[str, Any]) -> None:
     """Every metric that somebody waits for can come."""
     for name in names:
-        if name in available:
+        if find(available, name) is not None:
             continue
         known = sorted(available)
         prefix, slash, _ = name.partition("/")
@@ -86,18 +93,12 @@ def check_metric_names(who: str, names: Iterable[str], available: Mapping[str, A
         )
 
 
-def _alike(a: Any, b: Any) -> bool:
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return False
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-
-
 def _changes(before: State, after: State) -> str:
     a, b = dict(tree_items(before)), dict(tree_items(after))
     rows = [
         (path, short(a[path]) if path in a else "-", short(b[path]) if path in b else "-")
         for path in [*a, *(p for p in b if p not in a)]
-        if path not in a or path not in b or not _alike(a[path], b[path])
+        if path not in a or path not in b or not alike(a[path], b[path])
     ]
     if not rows:
         return "its static parts (the model's skeleton, or the kinds of containers) differ"

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from fnloop.optim import by_label
 from fnloop.optim.base import Optimizer
 from fnloop.stages.base import Stage
 from fnloop.trees import is_tree
@@ -28,16 +29,20 @@ def hyperparameters(step: Any) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {}
     for part in step.stages():
-        found.update(_walk(part, part.spelling, skip=("inner", "name", "loss")))
+        found.update(_walk(part, part.slot or part.spelling, skip=("inner", "name", "loss")))
     return found
 
 
 def _walk(node: Any, prefix: str, skip: tuple[str, ...] = ("name",)) -> Iterator[tuple[str, Any]]:
-    if is_tree(node):
+    if isinstance(node, by_label):
+        for label, optimizer in node.optimizers.items():
+            for name, value in _walk(optimizer, prefix):
+                yield f"{label}.{name}", value
+    elif is_tree(node):
         if isinstance(node, Optimizer):
             prefix = getattr(node, "name", prefix)
         for field in dataclasses.fields(cast("Any", node)):
-            if field.name not in skip:
+            if field.name not in (*skip, "where"):
                 yield from _walk(getattr(node, field.name), f"{prefix}.{field.name}")
     elif isinstance(node, (list, tuple)):
         for i, child in enumerate(node):

@@ -11,7 +11,7 @@ from torch import Tensor
 from fnloop._torch.tracing import tracing
 from fnloop.stages.base import Callback
 from fnloop.trees import tree
-from fnloop.values import State, stop
+from fnloop.values import State, find, stop
 
 
 @tree
@@ -78,10 +78,11 @@ class early_stopping(Callback):
         return (self.monitor,)
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
-        if self.monitor not in x:
+        found = find(x, self.monitor)
+        if found is None:
             return state, dict(x)
         best, waited = state[self.name]["best"], state[self.name]["waited"]
-        value = torch.as_tensor(x[self.monitor].value(), dtype=torch.float64, device=best.device)
+        value = torch.as_tensor(found, dtype=torch.float64, device=best.device)
         # In terms of "lower is better", whatever the mode.
         sign = 1.0 if self.mode == "min" else -1.0
         nothing = torch.zeros_like(value, dtype=torch.bool)

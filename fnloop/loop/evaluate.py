@@ -9,9 +9,9 @@ import torch
 
 from fnloop._torch.random import seeded
 from fnloop.data import one_epoch
-from fnloop.stages.base import Function, takes_state
+from fnloop.stages.base import as_function, takes_state
 from fnloop.stages.measure import explain, measure_metrics
-from fnloop.values import State, choose_params, fold, merge, numbers
+from fnloop.values import State, choose_params, fold, merge_all, numbers
 
 
 def evaluate(
@@ -44,29 +44,16 @@ def evaluate_metrics(
     batches: int | None = None,
 ) -> dict[str, Any]:
     """What `evaluate` makes numbers of; of the first `batches` only, if given."""
-    wants_state = takes_state(fn)
-    who = Function(fn)
-    parts: list[dict[str, Any]] = []
-
-    def over_all(model: Any) -> None:
-        for i, batch in enumerate(one_epoch(data, int(state.key))):
-            if i == batches:
-                break
-            with _randomness(state, "evaluate", i):
-                try:
-                    result = fn(model, batch, state) if wants_state else fn(model, batch)
-                except Exception as error:
-                    explain(error, who, state, batch)
-                    raise
-            parts.append(measure_metrics(result, batch, who))
-            if len(parts) == 64:
-                parts[:] = [merge(parts)]
-
-    with torch.no_grad():
-        state.skeleton.call(over_all, choose_params(state, params), state.buffers, training=False)
+    who, parts = as_function(fn, "fn(model, batch)"), list[dict[str, Any]]()
+    for i, (batch, result) in enumerate(_outputs(who, state, data, params, "evaluate")):
+        parts.append(measure_metrics(result, batch, who))
+        if i + 1 == batches:
+            break
+        if len(parts) == 64:
+            parts = [merge_all(parts)]
     if not parts:
         raise ValueError("There is nothing to evaluate: the data gave no batch.")
-    return merge(parts)
+    return merge_all(parts)
 
 
 def predict(
@@ -77,11 +64,14 @@ def predict(
     Args:
         fn: ``(model, batch) -> output``.
         state: Whose model; it is not changed.
-        data: Whatever `fl.run` takes; one epoch of it.
+        data: Whatever `fl.run` takes; one epoch of it, not shuffled.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
 
     Yields:
         What `fn` returns.
+
+    Raises:
+        ValueError: The data is `fl.Batches` that shuffle.
 
     >>> import fnloop as fl
     >>> state = fl.pipe(lambda m, x: m(x).mean(), fl.grad).init(torch.nn.Linear(1, 2))
@@ -89,16 +79,33 @@ def predict(
     >>> [len(y) for y in predict(lambda m, x: m(x), state, data)]
     [2, 2, 1]
     """
+    if getattr(data, "shuffle", False) is True:
+        raise ValueError(
+            "predict gives outputs in the order of the data, and this data is shuffled: use "
+            "fl.Batches(..., shuffle=False)."
+        )
+    for _, output in _outputs(as_function(fn, "fn(model, batch)"), state, data, params, "predict"):
+        yield output
+
+
+def _outputs(
+    fn: Any, state: State, data: Any, params: str | None, place: str
+) -> Iterator[tuple[Any, Any]]:
+    """Each batch of one epoch, and what `fn` makes of it."""
+    if not isinstance(state, State):
+        raise TypeError(f"{place} takes a state, it was given {type(state).__name__}.")
     chosen, wants_state = choose_params(state, params), takes_state(fn)
-    for i, batch in enumerate(one_epoch(data, int(state.key))):
+    key, step, device = int(state.key), int(state.step), state.key.device
+    for i, batch in enumerate(one_epoch(data, key)):
 
         def output(model: Any, batch: Any = batch) -> Any:
             return fn(model, batch, state) if wants_state else fn(model, batch)
 
-        with torch.no_grad(), _randomness(state, "predict", i):
-            result, _ = state.skeleton.call(output, chosen, state.buffers, training=False)
-        yield result
-
-
-def _randomness(state: State, place: str, i: int) -> seeded:
-    return seeded(fold(int(state.key), int(state.step), place, i), state.key.device)
+        # Nothing is held while the data is read: that may wait for another thread.
+        with torch.no_grad(), seeded(fold(key, step, place, i), device):
+            try:
+                result, _ = state.skeleton.call(output, chosen, state.buffers, training=False)
+            except Exception as error:
+                explain(error, fn, state, batch)
+                raise
+        yield batch, result

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from fnloop.effects import Effect, Run
-from fnloop.effects.points import fold
 from fnloop.stages.base import Callback, Stage
 from fnloop.stages.lift import stage
 from fnloop.trees import tree, tree_leaves, tree_map
-from fnloop.values import Cursor, State
+from fnloop.values import Cursor, State, is_due, merge_all
 from fnloop.values.metrics import Metric, Metrics, Stop
 
 Unit = Literal["step", "epoch"]
@@ -30,6 +29,8 @@ class Every(Callback):
     name: str = ""
 
     def memory(self, state: State, metrics: Metrics) -> dict[str, Any]:
+        if not self.inner.reads:
+            return {}
         return {name: _as_tensors(m.empty()) for name, m in _windowed(metrics).items()}
 
     def init(self, state: State, metrics: Metrics) -> State:  # type: ignore[override]
@@ -42,17 +43,20 @@ class Every(Callback):
         return self.inner.adds(state, metrics)
 
     def __call__(self, state: State, x: Metrics) -> tuple[State, dict[str, Any]]:
+        # What is no metric was loaded from a run whose metric this one does not have.
+        own = {n: m for n, m in state[self.name].items() if isinstance(m, Metric)}
+        gone = {n: m for n, m in state[self.name].items() if n not in own}
         window = {
             name: _as_tensors(merged.merge(x[name])) if name in x else merged
-            for name, merged in state[self.name].items()
+            for name, merged in own.items()
         }
         if not is_due(self.n, self.unit, Cursor.of(state.cursor)):
-            return state.put(self.name, window), dict(x)
+            return state.put(self.name, {**window, **gone}), dict(x)
         given = {**x, **window}
         state, seen = self.inner(state, given)
         added = {name: m for name, m in seen.items() if name not in given or m is not given[name]}
         empty = {name: _as_tensors(merged.empty()) for name, merged in window.items()}
-        return state.put(self.name, empty), {**x, **added}
+        return state.put(self.name, {**empty, **gone}), {**x, **added}
 
     def describe(self) -> str:
         unit = "" if self.unit == "step" else f", unit={self.unit!r}"
@@ -66,19 +70,24 @@ class EveryEffect(Effect):
         self.n, self.inner, self.unit = n, inner, unit
         self.name = inner.name
         self._parts: list[Metrics] = []
+        self._state: State | None = None
 
     def open(self, run: Run) -> None:
+        self._parts, self._state = [], None
         self.inner.open(run)
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         self._parts.append(metrics)
+        self._state = state
         if is_due(self.n, self.unit, Cursor.of(state.cursor)):
-            merged, self._parts = fold(self._parts), []
+            merged, self._parts = merge_all(self._parts), []
             self.inner(state, merged)
         elif len(self._parts) >= 256:  # to bound memory
-            self._parts = [fold(self._parts)]
+            self._parts = [merge_all(self._parts)]
 
     def close(self, status: str) -> None:
+        if self._parts and self._state is not None:  # what came since it last ran
+            self.inner(self._state, merge_all(self._parts))
         self.inner.close(status)
 
     def memo(self) -> Any:
@@ -140,19 +149,13 @@ def every(
         )
     inner = callback if isinstance(callback, Callback) else stage(callback, "callback")
     label = getattr(inner, "name", None) or inner.describe()
+    if name is None and " at 0x" in label:
+        raise ValueError(
+            f"every keeps its memory under a name made of the callback's, and {label} has none "
+            "that "
+            'lasts: every(..., name="...").'
+        )
     return Every(n, inner, unit, name or f"every.{label}")
-
-
-def is_due(n: int, unit: str, cursor: Cursor) -> bool:
-    """Whether a rhythm of `n` fires after the batch before `cursor`.
-
-    >>> within, at_its_end = Cursor(0, 64, 2), Cursor(1, 0, 3)
-    >>> is_due(2, "step", within), is_due(1, "epoch", within), is_due(1, "epoch", at_its_end)
-    (True, False, True)
-    """
-    if unit == "step":
-        return cursor.count % n == 0
-    return cursor.index == 0 and cursor.count > 0 and cursor.epoch % n == 0
 
 
 def _windowed(metrics: Metrics) -> dict[str, Metric]:

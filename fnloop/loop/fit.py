@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fnloop.data import Data
-from fnloop.effects import Effect
+from fnloop.effects import Effect, named
+from fnloop.loop.callbacks import listed
 from fnloop.loop.config import hyperparameters
 from fnloop.loop.history import History
 from fnloop.loop.interrupt import Interrupt
@@ -51,12 +51,11 @@ def fit(
     """
     if epochs is None and steps is None and seconds is None:
         raise ValueError("fit needs a limit: epochs=, steps= or seconds=.")
-    if isinstance(data, Data):
-        data = data.train
     history, interrupt = History(), Interrupt()
-    effects = [callback for callback in callbacks if isinstance(callback, Effect)]
+    everything = [history, *listed(callbacks), interrupt]
     if resume is not None:
-        state, steps, epochs = _resume(resume, state, [*effects, history], steps, epochs)
+        effects = [callback for callback in everything if isinstance(callback, Effect)]
+        state, steps, epochs = _resume(resume, state, effects, steps, epochs)
     loop = run(
         step,
         state,
@@ -64,14 +63,14 @@ def fit(
         steps=steps,
         epochs=epochs,
         seconds=seconds,
-        callbacks=[history, *callbacks, interrupt],
+        callbacks=everything,
         config={**hyperparameters(step), **(config or {})},
     )
     with interrupt.listening():
         try:
             for state, _ in loop:  # noqa: B007
                 pass
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             _keep(error, state, history)
             raise
     return state, history
@@ -89,9 +88,9 @@ def _resume(
         return state, steps, epochs
     state = load(path, like=state)
     memos = read_manifest(path).get("memos", {})
-    for effect in effects:
-        if effect.name in memos:
-            effect.recall(memos[effect.name])
+    for name, effect in named(effects).items():
+        if name in memos:
+            effect.recall(memos[name])
     cursor = Cursor.of(state.cursor)
     return (
         state,
@@ -100,7 +99,7 @@ def _resume(
     )
 
 
-def _keep(error: Exception, state: State, history: History) -> None:
+def _keep(error: BaseException, state: State, history: History) -> None:
     """A failing step never costs the state."""
     error.state = state  # type: ignore[attr-defined]  # pyright: ignore
     error.history = history  # type: ignore[attr-defined]  # pyright: ignore

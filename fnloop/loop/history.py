@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from fnloop.effects import Effect, Run
-from fnloop.effects.points import Point, Points, numbers_of, reason_in
+from fnloop.effects.points import Point, Points, reason_in
 from fnloop.loop.plot import draw
-from fnloop.values import State
+from fnloop.values import State, numbers_of
 from fnloop.values.metrics import Metrics
 
 Row = dict[str, Any]

@@ -8,24 +8,30 @@ import signal
 import threading
 from collections.abc import Generator, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
+from fnloop.stages.base import Callback
 from fnloop.values import State, stop
 
 _log = logging.getLogger("fnloop")
 
 
-class Interrupt:
+class Interrupt(Callback):
     """A callback that asks for a stop once Ctrl-C was pressed."""
+
+    spelling: ClassVar[str] = "interrupt"
 
     def __init__(self) -> None:
         self.pressed = False
 
-    def __call__(self, state: State, metrics: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
+    def describe(self) -> str:
+        return "interrupt"
+
+    def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
         if not self.pressed:
-            return state, metrics
+            return state, dict(x)
         asked = stop(True, "interrupted by Ctrl-C", status="interrupted")
-        return state, {**metrics, "interrupt": asked}
+        return state, {**x, "interrupt": asked}
 
     @contextlib.contextmanager
     def listening(self) -> Generator[None]:

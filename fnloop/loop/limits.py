@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 
 from fnloop.data import Source
 from fnloop.values import Cursor
@@ -30,6 +31,19 @@ class Limits:
             or (self.epoch is not None and cursor.epoch >= self.epoch)
             or (self.seconds is not None and time.monotonic() >= self.deadline)
         )
+
+    def ended_early(self, cursor: Cursor) -> str:
+        """The status of a run whose data has ended; a limit that was not reached is warned of."""
+        if self.count is None and self.epoch is None and self.seconds is None:
+            return "completed"
+        warnings.warn(
+            f"The data ended after {cursor.count - self.start.count} batches, before the run "
+            "did: an "
+            "iterator is read only once. For more, pass a list, fl.Batches, a DataLoader or a "
+            "function epoch -> iterable.",
+            stacklevel=3,
+        )
+        return "stopped"
 
     def total(self, source: Source) -> int | None:
         """Batches that will be drawn, if that can be told."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from fnloop.effects import Effect, Run
-from fnloop.effects.points import epoch_of, fold, numbers_of, reason_in
-from fnloop.values import Cursor, State
+from fnloop.effects.points import reason_in
+from fnloop.values import Cursor, State, epoch_of, merge_all, numbers_of
 from fnloop.values.metrics import Metrics
 
 
@@ -75,7 +75,7 @@ class progress(Effect):
             self._show()
         elif len(self._parts) >= 256:
             self._latest = metrics
-            self._parts = [fold(self._parts)]
+            self._parts = [merge_all(self._parts)]
 
     def close(self, status: str) -> None:
         if not hasattr(self, "_bar"):
@@ -119,7 +119,7 @@ class progress(Effect):
             self._latest = self._parts[-1]
             # The mean since the last look; but the latest validation.
             latest = {name: part[name] for part in self._parts for name in part if "/" in name}
-            self._shown.update(numbers_of([{**fold(self._parts), **latest}])[0])
+            self._shown.update(numbers_of([{**merge_all(self._parts), **latest}])[0])
             self._parts = []
         return Cursor.of(self._cursor)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from fnloop.data import as_source
+from fnloop.data import Data, as_source
 from fnloop.data.sources import Source
-from fnloop.effects import Effect, Run
+from fnloop.effects import Effect, Run, named
 from fnloop.loop.callbacks import init_callbacks, sort
-from fnloop.loop.checks import check_result, check_slots
+from fnloop.loop.checks import check_result, check_sent, check_slots
 from fnloop.loop.limits import Limits
 from fnloop.stages.base import Callback
 from fnloop.values import Cursor, State, Stop
@@ -51,6 +51,11 @@ def run(
     Yields:
         ``(state, metrics)`` after each step.
 
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind; the state lacks the step's memory;
+            the step or a callback returns the wrong thing; a callback waits for a metric that
+            nothing makes; two stages share a slot.
+
     >>> import fnloop as fl
     >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
     >>> data = fl.Batches(torch.ones(8, 2), batch_size=4)
@@ -64,11 +69,14 @@ def run(
             f"run takes a state, from step.init(model); it was given {type(state).__name__}."
         )
     for name, limit in (("steps", steps), ("epochs", epochs), ("seconds", seconds)):
-        if limit is not None and limit < 0:
-            raise ValueError(f"run({name}=...) must be at least 0, got {limit}.")
+        if limit is None:
+            continue
+        if limit < 0 or (name != "seconds" and not isinstance(limit, int)):
+            kind = "a number" if name == "seconds" else "a whole number"
+            raise ValueError(f"run({name}=...) takes {kind} of at least 0, got {limit}.")
     check_slots(step, state)
-    stages, effects = sort(callbacks)
-    source = as_source(data)
+    stages, effects = sort(callbacks, step)
+    source = as_source(data.train if isinstance(data, Data) else data)
     limits = Limits(Cursor.of(state.cursor), steps, epochs, seconds)
     about = Run(
         step=step,
@@ -101,22 +109,28 @@ def _loop(
         while not limits.reached(cursor):
             drawn = next(batches, None)
             if drawn is None:  # an iterator that ends
-                break
+                status = limits.ended_early(cursor)
+                return
             cursor, batch = drawn
-            before = state
-            state, metrics = step(before, batch)
+            result = step(state, batch)
             if first:
-                check_result(step, before, state, metrics)
+                check_result(step, state, result)
+            state, metrics = result
             state = state.replace(cursor=cursor.tensor())
             if first:
-                state, first = init_callbacks(stages, effects, state, metrics), False
+                state = init_callbacks(stages, effects, state, metrics)
             for callback in stages:
-                state, metrics = callback(state, metrics)
+                result = callback(state, metrics)
+                if first:
+                    check_result(callback, state, result)
+                state, metrics = result
+            first = False
             for effect in effects:
                 effect(state, metrics)
             requests = [m for m in metrics.values() if isinstance(m, Stop) and m]
             sent = yield state, metrics
             while sent is not None:
+                check_sent(sent)
                 if not torch.equal(sent.cursor, state.cursor):
                     cursor = Cursor.of(sent.cursor)
                     batches = _restart(batches, source, cursor, sent)
@@ -145,12 +159,15 @@ def _restart(
 
 def _close(effects: Sequence[Effect], batches: Iterator[Any], status: str) -> None:
     """Close everything, whatever happens: one that fails does not keep the others open."""
-    _close_iterator(batches)
-    for effect in effects:
+    for name, effect in named(effects).items():
         try:
             effect.close(status)
         except Exception as error:
-            warnings.warn(f"Closing the effect {effect.name} failed: {error!r}", stacklevel=2)
+            warnings.warn(f"Closing the effect {name} failed: {error!r}", stacklevel=2)
+    try:
+        _close_iterator(batches)
+    except Exception as error:
+        warnings.warn(f"Closing the data failed: {error!r}", stacklevel=2)
 
 
 def _close_iterator(batches: Iterator[Any]) -> None:

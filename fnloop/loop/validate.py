@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from fnloop.loop.evaluate import evaluate_metrics
@@ -10,6 +10,19 @@ from fnloop.stages.base import Callback, as_function
 from fnloop.trees import static, tree
 from fnloop.trees.show import short
 from fnloop.values import State
+
+
+class Same:
+    """Holds a value that compares by identity, whatever its own ``==`` does."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 @tree
@@ -35,13 +48,16 @@ class validate(Callback):
     """
 
     spelling: ClassVar[str] = "validate"
+    reads: ClassVar[bool] = False
     fn: Any
-    data: Any = static()
+    data: Any = static()  # in a `Same`
     name: str = "val"
     params: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fn", as_function(self.fn, "fn(model, batch)"))
+        if isinstance(self.data, Same):
+            return
         if isinstance(self.data, Iterator):
             raise TypeError(
                 "validate needs data that can be read again and again; the "
@@ -51,15 +67,17 @@ class validate(Callback):
                 "DataLoader."
             )
 
+        object.__setattr__(self, "data", Same(self.data))
+
     @property
     def slot(self) -> None:
         return None
 
     def adds(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        return self._prefixed(evaluate_metrics(_bare(self.fn), state, self.data, batches=1))
+        return self._prefixed(evaluate_metrics(self.fn, state, self.data.value, batches=1))
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
-        results = evaluate_metrics(_bare(self.fn), state, self.data, self.params)
+        results = evaluate_metrics(self.fn, state, self.data.value, self.params)
         return state, {**x, **self._prefixed(results)}
 
     def _prefixed(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +85,3 @@ class validate(Callback):
 
     def describe(self) -> str:
         return f"validate({short(self.fn)}, name={self.name!r})"
-
-
-def _bare(fn: Any) -> Callable[..., Any]:
-    return getattr(fn, "call", fn)

@@ -7,11 +7,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from fnloop.stages.base import GradStage, Kind
-from fnloop.stages.measure import examples
-from fnloop.trees import tree, tree_map
+from fnloop.stages.measure import leading_sizes
+from fnloop.trees import tree, tree_leaves, tree_map
 from fnloop.values import Grads, State
 from fnloop.values.micro import Micro
 
@@ -48,7 +49,7 @@ class Accumulate(GradStage):
                     "fl.Micro has no parts; it takes a tuple of at least one micro-batch."
                 )
             return batch.parts
-        size = max(1, examples(batch, "under accumulate"))
+        size = self._size(batch)
         k = min(self.k, size)
         bounds = [size * i // k for i in range(k + 1)]
         return [
@@ -56,9 +57,21 @@ class Accumulate(GradStage):
             for a, b in itertools.pairwise(bounds)
         ]
 
-    @property
-    def slot(self) -> None:
-        return None
+    def _size(self, batch: Any) -> int:
+        sizes = leading_sizes(batch)
+        other = [leaf for leaf in tree_leaves(batch) if not isinstance(leaf, _CUT_OR_KEPT)]
+        if len(sizes) == 1 and not other:
+            return max(1, next(iter(sizes)))
+        parts = [f"{path or 'the batch'} has {size} rows" for size, path in sizes.items()]
+        parts += [f"there is a {type(leaf).__name__}" for leaf in other[:1]]
+        raise ValueError(
+            f"accumulate({self.k}) cannot cut this batch along its leading dimension: "
+            f"{', '.join(parts) or 'it has no tensor'}. Give the micro-batches yourself: "
+            "fl.Micro((b1, b2, ...))."
+        )
+
+
+_CUT_OR_KEPT = (Tensor, np.ndarray, int, float, complex)
 
 
 def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
@@ -84,4 +97,4 @@ def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
 
 
 def _cut(leaf: Any, start: int, stop: int) -> Any:
-    return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim else leaf
+    return leaf[start:stop] if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim else leaf

@@ -77,6 +77,8 @@ def amp(
 ) -> Callable[[GradStage], Amp]:
     """Run the model under autocast; parameters, gradients and optimizer stay float32.
 
+    This is for training: `fl.evaluate`, `fl.validate` and `fl.predict` run without autocast.
+
     For ``"fp16"`` the loss is multiplied by a scale, kept in ``state["amp"]``, so that small
     gradients do not vanish: a non-finite gradient skips the step and multiplies the scale by
     `backoff`, `interval` finite ones in a row multiply it by `growth` (Micikevicius et al., 2018;

@@ -152,6 +152,9 @@ class Callback(Stage):
             f"{type(self).__name__} has a slot, so it must define memory(state, metrics)."
         )
 
+    reads: ClassVar[bool] = True
+    """Whether it looks at the metrics that it is given; under `fl.every` they are merged for it."""
+
     def needs(self) -> tuple[str, ...]:
         """Names of metrics without which it can never do anything."""
         return ()
@@ -191,11 +194,13 @@ def as_function(value: Any, arguments: str) -> Any:
 
 def takes_state(function: Any) -> bool:
     """Whether a loss wants ``(model, batch, state)`` rather than ``(model, batch)``."""
-    if isinstance(function, Function):
-        return _takes_three(function.call)
-    return (
-        _takes_three(function.__call__.__func__, 4) if is_tree(function) else _takes_three(function)
-    )
+    call = function.call if isinstance(function, Function) else function
+    if is_tree(call):
+        return _takes_three(type(call).__call__, 4)  # with self
+    try:
+        return _takes_three(call)
+    except TypeError:  # no hash
+        return _takes_three.__wrapped__(call)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -52,27 +52,38 @@ class Grad(GradStage):
         leaves = [state.params[name].detach().requires_grad_() for name in names]
         trainable = dict(zip(names, leaves, strict=True))
         params = trainable if len(names) == len(state.params) else {**state.params, **trainable}
+
+        def run(model: Any) -> tuple[Any, ...]:
+            # The backward too: activation checkpointing runs the model again there.
+            measured = self._measure(state, model, batch)
+            if not measured.loss.requires_grad:
+                raise ValueError(_NO_GRADIENT.format(loss=self.loss))
+            seed, rescale, weight = seeds(state, measured)
+            return measured.metrics, gradients(measured.loss, leaves, seed), rescale, weight
+
         recording = torch.is_grad_enabled()
         with _seed(state):
             if not recording:
                 torch.set_grad_enabled(True)
             try:
-                measured, buffers = self._measure(state, params, batch)
-                if not measured.loss.requires_grad:
-                    raise ValueError(_NO_GRADIENT.format(loss=self.loss))
-                seed, rescale, weight = seeds(state, measured)
-                grads = gradients(measured.loss, leaves, seed)
+                result, buffers = state.skeleton.call(run, params, state.buffers, training=True)
             finally:
                 if not recording:
                     torch.set_grad_enabled(False)
-        return self._result(state, measured.metrics, buffers, grads, rescale, weight)
+        metrics, grads, rescale, weight = result
+        return self._result(state, metrics, buffers, grads, rescale, weight)
 
     def _traced(self, state: State, batch: Any) -> tuple[State, Grads]:
         # Under vmap, grad and compile; autograd.grad is not always usable there.
         trainable = {name: state.params[name] for name in state.skeleton.trainable}
 
         def objective(trainable: dict[str, Tensor]) -> tuple[Tensor, Any]:
-            measured, buffers = self._measure(state, {**state.params, **trainable}, batch)
+            measured, buffers = state.skeleton.call(
+                lambda model: self._measure(state, model, batch),
+                {**state.params, **trainable},
+                state.buffers,
+                training=True,
+            )
             seed, rescale, weight = _seeds(state, measured)
             return measured.loss * seed, (measured.metrics, buffers, rescale, weight)
 
@@ -80,23 +91,18 @@ class Grad(GradStage):
             grads, (metrics, buffers, *factors) = _grad_with_aux(objective, trainable)
         return self._result(state, metrics, buffers, list(grads.values()), *factors)
 
-    def _measure(
-        self, state: State, params: dict[str, Tensor], batch: Any
-    ) -> tuple[Measured, dict[str, Tensor]]:
-        def run(model: Any) -> Measured:
-            arguments = (model, batch, state) if takes_state(self.loss) else (model, batch)
-            try:
-                if "autocast" in state.context:
-                    with torch.autocast(state.key.device.type, dtype=state.context["autocast"]):
-                        result = self.loss(*arguments)
-                else:
+    def _measure(self, state: State, model: Any, batch: Any) -> Measured:
+        arguments = (model, batch, state) if takes_state(self.loss) else (model, batch)
+        try:
+            if "autocast" in state.context:
+                with torch.autocast(state.key.device.type, dtype=state.context["autocast"]):
                     result = self.loss(*arguments)
-            except Exception as error:
-                explain(error, self.loss, state, batch)
-                raise
-            return measure(result, batch, self.loss)
-
-        return state.skeleton.call(run, params, state.buffers, training=True)
+            else:
+                result = self.loss(*arguments)
+        except Exception as error:
+            explain(error, self.loss, state, batch)
+            raise
+        return measure(result, batch, self.loss)
 
     def _result(
         self,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fnloop._torch.tracing import tracing
 from fnloop.trees import tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
@@ -62,7 +65,7 @@ def measure(result: Any, batch: Any, who: Any) -> Measured:
             )
         weight = _as_weight(result.weight, total)
         loss = Mean(total.detach().to(torch.float64), weight)
-        return Measured(total, None, weight, {"loss": loss, **_metrics(extra, batch, who)})
+        return Measured(total, None, weight, _reported(loss, extra, batch, who))
     if not isinstance(result, Tensor):
         raise TypeError(
             f"The loss {_name(who)} returned {type(result).__name__}; it must return a scalar "
@@ -83,9 +86,8 @@ def measure(result: Any, batch: Any, who: Any) -> Measured:
         )
     count = examples(batch, who)
     weight = constant(count, result.device, torch.float64)
-    metrics: dict[str, Any] = {"loss": Mean(result.detach() * weight, weight)}
-    if extra:
-        metrics.update(_metrics(extra, batch, who))
+    loss = _mean(result, count)
+    metrics = _reported(loss, extra, batch, who) if extra else {"loss": loss}
     return Measured(result, count, weight, metrics)
 
 
@@ -97,10 +99,10 @@ def measure_metrics(result: Any, batch: Any, who: Any) -> dict[str, Any]:
 
 
 def examples(batch: Any, who: Any) -> int:
-    """The number of examples: the common leading dimension of the batch's tensors.
+    """The number of examples: the common leading dimension of the batch's tensors and arrays.
 
     Raises:
-        ValueError: They disagree.
+        ValueError: They disagree, or there is none to tell.
     """
     if type(batch) is tuple and len(batch) == 2:  # (x, y): the common case, without a tree walk
         x, y = batch
@@ -108,19 +110,35 @@ def examples(batch: Any, who: Any) -> int:
             size = x.shape[0]
             if size == y.shape[0]:
                 return size
-    sizes: dict[int, str] = {}
-    for path, leaf in tree_items(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            sizes.setdefault(leaf.shape[0], f"{path or 'the batch'} has {leaf.shape[0]}")
+    sizes = leading_sizes(batch)
     if len(sizes) > 1:
+        found = ", ".join(f"{path or 'the batch'} has {size}" for size, path in sizes.items())
         raise ValueError(
-            f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; "
-            "but the leading "
-            f"dimensions of the batch's tensors disagree: {', '.join(sizes.values())}. Say the "
-            "weight "
+            f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; but "
+            f"the leading dimensions of the batch's tensors disagree: {found}. Say the weight "
             "yourself: return fl.Mean(total, weight)."
         )
+    unknown = [leaf for _, leaf in tree_items(batch) if not isinstance(leaf, _PLAIN)]
+    if not sizes and unknown:
+        raise ValueError(
+            f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; but "
+            f"the batch is of {type(unknown[0]).__name__}, in which no tensor is seen. Give "
+            "batches "
+            "that are dicts or tuples of tensors, or return fl.Mean(total, weight)."
+        )
     return next(iter(sizes), 1)
+
+
+def leading_sizes(batch: Any) -> dict[int, str]:
+    """The leading dimensions of the batch's tensors and arrays, each with the path of one."""
+    sizes: dict[int, str] = {}
+    for path, leaf in tree_items(batch):
+        if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim:
+            sizes.setdefault(leaf.shape[0], path)
+    return sizes
+
+
+_PLAIN = (Tensor, np.ndarray, int, float, complex, str, bytes)
 
 
 def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
@@ -131,9 +149,15 @@ def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
     )
 
 
-@functools.lru_cache(maxsize=1024)
 def constant(value: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A 0-d tensor that is shared: nothing in fnloop writes in place."""
+    """A 0-d tensor, shared between steps: nothing in fnloop writes in place."""
+    if tracing() or torch.is_inference_mode_enabled():  # such tensors must not outlive the block
+        return torch.tensor(value, dtype=dtype, device=device)
+    return _shared(value, device, dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared(value: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.tensor(value, dtype=dtype, device=device)
 
 
@@ -147,17 +171,36 @@ def _metrics(extra: Mapping[str, Any], batch: Any, who: Any) -> dict[str, Any]:
     return {str(name): _metric(name, value, batch, who) for name, value in extra.items()}
 
 
+def _mean(value: Tensor, count: int) -> Mean:
+    """A mean over `count` examples; on the CPU a plain number, where looking costs nothing."""
+    if value.device.type == "cpu" and not tracing():
+        return Mean(value.item() * count, float(count))
+    weight = constant(count, value.device, torch.float64)
+    return Mean(value.detach() * weight, weight)
+
+
+def _reported(loss: Mean, extra: Mapping[str, Any], batch: Any, who: Any) -> dict[str, Any]:
+    for name in ("loss", "skipped"):
+        if name in extra:
+            raise ValueError(
+                f"The loss {_name(who)} reports a metric named {name!r}, which fnloop reports "
+                "itself. Give it another name."
+            )
+    return {"loss": loss, **_metrics(extra, batch, who)}
+
+
 def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
     if isinstance(value, Mean):
         total, weight = _detached(value.total), _detached(value.weight)
-        return Mean(total.to(torch.float64) if isinstance(total, Tensor) else total, weight)
+        if isinstance(total, Tensor):
+            total = total.to(torch.float64)
+        return dataclasses.replace(value, total=total, weight=weight)
     if isinstance(value, Metric):
         return tree_map(_detached, value)
     if isinstance(value, (int, float)):
         value = torch.tensor(float(value))
     if isinstance(value, Tensor) and not value.ndim:
-        weight = constant(examples(batch, who), value.device, torch.float64)
-        return Mean(value.detach() * weight, weight)
+        return _mean(value, examples(batch, who))
     raise TypeError(
         f"The metric {name!r} of {_name(who)} is {short(value)}; a metric is a scalar (a mean "
         "over the batch's "

@@ -70,6 +70,12 @@ def pipe(value: Any, /, *functions: Callable[[Any], Any]) -> Any:
     >>> pipe(3, lambda x: x + 1, str)
     '4'
     """
+    for function in functions:
+        if not callable(function):
+            raise TypeError(
+                f"pipe hands its first value through functions, and {function!r} is none. An "
+                "optimizer goes into one: fl.update(optimizer)."
+            )
     return toolz.pipe(value, *functions)
 
 

@@ -43,6 +43,11 @@ class Update(StepStage):
                 "Put an "
                 f"optimizer after it: fl.chain({short(self.optimizer)}, fl.sgd(0.1))."
             )
+        if "scale" in self.optimizer.names():
+            raise ValueError(
+                'An optimizer cannot be named "scale": fl.update keeps its multipliers under that '
+                'name. Give it another: name="...".'
+            )
         super().__post_init__()
 
     def memory(self, state: State) -> dict[str, Any]:
@@ -78,8 +83,12 @@ class Update(StepStage):
         if finite:
             if not direct or weight != 1:  # they may share memory with a batch, or each other
                 means = foreach.copies(means)
-            factor = constant(1.0 / weight, grads.weight.device, torch.float32)
-            finite = not foreach.unscale_(means, factor).item()
+            if all([mean.dtype is torch.float32 for mean in means]):
+                factor = constant(1.0 / weight, grads.weight.device, torch.float32)
+                finite = not foreach.unscale_(means, factor).item()
+            else:
+                means = foreach.div(means, weight)
+                finite = bool(foreach.all_finite(means))
         optimizer, reports = self._now(step, own["scale"])
         metrics = _report(grads.metrics, finite, reports)
         if not finite:

@@ -13,7 +13,7 @@ from fnloop.store.folders import discard, listing, prepare, sweep, target_of
 from fnloop.store.manifest import amend
 from fnloop.store.save import leaves_of, save
 from fnloop.store.topk import TopK
-from fnloop.values import Cursor, State, numbers
+from fnloop.values import Cursor, State, find, is_due
 from fnloop.values.metrics import Metrics
 
 
@@ -72,7 +72,6 @@ class checkpoint(Effect):
         self._top = TopK(keep, mode)
         # How many of the newest are kept, whatever their score.
         self._newest = keep if monitor is None else int(last)
-        self._sources = _sources(monitor)
         self._recent: tuple[int, ...] = ()
         self._unneeded: tuple[int, ...] = ()
         self._run: Run | None = None
@@ -114,11 +113,7 @@ class checkpoint(Effect):
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         self._state, self._metrics = state, metrics
-        epoch, index, count = state.cursor.tolist()
-        if self.unit == "step":
-            due = count % self.every == 0
-        else:
-            due = index == 0 and count > 0 and epoch % self.every == 0
+        due = is_due(self.every, self.unit, Cursor.of(state.cursor))
         score = self._score(metrics) if self.monitor else None
         if score is not None or (due and self._newest != 0):
             try:
@@ -232,13 +227,10 @@ class checkpoint(Effect):
         return counts[-self._newest :] if self._newest else ()
 
     def _score(self, metrics: Metrics) -> float | None:
-        for source in self._sources:
-            if source in metrics:
-                values = numbers({source: metrics[source]})
-                if self.monitor in values:
-                    self._seen = True
-                    return values[self.monitor]
-                self._names.update(values)
+        value = find(metrics, self.monitor or "")
+        if value is not None:
+            self._seen = True
+            return float(value)
         if not self._seen:
             self._names.update(metrics)
         return None
@@ -247,13 +239,3 @@ class checkpoint(Effect):
         if not self._warned:
             warnings.warn(f"checkpoint: {text}", stacklevel=4)
         self._warned = True
-
-
-def _sources(monitor: str | None) -> tuple[str, ...]:
-    """Metrics that may hold the monitored value: itself, or a dict of values under a prefix.
-
-    >>> _sources("val/report/f1")
-    ('val/report/f1', 'val/report', 'val')
-    """
-    parts = monitor.split("/") if monitor else []
-    return tuple("/".join(parts[:length]) for length in range(len(parts), 0, -1))

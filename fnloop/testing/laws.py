@@ -16,7 +16,7 @@ from fnloop.stages.accumulate import accumulate
 from fnloop.stages.base import GradStage, Stage
 from fnloop.store import load, save
 from fnloop.trees import tree_diff, tree_equal, tree_map
-from fnloop.trees.equal import same_structure
+from fnloop.trees.equal import alike, same_structure
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values import State
@@ -242,17 +242,11 @@ def check_stable(step: Step, state: State, x: Any) -> None:
         )
     old, new = dict(tree_items(state)), dict(tree_items(after))
     wrong = [path for path in {**old, **new} if path not in old or path not in new]
-    wrong += [path for path in old if path in new and not _alike(old[path], new[path])]
+    wrong += [path for path in old if path in new and not alike(old[path], new[path])]
     if wrong:
         raise LawError(f"law 11, stability: {_name(step)} changed the kind of {', '.join(wrong)}")
     if not same_structure(state, after):
         raise LawError(f"law 11, stability: {_name(step)} changed the state's static structure")
-
-
-def _alike(a: Any, b: Any) -> bool:
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return False
-    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
 def _is_scale(memory: Any) -> bool:

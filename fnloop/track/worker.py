@@ -7,8 +7,9 @@ import threading
 import warnings
 from collections.abc import Sequence
 
-from fnloop.effects.points import Point, numbers_of
+from fnloop.effects.points import Point
 from fnloop.track.base import Tracker
+from fnloop.values import numbers_of
 
 
 class Worker:

@@ -34,6 +34,13 @@ def same_structure(a: Any, b: Any) -> bool:
     return optree.tree_structure(a) == optree.tree_structure(b)
 
 
+def alike(a: Any, b: Any) -> bool:
+    """Whether two leaves are tensors of the same shape, dtype and device."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+
+
 def tree_diff(a: Any, b: Any) -> str:
     """A table of the leaves that differ between `a` and `b`; an empty string if none does.
 

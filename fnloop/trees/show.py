@@ -44,7 +44,7 @@ def short(value: Any) -> str:
     if type(value) is tuple:
         return "(" + ", ".join(map(short, value)) + ("," if len(value) == 1 else "") + ")"
     if callable(value) and hasattr(value, "__qualname__"):
-        return value.__qualname__.replace("<locals>.", "")
+        return value.__qualname__.rpartition("<locals>.")[2]
     return repr(value)
 
 

@@ -1,8 +1,15 @@
 """Values: the state, keys, cursor, metrics and gradients. Data only."""
 
 from fnloop.values.cursor import Cursor as Cursor
+from fnloop.values.cursor import epoch_of as epoch_of
+from fnloop.values.cursor import is_due as is_due
 from fnloop.values.grads import Grads as Grads
 from fnloop.values.key import fold as fold
+from fnloop.values.merging import find as find
+from fnloop.values.merging import merge as merge
+from fnloop.values.merging import merge_all as merge_all
+from fnloop.values.merging import numbers as numbers
+from fnloop.values.merging import numbers_of as numbers_of
 from fnloop.values.metrics import Last as Last
 from fnloop.values.metrics import Max as Max
 from fnloop.values.metrics import Mean as Mean
@@ -11,8 +18,6 @@ from fnloop.values.metrics import Metrics as Metrics
 from fnloop.values.metrics import Min as Min
 from fnloop.values.metrics import Stop as Stop
 from fnloop.values.metrics import Sum as Sum
-from fnloop.values.metrics import merge as merge
-from fnloop.values.metrics import numbers as numbers
 from fnloop.values.metrics import stop as stop
 from fnloop.values.micro import Micro as Micro
 from fnloop.values.mode import training as training

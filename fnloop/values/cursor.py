@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,4 +34,25 @@ class Cursor(NamedTuple):
 
     def tensor(self) -> Tensor:
         """int64[3], on the CPU."""
-        return torch.tensor(self, dtype=torch.int64)
+        return torch.from_numpy(np.array(self, dtype=np.int64))  # half the time of torch.tensor
+
+
+def epoch_of(cursor: Cursor) -> int:
+    """The epoch of the last batch drawn, counted from 1.
+
+    >>> epoch_of(Cursor(0, 32, 1)), epoch_of(Cursor(1, 0, 10)), epoch_of(Cursor(1, 32, 11))
+    (1, 1, 2)
+    """
+    return cursor.epoch + bool(cursor.index)
+
+
+def is_due(n: int, unit: str, cursor: Cursor) -> bool:
+    """Whether a rhythm of `n` fires after the batch before `cursor`.
+
+    >>> within, at_its_end = Cursor(0, 64, 2), Cursor(1, 0, 3)
+    >>> is_due(2, "step", within), is_due(1, "epoch", within), is_due(1, "epoch", at_its_end)
+    (True, False, True)
+    """
+    if unit == "step":
+        return cursor.count % n == 0
+    return cursor.index == 0 and cursor.count > 0 and cursor.epoch % n == 0

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fnloop._torch import foreach
 from fnloop.trees import tree
-from fnloop.values.metrics import merge
+from fnloop.values.merging import merge
 
 
 @tree

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
@@ -192,44 +192,17 @@ def stop(when: bool | Tensor, reason: str, status: str = "stopped") -> Stop:
     return Stop(when, reason, status)
 
 
-def merge(parts: Iterable[Metrics]) -> dict[str, Any]:
-    """Merge metrics in order, over the union of their names.
-
-    >>> merged = merge([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3), "lr": Last(0.1)}])
-    >>> {name: float(metric) for name, metric in merged.items()}
-    {'loss': 1.0, 'lr': 0.1}
-    """
-    result: dict[str, Any] = {}
-    for part in parts:
-        for name, metric in part.items():
-            result[name] = result[name].merge(metric) if name in result else metric
-    return result
-
-
-def numbers(metrics: Metrics) -> dict[str, float]:
-    """Every metric as a float; a dict of values gives ``name/key`` entries.
-
-    This is where the device is waited for. What is no number (a confusion matrix) is left out.
-    """
-    result: dict[str, float] = {}
-    for name, metric in metrics.items():
-        if isinstance(metric, Stop):
-            continue
-        value = metric.value() if isinstance(metric, Metric) else metric
-        entries: Mapping[str, Any] = value if isinstance(value, Mapping) else {"": value}
-        for key, entry in entries.items():
-            if isinstance(entry, Tensor) and entry.numel() != 1:
-                continue
-            result[f"{name}/{key}" if key else name] = float(entry)
-    return result
-
-
 def _zeros(leaf: Any) -> Any:
     return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else type(leaf)(0)
 
 
 def _full(like: Number, value: float) -> Number:
-    return torch.full_like(like, value) if isinstance(like, Tensor) else value
+    if not isinstance(like, Tensor):
+        return value
+    if like.is_floating_point():
+        return torch.full_like(like, value)
+    range = torch.iinfo(like.dtype)
+    return torch.full_like(like, range.max if value > 0 else range.min)
 
 
 def _extreme(f: Any, a: Number, b: Number) -> Number:

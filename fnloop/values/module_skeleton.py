@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from fnloop.values.mode import set_training
 from fnloop.values.mode import training as training_now
@@ -49,8 +51,7 @@ class ModuleSkeleton:
         self._places = [*self._param_places, *self._buffer_places]
         self.trainable = tuple(n for n, p in self.module.named_parameters() if p.requires_grad)
         self._identity = (
-            type(module),
-            tuple((name, type(child), child.extra_repr()) for name, child in modules.items()),
+            tuple((name, _kind(child), child.extra_repr()) for name, child in modules.items()),
             tuple(names.values()),
             self.trainable,
             tuple(buffer_names.values()),
@@ -58,6 +59,19 @@ class ModuleSkeleton:
         self._hash = hash(self._identity)
         self._empty()
         self._placeholders = self._standing()
+        # The attributes of modules that may write them as they run; torch's own do not, unless a
+        # hook does it for them.
+        self._attributes = [
+            (child.__dict__, dict(child.__dict__))
+            for child in modules.values()
+            if not type(child).__module__.startswith("torch.nn.modules") or child._forward_pre_hooks
+        ]
+        self._unset_buffers = [
+            (child._buffers, key, f"{name}.{key}".lstrip("."))
+            for name, child in modules.items()
+            for key, buffer in child._buffers.items()
+            if buffer is None
+        ]
 
     def _empty(self) -> None:
         """Let go of the tensors: placeholders keep shape and dtype only."""
@@ -102,6 +116,27 @@ class ModuleSkeleton:
                 set_training(modes[1])
                 for (tensors, key, _), tensor in zip(self._places, before, strict=True):
                     tensors[key] = tensor
+                if not nested:
+                    self._forget()
+
+    def _forget(self) -> None:
+        """Undo what the model wrote on itself: only tensors in the state are state."""
+        for own, kept in self._attributes:
+            if len(own) == len(kept) and all(map(operator.is_, own.values(), kept.values())):
+                continue
+            mode = own["training"]
+            own.clear()
+            own.update(kept)
+            own["training"] = mode
+        for buffers, key, name in self._unset_buffers:
+            if buffers[key] is not None:
+                buffers[key] = None
+                raise ValueError(
+                    f"The model fills its buffer {name!r}, which was registered as None, as it "
+                    "runs. "
+                    "A buffer that is to be kept must be a tensor from the start: "
+                    f'self.register_buffer("{key}", torch.zeros(...)).'
+                )
 
     def _standing(self) -> list[Any]:
         return [tensors[key] for tensors, key, _ in self._places]
@@ -143,6 +178,12 @@ class ModuleSkeleton:
     def __hash__(self) -> int:
         return self._hash
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update({**values, "_lock": threading.RLock()})
+
     def __deepcopy__(self, memo: dict[int, Any]) -> ModuleSkeleton:
         return self  # immutable between calls
 
@@ -150,6 +191,11 @@ class ModuleSkeleton:
         return type(self.module).__name__
 
     __repr__ = __str__
+
+
+def _kind(module: nn.Module) -> type:
+    """The class; with parametrizations, which make one of their own, the one before."""
+    return parametrize.type_before_parametrizations(module)
 
 
 def _private_copy(module: nn.Module) -> nn.Module:

@@ -26,6 +26,8 @@ def start(model: Any, seed: int = 0) -> State:
     """
     if isinstance(model, State):
         return model
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"The seed must fit an int64, got {seed}.")
     if not is_model(model):
         if not callable(model):
             raise TypeError(

@@ -20,7 +20,6 @@ OPERATIONS = {
     "sqrt": (lambda xs: foreach.sqrt(foreach.abs(xs)), lambda x, y: x.abs().sqrt()),
     "lerp": (lambda xs: foreach.lerp(xs, YS, 0.25), lambda x, y: 0.75 * x + 0.25 * y),
     "clamp": (lambda xs: foreach.clamp(xs, -1.0, 2.0), lambda x, y: x.clamp(-1, 2)),
-    "clone": (foreach.clone, lambda x, y: x),
 }
 
 

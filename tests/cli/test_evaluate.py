@@ -122,6 +122,7 @@ def test_metrics_of_the_recipes_own(edited, cli, numbers):
     assert code == 0 and set(numbers(out)["test"]) == {"loss", "gap"}
 
 
+@pytest.mark.filterwarnings("ignore:The data ended")
 def test_training_data_that_cannot_be_read_again_has_no_row(edited, cli, numbers):
     edited("train=fl.Batches((x[:160], y[:160]), batch_size)", "train=iter([(x, y)] * 9)")
     recipe = edited('unit="epoch"', 'unit="step"')

@@ -6,8 +6,21 @@ from typing import Any
 import pytest
 import torch
 
-from fnloop.effects.points import Points, fold, numbers_of, reason_in, subset_of
-from fnloop.values import Cursor, Last, Max, Mean, Min, Sum, merge, numbers, start, stop
+from fnloop.effects.points import Points, reason_in, subset_of
+from fnloop.values import (
+    Cursor,
+    Last,
+    Max,
+    Mean,
+    Min,
+    Sum,
+    merge,
+    merge_all,
+    numbers,
+    numbers_of,
+    start,
+    stop,
+)
 
 
 def parts(n: int) -> list[dict[str, Any]]:
@@ -34,7 +47,7 @@ def parts(n: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_fold_is_merge(n: int) -> None:
-    folded, merged = fold(parts(n)), merge(parts(n))
+    folded, merged = merge_all(parts(n)), merge(parts(n))
     assert list(folded) == list(merged)
     assert numbers(folded) == pytest.approx(numbers(merged), rel=1e-12)
     assert torch.allclose(folded["many"].value().double(), merged["many"].value().double())
@@ -43,9 +56,9 @@ def test_fold_is_merge(n: int) -> None:
 def test_ten_thousand_small_losses_are_not_rounded_away() -> None:
     part = {"loss": Sum(torch.tensor(0.1))}
     exact = 100_000 * float(torch.tensor(0.1))
-    assert float(fold([part] * 100_000)["loss"]) == pytest.approx(exact, rel=1e-10)
+    assert float(merge_all([part] * 100_000)["loss"]) == pytest.approx(exact, rel=1e-10)
     many = {"loss": Sum(torch.full((2,), 0.1))}
-    assert fold([many] * 10_000)["loss"].value().tolist() == pytest.approx(
+    assert merge_all([many] * 10_000)["loss"].value().tolist() == pytest.approx(
         [exact / 10] * 2, rel=1e-10
     )
 

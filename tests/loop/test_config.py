@@ -23,3 +23,12 @@ def test_names_are_those_of_the_reports():
 
 def test_a_bare_function_has_none():
     assert hyperparameters(lambda state, batch: (state, {})) == {}
+
+
+def test_labels_and_names_keep_hyperparameters_apart():
+    optimizer = fl.by_label({"a": fl.adamw(1e-3), "b": fl.adamw(1e-4)}, {"x": "a", "*": "b"})
+    averages = [fl.ema(0.9), fl.ema(0.99, name="slow")]
+    found = hyperparameters(fl.pipe(loss, fl.grad, fl.update(optimizer), *averages))
+    assert (found["a.adamw.lr"], found["b.adamw.lr"]) == (1e-3, 1e-4)
+    assert (found["ema.decay"], found["slow.decay"]) == (0.9, 0.99)
+    assert not any("labels" in name for name in found)

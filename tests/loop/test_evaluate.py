@@ -75,3 +75,20 @@ def test_no_data():
     state = fl.grad(loss).init(model())
     with pytest.raises(ValueError, match="no batch"):
         fl.evaluate(loss, state, [])
+
+
+def test_predictions_of_shuffled_data_are_refused():
+    state = fl.grad(loss).init(model())
+    with pytest.raises(ValueError, match="shuffle=False"):
+        list(fl.predict(lambda m, x: m(x), state, fl.Batches(X, 5)))
+
+
+def test_a_module_is_no_state():
+    with pytest.raises(TypeError, match="evaluate takes a state"):
+        fl.evaluate(loss, model(), [(X, Y)])
+
+
+def test_validations_compare_by_their_data():
+    data = (X, Y)
+    assert fl.validate(loss, data) == fl.validate(loss, data)
+    assert fl.validate(loss, data) != fl.validate(loss, (X, Y))

@@ -91,3 +91,29 @@ def test_bad_arguments():
         fl.every(1, lambda s, m: (s, m), unit="batch")
     with pytest.raises(TypeError, match="stage of the pipeline"):
         fl.every(1, STEP)
+
+
+def test_an_effect_gets_what_is_left_at_the_end():
+    seen = []
+    note = fl.effect(lambda s, metrics: seen.append(float(metrics["loss"].weight)))
+    collect([fl.every(3, note)], steps=4)
+    assert seen == [10, 4]
+
+
+def test_a_name_that_would_not_last_is_refused():
+    class Callable_:
+        def __call__(self, s, metrics):
+            return s, metrics
+
+    with pytest.raises(ValueError, match="none that lasts"):
+        fl.every(3, Callable_())
+    assert fl.every(3, Callable_(), name="mine").name == "mine"
+
+
+def test_memory_of_a_metric_that_is_gone_is_carried_along():
+    callback = fl.every(5, lambda s, m: (s, m), name="w")
+    s, metrics = STEP(state(), torch.ones(4, 2))
+    s = callback.init(s, metrics)
+    old = {**s["w"], "gone": {"total": torch.ones(()), "weight": torch.ones(())}}
+    after, _ = callback(s.put("w", old), metrics)
+    assert after["w"]["gone"] is old["gone"]

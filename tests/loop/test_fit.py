@@ -124,3 +124,76 @@ def test_resume_finishes_what_was_left(tmp_path):
 def test_resume_of_an_empty_folder_starts_anew(tmp_path):
     fitted, _ = fl.fit(STEP, state(), data(), steps=2, resume=tmp_path)
     assert fitted.cursor[2] == 2
+
+
+def test_a_checkpoints_metric_is_looked_for_at_the_start(tmp_path):
+    validate = fl.every(1, fl.validate(loss, data()), unit="epoch")
+    with pytest.raises(ValueError, match='Did you mean "val/loss"'):
+        fl.fit(
+            STEP,
+            state(),
+            data(),
+            epochs=1,
+            callbacks=[validate, fl.checkpoint(tmp_path, monitor="val/los")],
+        )
+
+
+def test_one_value_of_a_metric_of_many_can_be_watched(tmp_path):
+    def report(model, x):
+        logits = torch.cat([model(x), -model(x)], 1)
+        return {"classes": fl.confusion(logits, (x[:, 0] > 5).long(), classes=2)}
+
+    callbacks = [
+        fl.every(1, fl.validate(report, data()), unit="epoch"),
+        fl.early_stopping("val/classes/accuracy", mode="max", patience=1),
+        fl.checkpoint(tmp_path, monitor="val/classes/accuracy", mode="max"),
+    ]
+    _, history = fl.fit(STEP, state(), data(), epochs=3, callbacks=callbacks)
+    assert "val/classes/accuracy" in history.names
+    assert fl.read_manifest(fl.best(tmp_path))["monitor"]["name"] == "val/classes/accuracy"
+
+
+def test_two_effects_of_one_name_keep_their_own_memo(tmp_path):
+    def callbacks():
+        return [
+            fl.track(fl.JSONL(tmp_path / "a.jsonl"), every=1),
+            fl.track(fl.JSONL(tmp_path / "b.jsonl"), every=1),
+            fl.checkpoint(tmp_path / "c", every=1, unit="step"),
+        ]
+
+    fl.fit(STEP, state(), data(), steps=3, callbacks=callbacks())
+    fl.fit(STEP, state(), data(), steps=5, callbacks=callbacks(), resume=tmp_path / "c")
+    assert (tmp_path / "a.jsonl").read_text().count('"loss"') == 5
+    assert (tmp_path / "b.jsonl").read_text().count('"loss"') == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "c"]
+
+
+def test_validation_points_do_not_move_after_a_resume(tmp_path):
+    def callbacks(folder):
+        return [
+            fl.every(4, fl.validate(loss, data(), params="ema")),
+            fl.checkpoint(folder, every=1, unit="step"),
+        ]
+
+    _, whole = fl.fit(STEP, state(), data(), steps=12, callbacks=callbacks(tmp_path / "a"))
+    fl.fit(STEP, state(), data(), steps=3, callbacks=callbacks(tmp_path / "b"))
+    _, resumed = fl.fit(
+        STEP, state(), data(), steps=12, callbacks=callbacks(tmp_path / "b"), resume=tmp_path / "b"
+    )
+    assert whole.steps("val/loss") == resumed.steps("val/loss") == [4, 8, 12]
+    assert whole["val/loss"] == resumed["val/loss"]
+
+
+def test_an_iterator_that_ends_too_early_is_told():
+    with pytest.warns(UserWarning, match="ended after 3 batches"):
+        _, history = fl.fit(STEP, state(), iter([torch.ones(2, 2)] * 3), steps=5)
+    assert history.status == "stopped"
+
+
+def test_whole_numbers_are_asked_for():
+    with pytest.raises(ValueError, match="a whole number"):
+        fl.fit(STEP, state(), data(), epochs=1.5)
+    with pytest.raises(TypeError, match=r"callbacks=\[\.\.\.\]"):
+        fl.fit(STEP, state(), data(), epochs=1, callbacks=fl.early_stopping("loss"))
+    with pytest.raises(TypeError, match=r"write progress\(\.\.\.\)"):
+        fl.fit(STEP, state(), data(), epochs=1, callbacks=[fl.progress])

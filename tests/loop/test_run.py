@@ -169,9 +169,9 @@ def test_a_bare_function_is_a_step():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (lambda s, b: s, "in place of a State"),
+        (lambda s, b: s, "returned a State alone"),
         (lambda s, b: (s, None), "metrics of type NoneType"),
-        (lambda s, b: (s, {"loss": torch.ones(())}), r"The metric 'loss'.*fl\.Mean"),
+        (lambda s, b: (s, {"loss": torch.ones(())}), r"reports 'loss' as f32.*fl\.Mean"),
         (lambda s, b: ({}, {}), "in place of a State"),
         (lambda s, b: (s.replace(params={}), {}), r"params/0\.weight"),
         (lambda s, b: (s.replace(step=s.step.double()), {}), r"step +i64\[\] +f64\[\]"),
@@ -179,8 +179,7 @@ def test_a_bare_function_is_a_step():
 )
 def test_a_step_that_returns_the_wrong_thing_says_so(bad, message):
     def step(s, b):
-        result = bad(s, b)
-        return result if isinstance(result, tuple) else (None, {})
+        return bad(s, b)
 
     with pytest.raises((TypeError, ValueError), match=message):
         last(fl.run(step, state(), data(), steps=1))
@@ -201,7 +200,7 @@ def test_callbacks_that_are_none():
         fl.run(STEP, state(), data(), callbacks=[STEP])
     with pytest.raises(TypeError, match="A callback is a function"):
         fl.run(STEP, state(), data(), callbacks=[3])
-    with pytest.raises(ValueError, match="under the name 'early_stopping'"):
+    with pytest.raises(ValueError, match="under the same name, 'early_stopping'"):
         fl.run(
             STEP,
             state(),
@@ -235,3 +234,70 @@ def test_a_metric_that_nobody_makes_is_an_error_at_the_start():
 def test_negative_limits():
     with pytest.raises(ValueError, match="steps"):
         fl.run(STEP, state(), data(), steps=-1)
+
+
+def test_a_callback_that_returns_the_wrong_thing_says_so():
+    def number(s, metrics):
+        return s, {**metrics, "gap": 0.5}
+
+    with pytest.raises(TypeError, match=r"The callback number reports 'gap' as 0\.5"):
+        last(fl.run(STEP, state(), data(), steps=1, callbacks=[number]))
+
+
+def test_a_callback_may_not_take_a_slot_of_the_step():
+    with pytest.raises(ValueError, match=r"ema\(0\.9\) and early_stopping.*same name, 'ema'"):
+        fl.run(STEP, state(), data(), callbacks=[fl.early_stopping("loss", name="ema")])
+
+
+def test_send_takes_a_state():
+    loop = fl.run(STEP, state(), data(), steps=2)
+    next(loop)
+    with pytest.raises(TypeError, match="send takes a state"):
+        loop.send((1, 2))
+
+
+def test_data_that_fails_to_close_keeps_no_effect_open():
+    class Fails:
+        batches = None
+
+        def iterate(self, cursor, key=0):
+            return Broken()
+
+    class Broken:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise RuntimeError("no data")
+
+        def close(self):
+            raise OSError("stuck")
+
+    closed = []
+
+    class Close(fl.Effect):
+        def close(self, status):
+            closed.append(status)
+
+    with (
+        pytest.warns(UserWarning, match="Closing the data failed"),
+        pytest.raises(RuntimeError, match="no data"),
+    ):
+        last(fl.run(STEP, state(), Fails(), steps=1, callbacks=[Close()]))
+    assert closed == ["failed"]
+
+
+def test_a_bundle_and_prefetch_in_mid_epoch():
+    one = next(fl.run(STEP, state(), fl.Data(train=data()), steps=1))[0]
+    totals = []
+
+    class Look(fl.Effect):
+        def open(self, run):
+            totals.append(run.total)
+
+        def __call__(self, state, metrics):
+            pass
+
+    for source in (data(), fl.prefetch(data())):
+        last(fl.run(STEP, one, source, epochs=2, callbacks=[Look()]))
+    assert totals == [5, 5]

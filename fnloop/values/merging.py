@@ -1,0 +1,147 @@
+"""Metrics of many steps, merged; and as numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnloop.values.metrics import Last, Mean, Metric, Metrics, Stop, Sum
+
+
+def merge(parts: Iterable[Metrics]) -> dict[str, Any]:
+    """Merge metrics in order, over the union of their names.
+
+    >>> merged = merge([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3), "lr": Last(0.1)}])
+    >>> {name: float(metric) for name, metric in merged.items()}
+    {'loss': 1.0, 'lr': 0.1}
+    """
+    result: dict[str, Any] = {}
+    for part in parts:
+        for name, metric in part.items():
+            result[name] = result[name].merge(metric) if name in result else metric
+    return result
+
+
+def merge_all(parts: Sequence[Metrics]) -> dict[str, Any]:
+    """`merge` in bulk: a few operations for many parts, where merging pairs takes many.
+
+    >>> float(merge_all([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3)}])["loss"])
+    1.0
+    """
+    columns: dict[str, list[Any]] = {}
+    for part in parts:
+        for name, metric in part.items():
+            if name in columns:
+                columns[name].append(metric)
+            else:
+                columns[name] = [metric]
+    return {name: _merge_column(column) for name, column in columns.items()}
+
+
+def _merge_column(column: list[Any]) -> Any:
+    kind = type(column[0])
+    if len(column) == 1 or kind is Last or kind is Stop:
+        return column[-1]
+    if kind is Mean:
+        total = _total([metric.total for metric in column])
+        weight = _total([metric.weight for metric in column])
+        if total is not None and weight is not None:
+            return Mean(total, weight)
+    if kind is Sum:
+        total = _total([metric.total for metric in column])
+        if total is not None:
+            return Sum(total)
+    return functools.reduce(lambda a, b: a.merge(b), column)
+
+
+def _total(values: list[Any]) -> Any:
+    """The sum in double precision, or None where the values are not alike."""
+    first = values[0]
+    try:
+        if not isinstance(first, Tensor):
+            return None if any(isinstance(value, Tensor) for value in values) else sum(values)
+        if first.ndim == 0 and first.device.type == "cpu":
+            return sum([value.item() for value in values])
+        stacked = torch.stack(values)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return stacked.sum(0, dtype=torch.float64 if stacked.is_floating_point() else None)
+
+
+def numbers_of(many: Iterable[Metrics]) -> list[dict[str, float]]:
+    """Each as floats, like `fl.numbers`, waiting for the device once for all of them.
+
+    What is no single number is left out.
+
+    >>> numbers_of([{"loss": Mean(4.0, 2)}, {"loss": Mean(torch.tensor(9.0), 3), "lr": Last(0.1)}])
+    [{'loss': 2.0}, {'loss': 3.0, 'lr': 0.1}]
+    """
+    rows: list[dict[str, float]] = []
+    waiting: dict[Any, list[tuple[dict[str, float], str, Tensor]]] = {}
+    for metrics in many:
+        row: dict[str, float] = {}
+        for name, value in _entries(metrics):
+            if isinstance(value, Tensor):
+                row[name] = 0.0  # keeps its place in the order
+                waiting.setdefault((value.device, value.dtype), []).append((row, name, value))
+            else:
+                row[name] = value
+        rows.append(row)
+    for group in waiting.values():
+        values = torch.stack([value.detach().reshape(()) for _, _, value in group]).tolist()
+        for (row, name, _), value in zip(group, values, strict=True):
+            row[name] = float(value)
+    return rows
+
+
+def _entries(metrics: Metrics) -> Iterable[tuple[str, Any]]:
+    for name, metric in metrics.items():
+        if isinstance(metric, Stop):
+            continue
+        value = metric.value() if isinstance(metric, Metric) else metric
+        entries: Mapping[str, Any] = value if isinstance(value, Mapping) else {"": value}
+        for key, entry in entries.items():
+            label = f"{name}/{key}" if key else name
+            if isinstance(entry, Tensor) and entry.numel() == 1:
+                yield label, entry
+            elif not isinstance(entry, Tensor | str):
+                with contextlib.suppress(TypeError, ValueError):
+                    yield label, float(entry)
+
+
+def numbers(metrics: Metrics) -> dict[str, float]:
+    """Every metric as a float; a dict of values gives ``name/key`` entries.
+
+    This is where the device is waited for. What is no number (a confusion matrix) is left out.
+
+    Args:
+        metrics: Names to metrics.
+
+    >>> numbers({"loss": Mean(4.0, 2), "matrix": Sum(torch.ones(2, 2))})
+    {'loss': 2.0}
+    """
+    return numbers_of([metrics])[0]
+
+
+def find(metrics: Metrics, name: str) -> Any:
+    """The value of the metric `name`, or None: also one value of a metric that has several.
+
+    >>> import fnloop as fl
+    >>> found = {"val/digits": fl.confusion(torch.eye(2), torch.tensor([0, 1]))}
+    >>> float(find(found, "val/digits/accuracy")), find(found, "val/loss")
+    (1.0, None)
+    """
+    if name in metrics:
+        return metrics[name].value()
+    parts = name.split("/")
+    for length in range(len(parts) - 1, 0, -1):
+        metric = metrics.get("/".join(parts[:length]))
+        if isinstance(metric, Metric):
+            values = metric.value()
+            return values.get("/".join(parts[length:])) if isinstance(values, Mapping) else None
+    return None
