@@ -28,19 +28,20 @@ def gradients(loss: Tensor, inputs: Sequence[Tensor], seed: Tensor) -> list[Tens
         (loss,), (seed,), False, False, tuple(inputs), True, accumulate_grad=False
     )
     return [
-        grad if grad is not None and _lies_like(leaf, grad) else _in_layout_of(leaf, grad)
+        grad
+        if grad is not None
+        and grad.layout is torch.strided
+        and grad.is_contiguous()
+        and leaf.is_contiguous()
+        else _in_layout_of(leaf, grad)
         for leaf, grad in zip(inputs, found, strict=True)
     ]
-
-
-def _lies_like(leaf: Tensor, grad: Tensor) -> bool:
-    if grad.layout is not torch.strided:
-        return False
-    return (grad.is_contiguous() and leaf.is_contiguous()) or grad.stride() == leaf.stride()
 
 
 def _in_layout_of(leaf: Tensor, grad: Tensor | None) -> Tensor:
     # The engine gives an expanded, sparse or channels-last gradient as it is, and fused kernels
     # read memory as if it lay like the parameter's: they would be wrong without a word.
+    if grad is not None and grad.layout is torch.strided and grad.stride() == leaf.stride():
+        return grad
     dense = torch.zeros_like(leaf, requires_grad=False)
     return dense if grad is None else dense.copy_(grad.to_dense())

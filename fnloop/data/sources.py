@@ -88,6 +88,8 @@ def as_source(data: Any) -> Source:
         )
     if isinstance(data, Iterator):
         return _Once(data)
+    if isinstance(data, list):
+        return _Stored(lambda epoch: data, len(data))
     if isinstance(data, Iterable) and not isinstance(data, str | bytes):
         return _Again(lambda epoch: data, _length(data))
     if callable(data):
@@ -148,6 +150,13 @@ class _Again:
             if item is _END:
                 return
             yield item
+
+
+class _Stored(_Again):
+    """A list of batches: reading it draws no random numbers."""
+
+    def _read(self, epoch: int, seed: int) -> Generator[Any, None, None]:
+        yield from self._epochs(epoch)
 
 
 class _Loader(_Again):

@@ -55,7 +55,8 @@ class Points:
         """Take in one step; return the point that it completes, if it completes one."""
         self._parts.append(metrics)
         self._cursor = cursor = state.cursor.tolist()
-        surprising = metrics.keys() != self._always and self._surprising(metrics)
+        different: bool = metrics.keys() != self._always  # pyright: ignore
+        surprising = different and self._surprising(metrics)
         if surprising or not cursor[1] or not cursor[2] % self.every:
             return self.rest()
         if len(self._parts) >= self._fold_after:

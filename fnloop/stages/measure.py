@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -151,14 +150,17 @@ def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
 
 def constant(value: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A 0-d tensor, shared between steps: nothing in fnloop writes in place."""
-    if tracing() or torch.is_inference_mode_enabled():  # such tensors must not outlive the block
-        return torch.tensor(value, dtype=dtype, device=device)
-    return _shared(value, device, dtype)
+    key = (value, device, dtype)
+    found = _CONSTANTS.get(key)
+    if found is None:
+        found = torch.tensor(value, dtype=dtype, device=device)
+        # One that was made under a transform or in inference mode must not outlive it.
+        if not tracing() and not torch.is_inference_mode_enabled() and len(_CONSTANTS) < 4096:
+            _CONSTANTS[key] = found
+    return found
 
 
-@functools.lru_cache(maxsize=1024)
-def _shared(value: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(value, dtype=dtype, device=device)
+_CONSTANTS: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
 
 
 def _as_weight(weight: Any, like: Tensor) -> Tensor:
