@@ -71,8 +71,8 @@ class Config:
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise usage(
-                    f"{self.where(key)}: {who} has no flag {key!r}.{hint} "
-                    f"It has: {', '.join(known[:-1]) or 'none'}."
+                    f"{self.where(key)}: {who} has no flag {key!r}.{hint} It has: "
+                    f"{', '.join(known[:-1]) or 'none'}."
                 )
 
 

@@ -36,8 +36,7 @@ def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effe
         else:
             raise TypeError(
                 "A callback is a function (state, metrics) -> (state, metrics), a stage or an "
-                "effect; got "
-                f"{type(callback).__name__}."
+                f"effect; got {type(callback).__name__}."
             )
     _check_slots(stages, step)
     return stages, effects

@@ -27,8 +27,7 @@ def check_slots(step: Any, state: State) -> None:
         if part.slot is not None and part.slot not in state.slots:
             raise ValueError(
                 f"The state has no memory for {part.describe()} (no slot {part.slot!r}). Ask for "
-                "it with "
-                "state = step.init(state), which keeps all that is there; or start with "
+                "it with state = step.init(state), which keeps all that is there; or start with "
                 "step.init(model)."
             )
 
@@ -55,8 +54,8 @@ def check_result(stage: Any, before: State, result: Any) -> None:
         if not isinstance(metric, Metric):
             raise TypeError(
                 f"{who} reports {name!r} as {short(metric)}; the loop merges metrics over steps, "
-                "so "
-                "it must say how: fl.Mean(total, weight), fl.Sum, fl.Max, fl.Last(value), ... ."
+                "so it must say how: fl.Mean(total, weight), fl.Sum, fl.Max, fl.Last(value), ... "
+                "."
             )
     left, right = before.replace(cursor=after.cursor), after
     if same_structure(left, right) and all(map(alike, tree_leaves(left), tree_leaves(right))):

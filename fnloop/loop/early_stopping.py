@@ -62,8 +62,7 @@ class early_stopping(Callback):
         if self.patience < 0 or (isinstance(self.min_delta, (int, float)) and self.min_delta < 0):
             raise ValueError(
                 "early_stopping takes patience and min_delta of at least 0, got "
-                f"patience={self.patience}, "
-                f"min_delta={self.min_delta}."
+                f"patience={self.patience}, min_delta={self.min_delta}."
             )
         super().__post_init__()
 
@@ -77,10 +76,10 @@ class early_stopping(Callback):
     def needs(self) -> tuple[str, ...]:
         return (self.monitor,)
 
-    def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
+    def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
         found = find(x, self.monitor)
         if found is None:
-            return state, dict(x)
+            return state, x
         best, waited = state[self.name]["best"], state[self.name]["waited"]
         value = torch.as_tensor(found, dtype=torch.float64, device=best.device)
         # In terms of "lower is better", whatever the mode.

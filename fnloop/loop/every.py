@@ -42,16 +42,20 @@ class Every(Callback):
     def adds(self, state: State, metrics: Metrics) -> Mapping[str, Any] | None:
         return self.inner.adds(state, metrics)
 
-    def __call__(self, state: State, x: Metrics) -> tuple[State, dict[str, Any]]:
+    def __call__(self, state: State, x: Metrics) -> tuple[State, Metrics]:
+        due = is_due(self.n, self.unit, Cursor.of(state.cursor))
+        memory = state[self.name]
+        if not memory:  # what is inside does not read the metrics
+            return self.inner(state, x) if due else (state, x)
         # What is no metric was loaded from a run whose metric this one does not have.
-        own = {n: m for n, m in state[self.name].items() if isinstance(m, Metric)}
-        gone = {n: m for n, m in state[self.name].items() if n not in own}
+        own = {n: m for n, m in memory.items() if isinstance(m, Metric)}
+        gone = {n: m for n, m in memory.items() if n not in own}
         window = {
             name: _as_tensors(merged.merge(x[name])) if name in x else merged
             for name, merged in own.items()
         }
-        if not is_due(self.n, self.unit, Cursor.of(state.cursor)):
-            return state.put(self.name, {**window, **gone}), dict(x)
+        if not due:
+            return state.put(self.name, {**window, **gone}), x
         given = {**x, **window}
         state, seen = self.inner(state, given)
         added = {name: m for name, m in seen.items() if name not in given or m is not given[name]}

@@ -27,9 +27,9 @@ class Interrupt(Callback):
     def describe(self) -> str:
         return "interrupt"
 
-    def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
+    def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
         if not self.pressed:
-            return state, dict(x)
+            return state, x
         asked = stop(True, "interrupted by Ctrl-C", status="interrupted")
         return state, {**x, "interrupt": asked}
 

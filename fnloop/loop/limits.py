@@ -37,9 +37,8 @@ class Limits:
         if self.count is None and self.epoch is None and self.seconds is None:
             return "completed"
         warnings.warn(
-            f"The data ended after {cursor.count - self.start.count} batches, before the run "
-            "did: an "
-            "iterator is read only once. For more, pass a list, fl.Batches, a DataLoader or a "
+            f"The data ended after {cursor.count - self.start.count} batches, before the run did: "
+            "an iterator is read only once. For more, pass a list, fl.Batches, a DataLoader or a "
             "function epoch -> iterable.",
             stacklevel=3,
         )

@@ -147,6 +147,8 @@ class _Place:
         self._epochs = (
             start.epoch + math.ceil((read + total) / batches) if batches and total else None
         )
+        # In a run that ends within its first epoch, the end of the run is what one waits for.
+        self._of = min(batches or 0, read + total) if self._epochs == 1 and total else batches
 
     def epoch(self, cursor: Cursor) -> str:
         return f"epoch {epoch_of(cursor)}" + (f"/{self._epochs}" if self._epochs else "")
@@ -155,7 +157,7 @@ class _Place:
         if not self._batches:
             return f"{self.epoch(cursor)}  batch {cursor.count}"
         batch = cursor.count - self._first - (epoch_of(cursor) - 1) * self._batches
-        return f"{self.epoch(cursor)}  batch {batch}/{self._batches}"
+        return f"{self.epoch(cursor)}  batch {batch}/{self._of}"
 
 
 def _bar_class(file: TextIO) -> Any:

@@ -27,7 +27,7 @@ def run(
     seconds: float | None = None,
     callbacks: Sequence[Any] = (),
     config: Mapping[str, Any] | None = None,
-) -> Generator[tuple[State, dict[str, Any]], State | None, None]:
+) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     """Train, one batch at a time: the loop is yours.
 
     Each turn draws the batch at ``state.cursor``, calls the step, then the callbacks that are
@@ -97,7 +97,7 @@ def _loop(
     stages: Sequence[Callback],
     effects: Sequence[Effect],
     about: Run,
-) -> Generator[tuple[State, dict[str, Any]], State | None, None]:
+) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     status, opened, first = "failed", list[Effect](), True
     cursor = Cursor.of(state.cursor)
     batches = source.iterate(cursor, int(state.key))

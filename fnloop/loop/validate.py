@@ -61,10 +61,8 @@ class validate(Callback):
         if isinstance(self.data, Iterator):
             raise TypeError(
                 "validate needs data that can be read again and again; the "
-                f"{type(self.data).__name__} is an "
-                "iterator, which is exhausted after one validation. Pass a list, fl.Batches, a "
-                "Dataset or a "
-                "DataLoader."
+                f"{type(self.data).__name__} is an iterator, which is exhausted after one "
+                "validation. Pass a list, fl.Batches, a Dataset or a DataLoader."
             )
 
         object.__setattr__(self, "data", Same(self.data))

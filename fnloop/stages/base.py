@@ -163,7 +163,7 @@ class Callback(Stage):
         """An example of the metrics that it adds; None if that cannot be told in advance."""
         return {}
 
-    def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
+    def __call__(self, state: State, x: Any) -> tuple[State, Mapping[str, Any]]:
         raise NotImplementedError
 
 

@@ -59,8 +59,7 @@ def measure(result: Any, batch: Any, who: Any) -> Measured:
         if not isinstance(total, Tensor) or total.ndim:
             raise ValueError(
                 f"The loss {_name(who)} returned fl.Mean with total {short(total)}; the total of "
-                "a loss is a "
-                "0-d tensor: the sum of weight times loss."
+                "a loss is a 0-d tensor: the sum of weight times loss."
             )
         weight = _as_weight(result.weight, total)
         loss = Mean(total.detach().to(torch.float64), weight)
@@ -68,14 +67,12 @@ def measure(result: Any, batch: Any, who: Any) -> Measured:
     if not isinstance(result, Tensor):
         raise TypeError(
             f"The loss {_name(who)} returned {type(result).__name__}; it must return a scalar "
-            "tensor, or "
-            "fl.Mean(total, weight), or either with a dict of metrics."
+            "tensor, or fl.Mean(total, weight), or either with a dict of metrics."
         )
     if result.ndim:
         raise ValueError(
             f"The loss {_name(who)} returned a tensor of shape {list(result.shape)}; a loss is "
-            "one number. "
-            "Return its mean, loss.mean(); or, for a weighted mean, "
+            "one number. Return its mean, loss.mean(); or, for a weighted mean, "
             "fl.Mean(total=(weight * loss).sum(), weight=weight.sum())."
         )
     if not result.is_floating_point():
@@ -120,10 +117,9 @@ def examples(batch: Any, who: Any) -> int:
     unknown = [leaf for _, leaf in tree_items(batch) if not isinstance(leaf, _PLAIN)]
     if not sizes and unknown:
         raise ValueError(
-            f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; but "
-            f"the batch is of {type(unknown[0]).__name__}, in which no tensor is seen. Give "
-            "batches "
-            "that are dicts or tuples of tensors, or return fl.Mean(total, weight)."
+            f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; "
+            f"but the batch is of {type(unknown[0]).__name__}, in which no tensor is seen. Give "
+            "batches that are dicts or tuples of tensors, or return fl.Mean(total, weight)."
         )
     return next(iter(sizes), 1)
 
@@ -205,8 +201,7 @@ def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
         return _mean(value, examples(batch, who))
     raise TypeError(
         f"The metric {name!r} of {_name(who)} is {short(value)}; a metric is a scalar (a mean "
-        "over the batch's "
-        "examples), or one of fl.Mean, fl.Sum, fl.Max, ... ."
+        "over the batch's examples), or one of fl.Mean, fl.Sum, fl.Max, ... ."
     )
 
 

@@ -40,8 +40,7 @@ class Update(StepStage):
         if self.optimizer.makes == "gradients":
             raise TypeError(
                 f"{short(self.optimizer)} transforms gradients, but turns them into no update. "
-                "Put an "
-                f"optimizer after it: fl.chain({short(self.optimizer)}, fl.sgd(0.1))."
+                f"Put an optimizer after it: fl.chain({short(self.optimizer)}, fl.sgd(0.1))."
             )
         if "scale" in self.optimizer.names():
             raise ValueError(
@@ -279,6 +278,5 @@ def _explain(error: Exception, stage: Update, state: State, own: dict[str, Any])
             "The optimizer's memory in the state does not fit the model's parameters:\n"
             + table(("leaf", "the state has", "the optimizer wants"), rows)
             + "\nThe usual cause is a state from another model or optimizer; step.init(state) "
-            "fills what "
-            "is missing."
+            "fills what is missing."
         )

@@ -141,8 +141,7 @@ def check_accumulates(
         if not math.isclose(float(whole.weight), float(parts.weight), rel_tol=1e-6):
             raise LawError(
                 f"law 4, accumulation: the weight of {k} parts is {float(parts.weight)}, that of "
-                "the whole "
-                f"{float(whole.weight)}"
+                f"the whole {float(whole.weight)}"
             )
 
 

@@ -30,8 +30,7 @@ def fill(state: State, name: str, fresh: Any) -> State:
             f"The state's memory for the stage {name!r} does not fit this pipeline and model:\n"
             + table(("leaf", "the state has", "the stage wants"), clashes)
             + "\nThe usual cause is a state from another model. Start anew with "
-            "step.init(model), or "
-            "drop this memory: "
+            "step.init(model), or drop this memory: "
             f"state.replace(slots={{k: v for k, v in state.slots.items() if k != {name!r}}})."
         )
     return state.put(name, merged)

@@ -133,8 +133,7 @@ class ModuleSkeleton:
                 buffers[key] = None
                 raise ValueError(
                     f"The model fills its buffer {name!r}, which was registered as None, as it "
-                    "runs. "
-                    "A buffer that is to be kept must be a tensor from the start: "
+                    "runs. A buffer that is to be kept must be a tensor from the start: "
                     f'self.register_buffer("{key}", torch.zeros(...)).'
                 )
 
@@ -204,11 +203,10 @@ def _private_copy(module: nn.Module) -> nn.Module:
     except Exception as error:
         raise TypeError(
             "fnloop keeps a private copy of your model, and "
-            f"copy.deepcopy({type(module).__name__}) "
-            f"failed: {error}. The usual cause is an attribute that cannot be copied (a lock, an "
-            "open "
-            "file, a tensor that is the result of a computation, old-style weight_norm); keep it "
-            "outside the module, or pass a function that builds the model."
+            f"copy.deepcopy({type(module).__name__}) failed: {error}. The usual cause is an "
+            "attribute that cannot be copied (a lock, an open file, a tensor that is the result "
+            "of a computation, old-style weight_norm); keep it outside the module, or pass a "
+            "function that builds the model."
         ) from error
 
 
@@ -226,8 +224,7 @@ def _refuse(module: nn.Module) -> None:
     if any(is_lazy(p) for p in module.parameters()):
         raise ValueError(
             "The model has lazy layers that have not seen a batch yet, so their shapes are "
-            "unknown. "
-            "Run one batch through it first: model(x)."
+            "unknown. Run one batch through it first: model(x)."
         )
     kinds = [base.__name__ for base in type(module).__mro__]
     wrapper = next((name for name in _WRAPPERS if name in kinds), None)

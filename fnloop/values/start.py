@@ -32,8 +32,7 @@ def start(model: Any, seed: int = 0) -> State:
         if not callable(model):
             raise TypeError(
                 "init takes an nn.Module, a tree (@fl.tree) with __call__, a function that "
-                "builds one, "
-                f"or a State; it was given {type(model).__name__}."
+                f"builds one, or a State; it was given {type(model).__name__}."
             )
         with seeded(seed):
             built = model()
