@@ -55,6 +55,19 @@ class Effect:
 
     Attributes:
         name: Under which its memo is kept.
+
+    >>> import torch, fnloop as fl
+    >>> class count(fl.Effect):
+    ...     def open(self, run):
+    ...         self.steps = 0
+    ...     def __call__(self, state, metrics):
+    ...         self.steps += 1
+    ...     def close(self, status):
+    ...         print(status, "after", self.steps)
+    >>> step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    >>> state = step.init(torch.nn.Linear(1, 1))
+    >>> state, history = fl.fit(step, state, [torch.ones(2, 1)], steps=3, callbacks=[count()])
+    completed after 3
     """
 
     name: str = "effect"

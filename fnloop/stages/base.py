@@ -122,7 +122,24 @@ class GradStage(Stage):
 
 
 class StepStage(Stage):
-    """A training step: ``(state, batch) -> (state, metrics)``."""
+    """A training step: ``(state, batch) -> (state, metrics)``.
+
+    >>> import torch, fnloop as fl
+    >>> @fl.tree
+    ... class Halve(fl.StepStage):
+    ...     wraps = "step"
+    ...     spelling = "halve"
+    ...     inner: Any
+    ...     def __call__(self, state, x):
+    ...         state, metrics = self.inner(state, x)
+    ...         return state.replace(params=fl.tree_map(lambda p: p / 2, state.params)), metrics
+    >>> loss = lambda model, batch: model(batch).mean()
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.0)), Halve)
+    >>> state = step.init(torch.nn.Linear(1, 1))
+    >>> new, _ = step(state, torch.ones(2, 1))
+    >>> torch.equal(new.params["weight"], state.params["weight"] / 2)
+    True
+    """
 
     kind: ClassVar[Kind] = "step"
 
@@ -131,7 +148,27 @@ class StepStage(Stage):
 
 
 class Callback(Stage):
-    """A callback: ``(state, metrics) -> (state, metrics)``, after every training step."""
+    """A callback: ``(state, metrics) -> (state, metrics)``, after every training step.
+
+    >>> import torch, fnloop as fl
+    >>> @fl.tree
+    ... class lowest(fl.Callback):
+    ...     spelling = "lowest"
+    ...     monitor: str
+    ...     name: str = "lowest"
+    ...     def memory(self, state, metrics):
+    ...         return torch.tensor(float("inf"), dtype=torch.float64)
+    ...     def __call__(self, state, x):
+    ...         value = torch.minimum(state[self.name], torch.tensor(float(x[self.monitor])))
+    ...         return state.put(self.name, value), {**x, self.name: fl.Last(value)}
+    >>> step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    >>> state = step.init(torch.nn.Linear(1, 1))
+    >>> watch = lowest("loss")
+    >>> for state, metrics in fl.run(step, state, [torch.ones(2, 1)], steps=3, callbacks=[watch]):
+    ...     pass
+    >>> float(metrics["lowest"]) == float(metrics["loss"])  # it falls at every step here
+    True
+    """
 
     kind: ClassVar[Kind] = "callback"
 

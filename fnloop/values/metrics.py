@@ -21,6 +21,16 @@ class Metric:
     Attributes:
         reduction: How each field is reduced across ranks: ``"sum"``, ``"min"``, ``"max"`` or
             ``"same"`` (equal on every rank), ``"merge"`` (gathered, and merged in rank order).
+
+    >>> @tree
+    ... class Count(Metric):
+    ...     n: Tensor
+    ...     def merge(self, other):
+    ...         return Count(self.n + other.n)
+    ...     def value(self):
+    ...         return self.n
+    >>> float(Count(torch.tensor(2)).merge(Count(torch.tensor(3))))
+    5.0
     """
 
     reduction: ClassVar[str] = "sum"
