@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import inspect
 import pathlib
 import sys
 import types
@@ -141,7 +142,7 @@ def _hints(cls: type) -> dict[str, Any]:
     for base in reversed(cls.__mro__):
         module = sys.modules.get(base.__module__)
         scope = dict(vars(module)) if module else {}
-        for name, annotation in vars(base).get("__annotations__", {}).items():
+        for name, annotation in inspect.get_annotations(base).items():
             if isinstance(annotation, str):
                 with contextlib.suppress(NameError):
                     annotation = eval(annotation, scope, dict(vars(base)))  # as typing does
