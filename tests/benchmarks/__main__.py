@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.what in ("fit", "all"):
         name = options.problem or "mlp"
         rows = extras.compare(PROBLEMS[name](), options.rounds or 20, clock=clock)
-        print(f"\n{table(f'What fit adds to run: {name}', rows)}", flush=True)
+        print(f"\n{table(f'What fit adds to run, around an idle step: {name}', rows)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,17 @@ from .timing import Block, Clock, Row, interleave, summary
 Callbacks = Callable[[Path], list[Any]]
 
 
+def idle(problem: Problem) -> tuple[Callable[[fl.State, Any], Any], fl.State]:
+    """A step that reports metrics and does nothing: what is around it shows above the noise."""
+    real = pipeline(problem)
+    state = real.init(problem.model())
+    _, metrics = real(state, problem.batches[0])
+    return lambda state, batch: (state.replace(step=state.step), dict(metrics)), state
+
+
 def run(problem: Problem, clock: Clock) -> Block:
     """A bare `fl.run`."""
-    step = pipeline(problem)
-    state = step.init(problem.model())
+    step, state = idle(problem)
 
     def block(n: int) -> float:
         batches = _Clocked(problem.batches, n, clock)
@@ -35,8 +42,7 @@ def run(problem: Problem, clock: Clock) -> Block:
 
 def fit(problem: Problem, clock: Clock, folder: Path, callbacks: Callbacks) -> Block:
     """`fl.fit` with callbacks, made anew for each block."""
-    step = pipeline(problem)
-    state = step.init(problem.model())
+    step, state = idle(problem)
 
     def block(n: int) -> float:
         batches = _Clocked(problem.batches, n, clock)
