@@ -64,7 +64,8 @@ def _total(values: list[Any]) -> Any:
     first = values[0]
     try:
         if not isinstance(first, Tensor):
-            return None if any(isinstance(value, Tensor) for value in values) else sum(values)
+            total = sum(values)
+            return None if isinstance(total, Tensor) else total
         if first.ndim == 0 and first.device.type == "cpu":
             return sum([value.item() for value in values])
         stacked = torch.stack(values)
@@ -138,6 +139,8 @@ def find(metrics: Metrics, name: str) -> Any:
     """
     if name in metrics:
         return metrics[name].value()
+    if "/" not in name:
+        return None
     parts = name.split("/")
     for length in range(len(parts) - 1, 0, -1):
         metric = metrics.get("/".join(parts[:length]))
