@@ -11,5 +11,5 @@ from fnloop.stages.grad import grad as grad
 from fnloop.stages.lift import stage as stage
 from fnloop.stages.pipe import compose as compose
 from fnloop.stages.pipe import pipe as pipe
-from fnloop.stages.update import scale as scale
+from fnloop.stages.scale import scale as scale
 from fnloop.stages.update import update as update

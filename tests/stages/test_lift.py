@@ -56,3 +56,33 @@ def test_a_gradient_stage_must_give_gradients():
 def test_wrong_kind():
     with pytest.raises(ValueError, match='"grad", "step" or "callback"'):
         fl.stage(noisy, "loss")
+
+
+def test_gradients_may_come_in_any_order():
+    def backwards(state, batch):
+        state, grads = fl.grad(loss)(state, batch)
+        return state, fl.Grads(
+            dict(reversed(grads.total.items())), grads.weight, grads.finite, grads.metrics
+        )
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    batch = torch.ones(4, 2)
+    usual = fl.pipe(loss, fl.grad, fl.update(fl.adamw(0.1)))
+    other = fl.pipe(fl.stage(backwards, "grad"), fl.update(fl.adamw(0.1)))
+    a, b = usual(usual.init(model), batch)[0], other(other.init(model), batch)[0]
+    for name in a.params:
+        torch.testing.assert_close(a.params[name], b.params[name])
+    sorted_params = usual.init(model)
+    sorted_params = sorted_params.replace(params=dict(reversed(sorted_params.params.items())))
+    c, _ = usual(sorted_params, batch)
+    assert all(torch.equal(a.params[name], c.params[name]) for name in a.params)
+
+
+def test_gradients_of_other_parameters_are_refused():
+    def other(state, batch):
+        state, grads = fl.grad(loss)(state, batch)
+        return state, fl.Grads({"w": torch.ones(1)}, grads.weight, grads.finite, {})
+
+    step = fl.pipe(fl.stage(other, "grad"), fl.update(fl.sgd(0.1)))
+    with pytest.raises(ValueError, match="not those of the trained parameters: bias, w, weight"):
+        step(step.init(nn.Linear(2, 1)), torch.ones(4, 2))
