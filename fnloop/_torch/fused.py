@@ -40,6 +40,7 @@ def usable(grads: Tensors, params: Tensors, lr: Number, *others: Number) -> bool
     if tracing() or not params:
         return False
     tensors = [*params.values(), *grads.values()]
+    # The common case in one pass; what follows tells the others apart.
     if set(map(_FACTS, tensors)) == _PLAIN and all(map(Tensor.is_contiguous, tensors)):
         plain = not any([isinstance(value, Tensor) for value in (lr, *others)])
         if plain and same_shapes(tensors[len(params) :], tensors[: len(params)]):

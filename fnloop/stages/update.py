@@ -15,8 +15,9 @@ from fnloop.optim.base import Optimizer, keep_if
 from fnloop.stages.base import GradStage, Kind, StepStage
 from fnloop.stages.grad import Grad
 from fnloop.stages.measure import constant
-from fnloop.trees import tree
+from fnloop.trees import tree, tree_map
 from fnloop.trees.equal import table
+from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values import Grads, Last, State, Sum
 
@@ -221,8 +222,6 @@ _NOT_SKIPPED = Sum(0.0)
 
 
 def _where(finite: Tensor, metric: Any) -> Any:
-    from fnloop.trees import tree_map
-
     return tree_map(
         lambda x, y: torch.where(finite, torch.as_tensor(x), torch.as_tensor(y)),
         metric,
@@ -232,8 +231,6 @@ def _where(finite: Tensor, metric: Any) -> Any:
 
 def _explain(error: Exception, stage: Update, state: State, own: dict[str, Any]) -> None:
     """Add a table to an error whose cause is memory that belongs to another model."""
-    from fnloop.trees.paths import tree_items
-
     wanted = dict(tree_items(stage.optimizer.init(_trainable(state))))
     there = dict(tree_items({name: own[name] for name in own if name != "scale"}))
     rows = [

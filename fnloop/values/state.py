@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fnloop.trees import static, tree, tree_show
+from fnloop.trees import static, tree, tree_map, tree_show
 
 
 @tree
@@ -77,8 +77,6 @@ class State:
         Args:
             device: Such as ``"cuda"`` or ``torch.device("cpu")``.
         """
-        from fnloop.trees import tree_map
-
         moved = tree_map(lambda leaf: leaf.to(device), self)
         return moved.replace(cursor=self.cursor)
 
