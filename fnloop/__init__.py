@@ -77,6 +77,10 @@ from fnloop.optim import polynomial as polynomial
 from fnloop.optim import step_decay as step_decay
 from fnloop.optim import warmup_stable_decay as warmup_stable_decay
 
+# Transforms of whole steps
+from fnloop.transforms import CompileError as CompileError
+from fnloop.transforms import compile as compile
+
 # Metrics
 from fnloop.values import Last as Last
 from fnloop.values import Max as Max

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fnloop._torch.tracing import tracing
+from fnloop._torch.tracing import tracing, transformed
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Scalar: TypeAlias = Any  # a number or a 0-d tensor
@@ -65,10 +65,12 @@ def sqrt(xs: Tensors) -> list[Tensor]:
     The second moment of a gradient that is exactly zero stands still there, but the chain rule
     would multiply that zero with the root's infinite slope.
     """
-    if _singly(xs):
+    if differentiable(xs):
         zeros = [x == 0 for x in xs]
         roots = [torch.where(z, 1.0, x).sqrt() for z, x in zip(zeros, xs, strict=True)]
         return [torch.where(z, 0.0, r) for z, r in zip(zeros, roots, strict=True)]
+    if _singly(xs):
+        return [x.sqrt() for x in xs]
     return list(torch._foreach_sqrt(xs)) if xs else []
 
 
@@ -151,6 +153,11 @@ def differentiated(values: Iterable[Any]) -> bool:
     if not torch.is_grad_enabled():
         return False
     return any([v.requires_grad for v in values if isinstance(v, Tensor)])
+
+
+def differentiable(values: Iterable[Any]) -> bool:
+    """Whether a derivative may be asked of what is computed from these."""
+    return transformed() or differentiated(values)
 
 
 def select(condition: Tensor, xs: Tensors, ys: Tensors) -> list[Tensor]:

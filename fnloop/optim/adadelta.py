@@ -39,6 +39,7 @@ class adadelta(Optimizer):
     """
 
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+    joint: ClassVar[bool] = True
 
     lr: Any = 1.0
     rho: Any = 0.9

@@ -43,6 +43,7 @@ class adagrad(Optimizer):
     """
 
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+    joint: ClassVar[bool] = True
 
     lr: Any = 1e-2
     lr_decay: Any = 0.0

@@ -26,6 +26,7 @@ from fnloop.trees import tree
 
 class _Adam(Optimizer):
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+    joint: ClassVar[bool] = True
     decoupled: ClassVar[bool]
 
     lr: Any
@@ -57,8 +58,12 @@ class _Adam(Optimizer):
         if self.amsgrad:
             nu = foreach.maximum(list(own["nu_max"].values()), nu)
             new["nu_max"] = named(params, nu)
-        root = foreach.div(foreach.sqrt(nu), correction(b2, count) ** 0.5)
-        updates = foreach.div(foreach.mul(mu, -lr / correction(b1, count)), foreach.add(root, eps))
+        # With the root of the correction multiplied out, each value costs one division, not two.
+        root = correction(b2, count) ** 0.5
+        rate = -lr * root / correction(b1, count)
+        updates = foreach.div(
+            foreach.mul(mu, rate), foreach.add(foreach.sqrt(nu), eps * root)
+        )
         if self.decoupled:
             updates = decayed(updates, params, lr, decay)
         return named(params, updates), {**memory, self.name: new}

@@ -42,6 +42,7 @@ class adamax(Optimizer):
     """
 
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+    joint: ClassVar[bool] = True
 
     lr: Any = 2e-3
     b1: Any = 0.9

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fnloop._torch import foreach
 from fnloop.trees import is_tree
+from fnloop.values.packed import Packed, groups_of, joined, parted
 
 Number: TypeAlias = float | Tensor
 Step: TypeAlias = int | Tensor
@@ -29,10 +30,14 @@ class Optimizer:
         name: Under which its memory and its hyperparameters are found: ``"adamw.lr"``.
         reported: Hyperparameters that are reported, and can be scaled (`fl.scale`), even when they
             are constant. Those given by a schedule always are.
+        joint: Whether it makes no difference to it that tensors are joined into one long vector:
+            true for what treats every value alike, or all together. A compiled step then runs it
+            once instead of once for each parameter.
     """
 
     name: str
     reported: ClassVar[tuple[str, ...]] = ()
+    joint: ClassVar[bool] = False
 
     @property
     def makes(self) -> Makes:
@@ -211,6 +216,10 @@ def keep_if(finite: bool | Tensor, new: Any, old: Any) -> Any:
         return new
     if finite is False:
         return old
+    if isinstance(new, Packed):
+        groups = groups_of(new)
+        units = keep_if(finite, joined(new, groups), joined(old, groups))
+        return parted(units, groups, new)
     if isinstance(new, dict):
         return {key: keep_if(finite, value, old[key]) for key, value in new.items()}
     return torch.where(finite, new, old)

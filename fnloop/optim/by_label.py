@@ -8,8 +8,10 @@ from typing import Any, Self, TypeAlias
 from torch import Tensor
 
 from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, Tensors, replaced
+from fnloop.optim.joint import apply
 from fnloop.optim.select import check_patterns, matches
 from fnloop.trees import static, tree
+from fnloop.values.packed import pick, together
 
 Labels: TypeAlias = Callable[[str, Tensor], str] | tuple[tuple[str, str], ...]
 
@@ -86,7 +88,7 @@ class by_label(Optimizer):
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
     ) -> tuple[Tensors, Memory]:
         return self._each(
-            grads, memory, params, lambda each, g, own, p: each.apply(g, own, p, step, finite)
+            grads, memory, params, lambda each, g, own, p: apply(each, g, own, p, step, finite)
         )
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -116,11 +118,11 @@ class by_label(Optimizer):
         for label, names in self._groups(params).items():
             optimizer = self.optimizers[label]
             own = {name: memory[f"{label}.{name}"] for name in optimizer.names()}
-            g, p = {n: grads[n] for n in names}, {n: params[n] for n in names}
+            g, p = pick(grads, names), pick(params, names)
             made, own = run(optimizer, g, own, p)
-            results.update(made)
+            results = together(results, made)
             memory.update({f"{label}.{key}": value for key, value in own.items()})
-        return {name: results[name] for name in params}, memory
+        return pick(results, params), memory
 
     def _groups(self, params: Tensors) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = {label: [] for label in self.optimizers}

@@ -57,6 +57,10 @@ class chain(Optimizer):
         kinds: list[Makes] = [optimizer.makes for optimizer in self.optimizers]
         return kinds[-1] if kinds[-1] == "zeros" or "updates" not in kinds else "updates"
 
+    @property
+    def joint(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return all(optimizer.joint for optimizer in self.optimizers)
+
     def names(self) -> tuple[str, ...]:
         return tuple(name for optimizer in self.optimizers for name in optimizer.names())
 

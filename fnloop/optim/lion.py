@@ -39,6 +39,7 @@ class lion(Optimizer):
     """
 
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+    joint: ClassVar[bool] = True
 
     lr: Any = 1e-4
     b1: Any = 0.9

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, Tensors, replaced
+from fnloop.optim.joint import apply
 from fnloop.optim.select import Where, as_where, check_patterns, chosen
 from fnloop.trees import static, tree
+from fnloop.values.packed import pick, together
 
 
 @tree
@@ -79,14 +81,10 @@ class masked(Optimizer):
         if self.makes != "updates":
             return super().apply(grads, memory, params, step, finite)
         names = chosen(self.where, params)
-        inner, memory = self.optimizer.apply(
-            {name: grads[name] for name in names},
-            memory,
-            {name: params[name] for name in names},
-            step,
-            finite,
+        inner, memory = apply(
+            self.optimizer, pick(grads, names), memory, pick(params, names), step, finite
         )
-        return {name: inner.get(name, p) for name, p in params.items()}, memory
+        return together(params, inner), memory
 
     def hyperparameters(self) -> dict[str, Any]:
         return self.optimizer.hyperparameters()

@@ -47,6 +47,7 @@ class nadam(Optimizer):
     """
 
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+    joint: ClassVar[bool] = True
 
     lr: Any = 2e-3
     b1: Any = 0.9

@@ -45,6 +45,7 @@ class radam(Optimizer):
     """
 
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+    joint: ClassVar[bool] = True
 
     lr: Any = 1e-3
     b1: Any = 0.9

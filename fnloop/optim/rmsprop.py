@@ -42,6 +42,7 @@ class rmsprop(Optimizer):
     """
 
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+    joint: ClassVar[bool] = True
 
     lr: Any = 1e-2
     alpha: Any = 0.99

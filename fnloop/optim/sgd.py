@@ -47,6 +47,7 @@ class sgd(Optimizer):
     """
 
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+    joint: ClassVar[bool] = True
 
     lr: Any = 1e-3
     momentum: Any = 0.0

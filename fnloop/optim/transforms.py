@@ -39,6 +39,8 @@ class clip_by_norm(Transform):
     {'w': tensor([0.6000, 0.8000])}
     """
 
+    joint: ClassVar[bool] = True
+
     max_norm: Any
     name: str = "clip_by_norm"
 
@@ -62,6 +64,8 @@ class clip_by_value(Transform):
     >>> clip_by_value(1.0).update(grads, {}, grads, step=0)[0]
     {'w': tensor([ 1.0000, -0.5000])}
     """
+
+    joint: ClassVar[bool] = True
 
     limit: Any
     name: str = "clip_by_value"
@@ -108,6 +112,10 @@ class add_decayed_weights(Transform):
         object.__setattr__(self, "where", None if where is None else as_where(where))
         object.__setattr__(self, "name", name)
 
+    @property
+    def joint(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.where is None
+
     def memory(self, params: Tensors) -> dict[str, Any]:
         if isinstance(self.where, tuple):
             check_patterns(self.name, self.where, params)
@@ -137,6 +145,7 @@ class scale_by(Transform):
     """
 
     reported: ClassVar[tuple[str, ...]] = ("factor",)
+    joint: ClassVar[bool] = True
 
     factor: Any
     name: str = "scale_by"
@@ -158,6 +167,8 @@ class freeze(Optimizer):
     >>> freeze().update(params, {}, params, step=0)[0]
     {'w': tensor([0.])}
     """
+
+    joint: ClassVar[bool] = True
 
     name: str = "freeze"
 

@@ -14,6 +14,7 @@ from fnloop.optim.base import at, wide
 from fnloop.stages.base import Kind, StepStage
 from fnloop.trees import tree
 from fnloop.values import State
+from fnloop.values.packed import groups_of, joined, parted, pick
 
 
 @tree
@@ -38,9 +39,10 @@ class Ema(StepStage):
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         before = state
         state, metrics = self.inner(before, x)
-        own = state[self.name]
-        old, names = list(own.values()), list(own)
-        params = [state.params[name] for name in names]
+        groups = groups_of(state[self.name])
+        own, names = joined(state[self.name], groups), state[self.name]
+        current = joined(pick(state.params, names), groups)
+        old, params = list(own.values()), [current[name] for name in own]
         if tracing() or state.step.device.type != "cpu":
             decay = at(self.decay, before.step)
             new = foreach.lerp(
@@ -53,7 +55,8 @@ class Ema(StepStage):
             decay = at(self.decay, int(before.step))
             same = [p.to(o.dtype) for p, o in zip(params, old, strict=True)]
             new = foreach.lerp(old, same, 1 - decay)
-        return state.put(self.name, dict(zip(names, new, strict=True))), metrics
+        new = dict(zip(own, new, strict=True))
+        return state.put(self.name, parted(new, groups, names) if groups else new), metrics
 
 
 def ema(decay: Any = 0.999, name: str = "ema") -> Callable[[StepStage], Ema]:

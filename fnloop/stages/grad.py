@@ -13,12 +13,13 @@ from torch import Tensor
 from fnloop._torch import foreach
 from fnloop._torch.autograd import gradients
 from fnloop._torch.random import seeded
-from fnloop._torch.tracing import tracing
+from fnloop._torch.tracing import compilation, transformed
 from fnloop.stages.base import GradStage, as_function, takes_state
 from fnloop.stages.measure import Measured, constant, explain, measure
 from fnloop.trees import tree
 from fnloop.trees.show import short
 from fnloop.values import Grads, State, fold
+from fnloop.values.packed import groups_of, joined, parted, pick
 
 
 @tree
@@ -36,7 +37,7 @@ class Grad(GradStage):
         object.__setattr__(self, "loss", as_function(self.loss, "loss(model, batch)"))
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
-        return self._traced(state, x) if tracing() else self._eager(state, x, _seeds)
+        return self._traced(state, x) if transformed() else self._eager(state, x, _seeds)
 
     def mean(self, state: State, batch: Any) -> tuple[State, Grads]:
         """The same gradients as a mean with weight one; not inside transforms.
@@ -114,13 +115,15 @@ class Grad(GradStage):
         weight: Tensor,
     ) -> tuple[State, Grads]:
         finite = constant(True, weight.device, torch.bool)
+        named = dict(zip(state.skeleton.trainable, grads, strict=True))
+        groups = groups_of(pick(state.params, named))
+        units = joined(named, groups)
         if rescale is not None:
-            totals = [g.to(torch.float32) if g.dtype in _HALF else g for g in grads]
-            totals = foreach.mul(totals, rescale.to(torch.float32))
-            finite = foreach.all_finite(totals)
-        else:
-            totals = grads
-        total = dict(zip(state.skeleton.trainable, totals, strict=True))
+            wide = [g.to(torch.float32) if g.dtype in _HALF else g for g in units.values()]
+            wide = foreach.mul(wide, rescale.to(torch.float32))
+            finite = foreach.all_finite(wide)
+            units = dict(zip(units, wide, strict=True))
+        total = parted(units, groups, named) if groups else units
         after = state.replace(buffers=buffers) if buffers else state
         return after, Grads(total, weight, finite, metrics)
 
@@ -212,6 +215,9 @@ def _grad_with_aux(
 
 def _seed(state: State) -> Any:
     """Randomness of this micro-batch: a function of (key, step, micro-batch)."""
+    recording = compilation()
+    if recording is not None:
+        return recording.seeded(state.key, state.step, state.context.get("micro", 0))
     try:
         key, step = int(state.key.item()), int(state.step.item())
     except RuntimeError:  # vmapped over states: vmap itself refuses random operations

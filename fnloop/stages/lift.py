@@ -12,7 +12,9 @@ from fnloop.trees.show import short
 from fnloop.values import State
 
 
-class _Lifted:
+class Lifted:
+    """A bare function as a stage."""
+
     reports: ClassVar[str]  # what it returns besides the state
     function: Any
 
@@ -33,7 +35,7 @@ class _Lifted:
 
 
 @tree
-class LiftedGrad(_Lifted, GradStage):  # pyright: ignore[reportIncompatibleMethodOverride]
+class LiftedGrad(Lifted, GradStage):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A function ``(state, batch) -> (state, Grads)`` as a stage."""
 
     spelling: ClassVar[str] = "stage"
@@ -42,7 +44,7 @@ class LiftedGrad(_Lifted, GradStage):  # pyright: ignore[reportIncompatibleMetho
 
 
 @tree
-class LiftedStep(_Lifted, StepStage):  # pyright: ignore[reportIncompatibleMethodOverride]
+class LiftedStep(Lifted, StepStage):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A function ``(state, batch) -> (state, metrics)`` as a stage."""
 
     spelling: ClassVar[str] = "stage"
@@ -51,7 +53,7 @@ class LiftedStep(_Lifted, StepStage):  # pyright: ignore[reportIncompatibleMetho
 
 
 @tree
-class LiftedCallback(_Lifted, Callback):  # pyright: ignore[reportIncompatibleMethodOverride]
+class LiftedCallback(Lifted, Callback):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A function ``(state, metrics) -> (state, metrics)`` as a stage."""
 
     spelling: ClassVar[str] = "stage"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fnloop._torch.tracing import tracing
+from fnloop._torch.tracing import compilation, tracing
 from fnloop.trees import tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
@@ -146,6 +146,8 @@ def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
 
 def constant(value: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A 0-d tensor, shared between steps: nothing in fnloop writes in place."""
+    if compilation() is not None:
+        return torch.full((), value, dtype=dtype, device=device)
     key = (value, device, dtype)
     found = _CONSTANTS.get(key)
     if found is None:

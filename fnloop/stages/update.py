@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fnloop._torch import foreach
 from fnloop._torch.tracing import tracing
+from fnloop.optim import joint
 from fnloop.optim.base import Optimizer, keep_if
 from fnloop.stages.base import GradStage, Kind, StepStage
 from fnloop.stages.grad import Grad
@@ -20,6 +21,7 @@ from fnloop.trees.equal import table
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values import Grads, Last, State, Sum
+from fnloop.values.packed import groups_of, joined, parted, pick, together
 
 
 @tree
@@ -93,7 +95,8 @@ class Update(StepStage):
         metrics = _report(grads.metrics, finite, reports)
         if not finite:
             return state.replace(buffers=before.buffers), metrics
-        params, memory = self._apply(optimizer, state, grads, means, own, step, True)
+        named_means = dict(zip(grads.total, means, strict=True))
+        params, memory = self._apply(optimizer, state, named_means, own, step, True)
         if reports is not self._constant:
             memory = _rest_where_frozen(memory, own)
         return state.replace(
@@ -123,15 +126,18 @@ class Update(StepStage):
         own = state[self.name]
         counts = grads.weight > 0
         weight = torch.where(counts, grads.weight, torch.ones_like(grads.weight))
-        means = [t / weight.to(t.dtype) for t in grads.total.values()]
-        finite = grads.finite & counts & foreach.all_finite(means)
+        groups = groups_of(grads.total)
+        total = joined(grads.total, groups)
+        quotients = [t / weight.to(t.dtype) for t in total.values()]
+        finite = grads.finite & counts & foreach.all_finite(quotients)
+        means = parted(dict(zip(total, quotients, strict=True)), groups, grads.total)
         optimizer = self.optimizer.resolve(before.step, own["scale"])
         reports = {n: Last(value) for n, value in optimizer.hyperparameters().items()}
-        params, memory = self._apply(optimizer, state, grads, means, own, before.step, finite)
+        params, memory = self._apply(optimizer, state, means, own, before.step, finite)
         memory = _rest_where_frozen(memory, own)
         return state.replace(
             step=before.step + finite.to(torch.int64),
-            params={**state.params, **params},
+            params=together(state.params, params),
             buffers=keep_if(finite, state.buffers, before.buffers),
             slots={**state.slots, self.name: memory},
         ), _report(grads.metrics, finite, reports)
@@ -140,8 +146,7 @@ class Update(StepStage):
         self,
         optimizer: Optimizer,
         state: State,
-        grads: Grads,
-        means: list[Tensor],
+        means: dict[str, Tensor],
         own: dict[str, Any],
         step: int | Tensor,
         finite: bool | Tensor,
@@ -150,14 +155,13 @@ class Update(StepStage):
         params, names = state.params, state.skeleton.trainable
         if tuple(params) != names:
             params = _trainable(state)
-        named_means = dict(zip(grads.total, means, strict=True))
-        if tuple(named_means) != names:
-            if set(named_means) != set(names):
-                wrong = ", ".join(sorted(set(named_means) ^ set(names)))
+        if tuple(means) != names:
+            if set(means) != set(names):
+                wrong = ", ".join(sorted(set(means) ^ set(names)))
                 raise ValueError(f"The gradients are not those of the trained parameters: {wrong}.")
-            named_means = {name: named_means[name] for name in names}
+            means = pick(means, names)
         try:
-            return optimizer.apply(named_means, own, params, step, finite)
+            return joint.apply(optimizer, means, own, params, step, finite)
         except (KeyError, RuntimeError, ValueError) as error:
             _explain(error, self, state, own)
             raise
@@ -193,7 +197,7 @@ def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], 
 
 
 def _trainable(state: State) -> dict[str, Tensor]:
-    return {name: state.params[name] for name in state.skeleton.trainable}
+    return pick(state.params, state.skeleton.trainable)
 
 
 def _rest_where_frozen(memory: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

@@ -95,8 +95,10 @@ def tree(cls: type[T]) -> type[T]:
         # Not through __init__: torch.func puts placeholders where the leaves were, and
         # __post_init__ checks must not see them.
         obj = object.__new__(cls)
-        obj.__dict__.update(zip(static_names, static_values, strict=True))
-        obj.__dict__.update(zip(child_names, values, strict=True))
+        own = obj.__dict__
+        if static_names:
+            own.update(zip(static_names, static_values, strict=True))
+        own.update(zip(child_names, values, strict=True))
         return obj
 
     pytree.register(cls, child_names, children, metadata, build)

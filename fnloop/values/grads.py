@@ -9,6 +9,7 @@ from torch import Tensor
 from fnloop._torch import foreach
 from fnloop.trees import tree
 from fnloop.values.merging import merge
+from fnloop.values.packed import groups_of, joined, parted
 
 
 @tree
@@ -33,9 +34,11 @@ class Grads:
 
     def merge(self, other: Self) -> Self:
         """The gradients of both parts."""
-        total = foreach.add(list(self.total.values()), [other.total[name] for name in self.total])
+        groups = groups_of(self.total)
+        ours, theirs = joined(self.total, groups), joined(other.total, groups)
+        total = foreach.add(list(ours.values()), [theirs[name] for name in ours])
         return type(self)(
-            dict(zip(self.total, total, strict=True)),
+            parted(dict(zip(ours, total, strict=True)), groups, self.total),
             self.weight + other.weight,
             self.finite & other.finite,
             merge((self.metrics, other.metrics)),

@@ -1,56 +1,215 @@
-"""How fast is fnloop? From the root of a clone:
+"""How fast is fnloop, and how fast are others? From the root of a clone, with the extra ``bench``:
 
-    python -m tests.benchmarks                      # everything, five minutes
-    python -m tests.benchmarks step --problem mlp   # a step, against loops written by hand
+    python -m tests.benchmarks                      # everything: hours
+    python -m tests.benchmarks --quick              # everything, few rounds: does it work?
+    python -m tests.benchmarks step --case mlp      # a training step
+    python -m tests.benchmarks step --case mlp --contender JAX --contender "by hand" --threads 1
+    python -m tests.benchmarks compile --case gpt   # the first step: how long, how many graphs
+    python -m tests.benchmarks memory               # the peak of memory
     python -m tests.benchmarks fit                  # what `fl.fit` and callbacks add to `fl.run`
+    python -m tests.benchmarks report               # write up what has been measured
 
-All contenders run in one process, in many short rounds in random order. Times are microseconds a
-step; "ratio" and "extra" are medians of comparisons with the baseline in the same round, so they
-hold on a machine that does other work too. "least" is the best round. ``--cpu`` times with the
-processor's clock, which hardly notices others (and counts what fnloop's other threads do as well).
+Each case is measured in a process of its own. There all contenders run side by side, in many short
+rounds in random order. Times are microseconds a step; "ratio" and "extra" are medians of
+comparisons with the baseline in the same round, so they hold on a machine that does other work too.
+"least" is the best round. ``--cpu`` times with the processor's clock, which hardly notices others
+(and counts what fnloop's other threads do as well).
+
+What is measured is kept in a folder, and ``--write`` or ``report`` puts all that is there into
+``docs/benchmarks.md`` and ``docs/images/``.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import time
-from collections.abc import Sequence
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-import torch
-
-from . import extras, steps
+from . import chart, machine, memory, report
+from .compiling import cold_and_warm
+from .contenders import Contender, chosen, sort
 from .problems import PROBLEMS
-from .timing import table
+from .results import load, save
+from .timing import Row, table
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "benchmarks.md"
+LIMIT = 900  # seconds for a first step or a peak of memory
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, keep; the number of things that failed is not zero where one did."""
+    options = _parser().parse_args(arguments)
+    session = Session(options)
+    for part in ("step", "compile", "memory", "fit"):
+        if options.what in (part, "all"):
+            getattr(session, part)()
+    if options.write or options.what == "report":
+        write(options.results)
+    for failure in session.failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return min(len(session.failures), 1)
+
+
+class Session:
+    """The parts of the benchmark, one method each.
+
+    Args:
+        options: Of the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.failures: list[str] = []
+        self.about = machine.description()
+        if options.quick:
+            self.about["note"] = "a quick run, to see that it works: not for quoting"
+
+    def step(self) -> None:
+        """`steps.compare`, for each case and number of threads."""
+        for threads in self.options.threads:
+            for case in self._cases():
+                words = [w for word in self.options.contender or [] for w in ("--contender", word)]
+                seconds = "0.01" if self.options.quick else "0.03"
+                figures = self._child(
+                    *("step", "--case", case, "--seconds", seconds, *words), threads=threads
+                )
+                if "error" in figures:
+                    continue
+                rows = [Row(**row) for row in figures["rows"]]
+                title = f"A training step: {case}, {threads} thread(s)"
+                print(f"\n{table(title, rows)}", flush=True)
+                for name, reason in figures["left_out"].items():
+                    print(f"left out: {name}: {reason}", flush=True)
+                self._save(f"step.{case}.{threads}", figures)
+
+    def compile(self) -> None:
+        """`compiling.first_step` twice, for each case and contender that compiles."""
+        for case in ["mlp"] if self.options.quick and not self.options.case else self._cases():
+            figures = self._each(
+                [c for c in sort(self._contenders(), PROBLEMS[case]())[0] if c.compiles],
+                lambda contender, case=case: cold_and_warm(
+                    lambda environment: self._child(
+                        *("first-step", "--case", case, "--contender", contender.name),
+                        environment=environment,
+                    )
+                ),
+                f"compiling {case}",
+            )
+            self._save(f"compile.{case}", figures)
+
+    def memory(self) -> None:
+        """`memory.peak`, for each contender."""
+        if not memory.available():
+            print("left out: memory: this system does not tell the peak since a moment")
+            return
+        contenders, _ = sort(self._contenders(), PROBLEMS["mlp"]())
+        figures = self._each(
+            contenders, lambda c: self._child("peak", "--contender", c.name), "memory"
+        )
+        self._save("memory", figures)
+
+    def fit(self) -> None:
+        """`extras.compare`, on one thread."""
+        for case in self.options.case or ["mlp"]:
+            figures = self._child("fit", "--case", case, threads=1)
+            if "error" not in figures:
+                rows = [Row(**row) for row in figures["rows"]]
+                print(f"\n{table(f'Around an idle step: {case}', rows)}", flush=True)
+                self._save("fit", figures)
+
+    def _cases(self) -> list[str]:
+        return self.options.case or list(PROBLEMS)
+
+    def _contenders(self) -> list[Contender]:
+        return chosen(self.options.contender)
+
+    def _each(
+        self,
+        contenders: Sequence[Contender],
+        measure: Callable[[Contender], dict[str, Any]],
+        title: str,
+    ) -> dict[str, Any]:
+        figures = {}
+        for contender in contenders:
+            figures[contender.name] = measure(contender)
+            numbers = ", ".join(f"{k} {_number(v)}" for k, v in figures[contender.name].items())
+            print(f"{title}: {contender.name}: {numbers}", flush=True)
+        return figures
+
+    def _child(
+        self, *words: str, threads: int | None = None, environment: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """What ``measure.py`` measures in a process of its own."""
+        options = self.options
+        command = [sys.executable, "-m", "tests.benchmarks.measure", *words]
+        command += ["--threads", str(threads or max(options.threads)), *["--cpu"] * options.cpu]
+        if rounds := options.rounds or (5 if options.quick else None):
+            command += ["--rounds", str(rounds)]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=environment or dict(os.environ),
+                capture_output=True,
+                text=True,
+                timeout=None if words[0] in ("step", "fit") else LIMIT,
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"> {LIMIT} s"}
+        if done.returncode:
+            self.failures.append(f"{' '.join(words)}\n{done.stderr[-3000:]}")
+            return {"error": "failed"}
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def _save(self, name: str, figures: dict[str, Any]) -> None:
+        save(self.options.results, name, self.about, figures)
+
+
+def write(folder: Path) -> None:
+    """Put what is in a folder of results into the page, with its charts."""
+    results = load(folder, list(PROBLEMS))
+    charts = {}
+    for threads, cases in results.step.items():
+        charts[threads] = f"images/benchmarks-{threads}.png"
+        chart.draw(cases, threads, PAGE.parent / charts[threads])
+    report.write(PAGE, results, charts)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", nargs="?", choices=("step", "fit", "all"), default="all")
-    parser.add_argument("--problem", choices=sorted(PROBLEMS), help="default: all (for fit, mlp)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
-    parser.add_argument("--rounds", type=int, default=None, help="how often each is timed")
+    parts = ("all", "step", "compile", "memory", "fit", "report")
+    parser.add_argument("what", nargs="?", choices=parts, default="all")
+    parser.add_argument("--case", action="append", choices=list(PROBLEMS), help="default: all")
+    parser.add_argument(
+        "--contender", action="append", help="a name, or what is in several; default: all"
+    )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="default: 1 2")
+    parser.add_argument("--rounds", type=int, help="how often each is timed")
     parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    print(f"{versions}, {options.threads} thread(s)")
-    clock = time.process_time if options.cpu else time.perf_counter
-    names = [options.problem] if options.problem else list(PROBLEMS)
-    if options.what in ("step", "all"):
-        for name in names:
-            rows = steps.compare(PROBLEMS[name](), options.rounds or 60, clock=clock)
-            print(f"\n{table(f'A training step: {name}', rows)}", flush=True)
-    if options.what in ("fit", "all"):
-        name = options.problem or "mlp"
-        rows = extras.compare(PROBLEMS[name](), options.rounds or 20, clock=clock)
-        print(f"\n{table(f'What fit adds to run, around an idle step: {name}', rows)}", flush=True)
+    parser.add_argument("--quick", action="store_true", help="few rounds; compiling only for mlp")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument(
+        "--results",
+        type=lambda path: Path(path).resolve(),
+        default=ROOT / "runs" / "benchmarks",
+        help="folder of what has been measured; default: runs/benchmarks",
+    )
+    return parser
+
+
+def _number(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,20 +1,20 @@
-"""What `fl.fit` adds to a bare `fl.run`: the history, and whatever callbacks one wants."""
+"""What `fl.fit` adds to a bare `fl.run`, and that to a ``for``: history, callbacks, trackers."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fnloop as fl
 
+from .loops import Clocked
 from .problems import Problem
-from .steps import pipeline
-from .timing import Block, Clock, Row, interleave, summary
+from .timing import Block, Clock, Row, interleave, summary, timed
+from .with_fnloop import Screen, pipeline
 
 Callbacks = Callable[[Path], list[Any]]
 
@@ -27,12 +27,24 @@ def idle(problem: Problem) -> tuple[Callable[[fl.State, Any], Any], fl.State]:
     return lambda state, batch: (state.replace(step=state.step), dict(metrics)), state
 
 
+def loop(problem: Problem, clock: Clock) -> Block:
+    """A ``for`` statement, and nothing else."""
+    step, state = idle(problem)
+
+    def steps(n: int) -> None:
+        nonlocal state
+        for batch in itertools.islice(itertools.cycle(problem.batches), n):
+            state, _ = step(state, batch)
+
+    return timed(steps, clock)
+
+
 def run(problem: Problem, clock: Clock) -> Block:
     """A bare `fl.run`."""
     step, state = idle(problem)
 
     def block(n: int) -> float:
-        batches = _Clocked(problem.batches, n, clock)
+        batches = Clocked(problem.batches, n, clock)
         for _ in fl.run(step, state, batches, steps=batches.steps):
             pass
         return batches.seconds()
@@ -45,7 +57,7 @@ def fit(problem: Problem, clock: Clock, folder: Path, callbacks: Callbacks) -> B
     step, state = idle(problem)
 
     def block(n: int) -> float:
-        batches = _Clocked(problem.batches, n, clock)
+        batches = Clocked(problem.batches, n, clock)
         here = Path(tempfile.mkdtemp(dir=folder))
         fl.fit(step, state, batches, steps=batches.steps, callbacks=callbacks(here))
         return batches.seconds()
@@ -58,7 +70,7 @@ def contenders(problem: Problem, clock: Clock, folder: Path) -> dict[str, Block]
     validation = problem.batches[:1]
 
     def progress(here: Path) -> list[Any]:
-        return [fl.progress(file=_Screen())]
+        return [fl.progress(file=Screen())]
 
     def hooks(here: Path) -> list[Any]:
         return [
@@ -82,7 +94,7 @@ def contenders(problem: Problem, clock: Clock, folder: Path) -> dict[str, Block]
         "fit, all with Aim": lambda here: progress(here) + hooks(here) + aim(here),
     }
     fits = {name: fit(problem, clock, folder, callbacks) for name, callbacks in several.items()}
-    return {"run": run(problem, clock), **fits}
+    return {"for": loop(problem, clock), "run": run(problem, clock), **fits}
 
 
 def compare(
@@ -100,37 +112,3 @@ def compare(
         blocks = contenders(problem, clock, Path(folder))
         samples = interleave(blocks, rounds, steps, warmup=60)
     return summary(samples, "run")
-
-
-class _Screen(io.StringIO):
-    """A terminal, so that the bar is drawn."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-class _Clocked:
-    """Batches that look at the clock as they are drawn: opening and closing a run is not timed.
-
-    Args:
-        batches: Given in turn.
-        n: Steps to time; some are made before that.
-        clock: What to time with.
-    """
-
-    BEFORE = 10
-
-    def __init__(self, batches: list[Any], n: int, clock: Clock) -> None:
-        self.steps = self.BEFORE + n + 1  # the last tick ends the last step that counts
-        self._batches = batches
-        self._clock = clock
-        self._ticks: list[float] = []
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in itertools.cycle(self._batches):
-            self._ticks.append(self._clock())
-            yield batch
-
-    def seconds(self) -> float:
-        # A batch is read ahead, so that there may be a tick more than steps.
-        return self._ticks[self.steps - 1] - self._ticks[self.BEFORE]

@@ -1,115 +1,106 @@
-"""The cost of a training step: loops written by hand, and fnloop's."""
+"""The cost of a training step: all contenders on one problem, side by side in one process."""
 
 from __future__ import annotations
 
-import itertools
+import math
 import time
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import torch
-
-import fnloop as fl
-
+from .contenders import FUSED, Contender, sort
+from .loops import Training
 from .problems import Problem
-from .timing import Block, Clock, Row, fastest, interleave, steps_in, summary, timed
+from .timing import Clock, Row, fastest, interleave, steps_in, summary
 
-Steps: TypeAlias = Callable[[int], None]
-
-
-def by_hand(problem: Problem, **options: Any) -> Steps:
-    """The loop of PyTorch's tutorials."""
-    model = problem.model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, **options)
-    batches = itertools.cycle(problem.batches)
-
-    def steps(n: int) -> None:
-        for batch in itertools.islice(batches, n):
-            optimizer.zero_grad()
-            loss = problem.loss(model, batch)
-            loss.backward()
-            optimizer.step()
-
-    return steps
+CHECKED = 12  # steps after which the losses have to agree
 
 
-def by_hand_with_loss(problem: Problem, **options: Any) -> Steps:
-    """The same, keeping a running loss: what most real loops do at least."""
-    model = problem.model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, **options)
-    batches = itertools.cycle(problem.batches)
-    total = torch.zeros(())
+class Result(NamedTuple):
+    """What was measured on a problem.
 
-    def steps(n: int) -> None:
-        nonlocal total
-        for batch in itertools.islice(batches, n):
-            optimizer.zero_grad()
-            loss = problem.loss(model, batch)
-            loss.backward()
-            optimizer.step()
-            total = total + loss.detach()
+    Attributes:
+        rows: Of the contenders.
+        baseline: The contender that ratios are to.
+        losses: After `CHECKED` steps, by contender.
+        loop_us: What a loop adds to its step, in microseconds, for those whose step is there too.
+        rounds: How often each was timed.
+        steps: In a round.
+        left_out: Those that took no part, with the reason.
+    """
 
-    return steps
-
-
-def pipeline(problem: Problem) -> fl.StepStage:
-    """fnloop's step."""
-    return fl.pipe(problem.loss, fl.grad, fl.update(fl.adamw(1e-3)))
-
-
-def step_alone(problem: Problem) -> Steps:
-    """fnloop's step in a loop of one's own."""
-    step = pipeline(problem)
-    state = step.init(problem.model())
-    batches = itertools.cycle(problem.batches)
-
-    def steps(n: int) -> None:
-        nonlocal state
-        for batch in itertools.islice(batches, n):
-            state, _ = step(state, batch)
-
-    return steps
-
-
-def run(problem: Problem) -> Steps:
-    """`fl.run`."""
-    step = pipeline(problem)
-    loop = fl.run(step, step.init(problem.model()), problem.batches)
-
-    def steps(n: int) -> None:
-        for _ in itertools.islice(loop, n):
-            pass
-
-    return steps
-
-
-def contenders(problem: Problem) -> dict[str, Steps]:
-    """By name; those that are written by hand have names that begin so."""
-    return {
-        "by hand, fused": by_hand(problem, fused=True),
-        "by hand, foreach": by_hand(problem, foreach=True),
-        "by hand, default": by_hand(problem),
-        "by hand, fused, running loss": by_hand_with_loss(problem, fused=True),
-        "fnloop, step alone": step_alone(problem),
-        "fnloop, run": run(problem),
-    }
+    rows: list[Row]
+    baseline: str
+    losses: dict[str, float]
+    loop_us: dict[str, float]
+    rounds: int
+    steps: int
+    left_out: dict[str, str]
 
 
 def compare(
-    problem: Problem, rounds: int = 60, seconds: float = 0.02, clock: Clock = time.perf_counter
-) -> list[Row]:
-    """All contenders, against the fastest of those by hand that keep no loss.
+    problem: Problem,
+    contenders: Sequence[Contender],
+    rounds: int,
+    seconds: float = 0.03,
+    clock: Clock = time.perf_counter,
+) -> Result:
+    """All contenders, against the fastest of the group "by hand".
 
     Args:
         problem: What to train.
+        contenders: Who trains; those whose library is not installed are left out.
         rounds: How often each is timed.
-        seconds: How long each time.
+        seconds: How long each time, at least; 4 steps at least.
         clock: What to time with.
+
+    Raises:
+        ValueError: After the same number of steps from the same weights, losses differ.
+        RuntimeError: Something compiled after warm-up.
     """
-    blocks: dict[str, Block] = {
-        name: timed(steps, clock) for name, steps in contenders(problem).items()
+    present, left_out = sort(contenders, problem)
+    trainings: dict[str, Training] = {}
+    for contender in present:
+        trainings[contender.name] = contender.build(problem, clock)
+        trainings[contender.name].block(CHECKED)
+    losses = {name: training.loss() for name, training in trainings.items()}
+    check_losses(losses, problem.rtol)
+    blocks = {name: training.block for name, training in trainings.items()}
+    reference = FUSED if FUSED in blocks else next(iter(blocks))
+    steps = max(4, steps_in(seconds, blocks[reference]))
+    graphs = _graphs(trainings)
+    samples = interleave(blocks, rounds, steps, warmup=4)
+    if _graphs(trainings) != graphs:
+        raise RuntimeError(
+            f"{problem.name}: compiled while timed, graphs {graphs} -> {_graphs(trainings)}"
+        )
+    by_hand = [c.name for c in present if c.group == "by hand"]
+    baseline = fastest(samples, by_hand or list(blocks))
+    loop_us = {
+        c.name: summary({n: samples[n] for n in (c.name, c.around)}, c.around)[0].extra
+        for c in present
+        if c.around in samples
     }
-    steps = steps_in(seconds, blocks["by hand, fused"])
-    samples = interleave(blocks, rounds, steps, warmup=2 * steps)
-    bare = [name for name in blocks if name.startswith("by hand") and "loss" not in name]
-    return summary(samples, fastest(samples, bare))
+    return Result(summary(samples, baseline), baseline, losses, loop_us, rounds, steps, left_out)
+
+
+def check_losses(losses: dict[str, float], rtol: float) -> None:
+    """Every loss is finite, and near the first.
+
+    Raises:
+        ValueError: One is not.
+    """
+    first, expected = next(iter(losses.items()))
+    wrong = {
+        name: loss
+        for name, loss in losses.items()
+        if not (math.isfinite(loss) and math.isclose(loss, expected, rel_tol=rtol))
+    }
+    if wrong:
+        raise ValueError(
+            f"Losses differ after the same steps from the same weights, by more than {rtol}: "
+            f"{first} has {expected:.6f}, but {wrong}"
+        )
+
+
+def _graphs(trainings: dict[str, Training]) -> dict[str, Any]:
+    return {name: t.graphs() for name, t in trainings.items() if t.graphs is not None}

@@ -75,6 +75,7 @@ class Row(NamedTuple):
         iqr: Between the quartiles of the rounds, in microseconds.
         least: Microseconds a step of the best round.
         ratio: To the baseline: the median over the rounds of the paired ratio.
+        noise: Between the quartiles of that ratio.
         extra: Over the baseline, in microseconds: the median over the rounds of the difference.
     """
 
@@ -83,6 +84,7 @@ class Row(NamedTuple):
     iqr: float
     least: float
     ratio: float
+    noise: float
     extra: float
 
 
@@ -99,9 +101,10 @@ def fastest(samples: Samples, names: Sequence[str]) -> str:
 
 def table(title: str, rows: Sequence[Row]) -> str:
     """The rows as text."""
-    cells = [["", "median us", "IQR", "least", "ratio", "extra us"]]
-    for name, *us, ratio, extra in rows:
-        cells.append([name, *(f"{x:.1f}" for x in us), f"{ratio:.3f}", f"{extra:+.1f}"])
+    cells = [["", "median us", "IQR", "least", "ratio", "IQR", "extra us"]]
+    for name, *us, ratio, noise, extra in rows:
+        us = [f"{x:.1f}" for x in us]
+        cells.append([name, *us, f"{ratio:.3f}", f"{noise:.3f}", f"{extra:+.1f}"])
     first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
     lines = [
         name.ljust(first) + "".join(x.rjust(n + 2) for x, n in zip(numbers, others, strict=True))
@@ -111,13 +114,20 @@ def table(title: str, rows: Sequence[Row]) -> str:
 
 
 def _row(name: str, times: list[float], base: list[float], is_baseline: bool) -> Row:
-    low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (times[0],) * 3
-    pairs = list(zip(times, base, strict=True))
+    ratios = [a / b for a, b in zip(times, base, strict=True)]
     return Row(
         name=f"{name} *" if is_baseline else name,
         median=statistics.median(times),
-        iqr=high - low,
+        iqr=_between_quartiles(times),
         least=min(times),
-        ratio=statistics.median(a / b for a, b in pairs),
-        extra=statistics.median(a - b for a, b in pairs),
+        ratio=statistics.median(ratios),
+        noise=_between_quartiles(ratios),
+        extra=statistics.median(a - b for a, b in zip(times, base, strict=True)),
     )
+
+
+def _between_quartiles(values: list[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4)
+    return high - low

@@ -1,0 +1,129 @@
+"""From a Python function to one graph of tensor operations, and from there to machine code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+_aten: Any = torch.ops.aten
+
+Runnable = Callable[..., Sequence[Any]]
+
+
+def fake_mode() -> FakeTensorMode:
+    """A mode in which tensors have shapes, dtypes and devices, and no values.
+
+    Real tensors that a function brings along (class weights, a mask) become constants.
+    """
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def record(function: Callable[..., Any], inputs: Sequence[Tensor], mode: FakeTensorMode) -> GraphModule:
+    """The operations of ``function(*inputs)``, its backward pass among them, as one graph.
+
+    Args:
+        function: Takes tensors, returns a list of tensors.
+        inputs: Of `mode`.
+        mode: From `fake_mode`.
+    """
+    with mode:
+        graph = make_fx(
+            function,
+            tracing_mode="real",  # the inputs are fake already
+            decomposition_table={_aten.addmm.default: _addmm},
+            _allow_non_fake_inputs=True,
+        )(*inputs)
+    _keep_scalars(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def build(graph: GraphModule, inputs: Sequence[Tensor], backend: Any, options: dict[str, Any]) -> Runnable:
+    """Machine code for a graph.
+
+    Args:
+        graph: From `record`; inputs that it writes to are written to.
+        inputs: The fake ones that it was recorded with.
+        backend: ``"inductor"``, the name of another backend of ``torch.compile``, or a function
+            ``(graph, inputs) -> function``.
+        options: Of Inductor.
+    """
+    if backend == "inductor":
+        from torch import _inductor  # takes seconds to import
+
+        return _inductor.compile(graph, list(inputs), options=options)
+    if isinstance(backend, str):
+        from torch._dynamo import lookup_backend
+
+        backend = lookup_backend(backend)
+    return backend(graph, list(inputs))
+
+
+def storage_users(tensor: Tensor) -> int:
+    """How many tensors share the memory of this one, it among them."""
+    storage: Any = tensor.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata)  # pyright: ignore
+
+
+def _addmm(bias: Tensor, x: Tensor, w: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    # A bias is added for nothing by the loop that follows (an activation, say), where the matrix
+    # product of the library first copies it. As a difference, because Inductor would put a sum of a
+    # product and a vector together again.
+    if (
+        (beta, alpha, bias.ndim) != (1, 1, 1)
+        or bias.device.type != "cpu"
+        or bias.dtype is not torch.float32  # half precision would be rounded twice
+    ):
+        return NotImplemented
+    return torch.mm(x, w) - (-bias)
+
+
+def _keep_scalars(graph: GraphModule) -> None:
+    """Have every scalar computed once, before the loop that uses it.
+
+    Inductor puts the computation of a 0-d tensor (a schedule, Adam's bias correction) into the
+    innermost loop of what it is used for, and takes its power once for every sixteen values. A view
+    by `as_strided` makes it keep the result in memory.
+    """
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not _is_scalar(node):
+            continue
+        wide = [user for user in node.users if user.op == "call_function" and not _is_scalar(user)]
+        if not wide or node.meta["val"].device.type != "cpu":
+            continue
+        with graph.graph.inserting_after(node):
+            kept = graph.graph.call_function(_aten.as_strided.default, (node, [], []))
+            kept.meta["val"] = node.meta["val"]
+        for user in wide:
+            user.replace_input_with(node, kept)
+
+
+def _is_scalar(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
+
+
+def prune(graph: GraphModule, inputs: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
+    """Take inputs that nothing reads out of the graph: the places of the others, and those."""
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    used = [i for i, node in enumerate(places) if node.users]
+    for node in places:
+        if not node.users:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return used, [inputs[i] for i in used]
+
+
+def options(device: torch.device) -> dict[str, Any]:
+    """Inductor's options that suit a training step on `device`."""
+    if device.type == "cpu":
+        # One call into C++ for the whole graph, in place of Python between the kernels.
+        return {"cpp_wrapper": True}
+    return {"triton.cudagraphs": True}

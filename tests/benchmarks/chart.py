@@ -1,0 +1,82 @@
+"""The step times as a picture: a panel for each case, a bar for each contender."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .contenders import CONTENDERS, DONATED, FUSED, JAX, LIGHTNING
+
+SHOWN = {
+    FUSED: "by hand, AdamW fused",
+    "by hand, compiled loss": "by hand, compiled loss",
+    "by hand, one graph, C++ wrapper": "by hand, one graph",
+    LIGHTNING: "Lightning",
+    "Accelerate": "Accelerate",
+    JAX: "JAX, jit",
+    "fnloop, eager": "fnloop, eager",
+    "fnloop, compiled": "fnloop, compiled",
+    DONATED: "fnloop, donated",
+}
+_ACCENT, _GREY, _INK = "#4051b5", "#b9bec9", "#30343c"
+LONGEST = 2.0  # longer bars are cut, and say so
+
+
+def draw(cases: dict[str, Any], threads: int, file: Path) -> None:
+    """Write the chart of some cases as a PNG, 1,600 pixels wide; it is made for half of that."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure(cases, threads).savefig(file)
+
+
+def figure(cases: dict[str, Any], threads: int) -> Figure:
+    """The chart of some cases.
+
+    Args:
+        cases: Of `steps.compare`, by case.
+        threads: With which they were measured.
+    """
+    matplotlib.rcParams["font.family"] = "DejaVu Sans"
+    lines = (len(cases) + 1) // 2
+    whole = Figure(figsize=(8, 0.75 + 1.95 * lines), dpi=200, layout="constrained")
+    axes = whole.subplots(lines, 2, squeeze=False)
+    for ax in axes.flat[len(cases) :]:
+        ax.set_visible(False)
+    for ax, (case, figures) in zip(axes.flat, cases.items(), strict=False):
+        _panel(ax, case, figures)
+    plural = "s" if threads > 1 else ""
+    whole.suptitle(
+        f"Time of a training step, {threads} thread{plural}; "
+        "the best loop by hand around torch.optim is 1 (shorter is faster)",
+        fontsize=9,
+        color=_INK,
+    )
+    return whole
+
+
+def _panel(ax: Axes, case: str, figures: Any) -> None:
+    rows = {row["name"].removesuffix(" *"): row for row in figures["rows"]}
+    names = [name for name in SHOWN if name in rows and name in CONTENDERS]
+    ratios = [rows[name]["ratio"] for name in names]
+    colours = [_ACCENT if CONTENDERS[name].group == "fnloop" else _GREY for name in names]
+    places = range(len(names))
+    ax.barh(places, [min(ratio, LONGEST) for ratio in ratios], 0.72, color=colours)
+    ax.axvline(1, color=_INK, linewidth=0.7, linestyle=(0, (3, 2)))
+    for place, ratio in zip(places, ratios, strict=True):
+        text = f"{ratio:.2f}" if ratio <= LONGEST else f"{ratio:.1f} \N{RIGHTWARDS ARROW}"
+        ax.text(min(ratio, LONGEST) + 0.03, place, text, va="center", fontsize=7, color=_INK)
+    best = rows[figures["baseline"]]["median"]
+    ax.set_title(f"{case}: 1 is {_time(best)}", fontsize=8, loc="left", color=_INK, pad=3)
+    ax.set_yticks(places, [SHOWN[name] for name in names], fontsize=7, color=_INK)
+    ax.set_xlim(0, LONGEST * 1.16)
+    ax.set_xticks([])
+    ax.invert_yaxis()
+    ax.tick_params(length=0)
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _time(us: float) -> str:
+    return f"{us:.0f} µs" if us < 1000 else f"{us / 1000:.1f} ms"

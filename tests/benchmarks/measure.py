@@ -1,0 +1,50 @@
+"""Measures one thing in a process of its own, and prints it as JSON: see ``__main__.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from typing import Any
+
+from . import compiling, extras, machine, memory, steps
+from .contenders import CONTENDERS, chosen
+from .problems import PROBLEMS, little, wide
+
+
+def main() -> None:
+    """Measure what the arguments say."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.measure")
+    parser.add_argument("what", choices=("step", "first-step", "peak", "fit"))
+    parser.add_argument("--case", choices=list(PROBLEMS), default="mlp")
+    parser.add_argument("--contender", action="append")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=0.03)
+    parser.add_argument("--cpu", action="store_true")
+    options = parser.parse_args()
+    machine.limit(options.threads)
+    warnings.filterwarnings("ignore", message=".*pytree.*", category=UserWarning)
+    print(json.dumps(measured(options)))
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The figures, as JSON has them."""
+    clock = time.process_time if options.cpu else time.perf_counter
+    if options.what == "peak":
+        return memory.peak(wide(), little(), CONTENDERS[options.contender[0]])
+    problem = PROBLEMS[options.case]()
+    if options.what == "first-step":
+        return compiling.first_step(problem, CONTENDERS[options.contender[0]])
+    if options.what == "fit":
+        rows = extras.compare(problem, options.rounds, clock=clock)
+        return {"rows": [row._asdict() for row in rows], "rounds": options.rounds}
+    result = steps.compare(
+        problem, chosen(options.contender), options.rounds, options.seconds, clock
+    )
+    return {**result._asdict(), "rows": [row._asdict() for row in result.rows]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""fnloop's loops."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import fnloop as fl
+
+from .by_hand import inductor_graphs
+from .loops import Clocked, Training, looped, watched
+from .problems import LR, WEIGHT_DECAY, Problem
+from .timing import Clock
+
+Transform = Callable[[fl.StepStage], fl.StepStage]
+
+
+def pipeline(problem: Problem) -> fl.StepStage:
+    """fnloop's step."""
+    around: list[Any] = []
+    if problem.micro > 1:
+        around.append(fl.accumulate(problem.micro))
+    if problem.bf16:
+        around.append(fl.amp("bf16"))
+    optimizer = fl.adamw(LR, weight_decay=WEIGHT_DECAY)
+    return fl.pipe(problem.loss, fl.grad, *around, fl.update(optimizer))
+
+
+def alone(
+    problem: Problem, clock: Clock, transform: Transform = lambda step: step, compiled: bool = False
+) -> Training:
+    """The step, in a loop of one's own."""
+    step = transform(pipeline(problem))
+    state = step.init(problem.model())
+
+    def one(batch: Any) -> Any:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics["loss"]
+
+    return looped(problem, clock, one, graphs=inductor_graphs if compiled else None)
+
+
+def run(
+    problem: Problem, clock: Clock, transform: Transform = lambda step: step, compiled: bool = False
+) -> Training:
+    """`fl.run`."""
+    step = transform(pipeline(problem))
+    # What makes the state must not keep it: a step that is donated its state owns it.
+    loop = fl.run(step, step.init(problem.model()), problem.batches)
+
+    def one(_: None) -> Any:
+        return next(loop)[1]["loss"]
+
+    graphs = inductor_graphs if compiled else None
+    return looped(problem, clock, one, batches=[None], graphs=graphs)
+
+
+def fit(
+    problem: Problem, clock: Clock, transform: Transform = lambda step: step, compiled: bool = False
+) -> Training:
+    """`fl.fit` with a progress bar; the history it keeps by itself."""
+    step = transform(pipeline(problem))
+    state = step.init(problem.model())
+    last = _Last(problem.reads_loss)
+
+    def train(batches: Clocked) -> None:
+        nonlocal state
+        callbacks = [fl.progress(file=Screen()), fl.effect(last)]
+        state, _ = fl.fit(step, state, iter(batches), steps=batches.steps, callbacks=callbacks)
+
+    graphs = inductor_graphs if compiled else None
+    return watched(problem, clock, train, lambda: float(last.metrics["loss"]), graphs=graphs)
+
+
+class Screen(io.TextIOBase):
+    """A terminal on which nobody looks: bars are drawn on it."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class _Last:
+    """The last metrics; and, if it reads, every loss as a number."""
+
+    def __init__(self, reads: bool) -> None:
+        self._reads = reads
+        self._log: list[float] = []
+
+    def __call__(self, state: fl.State, metrics: Mapping[str, Any]) -> None:
+        self.metrics = metrics
+        if self._reads:
+            self._log.append(float(metrics["loss"]))
