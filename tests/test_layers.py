@@ -19,6 +19,7 @@ LAYERS = (
     "metrics",
     "data",
     "effects",
+    "transforms",
     "store",
     "track",
     "loop",

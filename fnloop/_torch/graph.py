@@ -7,11 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 _aten: Any = torch.ops.aten
+
+DATA_DEPENDENT = (DataDependentOutputException,)
+DYNAMIC_SHAPE = (DynamicOutputShapeException,)
+NO_META = (UnsupportedOperatorException,)
+"""What an operation raises that cannot be recorded."""
 
 Runnable = Callable[..., Sequence[Any]]
 
@@ -121,9 +131,11 @@ def prune(graph: GraphModule, inputs: Sequence[Tensor]) -> tuple[list[int], list
     return used, [inputs[i] for i in used]
 
 
-def options(device: torch.device) -> dict[str, Any]:
+def options(device: torch.device, mode: str) -> dict[str, Any]:
     """Inductor's options that suit a training step on `device`."""
-    if device.type == "cpu":
-        # One call into C++ for the whole graph, in place of Python between the kernels.
-        return {"cpp_wrapper": True}
-    return {"triton.cudagraphs": True}
+    options: dict[str, Any] = {"max_autotune": True} if mode == "max-autotune" else {}
+    if device.type == "cuda":
+        return {**options, "triton.cudagraphs": True}  # one launch for all kernels
+    # One call into C++ for the whole graph, in place of Python between the kernels; and a loop goes
+    # to several threads only where it takes longer than waking them.
+    return {**options, "cpp_wrapper": True, "cpp.min_chunk_size": 16384}

@@ -13,7 +13,9 @@ from fnloop.loop.history import History
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.run import run
 from fnloop.store import latest, load, read_manifest
+from fnloop.transforms.compile import Compiled
 from fnloop.values import Cursor, State
+from fnloop.values.donated import Donated
 
 
 def fit(
@@ -33,6 +35,9 @@ def fit(
     ``history.status == "interrupted"``; the second raises. If a step fails, the error carries the
     last good state: ``error.state``, ``error.history``.
 
+    A compiled step (`fl.compile`) is run with donation: the states between the first and the last
+    share one memory. An effect or callback that keeps one of them keeps a copy.
+
     Args:
         step, state, data, epochs, steps, seconds, callbacks: As in `fl.run`; at least one limit.
         resume: A folder of checkpoints: go on from the newest one there, if there is one. `epochs`
@@ -51,6 +56,9 @@ def fit(
     """
     if epochs is None and steps is None and seconds is None:
         raise ValueError("fit needs a limit: epochs=, steps= or seconds=.")
+    if isinstance(step, Compiled) and not step.donate:
+        # The states between the first and the last are nobody else's.
+        step, state = step.donating(), state.replace()
     history, interrupt = History(), Interrupt()
     everything = [history, *listed(callbacks), interrupt]
     if resume is not None:
@@ -101,9 +109,12 @@ def _resume(
 
 def _keep(error: BaseException, state: State, history: History) -> None:
     """A failing step never costs the state."""
-    error.state = state  # type: ignore[attr-defined]  # pyright: ignore
-    error.history = history  # type: ignore[attr-defined]  # pyright: ignore
+    kept: Any = error
+    kept.history = history
+    kept.state = getattr(error, "state", state)
+    if isinstance(kept.state, Donated):
+        return
     error.add_note(
-        f"fnloop: the state before this failure (after {int(state.cursor[2])} batches) is in "
+        f"fnloop: the state before this failure (after {int(kept.state.cursor[2])} batches) is in "
         "error.state."
     )

@@ -99,6 +99,7 @@ def _loop(
     about: Run,
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     status, opened, first = "failed", list[Effect](), True
+    donates = getattr(step, "donate", False)
     cursor = Cursor.of(state.cursor)
     batches = source.iterate(cursor, int(state.key))
     try:
@@ -112,10 +113,11 @@ def _loop(
                 status = limits.ended_early(cursor)
                 return
             cursor, batch = drawn
-            result = step(state, batch)
+            before = state.replace() if first else state  # which `step` may be given for good
+            state, metrics = result = step(state, batch)
             if first:
-                check_result(step, state, result)
-            state, metrics = result
+                check_result(step, before, result)
+            del before, result
             state = state.replace(cursor=cursor.tensor())
             if first:
                 state = init_callbacks(stages, effects, state, metrics)
@@ -127,6 +129,8 @@ def _loop(
             first = False
             for effect in effects:
                 effect(state, metrics)
+            if donates:  # whoever has kept the one that was shown can go on reading it
+                state = state.replace()
             requests = [m for m in metrics.values() if isinstance(m, Stop) and m]
             sent = yield state, metrics
             while sent is not None:
@@ -142,6 +146,10 @@ def _loop(
         status = "completed"
     except GeneratorExit:  # the user's loop ended early
         status = "stopped"
+        raise
+    except Exception as error:
+        if donates:  # what the caller has was given away
+            error.state = state  # type: ignore[attr-defined]  # pyright: ignore
         raise
     except KeyboardInterrupt:
         status = "interrupted"

@@ -257,6 +257,11 @@ def _takes_three(call: Callable[..., Any], required_arguments: int = 3) -> bool:
 def _check_inner(stage: Stage, inner: Any) -> None:
     assert stage.wraps is not None
     wanted = _KINDS[stage.wraps]
+    if getattr(inner, "outermost", False):
+        raise TypeError(
+            f"{stage.spelling} wraps {inner.spelling}, which makes one graph of all that it wraps "
+            f"and goes last: fl.pipe(..., {stage.spelling}(...), fl.{inner.spelling})."
+        )
     if isinstance(inner, Stage):
         if inner.kind == stage.wraps:
             return

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import optree
 import torch
@@ -17,28 +18,40 @@ from fnloop._torch.tracing import compilation, tracing
 from fnloop.stages.base import Kind, Stage
 from fnloop.stages.lift import stage
 from fnloop.transforms.arena import Arena
-from fnloop.transforms.layout import Layout, Layouts, kind_of
+from fnloop.transforms.errors import CompileError, check_leaf, translated
+from fnloop.transforms.layout import Layouts, kind_of
 from fnloop.transforms.program import Inputs, Program
 from fnloop.trees import static, tree
+from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values import State
 from fnloop.values.donated import donate as give_away
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("fnloop.compile")
 
-
-class CompileError(RuntimeError):
-    """A step cannot be one graph."""
+MANY = 8
+"""Graphs of one step after which a warning says that the batches' shapes vary."""
 
 
 @tree
 class Compiled(Stage):
-    """The stage that `compile` makes."""
+    """The stage that `compile` makes.
 
+    Attributes:
+        inner: The step.
+        donate, mode, backend: As in `compile`.
+    """
+
+    outermost: ClassVar[bool] = True
     spelling: ClassVar[str] = "compile"
     inner: Any
     donate: bool = False
+    mode: str = "default"
     backend: Any = static("inductor")
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("default", "max-autotune"):
+            raise ValueError(f'compile(mode=) is "default" or "max-autotune", got {self.mode!r}.')
 
     @property
     def kind(self) -> Kind:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -48,30 +61,10 @@ class Compiled(Stage):
     def slot(self) -> str | None:
         return None
 
-    def __call__(self, state: State, x: Any) -> tuple[State, Any]:
-        if tracing():
-            if compilation() is not None:  # a part of what is being compiled
-                return self.inner(state, x)
-            raise CompileError(
-                "A compiled step cannot be transformed by torch.func: compile last, as in "
-                "fl.compile(fl.ensemble(step, n))."
-            )
-        cache = self._cache
-        leaves, structure = optree.tree_flatten(x)
-        arena = Arena.of(state, cache.layouts)
-        key = (arena.layout, structure, tuple(map(kind_of, leaves)), torch.get_num_threads())
-        program = cache.programs.get(key)
-        if program is None:
-            inputs = Inputs(state, arena.tensors, cache.step, (leaves, structure))
-            program = cache.programs[key] = self._compile(inputs, arena.layout)
-        if self.donate:
-            arena = arena.alone()
-        others = [*cache.tensors, *[leaf for leaf in leaves if isinstance(leaf, Tensor)]]
-        changed, metrics = program(state, arena.tensors, others)
-        after = arena.advance(changed, state, watch=self.donate)
-        if self.donate:
-            give_away(state)
-        return after, metrics
+    @property
+    def graphs(self) -> int:
+        """How many graphs there are now: one for each shape of batch that it has seen."""
+        return len(self._cache.programs)
 
     def stages(self) -> Iterator[Stage]:
         yield from self.inner.stages()
@@ -79,15 +72,88 @@ class Compiled(Stage):
     def init(self, model: Any, seed: int = 0) -> State:
         return self.inner.init(model, seed)
 
+    def __call__(self, state: State, x: Any) -> tuple[State, Any]:
+        if tracing():
+            return self._inside(state, x)
+        cache = self._cache
+        leaves, structure = optree.tree_flatten(x)
+        arena = Arena.of(state, cache.layouts)
+        # Threads count because the machine code has their number written into it.
+        key = (arena.layout, structure, tuple(map(kind_of, leaves)), torch.get_num_threads())
+        program = cache.programs.get(key)
+        if program is None:
+            inputs = Inputs(state, arena.tensors, cache.step, (leaves, structure))
+            program = cache.programs[key] = self._compile(inputs, arena, x)
+        if self.donate:
+            arena = arena.alone()
+        others = [*cache.tensors, *[leaf for leaf in leaves if isinstance(leaf, Tensor)]]
+        try:
+            changed, metrics = program(state, arena.tensors, others)
+        except KeyboardInterrupt:
+            if self.donate:  # half of it may be the next one's
+                give_away(state)
+            raise
+        after = arena.advance(changed, state, watch=self.donate)
+        if self.donate:
+            give_away(state)
+        return after, metrics
+
+    def donating(self) -> Compiled:
+        """The same step, donating; it shares what has been compiled."""
+        return self if self.donate else self._donating
+
+    def describe(self) -> str:
+        options = [
+            short(getattr(self, field.name)) if field.name == "inner" else
+            f"{field.name}={short(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+            if field.name != "inner" and getattr(self, field.name) != field.default
+        ]
+        return f"compile({', '.join(options)})" if options else "compile"
+
+    def __repr__(self) -> str:
+        lines = [line for part in self.stages() for line in part.lines()]
+        return "pipe(\n" + "".join(f"    {line},\n" for line in [*lines, self.describe()]) + ")"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_donating")}
+
     @functools.cached_property
     def _cache(self) -> _Cache:
         return _Cache(self.inner)
 
-    def _compile(self, inputs: Inputs, layout: Layout) -> Program:
+    @functools.cached_property
+    def _donating(self) -> Compiled:
+        return dataclasses.replace(self, donate=True)  # pyright: ignore[reportArgumentType]
+
+    def _inside(self, state: State, x: Any) -> tuple[State, Any]:
+        if compilation() is not None:  # a part of what is being compiled
+            return self.inner(state, x)
+        raise CompileError(
+            "A compiled step cannot be transformed by torch.func or torch.compile: it goes "
+            "outermost, as in fl.compile(fl.ensemble(step, n))."
+        )
+
+    def _compile(self, inputs: Inputs, arena: Arena, x: Any) -> Program:
+        for path, leaf in tree_items(x):
+            check_leaf(path, leaf)
         start = time.perf_counter()
-        program = Program(inputs, layout, self.donate, self.backend)
+        try:
+            program = Program(inputs, arena.layout, self.donate, self.mode, self.backend)
+        except Exception as error:
+            translation = translated(error)
+            if translation is error:
+                raise
+            raise translation from error
         seconds = time.perf_counter() - start
-        _log.info("compiled %d operations in %.1f s", program.operations, seconds)
+        _log.info("One graph of %d operations, in %.1f s.", program.operations, seconds)
+        if self.graphs + 1 == MANY:
+            warnings.warn(
+                f"fl.compile has made {MANY} graphs of one step, the last for a batch of {short(x)}"
+                ": every new shape, and every new number that is not in a tensor, takes one more. "
+                "Pad the batches to a few shapes, and give numbers as tensors.",
+                stacklevel=4,
+            )
         return program
 
 
@@ -101,7 +167,46 @@ class _Cache:
         self.programs: dict[Any, Program] = {}
 
 
-def compile(step: Any, donate: bool = False, backend: Any = "inductor") -> Compiled:
+def compile(
+    step: Any,
+    donate: bool = False,
+    mode: Literal["default", "max-autotune"] = "default",
+    backend: Any = "inductor",
+) -> Any:
+    """Make one graph of a whole step: forward, backward, clipping, optimizer, averages, metrics.
+
+    The step is recorded at its first call and for each new shape of batch (the short last batch of
+    an epoch takes one more graph), and built by Inductor, which keeps what it has built on disk:
+    the next start of the same program is quick. Parameters and what has their shape are joined into
+    long vectors, of which the state has views. Random numbers are those of the step that is not
+    compiled, to the bit; everything else agrees to rounding (law 7).
+
+    What cannot be recorded is an error with the line; nothing runs uncompiled in silence.
+
+    Args:
+        step: A training step, another stage, or a function ``(state, batch) -> (state, metrics)``.
+        donate: Write the new state into the old one's memory. The old one can then not be read any
+            more, which is an error; a tensor, or a dict of them, that was taken out of it stays
+            good, and costs a copy. `fl.fit` does this by itself with the states that it makes.
+        mode: "max-autotune" also tries several kernels for each matrix product.
+        backend: Another backend of ``torch.compile``, by name: ``"aot_eager"`` records and does
+            not build, which is quick and enough for a test.
+
+    Raises:
+        CompileError: At the first call: the step asks for a tensor's value, has a result whose
+            shape depends on values, or draws random numbers that do.
+
+    >>> import fnloop as fl
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(0.1)))
+    >>> fast = compile(step, backend="aot_eager")
+    >>> state, batch = step.init(torch.nn.Linear(2, 1)), torch.ones(3, 2)
+    >>> a, b = step(state, batch)[0], fast(state, batch)[0]
+    >>> torch.allclose(a.params["weight"], b.params["weight"]), fast.graphs
+    (True, 1)
+    """
+    if isinstance(step, Compiled):
+        raise TypeError("This step is compiled already.")
     if not isinstance(step, Stage):
         step = stage(step, "step")
-    return Compiled(step, donate, backend)
+    return Compiled(step, donate, mode, backend)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import optree
@@ -189,7 +189,7 @@ def kind_of(leaf: Any) -> Any:
     """What a graph depends on: a tensor's shape, strides, dtype and device, or a plain value."""
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
-    return leaf
+    return type(leaf), leaf if isinstance(leaf, Hashable) else None
 
 
 def _dicts_like(params: Mapping[str, Tensor], tree: Any) -> list[dict[str, Tensor]]:

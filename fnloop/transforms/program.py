@@ -46,7 +46,7 @@ class Program:
         seconds: That recording and building it took.
     """
 
-    def __init__(self, inputs: Inputs, layout: Layout, donate: bool, backend: Any) -> None:
+    def __init__(self, inputs: Inputs, layout: Layout, donate: bool, mode: str, backend: Any) -> None:
         self._layout = layout
         self._donate = donate
         everything = _tensors(inputs)
@@ -65,7 +65,7 @@ class Program:
         self.operations = sum(node.op == "call_function" for node in recorded.graph.nodes)
         self._used, used = graph.prune(recorded, [*fakes, *drawn])
         device = inputs.state.step.device
-        self._run = graph.build(recorded, used, backend, graph.options(device))
+        self._run = graph.build(recorded, used, backend, graph.options(device, mode))
 
     def __call__(
         self, state: State, tensors: list[Tensor], others: list[Tensor]

@@ -1,0 +1,81 @@
+"""What cannot be part of one graph, said with the line of the user's code and a way out."""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fnloop._torch.draws import RandomnessError
+from fnloop._torch.graph import DATA_DEPENDENT, DYNAMIC_SHAPE, NO_META
+
+_HOMES = (Path(torch.__file__).parent, Path(__file__).parents[1])
+
+
+class CompileError(RuntimeError):
+    """A step cannot be one graph; the message says which line stands in the way, and what to do."""
+
+
+def translated(error: Exception) -> Exception:
+    """`error` as a `CompileError` if its cause is the recording; any other as it is."""
+    if isinstance(error, DATA_DEPENDENT):
+        what = (
+            "a value of a tensor is asked for (by item(), float(), an if, a print), and values are "
+            "known only when the step runs"
+        )
+        fix = (
+            "Choose with torch.where instead of an if; report numbers as metrics; use a tensor "
+            "where a Python number is computed from one."
+        )
+    elif isinstance(error, DYNAMIC_SHAPE):
+        what = "the shape of a result depends on values (a mask as an index, nonzero, unique)"
+        fix = (
+            "Keep the shape and weigh: return fl.Mean((w * losses).sum(), w.sum()) with w = "
+            "mask.float()."
+        )
+    elif isinstance(error, NO_META):
+        what = f"an operation does not say what shape its result has: {error}"
+        fix = "Give it a fake implementation: torch.library.register_fake."
+    elif isinstance(error, RandomnessError):
+        what, fix = str(error), ""
+    elif "numpy" in str(error) and isinstance(error, (RuntimeError, TypeError)):
+        what = f"a tensor is taken out of PyTorch: {error}"
+        fix = "Compute it in PyTorch, or after the step, from its metrics."
+    else:
+        return error
+    text = f"fl.compile makes one graph of a step, and cannot here: {what}."
+    if where := _users_line(error):
+        text += f"\n  {where}"
+    text += f"\n{fix} Without fl.compile the step runs as it is." if fix else ""
+    translation = CompileError(text)
+    for note in getattr(error, "__notes__", ()):
+        translation.add_note(note)
+    return translation
+
+
+def _users_line(error: Exception) -> str:
+    """The innermost line that is neither PyTorch's nor fnloop's."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if not any(home in path.parents for home in _HOMES) and frame.filename[:1] != "<":
+            line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+            return f"{path.name}, line {frame.lineno}, in {frame.name}: {line}"
+    return ""
+
+
+def check_leaf(path: str, leaf: Any) -> None:
+    """A batch has tensors, and plain values that hardly ever change."""
+    if isinstance(leaf, (torch.Tensor, int, float, complex, str, bytes)):
+        return
+    kind = f"{type(leaf).__module__}.{type(leaf).__name__}".removeprefix("builtins.")
+    fix = (
+        "make it a tensor before the step: torch.as_tensor(array)"
+        if kind == "numpy.ndarray"
+        else "make its class a tree (fl.tree), or leave it out of the batch"
+    )
+    raise CompileError(
+        f"A compiled step takes batches of tensors, but {path or 'the batch'} is a {kind}: {fix}."
+    )
