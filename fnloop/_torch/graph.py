@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -120,15 +120,66 @@ def _is_scalar(node: Node) -> bool:
     return isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
 
 
-def prune(graph: GraphModule, inputs: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
-    """Take inputs that nothing reads out of the graph: the places of the others, and those."""
+def read_before_writing(graph: GraphModule, vector: int, cuts: Mapping[int, Any]) -> None:
+    """Make sure that the parts of an input are read before it is written over.
+
+    A vector and the views into it are inputs side by side: code that reads a view is then the same
+    for all layers of a kind, and is compiled once. But a compiler cannot know that they share
+    memory. What the vector's new value is computed from has been read by then; for everything else
+    the view is cut out of the vector itself, which the compiler does know.
+
+    Args:
+        graph: From `record`.
+        vector: The place of an input that the graph may write to, at its end.
+        cuts: Shape, strides and offset of the views into it, by their places.
+    """
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    writes = [user for user in inputs[vector].users if user.target is _aten.copy_.default]
+    writes = [write for write in writes if write.args[0] is inputs[vector]]
+    if not writes:
+        return
+    before = _ancestors(writes[0].args[1])
+    for place, cut in cuts.items():
+        late = [user for user in inputs[place].users if not _read_by(user, before)]
+        if late:
+            with graph.graph.inserting_after(inputs[-1]):
+                view = graph.graph.call_function(_aten.as_strided.default, (inputs[vector], *cut))
+                view.meta["val"] = inputs[place].meta["val"]
+            for user in late:
+                user.replace_input_with(inputs[place], view)
+
+
+def _ancestors(node: Node) -> set[Node]:
+    found, open_ = {node}, [node]
+    while open_:
+        for parent in open_.pop().all_input_nodes:
+            if parent not in found:
+                found.add(parent)
+                open_.append(parent)
+    return found
+
+
+def _read_by(user: Node, before: set[Node]) -> bool:
+    """Whether `user`, and whatever sees the same memory through it, is in `before`."""
+    if user not in before:
+        return False
+    schema = getattr(user.target, "_schema", None)
+    if schema is None:
+        return False
+    if all(result.alias_info is None for result in schema.returns):
+        return True
+    return all(_read_by(further, before) for further in user.users)
+
+
+def prune(graph: GraphModule) -> list[int]:
+    """Take inputs that nothing reads out of the graph; the places of the others."""
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     used = [i for i, node in enumerate(places) if node.users]
     for node in places:
         if not node.users:
             graph.graph.erase_node(node)
     graph.recompile()
-    return used, [inputs[i] for i in used]
+    return used
 
 
 def options(device: torch.device, mode: str) -> dict[str, Any]:

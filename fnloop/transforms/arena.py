@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -19,25 +20,28 @@ class Arena:
 
     Attributes:
         layout: Of the state.
-        tensors: The graph's inputs: vectors, and single tensors.
-        units: What the state has in their place: dicts of views, and the single tensors; None where
-            there are no views yet.
+        tensors: Vectors, and single tensors, in the order of the layout.
+        views: By unit: its views into the vectors; None for a single tensor.
+        units: What the state has: dicts of views, and the single tensors.
+        inputs: What a graph takes: all tensors, then all views.
     """
 
-    __slots__ = ("_parts", "_watched", "layout", "tensors", "units")
+    __slots__ = ("_parts", "_watched", "inputs", "layout", "tensors", "units", "views")
 
     def __init__(
         self,
         layout: Layout,
         tensors: list[Tensor],
+        views: list[list[Tensor] | None],
         units: list[Unit],
-        watched: _Watched | None = None,
     ) -> None:
         self.layout = layout
         self.tensors = tensors
+        self.views = views
         self.units = units
+        self.inputs = [*tensors, *itertools.chain(*filter(None, views))]
         self._parts: list[Any] = []
-        self._watched = watched
+        self._watched: _Watched | None = None
 
     @classmethod
     def of(cls, state: State, layouts: Layouts) -> Arena:
@@ -50,58 +54,68 @@ class Arena:
             before = None
         units = layout.flatten(state)
         tensors: list[Tensor] = []
-        same = before is not None
+        views: list[list[Tensor] | None] = []
+        copied = before is None
         for i, (start, stop, pack) in enumerate(layout.places):
             if pack is None:
                 tensors.append(units[i])
+                views.append(None)
             elif before is not None and units[i] is before.units[i]:
                 tensors += before.tensors[start:stop]
+                views.append(before.views[i])
             else:
                 tensors += pack.join(units[i])
-                units[i] = None
-                same = False
-        return cls(layout, tensors, units, before._watched if before and same else None)
+                made = pack.views(tensors[start:])
+                views.append(made)
+                units[i] = pack.dict(tensors[start:], made)
+                copied = True
+        arena = cls(layout, tensors, views, units)
+        if before is None:
+            arena._watched = _Watched(arena)
+        elif not copied:  # only single tensors are others; the same memory must have one arena
+            arena._watched = before._watched
+            arena._parts = layout.parts(state)
+            state.__dict__[_KEY] = arena
+        return arena
 
     def alone(self) -> Arena:
         """This memory if nobody else holds a tensor of it, else a copy."""
-        if self._watched is not None:
-            if self._watched.by_nobody():
-                return self
-        elif all(unit is None for unit, place in zip(self.units, self.layout.places) if place.pack):
-            return self  # just made, for this step
-        places = self.layout.vectors
-        tensors = [t.clone() if i in places else t for i, t in enumerate(self.tensors)]
-        units = [None if p.pack else u for u, p in zip(self.units, self.layout.places, strict=True)]
-        return Arena(self.layout, tensors, units)
+        if self._watched is not None and self._watched.by_nobody():
+            return self
+        copies = {i: self.tensors[i].clone() for i in self.layout.vectors}
+        arena = self._with(copies)
+        arena._watched = _Watched(arena)
+        return arena
 
-    def advance(self, new: Mapping[int, Tensor], like: State, watch: bool) -> State:
+    def advance(self, new: Mapping[int, Tensor], like: State) -> State:
         """The next state.
 
         Args:
             new: The tensors that have changed, by their place. What has not is shared; a vector
                 that was written over has not.
             like: Where the state's other parts come from.
-            watch: Whether `alone` will be asked about it.
         """
-        tensors = self.tensors.copy()
-        for i, tensor in new.items():
-            tensors[i] = tensor
-        units = self.units.copy()
-        fresh = 0
-        for i, (start, stop, pack) in enumerate(self.layout.places):
-            if pack is None:
-                units[i] = tensors[start]
-            elif units[i] is None or any([j in new for j in range(start, stop)]):
-                units[i] = pack.part(tensors[start:stop])
-                fresh += 1
-        watched = self._watched if watch and not fresh else None
-        if watch and fresh == self.layout.packs:
-            watched = _Watched(self.layout, tensors, units)
-        arena = Arena(self.layout, tensors, units, watched)
-        after = self.layout.build(like, units)
+        arena = self._with(new)
+        if all(map(operator.is_, arena.views, self.views)):
+            arena._watched = self._watched
+        after = self.layout.build(like, arena.units)
         arena._parts = self.layout.parts(after)
         after.__dict__[_KEY] = arena
         return after
+
+    def _with(self, new: Mapping[int, Tensor]) -> Arena:
+        """The same memory with some other tensors."""
+        tensors, views, units = self.tensors.copy(), self.views.copy(), self.units.copy()
+        for i, tensor in new.items():
+            tensors[i] = tensor
+        for i in {self.layout.unit_of[i] for i in new}:
+            start, stop, pack = self.layout.places[i]
+            if pack is None:
+                units[i] = tensors[start]
+            else:
+                views[i] = made = pack.views(tensors[start:stop])
+                units[i] = pack.dict(tensors[start:stop], made)
+        return Arena(self.layout, tensors, views, units)
 
     def _holds(self, state: State) -> bool:
         """Whether the state is still made of this memory."""
@@ -111,15 +125,15 @@ class Arena:
 class _Watched:
     """Tensors that a state and its arena hold, and how often they are held if nobody else does."""
 
-    def __init__(self, layout: Layout, tensors: Sequence[Tensor], units: Sequence[Unit]) -> None:
-        self._vectors = [tensors[i] for i in sorted(layout.vectors)]
-        self._held: list[Any] = []
-        for place, unit in zip(layout.places, units, strict=True):
-            if place.pack is not None and place.pack.groups:
-                self._held += [unit, *[unit[name] for name in place.pack.grouped]]
+    def __init__(self, arena: Arena) -> None:
+        layout = arena.layout
+        packs = [i for i, place in enumerate(layout.places) if place.pack is not None]
+        self._vectors = [arena.tensors[i] for i in sorted(layout.vectors)]
+        self._held: list[Any] = [arena.units[i] for i in packs]
+        for i in packs:
+            self._held += arena.views[i] or ()
         # Each dict will be held by the state too; the parameters' by the arena's list of parts.
-        dicts = sum(place.pack is not None and bool(place.pack.groups) for place in layout.places)
-        self._expected = self._holders() + dicts + 1
+        self._expected = self._holders() + len(packs) + 1
         self._users = list(map(storage_users, self._vectors))
 
     def by_nobody(self) -> bool:

@@ -82,24 +82,24 @@ class Compiled(Stage):
         key = (arena.layout, structure, tuple(map(kind_of, leaves)), torch.get_num_threads())
         program = cache.programs.get(key)
         if program is None:
-            inputs = Inputs(state, arena.tensors, cache.step, (leaves, structure))
-            program = cache.programs[key] = self._compile(inputs, arena, x)
+            inputs = Inputs(state, arena, cache.step, (leaves, structure))
+            program = cache.programs[key] = self._compile(inputs, x)
         if self.donate:
             arena = arena.alone()
         others = [*cache.tensors, *[leaf for leaf in leaves if isinstance(leaf, Tensor)]]
         try:
-            changed, metrics = program(state, arena.tensors, others)
+            changed, metrics = program(state, arena.inputs, others)
         except KeyboardInterrupt:
             if self.donate:  # half of it may be the next one's
                 give_away(state)
             raise
-        after = arena.advance(changed, state, watch=self.donate)
+        after = arena.advance(changed, state)
         if self.donate:
             give_away(state)
         return after, metrics
 
     def donating(self) -> Compiled:
-        """The same step, donating; it shares what has been compiled."""
+        """The same step, donating."""
         return self if self.donate else self._donating
 
     def describe(self) -> str:
@@ -134,12 +134,12 @@ class Compiled(Stage):
             "outermost, as in fl.compile(fl.ensemble(step, n))."
         )
 
-    def _compile(self, inputs: Inputs, arena: Arena, x: Any) -> Program:
+    def _compile(self, inputs: Inputs, x: Any) -> Program:
         for path, leaf in tree_items(x):
             check_leaf(path, leaf)
         start = time.perf_counter()
         try:
-            program = Program(inputs, arena.layout, self.donate, self.mode, self.backend)
+            program = Program(inputs, self.donate, self.mode, self.backend)
         except Exception as error:
             translation = translated(error)
             if translation is error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,6 +15,9 @@ from fnloop.stages.lift import Lifted
 from fnloop.values import State
 from fnloop.values.packed import Group, Packed
 
+Cut: TypeAlias = tuple[torch.Size, list[int], int]
+"""Shape, strides and offset of a view."""
+
 Unit: TypeAlias = Any
 """A tensor of the state, or a dict of tensors that is handled as one."""
 
@@ -25,6 +29,8 @@ class Pack:
         names: All of them, in their order.
         groups: Of those that lie in vectors.
         loose: The names of the others.
+        grouped: The names of those in groups, group after group.
+        cuts: How each of those is cut out of its vector: shape, strides, offset; by group.
     """
 
     def __init__(self, names: Iterable[str], groups: Sequence[Group]) -> None:
@@ -32,13 +38,13 @@ class Pack:
         self.groups = tuple(group for group in groups if group.names[0] in self.names)
         self.grouped = [name for group in self.groups for name in group.names]
         self.loose = [name for name in self.names if name not in set(self.grouped)]
-        self._views: list[list[tuple[torch.Size, list[int], int]]] = []
+        self.cuts: list[list[Cut]] = []
         for group in self.groups:
             offset, views = 0, []
             for shape in group.shapes:
                 views.append((shape, _strides(shape), offset))
                 offset += shape.numel()
-            self._views.append(views)
+            self.cuts.append(views)
         self._in_order = [*self.grouped, *self.loose] == list(self.names)
 
     def __len__(self) -> int:
@@ -53,23 +59,26 @@ class Pack:
         vectors = [there[g] if g in there else g.join(tensors) for g in self.groups]
         return [*vectors, *[tensors[name] for name in self.loose]]
 
-    def part(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The dict again: views into the vectors, and the others."""
-        parts: list[Tensor] = []
-        for vector, views in zip(tensors, self._views, strict=False):
-            parts += [vector.as_strided(*view) for view in views]
-        parts += tensors[len(self.groups) :]
-        found = dict(zip(self.grouped + self.loose, parts, strict=True))
-        return found if self._in_order else {name: found[name] for name in self.names}
+    def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Views into the vectors, in the order of `grouped`."""
+        return [
+            vector.as_strided(*view)
+            for vector, views in zip(tensors, self.cuts, strict=False)
+            for view in views
+        ]
 
-    def packed(self, tensors: Sequence[Tensor]) -> Packed:
-        """The dict for a step that is recorded: it knows its vectors."""
-        parts: dict[str, Tensor] = {}
-        for group, vector in zip(self.groups, tensors, strict=False):
-            parts.update(group.part(vector))
+    def dict(self, tensors: Sequence[Tensor], views: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The dict again."""
+        parts = dict(zip(self.grouped, views, strict=True))
+        if not self.loose and self._in_order:
+            return parts
         parts.update(zip(self.loose, tensors[len(self.groups) :], strict=True))
+        return {name: parts[name] for name in self.names}
+
+    def packed(self, tensors: Sequence[Tensor], views: Sequence[Tensor]) -> Packed:
+        """The dict for a step that is recorded: it knows its vectors."""
         vectors = dict(zip(self.groups, tensors, strict=False))
-        return Packed.of({name: parts[name] for name in self.names}, vectors)
+        return Packed.of(self.dict(tensors, views), vectors)
 
 
 class Place(NamedTuple):
@@ -95,7 +104,7 @@ class Layout:
         slots: The slots that the step reads and writes; others pass by.
         places: Of each unit of the state.
         vectors: Which of the graph's inputs are vectors.
-        packs: How many units are dicts.
+        unit_of: The unit that each of the graph's inputs belongs to.
     """
 
     def __init__(self, state: State, slots: Iterable[str]) -> None:
@@ -108,11 +117,12 @@ class Layout:
         units, self._spec = optree.tree_flatten(tree, is_leaf=lambda node: id(node) in packable)
         self.places: list[Place] = []
         self.vectors: set[int] = set()
-        self.packs = len(dicts)
+        self.unit_of: list[int] = []
         start = 0
         for unit in units:
             pack = Pack(unit, groups) if isinstance(unit, dict) else None
             stop = start + (1 if pack is None else len(pack))
+            self.unit_of += [len(self.places)] * (stop - start)
             self.places.append(Place(start, stop, pack))
             if pack is not None:
                 self.vectors.update(range(start, start + len(pack.groups)))
@@ -146,12 +156,27 @@ class Layout:
             found += [unit] if place.pack is None else place.pack.join(unit)
         return found
 
-    def packed(self, tensors: Sequence[Tensor]) -> list[Unit]:
+    def packed(self, tensors: Sequence[Tensor], views: Iterable[Tensor]) -> list[Unit]:
         """Graph inputs as units for a step that is recorded."""
+        rest = iter(views)
         return [
-            tensors[start] if pack is None else pack.packed(tensors[start:stop])
+            tensors[start]
+            if pack is None
+            else pack.packed(tensors[start:stop], list(itertools.islice(rest, len(pack.grouped))))
             for start, stop, pack in self.places
         ]
+
+    def parts_of(self, vector: int) -> list[tuple[int, Any]]:
+        """The views into a vector, each by its place among all views, and how it is cut."""
+        first = 0
+        for start, stop, pack in self.places:
+            if pack is None:
+                continue
+            for i, views in enumerate(pack.cuts):
+                if start + i == vector:
+                    return list(enumerate(views, first))
+                first += len(views)
+        return []
 
     def _tree(self, state: State) -> tuple[Any, ...]:
         slots = {name: state.slots[name] for name in self.slots}

@@ -14,28 +14,31 @@ from fnloop._torch import graph
 from fnloop._torch.draws import Draw, Draws
 from fnloop._torch.random import seeded
 from fnloop._torch.tracing import compiling
-from fnloop.transforms.layout import Layout
+from fnloop.transforms.arena import Arena
 from fnloop.transforms.recording import Recording
 from fnloop.values import State, fold
-
-Step = Callable[[State, Any], tuple[State, Any]]
 
 
 @dataclasses.dataclass
 class Inputs:
-    """What a graph is recorded from.
+    """What a graph is recorded from; values of tensors are not looked at.
 
     Attributes:
-        state: As it was given; its tensors are not looked at.
-        tensors: Those of the state, as its layout has them.
-        step: The step's flat form: its leaves and their structure.
+        state: As it was given.
+        arena: Its memory.
+        step: The step's leaves and their structure.
         batch: The batch's.
     """
 
     state: State
-    tensors: Sequence[Tensor]
+    arena: Arena
     step: tuple[list[Any], Any]
     batch: tuple[list[Any], Any]
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order in which a graph takes them."""
+        leaves = [*self.step[0], *self.batch[0]]
+        return [*self.arena.inputs, *[leaf for leaf in leaves if isinstance(leaf, Tensor)]]
 
 
 class Program:
@@ -43,41 +46,44 @@ class Program:
 
     Attributes:
         operations: The number of operations in the graph.
-        seconds: That recording and building it took.
     """
 
-    def __init__(self, inputs: Inputs, layout: Layout, donate: bool, mode: str, backend: Any) -> None:
-        self._layout = layout
-        self._donate = donate
-        everything = _tensors(inputs)
-        mode = graph.fake_mode()
-        fakes = [mode.from_tensor(t) for t in everything]
+    def __init__(self, inputs: Inputs, donate: bool, mode: str, backend: Any) -> None:
+        layout = inputs.arena.layout
+        self._written = layout.vectors if donate else frozenset[int]()
+        fakes = graph.fake_mode()
+        tensors = [fakes.from_tensor(t) for t in inputs.tensors()]
         draws = Draws()
-        with mode:
-            self._record(inputs, fakes, draws)
+        with fakes:
+            self._record(inputs, tensors, draws)
         self._draws = draws.found
-        drawn = [mode.from_tensor(draw.make()) for draw in draws.found]
+        drawn = [fakes.from_tensor(draw.make()) for draw in draws.found]
         recorded = graph.record(
-            lambda *t: self._record(inputs, t[: len(fakes)], Draws(t[len(fakes) :])),
-            [*fakes, *drawn],
-            mode,
+            lambda *t: self._record(inputs, t[: len(tensors)], Draws(t[len(tensors) :])),
+            [*tensors, *drawn],
+            fakes,
         )
+        first = len(inputs.arena.tensors)
+        for vector in self._written:
+            cuts = {first + i: cut for i, cut in layout.parts_of(vector)}
+            graph.read_before_writing(recorded, vector, cuts)
+        self._used = graph.prune(recorded)
+        used = [[*tensors, *drawn][i] for i in self._used]
         self.operations = sum(node.op == "call_function" for node in recorded.graph.nodes)
-        self._used, used = graph.prune(recorded, [*fakes, *drawn])
-        device = inputs.state.step.device
-        self._run = graph.build(recorded, used, backend, graph.options(device, mode))
+        options = graph.options(inputs.state.step.device, mode)
+        self._run = graph.build(recorded, used, backend, options)
 
     def __call__(
-        self, state: State, tensors: list[Tensor], others: list[Tensor]
+        self, state: State, inputs: list[Tensor], others: list[Tensor]
     ) -> tuple[dict[int, Tensor], Any]:
         """The state's tensors that have changed, by their place, and the metrics.
 
         Args:
             state: For its key and step, from which random numbers follow.
-            tensors: The state's.
+            inputs: The state's.
             others: Those of step and batch.
         """
-        everything = tensors + others
+        everything = inputs + others
         if self._draws:
             everything += draw_all(self._draws, state)
         results = self._run(*[everything[i] for i in self._used])
@@ -85,10 +91,9 @@ class Program:
 
     def _record(self, inputs: Inputs, fakes: Sequence[Tensor], draws: Draws) -> list[Tensor]:
         """Run the step on tensors without values; decide what the graph returns."""
-        n = len(inputs.tensors)
-        rest = iter(fakes[n:])
-        units = self._layout.packed(fakes[:n])
-        state = self._layout.build(inputs.state, units)
+        layout, n, m = inputs.arena.layout, len(inputs.arena.tensors), len(inputs.arena.inputs)
+        state = layout.build(inputs.state, layout.packed(fakes[:n], fakes[n:m]))
+        rest = iter(fakes[m:])
         step, batch = [
             optree.tree_unflatten(
                 structure, [next(rest) if isinstance(x, Tensor) else x for x in leaves]
@@ -97,22 +102,23 @@ class Program:
         ]
         with draws, compiling(Recording(draws, state.key, state.step)):
             after, metrics = step(state, batch)
-            new = self._layout.join(self._layout.flatten(after))
-            return self._outputs(fakes, new, metrics)
+            new = layout.join(layout.flatten(after))
+            return self._outputs(fakes, fakes[:n], new, metrics)
 
-    def _outputs(self, fakes: Sequence[Tensor], new: Sequence[Tensor], metrics: Any) -> list[Tensor]:
-        outputs: list[Tensor] = []
+    def _outputs(
+        self, fakes: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[Tensor], metrics: Any
+    ) -> list[Tensor]:
         theirs = {t.untyped_storage()._cdata for t in fakes}
+        outputs: list[Tensor] = []
         self._changed: list[tuple[int, int]] = []
-        vectors = self._layout.vectors
-        for i, (old, tensor) in enumerate(zip(fakes, new, strict=False)):
-            if tensor is old:
+        for i, (before, after) in enumerate(zip(old, new, strict=True)):
+            if after is before:
                 continue
-            if self._donate and i in vectors:
-                old.copy_(tensor)
-                continue
-            self._changed.append((i, len(outputs)))
-            outputs.append(_apart(tensor, theirs))
+            if i in self._written:
+                before.copy_(after)
+            else:
+                self._changed.append((i, len(outputs)))
+                outputs.append(_apart(after, theirs))
         leaves, structure = optree.tree_flatten(metrics)
         places: list[int | None] = []
         for leaf in leaves:
@@ -144,11 +150,6 @@ def draw_all(draws: Sequence[Draw], state: State) -> list[Tensor]:
                 drawn.append(draws[i].make())
                 i += 1
     return drawn
-
-
-def _tensors(inputs: Inputs) -> list[Tensor]:
-    leaves = [*inputs.step[0], *inputs.batch[0]]
-    return [*inputs.tensors, *[leaf for leaf in leaves if isinstance(leaf, Tensor)]]
 
 
 def _apart(tensor: Tensor, theirs: set[int]) -> Tensor:

@@ -109,8 +109,11 @@ class Session:
             print("left out: memory: this system does not tell the peak since a moment")
             return
         contenders, _ = sort(self._contenders(), PROBLEMS["mlp"]())
+        environment = {**os.environ, **memory.ALLOCATOR}
         figures = self._each(
-            contenders, lambda c: self._child("peak", "--contender", c.name), "memory"
+            contenders,
+            lambda c: self._child("peak", "--contender", c.name, environment=environment),
+            "memory",
         )
         self._save("memory", figures)
 

@@ -123,21 +123,18 @@ _ALL = [
         "fnloop",
         _fnloop(with_fnloop.run, False),
         compiles=True,
-        needs=["fnloop.transforms"],
     ),
     Contender(
         "fnloop, compiled, donated, step alone",
         "fnloop",
         _fnloop(with_fnloop.alone, True),
         compiles=True,
-        needs=["fnloop.transforms"],
     ),
     Contender(
         DONATED,
         "fnloop",
         _fnloop(with_fnloop.run, True),
         compiles=True,
-        needs=["fnloop.transforms"],
         around="fnloop, compiled, donated, step alone",
     ),
     Contender(
@@ -145,7 +142,6 @@ _ALL = [
         "fnloop",
         _fnloop(with_fnloop.fit, True),
         compiles=True,
-        needs=["fnloop.transforms"],
         around="fnloop, compiled, donated, step alone",
     ),
 ]

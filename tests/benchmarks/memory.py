@@ -13,6 +13,9 @@ from .problems import Problem
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+"""For the process: glibc gives large tensors back when they are freed, not when it suits it."""
+
 
 def available() -> bool:
     """Whether this system can tell the peak of a process since a moment: Linux can."""

@@ -236,7 +236,7 @@ def test_the_peak_of_memory_is_counted(tmp_path, capsys):
     found = json.loads((tmp_path / "memory.json").read_text())["figures"][FUSED]
     assert found["megabytes"] == pytest.approx(12 * (2048 + 1) * 2048 * 4 / 1e6)
     # Parameters, two running means and gradients; and freeing the gradients leaves three of them.
-    assert 3.9 < found["peak"] < 4.4
+    assert 3.98 < found["peak"] < 4.2
 
 
 def test_the_page(tmp_path):
