@@ -80,6 +80,7 @@ from fnloop.optim import warmup_stable_decay as warmup_stable_decay
 # Transforms of whole steps
 from fnloop.transforms import CompileError as CompileError
 from fnloop.transforms import compile as compile
+from fnloop.values import DonatedError as DonatedError
 
 # Metrics
 from fnloop.values import Last as Last

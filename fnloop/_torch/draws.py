@@ -8,12 +8,15 @@ compiled step has the masks of the eager one, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from fnloop._torch.random import seeded
 
 _aten: Any = torch.ops.aten
 
@@ -35,52 +38,91 @@ _MAKES = frozenset(
 )  # fmt: skip
 
 
-class Draw(NamedTuple):
-    """One random operation.
+class RandomnessError(NotImplementedError):
+    """A random operation that cannot be part of a compiled step."""
+
+
+class Place(NamedTuple):
+    """Where in a step a random operation stands.
 
     Attributes:
-        micro: The position that its seed is folded with.
-        make: Draws the tensor, from torch's own generator.
+        block: Of those that are seeded anew.
+        index: In the block.
     """
 
-    micro: int
-    make: Callable[[], Tensor]
+    block: int
+    index: int
 
 
 class Draws(TorchDispatchMode):
     """Within it, random operations are noted; or, given `drawn`, replaced by these tensors.
 
     Args:
-        drawn: What to hand out, in order; None to note.
+        drawn: What to hand out; None to note.
+
+    Attributes:
+        seeds: What each block's seed is folded with.
+        found: What draws each tensor, from torch's own generator.
     """
 
-    def __init__(self, drawn: Sequence[Tensor] | None = None) -> None:
+    def __init__(self, drawn: Mapping[Place, Tensor] | None = None) -> None:
         super().__init__()
-        self.micro = 0
-        self.found: list[Draw] = []
-        self._drawn = None if drawn is None else iter(drawn)
+        self.seeds: list[int] = []
+        self.found: dict[Place, Callable[[], Tensor]] = {}
+        self._kinds: dict[Place, str] = {}
+        self._drawn = drawn
+
+    @contextlib.contextmanager
+    def block(self, micro: int) -> Iterator[None]:
+        """A block of operations whose generator is seeded anew, for micro-batch `micro`."""
+        self.seeds.append(micro)
+        # The place is the seed of torch's generator: who takes its state and puts it back (as
+        # activation checkpointing does, to draw the same mask again) goes back to that place.
+        with seeded(_number(Place(len(self.seeds) - 1, 0))):
+            yield
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not _draws(func, args, kwargs):
+        if not _is_random(func, args, kwargs):
             return func(*args, **kwargs)
         _check(func, args, kwargs)
+        place = _place(torch.initial_seed())
+        if not self.seeds or place is None:
+            raise RandomnessError(
+                f"{func.overloadpacket.__name__} draws random numbers outside of the loss, or "
+                "after torch.manual_seed; in a compiled step they come from the state's key and "
+                "step alone"
+            )
+        torch.default_generator.manual_seed(_number(Place(place.block, place.index + 1)))
+        kind = _kind(func, args, kwargs)
+        if self._kinds.setdefault(place, kind) != kind:
+            raise RandomnessError(
+                f"{kind} draws again what {self._kinds[place]} has drawn: torch's generator was "
+                "set back between them"
+            )
         if self._drawn is None:
-            self.found.append(Draw(self.micro, _maker(func, args, kwargs)))
+            self.found.setdefault(place, _maker(func, args, kwargs))
             return func(*args, **kwargs)
-        drawn = next(self._drawn)
         if func.overloadpacket in _FILLS:
-            return args[0].copy_(drawn)
-        return drawn.clone()
+            return args[0].copy_(self._drawn[place])
+        return self._drawn[place].clone()
 
 
-class RandomnessError(NotImplementedError):
-    """A random operation that cannot be part of a compiled step."""
+_BASE = 0x464E << 46  # so that a seed of somebody else's is hardly taken for a place
 
 
-def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _number(place: Place) -> int:
+    return _BASE + (place.block << 24) + place.index
+
+
+def _place(seed: int) -> Place | None:
+    block, index = divmod(seed - _BASE, 1 << 24)
+    return Place(block, index) if 0 <= block < 1 << 20 else None
+
+
+def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False
     # Attention is called random even where its dropout is zero.
@@ -93,7 +135,7 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if kwargs.get("generator") is not None:
         raise RandomnessError(
             f"{name} draws from a generator of its own, whose state is no part of the state. Leave "
-            "generator= out: the numbers then follow from the state's key and step."
+            "generator= out: the numbers then follow from the state's key and step"
         )
     reads = [a for a in (args[1:] if packet in _FILLS else args) if isinstance(a, Tensor)]
     if packet in _FILLS and not reads:
@@ -101,16 +143,19 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if packet in _MAKES and (name.endswith("_like") or func is _aten.bernoulli.p or not reads):
         return
     raise RandomnessError(
-        f"{name} draws numbers that depend on a tensor's values, and a compiled step draws all its "
-        "random numbers before it runs. Say the same by one of torch.rand_like, randn_like, "
-        "bernoulli_(p) with a number p, ...: torch.rand_like(p) < p for a Bernoulli draw, the "
-        "Gumbel trick for a categorical one."
+        f"{name} draws numbers in a way that depends on a tensor's values, and a compiled step "
+        "draws all its random numbers before it runs. Say the same by torch.rand_like, randn_like, "
+        "or bernoulli_(p) with a number p: torch.rand_like(p) < p for a Bernoulli draw, the Gumbel "
+        "trick for a categorical one"
     )
 
 
-def _maker(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Callable[[], Tensor]:
+def _kind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    shown = [tuple(a.shape) if isinstance(a, Tensor) else a for a in args]
+    return f"{func.overloadpacket.__name__}({', '.join(map(str, shown))})"
+
+
+def _maker(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Tensor]:
     """What makes the real tensor: the same operation, on memory of the same layout."""
     if not (args and isinstance(args[0], Tensor)):
         return lambda: func(*args, **kwargs)
@@ -122,3 +167,21 @@ def _maker(
         return func(memory, *rest, **kwargs)
 
     return make
+
+
+def draw(
+    makers: Sequence[Sequence[Callable[[], Tensor]]], seeds: Sequence[int], device: torch.device
+) -> list[Tensor]:
+    """Draw all tensors, block by block.
+
+    Args:
+        makers: By block, in order.
+        seeds: Of each block.
+        device: Whose generator is seeded besides the CPU's.
+    """
+    drawn: list[Tensor] = []
+    for block, seed in zip(makers, seeds, strict=True):
+        if block:
+            with seeded(seed, device), torch.no_grad():
+                drawn += [make() for make in block]
+    return drawn

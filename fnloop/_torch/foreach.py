@@ -11,6 +11,7 @@ place, unless their name ends in an underscore.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +21,10 @@ from fnloop._torch.tracing import tracing, transformed
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Scalar: TypeAlias = Any  # a number or a 0-d tensor
+
+_DTYPE = attrgetter("dtype")
+_HALF = frozenset((torch.float16, torch.bfloat16))
+_EXACT = frozenset((torch.float32, torch.float64))
 
 
 def add(xs: Tensors, ys: Any, alpha: float = 1.0) -> list[Tensor]:
@@ -40,12 +45,12 @@ def sub(xs: Tensors, ys: Any) -> list[Tensor]:
 
 def mul(xs: Tensors, ys: Any) -> list[Tensor]:
     """``x * y``; `ys` is a list, a number, or one 0-d tensor."""
-    return _both(torch._foreach_mul, torch.mul, xs, ys)
+    return _both(torch._foreach_mul, torch.mul, xs, _boxed(ys, xs))
 
 
 def div(xs: Tensors, ys: Any) -> list[Tensor]:
     """``x / y``; `ys` is a list, a number, or one 0-d tensor."""
-    return _both(torch._foreach_div, torch.div, xs, ys)
+    return _both(torch._foreach_div, torch.div, xs, _boxed(ys, xs))
 
 
 def maximum(xs: Tensors, ys: Tensors) -> list[Tensor]:
@@ -95,7 +100,9 @@ def lerp(xs: Tensors, ys: Tensors, weight: Scalar) -> list[Tensor]:
     if not xs:
         return []
     if isinstance(weight, Tensor):
-        return [torch.lerp(x, y, weight.to(x)) for x, y in zip(xs, ys, strict=True)]
+        if not weight.is_cpu or weight.requires_grad:
+            return [torch.lerp(x, y, weight.to(x)) for x, y in zip(xs, ys, strict=True)]
+        weight = weight.item()
     return list(torch._foreach_lerp(xs, ys, weight))
 
 
@@ -115,7 +122,7 @@ def norm(xs: Tensors) -> Tensor:
     """The Euclidean norm of all values together; float32 or wider, 0-d."""
     if not xs:
         return torch.zeros(())
-    if _singly(xs) or any(x.dtype in (torch.float16, torch.bfloat16) for x in xs):
+    if _singly(xs) or not _HALF.isdisjoint(map(_DTYPE, xs)):
         norms = [torch.linalg.vector_norm(x, dtype=_wide(x)) for x in xs]
     else:
         norms = list(torch._foreach_norm(xs))
@@ -126,9 +133,11 @@ def all_finite(xs: Tensors) -> Tensor:
     """bool[]: whether no value is infinite or nan."""
     if not xs:
         return torch.ones((), dtype=torch.bool)
-    if tracing():
+    if tracing() or not all(map(Tensor.is_floating_point, xs)):
         return torch.stack([x.isfinite().all() for x in xs]).all()
-    return torch.isfinite(torch.stack([x.sum() for x in torch._foreach_mul(xs, 0.0)])).all()
+    with torch.no_grad():
+        one = torch.ones((), device=xs[0].device)
+        return unscale_(copies(xs), one) == 0
 
 
 def unscale_(xs: Tensors, factor: Tensor) -> Tensor:
@@ -177,6 +186,15 @@ def _both(many: Callable[..., Any], one: Callable[..., Any], xs: Tensors, ys: An
     if _singly(xs, ys):
         return [one(x, y) for x, y in zip(xs, _spread(ys, xs), strict=True)]
     return list(many(xs, ys)) if xs else []
+
+
+def _boxed(ys: Any, xs: Tensors) -> Any:
+    """A number as a 0-d tensor for tensors on the CPU, where it makes the kernels twice as fast."""
+    if not isinstance(ys, float) or not xs or not xs[0].is_cpu or tracing():
+        return ys
+    dtype, *others = set(map(_DTYPE, xs))
+    # Of their own dtype, or it would widen those that are 0-d; half precision would round it.
+    return ys if others or dtype not in _EXACT else torch.scalar_tensor(ys, dtype=dtype)
 
 
 def _spread(ys: Any, xs: Tensors) -> Sequence[Any]:

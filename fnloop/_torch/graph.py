@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +37,15 @@ def fake_mode() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def without_values(tensors: Sequence[Tensor], mode: FakeTensorMode) -> list[Tensor]:
+    """Tensors of `mode` of the same kinds; no two share memory, whatever the real ones do."""
+    with mode:
+        return [
+            torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
+            for t in tensors
+        ]
+
+
 def record(function: Callable[..., Any], inputs: Sequence[Tensor], mode: FakeTensorMode) -> GraphModule:
     """The operations of ``function(*inputs)``, its backward pass among them, as one graph.
 
@@ -42,7 +54,7 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor], mode: FakeTen
         inputs: Of `mode`.
         mode: From `fake_mode`.
     """
-    with mode:
+    with mode, _without_onednn():
         graph = make_fx(
             function,
             tracing_mode="real",  # the inputs are fake already
@@ -66,14 +78,44 @@ def build(graph: GraphModule, inputs: Sequence[Tensor], backend: Any, options: d
         options: Of Inductor.
     """
     if backend == "inductor":
-        from torch import _inductor  # takes seconds to import
-
-        return _inductor.compile(graph, list(inputs), options=options)
+        return _inductor().compile(graph, list(inputs), options=options)
     if isinstance(backend, str):
         from torch._dynamo import lookup_backend
 
         backend = lookup_backend(backend)
     return backend(graph, list(inputs))
+
+
+@contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Record a recurrent layer step by step: the backward of oneDNN's cannot be recorded."""
+    before = torch._C._get_mkldnn_enabled()  # pyright: ignore
+    torch._C._set_mkldnn_enabled(False)  # pyright: ignore
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)  # pyright: ignore
+
+
+def _inductor() -> Any:
+    with warnings.catch_warnings():  # of what torch itself uses, when it is imported
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch import _inductor
+        from torch._inductor import compile_fx as _
+
+    return _inductor
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch from logging an error that is raised, and explained, anyway."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def storage_users(tensor: Tensor) -> int:

@@ -12,6 +12,7 @@ from fnloop._torch.tracing import tracing
 from fnloop.stages.base import Callback
 from fnloop.trees import tree
 from fnloop.values import State, find, stop
+from fnloop.values.metrics import Stop
 
 
 @tree
@@ -103,14 +104,21 @@ class early_stopping(Callback):
         )
         exhausted = ~ends & ~improved & (new_waited >= self.patience)
         memory = {"best": torch.where(improved, value, best), "waited": new_waited}
-        reason = self._reason(value, best, not_finite, reached, diverged)
-        return state.put(self.name, memory), {**x, self.name: stop(ends | exhausted, reason)}
+        asked = self._asked(ends | exhausted, value, best, not_finite, reached, diverged)
+        return state.put(self.name, memory), {**x, self.name: asked}
 
-    def _reason(self, value: Tensor, best: Tensor, *rules: Tensor) -> str:
+    def _asked(self, when: Tensor, value: Tensor, *others: Tensor) -> Stop:
         if tracing() or value.ndim:
-            return f"{self.monitor} has stopped improving"
-        not_finite, reached, diverged = map(bool, rules)
-        now = f"{self.monitor} is {float(value):.4g}"
+            return stop(when, f"{self.monitor} has stopped improving")
+        # One look at everything: on a device each would wait.
+        facts = [fact.to(torch.float64) for fact in (when, value, *others)]
+        asked, number, best, *rules = torch.stack(facts).tolist()
+        return stop(bool(asked), self._reason(number, best, *map(bool, rules)))
+
+    def _reason(
+        self, value: float, best: float, not_finite: bool, reached: bool, diverged: bool
+    ) -> str:
+        now = f"{self.monitor} is {value:.4g}"
         if not_finite:
             return f"{now}, which is not finite"
         if reached:
@@ -118,4 +126,4 @@ class early_stopping(Callback):
         if diverged:
             return f"{now}, worse than the threshold {self.divergence_threshold:.4g}"
         checks = f"{max(1, self.patience)} check{'s' if self.patience > 1 else ''}"
-        return f"{self.monitor} has not improved on {float(best):.4g} for {checks}"
+        return f"{self.monitor} has not improved on {best:.4g} for {checks}"

@@ -177,10 +177,27 @@ def _shapes(metric: Metric) -> list[Any]:
 
 def _as_tensors(metric: Any) -> Any:
     """The state holds tensors only; sums are kept in double precision."""
-    return tree_map(_as_tensor, metric)
+    # This runs for every metric of every step: a tree walk only where there is a tree to walk.
+    leaves = [(name, getattr(metric, name)) for name in type(metric).__tree_children__]
+    if not all([isinstance(leaf, (Tensor, float, int)) for _, leaf in leaves]):
+        return tree_map(_as_tensor, metric)
+    changes = {name: _as_tensor(leaf) for name, leaf in leaves if not _is_kept(leaf)}
+    if not changes:
+        return metric
+    new = object.__new__(type(metric))
+    new.__dict__.update(vars(metric))
+    new.__dict__.update(changes)
+    return new
 
 
 def _as_tensor(leaf: Any) -> Tensor:
     if not isinstance(leaf, Tensor):
-        return torch.tensor(float(leaf), dtype=torch.float64)
+        return torch.scalar_tensor(float(leaf), dtype=torch.float64)
     return leaf.to(torch.float64) if leaf.is_floating_point() else leaf
+
+
+def _is_kept(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dtype in _KEPT
+
+
+_KEPT = frozenset((torch.float64, torch.int64, torch.bool))

@@ -114,10 +114,11 @@ def _loop(
                 return
             cursor, batch = drawn
             before = state.replace() if first else state  # which `step` may be given for good
-            state, metrics = result = step(state, batch)
+            result = step(state, batch)
             if first:
                 check_result(step, before, result)
-            del before, result
+            state, metrics = result
+            del before, result  # a state that stays alive cannot be written over
             state = state.replace(cursor=cursor.tensor())
             if first:
                 state = init_callbacks(stages, effects, state, metrics)
@@ -126,6 +127,7 @@ def _loop(
                 if first:
                     check_result(callback, state, result)
                 state, metrics = result
+                del result
             first = False
             for effect in effects:
                 effect(state, metrics)
@@ -147,12 +149,11 @@ def _loop(
     except GeneratorExit:  # the user's loop ended early
         status = "stopped"
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt):
+            status = "interrupted"
         if donates:  # what the caller has was given away
             error.state = state  # type: ignore[attr-defined]  # pyright: ignore
-        raise
-    except KeyboardInterrupt:
-        status = "interrupted"
         raise
     finally:
         _close(opened, batches, status)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fnloop._torch import foreach
 from fnloop.trees import is_tree
-from fnloop.values.packed import Packed, groups_of, joined, parted
+from fnloop.values.packed import groups_of, joined, parted
 
 Number: TypeAlias = float | Tensor
 Step: TypeAlias = int | Tensor
@@ -143,7 +143,10 @@ def at(value: Any, step: Step) -> Any:
 def scaled(value: Any, step: Step, factor: Number | None) -> Any:
     """A hyperparameter's value at `step`, times `factor`; a constant zero stays a plain number."""
     number = at(value, step)
-    return number if factor is None or is_zero(number) else number * factor
+    if factor is None or is_zero(number):
+        return number
+    # In double precision, as Python multiplies where the factor is known.
+    return number * (factor.double() if isinstance(factor, Tensor) else factor)
 
 
 def is_zero(value: Any) -> bool:
@@ -216,8 +219,7 @@ def keep_if(finite: bool | Tensor, new: Any, old: Any) -> Any:
         return new
     if finite is False:
         return old
-    if isinstance(new, Packed):
-        groups = groups_of(new)
+    if isinstance(new, dict) and (groups := groups_of(new)):
         units = keep_if(finite, joined(new, groups), joined(old, groups))
         return parted(units, groups, new)
     if isinstance(new, dict):

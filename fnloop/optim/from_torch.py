@@ -156,9 +156,9 @@ class from_torch(Optimizer):
     ) -> tuple[list[Tensor], Memory]:
         if tracing():
             raise RuntimeError(
-                f"{self!r} runs a torch.optim optimizer, which writes in place and keeps Python "
-                "numbers: it cannot be compiled, nor run under torch.func (ensemble, sweep). Use "
-                "one of fnloop's own optimizers there."
+                f"from_torch({self.optimizer.__name__}) runs a torch.optim optimizer, which writes "
+                "in place and keeps Python numbers: it cannot be compiled (fl.compile), nor run "
+                "under torch.func. Use one of fnloop's own optimizers there."
             )
         own, copies = memory[self.name], _copies(params)
         if not copies:

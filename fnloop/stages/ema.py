@@ -56,7 +56,7 @@ class Ema(StepStage):
             same = [p.to(o.dtype) for p, o in zip(params, old, strict=True)]
             new = foreach.lerp(old, same, 1 - decay)
         new = dict(zip(own, new, strict=True))
-        return state.put(self.name, parted(new, groups, names) if groups else new), metrics
+        return state.put(self.name, parted(new, groups, names)), metrics
 
 
 def ema(decay: Any = 0.999, name: str = "ema") -> Callable[[StepStage], Ema]:

@@ -123,7 +123,7 @@ class Grad(GradStage):
             wide = foreach.mul(wide, rescale.to(torch.float32))
             finite = foreach.all_finite(wide)
             units = dict(zip(units, wide, strict=True))
-        total = parted(units, groups, named) if groups else units
+        total = parted(units, groups, named)
         after = state.replace(buffers=buffers) if buffers else state
         return after, Grads(total, weight, finite, metrics)
 

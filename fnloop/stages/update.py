@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch import foreach
-from fnloop._torch.tracing import tracing
+from fnloop._torch.tracing import tracing, transformed
 from fnloop.optim import joint
 from fnloop.optim.base import Optimizer, keep_if
 from fnloop.stages.base import GradStage, Kind, StepStage
@@ -58,12 +58,13 @@ class Update(StepStage):
         return {"scale": ones, **self.optimizer.init(_trainable(state))}
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
-        if tracing() or state.step.device.type != "cpu":
-            after, grads = self._gradients(self.inner, state, x)
-            return self._select(state, after, grads)
         # With nothing in between, the mean comes as cheaply as the sum.
-        direct = isinstance(self.inner, Grad) and "scale" not in state.context
+        direct = (
+            isinstance(self.inner, Grad) and "scale" not in state.context and not transformed()
+        )
         after, grads = self._gradients(self.inner.mean if direct else self.inner, state, x)
+        if tracing() or state.step.device.type != "cpu":
+            return self._select(state, after, grads)
         return self._decide(state, after, grads, direct)
 
     def _gradients(self, inner: Any, state: State, batch: Any) -> tuple[State, Grads]:
@@ -127,10 +128,10 @@ class Update(StepStage):
         counts = grads.weight > 0
         weight = torch.where(counts, grads.weight, torch.ones_like(grads.weight))
         groups = groups_of(grads.total)
-        total = joined(grads.total, groups)
-        quotients = [t / weight.to(t.dtype) for t in total.values()]
-        finite = grads.finite & counts & foreach.all_finite(quotients)
-        means = parted(dict(zip(total, quotients, strict=True)), groups, grads.total)
+        units = joined(grads.total, groups)
+        units = {name: t / weight.to(t.dtype) for name, t in units.items()}
+        finite = grads.finite & counts & foreach.all_finite(list(units.values()))
+        means = parted(units, groups, grads.total)
         optimizer = self.optimizer.resolve(before.step, own["scale"])
         reports = {n: Last(value) for n, value in optimizer.hyperparameters().items()}
         params, memory = self._apply(optimizer, state, means, own, before.step, finite)

@@ -2,6 +2,7 @@
 
 from fnloop.testing.laws import LawError as LawError
 from fnloop.testing.laws import check_accumulates as check_accumulates
+from fnloop.testing.laws import check_compiles as check_compiles
 from fnloop.testing.laws import check_effects as check_effects
 from fnloop.testing.laws import check_init as check_init
 from fnloop.testing.laws import check_pure as check_pure

@@ -15,8 +15,9 @@ from fnloop.loop.run import run
 from fnloop.stages.accumulate import accumulate
 from fnloop.stages.base import GradStage, Stage
 from fnloop.store import load, save
+from fnloop.transforms import compile as compiled
 from fnloop.trees import tree_diff, tree_equal, tree_map
-from fnloop.trees.equal import alike, same_structure
+from fnloop.trees.equal import alike, same_structure, table
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values import State
@@ -145,6 +146,77 @@ def check_accumulates(
             )
 
 
+def check_compiles(
+    step: Step,
+    state: State,
+    batches: Sequence[Any],
+    backend: Any = "aot_eager",
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
+) -> None:
+    """Law 7: `compile(step)` is `step`, to rounding, in one graph, donating or not.
+
+    Both run over the batches in a row, and are compared after each. A step that divides rounding
+    noise by its own size has no result to agree on: Adam does so where a gradient is zero but for
+    rounding, as that of a bias before BatchNorm.
+
+    Args:
+        step: A training step that is not compiled.
+        state: Its state.
+        batches: Of one shape; put a bad one among them, which is skipped.
+        backend: As in `fl.compile`; the default records and does not build.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+
+    Raises:
+        LawError: With the leaves that differ, or what else is not as it is without `compile`.
+        CompileError: The step cannot be one graph.
+
+    >>> import fnloop as fl
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(0.1)), fl.ema(0.9))
+    >>> batches = [torch.ones(3, 2), torch.full((3, 2), torch.nan), torch.zeros(3, 2)]
+    >>> check_compiles(step, step.init(nn.Linear(2, 1)), batches)
+    """
+    given = _copy(state)
+    for donate in (False, True):
+        fast = compiled(step, donate=donate, backend=backend)
+        who = "the compiled step" if not donate else "the compiled step, donating,"
+        expected, got = state, state.replace()
+        for i, batch in enumerate(batches):
+            watched = batch if donate else (got, batch)
+            before = _copy(watched)
+            expected, reports = step(expected, batch)
+            got, reported = fast(got, batch)
+            if not tree_equal(before, watched):
+                raise LawError(
+                    f"law 7, compiling: {who} changed its input in place:\n"
+                    + tree_diff(before, watched)
+                )
+            rows = _apart(expected, got, rtol, atol) + _apart(reports, reported, rtol, atol)
+            if rows:
+                raise LawError(
+                    f"law 7, compiling: {who} differs from the step after {i + 1} batches:\n"
+                    + table(("leaf", "the step", "compiled", "difference"), rows)
+                )
+            if list(reports) != list(reported):
+                raise LawError(
+                    f"law 7, compiling: {who} reports {', '.join(reported)} instead of "
+                    f"{', '.join(reports)}"
+                )
+            if fast.graphs != 1:
+                raise LawError(
+                    f"law 7, compiling: {who} has {fast.graphs} graphs after {i + 1} batches; the "
+                    "usual causes are batches of several shapes, numbers in them that are no "
+                    "tensors, and a state whose structure changes"
+                )
+    if not tree_equal(given, state):
+        raise LawError(
+            "law 7, compiling: the compiled step, donating, wrote into tensors that the caller "
+            f"still holds:\n{tree_diff(given, state)}"
+        )
+
+
 def check_resumes(
     step: Step,
     state: State,
@@ -246,6 +318,38 @@ def check_stable(step: Step, state: State, x: Any) -> None:
         raise LawError(f"law 11, stability: {_name(step)} changed the kind of {', '.join(wrong)}")
     if not same_structure(state, after):
         raise LawError(f"law 11, stability: {_name(step)} changed the state's static structure")
+
+
+def _apart(expected: Any, got: Any, rtol: float, atol: float) -> list[tuple[str, ...]]:
+    """The leaves that differ by more than rounding, as rows: path, both, and how."""
+    left, right = dict(tree_items(expected)), dict(tree_items(got))
+    rows: list[tuple[str, ...]] = []
+    for path in [*left, *(p for p in right if p not in left)]:
+        x, y = left.get(path, "-"), right.get(path, "-")
+        how = _difference(x, y, rtol, atol)
+        if how:
+            rows.append((path, short(x), short(y), how))
+    return rows
+
+
+def _difference(x: Any, y: Any, rtol: float, atol: float) -> str:
+    """How two leaves differ by more than rounding; empty if they do not."""
+    if isinstance(x, str) or isinstance(y, str):
+        return "" if x == y else "value"
+    if isinstance(x, Tensor) and isinstance(y, Tensor) and not alike(x, y):
+        return "shape, dtype or device"
+    a, b = torch.as_tensor(x), torch.as_tensor(y)  # a number of the step may be a compiled tensor
+    if a.shape != b.shape:
+        return "shape"
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    if a.is_floating_point() or a.is_complex():
+        off = ~torch.isclose(a.detach().to(wide), b.detach().to(wide), rtol, atol, equal_nan=True)
+    else:
+        off = a != b
+    if not off.any():
+        return ""
+    most = (a[off].to(wide) - b[off].to(wide)).abs().max()
+    return f"{int(off.sum())} of {off.numel()} values, at most {float(most):.3g}"
 
 
 def _is_scale(memory: Any) -> bool:

@@ -78,9 +78,14 @@ class Arena:
             state.__dict__[_KEY] = arena
         return arena
 
-    def alone(self) -> Arena:
-        """This memory if nobody else holds a tensor of it, else a copy."""
-        if self._watched is not None and self._watched.by_nobody():
+    def alone(self, state: State) -> Arena:
+        """This memory if nobody else holds a tensor of it, else a copy.
+
+        Args:
+            state: Of this memory.
+        """
+        watched = self._watched
+        if watched is not None and watched.by_nobody() and not _dicts_held(state, self.layout):
             return self
         copies = {i: self.tensors[i].clone() for i in self.layout.vectors}
         arena = self._with(copies)
@@ -132,8 +137,8 @@ class _Watched:
         self._held: list[Any] = [arena.units[i] for i in packs]
         for i in packs:
             self._held += arena.views[i] or ()
-        # Each dict will be held by the state too; the parameters' by the arena's list of parts.
-        self._expected = self._holders() + len(packs) + 1
+        # Each dict will be held by the state too, and some by the arena's list of parts.
+        self._expected = self._holders() + len(packs) + layout.direct
         self._users = list(map(storage_users, self._vectors))
 
     def by_nobody(self) -> bool:
@@ -147,4 +152,31 @@ class _Watched:
         return sum(map(sys.getrefcount, self._held))
 
 
+def _dicts_held(state: State, layout: Layout) -> bool:
+    """Whether somebody holds one of the dicts that lead to the tensors."""
+    dicts, in_parts = [state.slots], 0
+    for name in layout.slots:
+        before = len(dicts)
+        _collect(state.slots[name], dicts)
+        in_parts += len(dicts) > before  # of the arena, too
+    return sum(map(sys.getrefcount, dicts)) > _ALONE * len(dicts) + in_parts
+
+
+def _collect(memory: Any, found: list[Any]) -> None:
+    if type(memory) is dict:
+        values = memory.values()
+        if any([type(value) is dict for value in values]):
+            found.append(memory)
+            for value in values:
+                _collect(value, found)
+
+
+def _count_alone() -> int:
+    """What ``sys.getrefcount`` says of a dict that one other dict holds, in a list."""
+    parent, found = {"outer": {"inner": {}}}, list[Any]()
+    _collect(parent["outer"], found)
+    return sum(map(sys.getrefcount, found))
+
+
+_ALONE = _count_alone()
 _KEY = "_arena"

@@ -14,12 +14,13 @@ import optree
 import torch
 from torch import Tensor
 
+from fnloop._torch.graph import quiet
 from fnloop._torch.tracing import compilation, tracing
 from fnloop.stages.base import Kind, Stage
 from fnloop.stages.lift import stage
 from fnloop.transforms.arena import Arena
 from fnloop.transforms.errors import CompileError, check_leaf, translated
-from fnloop.transforms.layout import Layouts, kind_of
+from fnloop.transforms.layout import Layouts, ambient, kind_of
 from fnloop.transforms.program import Inputs, Program
 from fnloop.trees import static, tree
 from fnloop.trees.paths import tree_items
@@ -75,18 +76,21 @@ class Compiled(Stage):
     def __call__(self, state: State, x: Any) -> tuple[State, Any]:
         if tracing():
             return self._inside(state, x)
+        if not isinstance(state, State):
+            raise TypeError(
+                f"A step takes a state, from step.init(model); got {type(state).__name__}."
+            )
         cache = self._cache
         leaves, structure = optree.tree_flatten(x)
         arena = Arena.of(state, cache.layouts)
-        # Threads count because the machine code has their number written into it.
-        key = (arena.layout, structure, tuple(map(kind_of, leaves)), torch.get_num_threads())
+        key = (arena.layout, structure, tuple(map(kind_of, leaves)), self.donate, ambient())
         program = cache.programs.get(key)
         if program is None:
             inputs = Inputs(state, arena, cache.step, (leaves, structure))
             program = cache.programs[key] = self._compile(inputs, x)
         if self.donate:
-            arena = arena.alone()
-        others = [*cache.tensors, *[leaf for leaf in leaves if isinstance(leaf, Tensor)]]
+            arena = arena.alone(state)
+        others = [state.cursor, *cache.tensors, *[leaf for leaf in leaves if isinstance(leaf, Tensor)]]
         try:
             changed, metrics = program(state, arena.inputs, others)
         except KeyboardInterrupt:
@@ -99,7 +103,7 @@ class Compiled(Stage):
         return after, metrics
 
     def donating(self) -> Compiled:
-        """The same step, donating."""
+        """The same step, donating; it shares what has been compiled."""
         return self if self.donate else self._donating
 
     def describe(self) -> str:
@@ -124,7 +128,9 @@ class Compiled(Stage):
 
     @functools.cached_property
     def _donating(self) -> Compiled:
-        return dataclasses.replace(self, donate=True)  # pyright: ignore[reportArgumentType]
+        twin: Any = dataclasses.replace(self, donate=True)  # pyright: ignore[reportArgumentType]
+        twin.__dict__["_cache"] = self._cache
+        return twin
 
     def _inside(self, state: State, x: Any) -> tuple[State, Any]:
         if compilation() is not None:  # a part of what is being compiled
@@ -135,11 +141,12 @@ class Compiled(Stage):
         )
 
     def _compile(self, inputs: Inputs, x: Any) -> Program:
-        for path, leaf in tree_items(x):
+        for path, leaf in [*tree_items(x), *tree_items(self.inner)]:
             check_leaf(path, leaf)
         start = time.perf_counter()
         try:
-            program = Program(inputs, self.donate, self.mode, self.backend)
+            with quiet():
+                program = Program(inputs, self.donate, self.mode, self.backend)
         except Exception as error:
             translation = translated(error)
             if translation is error:
@@ -207,6 +214,15 @@ def compile(
     """
     if isinstance(step, Compiled):
         raise TypeError("This step is compiled already.")
+    if isinstance(step, functools.partial) and isinstance(step.func, type):
+        raise TypeError(
+            f"compile takes a whole step, and was given {step.func.__name__.lower()}(...), which "
+            "still waits for the stage that it wraps: fl.compile(fl.pipe(loss, fl.grad, ...))."
+        )
     if not isinstance(step, Stage):
         step = stage(step, "step")
+    if step.kind == "callback":
+        raise TypeError(
+            f"compile takes a step; {step.describe()} is a callback, whose work is on numbers."
+        )
     return Compiled(step, donate, mode, backend)

@@ -23,8 +23,8 @@ def translated(error: Exception) -> Exception:
     """`error` as a `CompileError` if its cause is the recording; any other as it is."""
     if isinstance(error, DATA_DEPENDENT):
         what = (
-            "a value of a tensor is asked for (by item(), float(), an if, a print), and values are "
-            "known only when the step runs"
+            "a value of a tensor is asked for (by item(), float(), an if), and values are known "
+            "only when the step runs"
         )
         fix = (
             "Choose with torch.where instead of an if; report numbers as metrics; use a tensor "
@@ -41,15 +41,17 @@ def translated(error: Exception) -> Exception:
         fix = "Give it a fake implementation: torch.library.register_fake."
     elif isinstance(error, RandomnessError):
         what, fix = str(error), ""
+    elif "InvalidCxxCompiler" in repr(error):
+        what, fix = "there is no C++ compiler", "Install one (g++), or say where it is: CXX=..."
     elif "numpy" in str(error) and isinstance(error, (RuntimeError, TypeError)):
-        what = f"a tensor is taken out of PyTorch: {error}"
+        what = f"a tensor is taken out of PyTorch ({str(error).rstrip('.')})"
         fix = "Compute it in PyTorch, or after the step, from its metrics."
     else:
         return error
     text = f"fl.compile makes one graph of a step, and cannot here: {what}."
     if where := _users_line(error):
         text += f"\n  {where}"
-    text += f"\n{fix} Without fl.compile the step runs as it is." if fix else ""
+    text += f"\n{fix}".rstrip() + " Without fl.compile the step runs as it is."
     translation = CompileError(text)
     for note in getattr(error, "__notes__", ()):
         translation.add_note(note)
@@ -68,7 +70,19 @@ def _users_line(error: Exception) -> str:
 
 def check_leaf(path: str, leaf: Any) -> None:
     """A batch has tensors, and plain values that hardly ever change."""
-    if isinstance(leaf, (torch.Tensor, int, float, complex, str, bytes)):
+    if isinstance(leaf, torch.Tensor):
+        if leaf.layout is not torch.strided:
+            raise CompileError(
+                f"A compiled step takes dense tensors, but {path or 'the batch'} is of "
+                f"{leaf.layout}: make it dense before the step, or run it without fl.compile."
+            )
+        if leaf.requires_grad:
+            raise CompileError(
+                f"{path or 'The batch'} requires gradients, but nothing can be differentiated "
+                "through a compiled step: detach it, or run the step without fl.compile."
+            )
+        return
+    if isinstance(leaf, (int, float, complex, str, bytes, torch.dtype, torch.device)):
         return
     kind = f"{type(leaf).__module__}.{type(leaf).__name__}".removeprefix("builtins.")
     fix = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import optree
@@ -13,7 +13,7 @@ from torch import Tensor
 from fnloop.stages.base import Stage
 from fnloop.stages.lift import Lifted
 from fnloop.values import State
-from fnloop.values.packed import Group, Packed
+from fnloop.values.packed import Group, Vectors, vectors_of
 
 Cut: TypeAlias = tuple[torch.Size, list[int], int]
 """Shape, strides and offset of a view."""
@@ -55,7 +55,7 @@ class Pack:
 
         A vector that is there already is taken; else it is a copy.
         """
-        there = tensors.vectors if isinstance(tensors, Packed) else {}
+        there = vectors_of(tensors)
         vectors = [there[g] if g in there else g.join(tensors) for g in self.groups]
         return [*vectors, *[tensors[name] for name in self.loose]]
 
@@ -75,10 +75,12 @@ class Pack:
         parts.update(zip(self.loose, tensors[len(self.groups) :], strict=True))
         return {name: parts[name] for name in self.names}
 
-    def packed(self, tensors: Sequence[Tensor], views: Sequence[Tensor]) -> Packed:
-        """The dict for a step that is recorded: it knows its vectors."""
-        vectors = dict(zip(self.groups, tensors, strict=False))
-        return Packed.of(self.dict(tensors, views), vectors)
+    def noted(
+        self, vectors: Vectors, tensors: Sequence[Tensor], views: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """The dict for a step that is recorded, with its vectors noted."""
+        named = dict(zip(self.groups, tensors, strict=False))
+        return vectors.note(self.dict(tensors, views), named)
 
 
 class Place(NamedTuple):
@@ -104,6 +106,7 @@ class Layout:
         slots: The slots that the step reads and writes; others pass by.
         places: Of each unit of the state.
         vectors: Which of the graph's inputs are vectors.
+        direct: How many dicts are among the `parts`.
         unit_of: The unit that each of the graph's inputs belongs to.
     """
 
@@ -118,6 +121,7 @@ class Layout:
         self.places: list[Place] = []
         self.vectors: set[int] = set()
         self.unit_of: list[int] = []
+        self.direct = sum(id(part) in packable for part in self.parts(state))
         start = 0
         for unit in units:
             pack = Pack(unit, groups) if isinstance(unit, dict) else None
@@ -156,15 +160,19 @@ class Layout:
             found += [unit] if place.pack is None else place.pack.join(unit)
         return found
 
-    def packed(self, tensors: Sequence[Tensor], views: Iterable[Tensor]) -> list[Unit]:
+    def noted(
+        self, vectors: Vectors, tensors: Sequence[Tensor], views: Iterable[Tensor]
+    ) -> list[Unit]:
         """Graph inputs as units for a step that is recorded."""
         rest = iter(views)
-        return [
-            tensors[start]
-            if pack is None
-            else pack.packed(tensors[start:stop], list(itertools.islice(rest, len(pack.grouped))))
-            for start, stop, pack in self.places
-        ]
+        units: list[Unit] = []
+        for start, stop, pack in self.places:
+            if pack is None:
+                units.append(tensors[start])
+            else:
+                own = list(itertools.islice(rest, len(pack.grouped)))
+                units.append(pack.noted(vectors, tensors[start:stop], own))
+        return units
 
     def parts_of(self, vector: int) -> list[tuple[int, Any]]:
         """The views into a vector, each by its place among all views, and how it is cut."""
@@ -190,7 +198,7 @@ class Layouts:
         parts = list(step.stages())
         self._own = {part.slot for part in parts if part.slot is not None}
         self._all = any(isinstance(part, Lifted) for part in parts)  # which may read any slot
-        self._layouts: dict[Any, Layout] = {}
+        self._layouts: dict[Any, list[tuple[Any, Layout]]] = {}
         self._made: set[Layout] = set()
 
     def of(self, state: State) -> Layout:
@@ -201,10 +209,13 @@ class Layouts:
             (state.step, state.params, state.buffers, state.key, own)
         )
         key = (state.skeleton, structure, tuple(map(kind_of, leaves)))
-        if key not in self._layouts:
-            self._layouts[key] = Layout(state, slots)
-            self._made.add(self._layouts[key])
-        return self._layouts[key]
+        for skeleton, layout in self._layouts.setdefault(key, []):
+            if state.skeleton.behaves_like(skeleton):
+                return layout
+        layout = Layout(state, slots)
+        self._layouts[key].append((state.skeleton, layout))
+        self._made.add(layout)
+        return layout
 
     def __contains__(self, layout: Layout) -> bool:
         return layout in self._made
@@ -213,8 +224,23 @@ class Layouts:
 def kind_of(leaf: Any) -> Any:
     """What a graph depends on: a tensor's shape, strides, dtype and device, or a plain value."""
     if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
-    return type(leaf), leaf if isinstance(leaf, Hashable) else None
+        if leaf.layout is not torch.strided:
+            return leaf.layout
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
+    if isinstance(leaf, (int, str, bytes)):
+        return type(leaf), leaf
+    return type(leaf), repr(leaf)  # by which -0.0 is not 0.0, and nan is nan
+
+
+def ambient() -> Any:
+    """What else a graph depends on; the number of threads is written into its machine code."""
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        (torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda")) if autocast else None,
+    )
 
 
 def _dicts_like(params: Mapping[str, Tensor], tree: Any) -> list[dict[str, Tensor]]:
@@ -222,7 +248,7 @@ def _dicts_like(params: Mapping[str, Tensor], tree: Any) -> list[dict[str, Tenso
     if not isinstance(tree, dict):
         return []
     if tree and all(
-        isinstance(t, Tensor) and name in params and t.shape == params[name].shape and _joins(t)
+        isinstance(t, Tensor) and name in params and t.shape == params[name].shape
         for name, t in tree.items()
     ):
         return [tree]
@@ -242,7 +268,7 @@ def _groups(params: Mapping[str, Tensor], dicts: Sequence[Mapping[str, Tensor]])
     """Parameters that stand in the same dicts, with the same dtypes, go together."""
     members: dict[Any, list[str]] = {}
     for name, p in params.items():
-        if _joins(p):
+        if all(_joins(d[name]) for d in dicts if name in d):
             where = tuple([(i, d[name].dtype) for i, d in enumerate(dicts) if name in d])
             members.setdefault((where, p.device), []).append(name)
     groups: list[Group] = []

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import optree
-import torch
 from torch import Tensor
 
 from fnloop._torch import graph
-from fnloop._torch.draws import Draw, Draws
-from fnloop._torch.random import seeded
-from fnloop._torch.tracing import compiling
+from fnloop._torch.draws import Draws, draw
 from fnloop.transforms.arena import Arena
-from fnloop.transforms.recording import Recording
+from fnloop.transforms.errors import CompileError
+from fnloop.transforms.recording import Hidden, Recording, check_after
+from fnloop.trees.paths import tree_items
 from fnloop.values import State, fold
 
 
@@ -38,7 +37,27 @@ class Inputs:
     def tensors(self) -> list[Tensor]:
         """All of them, in the order in which a graph takes them."""
         leaves = [*self.step[0], *self.batch[0]]
-        return [*self.arena.inputs, *[leaf for leaf in leaves if isinstance(leaf, Tensor)]]
+        others = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return [*self.arena.inputs, self.state.cursor, *others]
+
+
+    def name(self, place: int) -> str:
+        """What a person calls the tensor at `place`."""
+        leaves, structure = self.batch
+        batch = tree_items(structure.unflatten(leaves))
+        known = {id(t): f"the batch ({path})" if path else "the batch" for path, t in batch}
+        known.update((id(t), path) for path, t in tree_items(self.state))
+        for layout_place, views in zip(self.arena.layout.places, self.arena.views, strict=True):
+            if layout_place.pack is not None:
+                names = layout_place.pack.grouped
+                known.update((id(v), n) for n, v in zip(names, views or (), strict=True))
+        return known.get(id(self.tensors()[place]), "a tensor that it was given")
+
+
+_WRITTEN = (
+    "The step writes to {what} in place. A step is a function: make a new tensor (x = x * 2 in place "
+    "of x *= 2); of the layers of torch, an embedding with max_norm writes to its weight."
+)
 
 
 class Program:
@@ -52,17 +71,22 @@ class Program:
         layout = inputs.arena.layout
         self._written = layout.vectors if donate else frozenset[int]()
         fakes = graph.fake_mode()
-        tensors = [fakes.from_tensor(t) for t in inputs.tensors()]
+        tensors = graph.without_values(inputs.tensors(), fakes)
         draws = Draws()
         with fakes:
             self._record(inputs, tensors, draws)
-        self._draws = draws.found
-        drawn = [fakes.from_tensor(draw.make()) for draw in draws.found]
-        recorded = graph.record(
-            lambda *t: self._record(inputs, t[: len(tensors)], Draws(t[len(tensors) :])),
-            [*tensors, *drawn],
-            fakes,
-        )
+        places = self._draws = list(draws.found)
+        blocks = range(len(draws.seeds))
+        self._makers = [[m for p, m in draws.found.items() if p.block == i] for i in blocks]
+        self._micro = draws.seeds
+        with fakes:
+            drawn = [maker() for block in self._makers for maker in block]
+
+        def function(*given: Tensor) -> list[Tensor]:
+            replay = Draws(dict(zip(places, given[len(tensors) :], strict=True)))
+            return self._record(inputs, given[: len(tensors)], replay)
+
+        recorded = graph.record(function, [*tensors, *drawn], fakes)
         first = len(inputs.arena.tensors)
         for vector in self._written:
             cuts = {first + i: cut for i, cut in layout.parts_of(vector)}
@@ -81,41 +105,54 @@ class Program:
         Args:
             state: For its key and step, from which random numbers follow.
             inputs: The state's.
-            others: Those of step and batch.
+            others: The cursor, and those of step and batch.
         """
         everything = inputs + others
         if self._draws:
-            everything += draw_all(self._draws, state)
+            key, step = int(state.key.item()), int(state.step.item())
+            seeds = [fold(key, step, micro) for micro in self._micro]
+            everything += draw(self._makers, seeds, state.key.device)
         results = self._run(*[everything[i] for i in self._used])
         return {i: results[place] for i, place in self._changed}, self._metrics(results)
 
     def _record(self, inputs: Inputs, fakes: Sequence[Tensor], draws: Draws) -> list[Tensor]:
         """Run the step on tensors without values; decide what the graph returns."""
         layout, n, m = inputs.arena.layout, len(inputs.arena.tensors), len(inputs.arena.inputs)
-        state = layout.build(inputs.state, layout.packed(fakes[:n], fakes[n:m]))
-        rest = iter(fakes[m:])
+        recording = Recording(draws)
+        units = layout.noted(recording.vectors, fakes[:n], fakes[n:m])
+        state = layout.build(inputs.state, units)
+        hidden = {name: Hidden(name) for name in state.slots if name not in layout.slots}
+        cursor, *others = fakes[m:]
+        state = state.replace(cursor=cursor, slots={**state.slots, **hidden})
+        rest = iter(others)
         step, batch = [
             optree.tree_unflatten(
                 structure, [next(rest) if isinstance(x, Tensor) else x for x in leaves]
             )
             for leaves, structure in (inputs.step, inputs.batch)
         ]
-        with draws, compiling(Recording(draws, state.key, state.step)):
-            after, metrics = step(state, batch)
+        versions = [t._version for t in fakes]
+        with recording.of(state):
+            after, results = step(state, batch)
+            check_after(state, after, set(layout.slots))
+            written = [i for i, t in enumerate(fakes) if t._version != versions[i]]
+            if written:
+                raise CompileError(_WRITTEN.format(what=inputs.name(written[0])))
             new = layout.join(layout.flatten(after))
-            return self._outputs(fakes, fakes[:n], new, metrics)
+            return self._outputs(fakes, fakes[:n], new, results)
 
     def _outputs(
         self, fakes: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[Tensor], metrics: Any
     ) -> list[Tensor]:
         theirs = {t.untyped_storage()._cdata for t in fakes}
         outputs: list[Tensor] = []
+        writes: list[tuple[Tensor, Tensor]] = []
         self._changed: list[tuple[int, int]] = []
         for i, (before, after) in enumerate(zip(old, new, strict=True)):
             if after is before:
                 continue
             if i in self._written:
-                before.copy_(after)
+                writes.append((before, _apart(after, theirs)))
             else:
                 self._changed.append((i, len(outputs)))
                 outputs.append(_apart(after, theirs))
@@ -126,6 +163,8 @@ class Program:
             if isinstance(leaf, Tensor):
                 outputs.append(_apart(leaf, theirs))
         constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        for before, after in writes:  # after everything has been read
+            before.copy_(after)
 
         def rebuild(results: Sequence[Tensor]) -> Any:
             found = [
@@ -136,20 +175,6 @@ class Program:
 
         self._metrics = rebuild
         return outputs
-
-
-def draw_all(draws: Sequence[Draw], state: State) -> list[Tensor]:
-    """The random numbers of a step: those that it draws when it is not compiled."""
-    key, step = int(state.key.item()), int(state.step.item())
-    drawn: list[Tensor] = []
-    i = 0
-    while i < len(draws):
-        micro = draws[i].micro
-        with seeded(fold(key, step, micro), state.key.device), torch.no_grad():
-            while i < len(draws) and draws[i].micro == micro:
-                drawn.append(draws[i].make())
-                i += 1
-    return drawn
 
 
 def _apart(tensor: Tensor, theirs: set[int]) -> Tensor:

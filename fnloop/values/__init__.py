@@ -3,6 +3,7 @@
 from fnloop.values.cursor import Cursor as Cursor
 from fnloop.values.cursor import epoch_of as epoch_of
 from fnloop.values.cursor import is_due as is_due
+from fnloop.values.donated import DonatedError as DonatedError
 from fnloop.values.grads import Grads as Grads
 from fnloop.values.key import fold as fold
 from fnloop.values.merging import find as find

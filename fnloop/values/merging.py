@@ -83,20 +83,20 @@ def numbers_of(many: Iterable[Metrics]) -> list[dict[str, float]]:
     [{'loss': 2.0}, {'loss': 3.0, 'lr': 0.1}]
     """
     rows: list[dict[str, float]] = []
-    waiting: dict[Any, list[tuple[dict[str, float], str, Tensor]]] = {}
+    waiting: dict[torch.device, list[tuple[dict[str, float], str, Tensor]]] = {}
     for metrics in many:
         row: dict[str, float] = {}
         for name, value in _entries(metrics):
             if isinstance(value, Tensor):
                 row[name] = 0.0  # keeps its place in the order
-                waiting.setdefault((value.device, value.dtype), []).append((row, name, value))
+                waiting.setdefault(value.device, []).append((row, name, value))
             else:
                 row[name] = value
         rows.append(row)
     for group in waiting.values():
-        values = torch.stack([value.detach().reshape(()) for _, _, value in group]).tolist()
-        for (row, name, _), value in zip(group, values, strict=True):
-            row[name] = float(value)
+        values = [value.detach().reshape(()).to(torch.float64) for _, _, value in group]
+        for (row, name, _), value in zip(group, torch.stack(values).tolist(), strict=True):
+            row[name] = value
     return rows
 
 

@@ -169,6 +169,16 @@ class ModuleSkeleton:
             child.training = mode
         return module
 
+    def behaves_like(self, other: Any) -> bool:
+        if self is other:
+            return True
+        modules, theirs = self.module.modules(), other.module.modules()
+        return (
+            self == other
+            and [trains for _, trains in self._modules] == [trains for _, trains in other._modules]
+            and all(_alike(a, b) for a, b in zip(modules, theirs, strict=True))
+        )
+
     def __eq__(self, other: object) -> bool:
         return self is other or (
             isinstance(other, ModuleSkeleton) and self._identity == other._identity
@@ -190,6 +200,26 @@ class ModuleSkeleton:
         return type(self.module).__name__
 
     __repr__ = __str__
+
+
+def _alike(module: nn.Module, other: nn.Module) -> bool:
+    """Whether modules have the same attributes, besides what torch keeps in them."""
+    own, theirs = (
+        {k: v for k, v in m.__dict__.items() if k != "training" and not isinstance(v, dict)}
+        for m in (module, other)
+    )
+    return own.keys() == theirs.keys() and all(_same(v, theirs[k]) for k, v in own.items())
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if isinstance(a, Tensor) or type(a) is not type(b):
+        return False
+    try:
+        return bool(a == b)
+    except Exception:
+        return False
 
 
 def _kind(module: nn.Module) -> type:

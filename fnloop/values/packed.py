@@ -1,4 +1,9 @@
-"""Many small tensors as parts of a few long ones, inside a compiled step."""
+"""Many small tensors as parts of a few long ones, inside a compiled step.
+
+What treats every value alike (most optimizers, averages, the search for what is not finite) can work
+on long vectors: one loop instead of thousands. While a step is recorded for `fl.compile`, the
+recording knows which dicts of tensors are parts of vectors; everywhere else no dict is.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fnloop._torch.tracing import compilation
 
 Tensors = Mapping[str, Tensor]
 
@@ -33,39 +40,44 @@ class Group(NamedTuple):
         return {name: part.view(shape) for name, shape, part in parts}
 
 
-class Packed(dict[str, Tensor]):
-    """Tensors by name, some of which are parts of vectors.
+class Vectors:
+    """Which dicts are parts of which vectors, in one recording."""
 
-    What treats every value alike (most optimizers, averages, the search for what is not finite)
-    works on the vectors: one loop instead of thousands. Only a compiled step sees this class, while
-    it is traced; a state outside has plain dicts.
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, list[Tensor], dict[Group, Tensor]]] = {}
 
-    Attributes:
-        vectors: By group.
-    """
+    def note(
+        self, tensors: dict[str, Tensor], vectors: Mapping[Group, Tensor]
+    ) -> dict[str, Tensor]:
+        """Remember that `tensors` are parts of `vectors`."""
+        self._known[id(tensors)] = (tensors, list(tensors.values()), dict(vectors))
+        return tensors
 
-    vectors: dict[Group, Tensor]
+    def of(self, tensors: Tensors) -> dict[Group, Tensor]:
+        """The vectors of a dict, unless somebody has changed it since."""
+        known, values, vectors = self._known.get(id(tensors), (None, [], {}))
+        same = known is tensors and len(values) == len(tensors)
+        if same and all([a is b for a, b in zip(values, tensors.values(), strict=True)]):
+            return vectors
+        return {}
 
-    @classmethod
-    def of(cls, tensors: Tensors, vectors: Mapping[Group, Tensor]) -> Packed:
-        """`tensors` (views into `vectors`, or on their own), with the vectors noted."""
-        self = cls(tensors)
-        self.vectors = dict(vectors)
-        return self
+
+def vectors_of(tensors: Tensors) -> dict[Group, Tensor]:
+    """The vectors that `tensors` are parts of, by group; none outside of a recording."""
+    recording = compilation()
+    return {} if recording is None else recording.vectors.of(tensors)
 
 
 def groups_of(tensors: Tensors) -> tuple[Group, ...]:
-    """The groups of a `Packed`; none for a plain dict."""
-    return tuple(tensors.vectors) if isinstance(tensors, Packed) else ()
+    """The groups of a dict that is packed; none of any other."""
+    return tuple(vectors_of(tensors))
 
 
 def pick(tensors: Tensors, names: Iterable[str]) -> dict[str, Tensor]:
     """Those of `names`, in that order; vectors whose parts are all among them stay."""
     picked = {name: tensors[name] for name in names}
-    if not isinstance(tensors, Packed):
-        return picked
-    inside = {g: v for g, v in tensors.vectors.items() if all(name in picked for name in g.names)}
-    return Packed.of(picked, inside)
+    vectors = vectors_of(tensors)
+    return _noted(picked, {g: v for g, v in vectors.items() if set(g.names) <= picked.keys()})
 
 
 def together(*parts: Tensors) -> dict[str, Tensor]:
@@ -74,11 +86,10 @@ def together(*parts: Tensors) -> dict[str, Tensor]:
     vectors = {
         group: vector
         for part in parts
-        if isinstance(part, Packed)
-        for group, vector in part.vectors.items()
-        if all(merged[name] is part[name] for name in group.names)
+        for group, vector in vectors_of(part).items()
+        if all([merged[name] is part[name] for name in group.names])
     }
-    return Packed.of(merged, vectors) if vectors else merged
+    return _noted(merged, vectors)
 
 
 def joined(tensors: Tensors, groups: Iterable[Group]) -> dict[str, Tensor]:
@@ -88,7 +99,7 @@ def joined(tensors: Tensors, groups: Iterable[Group]) -> dict[str, Tensor]:
     >>> joined({"a": torch.zeros(2), "b": torch.ones(1, 1)}, [group])
     {'a': tensor([0., 0., 1.])}
     """
-    vectors = tensors.vectors if isinstance(tensors, Packed) else {}
+    vectors = vectors_of(tensors)
     grouped: set[str] = set()
     units: dict[str, Tensor] = {}
     for group in groups:
@@ -98,32 +109,37 @@ def joined(tensors: Tensors, groups: Iterable[Group]) -> dict[str, Tensor]:
 
 
 def parted(
-    units: Tensors, groups: tuple[Group, ...], names: Iterable[str]
+    units: Tensors, groups: Iterable[Group], names: Iterable[str]
 ) -> dict[str, Tensor]:
     """What `joined` made, taken apart again; `names` gives the order."""
-    if not groups:
-        return {name: units[name] for name in names}
     vectors = {group: units[group.names[0]] for group in groups}
     parts = {n: t for group, vector in vectors.items() for n, t in group.part(vector).items()}
-    return Packed.of({n: parts[n] if n in parts else units[n] for n in names}, vectors)
+    return _noted({n: parts[n] if n in parts else units[n] for n in names}, vectors)
 
 
 def joined_memory(memory: Any, groups: tuple[Group, ...]) -> Any:
-    """`joined` for every `Packed` in nested dicts."""
-    if isinstance(memory, Packed):
+    """`joined` for every packed dict in nested dicts."""
+    if not isinstance(memory, dict):
+        return memory
+    if vectors_of(memory):
         return joined(memory, groups)
-    if isinstance(memory, dict):
-        return {key: joined_memory(value, groups) for key, value in memory.items()}
-    return memory
+    return {key: joined_memory(value, groups) for key, value in memory.items()}
 
 
 def parted_memory(units: Any, like: Any, groups: tuple[Group, ...]) -> Any:
-    """`parted` wherever `like` has a `Packed`."""
-    if isinstance(like, Packed):
+    """`parted` wherever `like` has a packed dict."""
+    if not isinstance(units, dict) or not isinstance(like, dict):
+        return units
+    if vectors_of(like):
         return parted(units, groups, like)
-    if isinstance(like, dict):
-        return {
-            key: parted_memory(value, like[key], groups) if key in like else value
-            for key, value in units.items()
-        }
-    return units
+    return {
+        key: parted_memory(value, like[key], groups) if key in like else value
+        for key, value in units.items()
+    }
+
+
+def _noted(tensors: dict[str, Tensor], vectors: Mapping[Group, Tensor]) -> dict[str, Tensor]:
+    recording = compilation()
+    if recording is None or not vectors:
+        return tensors
+    return recording.vectors.note(tensors, vectors)

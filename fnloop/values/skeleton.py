@@ -35,6 +35,10 @@ class Skeleton(Protocol):
         """A new model that owns copies of these tensors."""
         ...
 
+    def behaves_like(self, other: Any) -> bool:
+        """Whether an equal skeleton computes the same: also its plain attributes are the same."""
+        ...
+
     def __str__(self) -> str: ...
 
 

@@ -80,5 +80,12 @@ class State:
         moved = tree_map(lambda leaf: leaf.to(device), self)
         return moved.replace(cursor=self.cursor)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What a compiled step keeps with a state is of no use to a copy.
+        return {name: value for name, value in self.__dict__.items() if name in _FIELDS}
+
     def __repr__(self) -> str:
         return tree_show(self, depth=3)
+
+
+_FIELDS = frozenset(field.name for field in dataclasses.fields(State))

@@ -55,6 +55,9 @@ class TreeSkeleton:
         leaves = [value if name is None else tensors[name] for name, value in self.leaves]
         return optree.tree_unflatten(self._structure, leaves)
 
+    def behaves_like(self, other: Any) -> bool:
+        return self == other
+
     def __eq__(self, other: object) -> bool:
         return self is other or (
             isinstance(other, TreeSkeleton)

@@ -38,11 +38,15 @@ def cold_and_warm(measure: Callable[[dict[str, str]], dict[str, Any]]) -> dict[s
     """The same in two processes in turn, which share caches that were empty before.
 
     Args:
-        measure: Calls `first_step` in a process with that environment.
+        measure: Calls `first_step` in a process with that environment; gives an ``error`` instead
+            where that fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, **empty_caches(Path(folder))}
-        cold, warm = measure(environment), measure(environment)
+        cold = measure(environment)
+        warm = cold if "error" in cold else measure(environment)
+    if "error" in warm:
+        return {"error": warm["error"]}
     return {
         "cold": cold["seconds"],
         "warm": warm["seconds"],

@@ -14,7 +14,7 @@ LIBRARIES = ("torch", "jax", "optax", "pytorch-lightning", "accelerate")
 def description() -> dict[str, str]:
     """Processor, cores, versions and date."""
     return {
-        "processor": f"{processor()}, {len(os.sched_getaffinity(0))} cores",
+        "processor": f"{processor()}, {os.cpu_count()} cores",
         "system": f"{platform.system()}, Python {platform.python_version()}",
         **versions(),
         "date": datetime.date.today().isoformat(),

@@ -65,7 +65,9 @@ def cnn(params: Params, batch: tuple[Array, Array]) -> Array:
         dimensions = ("NHWC", "HWIO", "NHWC")
         x = jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=dimensions)
         x = jax.nn.relu(x + bias)
-        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        # Half the time of `reduce_window`, whose gradient is slow.
+        n, height, width, channels = x.shape
+        x = x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
     x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # the order in which PyTorch flattens
     return cross_entropy(x @ params["7.weight"] + params["7.bias"], y)
 

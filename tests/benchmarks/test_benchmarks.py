@@ -202,6 +202,7 @@ def test_caches_are_empty_for_the_first_process_and_shared_with_the_second():
     found = cold_and_warm(measure)
     assert found == {"cold": 10, "warm": 5, "graphs": 2, "later": 0}
     assert folders[0] == folders[1]
+    assert cold_and_warm(lambda environment: {"error": "failed"}) == {"error": "failed"}
     assert not os.path.exists(folders[0])
 
 
