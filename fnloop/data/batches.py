@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fnloop.data.permute import permute
+from fnloop.data.permute import permute_epochs
 from fnloop.data.readers import reader
 from fnloop.values import Cursor, fold
 
 START = Cursor()
 _AHEAD = 8192  # positions shuffled at once: a batch of 64 then costs 4 us instead of 120
+_EPOCHS_AHEAD = 16  # where an epoch has fewer, at most so many epochs
 
 
 class Batches:
@@ -148,14 +149,36 @@ class _Order:
         self, examples: int, seed: int, devices: tuple[torch.device, ...], ahead: int
     ) -> None:
         self._examples, self._seed, self._devices, self._ahead = examples, seed, devices, ahead
-        self._known: tuple[int, int, int, list[Tensor]] = (-1, 0, 0, [])
+        self._epochs = max(1, min(_EPOCHS_AHEAD, ahead // examples))
+        self._known = _Known(0, 0, 0, [])
 
     def at(self, epoch: int, start: int, stop: int) -> list[Tensor]:
         """Which examples the positions from `start` to `stop` of an epoch hold, for each device."""
-        known, first, last, blocks = self._known
-        if known != epoch or start < first or stop > last:
-            first, last = start, min(start + self._ahead, self._examples)
-            block = permute(torch.arange(first, last), self._examples, self._seed, epoch)
-            blocks = [block.to(device) for device in self._devices]
-            self._known = (epoch, first, last, blocks)  # one assignment, as threads may share it
-        return [block[start - first : stop - first] for block in blocks]
+        known = self._known  # one look and one assignment, as threads may share it
+        row = epoch - known.epoch
+        if not 0 <= row < len(known.rows) or start < known.start or stop > known.stop:
+            known, row = self._look_ahead(epoch, start), 0
+            self._known = known
+        return [block[start - known.start : stop - known.start] for block in known.rows[row]]
+
+    def _look_ahead(self, epoch: int, start: int) -> _Known:
+        if self._epochs > 1:
+            start = 0
+        stop = min(start + self._ahead, self._examples)
+        epochs = range(epoch, epoch + self._epochs)
+        block = permute_epochs(torch.arange(start, stop), self._examples, self._seed, epochs)
+        blocks = [block.to(device).unbind() for device in self._devices]
+        return _Known(epoch, start, stop, list(zip(*blocks, strict=True)))
+
+
+class _Known(NamedTuple):
+    """Shuffled positions: those from `start` to `stop`, of some epochs from `epoch` on.
+
+    Attributes:
+        rows: For each epoch a tensor on each device.
+    """
+
+    epoch: int
+    start: int
+    stop: int
+    rows: list[tuple[Tensor, ...]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from fnloop.values.key import fold
 
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # SplitMix64's
+_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # SplitMix64's
+_32, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
 def permute(positions: Tensor, n: int, seed: int, epoch: int = 0) -> Tensor:
@@ -32,35 +34,46 @@ def permute(positions: Tensor, n: int, seed: int, epoch: int = 0) -> Tensor:
     >>> sorted(permute(torch.arange(10), 10, seed=0).tolist()) == list(range(10))
     True
     """
-    values = positions.numpy().astype(np.uint64)
-    flat = values.reshape(-1)
+    return permute_epochs(positions, n, seed, (epoch,))[0]
+
+
+def permute_epochs(positions: Tensor, n: int, seed: int, epochs: Sequence[int]) -> Tensor:
+    """`permute` for several epochs at once: where epochs are short, it costs little more than one.
+
+    Returns:
+        int64 of shape ``[len(epochs), *positions.shape]``.
+    """
+    flat = positions.numpy().astype(np.uint64).reshape(-1)
+    values = np.tile(flat, (len(epochs), 1))
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
-    rounds = 8 if n > 256 else 16  # a small domain mixes less in a round
-    keys = [np.uint64(fold(seed, epoch, r) & (1 << 64) - 1) for r in range(rounds)]
-    outside = slice(None)
-    while True:
-        flat[outside] = _rounds(flat[outside], a, b, keys)
-        outside = np.flatnonzero(flat >= n)
-        if not outside.size:
-            return torch.from_numpy(values.view(np.int64))
+    rounds = range(8 if n > 256 else 16)  # a small domain mixes less in a round
+    keys = np.array([[fold(seed, e, r) & (1 << 64) - 1 for e in epochs] for r in rounds], np.uint64)
+    values = _rounds(values, a, b, keys[:, :, None])
+    result = values.reshape(-1)
+    outside = np.flatnonzero(result >= n)
+    while outside.size:
+        result[outside] = _rounds(result[outside], a, b, keys[:, outside // flat.size])
+        outside = outside[result[outside] >= n]
+    return torch.from_numpy(result.view(np.int64)).view(len(epochs), *positions.shape)
 
 
-def _rounds(values: np.ndarray, a: int, b: int, keys: list[np.uint64]) -> np.ndarray:
-    """One pass of the network over ``range(a * b)``."""
-    halves = list(np.divmod(values, np.uint64(b)))
+def _rounds(values: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray:
+    """One pass of the network over ``range(a * b)``; `keys` has those of each round."""
+    halves = np.divmod(values, np.uint64(b))
     sizes = (np.uint64(a), np.uint64(b))
+    mixed, spare = np.empty_like(values), np.empty_like(values)  # memory that all rounds use
     for r, key in enumerate(keys):
-        side = r % 2
-        mixed = halves[1 - side] ^ key
+        half, other, size = halves[r % 2], halves[1 - r % 2], sizes[r % 2]
+        np.bitwise_xor(other, key, out=mixed)
         for multiplier in _MULTIPLIERS:
-            mixed *= np.uint64(multiplier)
-            mixed ^= mixed >> np.uint64(32)
+            mixed *= multiplier
+            mixed ^= np.right_shift(mixed, _32, out=spare)
         # Lemire's reduction: 32 random bits to range(size), without a division.
-        mixed &= np.uint64(0xFFFFFFFF)
-        mixed *= sizes[side]
-        mixed >>= np.uint64(32)
-        mixed += halves[side]
+        mixed &= _LOW
+        mixed *= size
+        mixed >>= _32
+        mixed += half
         # Below twice the size, so that a subtraction that wraps around loses to the sum.
-        halves[side] = np.minimum(mixed, mixed - sizes[side])
-    return halves[0] * np.uint64(b) + halves[1]
+        np.minimum(mixed, np.subtract(mixed, size, out=spare), out=half)
+    return halves[0] * sizes[1] + halves[1]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fnloop.stages.base import Stage
-from fnloop.trees import tree_leaves
+from fnloop.trees import tree_leaves, tree_map
 from fnloop.trees.equal import alike, same_structure, table
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
@@ -30,6 +30,11 @@ def check_slots(step: Any, state: State) -> None:
                 "it with state = step.init(state), which keeps all that is there; or start with "
                 "step.init(model)."
             )
+
+
+def outline(state: State) -> State:
+    """A state of the same structure, shapes, dtypes and devices, that holds no memory."""
+    return tree_map(lambda leaf: leaf.new_empty(()).expand(leaf.shape), state)
 
 
 def check_result(stage: Any, before: State, result: Any) -> None:

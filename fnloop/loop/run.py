@@ -12,7 +12,7 @@ from fnloop.data import Data, as_source
 from fnloop.data.sources import Source
 from fnloop.effects import Effect, Run, named
 from fnloop.loop.callbacks import init_callbacks, sort
-from fnloop.loop.checks import check_result, check_sent, check_slots
+from fnloop.loop.checks import check_result, check_sent, check_slots, outline
 from fnloop.loop.limits import Limits
 from fnloop.stages.base import Callback
 from fnloop.values import Cursor, State, Stop
@@ -113,12 +113,12 @@ def _loop(
                 status = limits.ended_early(cursor)
                 return
             cursor, batch = drawn
-            before = state.replace() if first else state  # which `step` may be given for good
+            before = outline(state) if first else None
             result = step(state, batch)
-            if first:
+            if before is not None:
                 check_result(step, before, result)
             state, metrics = result
-            del before, result  # a state that stays alive cannot be written over
+            del result  # a state that stays alive cannot be written over
             state = state.replace(cursor=cursor.tensor())
             if first:
                 state = init_callbacks(stages, effects, state, metrics)

@@ -78,15 +78,37 @@ class Arena:
             state.__dict__[_KEY] = arena
         return arena
 
+    @classmethod
+    def settle(cls, state: State, layouts: Layouts) -> None:
+        """Move the tensors of a state that nobody else has seen into vectors, in place.
+
+        Each dict's tensors are freed as soon as they are copied: at no time is there a second state.
+        """
+        layout = layouts.of(state)
+        units = layout.flatten(state)
+        tensors: list[Tensor] = []
+        views: list[list[Tensor] | None] = []
+        for (start, _, pack), unit in zip(layout.places, units, strict=True):
+            tensors += [unit] if pack is None else pack.join(unit)
+            made = None if pack is None else pack.views(tensors[start:])
+            views.append(made)
+            if pack is not None and made is not None:
+                unit.update(zip(pack.grouped, made, strict=True))
+        arena = cls(layout, tensors, views, units)
+        arena._watched = _Watched(arena)
+        arena._parts = layout.parts(state)
+        state.__dict__[_KEY] = arena
+
     def alone(self, state: State) -> Arena:
         """This memory if nobody else holds a tensor of it, else a copy.
 
         Args:
             state: Of this memory.
         """
-        watched = self._watched
-        if watched is not None and watched.by_nobody() and not _dicts_held(state, self.layout):
-            return self
+        watched, own = self._watched, state.__dict__.get(_KEY) is self
+        if watched is not None and watched.by_nobody():
+            if not (own and _dicts_held(state, self.layout)):
+                return self
         copies = {i: self.tensors[i].clone() for i in self.layout.vectors}
         arena = self._with(copies)
         arena._watched = _Watched(arena)

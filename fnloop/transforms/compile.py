@@ -71,7 +71,10 @@ class Compiled(Stage):
         yield from self.inner.stages()
 
     def init(self, model: Any, seed: int = 0) -> State:
-        return self.inner.init(model, seed)
+        state = self.inner.init(model, seed)
+        if not isinstance(model, State):  # the tensors are new, so they can move to where they go
+            Arena.settle(state, self._cache.layouts)
+        return state
 
     def __call__(self, state: State, x: Any) -> tuple[State, Any]:
         if tracing():

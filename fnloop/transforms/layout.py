@@ -265,12 +265,12 @@ def _joins(tensor: Tensor) -> bool:
 
 
 def _groups(params: Mapping[str, Tensor], dicts: Sequence[Mapping[str, Tensor]]) -> list[Group]:
-    """Parameters that stand in the same dicts, with the same dtypes, go together."""
+    """Parameters that stand in the same dicts, and differ in their first dimension only."""
     members: dict[Any, list[str]] = {}
     for name, p in params.items():
         if all(_joins(d[name]) for d in dicts if name in d):
             where = tuple([(i, d[name].dtype) for i, d in enumerate(dicts) if name in d])
-            members.setdefault((where, p.device), []).append(name)
+            members.setdefault((where, p.device, p.shape[1:]), []).append(name)
     groups: list[Group] = []
     for names in members.values():
         # Those whose size is no multiple of a cache line go last, so that the others begin at one.

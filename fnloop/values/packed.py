@@ -1,7 +1,7 @@
 """Many small tensors as parts of a few long ones, inside a compiled step.
 
 What treats every value alike (most optimizers, averages, the search for what is not finite) can work
-on long vectors: one loop instead of thousands. While a step is recorded for `fl.compile`, the
+on the long ones, here called vectors: a few loops instead of thousands. While a step is recorded for `fl.compile`, the
 recording knows which dicts of tensors are parts of vectors; everywhere else no dict is.
 """
 
@@ -19,7 +19,10 @@ Tensors = Mapping[str, Tensor]
 
 
 class Group(NamedTuple):
-    """Tensors that lie one after another in one long vector.
+    """Tensors that lie one after another in one long one, joined along their first dimension.
+
+    They agree in all other dimensions. (Were they flattened first, a compiler would make each
+    gradient apart and copy it; so it writes a matrix product where it belongs.)
 
     Attributes:
         names: In the order of the vector.
@@ -31,13 +34,14 @@ class Group(NamedTuple):
 
     def join(self, tensors: Tensors) -> Tensor:
         """The vector: a copy."""
-        return torch.cat([tensors[name].reshape(-1) for name in self.names])
+        parts = [tensors[name] for name in self.names]
+        return torch.cat([part if part.ndim else part.reshape(1) for part in parts])
 
     def part(self, vector: Tensor) -> dict[str, Tensor]:
         """Its tensors: views."""
-        sizes = [shape.numel() for shape in self.shapes]
-        parts = zip(self.names, self.shapes, vector.split(sizes), strict=True)
-        return {name: part.view(shape) for name, shape, part in parts}
+        rows = [shape[0] if shape else 1 for shape in self.shapes]
+        parts = zip(self.names, self.shapes, vector.split(rows), strict=True)
+        return {name: part if shape else part.view(()) for name, shape, part in parts}
 
 
 class Vectors:

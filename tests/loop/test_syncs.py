@@ -1,0 +1,256 @@
+"""Who looks at values on the device, and how often: each look waits for it."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fnloop as fl
+
+aten: Any = torch.ops.aten
+STEPS = 200
+
+
+class Clock:
+    """The batch that is being worked on; a list of looks, each with the batch it came at."""
+
+    def __init__(self):
+        self.batch = 0
+        self.looks = []
+
+    def note(self):
+        self.looks.append(self.batch)
+
+    def batches(self):
+        for _ in range(STEPS):
+            self.batch += 1
+            yield torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+
+
+class Looks(TorchFunctionMode):
+    """Notes each call that turns a tensor into Python's numbers, but for the cursor's.
+
+    The cursor lies on the CPU, whatever the device.
+    """
+
+    WAYS = frozenset(
+        getattr(Tensor, name)
+        for name in (
+            "item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__",
+            "__array__", "nonzero",
+        )
+    )  # fmt: skip
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self.WAYS and tuple(args[0].shape) != (3,):
+            self.clock.note()
+        return func(*args, **(kwargs or {}))
+
+
+class Scalars(TorchDispatchMode):
+    """The same one level lower: kernels that hand a value to the host."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default):
+            self.clock.note()
+        return func(*args, **(kwargs or {}))
+
+
+class Far(Tensor):
+    """A tensor that says it is on an accelerator; what brings its values to the host is noted."""
+
+    clock: Clock
+
+    @staticmethod
+    def __new__(cls, near):
+        far = Tensor._make_wrapper_subclass(
+            cls, near.shape, dtype=near.dtype, strides=near.stride(), device="cuda:0"
+        )
+        far.near = near
+        return far
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        here = torch.device(kwargs["device"]).type == "cpu" if kwargs.get("device") else False
+        looks = func is aten._local_scalar_dense.default or (here and func is aten._to_copy.default)
+        if looks:
+            cls.clock.note()
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("cpu")
+        args, kwargs = fl.tree_map(lambda x: x.near if isinstance(x, Far) else x, (args, kwargs))
+        result = func(*args, **kwargs)
+        return result if looks else fl.tree_map(_far, result)
+
+    # A build without CUDA cannot take these ways.
+    def tolist(self):
+        return self.cpu().tolist()
+
+    def __float__(self):
+        return float(self.item())
+
+
+def _far(value):
+    return Far(value) if isinstance(value, Tensor) else value
+
+
+def loss(model, batch):
+    logits = model(batch[0])
+    return F.cross_entropy(logits, batch[1]), {
+        "accuracy": (logits.argmax(1) == batch[1]).float().mean(),
+        "largest": fl.Max(logits.abs().max()),
+    }
+
+
+def pipeline(*around):
+    optimizer = fl.chain(fl.clip_by_norm(1.0), fl.adamw(fl.cosine(1e-2, steps=STEPS)))
+    return fl.pipe(loss, fl.grad, *around, fl.update(optimizer), fl.ema(0.9))
+
+
+@pytest.fixture
+def clock():
+    Far.clock = Clock()
+    return Far.clock
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize(
+    "around", [(), (fl.accumulate(2), fl.amp("bf16")), (fl.amp("fp16"),)], ids=str
+)
+def test_a_compiled_step_does_not_look(clock, around, donate):
+    step = fl.compile(pipeline(*around), donate=donate, backend="aot_eager")
+    state, (batch, *_) = step.init(nn.Linear(3, 2)), clock.batches()
+    for _ in range(2):
+        state, metrics = step(state, batch)
+    with Scalars(clock), Looks(clock):
+        for _ in range(3):
+            state, metrics = step(state, batch)
+    assert clock.looks == []
+    assert step.graphs == 1 and int(state.step) == 5 and float(metrics["skipped"]) == 0
+
+
+def test_looks_are_seen(clock):
+    x = torch.tensor([2.0])
+    for look in (float, bool, int, Tensor.item, Tensor.tolist, Tensor.numpy):
+        with Looks(clock):
+            look(x)
+    assert len(clock.looks) == 6
+    with Scalars(clock):
+        x.item()
+    assert len(clock.looks) == 7
+    far = Far(x)
+    assert far.device.type == "cuda" and float(torch.stack([far, far + 1])[1]) == 3.0
+    far.tolist(), far.cpu(), far.to(torch.float64)  # the last one stays there
+    assert len(clock.looks) == 10
+    eager, state = pipeline(), pipeline().init(nn.Linear(3, 2))
+    with Scalars(clock):
+        eager(state, next(clock.batches()))
+    assert len(clock.looks) > 10  # on the CPU, where it costs nothing
+
+
+def far_step():
+    """A compiled step whose metrics lie on an accelerator."""
+    compiled = fl.compile(pipeline(), backend="aot_eager")
+
+    def step(state, batch):
+        state, metrics = compiled(state, batch)
+        return state, fl.tree_map(_far, metrics)
+
+    return step, compiled.init(nn.Linear(3, 2))
+
+
+def read(state, metrics):
+    assert float(metrics["loss"]) > 0
+    return state, metrics
+
+
+def test_a_bare_run_does_not_look(clock):
+    step, state = far_step()
+    for _, metrics in fl.run(step, state, clock.batches(), steps=STEPS):
+        assert isinstance(metrics["loss"].total, Far)
+    assert clock.batch == STEPS and clock.looks == []
+
+
+@pytest.mark.parametrize(
+    ("callback", "cadence"),
+    [
+        (lambda: fl.every(50, read, name="w"), 50),
+        (lambda: fl.every(50, fl.effect(lambda state, metrics: read(state, metrics))), 50),
+        (lambda: fl.every(20, fl.early_stopping("loss", patience=99)), 20),
+        (lambda: fl.every(40, fl.validate(lambda m, b: m(b[0]).mean(), [(torch.ones(2, 3),)])), 0),
+    ],
+    ids=["callback", "effect", "early stopping", "validation"],
+)
+def test_callbacks_look_once_when_they_are_due(clock, callback, cadence):
+    step, state = far_step()
+    state, history = fl.fit(step, state, clock.batches(), steps=STEPS, callbacks=[callback()])
+    assert clock.looks == ([*range(cadence, STEPS + 1, cadence)] if cadence else [])
+    # The history has four points or more, and is looked at all at once.
+    assert history["loss"][0] > history["loss"][-1] and len(history) >= 4
+    assert len(clock.looks) == (STEPS // cadence if cadence else 0) + 1
+
+
+def test_a_tracker_looks_once_a_point_and_not_on_the_thread_that_trains(clock, tmp_path):
+    step, state = far_step()
+    here = threading.current_thread()
+    threads = []
+    note, clock.note = clock.note, lambda: (threads.append(threading.current_thread()), note())
+    tracker = fl.track(fl.JSONL(tmp_path / "run.jsonl"), every=25)
+    fl.fit(step, state, clock.batches(), steps=STEPS, callbacks=[tracker])
+    assert len(threads) == STEPS // 25 and here not in threads
+    assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 1 + STEPS // 25
+
+
+def test_a_bar_looks_once_when_it_is_drawn(clock, monkeypatch):
+    step, state = far_step()
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.batch * 0.01)  # 100 batches a second
+    bar = fl.progress(file=type("Screen", (io.StringIO,), {"isatty": lambda self: True})())
+    fl.fit(step, state, clock.batches(), steps=STEPS, callbacks=[bar])
+    assert max(Counter(clock.looks).values()) == 1
+    assert STEPS // 10 - 2 <= len(clock.looks) <= STEPS // 10 + 2
+
+
+def test_a_checkpoint_looks_when_it_is_written(clock, tmp_path):
+    step, state = far_step()
+    callbacks = [fl.checkpoint(tmp_path, every=100, unit="step")]
+    fl.fit(step, state, clock.batches(), steps=STEPS, callbacks=callbacks)
+    assert set(clock.looks) == {100, 200}
+
+
+def test_nobody_looks_between_occasions_with_everything_on(clock, tmp_path, monkeypatch):
+    step = fl.compile(pipeline(), backend="aot_eager")  # tensors on the CPU; donated by `fit`
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.batch * 0.002)
+    callbacks = [
+        fl.every(50, fl.validate(loss, [next(clock.batches())])),
+        fl.early_stopping("val/loss", patience=99),
+        fl.progress(file=io.StringIO(), every_seconds=0.0999),
+        fl.track(fl.JSONL(tmp_path / "run.jsonl")),
+        fl.checkpoint(tmp_path / "checkpoints", monitor="val/loss", every=100, unit="step"),
+    ]
+    clock.batch = 0
+    state = step.init(nn.Linear(3, 2))
+    step(state, next(Clock().batches()))  # compiles
+    with Looks(clock):
+        _, history = fl.fit(step, state, clock.batches(), steps=STEPS, callbacks=callbacks)
+    # 0: the run reads its key; 1: callbacks are checked with the first metrics.
+    assert set(clock.looks) <= {0, 1, 50, 100, 150, 200}
+    assert {50, 100, 150, 200} <= set(clock.looks)
+    assert history.steps("val/loss") == [50, 100, 150, 200]

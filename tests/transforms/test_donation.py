@@ -1,0 +1,443 @@
+"""Donation: in place where nobody looks, a copy where somebody does, an error where it is over."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+import fnloop as fl
+from fnloop.values.donated import DonatedError
+
+
+def mse(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def batch(n=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 4, generator=generator), torch.randn(n, 2, generator=generator)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+def step_of(optimizer=None, after=(), loss=mse):
+    return fl.pipe(loss, fl.grad, fl.update(optimizer or fl.adamw(0.1)), *after)
+
+
+def donating(step):
+    return fl.compile(step, donate=True, backend="aot_eager")
+
+
+# One graph for all tests of what is kept.
+STEP = donating(step_of(after=[fl.ema(0.9)]))
+
+
+def after(n=2):
+    state = STEP.init(net())
+    for i in range(n):
+        state, _ = STEP(state, batch(seed=i))
+    return state
+
+
+def address(state):
+    return state.params["0.weight"].data_ptr()
+
+
+# What somebody may take out of a state, and how to look at it later.
+TAKEN = {
+    "a tensor": lambda s: s.params["0.weight"],
+    "a row": lambda s: s.params["0.weight"][0],
+    "a transposed view": lambda s: s.params["2.weight"].t(),
+    "an array": lambda s: s.params["0.weight"].numpy(),
+    "a view of an array": lambda s: s.params["0.weight"].numpy()[0][:2],
+    "a memoryview": lambda s: memoryview(s.params["0.weight"].numpy()),
+    "another library's tensor": lambda s: torch.from_dlpack(s.params["0.weight"]),
+    "a parameter": lambda s: nn.Parameter(s["ema"]["0.weight"]),
+    "a detached tensor": lambda s: s["update"]["adamw"]["mu"]["0.bias"].detach(),
+    "a moment": lambda s: s["update"]["adamw"]["nu"]["2.bias"],
+    "the parameters": lambda s: s.params,
+    "the average": lambda s: s["ema"],
+    "the moments": lambda s: s["update"]["adamw"]["mu"],
+    "an optimizer's memory": lambda s: s["update"]["adamw"],
+    "the update's memory": lambda s: s["update"],
+    "the slots": lambda s: s.slots,
+    "a copied dict": lambda s: dict(s.params),
+    "a dict's values": lambda s: s.params.values(),
+    "a list of leaves": fl.tree_leaves,
+    "a mapped state": lambda s: fl.tree_map(lambda t: t, s),
+    "a replaced state": lambda s: s.replace(cursor=s.cursor + 1),
+    "a state with other parameters": lambda s: s.replace(params=fl.tree_map(torch.clone, s.params)),
+    "a state with another slot": lambda s: s.put("mine", torch.ones(())),
+    "a state with another rate": lambda s: fl.scale(s, "adamw.lr", 0.5),
+    "a shallow copy": copy.copy,
+    "a deep copy": copy.deepcopy,
+    "a module": lambda s: list(fl.to_module(s).parameters()),
+    "step and key": lambda s: (s.step, s.key, s.buffers),
+}
+
+
+def look(taken):
+    """The values of what was taken, copied."""
+    if isinstance(taken, memoryview):
+        return [torch.tensor(taken.tolist())]
+    leaves = fl.tree_leaves(list(taken) if isinstance(taken, type({}.values())) else taken)
+    return [torch.as_tensor(leaf).detach().clone() for leaf in leaves]
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_is_taken_out_stays_as_it_was(name):
+    state = after()
+    taken = TAKEN[name](state)
+    before = look(taken)
+    for i in range(2):
+        state, _ = STEP(state, batch(seed=7 + i))
+    assert fl.tree_equal(before, look(taken))
+    del taken
+    state, _ = STEP(state, batch())  # where it was taken from a copy, this may be one, too
+    seen = []
+    for i in range(3):
+        state, _ = STEP(state, batch(seed=i))
+        seen.append(address(state))
+    assert len(set(seen)) == 1, "nothing is kept any more, so the memory is used again"
+
+
+def test_an_iterator_a_closure_and_a_generator_keep_what_they_look_at():
+    state = after()
+    expected = look(state.params)
+    params = state.params
+
+    def generator(params=params):
+        yield
+        yield from params.values()
+
+    iterator, closure, generated = iter(params.values()), lambda params=params: params, generator()
+    next(generated)
+    del params
+    STEP(state, batch())
+    assert fl.tree_equal(expected, look(list(iterator)))
+    assert fl.tree_equal(expected, look(closure()))
+    assert fl.tree_equal(expected, look(list(generated)))
+
+
+def test_a_pickle_is_a_copy():
+    state = after()
+    before, text = look(state), pickle.dumps(state)
+    STEP(state, batch())
+    assert fl.tree_equal(before, look(pickle.loads(text)))
+
+
+def test_what_autograd_saved_stays_as_it_was():
+    state = after()
+    x = torch.ones_like(state.params["0.weight"], requires_grad=True)
+    product = (x * state.params["0.weight"]).sum()
+    expected = state.params["0.weight"].clone()
+    STEP(state, batch())
+    assert torch.equal(torch.autograd.grad(product, x)[0], expected)
+
+
+ROTATING = {
+    "adamw": (fl.adamw(0.1), ()),
+    "momentum": (fl.sgd(0.1, momentum=0.9), ()),
+    "two averages": (fl.adamw(0.1), (fl.ema(0.9), fl.ema(0.5, name="fast"))),
+    "by label": (fl.by_label({"a": fl.sgd(0.1), "b": fl.adam(0.1)}, {"0": "a", "*": "b"}), ()),
+    "masked": (fl.masked(fl.adam(0.1), ["0"]), ()),
+    "not joint": (fl.lamb(0.1), ()),
+}
+
+
+@pytest.mark.parametrize("name", ROTATING)
+def test_memory_is_used_again_at_every_step(name):
+    optimizer, more = ROTATING[name]
+    step = donating(step_of(optimizer, more))
+    state = step.init(net())
+    places = set()
+    for i in range(5):
+        state, _ = step(state, batch(seed=i))
+        places.add(
+            tuple(t.data_ptr() for t in fl.tree_leaves((state.params, state.slots)) if t.ndim)
+        )
+    assert len(places) == 1
+
+
+def test_memory_moves_when_a_state_is_kept():
+    state, seen = after(), set()
+    kept = []
+    for i in range(3):
+        kept.append(state.replace())
+        state, _ = STEP(state, batch(seed=i))
+        seen.add(address(state))
+    assert len(seen) == 3
+    gc.collect()
+    assert len({address(s) for s in kept}) == 3
+
+
+def test_no_leak_over_many_steps():
+    state = after()
+    gc.collect()
+    before = sum(isinstance(x, torch.Tensor) for x in gc.get_objects())
+    for i in range(30):
+        state, _ = STEP(state, batch(seed=i))
+    gc.collect()
+    assert sum(isinstance(x, torch.Tensor) for x in gc.get_objects()) <= before + 2
+
+
+def test_the_first_state_and_its_parts_are_left_alone():
+    state = STEP.init(net())
+    params, before = state.params, look(state)
+    kept = state.replace()
+    STEP(state, batch())
+    assert fl.tree_equal(before, look(kept))
+    assert fl.tree_equal(look(params), look(kept.params))
+
+
+READ = {
+    "a field": lambda s: s.params,
+    "a slot": lambda s: s["update"],
+    "leaves": fl.tree_leaves,
+    "torch's leaves": torch.utils._pytree.tree_leaves,
+    "a copy by tree_map": lambda s: fl.tree_map(torch.clone, s),
+    "replace": lambda s: s.replace(step=s.step),
+    "put": lambda s: s.put("x", 1),
+    "to": lambda s: s.to("cpu"),
+    "an eager step": lambda s: STEP.inner(s, batch()),
+    "a compiled step": lambda s: STEP(s, batch()),
+    "init": STEP.init,
+    "run": lambda s: next(fl.run(STEP.inner, s, [batch()])),
+    "fit": lambda s: fl.fit(STEP, s, [batch()], steps=1),
+    "evaluate": lambda s: fl.evaluate(mse, s, [batch()]),
+    "to_module": fl.to_module,
+    "save": lambda s: fl.save(s, "never"),
+    "scale": lambda s: fl.scale(s, "adamw.lr", 0.5),
+    "show": fl.tree_show,
+    "diff": lambda s: fl.tree_diff(s, after()),
+    "hash": hash,
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_donated_state_says_so_when_it_is_read(name):
+    state = after(1)
+    STEP(state, batch())
+    with pytest.raises(DonatedError, match="donated to a compiled step(.|\n)*tree_map"):
+        READ[name](state)
+
+
+def test_a_donated_state_can_be_printed_and_is_still_a_state():
+    state = after(1)
+    STEP(state, batch())
+    assert repr(state) == "State(donated)"
+    assert isinstance(state, fl.State)
+
+
+def test_run_shows_states_that_its_next_step_takes_away():
+    data = fl.Batches(batch(12), 4)
+    shown = [state for state, _ in fl.run(STEP, STEP.init(net()), data, steps=3)]
+    assert int(shown[-1].step) == 3
+    with pytest.raises(DonatedError, match="after 1 batches"):
+        shown[0].params  # noqa: B018
+
+
+def test_without_donation_every_state_stays():
+    step = fl.compile(STEP.inner, backend="aot_eager")
+    state = step.init(net())
+    shown = [(state, fl.tree_map(torch.clone, state))]
+    for i in range(3):
+        state, _ = step(state, batch(seed=i))
+        shown.append((state, fl.tree_map(torch.clone, state)))
+    assert all(fl.tree_equal(state, expected) for state, expected in shown)
+    again, _ = step(shown[1][0], batch(seed=1))
+    assert fl.tree_equal(again, shown[2][0])
+
+
+def record(keep):
+    seen = []
+    return seen, fl.effect(lambda state, metrics: seen.append(keep(state)))
+
+
+def test_fit_works_in_place():
+    seen, effect = record(address)
+    watch = [
+        fl.every(2, fl.validate(mse, fl.Batches(batch(8), 4), params="ema")),
+        fl.early_stopping("loss", patience=99),
+        lambda state, metrics: (fl.scale(state, "adamw.lr", 0.9), metrics),
+        fl.History(),
+        effect,
+    ]
+    fl.fit(STEP, STEP.init(net()), fl.Batches(batch(12), 4), steps=8, callbacks=watch)
+    assert len(seen) == 8
+    assert len(set(seen[1:])) == 1
+
+
+def test_fit_copies_only_for_the_checkpoints_that_it_writes(tmp_path):
+    seen, effect = record(address)
+    callbacks = [fl.checkpoint(tmp_path, every=4), effect]
+    fl.fit(STEP, STEP.init(net()), fl.Batches(batch(12), 4), steps=12, callbacks=callbacks)
+    changes = sum(a != b for a, b in zip(seen, seen[1:], strict=False))
+    assert changes <= 2 * 3  # into a copy, and perhaps back
+
+
+KEEPING = {
+    "states": lambda state: state,
+    "parameters": lambda state: state.params,
+    "memory": lambda state: state["update"],
+    "slots": lambda state: state.slots,
+    "arrays": lambda state: state.params["0.bias"].numpy(),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_an_effect_may_keep_what_it_is_shown(name):
+    keep = KEEPING[name]
+    seen, effect = record(lambda state: (keep(state), look(keep(state))))
+    data = fl.Batches(batch(12), 4)
+    fl.fit(STEP, STEP.init(net()), data, steps=5, callbacks=[effect])
+    assert len(seen) == 5
+    assert all(fl.tree_equal(look(kept), expected) for kept, expected in seen)
+
+
+def test_a_callback_may_keep_the_parameters_in_its_slot():
+    def best(state, metrics):
+        better = float(metrics["loss"]) < float(state["best"]["loss"])
+        chosen = {"loss": metrics["loss"].value(), "params": state.params} if better else None
+        return (state.put("best", fl.tree_map(torch.as_tensor, chosen)) if better else state), metrics
+
+    def go(step):
+        state = step.init(net())
+        state = state.put("best", {"loss": torch.tensor(1e9), "params": state.params})
+        return fl.fit(step, state, fl.Batches(batch(12), 4), steps=9, callbacks=[best])[0]
+
+    expected, got = go(STEP.inner), go(STEP)
+    for a, b in zip(fl.tree_leaves(expected), fl.tree_leaves(got), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, check_dtype=False)
+
+
+def failing(at, error):
+    def fail(state, metrics):
+        if int(state.cursor[2]) == at:
+            raise error
+
+    return fl.effect(fail)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
+def test_a_failing_effect_leaves_a_good_state_in_the_error(error):
+    data = fl.Batches(batch(12), 4)
+    with pytest.raises(type(error)) as caught:
+        fl.fit(STEP, STEP.init(net()), data, steps=9, callbacks=[failing(4, error)])
+    state = caught.value.state
+    expected, _ = fl.fit(STEP, STEP.init(net()), data, steps=int(state.cursor[2]))
+    assert int(state.cursor[2]) in (3, 4)
+    assert fl.tree_diff(expected, state) == ""
+
+
+def test_failing_data_and_a_failing_loss_leave_a_good_state():
+    def broken():
+        yield batch()
+        yield batch(seed=1)
+        raise OSError("disk")
+
+    wrong = [batch(), batch(seed=1), (torch.ones(5, 3), torch.ones(5, 2))]
+    expected, _ = fl.fit(STEP, STEP.init(net()), wrong[:2], steps=2)
+    for data, kind in ((broken(), OSError), (wrong, RuntimeError)):
+        with pytest.raises(kind) as caught:
+            fl.fit(STEP, STEP.init(net()), data, steps=9)
+        assert fl.tree_equal(expected.params, caught.value.state.params)
+
+
+def test_a_step_that_cannot_be_recorded_leaves_its_state_alone():
+    step = donating(step_of(loss=lambda model, batch: mse(model, batch) * float(batch[0].sum())))
+    state = step.init(net())
+    with pytest.raises(fl.CompileError):
+        step(state, batch())
+    assert int(state.step) == 0
+
+
+def test_an_interrupt_inside_a_donating_step_gives_its_state_away():
+    def backend(graph, inputs):
+        def run(*tensors):
+            if calls:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return graph.forward(*tensors)
+
+        return run
+
+    calls = []
+    step = fl.compile(step_of(), donate=True, backend=backend)
+    state, _ = step(step.init(net()), batch())
+    with pytest.raises(KeyboardInterrupt):
+        step(state, batch())
+    with pytest.raises(DonatedError):
+        state.params  # noqa: B018
+
+
+def test_one_ctrl_c_finishes_the_step():
+    press = fl.effect(
+        lambda state, metrics: signal.raise_signal(signal.SIGINT) if state.step == 3 else None
+    )
+    data = fl.Batches(batch(12), 4)
+    state, history = fl.fit(STEP, STEP.init(net()), data, steps=9, callbacks=[press])
+    assert history.status == "interrupted"
+    expected, _ = fl.fit(STEP, STEP.init(net()), data, steps=int(state.cursor[2]))
+    assert fl.tree_diff(expected, state) == ""
+
+
+@fl.tree
+class Remember(fl.StepStage):
+    """Keeps the parameters of the step before, and of the one before that."""
+
+    wraps = "step"
+    spelling = "remember"
+    inner: object
+    name: str = "before"
+
+    def memory(self, state):
+        copied = fl.tree_map(torch.clone, state.params)
+        return {"last": copied, "older": fl.tree_map(torch.clone, copied), "one": copied["0.bias"]}
+
+    def __call__(self, state, x):
+        after, metrics = self.inner(state, x)
+        old = state[self.name]
+        memory = {"last": state.params, "older": old["last"], "one": state.params["0.bias"]}
+        return after.put(self.name, memory), {**metrics, "was": fl.Last(state.params["0.bias"])}
+
+
+def test_old_values_that_move_to_another_place_are_read_before_they_are_overwritten():
+    step = step_of(after=[Remember])
+    fast = donating(step)
+    expected = step.init(net())
+    got = expected.replace()
+    for i in range(4):
+        expected, wanted = step(expected, batch(seed=i))
+        got, metrics = fast(got, batch(seed=i))
+        for a, b in zip(fl.tree_leaves(expected), fl.tree_leaves(got), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(wanted["was"].value(), metrics["was"].value())
+
+
+def test_metrics_of_a_donated_step_stay_as_they_were():
+    def loss(model, batch):
+        return mse(model, batch), {"weight": fl.Last(model[0].weight)}
+
+    step = donating(step_of(loss=loss))
+    state, metrics = step(step.init(net()), batch())
+    before = look(metrics)
+    for i in range(2):
+        state, _ = step(state, batch(seed=i))
+    assert fl.tree_equal(before, look(metrics))
+
+
+def test_donating_shares_its_graphs_with_the_plain_step():
+    step = fl.compile(step_of(), backend="aot_eager")
+    assert step.donating() is step.donating()
+    assert step.donating().donate and not step.donate
+    assert step.donating().donating() is step.donating()
