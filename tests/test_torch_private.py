@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+
 import optree
 import torch
 from torch import nn
 
-from fnloop._torch import autograd, foreach, fused, pytree, random, tracing
+from fnloop._torch import autograd, foreach, fused, graph, pytree, random, tracing
 from fnloop.data import prefetch
 
 
@@ -115,3 +118,67 @@ def test_data_drawn_ahead_does_not_disturb_a_seeded_block():
         assert draw() == expected
         if i == 100:
             break
+
+
+def test_a_step_is_recorded_without_values_and_built():
+    from torch import _inductor
+    from torch._dynamo import lookup_backend
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty_strided((3, 2), (1, 3), dtype=torch.float64)
+        real = torch.arange(3.0, dtype=torch.float64)  # in the mode, so without values as well
+        found = make_fx(
+            lambda x: [x.t() * real, torch.ones(2)],
+            tracing_mode="real",
+            decomposition_table={},
+            _allow_non_fake_inputs=True,
+        )(x)
+    assert (x.shape, x.stride(), type(x).__name__) == ((3, 2), (1, 3), "FakeTensor")
+    assert [node.op for node in found.graph.nodes][0] == "placeholder"
+    values = [node.meta["val"].shape for node in found.graph.nodes if "val" in node.meta]
+    assert (2, 3) in values
+    assert callable(lookup_backend("aot_eager"))
+    assert {"gm", "example_inputs", "options"} <= set(inspect.signature(_inductor.compile).parameters)
+
+
+def test_a_storage_counts_its_users():
+    x = torch.zeros(3)
+    count = torch._C._storage_Use_Count
+    before = count(x.untyped_storage()._cdata)
+    view = x[1:]
+    assert count(x.untyped_storage()._cdata) == before + 1
+    del view
+    assert count(x.untyped_storage()._cdata) == before
+
+
+def test_tensors_count_their_references():
+    x = torch.zeros(3)
+    before = sys.getrefcount(x)
+    held = {"x": x}
+    assert sys.getrefcount(x) == before + 1
+    assert held["x"] is x
+
+
+def test_random_operations_are_tagged():
+    for operation in (torch.ops.aten.rand_like.default, torch.ops.aten.bernoulli_.float):
+        assert torch.Tag.nondeterministic_seeded in operation.tags
+    assert torch.Tag.nondeterministic_seeded not in torch.ops.aten.add.Tensor.tags
+
+
+def test_onednn_can_be_turned_off_and_on():
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    assert torch._C._get_mkldnn_enabled() is False
+    torch._C._set_mkldnn_enabled(before)
+    assert torch._C._get_mkldnn_enabled() == before
+
+
+def test_inductor_has_the_options_that_are_asked_of_it():
+    from torch._inductor import config
+
+    for mode in ("default", "max-autotune"):
+        for device in ("cpu", "cuda"):
+            for name in graph.options(torch.device(device), mode):
+                assert name in config._config, name

@@ -9,7 +9,7 @@ compiled step has the masks of the eager one, to the bit.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ _MAKES = frozenset(
     getattr(_aten, name)
     for name in (
         "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm",
-        "bernoulli",
+        "bernoulli", "normal",
     )
 )  # fmt: skip
 
@@ -47,11 +47,11 @@ class Place(NamedTuple):
 
     Attributes:
         block: Of those that are seeded anew.
-        index: In the block.
+        number: In the block.
     """
 
     block: int
-    index: int
+    number: int
 
 
 class Draws(TorchDispatchMode):
@@ -73,7 +73,7 @@ class Draws(TorchDispatchMode):
         self._drawn = drawn
 
     @contextlib.contextmanager
-    def block(self, micro: int) -> Iterator[None]:
+    def block(self, micro: int) -> Generator[None]:
         """A block of operations whose generator is seeded anew, for micro-batch `micro`."""
         self.seeds.append(micro)
         # The place is the seed of torch's generator: who takes its state and puts it back (as
@@ -95,7 +95,7 @@ class Draws(TorchDispatchMode):
                 "after torch.manual_seed; in a compiled step they come from the state's key and "
                 "step alone"
             )
-        torch.default_generator.manual_seed(_number(Place(place.block, place.index + 1)))
+        torch.default_generator.manual_seed(_number(Place(place.block, place.number + 1)))
         kind = _kind(func, args, kwargs)
         if self._kinds.setdefault(place, kind) != kind:
             raise RandomnessError(
@@ -114,7 +114,7 @@ _BASE = 0x464E << 46  # so that a seed of somebody else's is hardly taken for a 
 
 
 def _number(place: Place) -> int:
-    return _BASE + (place.block << 24) + place.index
+    return _BASE + (place.block << 24) + place.number
 
 
 def _place(seed: int) -> Place | None:
@@ -126,8 +126,10 @@ def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False
     # Attention is called random even where its dropout is zero.
-    named = {**dict(zip([a.name for a in func._schema.arguments], args, strict=False)), **kwargs}
-    return named.get("dropout_p", None) != 0
+    arguments = func._schema.arguments
+    named = {a.name: a.default_value for a in arguments if a.has_default_value()}
+    named.update(zip([a.name for a in arguments], args, strict=False), **kwargs)
+    return named.get("dropout_p") != 0
 
 
 def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

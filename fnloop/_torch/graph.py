@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,9 @@ def without_values(tensors: Sequence[Tensor], mode: FakeTensorMode) -> list[Tens
         ]
 
 
-def record(function: Callable[..., Any], inputs: Sequence[Tensor], mode: FakeTensorMode) -> GraphModule:
+def record(
+    function: Callable[..., Any], inputs: Sequence[Tensor], mode: FakeTensorMode
+) -> GraphModule:
     """The operations of ``function(*inputs)``, its backward pass among them, as one graph.
 
     Args:
@@ -67,7 +69,9 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor], mode: FakeTen
     return graph
 
 
-def build(graph: GraphModule, inputs: Sequence[Tensor], backend: Any, options: dict[str, Any]) -> Runnable:
+def build(
+    graph: GraphModule, inputs: Sequence[Tensor], backend: Any, options: dict[str, Any]
+) -> Runnable:
     """Machine code for a graph.
 
     Args:
@@ -87,7 +91,7 @@ def build(graph: GraphModule, inputs: Sequence[Tensor], backend: Any, options: d
 
 
 @contextlib.contextmanager
-def _without_onednn() -> Iterator[None]:
+def _without_onednn() -> Generator[None]:
     """Record a recurrent layer step by step: the backward of oneDNN's cannot be recorded."""
     before = torch._C._get_mkldnn_enabled()  # pyright: ignore
     torch._C._set_mkldnn_enabled(False)  # pyright: ignore
@@ -101,13 +105,12 @@ def _inductor() -> Any:
     with warnings.catch_warnings():  # of what torch itself uses, when it is imported
         warnings.simplefilter("ignore", DeprecationWarning)
         from torch import _inductor
-        from torch._inductor import compile_fx as _
 
     return _inductor
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Keep torch from logging an error that is raised, and explained, anyway."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before = log.disabled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -25,9 +25,7 @@ def tracing() -> bool:
     There, Python may not look at a tensor's value, and kernels that write in place or that have
     no batching rule may not be used.
     """
-    return (
-        _here.compilation is not None or torch.compiler.is_compiling() or _peek() is not None
-    )
+    return _here.compilation is not None or torch.compiler.is_compiling() or _peek() is not None
 
 
 def transformed() -> bool:
@@ -41,7 +39,7 @@ def compilation() -> Any:
 
 
 @contextlib.contextmanager
-def compiling(about: Any) -> Iterator[None]:
+def compiling(about: Any) -> Generator[None]:
     """In this block a step is recorded for `fl.compile`, not run."""
     before = _here.compilation
     _here.compilation = about

@@ -57,7 +57,8 @@ class prefetch:
         self, cursor: Cursor = START, key: int = 0
     ) -> Generator[tuple[Cursor, Any], None, None]:
         """As for a `Source`; the thread ends with the generator."""
-        worker = _Worker(self._source, cursor, key, self.depth, self.device)
+        device = _with_index(self.device)
+        worker = _Worker(self._source, cursor, key, self.depth, device)
         try:
             while True:
                 drawn = worker.take()
@@ -65,7 +66,7 @@ class prefetch:
                     return
                 after, (batch, copied) = drawn
                 if copied is not None:
-                    _wait_for(batch, copied, self.device)
+                    _wait_for(batch, copied, device)
                 yield after, batch
         finally:
             worker.stop()
@@ -116,6 +117,14 @@ class _Worker:
             self._drawn.put(error)
         finally:
             batches.close()
+
+
+def _with_index(device: torch.device | None) -> torch.device | None:
+    # A new thread's current device is the first one, whatever the one of the thread that asks.
+    index: Any = device.index if device else None
+    if device is None or device.type != "cuda" or index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _copier(device: torch.device | None) -> Any:

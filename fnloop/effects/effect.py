@@ -16,7 +16,8 @@ class Run:
 
     Attributes:
         step: The training step (a stage), or the function that stands in for it.
-        state: The state before the first step.
+        state: The newest state: in `open` the one before the first step, in `close` the last. (An
+            effect that keeps a state itself costs a compiled step that donates a copy.)
         config: Hyperparameters for people and trackers: names to plain values.
         effects: All effects of the run, in order.
         batches: Batches in an epoch; None if the data cannot tell.

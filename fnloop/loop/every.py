@@ -74,15 +74,14 @@ class EveryEffect(Effect):
         self.n, self.inner, self.unit = n, inner, unit
         self.name = inner.name
         self._parts: list[Metrics] = []
-        self._state: State | None = None
+        self._run: Run | None = None
 
     def open(self, run: Run) -> None:
-        self._parts, self._state = [], None
+        self._parts, self._run = [], run
         self.inner.open(run)
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         self._parts.append(metrics)
-        self._state = state
         if is_due(self.n, self.unit, Cursor.of(state.cursor)):
             merged, self._parts = merge_all(self._parts), []
             self.inner(state, merged)
@@ -90,8 +89,8 @@ class EveryEffect(Effect):
             self._parts = [merge_all(self._parts)]
 
     def close(self, status: str) -> None:
-        if self._parts and self._state is not None:  # what came since it last ran
-            self.inner(self._state, merge_all(self._parts))
+        if self._parts and self._run is not None:  # what came since it last ran
+            self.inner(self._run.state, merge_all(self._parts))
         self.inner.close(status)
 
     def memo(self) -> Any:

@@ -119,7 +119,7 @@ def _loop(
                 check_result(step, before, result)
             state, metrics = result
             del result  # a state that stays alive cannot be written over
-            state = state.replace(cursor=cursor.tensor())
+            about.state = state = state.replace(cursor=cursor.tensor())
             if first:
                 state = init_callbacks(stages, effects, state, metrics)
             for callback in stages:
@@ -133,6 +133,7 @@ def _loop(
                 effect(state, metrics)
             if donates:  # whoever has kept the one that was shown can go on reading it
                 state = state.replace()
+            about.state = state
             requests = [m for m in metrics.values() if isinstance(m, Stop) and m]
             sent = yield state, metrics
             while sent is not None:
@@ -140,7 +141,7 @@ def _loop(
                 if not torch.equal(sent.cursor, state.cursor):
                     cursor = Cursor.of(sent.cursor)
                     batches = _restart(batches, source, cursor, sent)
-                state = sent
+                about.state = state = sent
                 sent = yield state, metrics
             if requests:
                 status = requests[0].status

@@ -61,9 +61,7 @@ class _Adam(Optimizer):
         # With the root of the correction multiplied out, each value costs one division, not two.
         root = correction(b2, count) ** 0.5
         rate = -lr * root / correction(b1, count)
-        updates = foreach.div(
-            foreach.mul(mu, rate), foreach.add(foreach.sqrt(nu), eps * root)
-        )
+        updates = foreach.div(foreach.mul(mu, rate), foreach.add(foreach.sqrt(nu), eps * root))
         if self.decoupled:
             updates = decayed(updates, params, lr, decay)
         return named(params, updates), {**memory, self.name: new}

@@ -59,9 +59,7 @@ class Update(StepStage):
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         # With nothing in between, the mean comes as cheaply as the sum.
-        direct = (
-            isinstance(self.inner, Grad) and "scale" not in state.context and not transformed()
-        )
+        direct = isinstance(self.inner, Grad) and "scale" not in state.context and not transformed()
         after, grads = self._gradients(self.inner.mean if direct else self.inner, state, x)
         if tracing() or state.step.device.type != "cpu":
             return self._select(state, after, grads)

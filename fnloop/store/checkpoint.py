@@ -94,7 +94,7 @@ class checkpoint(Effect):
         prepare(self.folder)
         leaves_of(run.state)
         sweep(self.folder)
-        self._run, self._state, self._saved = run, None, None
+        self._run, self._called, self._saved = run, False, None
         self._seen, self._names, self._warned = False, set(), False
         self._delete()
         on_disk = listing(self.folder)
@@ -112,7 +112,7 @@ class checkpoint(Effect):
             )
 
     def __call__(self, state: State, metrics: Metrics) -> None:
-        self._state, self._metrics = state, metrics
+        self._called, self._metrics = True, metrics
         due = is_due(self.every, self.unit, Cursor.of(state.cursor))
         score = self._score(metrics) if self.monitor else None
         if score is not None or (due and self._newest != 0):
@@ -123,9 +123,10 @@ class checkpoint(Effect):
 
     def close(self, status: str) -> None:
         """Save the last state too, and note in its manifest how the run ended."""
-        state = self._state
-        if state is None:
+        run = self._run
+        if run is None or not self._called:
             return
+        state = run.state
         if self.monitor and not self._seen and status in ("completed", "stopped"):
             warnings.warn(
                 f"checkpoint: the metric {self.monitor!r} was never reported, so nothing was "
@@ -133,8 +134,8 @@ class checkpoint(Effect):
                 "is a missing fl.validate, a run too short for it, or another prefix (val/...).",
                 stacklevel=2,
             )
-        count = Cursor.of(state.cursor).count
         try:
+            count = Cursor.of(state.cursor).count
             if count == self._saved:
                 amend(target_of(self.folder, count), status=status, memos=self._memos())
             else:
@@ -142,7 +143,7 @@ class checkpoint(Effect):
         except Exception as error:  # a full disk, or a state that a failed step has consumed
             self._warned = False
             self._warn(f"{error}. The last state of the run is not saved.")
-        self._run, self._state, self._metrics = None, None, {}
+        self._run, self._called, self._metrics = None, False, {}
 
     def memo(self) -> dict[str, Any]:
         return {

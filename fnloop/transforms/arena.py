@@ -26,7 +26,7 @@ class Arena:
         inputs: What a graph takes: all tensors, then all views.
     """
 
-    __slots__ = ("_parts", "_watched", "inputs", "layout", "tensors", "units", "views")
+    __slots__ = ("_fresh", "_parts", "_watched", "inputs", "layout", "tensors", "units", "views")
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Arena:
         self.inputs = [*tensors, *itertools.chain(*filter(None, views))]
         self._parts: list[Any] = []
         self._watched: _Watched | None = None
+        self._fresh = False  # copied for this step: no state has it yet
 
     @classmethod
     def of(cls, state: State, layouts: Layouts) -> Arena:
@@ -71,7 +72,7 @@ class Arena:
                 copied = True
         arena = cls(layout, tensors, views, units)
         if before is None:
-            arena._watched = _Watched(arena)
+            arena._fresh = True
         elif not copied:  # only single tensors are others; the same memory must have one arena
             arena._watched = before._watched
             arena._parts = layout.parts(state)
@@ -82,7 +83,7 @@ class Arena:
     def settle(cls, state: State, layouts: Layouts) -> None:
         """Move the tensors of a state that nobody else has seen into vectors, in place.
 
-        Each dict's tensors are freed as soon as they are copied: at no time is there a second state.
+        Each dict's tensors are freed as soon as they are copied: there never is a second state.
         """
         layout = layouts.of(state)
         units = layout.flatten(state)
@@ -94,10 +95,7 @@ class Arena:
             views.append(made)
             if pack is not None and made is not None:
                 unit.update(zip(pack.grouped, made, strict=True))
-        arena = cls(layout, tensors, views, units)
-        arena._watched = _Watched(arena)
-        arena._parts = layout.parts(state)
-        state.__dict__[_KEY] = arena
+        cls(layout, tensors, views, units)._belong(state, watch=True)
 
     def alone(self, state: State) -> Arena:
         """This memory if nobody else holds a tensor of it, else a copy.
@@ -105,30 +103,34 @@ class Arena:
         Args:
             state: Of this memory.
         """
-        watched, own = self._watched, state.__dict__.get(_KEY) is self
-        if watched is not None and watched.by_nobody():
-            if not (own and _dicts_held(state, self.layout)):
-                return self
-        copies = {i: self.tensors[i].clone() for i in self.layout.vectors}
-        arena = self._with(copies)
-        arena._watched = _Watched(arena)
-        return arena
+        if self._fresh:
+            return self
+        watched = self._watched
+        if watched is not None and watched.by_nobody() and not _dicts_held(state, self.layout):
+            return self
+        return self._with({i: self.tensors[i].clone() for i in self.layout.vectors})
 
-    def advance(self, new: Mapping[int, Tensor], like: State) -> State:
+    def advance(self, new: Mapping[int, Tensor], like: State, watch: bool) -> State:
         """The next state.
 
         Args:
             new: The tensors that have changed, by their place. What has not is shared; a vector
                 that was written over has not.
             like: Where the state's other parts come from.
+            watch: Whether `alone` will be asked of it.
         """
         arena = self._with(new)
-        if all(map(operator.is_, arena.views, self.views)):
-            arena._watched = self._watched
         after = self.layout.build(like, arena.units)
-        arena._parts = self.layout.parts(after)
-        after.__dict__[_KEY] = arena
+        if watch and all(map(operator.is_, arena.views, self.views)):
+            arena._watched = self._watched
+        arena._belong(after, watch)
         return after
+
+    def _belong(self, state: State, watch: bool) -> None:
+        self._parts = self.layout.parts(state)
+        if watch and self._watched is None:
+            self._watched = _Watched(self, state)
+        state.__dict__[_KEY] = self
 
     def _with(self, new: Mapping[int, Tensor]) -> Arena:
         """The same memory with some other tensors."""
@@ -152,26 +154,27 @@ class Arena:
 class _Watched:
     """Tensors that a state and its arena hold, and how often they are held if nobody else does."""
 
-    def __init__(self, arena: Arena) -> None:
-        layout = arena.layout
-        packs = [i for i, place in enumerate(layout.places) if place.pack is not None]
-        self._vectors = [arena.tensors[i] for i in sorted(layout.vectors)]
-        self._held: list[Any] = [arena.units[i] for i in packs]
-        for i in packs:
-            self._held += arena.views[i] or ()
-        # Each dict will be held by the state too, and some by the arena's list of parts.
-        self._expected = self._holders() + len(packs) + layout.direct
+    def __init__(self, arena: Arena, state: State) -> None:
+        direct = {id(part) for part in arena.layout.parts(state)}
+        self._vectors = [arena.tensors[i] for i in sorted(arena.layout.vectors)]
+        self._held: list[Any] = []
+        self._expected: list[int] = []
+        for unit, views in zip(arena.units, arena.views, strict=True):
+            if views is not None:
+                # The dict: in the arena's units, in the state, here; the arena's parts.
+                self._held.append(unit)
+                self._expected.append(_ONCE + 2 + (id(unit) in direct))
+                # Each view: in the dict, among the arena's views and its inputs, here.
+                self._held += views
+                self._expected += [_ONCE + 3] * len(views)
         self._users = list(map(storage_users, self._vectors))
 
     def by_nobody(self) -> bool:
         """Whether nobody else holds one of the tensors, a view of one, or a dict of them."""
         return (
-            self._holders() <= self._expected
+            list(map(sys.getrefcount, self._held)) == self._expected
             and list(map(storage_users, self._vectors)) == self._users
         )
-
-    def _holders(self) -> int:
-        return sum(map(sys.getrefcount, self._held))
 
 
 def _dicts_held(state: State, layout: Layout) -> bool:
@@ -181,7 +184,8 @@ def _dicts_held(state: State, layout: Layout) -> bool:
         before = len(dicts)
         _collect(state.slots[name], dicts)
         in_parts += len(dicts) > before  # of the arena, too
-    return sum(map(sys.getrefcount, dicts)) > _ALONE * len(dicts) + in_parts
+    # Each in one other dict, and in this list.
+    return sum(map(sys.getrefcount, dicts)) != (_ONCE + 1) * len(dicts) + in_parts
 
 
 def _collect(memory: Any, found: list[Any]) -> None:
@@ -193,12 +197,7 @@ def _collect(memory: Any, found: list[Any]) -> None:
                 _collect(value, found)
 
 
-def _count_alone() -> int:
-    """What ``sys.getrefcount`` says of a dict that one other dict holds, in a list."""
-    parent, found = {"outer": {"inner": {}}}, list[Any]()
-    _collect(parent["outer"], found)
-    return sum(map(sys.getrefcount, found))
+_ONCE = sum(map(sys.getrefcount, [object()]))
+"""What ``sys.getrefcount`` says of an object in one list; each further holder adds one."""
 
-
-_ALONE = _count_alone()
 _KEY = "_arena"

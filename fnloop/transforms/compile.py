@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import optree
-import torch
 from torch import Tensor
 
 from fnloop._torch.graph import quiet
@@ -48,7 +47,7 @@ class Compiled(Stage):
     inner: Any
     donate: bool = False
     mode: str = "default"
-    backend: Any = static("inductor")
+    backend: Any = static(default="inductor")
 
     def __post_init__(self) -> None:
         if self.mode not in ("default", "max-autotune"):
@@ -93,14 +92,18 @@ class Compiled(Stage):
             program = cache.programs[key] = self._compile(inputs, x)
         if self.donate:
             arena = arena.alone(state)
-        others = [state.cursor, *cache.tensors, *[leaf for leaf in leaves if isinstance(leaf, Tensor)]]
+        others = [
+            state.cursor,
+            *cache.tensors,
+            *[leaf for leaf in leaves if isinstance(leaf, Tensor)],
+        ]
         try:
             changed, metrics = program(state, arena.inputs, others)
         except KeyboardInterrupt:
             if self.donate:  # half of it may be the next one's
                 give_away(state)
             raise
-        after = arena.advance(changed, state)
+        after = arena.advance(changed, state, self.donate)
         if self.donate:
             give_away(state)
         return after, metrics
@@ -111,8 +114,9 @@ class Compiled(Stage):
 
     def describe(self) -> str:
         options = [
-            short(getattr(self, field.name)) if field.name == "inner" else
-            f"{field.name}={short(getattr(self, field.name))}"
+            short(getattr(self, field.name))
+            if field.name == "inner"
+            else f"{field.name}={short(getattr(self, field.name))}"
             for field in dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
             if field.name != "inner" and getattr(self, field.name) != field.default
         ]
@@ -171,7 +175,8 @@ class _Cache:
     """What a compiled step has learned: the layouts of its states, and its programs."""
 
     def __init__(self, step: Stage) -> None:
-        self.step = optree.tree_flatten(step)
+        flat: Any = optree.tree_flatten(step)  # pyright: ignore[reportArgumentType]
+        self.step = flat
         self.tensors = [leaf for leaf in self.step[0] if isinstance(leaf, Tensor)]
         self.layouts = Layouts(step)
         self.programs: dict[Any, Program] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import traceback
 from pathlib import Path
@@ -12,7 +13,11 @@ import torch
 from fnloop._torch.draws import RandomnessError
 from fnloop._torch.graph import DATA_DEPENDENT, DYNAMIC_SHAPE, NO_META
 
-_HOMES = (Path(torch.__file__).parent, Path(__file__).parents[1])
+_HOMES = (
+    Path(torch.__file__).parent,
+    Path(__file__).parents[1],
+    Path(contextlib.__file__).parent,  # the standard library's, but not what is installed in it
+)
 
 
 class CompileError(RuntimeError):
@@ -51,7 +56,7 @@ def translated(error: Exception) -> Exception:
     text = f"fl.compile makes one graph of a step, and cannot here: {what}."
     if where := _users_line(error):
         text += f"\n  {where}"
-    text += f"\n{fix}".rstrip() + " Without fl.compile the step runs as it is."
+    text += f"\n{fix} Without fl.compile the step runs as it is.".replace("\n ", "\n")
     translation = CompileError(text)
     for note in getattr(error, "__notes__", ()):
         translation.add_note(note)
@@ -62,7 +67,10 @@ def _users_line(error: Exception) -> str:
     """The innermost line that is neither PyTorch's nor fnloop's."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if not any(home in path.parents for home in _HOMES) and frame.filename[:1] != "<":
+        *ours, library = _HOMES
+        standard = library in path.parents and "site-packages" not in path.parts
+        inside = standard or any(home in path.parents for home in ours)
+        if not inside and frame.filename[:1] != "<":
             line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
             return f"{path.name}, line {frame.lineno}, in {frame.name}: {line}"
     return ""

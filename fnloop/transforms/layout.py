@@ -106,13 +106,12 @@ class Layout:
         slots: The slots that the step reads and writes; others pass by.
         places: Of each unit of the state.
         vectors: Which of the graph's inputs are vectors.
-        direct: How many dicts are among the `parts`.
         unit_of: The unit that each of the graph's inputs belongs to.
     """
 
     def __init__(self, state: State, slots: Iterable[str]) -> None:
         self.slots = tuple(slots)
-        tree = self._tree(state)
+        tree: Any = self._tree(state)
         trainable = {name: state.params[name] for name in state.skeleton.trainable}
         dicts = [state.params, *_dicts_like(trainable, tree[-1])]
         groups = _groups(trainable, dicts)
@@ -121,7 +120,6 @@ class Layout:
         self.places: list[Place] = []
         self.vectors: set[int] = set()
         self.unit_of: list[int] = []
-        self.direct = sum(id(part) in packable for part in self.parts(state))
         start = 0
         for unit in units:
             pack = Pack(unit, groups) if isinstance(unit, dict) else None
@@ -177,7 +175,7 @@ class Layout:
     def parts_of(self, vector: int) -> list[tuple[int, Any]]:
         """The views into a vector, each by its place among all views, and how it is cut."""
         first = 0
-        for start, stop, pack in self.places:
+        for start, _, pack in self.places:
             if pack is None:
                 continue
             for i, views in enumerate(pack.cuts):
@@ -186,7 +184,7 @@ class Layout:
                 first += len(views)
         return []
 
-    def _tree(self, state: State) -> tuple[Any, ...]:
+    def _tree(self, state: State) -> Any:
         slots = {name: state.slots[name] for name in self.slots}
         return (state.step, state.params, state.buffers, state.key, slots)
 
@@ -205,9 +203,8 @@ class Layouts:
         """The layout of `state`."""
         slots = [name for name in state.slots if self._all or name in self._own]
         own = {name: state.slots[name] for name in slots}
-        leaves, structure = optree.tree_flatten(
-            (state.step, state.params, state.buffers, state.key, own)
-        )
+        tree: Any = (state.step, state.params, state.buffers, state.key, own)
+        leaves, structure = optree.tree_flatten(tree)
         key = (state.skeleton, structure, tuple(map(kind_of, leaves)))
         for skeleton, layout in self._layouts.setdefault(key, []):
             if state.skeleton.behaves_like(skeleton):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import optree
@@ -40,7 +40,6 @@ class Inputs:
         others = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         return [*self.arena.inputs, self.state.cursor, *others]
 
-
     def name(self, place: int) -> str:
         """What a person calls the tensor at `place`."""
         leaves, structure = self.batch
@@ -55,8 +54,8 @@ class Inputs:
 
 
 _WRITTEN = (
-    "The step writes to {what} in place. A step is a function: make a new tensor (x = x * 2 in place "
-    "of x *= 2); of the layers of torch, an embedding with max_norm writes to its weight."
+    "The step writes to {what} in place. A step is a function: make a new tensor (x = x * 2 in "
+    "place of x *= 2); of the layers of torch, an embedding with max_norm writes to its weight."
 )
 
 
@@ -125,12 +124,11 @@ class Program:
         cursor, *others = fakes[m:]
         state = state.replace(cursor=cursor, slots={**state.slots, **hidden})
         rest = iter(others)
-        step, batch = [
-            optree.tree_unflatten(
-                structure, [next(rest) if isinstance(x, Tensor) else x for x in leaves]
-            )
+        step: Any
+        step, batch = (
+            structure.unflatten([next(rest) if isinstance(x, Tensor) else x for x in leaves])
             for leaves, structure in (inputs.step, inputs.batch)
-        ]
+        )
         versions = [t._version for t in fakes]
         with recording.of(state):
             after, results = step(state, batch)

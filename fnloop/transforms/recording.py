@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -32,14 +32,14 @@ class Recording:
         self._step: Tensor | None = None
 
     @contextlib.contextmanager
-    def of(self, state: State) -> Iterator[None]:
+    def of(self, state: State) -> Generator[None]:
         """Record what happens in this block with `state`."""
         self._key, self._step = state.key, state.step
         with self._draws, compiling(self):
             yield
 
     @contextlib.contextmanager
-    def seeded(self, key: Tensor, step: Tensor, micro: int) -> Iterator[None]:
+    def seeded(self, key: Tensor, step: Tensor, micro: int) -> Generator[None]:
         """In this block random numbers are those of (key, step, micro-batch)."""
         before = len(self._draws.found)
         with self._draws.block(micro):
@@ -61,9 +61,9 @@ class Hidden:
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         name = self.__dict__["_name"]
         raise CompileError(
-            f"The step uses the slot {name!r}, which none of its stages owns; a compiled step takes "
-            "the memory of its own stages. Let the stage that needs it own it: a class with a field "
-            f'name: str = "{name}" and a method memory(state).'
+            f"The step uses the slot {name!r}, which none of its stages owns; a compiled step "
+            "takes the memory of its own stages. Let the stage that needs it own it: a class with "
+            f'a field name: str = "{name}" and a method memory(state).'
         )
 
     __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = __bool__ = _refuse

@@ -37,9 +37,10 @@ def donate(state: State) -> None:
 def _refuse(state: Any) -> NoReturn:
     count = Cursor.of(object.__getattribute__(state, "__dict__")["_cursor"]).count
     raise DonatedError(
-        f"This state (after {count} batches) was donated to a compiled step, which has written the "
-        "next state into its memory. Go on with the state that the step returned. To keep one, copy "
-        "it before the step: fl.tree_map(torch.clone, state); or compile without donate=True."
+        f"This state (after {count} batches) was donated to a compiled step, which has written "
+        "the next state into its memory. Go on with the state that the step returned. To keep "
+        "one, copy it before the step: fl.tree_map(torch.clone, state); or compile without "
+        "donate=True."
     )
 
 

@@ -1,8 +1,9 @@
 """Many small tensors as parts of a few long ones, inside a compiled step.
 
-What treats every value alike (most optimizers, averages, the search for what is not finite) can work
-on the long ones, here called vectors: a few loops instead of thousands. While a step is recorded for `fl.compile`, the
-recording knows which dicts of tensors are parts of vectors; everywhere else no dict is.
+What treats every value alike (most optimizers, averages, the search for what is not finite) can
+work on the long ones, here called vectors: a few loops instead of thousands. While a step is
+recorded for `fl.compile`, the recording knows which dicts of tensors are parts of vectors;
+everywhere else no dict is.
 """
 
 from __future__ import annotations
@@ -112,9 +113,7 @@ def joined(tensors: Tensors, groups: Iterable[Group]) -> dict[str, Tensor]:
     return {**units, **{name: t for name, t in tensors.items() if name not in grouped}}
 
 
-def parted(
-    units: Tensors, groups: Iterable[Group], names: Iterable[str]
-) -> dict[str, Tensor]:
+def parted(units: Tensors, groups: Iterable[Group], names: Iterable[str]) -> dict[str, Tensor]:
     """What `joined` made, taken apart again; `names` gives the order."""
     vectors = {group: units[group.names[0]] for group in groups}
     parts = {n: t for group, vector in vectors.items() for n, t in group.part(vector).items()}

@@ -57,3 +57,26 @@ def test_norm_of_half_precision_is_taken_in_float32():
     xs = [torch.full((300,), 300.0, dtype=torch.float16)]
     assert foreach.norm(xs).dtype == torch.float32
     assert float(foreach.norm(xs)) == pytest.approx(300.0 * 300**0.5, rel=1e-6)
+
+
+def test_numbers_keep_dtypes_whatever_the_shapes():
+    # A 0-d tensor in place of the number would widen what is 0-d itself, and round half precision.
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        xs = [torch.full((3,), 3.0, dtype=dtype), torch.tensor(7.0, dtype=dtype)]
+        for mixed in (xs, [*xs, torch.ones(2, dtype=torch.float64)]):
+            for got in (foreach.mul(mixed, 0.1), foreach.div(mixed, 0.1)):
+                assert [g.dtype for g in got] == [x.dtype for x in mixed]
+            assert all(map(torch.equal, foreach.mul(mixed, 0.1), [x * 0.1 for x in mixed]))
+            assert all(map(torch.equal, foreach.div(mixed, 0.1), [x / 0.1 for x in mixed]))
+
+
+def test_lerp_by_a_tensor_is_lerp_by_its_value():
+    got = foreach.lerp(XS, YS, torch.tensor(0.25, dtype=torch.float64))
+    assert all(map(torch.equal, got, [torch.lerp(x, y, 0.25) for x, y in zip(XS, YS, strict=True)]))
+
+
+def test_complex_values_are_searched_too():
+    xs = [torch.ones(2), torch.ones(2, dtype=torch.complex64)]
+    assert foreach.all_finite(xs)
+    xs[1][1] = complex(1.0, torch.inf)
+    assert not foreach.all_finite(xs)

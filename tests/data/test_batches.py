@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections import UserDict
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from fnloop.data.batches import Batches
+from fnloop.data.permute import permute, permute_epochs
 from fnloop.trees import tree
 from fnloop.values import Cursor
 
@@ -198,6 +200,36 @@ def test_shuffled_batches_own_their_memory() -> None:
     data = torch.arange(10.0)
     next(iter(Batches(data, 10))).zero_()
     assert data.tolist() == list(range(10))
+
+
+def test_batches_in_memory_cost_microseconds() -> None:
+    for examples in (1000, 60_000):
+        pairs = Batches((torch.randn(examples, 64), torch.arange(examples)), 64).iterate()
+        best = float("inf")
+        for _ in range(10):
+            began = time.perf_counter()
+            for _ in range(300):
+                next(pairs)
+            best = min(best, (time.perf_counter() - began) / 300)
+        assert best < 60e-6
+
+
+def test_one_look_ahead_serves_several_short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def noting(positions: torch.Tensor, n: int, seed: int, epochs: Any) -> torch.Tensor:
+        asked.append(list(epochs))
+        return permute_epochs(positions, n, seed, epochs)
+
+    monkeypatch.setattr("fnloop.data.batches.permute_epochs", noting)
+    batches = Batches(torch.arange(1000), 100, seed=3)
+    seen = [batch for _, batch in walk(batches, Cursor(2, 300, 23), 67)]  # to the end of epoch 8
+    assert asked == [[*range(2, 10)]]  # 8192 positions
+    for i, epoch in enumerate(range(3, 9)):
+        one = torch.cat(seen[7 + 10 * i : 17 + 10 * i])
+        assert torch.equal(one, permute(torch.arange(1000), 1000, 3, epoch))
+    walk(Batches(torch.arange(1000), 100, seed=3), Cursor(9, 0, 90), 1)
+    assert asked[1] == [*range(9, 17)]
 
 
 def test_length_and_repr() -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fnloop.data.permute import permute
+from fnloop.data.permute import permute, permute_epochs
+from fnloop.values import fold
 
 SIZES = [*range(1, 130), 255, 256, 257, 1000, 4095, 4096, 4097, 65535, 65537, 100_003]
 
@@ -26,6 +27,43 @@ def test_each_position_is_computed_by_itself() -> None:
     whole = order(1000, 7, 2)
     some = torch.tensor([[3, 999], [0, 3]])
     assert torch.equal(permute(some, 1000, 7, 2), whole[some])
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 257, 1000])
+def test_several_epochs_at_once_are_each_alone(n: int) -> None:
+    positions = torch.arange(n - n % 2).view(2, -1)
+    together = permute_epochs(positions, n, 7, range(3, 8))
+    assert torch.equal(together, torch.stack([permute(positions, n, 7, e) for e in range(3, 8)]))
+
+
+def test_the_order_is_that_of_the_formula_one_by_one() -> None:
+    """Black and Rogaway's network in Python's own integers."""
+    n, seed, epoch = 10, 3, 2
+    a, b, mask = 4, 3, (1 << 64) - 1
+
+    def mix(value: int) -> int:
+        for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
+            value = value * multiplier & mask
+            value ^= value >> 32
+        return value & 0xFFFFFFFF
+
+    def once(value: int) -> int:
+        left, right = divmod(value, b)
+        for r in range(16):
+            key = fold(seed, epoch, r) & mask
+            if r % 2:
+                right = (right + (mix(left ^ key) * b >> 32)) % b
+            else:
+                left = (left + (mix(right ^ key) * a >> 32)) % a
+        return left * b + right
+
+    expected = []
+    for position in range(n):
+        value = once(position)
+        while value >= n:
+            value = once(value)
+        expected.append(value)
+    assert order(n, seed, epoch).tolist() == expected
 
 
 def test_does_not_change_its_input() -> None:

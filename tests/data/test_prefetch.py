@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from fnloop._torch.random import seeded
 from fnloop.data.batches import Batches
-from fnloop.data.prefetch import prefetch
+from fnloop.data.prefetch import _with_index, prefetch
 from fnloop.data.sources import as_source, one_epoch
 from fnloop.values import Cursor
 
@@ -66,6 +67,52 @@ def test_draws_ahead_no_more_than_depth() -> None:
     assert len(drawn) == 4
     pairs.close()
     assert not threads()
+
+
+class Slow:
+    """Batches that take a while, without the interpreter and without random numbers."""
+
+    batches = None
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.drawn = seconds, 0
+
+    def iterate(self, cursor: Cursor, key: int) -> Iterator[tuple[Cursor, int]]:
+        while True:
+            time.sleep(self.seconds)
+            self.drawn += 1
+            yield Cursor(0, self.drawn, self.drawn), self.drawn
+
+
+def test_the_next_batch_is_drawn_while_this_one_is_worked_on() -> None:
+    data: Any = Slow(0.02)
+    pairs = prefetch(data, depth=1).iterate()
+    next(pairs)
+    began = time.perf_counter()
+    for _ in range(10):
+        time.sleep(0.02)  # a step
+        next(pairs)
+    seconds = time.perf_counter() - began
+    pairs.close()
+    assert 0.2 <= seconds < 0.32  # one after the other they take 0.4
+
+
+def test_tensors_are_drawn_while_a_step_holds_the_random_generators() -> None:
+    pairs = prefetch(Batches((torch.arange(20), torch.ones(20, 2)), 4), depth=3).iterate()
+    with seeded(0):
+        drawn = [next(pairs)[0].count for _ in range(8)]
+    pairs.close()
+    assert drawn == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_cuda_is_the_current_device_of_the_thread_that_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert _with_index(torch.device("cuda")) == torch.device("cuda:1")
+    assert _with_index(torch.device("cuda:0")) == torch.device("cuda:0")
+    assert _with_index(torch.device("cpu")) == torch.device("cpu")
+    assert _with_index(None) is None
 
 
 def test_the_thread_ends_when_the_consumer_is_forgotten() -> None:

@@ -11,6 +11,7 @@ from fnloop.effects import Effect, Run
 from fnloop.store import best, checkpoint, latest, load, read_manifest, save
 from fnloop.trees import tree_equal
 from fnloop.values import Cursor, Last, Mean, Metric, start
+from fnloop.values.donated import donate
 
 BATCHES = 4  # in an epoch
 
@@ -50,7 +51,9 @@ def go(effect, counts, scores=(), name="val/loss"):
         metrics = {"loss": Mean(1.0, 1)}
         if count in scores:
             metrics[name] = Mean(scores[count], 1)
-        effect(state_at(count), metrics)
+        state = state_at(count)
+        effect(state, metrics)
+        effect._run.state = state  # as the loop does
     return effect
 
 
@@ -251,14 +254,8 @@ def test_a_full_disk_at_the_end_is_warned_of(tmp_path, monkeypatch):
 
 
 def test_a_state_that_a_failed_step_consumed_is_warned_of(tmp_path):
-    class Consumed:
-        cursor = Cursor(0, 1, 1).tensor()
-
-        def replace(self, **_):
-            raise RuntimeError("this state was donated")
-
-    effect = begin(checkpoint(tmp_path))
-    effect(Consumed(), {})
+    effect = go(begin(checkpoint(tmp_path)), [1])
+    donate(effect._run.state)
     with pytest.warns(UserWarning, match="last state of the run is not saved"):
         effect.close("failed")
 
