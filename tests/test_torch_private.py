@@ -136,11 +136,13 @@ def test_a_step_is_recorded_without_values_and_built():
             _allow_non_fake_inputs=True,
         )(x)
     assert (x.shape, x.stride(), type(x).__name__) == ((3, 2), (1, 3), "FakeTensor")
-    assert [node.op for node in found.graph.nodes][0] == "placeholder"
+    assert next(iter(found.graph.nodes)).op == "placeholder"
     values = [node.meta["val"].shape for node in found.graph.nodes if "val" in node.meta]
     assert (2, 3) in values
     assert callable(lookup_backend("aot_eager"))
-    assert {"gm", "example_inputs", "options"} <= set(inspect.signature(_inductor.compile).parameters)
+    assert {"gm", "example_inputs", "options"} <= set(
+        inspect.signature(_inductor.compile).parameters
+    )
 
 
 def test_a_storage_counts_its_users():

@@ -211,6 +211,7 @@ def compile(
         CompileError: At the first call: the step asks for a tensor's value, has a result whose
             shape depends on values, or draws random numbers that do.
 
+    >>> import torch
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
     >>> step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(0.1)))

@@ -26,10 +26,10 @@ class CompileError(RuntimeError):
 
 def translated(error: Exception) -> Exception:
     """`error` as a `CompileError` if its cause is the recording; any other as it is."""
-    if isinstance(error, DATA_DEPENDENT):
+    if isinstance(error, DATA_DEPENDENT) or "FakeTensor.__format__" in str(error):
         what = (
-            "a value of a tensor is asked for (by item(), float(), an if), and values are known "
-            "only when the step runs"
+            "a value of a tensor is asked for (by item(), float(), a format, an if), and values "
+            "are known only when the step runs"
         )
         fix = (
             "Choose with torch.where instead of an if; report numbers as metrics; use a tensor "

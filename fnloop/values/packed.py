@@ -100,9 +100,9 @@ def together(*parts: Tensors) -> dict[str, Tensor]:
 def joined(tensors: Tensors, groups: Iterable[Group]) -> dict[str, Tensor]:
     """One entry a group, under the name of its first tensor, and the rest as they are.
 
-    >>> group = Group(("a", "b"), (torch.Size([2]), torch.Size([1, 1])))
-    >>> joined({"a": torch.zeros(2), "b": torch.ones(1, 1)}, [group])
-    {'a': tensor([0., 0., 1.])}
+    >>> group = Group(("a", "b"), (torch.Size([2]), torch.Size([1])))
+    >>> joined({"a": torch.zeros(2), "b": torch.ones(1), "c": torch.ones(1)}, [group])
+    {'a': tensor([0., 0., 1.]), 'c': tensor([1.])}
     """
     vectors = vectors_of(tensors)
     grouped: set[str] = set()

@@ -277,10 +277,8 @@ def test_losses(name):
 def test_a_loss_sees_the_cursor_move():
     step = step_of(reading_the_state, after=[fl.ema(0.9)])
     data = fl.Batches(batch(8), 4, seed=1)
-    for expected, _ in fl.run(step, step.init(net()), data, steps=4):
-        pass
-    for got, _ in fl.run(compiled(step), step.init(net()), data, steps=4):
-        pass
+    *_, (expected, _) = fl.run(step, step.init(net()), data, steps=4)
+    *_, (got, _) = fl.run(compiled(step), step.init(net()), data, steps=4)
     assert distance(expected, got) < 1e-6
 
 
@@ -433,7 +431,7 @@ def test_autocast_around_the_step_counts():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = fast(state, batch())[0]
         assert distance(step(state, batch())[0], rounded) < 1e-6
-    assert 1e-6 < distance(fast(state, batch())[0], rounded)
+    assert distance(fast(state, batch())[0], rounded) > 1e-6
     assert distance(step(state, batch())[0], fast(state, batch())[0]) < 1e-6
 
 

@@ -117,7 +117,7 @@ def test_a_users_own_error_is_left_as_it_is(caplog):
     with pytest.raises(KeyError, match="mine"):
         step(state, batch())
     step, state = compiled(mse)
-    with pytest.raises(RuntimeError, match="reduction dim|cannot be multiplied") as caught:
+    with pytest.raises(RuntimeError, match=r"reduction dim|cannot be multiplied") as caught:
         step(state, (torch.ones(5, 3), torch.ones(5, 2)))
     assert "called with the model Linear" in caught.value.__notes__[0]
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
@@ -126,7 +126,10 @@ def test_a_users_own_error_is_left_as_it_is(caplog):
 BATCHES = {
     "an array": (np.ones((5, 4), np.float32), r"0 is a numpy\.ndarray: .*torch\.as_tensor"),
     "a set": ({1, 2}, "0 is a set: make its class a tree"),
-    "a sparse tensor": (torch.ones(5, 4).to_sparse(), "dense tensors, but 0 is of torch.sparse_coo"),
+    "a sparse tensor": (
+        torch.ones(5, 4).to_sparse(),
+        "dense tensors, but 0 is of torch.sparse_coo",
+    ),
     "one that wants gradients": (torch.ones(5, 4, requires_grad=True), "0 requires gradients"),
 }
 
@@ -148,7 +151,7 @@ def test_a_rate_to_be_differentiated_is_an_error():
 
 def test_it_goes_outermost():
     step, state = compiled(mse)
-    with pytest.raises(TypeError, match="ema wraps compile, which .* goes last"):
+    with pytest.raises(TypeError, match=r"ema wraps compile, which .* goes last"):
         fl.ema(0.9)(step)
     with pytest.raises(TypeError, match="goes last"):
         fl.pipe(mse, fl.grad, fl.update(fl.sgd(0.1)), fl.compile, fl.ema(0.9))

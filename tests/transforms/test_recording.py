@@ -69,7 +69,9 @@ NOISES = {
     "attention dropout": lambda x: F.scaled_dot_product_attention(
         x[None], x[None], x[None], dropout_p=0.5
     ),
-    "several in a row": lambda x: torch.rand_like(x) + torch.randn(4) - F.dropout(x) * torch.rand(()),
+    "several in a row": lambda x: (
+        torch.rand_like(x) + torch.randn(4) - F.dropout(x) * torch.rand(())
+    ),
     "as many as there are": lambda x: torch.stack([torch.rand(()) for _ in range(7)]),
 }
 
@@ -240,7 +242,10 @@ def changes(change):
 NOT_ITS_OWN = {
     "a new slot": (lambda s: s.put("new", torch.ones(())), "adds the slot 'new'"),
     "a slot that it does not own": (lambda s: s.put("mine", {"n": torch.ones(())}), "slot 'mine'"),
-    "a slot that goes": (lambda s: s.replace(slots={"update": s["update"]}), "takes the slot 'mine'"),
+    "a slot that goes": (
+        lambda s: s.replace(slots={"update": s["update"]}),
+        "takes the slot 'mine'",
+    ),
     "the cursor": (lambda s: s.replace(cursor=s.cursor + 1), r"changes state\.cursor"),
     "no state": (lambda s: s.params, "in place of a State"),
 }
@@ -268,5 +273,7 @@ def test_a_slot_that_the_step_does_not_use_passes_by():
     step = fl.pipe(mse, fl.grad, fl.update(fl.sgd(0.1)))
     mine = {"n": torch.ones(())}
     for donate in (False, True):
-        after, _ = compiled(step, donate=donate)(step.init(nn.Linear(4, 2)).put("mine", mine), batch())
+        after, _ = compiled(step, donate=donate)(
+            step.init(nn.Linear(4, 2)).put("mine", mine), batch()
+        )
         assert after["mine"] is mine
