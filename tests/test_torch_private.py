@@ -121,8 +121,8 @@ def test_data_drawn_ahead_does_not_disturb_a_seeded_block():
 
 
 def test_a_step_is_recorded_without_values_and_built():
-    from torch import _inductor
     from torch._dynamo import lookup_backend
+    from torch._functorch import config
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -140,9 +140,23 @@ def test_a_step_is_recorded_without_values_and_built():
     values = [node.meta["val"].shape for node in found.graph.nodes if "val" in node.meta]
     assert (2, 3) in values
     assert callable(lookup_backend("aot_eager"))
-    assert {"gm", "example_inputs", "options"} <= set(
-        inspect.signature(_inductor.compile).parameters
-    )
+    assert hasattr(config, "enable_autograd_cache")
+    inductor = graph.inductor()
+    parameters = set(inspect.signature(inductor.compile_fx).parameters)
+    assert {"inner_compile", "config_patches"} <= parameters
+    parameters = set(inspect.signature(inductor.compile_fx_inner).parameters)
+    assert {"gm", "example_inputs"} <= parameters
+
+
+def test_what_inductor_builds_takes_a_list_and_is_called_directly():
+    mode = graph.fake_mode()
+    x = torch.arange(4.0)
+    (fake,) = graph.without_values([x], mode)
+    recorded = graph.record(lambda x: [x + 1, x.sum()], [fake], mode)
+    run = graph.build(recorded, [fake], "inductor", graph.options(x.device, "default"))
+    assert type(run).__name__ == "CompiledFxGraph", "the wrapper of AOTAutograd is back"
+    more, total = run([x])
+    assert torch.equal(more, x + 1) and float(total) == 6.0
 
 
 def test_a_storage_counts_its_users():

@@ -26,7 +26,8 @@ DYNAMIC_SHAPE = (DynamicOutputShapeException,)
 NO_META = (UnsupportedOperatorException,)
 """What an operation raises that cannot be recorded."""
 
-Runnable = Callable[..., Sequence[Any]]
+Runnable = Callable[[list[Tensor]], Sequence[Any]]
+"""From a list of tensors, which it may empty, to the results."""
 
 
 def fake_mode() -> FakeTensorMode:
@@ -82,12 +83,47 @@ def build(
         options: Of Inductor.
     """
     if backend == "inductor":
-        return _inductor().compile(graph, list(inputs), options=options)
+        return _inductor(graph, list(inputs), options)
     if isinstance(backend, str):
         from torch._dynamo import lookup_backend
 
         backend = lookup_backend(backend)
-    return backend(graph, list(inputs))
+    run = backend(graph, list(inputs))
+    return lambda given: run(*given)
+
+
+def inductor() -> Any:
+    """Inductor's module of compilers, imported when it is needed: that takes a second."""
+    with warnings.catch_warnings():  # of what torch itself uses
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch._inductor import compile_fx
+
+    return compile_fx
+
+
+def _inductor(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Runnable:
+    """What Inductor builds, called directly.
+
+    AOTAutograd prepares the graph for it, and puts a wrapper around what it returns, for gradients
+    and for outputs that share memory with inputs: a tenth of a small step's time, for nothing here.
+    """
+    compiler = inductor()
+    built: list[tuple[int, int, Runnable]] = []
+
+    def keep(prepared: GraphModule, examples: Sequence[Any], **how: Any) -> Any:
+        (output,) = prepared.graph.find_nodes(op="output")
+        code = compiler.compile_fx_inner(prepared, examples, **how)
+        built.append((len(examples), len(output.args[0]), code))
+        return code
+
+    from torch._functorch import config
+
+    with config.patch(enable_autograd_cache=False):  # it would keep the wrapper only
+        wrapped = compiler.compile_fx(graph, inputs, inner_compile=keep, config_patches=options)
+    (output,) = graph.graph.find_nodes(op="output")
+    if [shape[:2] for shape in built] == [(len(inputs), len(output.args[0]))]:
+        return built[0][2]
+    return lambda given: wrapped(*given)
 
 
 @contextlib.contextmanager
@@ -99,14 +135,6 @@ def _without_onednn() -> Generator[None]:
         yield
     finally:
         torch._C._set_mkldnn_enabled(before)  # pyright: ignore
-
-
-def _inductor() -> Any:
-    with warnings.catch_warnings():  # of what torch itself uses, when it is imported
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from torch import _inductor
-
-    return _inductor
 
 
 @contextlib.contextmanager
@@ -121,10 +149,18 @@ def quiet() -> Generator[None]:
         log.disabled = before
 
 
-def storage_users(tensor: Tensor) -> int:
-    """How many tensors share the memory of this one, it among them."""
+def storage_of(tensor: Tensor) -> int:
+    """The address of its storage, for `users_of`."""
     storage: Any = tensor.untyped_storage()
-    return torch._C._storage_Use_Count(storage._cdata)  # pyright: ignore
+    return storage._cdata
+
+
+users_of: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore
+"""How many tensors (and others) use the storage at an address: `LONE` and one for each view."""
+
+_lone = torch.empty(1)
+LONE = users_of(storage_of(_lone))
+"""What `users_of` says of a tensor's storage that nothing else shares."""
 
 
 def _addmm(bias: Tensor, x: Tensor, w: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:

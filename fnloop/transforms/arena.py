@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from torch import Tensor
 
-from fnloop._torch.graph import storage_users
+from fnloop._torch.graph import LONE, storage_of, users_of
 from fnloop.transforms.layout import Layout, Layouts, Unit
 from fnloop.values import State
 
@@ -26,7 +26,7 @@ class Arena:
         inputs: What a graph takes: all tensors, then all views.
     """
 
-    __slots__ = ("_fresh", "_parts", "_watched", "inputs", "layout", "tensors", "units", "views")
+    __slots__ = ("_copied", "_parts", "_watch", "inputs", "layout", "tensors", "units", "views")
 
     def __init__(
         self,
@@ -41,8 +41,8 @@ class Arena:
         self.units = units
         self.inputs = [*tensors, *itertools.chain(*filter(None, views))]
         self._parts: list[Any] = []
-        self._watched: _Watched | None = None
-        self._fresh = False  # copied for this step: no state has it yet
+        self._watch: _Watch | None = None
+        self._copied: Set[int] = frozenset()  # places that no state has seen
 
     @classmethod
     def of(cls, state: State, layouts: Layouts) -> Arena:
@@ -56,7 +56,7 @@ class Arena:
         units = layout.flatten(state)
         tensors: list[Tensor] = []
         views: list[list[Tensor] | None] = []
-        copied = before is None
+        copied: set[int] = set()
         for i, (start, stop, pack) in enumerate(layout.places):
             if pack is None:
                 tensors.append(units[i])
@@ -69,14 +69,12 @@ class Arena:
                 made = pack.views(tensors[start:])
                 views.append(made)
                 units[i] = pack.dict(tensors[start:], made)
-                copied = True
+                copied.update(range(start, start + len(pack.groups)))
         arena = cls(layout, tensors, views, units)
-        if before is None:
-            arena._fresh = True
-        elif not copied:  # only single tensors are others; the same memory must have one arena
-            arena._watched = before._watched
-            arena._parts = layout.parts(state)
-            state.__dict__[_KEY] = arena
+        if copied:
+            arena._copied = copied
+        else:  # only single tensors are others
+            arena._belong(state)
         return arena
 
     @classmethod
@@ -95,41 +93,40 @@ class Arena:
             views.append(made)
             if pack is not None and made is not None:
                 unit.update(zip(pack.grouped, made, strict=True))
-        cls(layout, tensors, views, units)._belong(state, watch=True)
+        cls(layout, tensors, views, units)._belong(state)
 
-    def alone(self, state: State) -> Arena:
-        """This memory if nobody else holds a tensor of it, else a copy.
+    def alone(self, state: State, written: Set[int]) -> Arena:
+        """This memory, but for a copy of what will be written and somebody else looks at.
 
         Args:
             state: Of this memory.
+            written: Places of the tensors that a graph writes to.
         """
-        if self._fresh:
-            return self
-        watched = self._watched
-        if watched is not None and watched.by_nobody() and not _dicts_held(state, self.layout):
-            return self
-        return self._with({i: self.tensors[i].clone() for i in self.layout.vectors})
+        if state.__dict__.get(_KEY) is not self:
+            seen = written - self._copied
+        else:
+            if self._watch is None or self._watch.written is not written:
+                self._watch = _Watch(self, state, written)
+            seen = self._watch.seen(state)
+        return self._with({i: self.tensors[i].clone() for i in seen}) if seen else self
 
-    def advance(self, new: Mapping[int, Tensor], like: State, watch: bool) -> State:
+    def advance(self, new: Mapping[int, Tensor], like: State) -> State:
         """The next state.
 
         Args:
-            new: The tensors that have changed, by their place. What has not is shared; a vector
-                that was written over has not.
-            like: Where the state's other parts come from.
-            watch: Whether `alone` will be asked of it.
+            new: The tensors that have changed, by their place. What has not is shared, and so is
+                what was written over.
+            like: The state before, where all other parts come from.
         """
+        if not new and like.__dict__.get(_KEY) is self:
+            return like.replace()
         arena = self._with(new)
         after = self.layout.build(like, arena.units)
-        if watch and all(map(operator.is_, arena.views, self.views)):
-            arena._watched = self._watched
-        arena._belong(after, watch)
+        arena._belong(after)
         return after
 
-    def _belong(self, state: State, watch: bool) -> None:
+    def _belong(self, state: State) -> None:
         self._parts = self.layout.parts(state)
-        if watch and self._watched is None:
-            self._watched = _Watched(self, state)
         state.__dict__[_KEY] = self
 
     def _with(self, new: Mapping[int, Tensor]) -> Arena:
@@ -151,50 +148,96 @@ class Arena:
         return all(map(operator.is_, self.layout.parts(state), self._parts))
 
 
-class _Watched:
-    """Tensors that a state and its arena hold, and how often they are held if nobody else does."""
+class _Watch:
+    """How often each tensor that is to be written, and each dict on the way, is held.
 
-    def __init__(self, arena: Arena, state: State) -> None:
-        direct = {id(part) for part in arena.layout.parts(state)}
-        self._vectors = [arena.tensors[i] for i in sorted(arena.layout.vectors)]
-        self._held: list[Any] = []
-        self._expected: list[int] = []
-        for unit, views in zip(arena.units, arena.views, strict=True):
-            if views is not None:
-                # The dict: in the arena's units, in the state, here; the arena's parts.
-                self._held.append(unit)
-                self._expected.append(_ONCE + 2 + (id(unit) in direct))
-                # Each view: in the dict, among the arena's views and its inputs, here.
-                self._held += views
-                self._expected += [_ONCE + 3] * len(views)
-        self._users = list(map(storage_users, self._vectors))
+    Whatever is held by more than one state and its arena is held by somebody who would see it
+    change. So is memory that more tensors share than the vector and its views.
+
+    Attributes:
+        written: Places of the tensors that are to be written.
+    """
+
+    def __init__(self, arena: Arena, state: State, written: Set[int]) -> None:
+        self.written = written
+        layout = arena.layout
+        parts = {id(part) for part in layout.parts(state)}
+        units = {id(unit) for unit in arena.units}
+        vectors = sorted(written & layout.vectors)
+        of = [[i for i, _ in layout.parts_of(vector)] for vector in vectors]
+        views = [arena.inputs[len(arena.tensors) + i] for i in itertools.chain(*of)]
+        # Of singles: the state or a dict in it, the arena's tensors and inputs, perhaps its units
+        # and its parts.
+        self._places = sorted(written - layout.vectors)
+        singles = [arena.tensors[i] for i in self._places]
+        self._singles = _Held(singles, [3 + (id(t) in units) + (id(t) in parts) for t in singles])
+        self._single_users = _Shared(singles, [0] * len(singles))
+        # Of views: the dict, the arena's views and inputs. Of dicts: the state or another dict,
+        # perhaps the arena's units and its parts.
+        dicts: list[dict[str, Any]] = []
+        targets = {id(t) for t in [*singles, *views]}
+        for part in layout.parts(state):
+            _collect(part, targets, dicts)
+        self._others = _Held(
+            [*views, *dicts],
+            [3] * len(views) + [1 + (id(d) in units) + (id(d) in parts) for d in dicts],
+        )
+        self._other_users = _Shared([arena.tensors[i] for i in vectors], map(len, of))
+
+    def seen(self, state: State) -> Set[int]:
+        """The places of what somebody else looks at."""
+        if (
+            not self._others.by_nobody()
+            or not self._other_users.by_nobody()
+            or list(map(sys.getrefcount, [state.slots])) != [_ONCE + 1]
+        ):
+            return self.written
+        if self._singles.by_nobody() and self._single_users.by_nobody():
+            return frozenset()
+        held = map(operator.or_, self._singles.held(), self._single_users.held())
+        return {place for place, seen in zip(self._places, held, strict=True) if seen}
+
+
+class _Held:
+    """Objects, and how often each is held if nobody else does."""
+
+    def __init__(self, objects: list[Any], holders: Iterable[int]) -> None:
+        self._objects = objects
+        self._expected = [_ONCE + n for n in holders]
 
     def by_nobody(self) -> bool:
-        """Whether nobody else holds one of the tensors, a view of one, or a dict of them."""
-        return (
-            list(map(sys.getrefcount, self._held)) == self._expected
-            and list(map(storage_users, self._vectors)) == self._users
-        )
+        """Whether nobody else holds one."""
+        return list(map(sys.getrefcount, self._objects)) == self._expected
+
+    def held(self) -> list[bool]:
+        """Which of them somebody else holds."""
+        return list(map(operator.ne, map(sys.getrefcount, self._objects), self._expected))
 
 
-def _dicts_held(state: State, layout: Layout) -> bool:
-    """Whether somebody holds one of the dicts that lead to the tensors."""
-    dicts, in_parts = [state.slots], 0
-    for name in layout.slots:
-        before = len(dicts)
-        _collect(state.slots[name], dicts)
-        in_parts += len(dicts) > before  # of the arena, too
-    # Each in one other dict, and in this list.
-    return sum(map(sys.getrefcount, dicts)) != (_ONCE + 1) * len(dicts) + in_parts
+class _Shared:
+    """Memory of tensors, and how many views it has if nobody else has one."""
+
+    def __init__(self, tensors: Iterable[Tensor], views: Iterable[int]) -> None:
+        self._storages = list(map(storage_of, tensors))
+        self._expected = [LONE + n for n in views]
+
+    def by_nobody(self) -> bool:
+        """Whether nobody else has a view."""
+        return list(map(users_of, self._storages)) == self._expected
+
+    def held(self) -> list[bool]:
+        """Of which of them somebody else has one."""
+        return list(map(operator.ne, map(users_of, self._storages), self._expected))
 
 
-def _collect(memory: Any, found: list[Any]) -> None:
-    if type(memory) is dict:
-        values = memory.values()
-        if any([type(value) is dict for value in values]):
-            found.append(memory)
-            for value in values:
-                _collect(value, found)
+def _collect(node: Any, targets: Set[int], found: list[dict[str, Any]]) -> bool:
+    """Add the dicts in `node` that lead to one of the targets; whether there are any."""
+    if type(node) is not dict:
+        return id(node) in targets
+    leads = [_collect(value, targets, found) for value in node.values()]
+    if any(leads):
+        found.append(node)
+    return any(leads)
 
 
 _ONCE = sum(map(sys.getrefcount, [object()]))

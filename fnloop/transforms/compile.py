@@ -91,7 +91,7 @@ class Compiled(Stage):
             inputs = Inputs(state, arena, cache.step, (leaves, structure))
             program = cache.programs[key] = self._compile(inputs, x)
         if self.donate:
-            arena = arena.alone(state)
+            arena = arena.alone(state, program.written)
         others = [
             state.cursor,
             *cache.tensors,
@@ -103,7 +103,7 @@ class Compiled(Stage):
             if self.donate:  # half of it may be the next one's
                 give_away(state)
             raise
-        after = arena.advance(changed, state, self.donate)
+        after = arena.advance(changed, state)
         if self.donate:
             give_away(state)
         return after, metrics

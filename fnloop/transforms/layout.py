@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import optree
@@ -106,6 +106,8 @@ class Layout:
         slots: The slots that the step reads and writes; others pass by.
         places: Of each unit of the state.
         vectors: Which of the graph's inputs are vectors.
+        writable: Vectors, and the other tensors that can be written over: nothing but dicts leads
+            to them.
         unit_of: The unit that each of the graph's inputs belongs to.
     """
 
@@ -117,18 +119,26 @@ class Layout:
         groups = _groups(trainable, dicts)
         packable = {id(d) for d in dicts}
         units, self._spec = optree.tree_flatten(tree, is_leaf=lambda node: id(node) in packable)
+        plain = set(map(id, _in_dicts(*tree)))
         self.places: list[Place] = []
         self.vectors: set[int] = set()
         self.unit_of: list[int] = []
+        writable: set[int] = set()
         start = 0
         for unit in units:
             pack = Pack(unit, groups) if isinstance(unit, dict) else None
             stop = start + (1 if pack is None else len(pack))
             self.unit_of += [len(self.places)] * (stop - start)
             self.places.append(Place(start, stop, pack))
+            singles: list[Any] = [unit]
             if pack is not None:
+                singles = [unit[name] for name in pack.loose]
                 self.vectors.update(range(start, start + len(pack.groups)))
+            for i, tensor in enumerate(singles, stop - len(singles)):
+                if id(tensor) in plain and tensor.numel() and tensor.layout is torch.strided:
+                    writable.add(i)
             start = stop
+        self.writable = frozenset(writable | self.vectors)
 
     def parts(self, state: State) -> list[Any]:
         """What the state is made of, as far as the step is concerned, without flattening it."""
@@ -250,6 +260,15 @@ def _dicts_like(params: Mapping[str, Tensor], tree: Any) -> list[dict[str, Tenso
     ):
         return [tree]
     return [found for value in tree.values() for found in _dicts_like(params, value)]
+
+
+def _in_dicts(*nodes: Any) -> Iterator[Any]:
+    """What nothing but dicts leads to."""
+    for node in nodes:
+        if type(node) is dict:
+            yield from _in_dicts(*node.values())
+        else:
+            yield node
 
 
 def _joins(tensor: Tensor) -> bool:

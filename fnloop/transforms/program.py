@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import optree
@@ -64,11 +65,12 @@ class Program:
 
     Attributes:
         operations: The number of operations in the graph.
+        written: Places of the state's tensors that it writes over.
     """
 
     def __init__(self, inputs: Inputs, donate: bool, mode: str, backend: Any) -> None:
         layout = inputs.arena.layout
-        self._written = layout.vectors if donate else frozenset[int]()
+        self.written = layout.writable if donate else frozenset[int]()
         fakes = graph.fake_mode()
         tensors = graph.without_values(inputs.tensors(), fakes)
         draws = Draws()
@@ -87,14 +89,14 @@ class Program:
 
         recorded = graph.record(function, [*tensors, *drawn], fakes)
         first = len(inputs.arena.tensors)
-        for vector in self._written:
+        for vector in self.written & layout.vectors:
             cuts = {first + i: cut for i, cut in layout.parts_of(vector)}
             graph.read_before_writing(recorded, vector, cuts)
-        self._used = graph.prune(recorded)
-        used = [[*tensors, *drawn][i] for i in self._used]
+        used = graph.prune(recorded)
+        self._pick = itemgetter(*used) if len(used) > 1 else lambda given: [given[i] for i in used]
         self.operations = sum(node.op == "call_function" for node in recorded.graph.nodes)
         options = graph.options(inputs.state.step.device, mode)
-        self._run = graph.build(recorded, used, backend, options)
+        self._run = graph.build(recorded, self._pick([*tensors, *drawn]), backend, options)
 
     def __call__(
         self, state: State, inputs: list[Tensor], others: list[Tensor]
@@ -111,7 +113,7 @@ class Program:
             key, step = int(state.key.item()), int(state.step.item())
             seeds = [fold(key, step, micro) for micro in self._micro]
             everything += draw(self._makers, seeds, state.key.device)
-        results = self._run(*[everything[i] for i in self._used])
+        results = self._run(list(self._pick(everything)))
         return {i: results[place] for i, place in self._changed}, self._metrics(results)
 
     def _record(self, inputs: Inputs, fakes: Sequence[Tensor], draws: Draws) -> list[Tensor]:
@@ -146,10 +148,12 @@ class Program:
         outputs: list[Tensor] = []
         writes: list[tuple[Tensor, Tensor]] = []
         self._changed: list[tuple[int, int]] = []
+        written: set[int] = set()
         for i, (before, after) in enumerate(zip(old, new, strict=True)):
             if after is before:
                 continue
-            if i in self._written:
+            if i in self.written:
+                written.add(i)
                 writes.append((before, _apart(after, theirs)))
             else:
                 self._changed.append((i, len(outputs)))
@@ -161,6 +165,7 @@ class Program:
             if isinstance(leaf, Tensor):
                 outputs.append(_apart(leaf, theirs))
         constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.written = frozenset(written)
         for before, after in writes:  # after everything has been read
             before.copy_(after)
 

@@ -47,15 +47,20 @@ def interleave(blocks: Mapping[str, Block], rounds: int, steps: int, warmup: int
         block(warmup)
     samples: Samples = {name: [] for name in blocks}
     order, shuffle = list(blocks), random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            gc.collect()
-            gc.disable()
-            try:
-                samples[name].append(blocks[name](steps) / steps * 1e6)
-            finally:
-                gc.enable()
+    gc.collect()
+    gc.freeze()  # or each collection would look at all of JAX, Lightning and Inductor again
+    try:
+        for _ in range(rounds):
+            shuffle(order)
+            for name in order:
+                gc.collect()
+                gc.disable()
+                try:
+                    samples[name].append(blocks[name](steps) / steps * 1e6)
+                finally:
+                    gc.enable()
+    finally:
+        gc.unfreeze()
     return samples
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fnloop as fl
+from fnloop._torch import graph
 
 
 def mse(model, batch):
@@ -619,15 +620,13 @@ def test_a_function_as_backend_gets_the_one_graph():
 
 
 def test_max_autotune_is_asked_of_inductor(monkeypatch):
-    from torch import _inductor
-
     asked = []
 
-    def build(graph, inputs, options):
-        asked.append(options)
+    def build(graph, inputs, inner_compile, config_patches):
+        asked.append(config_patches)
         return graph.forward
 
-    monkeypatch.setattr(_inductor, "compile", build)
+    monkeypatch.setattr(graph.inductor(), "compile_fx", build)
     for mode in ("default", "max-autotune"):
         fast = fl.compile(step_of(), mode=mode)
         fast(fast.init(net()), batch())

@@ -129,6 +129,75 @@ def test_an_iterator_a_closure_and_a_generator_keep_what_they_look_at():
     assert fl.tree_equal(expected, look(list(generated)))
 
 
+SINGLES = {
+    "the step": lambda s: s.step,
+    "a view of the step": lambda s: s.step.view(1),
+    "an array of the step": lambda s: s.step.numpy(),
+    "a count": lambda s: s["update"]["adamw"]["count"],
+}
+
+
+@pytest.mark.parametrize("name", SINGLES)
+def test_a_number_that_is_kept_costs_a_copy_of_itself_alone(name):
+    state = after()
+    place, kept = address(state), []
+    for i in range(3):
+        kept.append((SINGLES[name](state), i + 2))
+        state, _ = STEP(state, batch(seed=i))
+    assert [int(number) for number, _ in kept] == [n for _, n in kept]
+    assert address(state) == place
+
+
+def test_numbers_are_written_in_place():
+    state = after()
+    step, count = state.step.data_ptr(), state["update"]["adamw"]["count"].data_ptr()
+    state, _ = STEP(state, batch())
+    assert state.step.data_ptr() == step
+    assert state["update"]["adamw"]["count"].data_ptr() == count
+    assert int(state.step) == int(state["update"]["adamw"]["count"]) == 3
+
+
+def test_buffers_are_written_in_place_unless_they_are_kept():
+    step = donating(step_of())
+    state = step.init(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)))
+    state, _ = step(state, batch())
+    place = state.buffers["1.running_mean"].data_ptr()
+    state, _ = step(state, batch(seed=1))
+    assert state.buffers["1.running_mean"].data_ptr() == place
+    kept = [state.buffers["1.running_mean"], state.buffers]
+    before = look(kept)
+    for i in range(2):
+        state, _ = step(state, batch(seed=i))
+    assert fl.tree_equal(before, look(kept))
+
+
+def test_what_two_slots_share_is_taken_apart():
+    shared = torch.tensor(1.0)
+    state = STEP.init(net())
+    scale = dict.fromkeys(state["update"]["scale"], shared)
+    state = state.put("update", {**state["update"], "scale": scale})
+    adamw = {**state["update"]["adamw"], "count": torch.zeros(2)[0]}
+    state = state.put("update", {**state["update"], "adamw": adamw})
+    expected = state.replace()
+    for i in range(3):
+        expected, _ = STEP.inner(expected, batch(seed=i))
+        state, _ = STEP(state, batch(seed=i))
+    assert int(state["update"]["adamw"]["count"]) == 3
+    assert float(shared) == 1.0
+    torch.testing.assert_close(expected.params, state.params)
+
+
+def test_a_number_in_the_batch_is_not_written_over():
+    step = donating(step_of(loss=lambda model, batch: mse(model, batch) * batch[2]))
+    state, _ = step(step.init(net()), (*batch(), torch.tensor(2)))
+    for _ in range(2):
+        here = state.step
+        expected, _ = step.inner(state, (*batch(), here))
+        state, _ = step(state, (*batch(), here))
+        torch.testing.assert_close(expected.params, state.params)
+        assert int(here) == int(state.step) - 1
+
+
 def test_a_pickle_is_a_copy():
     state = after()
     before, text = look(state), pickle.dumps(state)
