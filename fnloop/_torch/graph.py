@@ -265,7 +265,10 @@ def prune(graph: GraphModule) -> list[int]:
 
 def options(device: torch.device, mode: str) -> dict[str, Any]:
     """Inductor's options that suit a training step on `device`."""
-    options: dict[str, Any] = {"max_autotune": True} if mode == "max-autotune" else {}
+    # Shapes and strides need no check in the machine code: a graph is found by them.
+    options: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False}
+    if mode == "max-autotune":
+        options["max_autotune"] = True
     if device.type == "cuda":
         return {**options, "triton.cudagraphs": True}  # one launch for all kernels
     # One call into C++ for the whole graph, in place of Python between the kernels; and a loop goes

@@ -131,9 +131,8 @@ def _loop(
             first = False
             for effect in effects:
                 effect(state, metrics)
-            if donates:  # whoever has kept the one that was shown can go on reading it
-                state = state.replace()
-            about.state = state
+            if donates and (stages or effects):  # who has kept the shown one can go on reading it
+                about.state = state = state.replace()
             requests = [m for m in metrics.values() if isinstance(m, Stop) and m]
             sent = yield state, metrics
             while sent is not None:

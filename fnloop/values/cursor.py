@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +34,11 @@ class Cursor(NamedTuple):
 
     def tensor(self) -> Tensor:
         """int64[3], on the CPU."""
-        return torch.from_numpy(np.array(self, dtype=np.int64))  # half the time of torch.tensor
+        # a third of the time of torch.tensor
+        return torch.frombuffer(bytearray(_PACK(*self)), dtype=torch.int64)
+
+
+_PACK = struct.Struct("=3q").pack
 
 
 def epoch_of(cursor: Cursor) -> int:
