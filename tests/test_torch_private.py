@@ -153,7 +153,7 @@ def test_what_inductor_builds_takes_a_list_and_is_called_directly():
     x = torch.arange(4.0)
     (fake,) = graph.without_values([x], mode)
     recorded = graph.record(lambda x: [x + 1, x.sum()], [fake], mode)
-    run = graph.build(recorded, [fake], "inductor", graph.options(x.device, "default"))
+    run = graph.build(recorded, [fake], "inductor", graph.options(x.device, "default", 2))
     assert type(run).__name__ == "CompiledFxGraph", "the wrapper of AOTAutograd is back"
     more, total = run([x])
     assert torch.equal(more, x + 1) and float(total) == 6.0
@@ -196,5 +196,5 @@ def test_inductor_has_the_options_that_are_asked_of_it():
 
     for mode in ("default", "max-autotune"):
         for device in ("cpu", "cuda"):
-            for name in graph.options(torch.device(device), mode):
+            for name in graph.options(torch.device(device), mode, graph.LARGE):
                 assert name in config._config, name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -118,12 +119,26 @@ def _inductor(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any])
 
     from torch._functorch import config
 
-    with config.patch(enable_autograd_cache=False):  # it would keep the wrapper only
+    with (
+        config.patch(enable_autograd_cache=False),  # it would keep the wrapper only
+        _room_for(len(graph.graph.nodes)),
+    ):
         wrapped = compiler.compile_fx(graph, inputs, inner_compile=keep, config_patches=options)
     (output,) = graph.graph.find_nodes(op="output")
     if [shape[:2] for shape in built] == [(len(inputs), len(output.args[0]))]:
         return built[0][2]
     return lambda given: wrapped(*given)
+
+
+@contextlib.contextmanager
+def _room_for(nodes: int) -> Generator[None]:
+    """Let Inductor follow a chain of so many nodes (a thousand layers) by recursion."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + 10 * nodes)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @contextlib.contextmanager
@@ -263,8 +278,12 @@ def prune(graph: GraphModule) -> list[int]:
     return used
 
 
-def options(device: torch.device, mode: str) -> dict[str, Any]:
-    """Inductor's options that suit a training step on `device`."""
+LARGE = 1000
+"""Operations in a graph from which on the function that calls its kernels is not optimised."""
+
+
+def options(device: torch.device, mode: str, operations: int) -> dict[str, Any]:
+    """Inductor's options that suit a training step on `device` of so many operations."""
     # Shapes and strides need no check in the machine code: a graph is found by them.
     options: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False}
     if mode == "max-autotune":
@@ -273,4 +292,9 @@ def options(device: torch.device, mode: str) -> dict[str, Any]:
         return {**options, "triton.cudagraphs": True}  # one launch for all kernels
     # One call into C++ for the whole graph, in place of Python between the kernels; and a loop goes
     # to several threads only where it takes longer than waking them.
-    return {**options, "cpp_wrapper": True, "cpp.min_chunk_size": 16384}
+    options = {**options, "cpp_wrapper": True, "cpp.min_chunk_size": 16384}
+    if operations >= LARGE:
+        # Optimising that one long function takes a compiler minutes, and saves no time that shows.
+        options["cpp_wrapper_build_separate"] = True
+        options["aot_inductor.compile_wrapper_opt_level"] = "O0"
+    return options

@@ -95,7 +95,7 @@ class Program:
         used = graph.prune(recorded)
         self._pick = itemgetter(*used) if len(used) > 1 else lambda given: [given[i] for i in used]
         self.operations = sum(node.op == "call_function" for node in recorded.graph.nodes)
-        options = graph.options(inputs.state.step.device, mode)
+        options = graph.options(inputs.state.step.device, mode, self.operations)
         self._run = graph.build(recorded, self._pick([*tensors, *drawn]), backend, options)
 
     def __call__(

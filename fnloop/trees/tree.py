@@ -98,7 +98,8 @@ def tree(cls: type[T]) -> type[T]:
         own = obj.__dict__
         if static_names:
             own.update(zip(static_names, static_values, strict=True))
-        own.update(zip(child_names, values))  # noqa: B905: often called, and `strict` takes time
+        # Called often, and `strict=True` takes time.
+        own.update(zip(child_names, values))  # noqa: B905
         return obj
 
     pytree.register(cls, child_names, children, metadata, build)

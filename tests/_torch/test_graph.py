@@ -104,7 +104,7 @@ def test_parts_of_a_vector_are_read_before_it_is_written(backend):
     graph.read_before_writing(found, 0, cuts)
     used = graph.prune(found)
     run = graph.build(
-        found, [inputs[i] for i in used], backend, graph.options(vector.device, "default")
+        found, [inputs[i] for i in used], backend, graph.options(vector.device, "default", 9)
     )
     results = run([[vector, *parts][i] for i in used])
     for a, b in zip([vector, *results], expected, strict=True):
