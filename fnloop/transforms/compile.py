@@ -19,7 +19,8 @@ from fnloop.stages.base import Kind, Stage
 from fnloop.stages.lift import stage
 from fnloop.transforms.arena import Arena
 from fnloop.transforms.errors import CompileError, check_leaf, translated
-from fnloop.transforms.layout import Layouts, ambient, kind_of
+from fnloop.transforms.kinds import ambient, kind_of
+from fnloop.transforms.layout import Layouts
 from fnloop.transforms.program import Inputs, Program
 from fnloop.trees import static, tree
 from fnloop.trees.paths import tree_items

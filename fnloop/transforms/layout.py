@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fnloop.stages.base import Stage
 from fnloop.stages.lift import Lifted
+from fnloop.transforms.kinds import kind_of
 from fnloop.values import State
 from fnloop.values.packed import Group, Vectors, vectors_of
 
@@ -226,28 +227,6 @@ class Layouts:
 
     def __contains__(self, layout: Layout) -> bool:
         return layout in self._made
-
-
-def kind_of(leaf: Any) -> Any:
-    """What a graph depends on: a tensor's shape, strides, dtype and device, or a plain value."""
-    if isinstance(leaf, Tensor):
-        if leaf.layout is not torch.strided:
-            return leaf.layout
-        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
-    if isinstance(leaf, (int, str, bytes)):
-        return type(leaf), leaf
-    return type(leaf), repr(leaf)  # by which -0.0 is not 0.0, and nan is nan
-
-
-def ambient() -> Any:
-    """What else a graph depends on; the number of threads is written into its machine code."""
-    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    return (
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        torch.are_deterministic_algorithms_enabled(),
-        (torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda")) if autocast else None,
-    )
 
 
 def _dicts_like(params: Mapping[str, Tensor], tree: Any) -> list[dict[str, Tensor]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -89,9 +91,13 @@ def update(vector, first, second):
     return others
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    ("backend", "size"),
+    [("aot_eager", 9), ("inductor", 9), ("inductor", graph.LARGE)],
+    ids=["aot_eager", "inductor", "inductor, large"],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
-def test_parts_of_a_vector_are_read_before_it_is_written(backend):
+def test_parts_of_a_vector_are_read_before_it_is_written(backend, size):
     cuts = {1: ((40,), (1,), 0), 2: ((40,), (1,), 40)}
     vector = torch.randn(80, generator=torch.Generator().manual_seed(0))
     parts = [vector.as_strided(*cut) for cut in cuts.values()]
@@ -103,9 +109,8 @@ def test_parts_of_a_vector_are_read_before_it_is_written(backend):
     found = graph.record(update, inputs, mode)
     graph.read_before_writing(found, 0, cuts)
     used = graph.prune(found)
-    run = graph.build(
-        found, [inputs[i] for i in used], backend, graph.options(vector.device, "default", 9)
-    )
+    options = graph.options(vector.device, "default", size)
+    run = graph.build(found, [inputs[i] for i in used], backend, options)
     results = run([[vector, *parts][i] for i in used])
     for a, b in zip([vector, *results], expected, strict=True):
         torch.testing.assert_close(a, b)
@@ -120,6 +125,18 @@ def test_a_recurrent_layer_can_be_recorded_and_onednn_is_on_again():
     found = recorded(lambda x: [layer(x)[0]], x)
     assert torch._C._get_mkldnn_enabled() == before
     torch.testing.assert_close(found(x)[0], layer(x)[0])
+
+
+def test_a_chain_as_long_as_the_graph_may_be_followed_by_recursion():
+    def depth(n):
+        return n and 1 + depth(n - 1)
+
+    before = sys.getrecursionlimit()
+    with graph._room_for(before):
+        assert depth(2 * before) == 2 * before
+    assert sys.getrecursionlimit() == before
+    with pytest.raises(RecursionError):
+        depth(2 * before)
 
 
 def test_storage_users_counts_views():

@@ -1,0 +1,30 @@
+"""What a graph depends on besides the code: if it differs, it takes another graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def kind_of(leaf: Any) -> Any:
+    """What a graph depends on: a tensor's shape, strides, dtype and device, or a plain value."""
+    if isinstance(leaf, Tensor):
+        if leaf.layout is not torch.strided:
+            return leaf.layout
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
+    if isinstance(leaf, (int, str, bytes)):
+        return type(leaf), leaf
+    return type(leaf), repr(leaf)  # by which -0.0 is not 0.0, and nan is nan
+
+
+def ambient() -> Any:
+    """What else a graph depends on; the number of threads is written into its machine code."""
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        (torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda")) if autocast else None,
+    )
