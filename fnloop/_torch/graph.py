@@ -164,17 +164,16 @@ def quiet() -> Generator[None]:
         log.disabled = before
 
 
-def storage_of(tensor: Tensor) -> int:
-    """The address of its storage, for `users_of`."""
-    storage: Any = tensor.untyped_storage()
-    return storage._cdata
+def storage_of(tensor: Tensor) -> Any:
+    """Its storage; the same object each time, whose address is ``_cdata``."""
+    return tensor.untyped_storage()
 
 
 users_of: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore
 """How many tensors (and others) use the storage at an address: `LONE` and one for each view."""
 
 _lone = torch.empty(1)
-LONE = users_of(storage_of(_lone))
+LONE = users_of(storage_of(_lone)._cdata)
 """What `users_of` says of a tensor's storage that nothing else shares."""
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fnloop._torch.graph import LONE, storage_of, users_of
@@ -26,7 +27,7 @@ class Arena:
         inputs: What a graph takes: all tensors, then all views.
     """
 
-    __slots__ = ("_copied", "_parts", "_watch", "inputs", "layout", "tensors", "units", "views")
+    __slots__ = ("_foreign", "_parts", "_watch", "inputs", "layout", "tensors", "units", "views")
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class Arena:
         self.inputs = [*tensors, *itertools.chain(*filter(None, views))]
         self._parts: list[Any] = []
         self._watch: _Watch | None = None
-        self._copied: Set[int] = frozenset()  # places that no state has seen
+        self._foreign: Set[int] = frozenset()  # not made by a step: never to be written to
 
     @classmethod
     def of(cls, state: State, layouts: Layouts) -> Arena:
@@ -56,24 +57,27 @@ class Arena:
         units = layout.flatten(state)
         tensors: list[Tensor] = []
         views: list[list[Tensor] | None] = []
-        copied: set[int] = set()
+        foreign: set[int] = set()
+        copied = False
         for i, (start, stop, pack) in enumerate(layout.places):
-            if pack is None:
-                tensors.append(units[i])
-                views.append(None)
-            elif before is not None and units[i] is before.units[i]:
+            if before is not None and units[i] is before.units[i]:
                 tensors += before.tensors[start:stop]
                 views.append(before.views[i])
+                foreign.update(before._foreign.intersection(range(start, stop)))
+            elif pack is None:
+                tensors.append(units[i])
+                views.append(None)
+                foreign.add(start)
             else:
                 tensors += pack.join(units[i])
                 made = pack.views(tensors[start:])
                 views.append(made)
                 units[i] = pack.dict(tensors[start:], made)
-                copied.update(range(start, start + len(pack.groups)))
+                foreign.update(range(start + len(pack.groups), stop))
+                copied = True
         arena = cls(layout, tensors, views, units)
-        if copied:
-            arena._copied = copied
-        else:  # only single tensors are others
+        arena._foreign = foreign
+        if not copied:  # only single tensors are others
             arena._belong(state)
         return arena
 
@@ -93,7 +97,9 @@ class Arena:
             views.append(made)
             if pack is not None and made is not None:
                 unit.update(zip(pack.grouped, made, strict=True))
-        cls(layout, tensors, views, units)._belong(state)
+        arena = cls(layout, tensors, views, units)
+        arena._foreign = set(range(len(tensors))) - layout.vectors
+        arena._belong(state)
 
     def alone(self, state: State, written: Set[int]) -> Arena:
         """This memory, but for a copy of what will be written and somebody else looks at.
@@ -102,27 +108,31 @@ class Arena:
             state: Of this memory.
             written: Places of the tensors that a graph writes to.
         """
-        if state.__dict__.get(_KEY) is not self:
-            seen = written - self._copied
-        else:
+        seen = written & self._foreign if self._foreign else self._foreign
+        if state.__dict__.get(_KEY) is self:
             if self._watch is None or self._watch.written is not written:
                 self._watch = _Watch(self, state, written)
-            seen = self._watch.seen(state)
+            seen = self._watch.seen(state) | seen
         return self._with({i: self.tensors[i].clone() for i in seen}) if seen else self
 
-    def advance(self, new: Mapping[int, Tensor], like: State) -> State:
+    def advance(self, new: Mapping[int, Tensor], like: State, stable: bool) -> State:
         """The next state.
 
         Args:
             new: The tensors that have changed, by their place. What has not is shared, and so is
                 what was written over.
             like: The state before, where all other parts come from.
+            stable: Whether the new tensors have the strides of the old ones. If not, the next
+                state has another layout.
         """
         if not new and like.__dict__.get(_KEY) is self:
             return like.replace()
         arena = self._with(new)
         after = self.layout.build(like, arena.units)
-        arena._belong(after)
+        if stable:
+            arena._belong(after)
+        else:
+            after.__dict__.pop(_KEY, None)
         return after
 
     def _belong(self, state: State) -> None:
@@ -141,7 +151,9 @@ class Arena:
             else:
                 views[i] = made = pack.views(tensors[start:stop])
                 units[i] = pack.dict(tensors[start:stop], made)
-        return Arena(self.layout, tensors, views, units)
+        arena = Arena(self.layout, tensors, views, units)
+        arena._foreign = self._foreign - new.keys()
+        return arena
 
     def _holds(self, state: State) -> bool:
         """Whether the state is still made of this memory."""
@@ -219,15 +231,22 @@ class _Shared:
 
     def __init__(self, tensors: Iterable[Tensor], views: Iterable[int]) -> None:
         self._storages = list(map(storage_of, tensors))
+        self._addresses = [storage._cdata for storage in self._storages]
         self._expected = [LONE + n for n in views]
+        self._held = [_STORAGE] * len(self._expected)
 
     def by_nobody(self) -> bool:
         """Whether nobody else has a view."""
-        return list(map(users_of, self._storages)) == self._expected
+        return (
+            list(map(users_of, self._addresses)) == self._expected
+            and list(map(sys.getrefcount, self._storages)) == self._held
+        )
 
     def held(self) -> list[bool]:
         """Of which of them somebody else has one."""
-        return list(map(operator.ne, map(users_of, self._storages), self._expected))
+        users = map(operator.ne, map(users_of, self._addresses), self._expected)
+        holders = map(operator.ne, map(sys.getrefcount, self._storages), self._held)
+        return list(map(operator.or_, users, holders))
 
 
 def _collect(node: Any, targets: Set[int], found: list[dict[str, Any]]) -> bool:
@@ -242,5 +261,9 @@ def _collect(node: Any, targets: Set[int], found: list[dict[str, Any]]) -> bool:
 
 _ONCE = sum(map(sys.getrefcount, [object()]))
 """What ``sys.getrefcount`` says of an object in one list; each further holder adds one."""
+
+_lone = torch.empty(1)
+_STORAGE = sum(map(sys.getrefcount, [storage_of(_lone)]))
+"""The same of a storage that nobody else asked its tensor for."""
 
 _KEY = "_arena"

@@ -104,7 +104,7 @@ class Compiled(Stage):
             if self.donate:  # half of it may be the next one's
                 give_away(state)
             raise
-        after = arena.advance(changed, state)
+        after = arena.advance(changed, state, program.stable)
         if self.donate:
             give_away(state)
         return after, metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import optree
@@ -120,13 +120,13 @@ class Layout:
         groups = _groups(trainable, dicts)
         packable = {id(d) for d in dicts}
         units, self._spec = optree.tree_flatten(tree, is_leaf=lambda node: id(node) in packable)
-        plain = set(map(id, _in_dicts(*tree)))
+        plain = [all([e.type is dict for e in way[1:]]) for way in self._spec.accessors()]
         self.places: list[Place] = []
         self.vectors: set[int] = set()
         self.unit_of: list[int] = []
         writable: set[int] = set()
         start = 0
-        for unit in units:
+        for unit, only_dicts in zip(units, plain, strict=True):
             pack = Pack(unit, groups) if isinstance(unit, dict) else None
             stop = start + (1 if pack is None else len(pack))
             self.unit_of += [len(self.places)] * (stop - start)
@@ -136,7 +136,7 @@ class Layout:
                 singles = [unit[name] for name in pack.loose]
                 self.vectors.update(range(start, start + len(pack.groups)))
             for i, tensor in enumerate(singles, stop - len(singles)):
-                if id(tensor) in plain and tensor.numel() and tensor.layout is torch.strided:
+                if only_dicts and _can_be_copied(tensor):
                     writable.add(i)
             start = stop
         self.writable = frozenset(writable | self.vectors)
@@ -241,13 +241,11 @@ def _dicts_like(params: Mapping[str, Tensor], tree: Any) -> list[dict[str, Tenso
     return [found for value in tree.values() for found in _dicts_like(params, value)]
 
 
-def _in_dicts(*nodes: Any) -> Iterator[Any]:
-    """What nothing but dicts leads to."""
-    for node in nodes:
-        if type(node) is dict:
-            yield from _in_dicts(*node.values())
-        else:
-            yield node
+def _can_be_copied(tensor: Tensor) -> bool:
+    """Whether there is memory to write to, and a clone of it has the same strides."""
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return False
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def _joins(tensor: Tensor) -> bool:

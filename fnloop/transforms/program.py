@@ -16,6 +16,7 @@ from fnloop.transforms.arena import Arena
 from fnloop.transforms.errors import CompileError
 from fnloop.transforms.recording import Hidden, Recording, check_after
 from fnloop.trees.paths import tree_items
+from fnloop.trees.show import short
 from fnloop.values import State, fold
 
 
@@ -51,12 +52,21 @@ class Inputs:
             if layout_place.pack is not None:
                 names = layout_place.pack.grouped
                 known.update((id(v), n) for n, v in zip(names, views or (), strict=True))
+                vectors = self.arena.tensors[layout_place.start :]
+                groups = zip(layout_place.pack.groups, vectors, strict=False)
+                known.update((id(vector), ", ".join(group.names)) for group, vector in groups)
         return known.get(id(self.tensors()[place]), "a tensor that it was given")
 
 
 _WRITTEN = (
     "The step writes to {what} in place. A step is a function: make a new tensor (x = x * 2 in "
     "place of x *= 2); of the layers of torch, an embedding with max_norm writes to its weight."
+)
+
+_CHANGED = (
+    "The step makes {now} of {what}, which was {was}. A state keeps its shapes, dtypes and devices "
+    "from step to step: make the memory so from the beginning, in memory(state), or convert back "
+    "(x.to(old.dtype))."
 )
 
 
@@ -66,6 +76,7 @@ class Program:
     Attributes:
         operations: The number of operations in the graph.
         written: Places of the state's tensors that it writes over.
+        stable: Whether the other tensors that have changed have the strides that they had.
     """
 
     def __init__(self, inputs: Inputs, donate: bool, mode: str, backend: Any) -> None:
@@ -139,6 +150,11 @@ class Program:
             if written:
                 raise CompileError(_WRITTEN.format(what=inputs.name(written[0])))
             new = layout.join(layout.flatten(after))
+            for i, (before, now) in enumerate(zip(fakes[:n], new, strict=True)):
+                if _kind(before) != _kind(now):
+                    raise CompileError(
+                        _CHANGED.format(what=inputs.name(i), was=short(before), now=short(now))
+                    )
             return self._outputs(fakes, fakes[:n], new, results)
 
     def _outputs(
@@ -148,6 +164,7 @@ class Program:
         outputs: list[Tensor] = []
         writes: list[tuple[Tensor, Tensor]] = []
         self._changed: list[tuple[int, int]] = []
+        self.stable = True
         written: set[int] = set()
         for i, (before, after) in enumerate(zip(old, new, strict=True)):
             if after is before:
@@ -158,6 +175,7 @@ class Program:
             else:
                 self._changed.append((i, len(outputs)))
                 outputs.append(_apart(after, theirs))
+                self.stable = self.stable and after.stride() == before.stride()
         leaves, structure = optree.tree_flatten(metrics)
         places: list[int | None] = []
         for leaf in leaves:
@@ -178,6 +196,10 @@ class Program:
 
         self._metrics = rebuild
         return outputs
+
+
+def _kind(tensor: Tensor) -> Any:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _apart(tensor: Tensor, theirs: set[int]) -> Tensor:
