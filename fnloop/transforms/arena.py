@@ -63,7 +63,7 @@ class Arena:
             if before is not None and units[i] is before.units[i]:
                 tensors += before.tensors[start:stop]
                 views.append(before.views[i])
-                foreign.update(before._foreign.intersection(range(start, stop)))
+                foreign.update(before._foreign & set(range(start, stop)))
             elif pack is None:
                 tensors.append(units[i])
                 views.append(None)
