@@ -198,6 +198,16 @@ def test_a_number_in_the_batch_is_not_written_over():
         assert int(here) == int(state.step) - 1
 
 
+def test_a_storage_that_is_kept_stays_as_it_was():
+    for get in (lambda s: s.params["0.weight"], lambda s: s.step):
+        state = after()
+        kept = get(state).untyped_storage()
+        before = list(kept)
+        for i in range(2):
+            state, _ = STEP(state, batch(seed=i))
+        assert list(kept) == before
+
+
 def test_a_pickle_is_a_copy():
     state = after()
     before, text = look(state), pickle.dumps(state)

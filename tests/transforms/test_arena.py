@@ -1,0 +1,154 @@
+"""Memory of every kind that a stage may bring along, in a compiled step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fnloop as fl
+
+
+def mse(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def batch(n=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 4, generator=generator), torch.randn(n, 2, generator=generator)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Linear(4, 2)
+
+
+def donating(step):
+    return fl.compile(step, donate=True, backend="aot_eager")
+
+
+def address(state):
+    return state.params["weight"].data_ptr()
+
+
+def look(taken):
+    return [leaf.clone() for leaf in fl.tree_leaves(taken)]
+
+
+@fl.tree
+class Memory(fl.StepStage):
+    """Has the memory that it is told to make, and changes it as it is told."""
+
+    wraps = "step"
+    spelling = "memory"
+    inner: object
+    make: Callable
+    change: Callable
+    name: str = "mine"
+
+    def memory(self, state):
+        return self.make()
+
+    def __call__(self, state, x):
+        after, metrics = self.inner(state, x)
+        return after.put(self.name, self.change(state[self.name])), metrics
+
+
+def remembering(make, change):
+    return fl.pipe(mse, fl.grad, fl.update(fl.adamw(0.1)), lambda step: Memory(step, make, change))
+
+
+def doubled(memory):
+    return fl.tree_map(lambda t: t * 2 + 1, memory)
+
+
+@fl.tree
+class Pair:
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+def in_two_places():
+    zero = torch.zeros(())
+    return {"plain": zero, "list": [zero, zero], "tuple": (zero,), "pair": Pair(zero, zero)}
+
+
+@pytest.mark.parametrize("part", ["plain", "list", "tuple", "pair"])
+def test_containers_that_are_kept_stay_as_they_were(part):
+    step = donating(remembering(in_two_places, doubled))
+    state = step.init(net())
+    for i in range(3):
+        state, _ = step(state, batch(seed=i))
+        kept = state["mine"][part]
+        before = look(kept)
+        for j in range(2):
+            state, _ = step(state, batch(seed=j))
+        assert fl.tree_equal(before, look(kept))
+    assert fl.tree_leaves(state["mine"]) == [2**9 - 1] * 6
+
+
+STRIDED = {
+    "every second": lambda: {"t": torch.arange(6.0)[::2]},
+    "expanded": lambda: {"t": torch.zeros(()).expand(3)},
+    "transposed": lambda: {"t": torch.arange(6.0).view(2, 3).t()},
+    "empty": lambda: {"t": torch.zeros(0), "n": torch.zeros(())},
+}
+
+
+@pytest.mark.parametrize("donate", [True, False])
+@pytest.mark.parametrize("name", STRIDED)
+def test_memory_of_any_strides(name, donate):
+    step = remembering(STRIDED[name], doubled)
+    fast = fl.compile(step, donate=donate, backend=strict)
+    expected = step.init(net())
+    got = expected.replace()
+    for i in range(4):
+        expected, _ = step(expected, batch(seed=i))
+        got, _ = fast(got, batch(seed=i))
+        assert fl.tree_equal(expected["mine"], got["mine"])
+
+
+def strict(graph, inputs):
+    """A backend that takes what it was built for, and nothing else."""
+    kinds = [(t.shape, t.stride(), t.dtype) for t in inputs]
+
+    def run(*given):
+        assert [(t.shape, t.stride(), t.dtype) for t in given] == kinds
+        return graph.forward(*given)
+
+    return run
+
+
+def test_memory_that_comes_from_outside_is_not_written_to():
+    array = np.ones(3, np.float32)
+    step = donating(remembering(lambda: {"t": torch.from_numpy(array)}, doubled))
+    state = step.init(net())
+    for _ in range(2):
+        state, _ = step(state, batch())
+    assert state["mine"]["t"].tolist() == [7.0] * 3
+    assert array.tolist() == [1.0] * 3
+    state = state.put("mine", {"t": torch.from_numpy(array)})
+    place = address(state)
+    for _ in range(2):
+        state, _ = step(state, batch())
+    assert array.tolist() == [1.0] * 3
+    assert address(state) == place
+
+
+CHANGED = {
+    "dtype": (lambda t: t + 0.5, r"makes f32\[3\] of slots/mine/t, which was i64\[3\]"),
+    "shape": (lambda t: t.sum(), r"makes i64\[\] of slots/mine/t, which was i64\[3\]"),
+}
+
+
+@pytest.mark.parametrize("donate", [True, False])
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_state_that_changes_its_kind_is_an_error(name, donate):
+    change, message = CHANGED[name]
+    step = remembering(lambda: {"t": torch.arange(3)}, lambda memory: {"t": change(memory["t"])})
+    fast = fl.compile(step, donate=donate, backend="aot_eager")
+    with pytest.raises(fl.CompileError, match=message):
+        fast(fast.init(net()), batch())
