@@ -52,6 +52,18 @@ def run(problem: Problem, clock: Clock) -> Block:
     return block
 
 
+def stored(problem: Problem, clock: Clock) -> Block:
+    """`fl.run` over a list of batches, which draws no random numbers."""
+    step, state = idle(problem)
+    turns = fl.run(step, state, problem.batches)
+
+    def steps(n: int) -> None:
+        for _ in itertools.islice(turns, n):
+            pass
+
+    return timed(steps, clock)
+
+
 def fit(problem: Problem, clock: Clock, folder: Path, callbacks: Callbacks) -> Block:
     """`fl.fit` with callbacks, made anew for each block."""
     step, state = idle(problem)
@@ -94,7 +106,8 @@ def contenders(problem: Problem, clock: Clock, folder: Path) -> dict[str, Block]
         "fit, all with Aim": lambda here: progress(here) + hooks(here) + aim(here),
     }
     fits = {name: fit(problem, clock, folder, callbacks) for name, callbacks in several.items()}
-    return {"for": loop(problem, clock), "run": run(problem, clock), **fits}
+    loops = {"for": loop, "run, a list of batches": stored, "run": run}
+    return {**{name: make(problem, clock) for name, make in loops.items()}, **fits}
 
 
 def compare(
