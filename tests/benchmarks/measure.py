@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 import warnings
 from typing import Any
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
     machine.limit(options.threads)
+    sys.setrecursionlimit(100_000)  # Inductor follows a chain of a thousand layers by recursion
     warnings.filterwarnings("ignore", message=".*pytree.*", category=UserWarning)
     print(json.dumps(measured(options)))
 
