@@ -96,7 +96,7 @@ def many() -> Problem:
         _labelled(8, classes=8),
         overhead_bound=True,
         left_out={
-            "by hand, compiled loss and optimizer": "Inductor ends with a RecursionError",
+            "by hand, compiled loss and optimizer": "RecursionError, at Python's default limit",
             "by hand, one graph": slow,
             "by hand, one graph, C++ wrapper": slow,
         },
