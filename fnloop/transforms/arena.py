@@ -58,7 +58,7 @@ class Arena:
         tensors: list[Tensor] = []
         views: list[list[Tensor] | None] = []
         foreign: set[int] = set()
-        copied = False
+        copied: set[int] = set()
         for i, (start, stop, pack) in enumerate(layout.places):
             if before is not None and units[i] is before.units[i]:
                 tensors += before.tensors[start:stop]
@@ -73,11 +73,12 @@ class Arena:
                 made = pack.views(tensors[start:])
                 views.append(made)
                 units[i] = pack.dict(tensors[start:], made)
-                foreign.update(range(start + len(pack.groups), stop))
-                copied = True
+                copied.update(range(start, start + len(pack.groups)))
         arena = cls(layout, tensors, views, units)
-        arena._foreign = foreign
-        if not copied:  # only single tensors are others
+        if copied:  # what is not is that of another state
+            arena._foreign = set(range(len(tensors))) - copied
+        else:  # only single tensors are others
+            arena._foreign = foreign
             arena._belong(state)
         return arena
 

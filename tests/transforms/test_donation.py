@@ -208,6 +208,28 @@ def test_a_storage_that_is_kept_stays_as_it_was():
         assert list(kept) == before
 
 
+REPLACED = {
+    "parameters": lambda s: s.replace(params=fl.tree_map(torch.clone, s.params)),
+    "moments": lambda s: s.put("update", fl.tree_map(torch.clone, s["update"])),
+    "an average": lambda s: s.put("ema", dict(s.params)),
+    "a rate": lambda s: fl.scale(s, "adamw.lr", 0.5),
+    "the step": lambda s: s.replace(step=s.step + 1),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_state_with_another_part_leaves_the_one_it_comes_from_alone(name):
+    state = after()
+    before = look(state)
+    other = REPLACED[name](state)
+    for i in range(2):
+        other, _ = STEP(other, batch(seed=i))
+    assert fl.tree_equal(before, look(state))
+    twin, _ = STEP.inner(state, batch())
+    state, _ = STEP(state, batch())
+    torch.testing.assert_close(twin.params, state.params)
+
+
 def test_a_pickle_is_a_copy():
     state = after()
     before, text = look(state), pickle.dumps(state)
