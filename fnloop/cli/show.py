@@ -1,4 +1,4 @@
-"""``fnloop show`` and ``fnloop diff``: what is in checkpoints, without their recipes."""
+"""``fnloop show``: what is in checkpoints, without their recipes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from torch import Tensor
 from fnloop.cli.errors import shown, usage
 from fnloop.cli.report import columns
 from fnloop.cli.runs import checkpoint_folders, newest_of
-from fnloop.store import read_manifest, tensors
+from fnloop.store import read_manifest
+from fnloop.store.files import files_for
 from fnloop.store.folders import best, listing
-from fnloop.store.manifest import MANIFEST, TENSORS
+from fnloop.store.manifest import MANIFEST
+from fnloop.store.read import read_leaves
 from fnloop.store.tensors import Leaf
-from fnloop.trees import tree_diff, tree_show
+from fnloop.trees import tree_show
 from fnloop.trees.equal import table
 from fnloop.trees.paths import split
 from fnloop.trees.show import bytes_text
@@ -27,7 +29,7 @@ from fnloop.trees.show import bytes_text
 def run_show(arguments: Namespace) -> int:
     """``fnloop show CHECKPOINT_OR_RUN``."""
     path = Path(arguments.path)
-    checkpoint = _locate(path)
+    checkpoint = locate(path)
     if checkpoint.resolve() != path.resolve():
         print(f"{_checkpoints(path)}\n\n{shown(checkpoint)}")
     manifest = read_manifest(checkpoint)
@@ -38,23 +40,12 @@ def run_show(arguments: Namespace) -> int:
     return 0
 
 
-def run_diff(arguments: Namespace) -> int:
-    """``fnloop diff A B``."""
-    a, b = _locate(Path(arguments.a)), _locate(Path(arguments.b))
-    left, right = read_manifest(a), read_manifest(b)
-    print(f"a  {shown(a)}\nb  {shown(b)}")
-    for part in ("config", "metrics"):
-        names = dict.fromkeys([*left[part], *right[part]])
-        rows = [(name, _cell(left[part], name), _cell(right[part], name)) for name in names]
-        rows = [row for row in rows if row[1] != row[2]]
-        if rows:
-            print(f"\n{table((part, 'a', 'b'), rows)}")
-    leaves = tree_diff(_nested(_read(a, left)), _nested(_read(b, right)))
-    print(f"\n{leaves or 'The states are the same, to the bit.'}")
-    return 0
+def locate(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the latest of a run.
 
-
-def _locate(path: Path) -> Path:
+    Raises:
+        Problem: There is none.
+    """
     if (path / MANIFEST).is_file():
         return path
     newest = newest_of(checkpoint_folders(path))
@@ -93,15 +84,15 @@ def _about(manifest: Mapping[str, Any]) -> str:
     for part in ("metrics", "config"):
         if manifest[part]:
             entries = manifest[part]
-            text = ", ".join(f"{name}={_cell(entries, name)}" for name in entries)
+            text = ", ".join(f"{name}={cell(entries, name)}" for name in entries)
             rows.append((part, ("\n" + " " * 10).join(textwrap.wrap(text, 90))))
     text = columns(rows)
     return f"{text}\n\n{manifest['pipeline']}" if manifest["pipeline"] else text
 
 
-def _read(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
-    leaves = {name: Leaf.of(entry) for name, entry in manifest["leaves"].items()}
-    return dict(tensors.read(path / TENSORS, leaves))
+def read_leaves(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by leaf path, verified."""
+    return dict(read_leaves(path, files_for(path), manifest))
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +107,8 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _cell(entries: Mapping[str, Any], name: str) -> str:
+def cell(entries: Mapping[str, Any], name: str) -> str:
+    """An entry of a manifest for people; ``-`` if it is not there."""
     if name not in entries:
         return "-"
     value = entries[name]

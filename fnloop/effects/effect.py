@@ -22,6 +22,9 @@ class Run:
         effects: All effects of the run, in order.
         batches: Batches in an epoch; None if the data cannot tell.
         total: Batches that this run will draw; None if that is not known.
+        data: What the data is (kind, sizes, a digest of a sample), as JSON values.
+        position: Where the data stands after the newest state's batch, for data that keeps that
+            itself: a function that returns JSON values, or None.
     """
 
     step: Any
@@ -30,6 +33,12 @@ class Run:
     effects: Sequence[Effect] = ()
     batches: int | None = None
     total: int | None = None
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    position: Callable[[], Any] = lambda: None
+
+    def data_now(self) -> dict[str, Any]:
+        """What the data is and where it stands: JSON values, kept with every checkpoint."""
+        return {"about": dict(self.data), "position": self.position()}
 
     def memos(self) -> dict[str, Any]:
         """Each effect's memo, by the effect's name: JSON values, kept with every checkpoint."""
@@ -56,6 +65,7 @@ class Effect:
 
     Attributes:
         name: Under which its memo is kept.
+        closing: Seconds that `close` will take, about: a time limit ends the run so much earlier.
 
     >>> import torch, fnloop as fl
     >>> class count(fl.Effect):
@@ -72,6 +82,7 @@ class Effect:
     """
 
     name: str = "effect"
+    closing: float = 0.0
 
     def open(self, run: Run) -> None:
         """Called before the first step; the place to find out that a folder cannot be written."""

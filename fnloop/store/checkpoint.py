@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import time
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from fnloop.effects import Effect, Run
+from fnloop.effects import Effect, Run, named
+from fnloop.store import tensors
+from fnloop.store.background import Background
+from fnloop.store.demand import Demand
+from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import discard, listing, prepare, sweep, target_of
 from fnloop.store.manifest import amend
+from fnloop.store.retention import Retention
 from fnloop.store.save import leaves_of, save
 from fnloop.store.topk import TopK
-from fnloop.values import Cursor, State, find, is_due
+from fnloop.values import Cursor, State, find, is_due, numbers
 from fnloop.values.metrics import Metrics
+
+_GUESS = 100e6  # bytes a second, until a save was timed
 
 
 class checkpoint(Effect):
@@ -26,8 +34,11 @@ class checkpoint(Effect):
     the disk, which needs room for one more. If saving fails in the middle of a run (a full disk),
     that is warned of, the run goes on, and it is tried again at the next occasion.
 
+    The signal SIGUSR1 has the state saved after the step that is under way.
+
     Args:
-        folder: Where checkpoints go; no other run should write there at the same time.
+        folder: Where checkpoints go; no other run should write there at the same time. Or a URL,
+            such as ``"s3://bucket/runs/a"``.
         keep: How many to keep; None keeps all.
         monitor: Name of a metric, such as ``"val/loss"``; it should be one that is reported now
             and then, as validation does, not at every step.
@@ -36,7 +47,12 @@ class checkpoint(Effect):
         unit: "epoch" or "step" (batches).
         last: Also save the newest state, at each occasion (with a monitor) and when the run ends,
             however it ends.
+        background: Save in a thread while the run goes on. The state is immutable, so it is not
+            copied, only kept until it is written (a compiled step that donates copies it once).
+            At most two saves are under way; what fails is told of at the next step; the end of
+            the run waits for all.
         name: Under which its memo is kept; needed if two watch one metric.
+        files: What reads and writes; default the disk, or fsspec for a URL.
 
     >>> checkpoint("runs/a", keep=3, monitor="val/loss").name
     'checkpoint/val/loss'
@@ -51,7 +67,9 @@ class checkpoint(Effect):
         every: int | None = None,
         unit: str = "epoch",
         last: bool = True,
+        background: bool = False,
         name: str | None = None,
+        files: Files | None = None,
     ) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f'checkpoint: mode={mode!r}; expected "min" or "max".')
@@ -63,19 +81,19 @@ class checkpoint(Effect):
             raise ValueError(f"checkpoint: every={every}; expected 1 or more.")
         if keep is not None and (keep < 0 or (keep == 0 and monitor is None)):
             raise ValueError(f"checkpoint: keep={keep}; expected 1 or more, or None for all.")
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
+        self.files = files or files_for(self.folder)
         self.monitor = monitor
         self.every = every or 1
         self.unit = unit
         self.last = last
+        self.background = background
         self.name = name or (f"checkpoint/{monitor}" if monitor else "checkpoint")
-        self._top = TopK(keep, mode)
-        # How many of the newest are kept, whatever their score.
-        self._newest = keep if monitor is None else int(last)
-        self._recent: tuple[int, ...] = ()
-        self._unneeded: tuple[int, ...] = ()
+        self._kept = Retention(TopK(keep, mode), keep if monitor is None else int(last))
+        self._demand = Demand()
+        self._worker: Background | None = None
         self._run: Run | None = None
-        self._state: State | None = None
+        self._called = False
         self._metrics: Metrics = {}
         self._seen = False  # the monitored metric was reported
         self._names: set[str] = set()  # what was reported before that
@@ -91,18 +109,17 @@ class checkpoint(Effect):
                 f"Two checkpoint effects write to {self.folder}, and would delete each other's "
                 "checkpoints; give each a folder of its own."
             )
-        prepare(self.folder)
-        leaves_of(run.state)
-        sweep(self.folder)
+        prepare(self.folder, self.files)
+        self.closing = tensors.size_of(leaves_of(run.state)) / _GUESS
+        sweep(self.folder, self.files)
         self._run, self._called, self._saved = run, False, None
         self._seen, self._names, self._warned = False, set(), False
         self._delete()
-        on_disk = listing(self.folder)
+        on_disk = listing(self.folder, self.files)
         now = Cursor.of(run.state.cursor).count
-        own = {count for count in on_disk if count <= now}
-        entries = tuple(entry for entry in self._top.entries if entry[0] in own)
-        self._top = TopK(self._top.keep, self._top.mode, entries)
-        self._recent = tuple(count for count in self._recent if count in own)
+        self._kept = self._kept.only({count for count in on_disk if count <= now})
+        self._worker = Background() if self.background else None
+        self._demand.listen()
         if on_disk and max(on_disk) > now:
             warnings.warn(
                 f"checkpoint: {self.folder} holds a checkpoint of step {max(on_disk)}, and this "
@@ -113,119 +130,123 @@ class checkpoint(Effect):
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         self._called, self._metrics = True, metrics
+        if self._worker is not None:
+            self._tell(self._worker.failures())
         due = is_due(self.every, self.unit, Cursor.of(state.cursor))
         score = self._score(metrics) if self.monitor else None
-        if score is not None or (due and self._newest != 0):
-            try:
-                self._consider(state, score, due, "running")
-            except OSError as error:
-                self._warn(f"{error}. The run goes on, and it is tried again at the next occasion.")
+        demanded = self._demand.taken()
+        if self._kept.add(Cursor.of(state.cursor).count, score, due, demanded) is not None:
+            job = self._job(state, score, due, demanded, "running")
+            if self._worker is not None:
+                self._worker.do(job)
+            else:
+                self._tell(_failures(job))
 
     def close(self, status: str) -> None:
         """Save the last state too, and note in its manifest how the run ended."""
+        self._demand.stop_listening()
         run = self._run
-        if run is None or not self._called:
+        if run is None:
             return
-        state = run.state
+        failures = [] if self._worker is None else self._worker.finish()
+        if self._called:
+            self._close(run, status)
+        self._run, self._worker, self._called, self._metrics = None, None, False, {}
+        self._tell(failures)
+
+    def memo(self) -> dict[str, Any]:
+        return {"monitor": self.monitor, **self._kept.memo()}
+
+    def recall(self, memo: Mapping[str, Any]) -> None:
+        same = (memo["monitor"], memo["mode"]) == (self.monitor, self._kept.top.mode)
+        if not same and memo["best"]:
+            warnings.warn(
+                f"checkpoint: the run was monitored by {memo['monitor']!r} ({memo['mode']}), and "
+                f"now is by {self.monitor!r} ({self._kept.top.mode}). The search for the best "
+                "begins anew; the best so far stay on the disk.",
+                stacklevel=2,
+            )
+        self._kept = self._kept.recall(memo, same)
+
+    def _close(self, run: Run, status: str) -> None:
         if self.monitor and not self._seen and status in ("completed", "stopped"):
             warnings.warn(
                 f"checkpoint: the metric {self.monitor!r} was never reported, so nothing was "
                 f"saved as best. Reported were: {', '.join(sorted(self._names))}. The usual cause "
                 "is a missing fl.validate, a run too short for it, or another prefix (val/...).",
-                stacklevel=2,
+                stacklevel=3,
             )
         try:
-            count = Cursor.of(state.cursor).count
+            count = Cursor.of(run.state.cursor).count
             if count == self._saved:
-                amend(target_of(self.folder, count), status=status, memos=self._memos())
+                place = target_of(self.folder, count)
+                amend(place, self.files, status=status, memos=run.memos())
             else:
-                self._consider(state, self._score(self._metrics), self.last, status)
+                demanded = status == "interrupted"
+                score = self._score(self._metrics)
+                self._job(run.state, score, self.last, demanded, status)()
         except Exception as error:  # a full disk, or a state that a failed step has consumed
             self._warned = False
             self._warn(f"{error}. The last state of the run is not saved.")
-        self._run, self._called, self._metrics = None, False, {}
 
-    def memo(self) -> dict[str, Any]:
-        return {
-            "monitor": self.monitor,
-            "mode": self._top.mode,
-            "best": [list(entry) for entry in self._top.entries],
-            "recent": list(self._recent),
-            "unneeded": list(self._unneeded),
-        }
-
-    def recall(self, memo: Mapping[str, Any]) -> None:
-        top = TopK(self._top.keep, self._top.mode)
-        recent, best = memo["recent"], {count for count, _ in memo["best"]}
-        known = {*recent, *memo["unneeded"]}
-        if (memo["monitor"], memo["mode"]) == (self.monitor, top.mode):
-            known |= best
-            for count, score in memo["best"]:
-                top = top.add(count, score)
-        elif memo["best"]:
-            warnings.warn(
-                f"checkpoint: the run was monitored by {memo['monitor']!r} ({memo['mode']}), and "
-                f"now is by {self.monitor!r} ({top.mode}). The search for the best begins anew; "
-                "the best so far stay on the disk.",
-                stacklevel=2,
-            )
-            known, recent = known - best, [count for count in recent if count not in best]
-        self._top = top
-        self._recent = self._trim(tuple(recent))
-        self._unneeded = tuple(sorted(known - {*top.counts, *self._recent}))
-
-    def _consider(self, state: State, score: float | None, due: bool, status: str) -> None:
-        """Save `state` if it is to be kept, then delete what it displaces."""
-        count = Cursor.of(state.cursor).count
-        before = self._top, self._recent, self._unneeded
-        if score is not None:
-            self._top = self._top.add(count, score)
-        if self._top is before[0] and not (due and self._newest != 0):
-            return
-        kept_before = {*before[0].counts, *before[1]}
-        self._recent = self._trim((*self._recent, count))
-        kept = {*self._top.counts, *self._recent}
-        self._unneeded = tuple(sorted({*self._unneeded, *kept_before} - kept))
-        try:
-            self._save(state, score, status)
-        except BaseException:
-            self._top, self._recent, self._unneeded = before
-            raise
-        self._saved = count
-        self._delete()
-        self._warned = self._warned and bool(self._unneeded)
-
-    def _save(self, state: State, score: float | None, status: str) -> None:
+    def _job(
+        self, state: State, score: float | None, due: bool, demanded: bool, status: str
+    ) -> Callable[[], None]:
+        """What is to be saved, as it is now; it is written when the job is called."""
         run = self._run
-        monitor = {"name": self.monitor, "mode": self._top.mode, "value": score}
-        save(
+        memos = {} if run is None else run.memos()
+        others = {} if run is None else named(run.effects)
+        own = next((name for name, effect in others.items() if effect is self), self.name)
+        monitor = {"name": self.monitor, "mode": self._kept.top.mode, "value": score}
+        return functools.partial(
+            self._consider,
             state,
-            self.folder,
-            metrics=self._metrics,
+            (score, due, demanded),
+            own,
+            memos=memos,
+            metrics=numbers(self._metrics),
             config=run.config if run else None,
-            memos=self._memos(),
+            data=run.data_now() if run else None,
             step=run.step if run else None,
             monitor=None if score is None else monitor,
             status=status,
         )
 
-    def _memos(self) -> dict[str, Any]:
-        return self._run.memos() if self._run else {}
+    def _consider(
+        self,
+        state: State,
+        occasion: tuple[float | None, bool, bool],
+        own: str,
+        memos: dict[str, Any],
+        **about: Any,
+    ) -> None:
+        """Save `state` if it is to be kept, then delete what it displaces."""
+        count = Cursor.of(state.cursor).count
+        before, kept = self._kept, self._kept.add(count, *occasion)
+        if kept is None:
+            return
+        self._kept = kept
+        began = time.monotonic()
+        try:
+            save(state, self.folder, files=self.files, memos={**memos, own: self.memo()}, **about)
+        except BaseException:
+            self._kept = before
+            raise
+        # Half as much again, as disks are not always as fast.
+        self.closing = max(self.closing if self._saved else 0, 1.5 * (time.monotonic() - began))
+        self._saved = count
+        self._delete()
+        self._warned = self._warned and bool(self._kept.unneeded)
 
     def _delete(self) -> None:
         """Delete what is not needed; what cannot be deleted now is tried again later."""
-        for count in self._unneeded:
+        for count in self._kept.unneeded:
             try:
-                discard(target_of(self.folder, count))
+                discard(target_of(self.folder, count), self.files)
             except OSError as error:
                 self._warn(f"a checkpoint that is no longer needed cannot be deleted: {error}")
                 return
-            self._unneeded = tuple(other for other in self._unneeded if other != count)
-
-    def _trim(self, counts: tuple[int, ...]) -> tuple[int, ...]:
-        if self._newest is None:
-            return counts
-        return counts[-self._newest :] if self._newest else ()
+            self._kept = self._kept.deleted(count)
 
     def _score(self, metrics: Metrics) -> float | None:
         value = find(metrics, self.monitor or "")
@@ -236,7 +257,22 @@ class checkpoint(Effect):
             self._names.update(metrics)
         return None
 
+    def _tell(self, failures: list[BaseException]) -> None:
+        """Warn of a failure of the disk, raise any other."""
+        for error in failures:
+            if not isinstance(error, OSError):
+                raise error
+            self._warn(f"{error}. The run goes on, and it is tried again at the next occasion.")
+
     def _warn(self, text: str) -> None:
         if not self._warned:
             warnings.warn(f"checkpoint: {text}", stacklevel=4)
         self._warned = True
+
+
+def _failures(job: Callable[[], None]) -> list[BaseException]:
+    try:
+        job()
+    except OSError as error:
+        return [error]
+    return []

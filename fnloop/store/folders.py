@@ -4,41 +4,48 @@ A checkpoint is written under a hidden name and renamed when all of it is on the
 that is called ``step-...`` was once complete. Where it replaces one of the same name, that one is
 called ``.step-....old`` for the moment between two renames, and readers take it for the one that
 is missing: whenever the process dies, one of both is found.
+
+Object stores cannot rename. There a checkpoint is its manifest, which is put last; the file of
+tensors that it names has a name of its own each time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
-import shutil
 import uuid
 import warnings
 from pathlib import Path
 from typing import Any
 
-from fnloop.store.manifest import MANIFEST, TENSORS, CheckpointError, read_manifest, sync_folder
+from fnloop.store.errors import CheckpointError, DamagedError
+from fnloop.store.files import Files, as_path, files_for
+from fnloop.store.manifest import MANIFEST, read_manifest
 
 _NAME = re.compile(r"step-(\d+)")
 _OLD = re.compile(r"\.step-(\d+)\.old")
 _LEFTOVER = re.compile(r"\.step-\d+\.tmp-[0-9a-f]+")
 
 
-def latest(folder: str | os.PathLike[str]) -> Path | None:
+def latest(folder: str | os.PathLike[str], *, files: Files | None = None) -> Path | None:
     """The checkpoint with the highest count of batches, or None if there is none.
 
-    One that is not complete is passed over, with a warning.
+    One that is not complete is passed over, with a warning. Only its manifest and sizes are looked
+    at; `fl.load` of the folder itself verifies every byte, and goes back further if it must.
 
     Args:
         folder: Where `fl.save` or `fl.checkpoint` put them.
+        files: What reads; default the disk, or fsspec for a URL.
     """
-    for _, path in sorted(listing(Path(folder)).items(), reverse=True):
-        if _manifest_if_complete(path) is not None:
+    for _, path in sorted(listing(folder, files).items(), reverse=True):
+        if _manifest_if_complete(path, files) is not None:
             return path
     return None
 
 
-def best(folder: str | os.PathLike[str]) -> Path | None:
+def best(folder: str | os.PathLike[str], *, files: Files | None = None) -> Path | None:
     """The checkpoint whose monitored metric is best, or None if none was monitored.
 
     Of equals the earliest; nan is worst. If checkpoints monitored different metrics, the newest
@@ -46,11 +53,12 @@ def best(folder: str | os.PathLike[str]) -> Path | None:
 
     Args:
         folder: Where `fl.checkpoint(folder, monitor=...)` put them.
+        files: What reads; default the disk, or fsspec for a URL.
     """
     scores: list[tuple[float, int, Path]] = []
     kind: tuple[str, str] | None = None
-    for count, path in sorted(listing(Path(folder)).items(), reverse=True):
-        manifest = _manifest_if_complete(path)
+    for count, path in sorted(listing(folder, files).items(), reverse=True):
+        manifest = _manifest_if_complete(path, files)
         monitor = manifest["monitor"] if manifest else None
         if monitor is None:
             continue
@@ -67,55 +75,43 @@ def badness(value: float, mode: str) -> float:
     return value if mode == "min" else -value
 
 
-def listing(folder: Path) -> dict[int, Path]:
+def listing(folder: str | os.PathLike[str], files: Files | None = None) -> dict[int, Path]:
     """Checkpoints by count, complete or not."""
+    folder = as_path(folder)
     found: dict[int, Path] = {}
     old: dict[int, Path] = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if match := _NAME.fullmatch(path.name):
-            found[int(match[1])] = path
-        elif match := _OLD.fullmatch(path.name):
-            old[int(match[1])] = path
+    for name in (files or files_for(folder)).names(folder):
+        if match := _NAME.fullmatch(name):
+            found[int(match[1])] = folder / name
+        elif match := _OLD.fullmatch(name):
+            old[int(match[1])] = folder / name
     return {**old, **found}
 
 
-def locate(path: str | os.PathLike[str]) -> Path:
-    """The checkpoint that `path` means: itself, or the latest in it.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    path = Path(path)
-    if (path / MANIFEST).exists():
-        return path
-    if _NAME.fullmatch(path.name):
-        if not path.exists() and _old(path).exists():
-            return _old(path)
-        if path.is_dir():
-            raise CheckpointError(f"{path} is not a complete checkpoint: it has no {MANIFEST}.")
-    found = latest(path)
-    if found is not None:
-        return found
-    if path.is_dir():
-        raise CheckpointError(f"The folder {path} holds no complete checkpoint (step-...).")
-    what = "is a file" if path.exists() else "does not exist"
-    raise CheckpointError(f"{path} {what}; expected a checkpoint, or a folder of checkpoints.")
+def is_checkpoint(path: Path, files: Files) -> bool:
+    """Whether `path` is, by what is in it or by its name, one checkpoint and no folder of them."""
+    return files.exists(path / MANIFEST) or _NAME.fullmatch(path.name) is not None
 
 
-def prepare(folder: Path) -> None:
+def stand_in(path: Path, files: Files) -> Path:
+    """A checkpoint, or what it is called between two renames."""
+    return _old(path) if not files.exists(path) and files.exists(_old(path)) else path
+
+
+def prepare(folder: Path, files: Files) -> None:
     """Make `folder`, and find out whether it can be written.
 
     Raises:
         OSError: It cannot.
     """
     try:
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in missing:
-            sync_folder(path.parent)
+        missing = [path for path in (folder, *folder.parents) if not files.exists(path)]
+        for path in reversed(missing):
+            files.make(path)
+            files.sync(path.parent)
         probe = folder / f".step-0.tmp-{uuid.uuid4().hex}"
-        probe.mkdir()
-        probe.rmdir()
+        files.make(probe)
+        files.remove_folder(probe)
     except OSError as error:
         raise OSError(
             error.errno or errno.EIO,
@@ -135,50 +131,88 @@ def temporary_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex[:8]}")
 
 
-def commit(temporary: Path, target: Path) -> None:
+def commit(temporary: Path, target: Path, files: Files) -> None:
     """Let the finished folder `temporary` take the place `target`."""
     old = _old(target)
-    if target.exists():
-        if old.exists():
-            shutil.rmtree(old)
-        os.rename(target, old)
-    os.rename(temporary, target)
-    sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if files.exists(target):
+        if files.exists(old):
+            remove_tree(old, files)
+        files.rename(target, old)
+    files.rename(temporary, target)
+    files.sync(target.parent)
+    if files.exists(old):
+        with contextlib.suppress(OSError):  # it is passed over, and the next run tries again
+            remove_tree(old, files)
 
 
-def discard(target: Path) -> None:
+def discard(target: Path, files: Files) -> None:
     """Delete a checkpoint; it is gone at once or not at all."""
     for path in (target, _old(target)):
-        if path.exists():
+        if not files.exists(path):
+            continue
+        if files.renames:
             hidden = temporary_of(target)
-            os.rename(path, hidden)
-            shutil.rmtree(hidden)
+            files.rename(path, hidden)
+            path = hidden
+        elif files.exists(path / MANIFEST):
+            files.remove(path / MANIFEST)
+        remove_tree(path, files)
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, files: Files) -> None:
     """Tidy up after processes that died: delete what is half-written or half-deleted."""
-    for path in list(folder.iterdir()):
-        old = _OLD.fullmatch(path.name)
+    for name in files.names(folder):
+        path = folder / name
+        old = _OLD.fullmatch(name)
         target = target_of(folder, int(old[1])) if old else None
-        if target is not None and not target.exists():
-            os.rename(path, target)  # it stood in for one that never came
-        elif target is not None or _LEFTOVER.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+        if target is not None and not files.exists(target):
+            files.rename(path, target)  # it stood in for one that never came
+        elif target is not None or _LEFTOVER.fullmatch(name):
+            with contextlib.suppress(OSError):
+                remove_tree(path, files)
+
+
+def remove_tree(folder: Path, files: Files) -> None:
+    """Delete a folder of files."""
+    for name in files.names(folder):
+        files.remove(folder / name)
+    files.remove_folder(folder)
 
 
 def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
 
-def _manifest_if_complete(path: Path) -> dict[str, Any] | None:
+def _manifest_if_complete(path: Path, files: Files | None) -> dict[str, Any] | None:
+    files = files or files_for(path)
     try:
-        manifest = read_manifest(path)
-        size = (path / TENSORS).stat().st_size
+        manifest = read_manifest(path, files=files)
+        with files.open(path / manifest["file"]) as stream:
+            size = stream.seek(0, os.SEEK_END)
         if size == manifest["bytes"]:
             return manifest
-        problem = f"{TENSORS} has {size} bytes instead of {manifest['bytes']}"
+        problem = f"{manifest['file']} has {size} bytes instead of {manifest['bytes']}"
     except (CheckpointError, OSError) as error:
         problem = str(error)
     warnings.warn(f"The checkpoint {path} was passed over: {problem}", stacklevel=3)
     return None
+
+
+def nothing_in(path: Path, files: Files) -> DamagedError:
+    """The error for a path at which there is no checkpoint."""
+    there, entries = files.exists(path), files.names(path)
+    if there and _NAME.fullmatch(path.name):
+        why = f"it has no {MANIFEST}" if entries else "it is empty"
+        return DamagedError(f"{path} is not a complete checkpoint: {why}.")
+    if there and (entries or _is_folder(path, files)):
+        return DamagedError(f"The folder {path} holds no complete checkpoint (step-...).")
+    what = "is a file" if there else "does not exist"
+    return DamagedError(f"{path} {what}; expected a checkpoint, or a folder of checkpoints.")
+
+
+def _is_folder(path: Path, files: Files) -> bool:
+    try:
+        files.open(path).close()
+    except OSError:
+        return True
+    return False

@@ -6,15 +6,17 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
 
-from fnloop.store import tensors
-from fnloop.store.folders import locate
-from fnloop.store.manifest import MANIFEST, TENSORS, CheckpointError, read_manifest
+from fnloop.store.errors import CheckpointError, DamagedError
+from fnloop.store.files import Files, as_path, files_for
+from fnloop.store.folders import is_checkpoint, listing, nothing_in, stand_in
+from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.store.read import leaves_in, read_leaves
 from fnloop.store.tensors import Leaf
 from fnloop.trees.equal import table
 from fnloop.trees.paths import split, tree_items
@@ -22,11 +24,29 @@ from fnloop.trees.show import short
 from fnloop.values import State
 
 
+class Loaded(NamedTuple):
+    """A state, and where it was found.
+
+    Attributes:
+        state: The state.
+        path: The checkpoint.
+        manifest: What it says about itself.
+        skipped: Newer checkpoints that are damaged: where, and what is wrong with them.
+    """
+
+    state: State
+    path: Path
+    manifest: dict[str, Any]
+    skipped: tuple[tuple[Path, str], ...] = ()
+
+
 def load(
     path: str | os.PathLike[str],
     like: State,
     only: str | tuple[str, ...] | None = None,
-    strict: bool = True,
+    *,
+    prune: bool = False,
+    files: Files | None = None,
 ) -> State:
     """The saved state, every byte verified, in the structure and on the devices of `like`.
 
@@ -38,14 +58,16 @@ def load(
       Its tuples, lists and trees come back as dicts of dicts by path, until the stage's ``init``
       gives them their structure.
     - In a slot that `like` does have, memory that it has no place for is dropped, with a warning.
+    - Parameters and buffers that `like` does not have are an error, unless `prune` is true.
 
     Args:
-        path: A checkpoint, or a folder of checkpoints: then the latest.
+        path: A checkpoint; or a folder of checkpoints: then the newest of them that is whole.
+            Damaged ones are skipped with a warning that says what is wrong with them.
         like: Where structure comes from: ``step.init(model)``.
         only: Load these parts alone, and keep the rest of `like`: a field (``"params"``) or the
             beginning of leaf paths (``"slots/ema"``, ``"params/encoder"``), or several.
-        strict: Refuse a checkpoint that has parameters or buffers that `like` has not; else they
-            are dropped, as is their memory.
+        prune: Drop everything that `like` has no place for, with a warning.
+        files: What reads; default the disk, or fsspec for a URL.
 
     Raises:
         CheckpointError: There is no checkpoint, it is damaged, or it does not fit `like`.
@@ -58,41 +80,78 @@ def load(
     ...     load(save(state, folder), like=start(torch.nn.Linear(2, 1), seed=1)) == state
     True
     """
-    if not isinstance(like, State):  # pyright: ignore[reportUnnecessaryIsInstance]
+    place = as_path(path)
+    files = files or files_for(place)
+    if is_checkpoint(place, files):
+        place = stand_in(place, files)
+        if not files.exists(place / MANIFEST):
+            raise nothing_in(place, files)
+        return load_one(place, like, files, only, prune).state
+    found = load_newest(place, like, files, only, prune)
+    if found is None:
+        raise nothing_in(place, files)
+    for skipped, why in found.skipped:
+        warnings.warn(f"The checkpoint {skipped} was skipped: {why}", stacklevel=2)
+    return found.state
+
+
+def load_newest(
+    folder: Path,
+    like: State,
+    files: Files,
+    only: str | tuple[str, ...] | None = None,
+    prune: bool = False,
+) -> Loaded | None:
+    """The newest checkpoint in a folder that is whole; None if there is none at all.
+
+    Raises:
+        CheckpointError: There are some, and all are damaged; or one does not fit `like`.
+    """
+    skipped: list[tuple[Path, str]] = []
+    for _, path in sorted(listing(folder, files).items(), reverse=True):
+        try:
+            return load_one(path, like, files, only, prune)._replace(skipped=tuple(skipped))
+        except DamagedError as error:
+            skipped.append((path, str(error)))
+    if not skipped:
+        return None
+    reasons = "\n".join(f"  {path.name}: {why}" for path, why in skipped)
+    raise CheckpointError(f"No checkpoint in {folder} is whole:\n{reasons}")
+
+
+def load_one(
+    folder: Path,
+    like: State,
+    files: Files,
+    only: str | tuple[str, ...] | None = None,
+    prune: bool = False,
+) -> Loaded:
+    """One checkpoint; see `load`."""
+    if not isinstance(like, State):
         raise TypeError(
             f"load takes its structure from a State: like=step.init(model). It was given "
             f"{type(like).__name__}."
         )
-    folder = locate(path)
-    saved = _saved(folder)
+    manifest = read_manifest(folder, files=files)
+    saved = leaves_in(manifest, folder)
     wanted = _wanted(saved, only, folder)
     there = dict(tree_items(like.replace(context={})))
     kept = {name for name, memory in like.slots.items() if optree.tree_leaves(memory)}
     unknown = [p for p in wanted if p not in there]
-    new = [p for p in unknown if split(p)[0] == "slots" and split(p)[1] not in kept]
+    new = [p for p in unknown if split(p)[0] == "slots" and split(p)[1] not in kept and not prune]
     _check_fit(folder, {p: wanted[p] for p in wanted if p in there}, there)
-    _check_unknown(folder, [p for p in unknown if p not in new], strict)
+    _check_unknown(folder, [p for p in unknown if p not in new], prune)
     _warn_missing(folder, [p for p in there if p not in saved and _chosen(p, only)])
 
     found: dict[str, Tensor] = {}
-    places = {p: there[p].device if p in there else like.step.device for p in wanted}
-    read = {p: wanted[p] for p in wanted if p in there or p in new}
-    for p, tensor in tensors.read(folder / TENSORS, read):
-        placed = tensor if places[p].type == "meta" else tensor.to(places[p])
+    chosen = {p for p in wanted if p in there} | set(new)
+    for p, tensor in read_leaves(folder, files, manifest, chosen.__contains__):
+        device = there[p].device if p in there else like.step.device
+        placed = tensor if device.type == "meta" else tensor.to(device)
         found[p] = _laid_out(placed, there[p]) if p in there else placed
     state = _with_leaves(like, found)
-    return state.replace(slots={**state.slots, **_nested(new, found, folder)})
-
-
-def _saved(folder: Path) -> dict[str, Leaf]:
-    entries = read_manifest(folder)["leaves"]
-    try:
-        saved = {path: Leaf.of(entry) for path, entry in entries.items()}
-        if all(len(split(path)) > 1 for path in saved if split(path)[0] == "slots"):
-            return saved
-        raise ValueError("a slot without a name")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} has a bad list of leaves: {error}.") from error
+    slots = {**state.slots, **_nested(new, found, folder)}
+    return Loaded(state.replace(slots=slots), folder, manifest)
 
 
 def _chosen(path: str, only: str | tuple[str, ...] | None) -> bool:
@@ -134,19 +193,20 @@ def _check_fit(folder: Path, wanted: Mapping[str, Leaf], there: Mapping[str, Any
         )
 
 
-def _check_unknown(folder: Path, unknown: list[str], strict: bool) -> None:
+def _check_unknown(folder: Path, unknown: list[str], prune: bool) -> None:
     model = [path for path in unknown if split(path)[0] != "slots"]
-    if model and strict:
+    if model and not prune:
         raise CheckpointError(
             f"The checkpoint {folder} has parameters or buffers that `like` has not: "
-            f"{_some(model)}. The usual cause is another model. To drop them, pass strict=False."
+            f"{_some(model)}. The usual cause is another model. To drop them, pass prune=True."
         )
-    memory = [path for path in unknown if split(path)[0] == "slots"]
-    if memory and strict:
+    if unknown:
+        usual = "model" if model else "optimizer"
         warnings.warn(
-            f"The checkpoint {folder} has memory that `like` has no place for, and it was dropped: "
-            f"{_some(memory)}. The usual cause is another optimizer than when it was saved.",
-            stacklevel=3,
+            f"The checkpoint {folder} has leaves that `like` has no place for, and they were "
+            f"dropped: {_some(unknown)}. The usual cause is another {usual} than when it was "
+            "saved.",
+            stacklevel=4,
         )
 
 
@@ -156,7 +216,7 @@ def _warn_missing(folder: Path, missing: Iterable[str]) -> None:
         warnings.warn(
             f"The checkpoint {folder} lacks {_some(model)}: kept as in `like`. The usual cause is "
             "another model than when it was saved.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -180,7 +240,7 @@ def _nested(paths: list[str], found: Mapping[str, Tensor], folder: Path) -> dict
         for part in parents:
             node = node.setdefault(part, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict) or last in node:
-            raise CheckpointError(f"{folder / MANIFEST}: {path!r} has leaves below itself.")
+            raise DamagedError(f"{folder / MANIFEST}: {path!r} has leaves below itself.")
         node[last] = found[path]
     return slots
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import shutil
-from collections.abc import Mapping
+import platform
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
 import fnloop
 from fnloop.store import tensors
-from fnloop.store.folders import commit, prepare, target_of, temporary_of
-from fnloop.store.manifest import FORMAT, TENSORS, encode, sync, write_manifest
-from fnloop.trees.paths import tree_items
+from fnloop.store.errors import DamagedError
+from fnloop.store.files import Files, as_path, files_for
+from fnloop.store.folders import commit, prepare, remove_tree, target_of, temporary_of
+from fnloop.store.manifest import FORMAT, TENSORS, encode, put_manifest
+from fnloop.store.read import verify
+from fnloop.store.schema import fault_in_path
+from fnloop.trees.paths import join, tree_items
 from fnloop.trees.show import bytes_text
 from fnloop.values import Cursor, State, numbers
 
@@ -27,33 +34,40 @@ def save(
     *,
     metrics: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
     memos: Mapping[str, Any] | None = None,
     step: Any = None,
     monitor: Mapping[str, Any] | None = None,
     status: str = "running",
+    files: Files | None = None,
 ) -> Path:
     """Save `state` as ``<folder>/step-<count>``, count being the batches ever drawn.
 
     The checkpoint is a folder with the tensors (``state.safetensors``, by leaf path) and
     ``manifest.json``; there is no pickle in it. It appears under its name when all of it is on
-    the disk; one that is there under this name is replaced, and stays until then.
+    the disk and was read again; one that is there under this name is replaced, and stays until
+    then.
 
     Args:
         state: What to save; its context is left out.
-        folder: A folder of checkpoints; it is made if it is missing.
+        folder: A folder of checkpoints; it is made if it is missing. Or a URL, such as
+            ``"s3://bucket/runs/a"``.
         metrics: Noted in the manifest, as numbers: `fl.Metric` objects or floats by name.
         config: Noted in the manifest; what JSON cannot hold is noted as text.
+        data: What the data is, and where it stands, as JSON values.
         memos: Effects' memos by name: JSON values.
         step: The pipeline, noted as text.
         monitor: What `fl.best` compares: ``{"name": ..., "mode": "min" or "max", "value": ...}``.
         status: Noted in the manifest: "running", or how the run ended.
+        files: What writes; default the disk, or fsspec for a URL.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
         TypeError: `state` is no State, or a leaf is no dense tensor, or a memo no JSON value.
-        OSError: The folder cannot be written, or the disk is full. What was there is untouched.
+        OSError: The folder cannot be written, or the disk is full, or what is read again is not
+            what was written. What was there is untouched.
 
     >>> import tempfile
     >>> from fnloop.values import start
@@ -62,7 +76,7 @@ def save(
     ...     path.name, sorted(file.name for file in path.iterdir())
     ('step-00000000', ['manifest.json', 'state.safetensors'])
     """
-    if not isinstance(state, State):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(state, State):
         raise TypeError(
             f"save takes a fnloop State, and was given {type(state).__name__}. For a model's own "
             "state_dict use torch.save; to_module(state) turns a state into a module."
@@ -73,41 +87,35 @@ def save(
         "format": FORMAT,
         "fnloop": fnloop.__version__,
         "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "device": state.key.device.type,
         "cursor": cursor._asdict(),
         "step": state.step.tolist(),
+        "key": state.key.tolist(),
         "model": str(state.skeleton),
         "pipeline": None if step is None else repr(step),
         "status": status,
         "metrics": numbers(metrics or {}),
         "monitor": monitor,
         "config": encode(config or {}, other=str),
+        "data": dict(data or {}),
         "memos": {name: _memo(name, memo) for name, memo in (memos or {}).items()},
+        "structure": dict(_containers(state.slots, ("slots",))),
     }
-    folder = Path(folder)
-    prepare(folder)
-    target = target_of(folder, cursor.count)
-    temporary = temporary_of(target)
+    place = as_path(folder)
+    files = files or files_for(place)
+    prepare(place, files)
+    target = target_of(place, cursor.count)
     try:
-        _check_space(folder, tensors.size_of(leaves))
-        temporary.mkdir()
-        with (temporary / TENSORS).open("wb") as file:
-            written = tensors.write(file, leaves)
-            file.flush()
-            sync(file.fileno())
-        manifest["bytes"] = (temporary / TENSORS).stat().st_size
-        manifest["leaves"] = {path: leaf.entry() for path, leaf in written.items()}
-        write_manifest(temporary, manifest)
-        commit(temporary, target)
+        _check_space(place, tensors.size_of(leaves), files)
+        (_rename_into if files.renames else _upload_to)(target, leaves, manifest, files)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(
             error.errno or errno.EIO,
             f"The checkpoint {target} was not saved ({error.strerror or error}); those saved "
             "before are untouched",
         ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return target
 
 
@@ -116,18 +124,91 @@ def leaves_of(state: State) -> dict[str, Tensor]:
 
     Raises:
         TypeError: A leaf is no dense tensor.
-        ValueError: Two leaves have one path.
+        ValueError: Two leaves have one path, or a path cannot be stored.
     """
     items = tree_items(state.replace(context={}))
     leaves = {path: tensors.check_storable(path, leaf) for path, leaf in items}
+    paths = [path for path, _ in items]
     if len(leaves) < len(items):
-        paths = [path for path, _ in items]
         twice = sorted({path for path in paths if paths.count(path) > 1})
         raise ValueError(
             f"Two leaves of the state have the path {twice[0]!r}: usually a dict with keys that "
             'are the same as text, such as 0 and "0".'
         )
+    for path in paths:
+        if fault := fault_in_path(path):
+            raise ValueError(
+                f"The state's leaf {path[:80]!r} cannot be saved: its path {fault}. Usually a dict "
+                "in a slot has an odd key; give it another."
+            )
     return leaves
+
+
+def _rename_into(
+    target: Path, leaves: Mapping[str, Tensor], manifest: dict[str, Any], files: Files
+) -> None:
+    """Write under a hidden name, read it again, and rename."""
+    temporary = temporary_of(target)
+    try:
+        files.make(temporary)
+        _write(temporary, TENSORS, leaves, manifest, files)
+        files.sync(temporary)
+        _read_again(temporary, files)
+        commit(temporary, target, files)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove_tree(temporary, files)
+        raise
+
+
+def _upload_to(
+    target: Path, leaves: Mapping[str, Tensor], manifest: dict[str, Any], files: Files
+) -> None:
+    """Write the tensors under a new name, then the manifest that names them."""
+    files.make(target)
+    before = [name for name in files.names(target) if name.endswith(".safetensors")]
+    _write(target, f"state-{uuid.uuid4().hex[:8]}.safetensors", leaves, manifest, files)
+    for name in before:
+        files.remove(target / name)
+
+
+def _write(
+    folder: Path,
+    name: str,
+    leaves: Mapping[str, Tensor],
+    manifest: dict[str, Any],
+    files: Files,
+) -> None:
+    output = files.create(folder / name)
+    try:
+        written = tensors.write(output, leaves)
+        output.sync()
+    finally:
+        output.close()
+    manifest["file"] = name
+    manifest["bytes"] = tensors.size_of(leaves)
+    manifest["leaves"] = {path: leaf.entry() for path, leaf in written.items()}
+    put_manifest(folder, manifest, files)
+
+
+def _read_again(folder: Path, files: Files) -> None:
+    try:
+        verify(folder, files)
+    except DamagedError as error:
+        raise OSError(errno.EIO, f"what was read again is not what was written: {error}") from error
+
+
+def _containers(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
+    """Where a slot's memory is in something other than a dict, or in one that is empty."""
+    if isinstance(node, Tensor):
+        return
+    children, _, entries, *_ = optree.tree_flatten_one_level(node)
+    kinds = {dict: "dict", list: "list", tuple: "tuple", type(None): "none"}
+    kind = kinds.get(type(node), "tree")
+    if kind != "dict" or not children:
+        yield join(path), kind
+    for entry, child in zip(entries, children, strict=True):
+        yield from _containers(child, (*path, entry))
 
 
 def _memo(name: str, memo: Any) -> Any:
@@ -137,9 +218,9 @@ def _memo(name: str, memo: Any) -> Any:
         raise TypeError(f"The memo of the effect {name!r} cannot be saved: {error}") from None
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+def _check_space(folder: Path, needed: int, files: Files) -> None:
+    free = files.free(folder)
+    if free is not None and free < needed:
         raise OSError(
             errno.ENOSPC, f"it needs {bytes_text(needed)}, and the disk has {bytes_text(free)} left"
         )

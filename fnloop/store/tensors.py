@@ -1,7 +1,7 @@
 """Tensors by name in one file: the safetensors format, written and read in a stream.
 
-A tensor at a time is on its way, so that saving costs no second copy of the state; every tensor's
-digest is taken on the way. Any safetensors reader opens the file.
+A tensor at a time is on its way, so that saving costs no second copy of the state; digests are
+taken by another thread while the bytes move. Any safetensors reader opens the file.
 
 Source: https://huggingface.co/docs/safetensors (format).
 """
@@ -12,15 +12,19 @@ import hashlib
 import io
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fnloop.store.manifest import CheckpointError
+from fnloop.store.errors import DamagedError
+from fnloop.store.files import Files, Output
+from fnloop.store.manifest import write_all
+from fnloop.store.schema import is_whole
 
 _CODES = {
     torch.float64: "F64",
@@ -41,7 +45,7 @@ _CODES = {
     torch.float8_e5m2: "F8_E5M2",
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in [*_CODES, torch.complex128]}
-_LONGEST_HEADER = 100_000_000
+_PIECE = 8 * 2**20  # bytes that are read, and whose digest is taken, at once
 
 
 class Leaf(NamedTuple):
@@ -73,10 +77,14 @@ class Leaf(NamedTuple):
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Leaf:
         """The inverse of `entry`."""
-        shape = tuple(entry["shape"])
-        if any(type(size) is not int or size < 0 for size in shape):
-            raise ValueError(f"shape {entry['shape']}")
-        return cls(_DTYPES[entry["dtype"]], shape, str(entry["sha256"]))
+        if set(entry) != {"dtype", "shape", "sha256"}:
+            raise ValueError(f"entries {', '.join(entry)}")
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        if not all(is_whole(size) and size >= 0 for size in shape) or len(shape) > 64:
+            raise ValueError(f"shape {str(entry['shape'])[:80]}")
+        if math.prod(size or 1 for size in shape) >= 2**56:
+            raise ValueError(f"shape {list(shape)}, which no tensor can have")
+        return cls(dtype, shape, str(entry["sha256"]))
 
 
 def check_storable(path: str, leaf: Any) -> Tensor:
@@ -102,87 +110,196 @@ def check_storable(path: str, leaf: Any) -> Tensor:
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """About how many bytes `write` needs."""
-    return sum(t.numel() * t.element_size() + len(path) + 120 for path, t in tensors.items())
+    """How many bytes `write` writes."""
+    leaves = {path: Leaf(t.dtype, tuple(t.shape), "") for path, t in tensors.items()}
+    return len(_header(leaves)) + sum(leaf.nbytes for leaf in leaves.values())
 
 
-def write(file: io.BufferedWriter, tensors: Mapping[str, Tensor]) -> dict[str, Leaf]:
-    """Write `tensors`, and say what was written."""
+def write(
+    output: Output, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> dict[str, Leaf]:
+    """Write `tensors`, and say what was written.
+
+    Args:
+        output: An open file.
+        tensors: By name.
+        metadata: Text by name, for other readers; a file that has some cannot be `read` here.
+    """
+    leaves = {path: Leaf(t.dtype, tuple(t.shape), "") for path, t in tensors.items()}
+    small = bytearray(_header(leaves, metadata))  # collected, as each write costs a system call
+    digests: dict[str, Future[str]] = {}
+    copies: deque[Future[str]] = deque()
+    with ThreadPoolExecutor(1, "fnloop-digest") as pool:
+        for path in _order(leaves):
+            data = _bytes(tensors[path])
+            digests[path] = pool.submit(_sha256, data)
+            if len(small) + data.nbytes <= _PIECE // 8:
+                small += memoryview(data)
+                continue
+            for part in (small, data):
+                write_all(output, part)
+            small = bytearray()
+            copies.append(digests[path])
+            if len(copies) > 2:  # memory that is not the state's own is to be let go
+                copies.popleft().result()
+        write_all(output, small)
+    return {path: leaf._replace(sha256=digests[path].result()) for path, leaf in leaves.items()}
+
+
+def read(
+    files: Files,
+    file: Path,
+    leaves: Mapping[str, Leaf],
+    only: Callable[[str], bool] = lambda path: True,
+) -> Iterator[tuple[str, Tensor]]:
+    """Read and verify leaves, each into memory of its own, in the order of the file.
+
+    Args:
+        files: What reads.
+        file: Which file.
+        leaves: All that the manifest says is in it.
+        only: Which of them are read; default all.
+
+    Raises:
+        DamagedError: The file is missing or is not what the manifest says.
+    """
+    for path, memory in _verified(files, file, leaves, only, keep=True):
+        yield path, memory.view(leaves[path].dtype).reshape(leaves[path].shape)
+
+
+def verify(files: Files, file: Path, leaves: Mapping[str, Leaf]) -> None:
+    """Read a file and compare its digests; no tensor is kept.
+
+    Raises:
+        DamagedError: The file is missing or is not what the manifest says.
+    """
+    for _ in _verified(files, file, leaves, lambda path: True, keep=False):
+        pass
+
+
+def _verified(
+    files: Files,
+    file: Path,
+    leaves: Mapping[str, Leaf],
+    only: Callable[[str], bool],
+    keep: bool,
+) -> Iterator[tuple[str, Tensor]]:
+    """Leaves as bytes; the next ones are read while another thread takes the digests."""
+    try:
+        with files.open(file) as stream, ThreadPoolExecutor(1, "fnloop-digest") as pool:
+            position = _check_header(stream, file, leaves)
+            reused = _reused() if not keep else None
+            waiting: deque[tuple[str, Tensor, Future[str]]] = deque()
+            for path in _order(leaves):
+                begin, position = position, position + leaves[path].nbytes
+                if only(path):
+                    stream.seek(begin)
+                    memory = torch.empty(leaves[path].nbytes if keep else 0, dtype=torch.uint8)
+                    digest = _fill(stream, leaves[path].nbytes, memory, reused, pool)
+                    waiting.append((path, memory, digest))
+                if len(waiting) > 2:
+                    yield _checked(file, leaves, *waiting.popleft())
+            for entry in waiting:
+                yield _checked(file, leaves, *entry)
+    except (OSError, EOFError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DamagedError(f"{file} cannot be read: {why}.") from error
+
+
+def _check_header(stream: Any, file: Path, leaves: Mapping[str, Leaf]) -> int:
+    """Where the first tensor begins. The header follows from the manifest, byte by byte."""
+    header = _header(leaves)
+    expected = len(header) + sum(leaf.nbytes for leaf in leaves.values())
+    size = stream.seek(0, io.SEEK_END)
+    if size != expected:
+        raise DamagedError(
+            f"{file} has {size} bytes, and its manifest says {expected}: it is truncated, or not "
+            "this checkpoint's."
+        )
+    stream.seek(0)
+    found = bytearray(len(header))
+    _read_into(stream, memoryview(found))
+    if bytes(found) != header:
+        raise DamagedError(
+            f"{file} does not begin with the safetensors header that its manifest describes: it "
+            "is damaged, or not this checkpoint's."
+        )
+    return len(header)
+
+
+def _fill(
+    stream: Any, nbytes: int, memory: Tensor, reused: Any, pool: ThreadPoolExecutor
+) -> Future[str]:
+    """Read a leaf into `memory`, or into reused memory, and take its digest meanwhile."""
+    digest = hashlib.sha256()
+    for start in range(0, nbytes, _PIECE):
+        length = min(_PIECE, nbytes - start)
+        if reused is None:
+            piece: Any = memory[start : start + length].numpy()
+            _read_into(stream, memoryview(piece))
+            pool.submit(digest.update, piece)
+        else:
+            buffer, free = next(reused)
+            _read_into(stream, buffer[:length])
+            free.append(pool.submit(digest.update, buffer[:length]))
+    return pool.submit(digest.hexdigest)
+
+
+def _reused() -> Iterator[tuple[memoryview, list[Future[None]]]]:
+    """Pieces of memory in turn, each as soon as the digest of what was in it is taken."""
+    pieces = [(memoryview(bytearray(_PIECE)), list[Future[None]]()) for _ in range(3)]
+    while True:
+        for piece, used in pieces:
+            while used:
+                used.pop().result()
+            yield piece, used
+
+
+def _read_into(stream: Any, memory: memoryview) -> None:
+    while memory:
+        got = stream.readinto(memory)
+        if not got:
+            raise EOFError("it ends too early")
+        memory = memory[got:]
+
+
+def _checked(
+    file: Path, leaves: Mapping[str, Leaf], path: str, memory: Tensor, digest: Future[str]
+) -> tuple[str, Tensor]:
+    if digest.result() != leaves[path].sha256:
+        raise DamagedError(
+            f"{file}: the bytes of tensor {path!r} are not those that were saved (their sha256 "
+            "differs): the file is damaged."
+        )
+    return path, memory
+
+
+def _order(leaves: Mapping[str, Leaf]) -> list[str]:
     # Wide elements first, so that each tensor starts at a multiple of its element's size.
-    order = sorted(tensors, key=lambda path: (-tensors[path].element_size(), path))
-    header: dict[str, Any] = {}
+    return sorted(leaves, key=lambda path: (-leaves[path].dtype.itemsize, path))
+
+
+def _header(leaves: Mapping[str, Leaf], metadata: Mapping[str, str] | None = None) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for path in order:
-        tensor = tensors[path]
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        code, shape = _CODES.get(tensor.dtype), list(tensor.shape)
+    for path in _order(leaves):
+        leaf = leaves[path]
+        start, end = end, end + leaf.nbytes
+        code, shape = _CODES.get(leaf.dtype), list(leaf.shape)
         if code is None:  # safetensors has no name for it: its bytes, and the manifest's dtype
-            code, shape = "U8", [end - start]
+            code, shape = "U8", [leaf.nbytes]
         header[path] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    leaves: dict[str, Leaf] = {}
-    for path in order:
-        data = _bytes(tensors[path])
-        file.write(data)
-        digest = hashlib.sha256(data).hexdigest()
-        leaves[path] = Leaf(tensors[path].dtype, tuple(tensors[path].shape), digest)
-    return {path: leaves[path] for path in tensors}
-
-
-def read(file: Path, leaves: Mapping[str, Leaf]) -> Iterator[tuple[str, Tensor]]:
-    """Read and verify `leaves`, each into memory of its own.
-
-    Raises:
-        CheckpointError: The file is missing or is not what the manifest says.
-    """
-    try:
-        with file.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            header, start = _header(stream, size, file)
-            for path, leaf in leaves.items():
-                try:
-                    begin, end = header[path]["data_offsets"]
-                    fits = type(begin) is int and begin >= 0 and end == begin + leaf.nbytes
-                except (KeyError, TypeError, ValueError):
-                    fits, begin, end = False, 0, 0
-                if not fits or start + end > size:
-                    raise CheckpointError(
-                        f"{file}: the tensor {path!r} is not where its manifest says, or not all "
-                        "of it: the file is damaged, truncated or not this checkpoint's."
-                    )
-                stream.seek(start + begin)
-                data = torch.empty(leaf.nbytes, dtype=torch.uint8)
-                memory: Any = data.numpy()
-                got = stream.readinto(memory)
-                if got != leaf.nbytes or hashlib.sha256(memory).hexdigest() != leaf.sha256:
-                    raise CheckpointError(
-                        f"{file}: the bytes of tensor {path!r} are not those that were saved "
-                        "(their sha256 differs): the file is damaged."
-                    )
-                yield path, data.view(leaf.dtype).reshape(leaf.shape)
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error
-
-
-def _header(stream: io.BufferedReader, size: int, file: Path) -> tuple[dict[str, Any], int]:
-    length = int.from_bytes(stream.read(8), "little")
-    try:
-        if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-            raise ValueError("header length")
-        header = json.loads(stream.read(length))
-        if not isinstance(header, dict):
-            raise ValueError("header type")
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{file} does not begin with a safetensors header: it is damaged or truncated."
-        ) from error
-    return header, 8 + length
+    return len(text).to_bytes(8, "little") + text
 
 
 def _bytes(tensor: Tensor) -> Any:
     """The tensor's bytes, row-major, on the CPU; without a copy where they are there already."""
-    dense = tensor.resolve_conj().resolve_neg().cpu().contiguous()
+    dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     # Not reshape(-1): a single element may keep a stride of 2, which view() refuses.
     return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy()
+
+
+def _sha256(data: Any) -> str:
+    return hashlib.sha256(data).hexdigest()

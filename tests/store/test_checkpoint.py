@@ -263,14 +263,14 @@ def test_a_state_that_a_failed_step_consumed_is_warned_of(tmp_path):
 def test_what_cannot_be_deleted_now_is_deleted_later(tmp_path, monkeypatch):
     effect = begin(checkpoint(tmp_path, keep=1))
     go(effect, range(1, 5))
-    rename = os.rename
+    rename = os.replace
 
     def busy(source, target):
         if str(source).endswith("step-00000004"):
             raise OSError(errno.EBUSY, "Device or resource busy")
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", busy)
+    monkeypatch.setattr(os, "replace", busy)
     with pytest.warns(UserWarning, match="cannot be deleted") as caught:
         go(effect, range(5, 13))
     assert len(caught) == 1
@@ -283,13 +283,13 @@ def test_what_cannot_be_deleted_now_is_deleted_later(tmp_path, monkeypatch):
 def test_the_old_one_is_there_until_the_new_one_is(tmp_path, monkeypatch):
     effect = begin(checkpoint(tmp_path, keep=1))
     go(effect, range(1, 5))
-    rename, seen = os.rename, []
+    rename, seen = os.replace, []
 
     def noted(source, target):
         seen.append(latest(tmp_path).name)
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", noted)
+    monkeypatch.setattr(os, "replace", noted)
     go(effect, range(5, 9))
     assert seen == ["step-00000004", "step-00000008"]  # at the commit, at the deletion
 

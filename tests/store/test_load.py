@@ -1,4 +1,3 @@
-import json
 import os
 import warnings
 
@@ -6,7 +5,6 @@ import pytest
 import torch
 
 from fnloop.store import CheckpointError, load, read_manifest, save
-from fnloop.store.manifest import amend
 from fnloop.trees import tree, tree_equal, tree_map, tree_paths
 from fnloop.values import Cursor, Mean, start
 
@@ -146,7 +144,9 @@ def test_a_slot_comes_back_with_its_structure_when_like_has_it(tmp_path):
 def test_memory_without_a_place_in_a_slot_of_like_is_dropped_with_a_warning(tmp_path):
     state = mlp().put("update", {"adam": {"mu": torch.zeros(1)}, "scale": torch.tensor(1.0)})
     like = mlp().put("update", {"scale": torch.tensor(2.0)})
-    with pytest.warns(UserWarning, match="no place for, and it was dropped: slots/update/adam/mu"):
+    with pytest.warns(
+        UserWarning, match="they were dropped: slots/update/adam/mu"
+    ):
         loaded = load(save(state, tmp_path), like=like)
     assert tree_equal(loaded.slots, {"update": {"scale": torch.tensor(1.0)}})
 
@@ -155,9 +155,10 @@ def test_another_models_parameters_are_refused_or_dropped_with_their_memory(tmp_
     big, small = mlp(seed=1), start(torch.nn.Sequential(torch.nn.Linear(3, 4)), seed=2)
     path = save(big.put("update", moments(big, 2.0)), tmp_path)
     like = small.put("update", moments(small, 0.0))
-    with pytest.raises(CheckpointError, match=r"has not: params/1\.bias, .* pass strict"):
+    with pytest.raises(CheckpointError, match=r"has not: params/1\.bias, .* pass prune"):
         load(path, like=like)
-    loaded = load(path, like=like, strict=False)
+    with pytest.warns(UserWarning, match=r"they were dropped: params/1\.bias"):
+        loaded = load(path, like=like, prune=True)
     assert loaded.params.keys() == small.params.keys() == loaded["update"]["adamw"]["mu"].keys()
     assert torch.equal(loaded["update"]["adamw"]["mu"]["0.bias"], big.params["0.bias"] * 2)
 
@@ -213,7 +214,7 @@ def test_only_a_part_that_is_not_there_is_an_error(tmp_path):
 def test_a_truncated_file_is_named(tmp_path):
     path = save(mlp(), tmp_path)
     os.truncate(path / "state.safetensors", (path / "state.safetensors").stat().st_size - 1)
-    with pytest.raises(CheckpointError, match=r"step-00000000/state\.safetensors: the tensor '"):
+    with pytest.raises(CheckpointError, match=r"step-00000000/state\.safetensors has .* truncated"):
         load(path, like=mlp())
 
 
@@ -247,35 +248,6 @@ def test_a_pickle_is_never_run(tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize(
-    ("leaves", "message"),
-    [
-        ({"slots/a": None, "slots/a/b": None}, "slots/a/b' has leaves below itself"),
-        ({"slots/a/b": None, "slots/a": None}, "slots/a' has leaves below itself"),
-        ({"slots": None}, "bad list of leaves"),
-        ({"params/../../x": None}, "has not: params/../../x"),
-        ({"evil": None}, "has not: evil"),
-        ({"slots/a": {"dtype": "os.system", "shape": [], "sha256": ""}}, "bad list of leaves"),
-        ({"slots/a": {"dtype": "float32", "shape": "x", "sha256": ""}}, "bad list of leaves"),
-        ({"slots/a": 3}, "bad list of leaves"),
-    ],
-)
-def test_a_manifest_made_to_do_harm_is_refused(tmp_path, leaves, message):
-    state = mlp()
-    path = save(state, tmp_path)
-    entries = read_manifest(path)["leaves"]
-    amend(path, leaves={**entries, **{p: e or entries["step"] for p, e in leaves.items()}})
-    file = path / "state.safetensors"
-    data = file.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header.update({p: header["step"] for p in leaves})
-    text = json.dumps(header).encode()
-    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-    with pytest.raises(CheckpointError, match=message):
-        load(path, like=state)
-
-
 def test_like_must_be_a_state(tmp_path):
     path = save(mlp(), tmp_path)
     with pytest.raises(TypeError, match=r"like=step\.init\(model\).*given Linear"):
@@ -297,3 +269,42 @@ def test_the_memory_layout_is_that_of_like(tmp_path):
     loaded = load(save(state, tmp_path), like=state)
     assert loaded.params["weight"].stride() == state.params["weight"].stride() != (36, 9, 3, 1)
     assert loaded == state
+
+
+def test_pruning_drops_slots_that_like_lacks_too(tmp_path):
+    path = save(mlp().put("ema", {"x": torch.tensor(1.0)}), tmp_path)
+    with pytest.warns(UserWarning, match="they were dropped: slots/ema/x"):
+        assert load(path, like=mlp(), prune=True).slots == {}
+
+
+def damage(path, file="state.safetensors", at=-1):
+    data = bytearray((path / file).read_bytes())
+    data[at] ^= 1
+    (path / file).write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_skipped_and_the_reason_told(tmp_path):
+    states = {n: mlp(seed=n).replace(cursor=Cursor(0, n, n).tensor()) for n in (1, 2, 3)}
+    paths = {n: save(state, tmp_path) for n, state in states.items()}
+    damage(paths[3])
+    damage(paths[2], "manifest.json", at=400)
+    with pytest.warns(UserWarning) as caught:
+        assert load(tmp_path, like=mlp()) == states[1]
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == 2
+    assert "step-00000003 was skipped" in told[0] and "their sha256 differs" in told[0]
+    assert "step-00000002 was skipped" in told[1] and "its own digest" in told[1]
+
+
+def test_where_all_are_damaged_that_is_an_error_with_each_reason(tmp_path):
+    for n in (1, 2):
+        damage(save(mlp().replace(cursor=Cursor(0, n, n).tensor()), tmp_path))
+    with pytest.raises(CheckpointError, match=r"is whole:\n.*step-00000002: .*\n.*step-00000001: "):
+        load(tmp_path, like=mlp())
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_skipped(tmp_path):
+    save(mlp().replace(cursor=Cursor(0, 1, 1).tensor()), tmp_path)
+    save(mlp(width=6).replace(cursor=Cursor(0, 2, 2).tensor()), tmp_path)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load(tmp_path, like=mlp())

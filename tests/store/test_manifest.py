@@ -3,7 +3,11 @@ import math
 
 import pytest
 
-from fnloop.store.manifest import CheckpointError, amend, encode, read_manifest, write_manifest
+from fnloop.store.errors import CheckpointError
+from fnloop.store.files import Disk
+from fnloop.store.manifest import MANIFEST, amend, encode, put_manifest, read_manifest
+
+DISK = Disk()
 
 
 def entries(**changes):
@@ -11,19 +15,31 @@ def entries(**changes):
         "format": 1,
         "fnloop": "1",
         "torch": "2",
+        "python": "3",
+        "threads": 1,
+        "device": "cpu",
         "cursor": {"epoch": 0, "index": 0, "count": 0},
         "step": 0,
+        "key": 0,
         "model": "Linear",
         "pipeline": None,
         "status": "running",
         "metrics": {},
         "monitor": None,
         "config": {},
+        "data": {},
         "memos": {},
+        "structure": {},
+        "file": "state.safetensors",
         "bytes": 0,
         "leaves": {},
         **changes,
     }
+
+
+def put(folder, manifest):
+    (folder / MANIFEST).unlink(missing_ok=True)
+    put_manifest(folder, manifest, DISK)
 
 
 def refuse_constant(name):
@@ -35,7 +51,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
         metrics={"loss": 0.1, "big": 1e300, "inf": math.inf, "-inf": -math.inf},
         memos={"a": [1, {"b": None}], "ü": "\ud800"},
     )
-    write_manifest(tmp_path, given)
+    put(tmp_path, given)
     read = read_manifest(tmp_path)
     read.pop("digest", None)
     assert read == given
@@ -43,14 +59,14 @@ def test_what_is_read_is_what_was_written(tmp_path):
 
 
 def test_nan_and_infinity_are_valid_json_and_come_back(tmp_path):
-    write_manifest(tmp_path, entries(metrics={"loss": math.nan, "best": math.inf}))
+    put(tmp_path, entries(metrics={"loss": math.nan, "best": math.inf}))
     json.loads((tmp_path / "manifest.json").read_text(), parse_constant=refuse_constant)
     metrics = read_manifest(tmp_path)["metrics"]
     assert math.isnan(metrics["loss"]) and metrics["best"] == math.inf
 
 
 def test_every_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
-    write_manifest(tmp_path, entries())
+    put(tmp_path, entries())
     file = tmp_path / "manifest.json"
     whole, right = file.read_bytes(), read_manifest(tmp_path)
     noticed = 0
@@ -81,7 +97,7 @@ def test_a_missing_manifest_is_a_clear_error(tmp_path):
 
 
 def test_a_later_format_is_refused_with_the_version_that_wrote_it(tmp_path):
-    write_manifest(tmp_path, entries(format=2, fnloop="9.9"))
+    put(tmp_path, entries(format=2, fnloop="9.9"))
     with pytest.raises(CheckpointError, match=r"format 2, written by fnloop 9\.9"):
         read_manifest(tmp_path)
 
@@ -89,14 +105,14 @@ def test_a_later_format_is_refused_with_the_version_that_wrote_it(tmp_path):
 def test_a_manifest_that_lacks_an_entry_is_refused(tmp_path):
     given = entries()
     del given["leaves"]
-    write_manifest(tmp_path, given)
+    put(tmp_path, given)
     with pytest.raises(CheckpointError, match="lacks leaves"):
         read_manifest(tmp_path)
 
 
 def test_amend_changes_what_is_named(tmp_path):
-    write_manifest(tmp_path, entries(metrics={"loss": math.nan}))
-    amend(tmp_path, status="completed")
+    put(tmp_path, entries(metrics={"loss": math.nan}))
+    amend(tmp_path, DISK, status="completed")
     read = read_manifest(tmp_path)
     assert read["status"] == "completed" and math.isnan(read["metrics"]["loss"])
 

@@ -1,0 +1,11 @@
+"""What can be wrong with a checkpoint."""
+
+from __future__ import annotations
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, incomplete, damaged, or of another model."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint that is incomplete or damaged; an older one may be whole."""

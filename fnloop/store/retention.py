@@ -1,0 +1,101 @@
+"""Which checkpoints of a run are kept: a pure decision."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from fnloop.store.topk import TopK
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """What is kept of what was saved, by counts of batches.
+
+    Args:
+        top: The best so far.
+        newest: How many of the newest are kept, whatever their score; None keeps all.
+        recent: The newest that are kept, oldest first.
+        unneeded: Those that are to be deleted.
+
+    >>> kept = Retention(TopK(0), newest=2)
+    >>> for count in (1, 2, 3):
+    ...     kept = kept.add(count, None, due=True)
+    >>> kept.recent, kept.unneeded
+    ((2, 3), (1,))
+    """
+
+    top: TopK
+    newest: int | None
+    recent: tuple[int, ...] = ()
+    unneeded: tuple[int, ...] = ()
+
+    def add(
+        self, count: int, score: float | None, due: bool, demanded: bool = False
+    ) -> Retention | None:
+        """What is kept once the state at `count` is saved; None if it need not be saved.
+
+        Args:
+            count: Batches drawn.
+            score: The monitored metric, if it was reported.
+            due: Whether it is time for one of the newest.
+            demanded: Whether somebody asks for it now, whatever the settings.
+        """
+        top = self.top if score is None else self.top.add(count, score)
+        recent = (due and self.newest != 0) or demanded
+        if top is self.top and not recent:
+            return None
+        newest = max(1, self.newest or 0) if demanded and self.newest is not None else self.newest
+        kept = dataclasses.replace(self, top=top, recent=_last(newest, (*self.recent, count)))
+        return kept._without(self.counts)
+
+    @property
+    def counts(self) -> set[int]:
+        """All that are kept."""
+        return {*self.top.counts, *self.recent}
+
+    def only(self, there: Collection[int]) -> Retention:
+        """Without those that are not `there` any more."""
+        entries = tuple(entry for entry in self.top.entries if entry[0] in there)
+        return dataclasses.replace(
+            self,
+            top=dataclasses.replace(self.top, entries=entries),
+            recent=tuple(count for count in self.recent if count in there),
+        )
+
+    def deleted(self, count: int) -> Retention:
+        """After `count` was deleted."""
+        return dataclasses.replace(
+            self, unneeded=tuple(other for other in self.unneeded if other != count)
+        )
+
+    def memo(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "mode": self.top.mode,
+            "best": [list(entry) for entry in self.top.entries],
+            "recent": list(self.recent),
+            "unneeded": list(self.unneeded),
+        }
+
+    def recall(self, memo: Mapping[str, Any], same_monitor: bool) -> Retention:
+        """Go on from a memo; with another monitor than then, the best so far are left alone."""
+        best = {int(count): float(score) for count, score in memo["best"]}
+        recent = [count for count in memo["recent"] if same_monitor or count not in best]
+        known = {*memo["recent"], *memo["unneeded"]}
+        top = dataclasses.replace(self.top, entries=())
+        for count, score in best.items() if same_monitor else ():
+            top = top.add(count, score)
+        kept = dataclasses.replace(self, top=top, recent=_last(self.newest, tuple(recent)))
+        return kept._without(known | best.keys() if same_monitor else known - best.keys())
+
+    def _without(self, known: Collection[int]) -> Retention:
+        unneeded = {*self.unneeded, *known} - self.counts
+        return dataclasses.replace(self, unneeded=tuple(sorted(unneeded)))
+
+
+def _last(newest: int | None, counts: tuple[int, ...]) -> tuple[int, ...]:
+    if newest is None:
+        return counts
+    return counts[-newest:] if newest else ()

@@ -1,0 +1,126 @@
+"""Which entries a manifest has, and what each may hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+Check = Callable[[Any], bool]
+
+_LONE = ("step", "cursor", "key")
+_FIELDS = (*_LONE, "params", "buffers", "slots")
+
+
+def fault_in(manifest: Mapping[str, Any]) -> str | None:
+    """What is wrong with a manifest's entries, or None.
+
+    >>> fault_in({"format": 1})[:30]
+    'it lacks bytes, config, cursor'
+    """
+    if lacking := sorted(_ENTRIES.keys() - manifest.keys()):
+        return f"it lacks {', '.join(lacking)}"
+    for name, (what, check) in _ENTRIES.items():
+        if not check(manifest[name]):
+            return f"{name!r} is not {what}"
+    return None
+
+
+def fault_in_path(path: str) -> str | None:
+    """What is wrong with a leaf's path, or None.
+
+    >>> fault_in_path("params/0.weight"), fault_in_path("params/../x")
+    (None, "has a part '..'")
+    """
+    if len(path) > 1000:
+        return "has more than 1000 characters"
+    if not path.isprintable():
+        return "has characters that cannot be printed"
+    first, *parts = path.split("/")
+    if odd := [part for part in parts if part in ("", ".", "..")]:
+        return f"has a part {odd[0]!r}"
+    if first not in _FIELDS:
+        return f"begins with {first!r}, which no state has"
+    if (first in _LONE) != (not parts):
+        return "ends too early" if first not in _LONE else f"goes on after {first!r}"
+    return None
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is an int, and not a bool."""
+    return type(value) is int
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_count(value: Any) -> bool:
+    return is_whole(value) and value >= 0
+
+
+def _are_whole(value: Any) -> bool:
+    return is_whole(value) or (isinstance(value, list) and all(map(_are_whole, value)))
+
+
+def _is_cursor(value: Any) -> bool:
+    return _has(value, ("epoch", "index", "count")) and all(map(_is_count, value.values()))
+
+
+def _is_monitor(value: Any) -> bool:
+    return (
+        _has(value, ("name", "mode", "value"))
+        and _is_text(value["name"])
+        and value["mode"] in ("min", "max")
+        and _is_number(value["value"])
+    )
+
+
+def _is_file_name(value: Any) -> bool:
+    return _is_text(value) and re.fullmatch(r"state(-[0-9a-f]{8})?\.safetensors", value) is not None
+
+
+def _has(value: Any, names: Iterable[str]) -> bool:
+    return isinstance(value, dict) and value.keys() == set(names)
+
+
+def _named(check: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+_TEXT = ("text", _is_text)
+_COUNT = ("a count", _is_count)
+_MEMBERS = ("a whole number, or one for each member", _are_whole)
+_VALUES = ("values by name", lambda value: isinstance(value, dict))
+
+_ENTRIES: dict[str, tuple[str, Check]] = {
+    "format": _COUNT,
+    "fnloop": _TEXT,
+    "torch": _TEXT,
+    "python": _TEXT,
+    "threads": _COUNT,
+    "device": _TEXT,
+    "cursor": ("epoch, index and count", _is_cursor),
+    "step": _MEMBERS,
+    "key": _MEMBERS,
+    "model": _TEXT,
+    "pipeline": ("text or null", _or_none(_is_text)),
+    "status": _TEXT,
+    "metrics": ("numbers by name", _named(_is_number)),
+    "monitor": ("a name, a mode and a value, or null", _or_none(_is_monitor)),
+    "config": _VALUES,
+    "data": _VALUES,
+    "memos": _VALUES,
+    "structure": ("text by path", _named(_is_text)),
+    "file": ("the name of a file of tensors", _is_file_name),
+    "bytes": _COUNT,
+    "leaves": _VALUES,
+}

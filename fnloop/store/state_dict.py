@@ -1,0 +1,226 @@
+"""``load_state_dict``: start from weights that another program saved."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, empty_like
+
+from fnloop.store.errors import CheckpointError
+from fnloop.store.foreign import read_weights
+from fnloop.trees import tree_equal
+from fnloop.trees.equal import table
+from fnloop.trees.show import short
+from fnloop.values import State
+from fnloop.values.module_skeleton import ModuleSkeleton
+
+_log = logging.getLogger("fnloop")
+
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of DDP, of torch.compile, of Lightning
+
+
+def load_state_dict(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    like: State,
+    *,
+    prefix: str = "",
+    strict: bool = True,
+    cast: bool = False,
+) -> State:
+    """Put weights from another program into a state.
+
+    The weights replace the parameters and buffers of `like`, and fresh averages of the parameters
+    (`fl.ema`) that still equal those of `like` start from the weights too. All else is kept: the
+    optimizer's memory, the key, the step. So the usual line is
+    ``state = fl.load_state_dict("weights.pt", like=step.init(model))``.
+
+    Files of ``torch.save`` are read with ``weights_only=True``, always: one that holds more than
+    tensors and plain containers is refused.
+
+    Args:
+        source: A file that ``torch.save`` wrote (a ``state_dict``, or a dict that has one under
+            ``"state_dict"``, as a Lightning ``.ckpt`` has, ``"model_state_dict"``, ``"model"`` or
+            ``"module"``), a ``.safetensors`` file, or a mapping of names to tensors.
+        like: A fresh state: ``step.init(model)``.
+        prefix: Take only names that begin so, without that beginning. The prefixes ``module.``
+            (DistributedDataParallel), ``_orig_mod.`` (torch.compile) and ``model.`` (Lightning)
+            are taken off by themselves where that makes the names fit; it is logged ("fnloop").
+        strict: Refuse missing and unexpected names and other shapes; else load what fits, and warn.
+        cast: Accept other dtypes, and convert them.
+
+    Returns:
+        The state, on the devices and in the memory layout of `like`; it owns its tensors.
+
+    Raises:
+        CheckpointError: The source cannot be read, is refused, or does not fit; with a table.
+
+    >>> import torch, fnloop as fl
+    >>> model = torch.nn.Linear(2, 1)
+    >>> loss = lambda model, batch: model(batch).mean()
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)), fl.ema(0.9))
+    >>> state = load_state_dict(model.state_dict(), like=step.init(torch.nn.Linear(2, 1)))
+    >>> torch.equal(state.params["weight"], model.weight)
+    True
+    >>> torch.equal(state["ema"]["weight"], model.weight)
+    True
+    """
+    if not isinstance(like, State):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            "load_state_dict puts weights into a State: like=step.init(model). It was given "
+            f"{type(like).__name__}."
+        )
+    who = "the mapping" if isinstance(source, Mapping) else str(source)
+    first, needed = _names(like)
+    found = _renamed(read_weights(source), first, prefix, who)
+    there = {**like.params, **like.buffers}
+    wrong = _misfits(found, first, needed, there, cast)
+    if wrong and strict:
+        raise CheckpointError(_refusal(who, wrong))
+    if wrong:
+        names = ", ".join(row[0] for row in wrong[:8])
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        warnings.warn(f"{who}: not loaded, as they do not fit: {names}{more}.", stacklevel=2)
+    bad = {row[0] for row in wrong}
+    loaded: dict[str, Tensor] = {}
+    for name, tensor in found.items():
+        if name in bad or name not in first:
+            continue
+        own = first[name]
+        placed = empty_like(there[own]).copy_(tensor)
+        if own in loaded and not tree_equal(loaded[own], placed):
+            raise CheckpointError(_untied(who, name, own))
+        loaded.setdefault(own, placed)
+    if not loaded:
+        raise CheckpointError(f"Nothing of {who} fits:\n{_refusal(who, wrong)}")
+    if int(like.step.max()):
+        warnings.warn(
+            f"load_state_dict: `like` has {int(like.step.max())} steps behind it, and its memory "
+            "(the optimizer's, averages) belongs to other weights. Take a fresh one: "
+            "like=step.init(model).",
+            stacklevel=2,
+        )
+    return _put(like, loaded)
+
+
+def _names(like: State) -> tuple[dict[str, str], set[str]]:
+    """Names of all tensors, tied ones too, to those in the state; and those that a file must have.
+
+    A file need not have buffers that the module does not save.
+    """
+    own = [*like.params, *like.buffers]
+    skeleton = like.skeleton
+    if not isinstance(skeleton, ModuleSkeleton):
+        return {name: name for name in own}, set(own)
+    module = skeleton.module
+    tensors: dict[int, str] = {}
+    first: dict[str, str] = {}
+    for name, tensor in itertools.chain(
+        module.named_parameters(remove_duplicate=False),
+        module.named_buffers(remove_duplicate=False),
+    ):
+        first[name] = tensors.setdefault(id(tensor), name)
+    saved = {first[name] for name in module.state_dict() if name in first}
+    return first, saved
+
+
+def _renamed(
+    weights: dict[str, Tensor], first: Mapping[str, str], prefix: str, who: str
+) -> dict[str, Tensor]:
+    """The weights under the model's own names, as far as prefixes are the difference."""
+    if prefix:
+        chosen = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
+        if not chosen:
+            names = ", ".join([*weights][:6])
+            raise CheckpointError(f"Nothing in {who} begins with {prefix!r}. It has: {names}, ...")
+        weights = chosen
+    best, fits = "", sum(name in first for name in weights)
+    for length in (1, 2, 3):
+        for parts in itertools.permutations(_PREFIXES, length):
+            beginning = "".join(parts)
+            count = sum(
+                n.startswith(beginning) and n.removeprefix(beginning) in first for n in weights
+            )
+            if count > fits:
+                best, fits = beginning, count
+    inner = {name.replace("_orig_mod.", ""): t for name, t in weights.items()}
+    if not best and sum(name in first for name in inner) > fits:
+        _log.info("%s: _orig_mod. was taken out of the names.", who)
+        return inner
+    if best:
+        _log.info("%s: the prefix %s was taken off the names.", who, best)
+    return {n.removeprefix(best): t for n, t in weights.items()}
+
+
+def _misfits(
+    found: Mapping[str, Tensor],
+    first: Mapping[str, str],
+    needed: Iterable[str],
+    there: Mapping[str, Tensor],
+    cast: bool,
+) -> list[tuple[str, str, str]]:
+    """Rows of name, what the file has, and what the state has."""
+    rows: list[tuple[str, str, str]] = []
+    for name, tensor in found.items():
+        if name not in first:
+            rows.append((name, short(tensor), "-"))
+            continue
+        own = there[first[name]]
+        if tensor.shape != own.shape or (tensor.dtype != own.dtype and not cast):
+            rows.append((name, short(tensor), short(own)))
+    covered = {first[name] for name in found if name in first}
+    rows += [(name, "-", short(there[name])) for name in there if name in set(needed) - covered]
+    return rows
+
+
+def _refusal(who: str, wrong: list[tuple[str, str, str]]) -> str:
+    both = [(file, state) for _, file, state in wrong if "-" not in (file, state)]
+    hints = ["Load what fits with strict=False"]
+    if both and all(_shape(file) == _shape(state) for file, state in both):
+        hints.append("convert other dtypes with cast=True")
+    if any(state == "-" for _, _, state in wrong):
+        hints.append('take one part of the file with prefix="..."')
+    return (
+        f"The weights of {who} do not fit the model:\n"
+        + table(("name", "file", "state"), list(wrong[:30]))
+        + (f"\nand {len(wrong) - 30} more" if len(wrong) > 30 else "")
+        + "\nThe usual cause is a model built with other settings, or whose names have a prefix. "
+        + f"{'; '.join(hints)}."
+    )
+
+
+def _shape(text: str) -> str:
+    return text.partition("[")[2]
+
+
+def _untied(who: str, name: str, own: str) -> str:
+    return (
+        f"{who} has different values for {own!r} and {name!r}, which are one tensor in this model "
+        "(tied). The usual cause is a model that was saved without tying them."
+    )
+
+
+def _put(like: State, loaded: Mapping[str, Tensor]) -> State:
+    params = {name: loaded.get(name, leaf) for name, leaf in like.params.items()}
+    buffers = {name: loaded.get(name, leaf) for name, leaf in like.buffers.items()}
+    slots = {name: _refreshed(memory, like.params, params) for name, memory in like.slots.items()}
+    return like.replace(params=params, buffers=buffers, slots=slots)
+
+
+def _refreshed(memory: Any, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Any:
+    """A slot, with `new` where it holds a copy of `old`: an average that has not begun."""
+    if not isinstance(memory, dict) or not memory:
+        return memory
+    copies = all(
+        name in old
+        and isinstance(leaf, Tensor)
+        and tree_equal(leaf, old[name].to(leaf.dtype))
+        for name, leaf in memory.items()
+    )
+    if not copies:
+        return memory
+    return {name: empty_like(leaf).copy_(new[name]) for name, leaf in memory.items()}
