@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fnloop.effects import Effect, named
+from fnloop.data import Data, as_source
+from fnloop.loop import resume as resuming
 from fnloop.loop.callbacks import listed
 from fnloop.loop.config import hyperparameters
 from fnloop.loop.history import History
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.run import run
-from fnloop.store import latest, load, read_manifest
 from fnloop.transforms.compile import Compiled
 from fnloop.values import Cursor, State
 from fnloop.values.donated import Donated
@@ -31,17 +31,19 @@ def fit(
 ) -> tuple[State, History]:
     """Train to the end, and keep a history.
 
-    The first Ctrl-C finishes the step, closes everything and returns the state, with
-    ``history.status == "interrupted"``; the second raises. If a step fails, the error carries the
-    last good state: ``error.state``, ``error.history``.
+    The first Ctrl-C finishes the step, closes everything (so `fl.checkpoint` saves) and returns the
+    state, with ``history.status == "interrupted"``; the second raises. SIGTERM does the same;
+    ``history.reason`` says which it was. If a step fails, the error carries the last good state:
+    ``error.state``, ``error.history``.
 
     A compiled step (`fl.compile`) is run with donation: the states between the first and the last
     share one memory. An effect or callback that keeps one of them keeps a copy.
 
     Args:
         step, state, data, epochs, steps, seconds, callbacks: As in `fl.run`; at least one limit.
-        resume: A folder of checkpoints: go on from the newest one there, if there is one. `epochs`
-            and `steps` then count from the beginning of that run.
+        resume: A folder of checkpoints: go on from the newest one there that is whole, if there is
+            one. `epochs` and `steps` then count from the beginning of that run. What has changed
+            since then is logged, and is in ``history.resumed``.
         config: Hyperparameters to keep with the run, besides those of `step`.
 
     Returns:
@@ -59,11 +61,17 @@ def fit(
     if isinstance(step, Compiled) and not step.donate:
         # The states between the first and the last are nobody else's.
         step, state = step.donating(), state.replace()
-    history, interrupt = History(), Interrupt()
-    everything = [history, *listed(callbacks), interrupt]
+    interrupt, given = Interrupt(), listed(callbacks)
+    history = _history(given)
+    everything = [*([] if history in given else [history]), *given, interrupt]
+    config = {**hyperparameters(step), **(config or {})}
     if resume is not None:
-        effects = [callback for callback in everything if isinstance(callback, Effect)]
-        state, steps, epochs = _resume(resume, state, effects, steps, epochs)
+        data = as_source(data.train if isinstance(data, Data) else data)
+        state, history.resumed = resuming.resume(resume, step, state, data, everything, config)
+        if history.resumed is not None:
+            cursor = Cursor.of(state.cursor)
+            steps = None if steps is None else max(0, steps - cursor.count)
+            epochs = None if epochs is None else max(0, epochs - cursor.epoch)
     loop = run(
         step,
         state,
@@ -72,7 +80,7 @@ def fit(
         epochs=epochs,
         seconds=seconds,
         callbacks=everything,
-        config={**hyperparameters(step), **(config or {})},
+        config=config,
     )
     with interrupt.listening():
         try:
@@ -84,27 +92,12 @@ def fit(
     return state, history
 
 
-def _resume(
-    folder: str | Path,
-    state: State,
-    effects: Sequence[Effect],
-    steps: int | None,
-    epochs: int | None,
-) -> tuple[State, int | None, int | None]:
-    path = latest(folder)
-    if path is None:
-        return state, steps, epochs
-    state = load(path, like=state)
-    memos = read_manifest(path).get("memos", {})
-    for name, effect in named(effects).items():
-        if name in memos:
-            effect.recall(memos[name])
-    cursor = Cursor.of(state.cursor)
-    return (
-        state,
-        None if steps is None else max(0, steps - cursor.count),
-        None if epochs is None else max(0, epochs - cursor.epoch),
-    )
+def _history(callbacks: Sequence[Any]) -> History:
+    """The one among the callbacks, or a new one."""
+    found = [callback for callback in callbacks if isinstance(callback, History)]
+    if len(found) > 1:
+        raise ValueError("fit keeps one history, and callbacks has two fl.History.")
+    return found[0] if found else History()
 
 
 def _keep(error: BaseException, state: State, history: History) -> None:

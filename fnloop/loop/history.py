@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import html
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 
 
 class History(Effect):
-    """An effect that keeps a run's metrics as rows; `fl.fit` returns one.
+    """An effect that keeps a run's metrics as rows, and its last states; `fl.fit` returns one.
 
     A row is the merge of all metrics since the row before: one every `every` batches, one at the
     end of each epoch, one at the end of the run, and one at each step with validation metrics. It
@@ -30,11 +31,15 @@ class History(Effect):
     Args:
         every: Batches from one row to the next; default 50, or the whole epoch where an epoch has
             fewer than 100.
+        states: How many of the last states to keep; each is the one after a step and its
+            callbacks. States of an eager step share what has not changed, and keeping one copies
+            nothing. A compiled step that donates, as in `fl.fit`, copies what it would write over.
 
     Attributes:
         status: ``"running"``, then how it ended: ``"completed"``, ``"stopped"``,
             ``"interrupted"`` or ``"failed"``.
         reason: Why it stopped, where a callback asked for it; else empty.
+        resumed: How it was resumed, by ``fl.fit(..., resume=folder)``; else None.
 
     >>> import torch
     >>> from fnloop.values import Cursor, Mean, start
@@ -46,13 +51,28 @@ class History(Effect):
     ([12.0, 28.0], [2, 4])
     >>> history[-1]
     {'epoch': 1, 'step': 4, 'loss': 28.0}
+
+    The last states, to go back by hand:
+
+    >>> import fnloop as fl
+    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    >>> history, state = History(states=3), step.init(torch.nn.Linear(2, 1))
+    >>> for state, _ in fl.run(step, state, [torch.ones(2, 2)], steps=9, callbacks=[history]):
+    ...     pass
+    >>> [int(state.step) for state in history.states]
+    [7, 8, 9]
+    >>> state = history.states[-3]
     """
 
     name = "history"
 
-    def __init__(self, every: int | None = None) -> None:
+    def __init__(self, every: int | None = None, states: int = 0) -> None:
+        if states < 0:
+            raise ValueError(f"History keeps states=0 states or more, got {states}.")
         self.status = "running"
         self.reason = ""
+        self.resumed: Any = None
+        self._states: deque[State] = deque(maxlen=states)
         self._points = Points(every)
         self._latest: Metrics = {}
         self._rows: list[Row] = []
@@ -64,6 +84,7 @@ class History(Effect):
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         self._latest = metrics
+        self._states.append(state)
         point = self._points.add(state, metrics)
         if point is not None:
             self._waiting.append(point)
@@ -98,6 +119,11 @@ class History(Effect):
         """All rows, oldest first. Looking waits for the device."""
         self._settle()
         return self._rows
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """The last states, oldest first."""
+        return tuple(self._states)
 
     @property
     def names(self) -> list[str]:

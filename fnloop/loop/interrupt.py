@@ -1,4 +1,4 @@
-"""Ctrl-C: the first finishes the step, the second stops at once."""
+"""Ctrl-C and SIGTERM: the first finishes the step, the second stops at once."""
 
 from __future__ import annotations
 
@@ -14,41 +14,48 @@ from fnloop.stages.base import Callback
 from fnloop.values import State, stop
 
 _log = logging.getLogger("fnloop")
+_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Interrupt(Callback):
-    """A callback that asks for a stop once Ctrl-C was pressed."""
+    """A callback that asks for a stop once a signal has come."""
 
     spelling: ClassVar[str] = "interrupt"
 
     def __init__(self) -> None:
-        self.pressed = False
+        self.name: str | None = None
 
     def describe(self) -> str:
         return "interrupt"
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
-        if not self.pressed:
+        if self.name is None:
             return state, x
-        asked = stop(True, "interrupted by Ctrl-C", status="interrupted")
+        asked = stop(True, f"interrupted by {self.name}", status="interrupted")
         return state, {**x, "interrupt": asked}
 
     @contextlib.contextmanager
     def listening(self) -> Generator[None]:
-        """Take SIGINT over for a block; only the main thread can, elsewhere nothing changes."""
+        """Take the signals over for a block; only the main thread can, elsewhere nothing changes.
+
+        A signal that the process ignores, as one started with ``nohup`` may, stays ignored.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.getsignal(signal.SIGINT)
-
-        def handle(signum: int, frame: FrameType | None) -> None:
-            if self.pressed:
-                raise KeyboardInterrupt
-            self.pressed = True
-            _log.warning("Ctrl-C: finishing this step. Press it again to stop at once.")
-
-        signal.signal(signal.SIGINT, handle)
+        before = {signum: signal.getsignal(signum) for signum in _NAMES}
+        for signum, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(signum, self._note)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.name is not None:
+            raise KeyboardInterrupt
+        self.name = _NAMES[signal.Signals(signum)]
+        again = " Press it again to stop at once." if signum == signal.SIGINT else ""
+        _log.warning("%s: finishing this step.%s", self.name, again)

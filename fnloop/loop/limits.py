@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 
 from fnloop.data import Source
+from fnloop.effects import Effect
 from fnloop.values import Cursor
 
 
@@ -25,12 +27,16 @@ class Limits:
         if self.seconds is not None:
             self.deadline = time.monotonic() + self.seconds
 
-    def reached(self, cursor: Cursor) -> bool:
-        return (
-            (self.count is not None and cursor.count >= self.count)
-            or (self.epoch is not None and cursor.epoch >= self.epoch)
-            or (self.seconds is not None and time.monotonic() >= self.deadline)
-        )
+    def reached(self, cursor: Cursor, effects: Sequence[Effect]) -> bool:
+        """Whether to end before the batch at `cursor`, in time for the effects to close."""
+        if self.count is not None and cursor.count >= self.count:
+            return True
+        if self.epoch is not None and cursor.epoch >= self.epoch:
+            return True
+        if self.seconds is None:
+            return False
+        closing = sum(effect.closing for effect in effects)
+        return time.monotonic() + closing >= self.deadline
 
     def ended_early(self, cursor: Cursor) -> str:
         """The status of a run whose data has ended; a limit that was not reached is warned of."""

@@ -44,7 +44,8 @@ def run(
         data: `fl.Batches`, a ``DataLoader``, a tuple of tensors (one batch), or any iterable.
         steps: Batches to draw.
         epochs: Epochs to finish.
-        seconds: Time after which no new batch is drawn.
+        seconds: Time after which the run has ended: no new batch is drawn once what is left is
+            needed by the effects' closing (`fl.checkpoint` knows how long its saves took).
         callbacks: Callbacks, bare functions ``(state, metrics) -> (state, metrics)``, and effects.
         config: Hyperparameters that effects (trackers, checkpoints) keep with the run.
 
@@ -86,6 +87,10 @@ def run(
         batches=source.batches,
         total=limits.total(source),
     )
+    if effects and hasattr(source, "about"):
+        about.data = source.about()
+    if hasattr(source, "memo"):
+        about.position = lambda: source.memo(Cursor.of(about.state.cursor))
     return _loop(step, state, source, limits, stages, effects, about)
 
 
@@ -107,7 +112,7 @@ def _loop(
             effect.open(about)
             opened.append(effect)
         limits.begin()
-        while not limits.reached(cursor):
+        while not limits.reached(cursor, effects):
             drawn = next(batches, None)
             if drawn is None:  # an iterator that ends
                 status = limits.ended_early(cursor)

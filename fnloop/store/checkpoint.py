@@ -99,6 +99,8 @@ class checkpoint(Effect):
         self._names: set[str] = set()  # what was reported before that
         self._saved: int | None = None
         self._warned = False
+        self._longest = 0.0  # seconds; a guess, until a save was timed
+        self._timed = False
 
     def open(self, run: Run) -> None:
         """Find out before training that the folder cannot be written."""
@@ -110,7 +112,8 @@ class checkpoint(Effect):
                 "checkpoints; give each a folder of its own."
             )
         prepare(self.folder, self.files)
-        self.closing = tensors.size_of(leaves_of(run.state)) / _GUESS
+        self._longest = self._longest or tensors.size_of(leaves_of(run.state)) / _GUESS
+        self._note_time(0.0)
         sweep(self.folder, self.files)
         self._run, self._called, self._saved = run, False, None
         self._seen, self._names, self._warned = False, set(), False
@@ -232,11 +235,18 @@ class checkpoint(Effect):
         except BaseException:
             self._kept = before
             raise
-        # Half as much again, as disks are not always as fast.
-        self.closing = max(self.closing if self._saved else 0, 1.5 * (time.monotonic() - began))
+        self._note_time(time.monotonic() - began)
         self._saved = count
         self._delete()
         self._warned = self._warned and bool(self._kept.unneeded)
+
+    def _note_time(self, seconds: float) -> None:
+        """How long a save took, and so how long closing may take."""
+        if seconds:
+            self._longest = max(self._longest if self._timed else 0.0, seconds)
+            self._timed = True
+        # Half as much again, as disks are not always as fast; and two may be under way.
+        self.closing = 1.5 * self._longest * (3 if self.background else 1)
 
     def _delete(self) -> None:
         """Delete what is not needed; what cannot be deleted now is tried again later."""

@@ -200,6 +200,14 @@ def files_for(path: Path) -> Files:
     return Remote() if hasattr(path, "fs") else Disk()
 
 
+def write_all(output: Any, data: Any) -> None:
+    """Write all of `data`: a file may take less of it at a time."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        written = output.write(rest)
+        rest = rest[len(rest) if written is None else written :]
+
+
 class _NewFile(io.FileIO):
     def sync(self) -> None:
         os.fsync(self.fileno())

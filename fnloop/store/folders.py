@@ -22,11 +22,13 @@ from typing import Any
 
 from fnloop.store.errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, as_path, files_for
-from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.store.manifest import MANIFEST, UNFINISHED, read_manifest
+from fnloop.store.read import leaves_in
 
-_NAME = re.compile(r"step-(\d+)")
-_OLD = re.compile(r"\.step-(\d+)\.old")
-_LEFTOVER = re.compile(r"\.step-\d+\.tmp-[0-9a-f]+")
+_STEP = "step-([0-9]{8}|[1-9][0-9]{8,18})"
+_NAME = re.compile(_STEP)
+_OLD = re.compile(rf"\.{_STEP}\.old")
+_LEFTOVER = re.compile(r"\.step-[0-9]+\.tmp-[0-9a-f]+")
 
 
 def latest(folder: str | os.PathLike[str], *, files: Files | None = None) -> Path | None:
@@ -109,6 +111,11 @@ def prepare(folder: Path, files: Files) -> None:
         for path in reversed(missing):
             files.make(path)
             files.sync(path.parent)
+        if not listing(folder, files):
+            # Whoever made these folders, or died in doing so, may not have synchronised them.
+            for path in folder.parents:
+                with contextlib.suppress(OSError):  # not everybody may open them
+                    files.sync(path)
         probe = folder / f".step-0.tmp-{uuid.uuid4().hex}"
         files.make(probe)
         files.remove_folder(probe)
@@ -132,17 +139,36 @@ def temporary_of(target: Path) -> Path:
 
 
 def commit(temporary: Path, target: Path, files: Files) -> None:
-    """Let the finished folder `temporary` take the place `target`."""
+    """Let the finished folder `temporary` take the place `target`, or leave all as it was."""
     old = _old(target)
     if files.exists(target):
         if files.exists(old):
+            files.sync(target.parent)  # as in `sweep`
             remove_tree(old, files)
         files.rename(target, old)
-    files.rename(temporary, target)
-    files.sync(target.parent)
+    try:
+        files.rename(temporary, target)
+        files.sync(target.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _take_back(temporary, target, files)
+        raise
     if files.exists(old):
         with contextlib.suppress(OSError):  # it is passed over, and the next run tries again
             remove_tree(old, files)
+
+
+def _take_back(temporary: Path, target: Path, files: Files) -> None:
+    """Undo a commit that failed, in whichever of its two calls."""
+    aside = temporary_of(target)
+    came = not files.exists(temporary)
+    if came:
+        files.rename(target, aside)
+    if files.exists(_old(target)):
+        files.rename(_old(target), target)
+    if came:
+        files.sync(target.parent)  # as in `sweep`; if it fails, this is left for the next one
+        remove_tree(aside, files)
 
 
 def discard(target: Path, files: Files) -> None:
@@ -161,6 +187,10 @@ def discard(target: Path, files: Files) -> None:
 
 def sweep(folder: Path, files: Files) -> None:
     """Tidy up after processes that died: delete what is half-written or half-deleted."""
+    if not files.renames:
+        for path in listing(folder, files).values():
+            _sweep_remote(path, files)
+        return
     for name in files.names(folder):
         path = folder / name
         old = _OLD.fullmatch(name)
@@ -172,8 +202,23 @@ def sweep(folder: Path, files: Files) -> None:
                 remove_tree(path, files)
 
 
+def _sweep_remote(path: Path, files: Files) -> None:
+    """Delete the files of tensors that no manifest names."""
+    with contextlib.suppress(OSError, CheckpointError):
+        whole = files.exists(path / MANIFEST)
+        named = read_manifest(path, files=files)["file"] if whole else None
+        for name in files.names(path):
+            if name not in (MANIFEST, named):
+                files.remove(path / name)
+        if not whole:
+            files.remove_folder(path)
+
+
 def remove_tree(folder: Path, files: Files) -> None:
-    """Delete a folder of files."""
+    """Delete a folder of files; of a symbolic link, the link alone."""
+    if files.renames and os.path.islink(folder):
+        files.remove(folder)
+        return
     for name in files.names(folder):
         files.remove(folder / name)
     files.remove_folder(folder)
@@ -187,6 +232,7 @@ def _manifest_if_complete(path: Path, files: Files | None) -> dict[str, Any] | N
     files = files or files_for(path)
     try:
         manifest = read_manifest(path, files=files)
+        leaves_in(manifest, path)
         with files.open(path / manifest["file"]) as stream:
             size = stream.seek(0, os.SEEK_END)
         if size == manifest["bytes"]:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,7 +72,9 @@ def _torch_file(path: Path) -> Any:
     try:
         # A file in the old format, which is no zip archive, cannot be mapped into memory.
         mapped = zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():  # of unusual protocols of pickle, which fail or do not
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, str(error))) from None
     except (RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
@@ -82,7 +85,9 @@ def _torch_file(path: Path) -> Any:
 
 
 def _refusal(path: Path, error: str) -> str:
-    named = re.search(r"GLOBAL ([\w.]+)", error) or re.search(r"`?([\w]+(?:\.[\w]+)+)`? was not an allowed", error)
+    named = re.search(r"GLOBAL ([\w.]+)", error) or re.search(
+        r"`?([\w]+(?:\.[\w]+)+)`? was not an allowed", error
+    )
     what = f"{named[1]}, which is code" if named else "something else than tensors"
     return (
         f"{path} was refused: besides weights it holds {what}, and reading that could run anything "

@@ -20,7 +20,7 @@ from fnloop.store.read import leaves_in, read_leaves
 from fnloop.store.tensors import Leaf
 from fnloop.trees.equal import table
 from fnloop.trees.paths import split, tree_items
-from fnloop.trees.show import short
+from fnloop.trees.show import bytes_text, short
 from fnloop.values import State
 
 
@@ -141,6 +141,7 @@ def load_one(
     new = [p for p in unknown if split(p)[0] == "slots" and split(p)[1] not in kept and not prune]
     _check_fit(folder, {p: wanted[p] for p in wanted if p in there}, there)
     _check_unknown(folder, [p for p in unknown if p not in new], prune)
+    _check_room(folder, {p: wanted[p] for p in new}, there)
     _warn_missing(folder, [p for p in there if p not in saved and _chosen(p, only)])
 
     found: dict[str, Tensor] = {}
@@ -168,7 +169,7 @@ def _wanted(
         if not any(_chosen(path, part) for path in saved):
             groups = sorted({_group(path) for path in saved})
             raise CheckpointError(
-                f"only={part!r}: {folder} has nothing of that name. It has: {', '.join(groups)}."
+                f"only={part!r}: {folder} has nothing of that name. It has: {_some(groups)}."
             )
     return {path: leaf for path, leaf in saved.items() if _chosen(path, only)}
 
@@ -207,6 +208,19 @@ def _check_unknown(folder: Path, unknown: list[str], prune: bool) -> None:
             f"dropped: {_some(unknown)}. The usual cause is another {usual} than when it was "
             "saved.",
             stacklevel=4,
+        )
+
+
+def _check_room(folder: Path, new: Mapping[str, Leaf], there: Mapping[str, Any]) -> None:
+    """Slots that nobody has asked for may be large, but not beyond all proportion."""
+    size = sum(leaf.nbytes for leaf in new.values())
+    own = sum(leaf.nbytes for leaf in there.values() if isinstance(leaf, Tensor))
+    if size > 16 * own + 256 * 2**20:
+        slots = _some(sorted({_group(path) for path in new}))
+        raise CheckpointError(
+            f"The checkpoint {folder} has {bytes_text(size)} in slots that `like` does not have "
+            f"({slots}), and all of `like` has {bytes_text(own)}. Pass a `like` that has them "
+            "(step.init(model)), or choose parts with only=."
         )
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from fnloop.store import tensors
 from fnloop.store.errors import DamagedError
 from fnloop.store.files import Files
+from fnloop.store.leaves import Leaf, leaves_from
 from fnloop.store.manifest import MANIFEST, read_manifest
-from fnloop.store.schema import fault_in_path
-from fnloop.store.tensors import Leaf
+from fnloop.store.schema import LONE
 
 
 def leaves_in(manifest: Mapping[str, Any], folder: Path) -> dict[str, Leaf]:
@@ -22,18 +22,16 @@ def leaves_in(manifest: Mapping[str, Any], folder: Path) -> dict[str, Leaf]:
     Raises:
         DamagedError: It says something that cannot be.
     """
-    path = ""
-    try:
-        leaves: dict[str, Leaf] = {}
-        for path, entry in manifest["leaves"].items():
-            if fault := fault_in_path(path):
-                raise ValueError(f"its path {fault}")
-            leaves[path] = Leaf.of(entry)
-        return leaves
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    leaves = leaves_from(manifest["leaves"])
+    if lacking := [path for path in LONE if path not in leaves]:
+        raise DamagedError(f"{folder / MANIFEST} lacks the leaf {lacking[0]!r}, which all have.")
+    size = tensors.size_of(leaves)
+    if manifest["bytes"] != size:
         raise DamagedError(
-            f"{folder / MANIFEST} has a bad list of leaves, at {path[:80]!r}: {error}."
-        ) from error
+            f"{folder / MANIFEST} says that its tensors have {manifest['bytes']} bytes, and by its "
+            f"list of leaves they have {size}."
+        )
+    return leaves
 
 
 def read_leaves(

@@ -43,12 +43,14 @@ class Retention:
             demanded: Whether somebody asks for it now, whatever the settings.
         """
         top = self.top if score is None else self.top.add(count, score)
-        recent = (due and self.newest != 0) or demanded
-        if top is self.top and not recent:
+        if top is self.top and not demanded and not (due and self.newest != 0):
             return None
-        newest = max(1, self.newest or 0) if demanded and self.newest is not None else self.newest
-        kept = dataclasses.replace(self, top=top, recent=_last(newest, (*self.recent, count)))
-        return kept._without(self.counts)
+        recent = self.recent
+        if demanded and self.newest == 0:
+            recent = (count,)  # until the next that is demanded
+        elif self.newest != 0:
+            recent = _last(self.newest, (*recent, count))
+        return dataclasses.replace(self, top=top, recent=recent)._without(self.counts)
 
     @property
     def counts(self) -> set[int]:
@@ -87,7 +89,9 @@ class Retention:
         top = dataclasses.replace(self.top, entries=())
         for count, score in best.items() if same_monitor else ():
             top = top.add(count, score)
-        kept = dataclasses.replace(self, top=top, recent=_last(self.newest, tuple(recent)))
+        # Without `last` at most one that was demanded: perhaps it is what the run goes on from.
+        newest = 1 if self.newest == 0 else self.newest
+        kept = dataclasses.replace(self, top=top, recent=_last(newest, tuple(recent)))
         return kept._without(known | best.keys() if same_monitor else known - best.keys())
 
     def _without(self, known: Collection[int]) -> Retention:
@@ -96,6 +100,4 @@ class Retention:
 
 
 def _last(newest: int | None, counts: tuple[int, ...]) -> tuple[int, ...]:
-    if newest is None:
-        return counts
-    return counts[-newest:] if newest else ()
+    return counts if newest is None else counts[-newest:]

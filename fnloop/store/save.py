@@ -22,7 +22,7 @@ from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import commit, prepare, remove_tree, target_of, temporary_of
 from fnloop.store.manifest import FORMAT, TENSORS, encode, put_manifest
 from fnloop.store.read import verify
-from fnloop.store.schema import fault_in_path
+from fnloop.store.schema import fault_in, fault_in_path
 from fnloop.trees.paths import join, tree_items
 from fnloop.trees.show import bytes_text
 from fnloop.values import Cursor, State, numbers
@@ -188,6 +188,8 @@ def _write(
     manifest["file"] = name
     manifest["bytes"] = tensors.size_of(leaves)
     manifest["leaves"] = {path: leaf.entry() for path, leaf in written.items()}
+    if fault := fault_in(encode(manifest)):
+        raise ValueError(f"The checkpoint {folder} cannot be saved: {fault}.")
     put_manifest(folder, manifest, files)
 
 

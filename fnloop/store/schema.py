@@ -6,10 +6,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from fnloop.store.text import is_shallow
+
 Check = Callable[[Any], bool]
 
-_LONE = ("step", "cursor", "key")
-_FIELDS = (*_LONE, "params", "buffers", "slots")
+LONE = ("step", "cursor", "key")
+"""Fields of a state that are one leaf each."""
+_FIELDS = (*LONE, "params", "buffers", "slots")
 
 
 def fault_in(manifest: Mapping[str, Any]) -> str | None:
@@ -18,6 +21,8 @@ def fault_in(manifest: Mapping[str, Any]) -> str | None:
     >>> fault_in({"format": 1})[:30]
     'it lacks bytes, config, cursor'
     """
+    if deep := [name for name, value in manifest.items() if not is_shallow(value)]:
+        return f"{deep[0][:40]!r} is nested too deeply"
     if lacking := sorted(_ENTRIES.keys() - manifest.keys()):
         return f"it lacks {', '.join(lacking)}"
     for name, (what, check) in _ENTRIES.items():
@@ -41,8 +46,8 @@ def fault_in_path(path: str) -> str | None:
         return f"has a part {odd[0]!r}"
     if first not in _FIELDS:
         return f"begins with {first!r}, which no state has"
-    if (first in _LONE) != (not parts):
-        return "ends too early" if first not in _LONE else f"goes on after {first!r}"
+    if (first in LONE) != (not parts):
+        return "ends too early" if first not in LONE else f"goes on after {first!r}"
     return None
 
 
@@ -102,7 +107,7 @@ _MEMBERS = ("a whole number, or one for each member", _are_whole)
 _VALUES = ("values by name", lambda value: isinstance(value, dict))
 
 _ENTRIES: dict[str, tuple[str, Check]] = {
-    "format": _COUNT,
+    "format": ("1 or more", lambda value: is_whole(value) and value >= 1),
     "fnloop": _TEXT,
     "torch": _TEXT,
     "python": _TEXT,

@@ -81,10 +81,6 @@ def load_state_dict(
     wrong = _misfits(found, first, needed, there, cast)
     if wrong and strict:
         raise CheckpointError(_refusal(who, wrong))
-    if wrong:
-        names = ", ".join(row[0] for row in wrong[:8])
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        warnings.warn(f"{who}: not loaded, as they do not fit: {names}{more}.", stacklevel=2)
     bad = {row[0] for row in wrong}
     loaded: dict[str, Tensor] = {}
     for name, tensor in found.items():
@@ -97,6 +93,10 @@ def load_state_dict(
         loaded.setdefault(own, placed)
     if not loaded:
         raise CheckpointError(f"Nothing of {who} fits:\n{_refusal(who, wrong)}")
+    if wrong:
+        names = ", ".join(row[0] for row in wrong[:8])
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        warnings.warn(f"{who}: not loaded, as they do not fit: {names}{more}.", stacklevel=2)
     if int(like.step.max()):
         warnings.warn(
             f"load_state_dict: `like` has {int(like.step.max())} steps behind it, and its memory "
@@ -205,22 +205,30 @@ def _untied(who: str, name: str, own: str) -> str:
 
 
 def _put(like: State, loaded: Mapping[str, Tensor]) -> State:
-    params = {name: loaded.get(name, leaf) for name, leaf in like.params.items()}
-    buffers = {name: loaded.get(name, leaf) for name, leaf in like.buffers.items()}
-    slots = {name: _refreshed(memory, like.params, params) for name, memory in like.slots.items()}
-    return like.replace(params=params, buffers=buffers, slots=slots)
+    old = {**like.params, **like.buffers}
+    new = {**old, **loaded}
+    return like.replace(
+        params={name: new[name] for name in like.params},
+        buffers={name: new[name] for name in like.buffers},
+        slots={name: _refreshed(memory, old, new, 0) for name, memory in like.slots.items()},
+    )
 
 
-def _refreshed(memory: Any, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Any:
-    """A slot, with `new` where it holds a copy of `old`: an average that has not begun."""
+def _refreshed(
+    memory: Any, old: Mapping[str, Tensor], new: Mapping[str, Tensor], depth: int
+) -> Any:
+    """Memory with `new` where it holds copies of `old`: an average that has not begun.
+
+    Zeros deep inside are an optimizer's, even where the parameters are zero too.
+    """
     if not isinstance(memory, dict) or not memory:
         return memory
-    copies = all(
-        name in old
-        and isinstance(leaf, Tensor)
-        and tree_equal(leaf, old[name].to(leaf.dtype))
-        for name, leaf in memory.items()
-    )
-    if not copies:
+    if not all(_is_copy(leaf, old.get(name)) for name, leaf in memory.items()):
+        return {key: _refreshed(part, old, new, depth + 1) for key, part in memory.items()}
+    if depth and not any(bool(leaf.any()) for leaf in memory.values()):
         return memory
     return {name: empty_like(leaf).copy_(new[name]) for name, leaf in memory.items()}
+
+
+def _is_copy(leaf: Any, old: Tensor | None) -> bool:
+    return isinstance(leaf, Tensor) and old is not None and tree_equal(leaf, old.to(leaf.dtype))

@@ -11,80 +11,22 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fnloop.store.errors import DamagedError
-from fnloop.store.files import Files, Output
-from fnloop.store.manifest import write_all
-from fnloop.store.schema import is_whole
+from fnloop.store.errors import CheckpointError, DamagedError
+from fnloop.store.files import Files, Output, write_all
+from fnloop.store.leaves import CODES, DTYPES
+from fnloop.store.leaves import Leaf as Leaf
 
-_CODES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in [*_CODES, torch.complex128]}
 _PIECE = 8 * 2**20  # bytes that are read, and whose digest is taken, at once
-
-
-class Leaf(NamedTuple):
-    """What the manifest says about one tensor.
-
-    Attributes:
-        dtype: The tensor's dtype.
-        shape: The tensor's shape.
-        sha256: Hexadecimal digest of its bytes, row-major and little-endian.
-    """
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    sha256: str
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return self.dtype.itemsize * math.prod(self.shape)
-
-    def entry(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "shape": list(self.shape),
-            "sha256": self.sha256,
-        }
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> Leaf:
-        """The inverse of `entry`."""
-        if set(entry) != {"dtype", "shape", "sha256"}:
-            raise ValueError(f"entries {', '.join(entry)}")
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-        if not all(is_whole(size) and size >= 0 for size in shape) or len(shape) > 64:
-            raise ValueError(f"shape {str(entry['shape'])[:80]}")
-        if math.prod(size or 1 for size in shape) >= 2**56:
-            raise ValueError(f"shape {list(shape)}, which no tensor can have")
-        return cls(dtype, shape, str(entry["sha256"]))
+_SMALL = 2**16  # bytes that are not worth handing to another thread
 
 
 def check_storable(path: str, leaf: Any) -> Tensor:
@@ -104,12 +46,12 @@ def check_storable(path: str, leaf: Any) -> Tensor:
             f"The state's leaf {path!r} is a {type(leaf).__name__} ({leaf.layout}, on "
             f"{leaf.device}), and only plain dense tensors are saved."
         )
-    if leaf.dtype not in _DTYPES.values():
+    if leaf.dtype not in DTYPES.values():
         raise TypeError(f"The state's leaf {path!r} has dtype {leaf.dtype}, which cannot be saved.")
     return leaf
 
 
-def size_of(tensors: Mapping[str, Tensor]) -> int:
+def size_of(tensors: Mapping[str, Tensor | Leaf]) -> int:
     """How many bytes `write` writes."""
     leaves = {path: Leaf(t.dtype, tuple(t.shape), "") for path, t in tensors.items()}
     return len(_header(leaves)) + sum(leaf.nbytes for leaf in leaves.values())
@@ -164,7 +106,9 @@ def read(
         DamagedError: The file is missing or is not what the manifest says.
     """
     for path, memory in _verified(files, file, leaves, only, keep=True):
-        yield path, memory.view(leaves[path].dtype).reshape(leaves[path].shape)
+        dtype, shape, _ = leaves[path]
+        # A bool is 0 or 1 to every kernel, and made-up bytes need not be.
+        yield path, (memory.ne(0) if dtype == torch.bool else memory.view(dtype)).reshape(shape)
 
 
 def verify(files: Files, file: Path, leaves: Mapping[str, Leaf]) -> None:
@@ -194,7 +138,7 @@ def _verified(
                 begin, position = position, position + leaves[path].nbytes
                 if only(path):
                     stream.seek(begin)
-                    memory = torch.empty(leaves[path].nbytes if keep else 0, dtype=torch.uint8)
+                    memory = _memory(file, path, leaves[path].nbytes if keep else 0)
                     digest = _fill(stream, leaves[path].nbytes, memory, reused, pool)
                     waiting.append((path, memory, digest))
                 if len(waiting) > 2:
@@ -231,6 +175,12 @@ def _fill(
     stream: Any, nbytes: int, memory: Tensor, reused: Any, pool: ThreadPoolExecutor
 ) -> Future[str]:
     """Read a leaf into `memory`, or into reused memory, and take its digest meanwhile."""
+    if nbytes <= _SMALL:
+        small: Any = bytearray(nbytes) if reused is not None else memory.numpy()
+        _read_into(stream, memoryview(small))
+        done: Future[str] = Future()
+        done.set_result(_sha256(small))
+        return done
     digest = hashlib.sha256()
     for start in range(0, nbytes, _PIECE):
         length = min(_PIECE, nbytes - start)
@@ -243,6 +193,15 @@ def _fill(
             _read_into(stream, buffer[:length])
             free.append(pool.submit(digest.update, buffer[:length]))
     return pool.submit(digest.hexdigest)
+
+
+def _memory(file: Path, path: str, nbytes: int) -> Tensor:
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{file}: there is no memory for the tensor {path!r}, which has {nbytes} bytes."
+        ) from error
 
 
 def _reused() -> Iterator[tuple[memoryview, list[Future[None]]]]:
@@ -285,7 +244,7 @@ def _header(leaves: Mapping[str, Leaf], metadata: Mapping[str, str] | None = Non
     for path in _order(leaves):
         leaf = leaves[path]
         start, end = end, end + leaf.nbytes
-        code, shape = _CODES.get(leaf.dtype), list(leaf.shape)
+        code, shape = CODES.get(leaf.dtype), list(leaf.shape)
         if code is None:  # safetensors has no name for it: its bytes, and the manifest's dtype
             code, shape = "U8", [leaf.nbytes]
         header[path] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}

@@ -1,0 +1,174 @@
+"""Go on from a checkpoint, and say what is different from then."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fnloop.data.sources import Source
+from fnloop.effects import Effect, named
+from fnloop.stages.base import Stage
+from fnloop.store.errors import CheckpointError
+from fnloop.store.files import as_path, files_for
+from fnloop.store.load import Loaded, load_newest
+from fnloop.store.manifest import encode
+from fnloop.trees.paths import split
+from fnloop.values import Cursor, State
+
+
+def resumed_at(cursor: Any, then: Any, now: Any) -> Any:  # TODO
+    return cursor, ''
+
+
+_log = logging.getLogger("fnloop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Resumed:
+    """How a run was resumed; ``history.resumed`` holds it.
+
+    Attributes:
+        path: The checkpoint.
+        cursor: Where the run stood: epoch, index, count.
+        changes: What is different from then, a line each; empty if nothing is.
+        skipped: Newer checkpoints that are damaged, each with what is wrong with it.
+    """
+
+    path: Path
+    cursor: Cursor
+    changes: tuple[str, ...] = ()
+    skipped: tuple[tuple[Path, str], ...] = ()
+
+    def __str__(self) -> str:
+        epoch = self.cursor.epoch + bool(self.cursor.index)
+        text = f"resumed from {self.path} (epoch {epoch}, {self.cursor.count} batches)"
+        if self.changes:
+            text += "; what has changed:" + "".join(f"\n  {change}" for change in self.changes)
+        return text
+
+
+def resume(
+    folder: str | os.PathLike[str],
+    step: Any,
+    state: State,
+    source: Source,
+    callbacks: Sequence[Any],
+    config: Mapping[str, Any],
+) -> tuple[State, Resumed | None]:
+    """The state of the newest checkpoint that is whole; effects and data are told of it.
+
+    Args:
+        folder: Of checkpoints.
+        step, state, source, callbacks, config: As they are now.
+
+    Returns:
+        The state to go on from, and how it was found; None where there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: There are checkpoints, and all are damaged; or the newest does not fit.
+    """
+    place = as_path(folder)
+    loaded = load_newest(place, state, files_for(place))
+    if loaded is None:
+        _log.warning("%s holds no checkpoint: the run starts from the beginning", place)
+        return state, None
+    for path, why in loaded.skipped:
+        warnings.warn(f"The checkpoint {path} was skipped: {why}", stacklevel=3)
+    effects = [callback for callback in callbacks if isinstance(callback, Effect)]
+    _recall(effects, loaded)
+    state, moved = _place(loaded, source)
+    changes = [
+        *_changes("", loaded.manifest["config"], encode(config, other=str)),
+        *_changes("data.", _about(loaded), _now(source)),
+        *moved,
+        *_machine(loaded.manifest, state),
+        *_memory(loaded.manifest, step, callbacks),
+    ]
+    resumed = Resumed(loaded.path, Cursor.of(state.cursor), tuple(changes), loaded.skipped)
+    _log.warning("%s", resumed)
+    return state, resumed
+
+
+def _recall(effects: Sequence[Effect], loaded: Loaded) -> None:
+    memos = loaded.manifest["memos"]
+    for name, effect in named(effects).items():
+        if name not in memos:
+            continue
+        try:
+            effect.recall(memos[name])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise CheckpointError(
+                f"{loaded.path} has a memo for the effect {name!r} that it cannot use "
+                f"({type(error).__name__}: {error}). The usual cause is an effect of the same name "
+                "that is another one than then: give it another name=."
+            ) from error
+
+
+def _place(loaded: Loaded, source: Source) -> tuple[State, list[str]]:
+    """Let the data go on where it was, and say where that is if it is elsewhere."""
+    state = loaded.state
+    position = loaded.manifest["data"].get("position")
+    if position is not None and hasattr(source, "recall"):
+        source.recall(position)  # pyright: ignore
+    cursor, told = resumed_at(Cursor.of(state.cursor), _about(loaded), _now(source))
+    return state.replace(cursor=cursor.tensor()), [told] if told else []
+
+
+def _about(loaded: Loaded) -> Mapping[str, Any]:
+    about = loaded.manifest["data"].get("about")
+    return about if isinstance(about, dict) else {}
+
+
+def _now(source: Any) -> dict[str, Any]:
+    return encode(source.about(), other=str) if hasattr(source, "about") else {}
+
+
+def _changes(prefix: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in dict.fromkeys([*then, *now]) if then else ():
+        if name not in now:
+            yield f"{prefix}{name}: {_short(then[name])} -> gone"
+        elif name not in then:
+            yield f"{prefix}{name}: new, {_short(now[name])}"
+        elif then[name] != now[name]:
+            yield f"{prefix}{name}: {_short(then[name])} -> {_short(now[name])}"
+
+
+def _machine(manifest: Mapping[str, Any], state: State) -> Iterator[str]:
+    """What decides whether results are the same to the bit."""
+    now = {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "device": state.key.device.type,
+    }
+    for name, value in now.items():
+        if manifest[name] != value:
+            yield (
+                f"{name}: {manifest[name]} -> {value} (results are the same to rounding, no longer "
+                "to the bit)"
+            )
+
+
+def _memory(manifest: Mapping[str, Any], step: Any, callbacks: Sequence[Any]) -> Iterator[str]:
+    """Slots that are new, and slots that nobody uses any more."""
+    if not isinstance(step, Stage):
+        return
+    stages = [step, *(callback for callback in callbacks if isinstance(callback, Stage))]
+    owned = dict.fromkeys(part.slot for stage in stages for part in stage.stages() if part.slot)
+    saved = {parts[1] for path in manifest["leaves"] if (parts := split(path))[0] == "slots"}
+    for name in owned:
+        if name not in saved and any(part.slot == name for part in step.stages()):
+            yield f"{name}: new, with fresh memory"
+    for name in sorted(saved - owned.keys()):
+        yield f"{name}: no stage of that name now; its memory is kept, unused"
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,147 @@
+import threading
+import time
+
+import pytest
+import torch
+
+import fnloop as fl
+from fnloop.store.background import Background
+from fnloop.store.files import Disk
+
+
+def test_jobs_are_done_in_their_order_by_one_thread():
+    done, background = [], Background()
+    for i in range(20):
+        background.do(lambda i=i: done.append((i, threading.current_thread().name)))
+    assert background.finish() == []
+    assert [i for i, _ in done] == list(range(20))
+    assert len({name for _, name in done}) == 1 and done[0][1] != threading.current_thread().name
+
+
+def test_whoever_brings_a_third_waits():
+    gate, background = threading.Event(), Background()
+    background.do(gate.wait)
+    background.do(lambda: None)
+    third = threading.Thread(target=lambda: background.do(lambda: None))
+    third.start()
+    third.join(0.2)
+    assert third.is_alive()
+    gate.set()
+    third.join(5)
+    assert not third.is_alive()
+    background.finish()
+
+
+def test_failures_are_told_in_order_and_once():
+    background = Background()
+
+    def fail(text):
+        raise OSError(text)
+
+    background.do(lambda: fail("a"))
+    background.do(lambda: fail("b"))
+    background.do(lambda: None)
+    assert list(map(str, background.finish())) == ["a", "b"]
+    assert background.failures() == []
+
+
+class Slow(Disk):
+    """A disk on which a file takes a while to be synchronised."""
+
+    def __init__(self, seconds=0.3):
+        self.seconds = seconds
+        self.broken = False
+
+    def create(self, path):
+        if self.broken:
+            raise OSError(5, "Input/output error")
+        file, wait = super().create(path), self.seconds
+        sync = file.sync
+
+        def slow():
+            time.sleep(wait)
+            sync()
+
+        file.sync = slow
+        return file
+
+
+STEP = fl.pipe(
+    lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.adamw(0.01)), fl.ema(0.9)
+)
+
+
+def state():
+    return STEP.init(lambda: torch.nn.Linear(2, 1), seed=1)
+
+
+def fit(saving, steps=6, callbacks=(), step=STEP):
+    data = fl.Batches(torch.arange(24.0).reshape(12, 2), 2)
+    return fl.fit(step, state(), data, steps=steps, callbacks=[*callbacks, saving])
+
+
+def saves(folder):
+    return sorted(int(path.name[5:]) for path in folder.glob("step-*"))
+
+
+def test_the_run_goes_on_while_a_save_is_written(tmp_path):
+    ahead = []
+    look = fl.effect(lambda s, m: ahead.append((int(s.cursor[2]), saves(tmp_path))))
+    saving = fl.checkpoint(tmp_path, every=3, unit="step", background=True, files=Slow())
+    began = time.monotonic()
+    fit(saving, callbacks=[look])
+    assert time.monotonic() - began > 0.5, "the end waits for what is under way"
+    assert ahead[4] == (5, [])  # two steps on, and nothing of the first save is to be seen
+    assert saves(tmp_path) == [3, 6]
+
+
+def test_what_is_saved_is_the_state_as_it_was_also_where_steps_write_over_it(tmp_path):
+    kept = {}
+    keep = fl.effect(lambda s, m: kept.update({int(s.cursor[2]): fl.tree_map(torch.clone, s)}))
+    step = fl.compile(STEP, backend="aot_eager")
+    saving = fl.checkpoint(
+        tmp_path, keep=None, every=1, unit="step", background=True, files=Slow(0.05)
+    )
+    fit(saving, callbacks=[keep], step=step)
+    for count, expected in kept.items():
+        assert fl.load(tmp_path / f"step-{count:08d}", like=state()) == expected
+
+
+def test_a_failure_is_told_at_the_next_step_and_tried_again(tmp_path):
+    files = Slow(0.0)
+    saving = fl.checkpoint(tmp_path, keep=2, every=2, unit="step", background=True, files=files)
+
+    def steer(s, metrics):
+        files.broken = int(s.cursor[2]) in (2, 3)
+        time.sleep(0.1 if files.broken else 0)
+
+    with pytest.warns(UserWarning, match="step-00000002 was not saved") as told:
+        fitted, _ = fit(saving, callbacks=[fl.effect(steer)])
+    assert len(told) == 1 and "The run goes on" in str(told[0].message)
+    assert saves(tmp_path) == [4, 6]
+    assert fl.load(tmp_path, like=state()) == fitted
+    assert saving.memo()["recent"] == [4, 6], "what is not on the disk is not kept"
+
+
+def test_deletions_follow_the_saves_that_make_them_possible(tmp_path):
+    saving = fl.checkpoint(
+        tmp_path, keep=1, every=1, unit="step", background=True, files=Slow(0.02)
+    )
+    seen = []
+    look = fl.effect(lambda s, m: seen.append(len(saves(tmp_path))))
+    fit(saving, steps=12, callbacks=[look])
+    assert saves(tmp_path) == [12] and max(seen) <= 2
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_background_and_plain_saves_keep_the_same(tmp_path):
+    data = fl.Batches(torch.randn(24, 2, generator=torch.Generator().manual_seed(0)), 2)
+
+    def run(folder, background):
+        validate = fl.every(2, fl.validate(lambda m, x: (m(x) * 1000).sin().mean(), data))
+        saving = fl.checkpoint(folder, 2, "val/loss", every=3, unit="step", background=background)
+        fl.fit(STEP, state(), data, steps=13, callbacks=[validate, saving])
+        manifests = [fl.read_manifest(path) for path in sorted(folder.iterdir())]
+        return [(m["cursor"], m["monitor"], m["memos"], m["status"]) for m in manifests]
+
+    assert run(tmp_path / "a", True) == run(tmp_path / "b", False)
