@@ -113,7 +113,7 @@ def prepare(folder: Path, files: Files) -> None:
             files.sync(path.parent)
         if not listing(folder, files):
             # Whoever made these folders, or died in doing so, may not have synchronised them.
-            for path in folder.parents:
+            for path in set(folder.parents) - {path.parent for path in missing}:
                 with contextlib.suppress(OSError):  # not everybody may open them
                     files.sync(path)
         probe = folder / f".step-0.tmp-{uuid.uuid4().hex}"
@@ -140,13 +140,15 @@ def temporary_of(target: Path) -> Path:
 
 def commit(temporary: Path, target: Path, files: Files) -> None:
     """Let the finished folder `temporary` take the place `target`, or leave all as it was."""
-    old = _old(target)
-    if files.exists(target):
-        if files.exists(old):
-            files.sync(target.parent)  # as in `sweep`
-            remove_tree(old, files)
-        files.rename(target, old)
+    old, replaces = _old(target), files.exists(target)
+    if replaces and files.exists(old):
+        files.sync(target.parent)  # as in `sweep`
+        remove_tree(old, files)
     try:
+        if replaces:
+            files.rename(target, old)
+        if files.exists(old):
+            files.sync(target.parent)  # only then can all be taken back and nothing be lost
         files.rename(temporary, target)
         files.sync(target.parent)
     except BaseException:
@@ -159,7 +161,7 @@ def commit(temporary: Path, target: Path, files: Files) -> None:
 
 
 def _take_back(temporary: Path, target: Path, files: Files) -> None:
-    """Undo a commit that failed, in whichever of its two calls."""
+    """Undo a commit that failed, in whichever of its calls."""
     aside = temporary_of(target)
     came = not files.exists(temporary)
     if came:
@@ -191,6 +193,9 @@ def sweep(folder: Path, files: Files) -> None:
         for path in listing(folder, files).values():
             _sweep_remote(path, files)
         return
+    # They may have renamed, and not synchronised: what is there now could vanish with the power,
+    # and what it replaces is only to be deleted when it cannot.
+    files.sync(folder)
     for name in files.names(folder):
         path = folder / name
         old = _OLD.fullmatch(name)
@@ -200,6 +205,9 @@ def sweep(folder: Path, files: Files) -> None:
         elif target is not None or _LEFTOVER.fullmatch(name):
             with contextlib.suppress(OSError):
                 remove_tree(path, files)
+        elif _NAME.fullmatch(name) and files.exists(path / UNFINISHED):
+            with contextlib.suppress(OSError):
+                files.remove(path / UNFINISHED)
 
 
 def _sweep_remote(path: Path, files: Files) -> None:

@@ -15,8 +15,8 @@ from fnloop.store import schema
 from fnloop.store.errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, as_path, files_for, write_all
 from fnloop.store.leaves import leaves_from
-from fnloop.store.text import MOST, from_text, to_text
 from fnloop.store.text import encode as encode
+from fnloop.store.text import from_text, to_text, too_many_in
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -110,15 +110,16 @@ def _read(stream: Any, file: Path) -> bytearray:
 
 def _text(manifest: Mapping[str, Any]) -> bytes:
     """The file's bytes: a first line with the digest of all that follows it."""
-    body = to_text(manifest)[1:].encode()
+    text = to_text(manifest)
+    body = text[1:].encode()
     raw = b'{"sha256": "%s",' % hashlib.sha256(body).hexdigest().encode() + body
-    values = sum(map(body.count, (b"[", b"{", b",")))
-    if len(raw) > LARGEST or values > MOST:
+    too_many = too_many_in(text)
+    if too_many or len(raw) > LARGEST:
         parts = {name: len(to_text(part)) for name, part in manifest.items()}
         largest = max(parts, key=lambda name: parts[name])
         raise ValueError(
-            f"The checkpoint's manifest would have {len(raw)} bytes and {values} values; at most "
-            f"{LARGEST} and {MOST} are read again. The largest entry is {largest!r} with "
+            f"The checkpoint's manifest would have {too_many or f'{len(raw)} bytes'}, and at most "
+            f"{LARGEST} bytes are read again. The largest entry is {largest!r} with "
             f"{parts[largest]} bytes: usually a history with a row for every step "
             "(fl.History(every=...)), or a large configuration."
         )

@@ -25,7 +25,7 @@ def leaves_in(manifest: Mapping[str, Any], folder: Path) -> dict[str, Leaf]:
     leaves = leaves_from(manifest["leaves"])
     if lacking := [path for path in LONE if path not in leaves]:
         raise DamagedError(f"{folder / MANIFEST} lacks the leaf {lacking[0]!r}, which all have.")
-    size = tensors.size_of(leaves)
+    size = tensors.bytes_of(leaves)
     if manifest["bytes"] != size:
         raise DamagedError(
             f"{folder / MANIFEST} says that its tensors have {manifest['bytes']} bytes, and by its "
@@ -47,13 +47,3 @@ def read_leaves(
     """
     manifest = manifest or read_manifest(folder, files=files)
     yield from tensors.read(files, folder / manifest["file"], leaves_in(manifest, folder), only)
-
-
-def verify(folder: Path, files: Files) -> None:
-    """Read all of a checkpoint, and compare every digest.
-
-    Raises:
-        DamagedError: Something of it is missing or damaged.
-    """
-    manifest = read_manifest(folder, files=files)
-    tensors.verify(files, folder / manifest["file"], leaves_in(manifest, folder))

@@ -7,7 +7,7 @@ import errno
 import os
 import platform
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from fnloop.store import tensors
 from fnloop.store.errors import DamagedError
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import commit, prepare, remove_tree, target_of, temporary_of
-from fnloop.store.manifest import FORMAT, TENSORS, encode, put_manifest
-from fnloop.store.read import verify
-from fnloop.store.schema import fault_in, fault_in_path
+from fnloop.store.manifest import FORMAT, TENSORS, encode, put_manifest, read_manifest
+from fnloop.store.schema import fault_in_path
 from fnloop.trees.paths import join, tree_items
 from fnloop.trees.show import bytes_text
 from fnloop.values import Cursor, State, numbers
@@ -151,9 +150,12 @@ def _rename_into(
     temporary = temporary_of(target)
     try:
         files.make(temporary)
-        _write(temporary, TENSORS, leaves, manifest, files)
+        _write(temporary / TENSORS, leaves, files)
+        put_manifest(
+            temporary, _with(manifest, TENSORS, _read_again(temporary, leaves, files)), files
+        )
         files.sync(temporary)
-        _read_again(temporary, files)
+        _compare_manifest(temporary, files)
         commit(temporary, target, files)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -167,37 +169,49 @@ def _upload_to(
     """Write the tensors under a new name, then the manifest that names them."""
     files.make(target)
     before = [name for name in files.names(target) if name.endswith(".safetensors")]
-    _write(target, f"state-{uuid.uuid4().hex[:8]}.safetensors", leaves, manifest, files)
+    name = f"state-{uuid.uuid4().hex[:8]}.safetensors"
+    _write(target / name, leaves, files)
+    put_manifest(target, _with(manifest, name, tensors.digests(leaves)), files)
     for name in before:
         files.remove(target / name)
 
 
-def _write(
-    folder: Path,
-    name: str,
-    leaves: Mapping[str, Tensor],
-    manifest: dict[str, Any],
-    files: Files,
-) -> None:
-    output = files.create(folder / name)
+def _write(file: Path, leaves: Mapping[str, Tensor], files: Files) -> None:
+    output = files.create(file)
     try:
-        written = tensors.write(output, leaves)
+        tensors.write(output, leaves)
         output.sync()
     finally:
         output.close()
-    manifest["file"] = name
-    manifest["bytes"] = tensors.size_of(leaves)
-    manifest["leaves"] = {path: leaf.entry() for path, leaf in written.items()}
-    if fault := fault_in(encode(manifest)):
-        raise ValueError(f"The checkpoint {folder} cannot be saved: {fault}.")
-    put_manifest(folder, manifest, files)
 
 
-def _read_again(folder: Path, files: Files) -> None:
+def _read_again(
+    folder: Path, leaves: Mapping[str, Tensor], files: Files
+) -> dict[str, tensors.Leaf]:
+    """What the manifest says about the leaves: the digests of what is on the disk."""
+    with _as_disk_error():
+        return tensors.check(files, folder / TENSORS, leaves)
+
+
+def _compare_manifest(folder: Path, files: Files) -> None:
+    with _as_disk_error():
+        read_manifest(folder, files=files)
+
+
+@contextlib.contextmanager
+def _as_disk_error() -> Generator[None]:
     try:
-        verify(folder, files)
+        yield
     except DamagedError as error:
-        raise OSError(errno.EIO, f"what was read again is not what was written: {error}") from error
+        why = f"what was read again is not what was written: {error}"
+        raise OSError(errno.EIO, why) from error
+
+
+def _with(
+    manifest: dict[str, Any], name: str, leaves: Mapping[str, tensors.Leaf]
+) -> dict[str, Any]:
+    entries = {path: leaf.entry() for path, leaf in leaves.items()}
+    return {**manifest, "file": name, "bytes": tensors.bytes_of(leaves), "leaves": entries}
 
 
 def _containers(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, str]]:

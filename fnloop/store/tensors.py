@@ -8,19 +8,21 @@ Source: https://huggingface.co/docs/safetensors (format).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fnloop.store.errors import CheckpointError, DamagedError
+from fnloop.store.errors import DamagedError
 from fnloop.store.files import Files, Output, write_all
 from fnloop.store.leaves import CODES, DTYPES
 from fnloop.store.leaves import Leaf as Leaf
@@ -51,41 +53,72 @@ def check_storable(path: str, leaf: Any) -> Tensor:
     return leaf
 
 
-def size_of(tensors: Mapping[str, Tensor | Leaf]) -> int:
+def size_of(tensors: Mapping[str, Tensor]) -> int:
     """How many bytes `write` writes."""
-    leaves = {path: Leaf(t.dtype, tuple(t.shape), "") for path, t in tensors.items()}
+    return bytes_of(_leaves(tensors))
+
+
+def bytes_of(leaves: Mapping[str, Leaf]) -> int:
+    """How many bytes a file with these leaves has."""
     return len(_header(leaves)) + sum(leaf.nbytes for leaf in leaves.values())
 
 
 def write(
     output: Output, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> dict[str, Leaf]:
-    """Write `tensors`, and say what was written.
+) -> None:
+    """Write `tensors`.
 
     Args:
         output: An open file.
         tensors: By name.
         metadata: Text by name, for other readers; a file that has some cannot be `read` here.
     """
-    leaves = {path: Leaf(t.dtype, tuple(t.shape), "") for path, t in tensors.items()}
+    leaves = _leaves(tensors)
     small = bytearray(_header(leaves, metadata))  # collected, as each write costs a system call
-    digests: dict[str, Future[str]] = {}
-    copies: deque[Future[str]] = deque()
-    with ThreadPoolExecutor(1, "fnloop-digest") as pool:
-        for path in _order(leaves):
-            data = _bytes(tensors[path])
-            digests[path] = pool.submit(_sha256, data)
-            if len(small) + data.nbytes <= _PIECE // 8:
-                small += memoryview(data)
-                continue
-            for part in (small, data):
-                write_all(output, part)
-            small = bytearray()
-            copies.append(digests[path])
-            if len(copies) > 2:  # memory that is not the state's own is to be let go
-                copies.popleft().result()
+    for path in _order(leaves):
+        data = _bytes(tensors[path])
+        if len(small) + data.nbytes <= _PIECE // 8:
+            small += memoryview(data)
+            continue
         write_all(output, small)
-    return {path: leaf._replace(sha256=digests[path].result()) for path, leaf in leaves.items()}
+        write_all(output, data)
+        small = bytearray()
+    write_all(output, small)
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, Leaf]:
+    """What the manifest says about `tensors`."""
+    return {
+        path: leaf._replace(sha256=hashlib.sha256(_bytes(tensors[path])).hexdigest())
+        for path, leaf in _leaves(tensors).items()
+    }
+
+
+def check(files: Files, file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Leaf]:
+    """Read again what was written, compare it with `tensors`, and take its digests.
+
+    Raises:
+        DamagedError: The file is not what was written.
+    """
+    leaves, taken = _leaves(tensors), dict[str, Future[str]]()
+    with _opened(files, file) as stream, ThreadPoolExecutor(1, "fnloop-digest") as pool:
+        _check_header(stream, file, leaves)
+        pieces = _reused()
+        for path in _order(leaves):
+            data, digest = _bytes(tensors[path]), hashlib.sha256()
+            for start in range(0, data.nbytes, _PIECE):
+                expected = data[start : start + _PIECE]
+                piece, used = next(pieces)
+                piece = piece[: expected.nbytes]
+                _read_into(stream, memoryview(piece))
+                if not np.array_equal(piece, expected):
+                    raise DamagedError(
+                        f"{file}: the bytes of tensor {path!r} are not those in memory: the disk "
+                        "has lost some, or the tensor was changed in place while it was saved"
+                    )
+                used.append(_later(pool, data.nbytes, digest.update, piece))
+            taken[path] = _later(pool, data.nbytes, digest.hexdigest)
+    return {path: leaf._replace(sha256=taken[path].result()) for path, leaf in leaves.items()}
 
 
 def read(
@@ -105,46 +138,26 @@ def read(
     Raises:
         DamagedError: The file is missing or is not what the manifest says.
     """
-    for path, memory in _verified(files, file, leaves, only, keep=True):
-        dtype, shape, _ = leaves[path]
-        # A bool is 0 or 1 to every kernel, and made-up bytes need not be.
-        yield path, (memory.ne(0) if dtype == torch.bool else memory.view(dtype)).reshape(shape)
+    with _opened(files, file) as stream, ThreadPoolExecutor(1, "fnloop-digest") as pool:
+        position = _check_header(stream, file, leaves)
+        waiting: deque[tuple[str, Tensor, Future[str]]] = deque()
+        for path in _order(leaves):
+            begin, position = position, position + leaves[path].nbytes
+            if only(path):
+                stream.seek(begin)
+                memory = torch.empty(leaves[path].nbytes, dtype=torch.uint8)
+                waiting.append((path, memory, _fill(stream, memory.numpy(), pool)))
+            if len(waiting) > 2:  # so that the digests of some are taken while others are read
+                yield _checked(file, leaves, *waiting.popleft())
+        for entry in waiting:
+            yield _checked(file, leaves, *entry)
 
 
-def verify(files: Files, file: Path, leaves: Mapping[str, Leaf]) -> None:
-    """Read a file and compare its digests; no tensor is kept.
-
-    Raises:
-        DamagedError: The file is missing or is not what the manifest says.
-    """
-    for _ in _verified(files, file, leaves, lambda path: True, keep=False):
-        pass
-
-
-def _verified(
-    files: Files,
-    file: Path,
-    leaves: Mapping[str, Leaf],
-    only: Callable[[str], bool],
-    keep: bool,
-) -> Iterator[tuple[str, Tensor]]:
-    """Leaves as bytes; the next ones are read while another thread takes the digests."""
+@contextlib.contextmanager
+def _opened(files: Files, file: Path) -> Generator[Any]:
     try:
-        with files.open(file) as stream, ThreadPoolExecutor(1, "fnloop-digest") as pool:
-            position = _check_header(stream, file, leaves)
-            reused = _reused() if not keep else None
-            waiting: deque[tuple[str, Tensor, Future[str]]] = deque()
-            for path in _order(leaves):
-                begin, position = position, position + leaves[path].nbytes
-                if only(path):
-                    stream.seek(begin)
-                    memory = _memory(file, path, leaves[path].nbytes if keep else 0)
-                    digest = _fill(stream, leaves[path].nbytes, memory, reused, pool)
-                    waiting.append((path, memory, digest))
-                if len(waiting) > 2:
-                    yield _checked(file, leaves, *waiting.popleft())
-            for entry in waiting:
-                yield _checked(file, leaves, *entry)
+        with files.open(file) as stream:
+            yield stream
     except (OSError, EOFError) as error:
         why = getattr(error, "strerror", None) or error
         raise DamagedError(f"{file} cannot be read: {why}.") from error
@@ -153,7 +166,7 @@ def _verified(
 def _check_header(stream: Any, file: Path, leaves: Mapping[str, Leaf]) -> int:
     """Where the first tensor begins. The header follows from the manifest, byte by byte."""
     header = _header(leaves)
-    expected = len(header) + sum(leaf.nbytes for leaf in leaves.values())
+    expected = bytes_of(leaves)
     size = stream.seek(0, io.SEEK_END)
     if size != expected:
         raise DamagedError(
@@ -171,42 +184,30 @@ def _check_header(stream: Any, file: Path, leaves: Mapping[str, Leaf]) -> int:
     return len(header)
 
 
-def _fill(
-    stream: Any, nbytes: int, memory: Tensor, reused: Any, pool: ThreadPoolExecutor
-) -> Future[str]:
-    """Read a leaf into `memory`, or into reused memory, and take its digest meanwhile."""
-    if nbytes <= _SMALL:
-        small: Any = bytearray(nbytes) if reused is not None else memory.numpy()
-        _read_into(stream, memoryview(small))
-        done: Future[str] = Future()
-        done.set_result(_sha256(small))
-        return done
+def _fill(stream: Any, memory: Any, pool: ThreadPoolExecutor) -> Future[str]:
+    """Read a leaf into `memory`; its digest is taken meanwhile."""
     digest = hashlib.sha256()
-    for start in range(0, nbytes, _PIECE):
-        length = min(_PIECE, nbytes - start)
-        if reused is None:
-            piece: Any = memory[start : start + length].numpy()
-            _read_into(stream, memoryview(piece))
-            pool.submit(digest.update, piece)
-        else:
-            buffer, free = next(reused)
-            _read_into(stream, buffer[:length])
-            free.append(pool.submit(digest.update, buffer[:length]))
-    return pool.submit(digest.hexdigest)
+    for start in range(0, memory.nbytes, _PIECE):
+        piece = memory[start : start + _PIECE]
+        _read_into(stream, memoryview(piece))
+        _later(pool, memory.nbytes, digest.update, piece)
+    return _later(pool, memory.nbytes, digest.hexdigest)
 
 
-def _memory(file: Path, path: str, nbytes: int) -> Tensor:
-    try:
-        return torch.empty(nbytes, dtype=torch.uint8)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{file}: there is no memory for the tensor {path!r}, which has {nbytes} bytes."
-        ) from error
+def _later(
+    pool: ThreadPoolExecutor, nbytes: int, call: Callable[..., Any], *arguments: Any
+) -> Future[Any]:
+    """Let the other thread do it, if the tensor is so large that it is worth it."""
+    if nbytes > _SMALL:
+        return pool.submit(call, *arguments)
+    done: Future[Any] = Future()
+    done.set_result(call(*arguments))
+    return done
 
 
-def _reused() -> Iterator[tuple[memoryview, list[Future[None]]]]:
+def _reused() -> Iterator[tuple[Any, list[Future[None]]]]:
     """Pieces of memory in turn, each as soon as the digest of what was in it is taken."""
-    pieces = [(memoryview(bytearray(_PIECE)), list[Future[None]]()) for _ in range(3)]
+    pieces = [(np.empty(_PIECE, np.uint8), list[Future[None]]()) for _ in range(3)]
     while True:
         for piece, used in pieces:
             while used:
@@ -225,12 +226,17 @@ def _read_into(stream: Any, memory: memoryview) -> None:
 def _checked(
     file: Path, leaves: Mapping[str, Leaf], path: str, memory: Tensor, digest: Future[str]
 ) -> tuple[str, Tensor]:
-    if digest.result() != leaves[path].sha256:
+    leaf = leaves[path]
+    if digest.result() != leaf.sha256:
         raise DamagedError(
             f"{file}: the bytes of tensor {path!r} are not those that were saved (their sha256 "
             "differs): the file is damaged."
         )
-    return path, memory
+    return path, memory.view(leaf.dtype).reshape(leaf.shape)
+
+
+def _leaves(tensors: Mapping[str, Tensor]) -> dict[str, Leaf]:
+    return {path: Leaf(t.dtype, tuple(t.shape), "") for path, t in tensors.items()}
 
 
 def _order(leaves: Mapping[str, Leaf]) -> list[str]:
@@ -258,7 +264,3 @@ def _bytes(tensor: Tensor) -> Any:
     dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     # Not reshape(-1): a single element may keep a stride of 2, which view() refuses.
     return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy()
-
-
-def _sha256(data: Any) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MOST = 2**19
-"""Values in a manifest, at most: so that a made-up one costs little time and memory."""
+VALUES = 2**20
+NAMES = 2**18
+"""Values in a text, and names among them, at most: a made-up one costs little time and memory."""
 _DEEPEST = 64
 _BITS = 2048
 _INT = re.compile(r"-?[1-9][0-9]{0,639}")
@@ -47,11 +48,10 @@ def from_text(text: str) -> Any:
 
     Raises:
         ValueError: It is no JSON, or what `to_text` never writes: a name that comes twice, a number
-            beyond its type, or more than 524,288 values.
+            beyond its type, or more than 1,048,576 values or 262,144 names.
     """
-    # Each value but the first follows one of these; some are in strings, which is no matter.
-    if sum(map(text.count, "[{,")) > MOST:
-        raise ValueError(f"it has more than {MOST} values")
+    if fault := too_many_in(text):
+        raise ValueError(f"it has {fault}")
     try:
         return json.loads(
             text,
@@ -62,6 +62,16 @@ def from_text(text: str) -> Any:
         )
     except (TypeError, RecursionError, MemoryError) as error:
         raise ValueError(type(error).__name__) from error
+
+
+def too_many_in(text: str) -> str | None:
+    """Of what there are more than `from_text` reads, or None."""
+    # Each value but the first follows one of these; some are in strings, which is no matter.
+    if sum(map(text.count, "[{,")) >= VALUES:
+        return f"more than {VALUES} values"
+    if text.count(":") > NAMES:
+        return f"more than {NAMES} names"
+    return None
 
 
 def is_shallow(value: Any) -> bool:

@@ -18,9 +18,12 @@ def put(path, named):
     path.unlink(missing_ok=True)
     file = DISK.create(path)
     try:
-        return tensors.write(file, named)
+        tensors.write(file, named)
     finally:
         file.close()
+    leaves = tensors.check(DISK, path, named)
+    assert leaves == tensors.digests(named)
+    return leaves
 
 
 def get(path, leaves):
@@ -208,3 +211,12 @@ def test_a_missing_file_is_named(tmp_path):
 def test_what_cannot_be_saved_is_a_clear_error(leaf):
     with pytest.raises(TypeError, match="slots/x"):
         tensors.check_storable("slots/x", leaf)
+
+
+@pytest.mark.parametrize("size", [3, 5_000_000])
+def test_what_is_not_on_the_disk_as_it_is_in_memory_is_noticed(tmp_path, size):
+    named = {"a": torch.arange(size, dtype=torch.float32), "b": torch.tensor(1)}
+    put(tmp_path / "x", named)
+    named["a"][-1] = 7.5
+    with pytest.raises(CheckpointError, match="'a' are not those in memory"):
+        tensors.check(DISK, tmp_path / "x", named)
