@@ -34,8 +34,11 @@ from fnloop.stages import amp as amp
 from fnloop.stages import compose as compose
 from fnloop.stages import ema as ema
 from fnloop.stages import grad as grad
+from fnloop.stages import guard as guard
+from fnloop.stages import nonfinite as nonfinite
 from fnloop.stages import pipe as pipe
 from fnloop.stages import scale as scale
+from fnloop.stages import spike as spike
 from fnloop.stages import stage as stage
 from fnloop.stages import update as update
 
@@ -122,6 +125,8 @@ from fnloop.loop import every as every
 from fnloop.loop import fit as fit
 from fnloop.loop import predict as predict
 from fnloop.loop import progress as progress
+from fnloop.loop import Replay as Replay
+from fnloop.loop import replay as replay
 from fnloop.loop import run as run
 from fnloop.loop import validate as validate
 
@@ -131,6 +136,7 @@ from fnloop.store import best as best
 from fnloop.store import checkpoint as checkpoint
 from fnloop.store import latest as latest
 from fnloop.store import load as load
+from fnloop.store import load_state_dict as load_state_dict
 from fnloop.store import read_manifest as read_manifest
 from fnloop.store import save as save
 

@@ -24,7 +24,9 @@ _MODULES = {
     "test": "fnloop.cli.evaluate",
     "predict": "fnloop.cli.evaluate",
     "show": "fnloop.cli.show",
-    "diff": "fnloop.cli.show",
+    "diff": "fnloop.cli.diff",
+    "replay": "fnloop.cli.replay",
+    "export": "fnloop.cli.export",
 }
 
 

@@ -27,7 +27,7 @@ from fnloop.loop import History, fit
 from fnloop.store import best, load, read_manifest
 from fnloop.values import State
 
-_CODES = {"completed": 0, "stopped": 0, "interrupted": 130}
+_INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal
 
 
 class Job(NamedTuple):
@@ -107,8 +107,8 @@ def run_resume(arguments: Sequence[str]) -> int:
 
 def _train(job: Job) -> int:
     recipe, folder = job.recipe, job.folder
-    if recipe.epochs is None and recipe.steps is None:
-        raise Problem("Training has no end: give fl.Recipe epochs= or steps=.")
+    if recipe.epochs is None and recipe.steps is None and recipe.seconds is None:
+        raise Problem("Training has no end: give fl.Recipe epochs=, steps= or seconds=.")
     if folder is not None:
         config.write(job.file, job.flags.plain, folder)
     state = recipe.step.init(recipe.model, seed=recipe.seed)
@@ -120,14 +120,18 @@ def _train(job: Job) -> int:
             recipe.data,
             epochs=recipe.epochs,
             steps=recipe.steps,
+            seconds=recipe.seconds,
             callbacks=recipe.callbacks,
             resume=None if job.start is None else job.start.parent,
             config={"recipe": str(job.file), **job.flags.plain},
         )
     except Exception as error:
         raise _saved(error, job) from error
-    print(_outcome(history, job))
-    return _conclude(job, state) or _CODES[history.status]
+    print(_outcome(history, job), flush=True)
+    if "SIGTERM" in history.reason:  # whoever sent it will not wait for results
+        return _TERMINATED
+    code = _INTERRUPTED if history.status == "interrupted" else 0
+    return _conclude(job, state) or code
 
 
 def _conclude(job: Job, state: State) -> int:
@@ -146,7 +150,7 @@ def _conclude(job: Job, state: State) -> int:
             parts.pop("train", None)
         rows.update(results(job.recipe, state, parts))
     except KeyboardInterrupt:
-        code = 130
+        code = _INTERRUPTED
     if rows:
         print(f"\n{title}\n{report.numbers_table(rows)}")
     return code

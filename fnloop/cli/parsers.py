@@ -16,6 +16,8 @@ COMMANDS = {
     "predict": "Write a run's predictions.",
     "show": "Show a checkpoint, or the checkpoints of a run.",
     "diff": "Compare two checkpoints, leaf by leaf.",
+    "replay": "Run one step of a run again, and see what happens in it.",
+    "export": "Write a run's weights as a file for other tools.",
 }
 
 _USAGE = {
@@ -26,6 +28,11 @@ _USAGE = {
     "predict": "RUN [--output FILE] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
     "show": "CHECKPOINT_OR_RUN",
     "diff": "A B",
+    "replay": "RUN [--step N] [--checkpoint PATH] [--recipe RECIPE.py] [--save FILE.safetensors]",
+    "export": (
+        "CHECKPOINT_OR_RUN --output FILE [--params SLOT] [--dtype fp32|bf16|fp16] [--force] "
+        "[--checkpoint best|latest|PATH] [--recipe RECIPE.py]"
+    ),
 }
 
 _RECIPE = "a Python file with a function recipe(...) -> fl.Recipe; its parameters are flags"
@@ -119,6 +126,55 @@ def _diff(parser: ArgumentParser) -> None:
     parser.add_argument("b", metavar="B", help="another")
 
 
+def _replay(parser: ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help=_RUN)
+    parser.add_argument(
+        "--step",
+        metavar="N",
+        type=int,
+        default=SUPPRESS,
+        help="which one, in batches drawn: the first is 1; default the first that was skipped",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="PATH",
+        default=SUPPRESS,
+        help="where to begin; default the nearest checkpoint before, else the initial state",
+    )
+    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
+    parser.add_argument(
+        "--save",
+        metavar="FILE.safetensors",
+        default=SUPPRESS,
+        help="also write the batch, the gradients, and the state before and after",
+    )
+
+
+def _export(parser: ArgumentParser) -> None:
+    parser.add_argument("path", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run's folder")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="a file called .safetensors, .pt or .pth (a plain state_dict)",
+    )
+    parser.add_argument(
+        "--params",
+        metavar="SLOT",
+        default=SUPPRESS,
+        help="take averaged parameters, as in --params ema; default the live ones",
+    )
+    parser.add_argument(
+        "--dtype",
+        metavar="DTYPE",
+        default=SUPPRESS,
+        help="fp32, bf16 or fp16 for all floating-point tensors; default as they are",
+    )
+    _switch(parser, "--force", "write over a file that is there")
+    parser.add_argument("--checkpoint", metavar="WHICH", default=SUPPRESS, help=_WHICH)
+    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
+
+
 def _switch(parser: ArgumentParser, name: str, help: str) -> None:
     parser.add_argument(name, action="store_true", default=SUPPRESS, help=help)
 
@@ -131,4 +187,6 @@ _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "predict": _predict,
     "show": _show,
     "diff": _diff,
+    "replay": _replay,
+    "export": _export,
 }

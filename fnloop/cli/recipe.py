@@ -23,7 +23,9 @@ class Recipe:
         metrics: What to evaluate, as for `fl.evaluate`; default the step's loss.
         predict: ``(model, batch) -> output`` for ``fnloop predict``; default ``model(batch)``, or
             ``model(batch[0])`` where a batch is a tuple or list.
-        epochs, steps: Where training ends; at least one of them to train.
+        epochs, steps: Where training ends.
+        seconds: A time limit for each call, in which the last save has room too; at least one of
+            the three to train.
         params: The slot whose parameters are evaluated, such as ``"ema"``; default the live ones.
         folder: The run's folder: for its configuration, curves and history. It should also hold the
             checkpoints. Default the folder of the first `fl.checkpoint` among the callbacks.
@@ -56,6 +58,7 @@ class Recipe:
     predict: Callable[..., Any] | None = None
     epochs: int | None = None
     steps: int | None = None
+    seconds: float | None = None
     params: str | None = None
     folder: str | Path | None = None
     seed: int = 0

@@ -50,15 +50,19 @@ def open_run(path: str, which: str | None, recipe_file: str | None) -> Run:
     if which is None and (folder / MANIFEST).is_file():
         parents = [p for p in folder.absolute().parents[:2] if (p / config.NAME).is_file()]
         which, folder = path, parents[0] if parents else folder
-    configuration = configuration_of(folder)
+    recipe = recipe_again(configuration_of(folder), recipe_file)
+    chosen = choose(checkpoint_folders(folder, recipe), which, folder)
+    state = recipe.step.init(recipe.model, seed=recipe.seed)
+    return Run(folder, recipe, chosen, load(chosen, like=state))
+
+
+def recipe_again(configuration: config.Config, recipe_file: str | None) -> Recipe:
+    """What a run's recipe describes, made anew from its configuration."""
     file = recipe_of(configuration, recipe_file)
     function = load_function(file)
     parser = parsers.of("fit", function, file.name)
     arguments = [str(file), "--config", str(configuration.path)]
-    recipe = build(function, file, parse(parser, function, arguments, file.name).values)
-    chosen = choose(checkpoint_folders(folder, recipe), which, folder)
-    state = recipe.step.init(recipe.model, seed=recipe.seed)
-    return Run(folder, recipe, chosen, load(chosen, like=state))
+    return build(function, file, parse(parser, function, arguments, file.name).values)
 
 
 def configuration_of(folder: Path) -> config.Config:

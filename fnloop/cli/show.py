@@ -90,7 +90,7 @@ def _about(manifest: Mapping[str, Any]) -> str:
     return f"{text}\n\n{manifest['pipeline']}" if manifest["pipeline"] else text
 
 
-def read_leaves(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+def all_leaves(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
     """All tensors of a checkpoint by leaf path, verified."""
     return dict(read_leaves(path, files_for(path), manifest))
 

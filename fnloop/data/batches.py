@@ -28,8 +28,10 @@ class Batches:
             dimension, whose batches have the same structure (arrays become tensors once, here,
             without a copy); or a map-style dataset (``__len__`` and ``__getitem__``, or
             ``__getitems__``), whose examples are joined by torch's ``default_collate``. A list is
-            such a dataset: a list of examples. What a dataset draws from torch's CPU generator
-            is a function of (seed, epoch, index) too.
+            such a dataset: a list of examples. What ``dataset[i]`` draws from torch's CPU
+            generator, Python's ``random`` and numpy's global generator is a function of `seed`,
+            the epoch and i alone, not of the order or of `batch_size`; what ``__getitems__`` draws
+            is one of `seed`, the epoch and the batch.
         batch_size: Examples in a batch; the last one of an epoch may be smaller.
         shuffle: False keeps the order of the data.
         seed: Root of the shuffle, any integer.
@@ -109,6 +111,21 @@ class Batches:
             if after.epoch:
                 return
 
+    def about(self) -> dict[str, Any]:
+        """What the data is told apart by, as JSON; it is kept with a checkpoint."""
+        return {
+            "kind": "Batches",
+            "examples": self.examples,
+            "batches": self.batches,
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "drop_last": self.drop_last,
+            "index": "examples",
+            "exact": "at once",
+            **self._reader.about(),
+        }
+
     def __repr__(self) -> str:
         return (
             f"Batches({self.examples} examples, batch_size={self.batch_size}, "
@@ -128,7 +145,7 @@ class Batches:
             epoch, index = epoch + 1, 0
         while True:
             stop = min(index + size, examples)
-            seed = fold(self.seed, epoch, index) if data.random else 0
+            seed = fold(self.seed, epoch) if data.random else 0
             if self.shuffle:
                 batch = data.take(order.at(epoch, index, stop), seed)
             else:

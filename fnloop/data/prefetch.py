@@ -25,8 +25,8 @@ class prefetch:
     drawn and not used. (An iterator cannot go back: what was drawn and not used is lost.)
 
     It overlaps with the step where drawing needs no random numbers in this process: tensors and
-    arrays in `fl.Batches`, a ``DataLoader`` with workers, and the copy to a device. Datasets,
-    lists and generators draw under seeded generators, which one thread at a time may hold, so they
+    arrays in `fl.Batches`, a ``DataLoader`` with workers, and the copy to a device. Datasets and
+    generators draw under seeded generators, which one thread at a time may hold, so they
     wait for the step; give those to a ``DataLoader`` with workers.
 
     Args:
@@ -59,6 +59,7 @@ class prefetch:
         """As for a `Source`; the thread ends with the generator."""
         device = _with_index(self.device)
         worker = _Worker(self._source, cursor, key, self.depth, device)
+        after = None
         try:
             while True:
                 drawn = worker.take()
@@ -70,6 +71,29 @@ class prefetch:
                 yield after, batch
         finally:
             worker.stop()
+            left: Any = getattr(self._source, "left", None)
+            if left is not None and after is not None:
+                left(after)  # what was drawn ahead of it was not used
+
+    def about(self) -> dict[str, Any] | None:
+        """The fingerprint of the data."""
+        ask: Any = getattr(self._source, "about", None)
+        return None if ask is None else ask()
+
+    def memo(self, cursor: Cursor) -> Any:
+        """The position of the data after the batch that was given with `cursor`; see `Source`."""
+        ask: Any = getattr(self._source, "memo", None)
+        return None if ask is None else ask(cursor)
+
+    def recall(self, memo: Any) -> None:
+        """Let the data go on from a position that `memo` gave."""
+        tell: Any = getattr(self._source, "recall", None)
+        if tell is None:
+            raise ValueError(
+                "A position of the data was kept with the checkpoint, and this data has none. "
+                "Usual cause: the run was started with another loader."
+            )
+        tell(memo)
 
 
 class _Worker:

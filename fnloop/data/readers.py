@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset, default_collate
 
-from fnloop._torch.random import seeded
+from fnloop.data.fingerprint import columns, name_of, sample_of_columns, sample_of_list
+from fnloop.data.seeding import Examples, seeding
 from fnloop.trees import is_tree, tree_leaves, tree_paths
 from fnloop.trees.show import short
 
@@ -22,7 +23,7 @@ def is_columns(data: Any) -> bool:
     return isinstance(data, (Tensor, np.ndarray, tuple, Mapping)) or is_tree(data)
 
 
-def reader(data: Any) -> Columns | Examples:
+def reader(data: Any) -> Columns | Indexed:
     """What takes batches out of `data`; see `fl.Batches` for what that may be."""
     if isinstance(data, TensorDataset):
         data = data.tensors
@@ -35,7 +36,7 @@ def reader(data: Any) -> Columns | Examples:
             "such as (inputs, targets), and torch.stack(list) for examples."
         )
     if hasattr(data, "__len__") and (hasattr(data, "__getitem__") or hasattr(data, "__getitems__")):
-        return Examples(data)
+        return Indexed(data)
     raise TypeError(
         "Batches takes tensors or numpy arrays (or a tuple or dict of them), or a dataset with "
         f"__len__ and __getitem__; it was given {type(data).__name__}. What can only be iterated "
@@ -50,6 +51,7 @@ class Columns:
         examples: The leading dimension.
         devices: Where indices are needed, in the order in which `take` wants them.
         random: Whether taking examples can draw random numbers.
+        leaves: The tensors, by path.
     """
 
     random = False
@@ -60,6 +62,7 @@ class Columns:
         _check_lengths(paths, leaves)
         self.examples = leaves[0].shape[0] if leaves else 0
         self.devices = tuple(dict.fromkeys(leaf.device for leaf in leaves))
+        self.leaves = dict(zip(paths, leaves, strict=True))
         self._leaves = [(leaf, self.devices.index(leaf.device)) for leaf in leaves]
         self._structure: Any = optree.tree_structure(data)
 
@@ -71,30 +74,41 @@ class Columns:
         """The examples from `start` to `stop`, as views."""
         return self._structure.unflatten([x[start:stop] for x, _ in self._leaves])
 
+    def about(self) -> dict[str, Any]:
+        """What the data is told apart by."""
+        return {"columns": columns(self.leaves), "sample": sample_of_columns(self.leaves.values())}
 
-class Examples:
+
+class Indexed:
     """A map-style dataset; the attributes and methods are those of `Columns`."""
 
-    random = True
     devices = (torch.device("cpu"),)
 
     def __init__(self, data: Any) -> None:
         self.examples = len(data)
         self._data = data
+        self._examples = Examples(data)
+        self.random = self._examples.random
 
     def take(self, indices: list[Tensor], seed: int) -> Any:
-        """The examples at `indices`, collated; torch's CPU generator starts from `seed`."""
+        """The examples at `indices`, collated; what each draws is a function of it and `seed`."""
         return self._join(indices[0].tolist(), seed)
 
     def cut(self, start: int, stop: int, seed: int) -> Any:
         """The examples from `start` to `stop`, collated."""
-        return self._join(range(start, stop), seed)
+        return self._join(list(range(start, stop)), seed)
 
-    def _join(self, numbers: Iterable[int], seed: int) -> Any:
-        with seeded(seed):
-            if hasattr(self._data, "__getitems__"):
-                return default_collate(self._data.__getitems__(list(numbers)))
-            return default_collate([self._data[number] for number in numbers])
+    def about(self) -> dict[str, Any]:
+        """What the data is told apart by; no example is taken for it."""
+        dataset = self._data
+        sample = {"sample": sample_of_list(dataset)} if type(dataset) is list else {}
+        return {"dataset": name_of(dataset), **sample}
+
+    def _join(self, numbers: Sequence[int], seed: int) -> Any:
+        if not self.random:
+            return default_collate(self._examples.take(numbers, seed))
+        with seeding(seed):
+            return default_collate(self._examples.take(numbers, seed))
 
 
 def _is_column(value: Any) -> bool:

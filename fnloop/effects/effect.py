@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fnloop.values import State
+from fnloop.values import Cursor, State
 from fnloop.values.metrics import Metrics
 
 
@@ -22,6 +22,7 @@ class Run:
         effects: All effects of the run, in order.
         batches: Batches in an epoch; None if the data cannot tell.
         total: Batches that this run will draw; None if that is not known.
+        cursor: That of the newest state, as the data gave it; None before the first step.
         data: What the data is (kind, sizes, a digest of a sample), as JSON values.
         position: Where the data stands after the newest state's batch, for data that keeps that
             itself: a function that returns JSON values, or None.
@@ -33,6 +34,7 @@ class Run:
     effects: Sequence[Effect] = ()
     batches: int | None = None
     total: int | None = None
+    cursor: Cursor | None = None
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     position: Callable[[], Any] = lambda: None
 

@@ -7,5 +7,7 @@ from fnloop.loop.every import every as every
 from fnloop.loop.fit import fit as fit
 from fnloop.loop.history import History as History
 from fnloop.loop.progress import progress as progress
+from fnloop.loop.replay import Replay as Replay
+from fnloop.loop.replay import replay as replay
 from fnloop.loop.run import run as run
 from fnloop.loop.validate import validate as validate

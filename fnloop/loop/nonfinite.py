@@ -65,6 +65,8 @@ class Nonfinite:
         return cls(kind, path, count, tensor.numel(), index, rows, about, "", masks)
 
     def __str__(self) -> str:
+        if self.kind == "loss":
+            return "the loss"
         values = f"{self.count:,} of {self.size:,} value{'s' * (self.size > 1)}"
         first = f", first at {list(self.index)}" if self.index else ""
         about = f" ({self.about})" if self.about else ""
@@ -75,7 +77,6 @@ _WHAT = {
     "state": "before the step,",
     "batch": "the leaf",
     "forward": "the output of",
-    "loss": "the",
     "gradient": "the gradient of",
     "update": "after the step,",
 }

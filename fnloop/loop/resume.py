@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fnloop.data import resumed_index
 from fnloop.data.sources import Source
 from fnloop.effects import Effect, named
 from fnloop.stages.base import Stage
@@ -21,11 +22,6 @@ from fnloop.store.load import Loaded, load_newest
 from fnloop.store.manifest import encode
 from fnloop.trees.paths import split
 from fnloop.values import Cursor, State
-
-
-def resumed_at(cursor: Any, then: Any, now: Any) -> Any:  # TODO
-    return cursor, ''
-
 
 _log = logging.getLogger("fnloop")
 
@@ -115,10 +111,14 @@ def _place(loaded: Loaded, source: Source) -> tuple[State, list[str]]:
     """Let the data go on where it was, and say where that is if it is elsewhere."""
     state = loaded.state
     position = loaded.manifest["data"].get("position")
-    if position is not None and hasattr(source, "recall"):
-        source.recall(position)  # pyright: ignore
-    cursor, told = resumed_at(Cursor.of(state.cursor), _about(loaded), _now(source))
-    return state.replace(cursor=cursor.tensor()), [told] if told else []
+    recall: Any = getattr(source, "recall", None)
+    told: list[str] = []
+    if position is not None and recall is not None:
+        recall(position)
+    elif position is not None:
+        told = ["data: the loader kept its own position, of which this data knows nothing"]
+    cursor, moved = resumed_index(Cursor.of(state.cursor), _about(loaded), _now(source))
+    return state.replace(cursor=cursor.tensor()), [*told, *([moved] if moved else [])]
 
 
 def _about(loaded: Loaded) -> Mapping[str, Any]:

@@ -87,10 +87,12 @@ def run(
         batches=source.batches,
         total=limits.total(source),
     )
-    if effects and hasattr(source, "about"):
-        about.data = source.about()
-    if hasattr(source, "memo"):
-        about.position = lambda: source.memo(Cursor.of(about.state.cursor))
+    describe: Any = getattr(source, "about", None)
+    if effects and describe is not None:
+        about.data = describe()
+    keep: Any = getattr(source, "memo", None)
+    if keep is not None:
+        about.position = lambda: keep(about.cursor)
     return _loop(step, state, source, limits, stages, effects, about)
 
 
@@ -125,6 +127,7 @@ def _loop(
             state, metrics = result
             del result  # a state that stays alive cannot be written over
             about.state = state = state.replace(cursor=cursor.tensor())
+            about.cursor = cursor
             if first:
                 state = init_callbacks(stages, effects, state, metrics)
             for callback in stages:
@@ -143,7 +146,7 @@ def _loop(
             while sent is not None:
                 check_sent(sent)
                 if not torch.equal(sent.cursor, state.cursor):
-                    cursor = Cursor.of(sent.cursor)
+                    about.cursor = cursor = Cursor.of(sent.cursor)
                     batches = _restart(batches, source, cursor, sent)
                 about.state = state = sent
                 sent = yield state, metrics

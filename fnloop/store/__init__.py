@@ -7,3 +7,4 @@ from fnloop.store.folders import latest as latest
 from fnloop.store.load import load as load
 from fnloop.store.manifest import read_manifest as read_manifest
 from fnloop.store.save import save as save
+from fnloop.store.state_dict import load_state_dict as load_state_dict

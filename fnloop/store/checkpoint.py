@@ -91,6 +91,7 @@ class checkpoint(Effect):
         self.name = name or (f"checkpoint/{monitor}" if monitor else "checkpoint")
         self._kept = Retention(TopK(keep, mode), keep if monitor is None else int(last))
         self._demand = Demand()
+        self._recalled = False
         self._worker: Background | None = None
         self._run: Run | None = None
         self._called = False
@@ -123,7 +124,8 @@ class checkpoint(Effect):
         self._kept = self._kept.only({count for count in on_disk if count <= now})
         self._worker = Background() if self.background else None
         self._demand.listen()
-        if on_disk and max(on_disk) > now:
+        # Newer ones of a run that was resumed are damaged, and have been told of.
+        if on_disk and max(on_disk) > now and not self._recalled:
             warnings.warn(
                 f"checkpoint: {self.folder} holds a checkpoint of step {max(on_disk)}, and this "
                 f"run begins at step {now}: until it gets there, the latest one is another run's. "
@@ -155,6 +157,7 @@ class checkpoint(Effect):
         if self._called:
             self._close(run, status)
         self._run, self._worker, self._called, self._metrics = None, None, False, {}
+        self._recalled = False
         self._tell(failures)
 
     def memo(self) -> dict[str, Any]:
@@ -170,6 +173,7 @@ class checkpoint(Effect):
                 stacklevel=2,
             )
         self._kept = self._kept.recall(memo, same)
+        self._recalled = True
 
     def _close(self, run: Run, status: str) -> None:
         if self.monitor and not self._seen and status in ("completed", "stopped"):
@@ -184,6 +188,7 @@ class checkpoint(Effect):
             if count == self._saved:
                 place = target_of(self.folder, count)
                 amend(place, self.files, status=status, memos=run.memos())
+                self._delete()
             else:
                 demanded = status == "interrupted"
                 score = self._score(self._metrics)

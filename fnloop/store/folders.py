@@ -144,26 +144,27 @@ def commit(temporary: Path, target: Path, files: Files) -> None:
     if replaces and files.exists(old):
         files.sync(target.parent)  # as in `sweep`
         remove_tree(old, files)
+    came = False
     try:
         if replaces:
             files.rename(target, old)
         if files.exists(old):
             files.sync(target.parent)  # only then can all be taken back and nothing be lost
         files.rename(temporary, target)
+        came = True
         files.sync(target.parent)
     except BaseException:
         with contextlib.suppress(OSError):
-            _take_back(temporary, target, files)
+            _take_back(target, came, files)
         raise
-    if files.exists(old):
-        with contextlib.suppress(OSError):  # it is passed over, and the next run tries again
+    with contextlib.suppress(OSError):  # it is passed over, and the next run tries again
+        if files.exists(old):
             remove_tree(old, files)
 
 
-def _take_back(temporary: Path, target: Path, files: Files) -> None:
-    """Undo a commit that failed, in whichever of its calls."""
+def _take_back(target: Path, came: bool, files: Files) -> None:
+    """Undo a commit that failed, before or after the new one `came`."""
     aside = temporary_of(target)
-    came = not files.exists(temporary)
     if came:
         files.rename(target, aside)
     if files.exists(_old(target)):

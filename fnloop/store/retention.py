@@ -82,10 +82,15 @@ class Retention:
         }
 
     def recall(self, memo: Mapping[str, Any], same_monitor: bool) -> Retention:
-        """Go on from a memo; with another monitor than then, the best so far are left alone."""
-        best = {int(count): float(score) for count, score in memo["best"]}
+        """Go on from a memo; with another monitor than then, the best so far are left alone.
+
+        Raises:
+            ValueError: Something in it is no count.
+        """
+        scores = dict[int, Any](memo["best"])
+        best = dict(zip(_counts(scores), map(float, scores.values()), strict=True))
+        known = {*_counts(memo["recent"]), *_counts(memo["unneeded"])}
         recent = [count for count in memo["recent"] if same_monitor or count not in best]
-        known = {*memo["recent"], *memo["unneeded"]}
         top = dataclasses.replace(self.top, entries=())
         for count, score in best.items() if same_monitor else ():
             top = top.add(count, score)
@@ -97,6 +102,12 @@ class Retention:
     def _without(self, known: Collection[int]) -> Retention:
         unneeded = {*self.unneeded, *known} - self.counts
         return dataclasses.replace(self, unneeded=tuple(sorted(unneeded)))
+
+
+def _counts(values: Collection[Any]) -> list[int]:
+    if odd := [value for value in values if type(value) is not int or not 0 <= value < 2**63]:
+        raise ValueError(f"{str(odd[0])[:40]!r} is no count of batches")
+    return [*values]
 
 
 def _last(newest: int | None, counts: tuple[int, ...]) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fnloop.store.errors import DamagedError
+from fnloop.store.errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, Output, write_all
 from fnloop.store.leaves import CODES, DTYPES
 from fnloop.store.leaves import Leaf as Leaf
@@ -145,7 +145,7 @@ def read(
             begin, position = position, position + leaves[path].nbytes
             if only(path):
                 stream.seek(begin)
-                memory = torch.empty(leaves[path].nbytes, dtype=torch.uint8)
+                memory = _memory(file, path, leaves[path].nbytes)
                 waiting.append((path, memory, _fill(stream, memory.numpy(), pool)))
             if len(waiting) > 2:  # so that the digests of some are taken while others are read
                 yield _checked(file, leaves, *waiting.popleft())
@@ -232,7 +232,18 @@ def _checked(
             f"{file}: the bytes of tensor {path!r} are not those that were saved (their sha256 "
             "differs): the file is damaged."
         )
-    return path, memory.view(leaf.dtype).reshape(leaf.shape)
+    # A bool is 0 or 1 to every kernel, and made-up bytes need not be.
+    values = memory.ne(0) if leaf.dtype == torch.bool else memory.view(leaf.dtype)
+    return path, values.reshape(leaf.shape)
+
+
+def _memory(file: Path, path: str, nbytes: int) -> Tensor:
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{file}: there is no memory for the tensor {path!r}, which has {nbytes} bytes."
+        ) from error
 
 
 def _leaves(tensors: Mapping[str, Tensor]) -> dict[str, Leaf]:

@@ -9,7 +9,7 @@ import pytest
 import fnloop
 from fnloop.cli import main
 
-COMMANDS = ["fit", "resume", "validate", "test", "predict", "show", "diff"]
+COMMANDS = ["fit", "resume", "validate", "test", "predict", "show", "diff", "replay", "export"]
 
 
 def test_help_names_every_command(cli):

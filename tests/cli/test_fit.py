@@ -12,6 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from fnloop.cli import main
 from fnloop.store import latest, read_manifest
 
 
@@ -213,7 +214,10 @@ def test_a_recipe_without_an_end_is_told(edited, cli):
     assert code == 1 and "epochs=" in err and "steps=" in err
 
 
-def test_ctrl_c_ends_in_good_order(edited, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "conclusion"), [("SIGINT", 130, True), ("SIGTERM", 143, False)]
+)
+def test_a_signal_ends_in_good_order(edited, tmp_path, number, code, conclusion):
     """In a process of its own: the signal, the exit code and the output are the real ones."""
     recipe = edited("    x, y = batch\n", "    import time; time.sleep(0.01)\n    x, y = batch\n")
     command = [sys.executable, "-m", "fnloop", "fit", str(recipe), "--epochs", "100000"]
@@ -224,9 +228,27 @@ def test_ctrl_c_ends_in_good_order(edited, tmp_path):
     deadline = time.monotonic() + 60
     while not latest("runs/line") and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, number))
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err.decode()
-    assert b"\ninterrupted\n" in out and b"fnloop resume runs/line" in out
-    assert b"test" in out and b"Traceback" not in err
-    assert read_manifest(latest("runs/line"))["status"] == "interrupted"
+    assert process.returncode == code, err.decode()
+    assert b"\ninterrupted" in out and b"fnloop resume runs/line" in out
+    assert (b"best checkpoint" in out) == conclusion and b"Traceback" not in err
+    manifest = read_manifest(latest("runs/line"))
+    assert manifest["status"] == "interrupted"
+    stopped = manifest["cursor"]["count"]
+
+    # The next job goes on from there, to the bit: 40 batches are as many as a run without a stop.
+    assert main(["resume", "runs/line", "--epochs", str(stopped // 5 + 2)]) == 0
+    whole = ["fit", str(recipe), "--epochs", str(stopped // 5 + 2)]
+    whole += ["--folder", "runs/whole"]
+    assert main(whole) == 0
+    resumed, never = latest("runs/line"), latest("runs/whole")
+    assert resumed.name == never.name
+    assert read_manifest(resumed)["leaves"] == read_manifest(never)["leaves"]
+
+
+def test_a_time_limit_may_be_the_only_end(edited, cli):
+    recipe = edited("epochs=epochs, ", "seconds=1.0, ")
+    code, out, err = cli("fit", recipe)
+    assert code == 0 and "completed" in out, err
+    assert latest("runs/line") is not None

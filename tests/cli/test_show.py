@@ -34,20 +34,3 @@ def test_show_of_nothing(tmp_path, cli):
     (tmp_path / "empty").mkdir()
     code, _, err = cli("show", "empty")
     assert code == 2 and "empty has no checkpoint in it" in err
-
-
-def test_diff_of_a_checkpoint_with_itself(trained, cli):
-    code, out, _ = cli("diff", trained, trained / "step-00000015")
-    assert code == 0 and "the same, to the bit" in out
-
-
-def test_diff_names_each_leaf_that_differs_and_the_configuration(recipe, cli):
-    cli("fit", recipe)
-    cli("fit", recipe, "--lr", "0.02", "--folder", "runs/slow")
-    code, out, _ = cli("diff", "runs/line", "runs/slow")
-    assert code == 0
-    lines = [line.split() for line in out.splitlines()]
-    assert ["lr", "0.05", "0.02"] in lines
-    paths = [line[0] for line in lines if line]
-    assert "params/weight" in paths and "slots/ema/bias" in paths
-    assert "cursor" not in paths and "key" not in paths

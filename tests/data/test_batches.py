@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import time
 from collections import UserDict
 from typing import Any, NamedTuple
@@ -188,6 +189,43 @@ def test_augmentation_is_a_function_of_the_cursor_and_leaves_the_generator_alone
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first["square"], again["square"])
     assert not torch.equal(first["square"], later["square"])
+
+
+class Augmented(Squares):
+    """Draws from each generator that augmentations use."""
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"i": i, "draws": (torch.rand(()), random.random(), np.random.rand())}
+
+
+def by_example(batches: list[Any]) -> dict[int, str]:
+    return {
+        int(i): str([column[k] for column in batch["draws"]])
+        for batch in batches
+        for k, i in enumerate(batch["i"])
+    }
+
+
+def test_what_an_example_draws_is_a_function_of_seed_epoch_and_example() -> None:
+    before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    expected = by_example(list(Batches(Augmented(10), 1, shuffle=False)))
+    assert len(set(expected.values())) == 10
+    for size in (3, 10):
+        for shuffle in (False, True):
+            assert by_example(list(Batches(Augmented(10), size, shuffle=shuffle))) == expected
+    later = walk(Batches(Augmented(10), 10), Cursor(1, 0, 1), 1)[0][1]
+    other = list(Batches(Augmented(10), 10, seed=1))
+    values = {*expected.values(), *by_example([later]).values(), *by_example(other).values()}
+    assert len(values) == 30
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), str(np.random.get_state())) == before[1:]
+
+
+def test_a_list_is_not_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("fnloop.data.readers.seeding")
+    assert [batch.tolist() for batch in Batches([3, 4, 5], 2, shuffle=False)] == [[3, 4], [5]]
+    with pytest.raises(NameError):
+        list(Batches(Squares(3), 2))
 
 
 def test_at_does_not_change_the_cursor() -> None:

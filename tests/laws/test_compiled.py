@@ -114,6 +114,10 @@ STAGES = {
     "amp bf16": step_of(grad=[fl.amp("bf16")]),
     "amp fp16": step_of(grad=[fl.amp("fp16", interval=2)]),
     "ema": step_of(after=[fl.ema(0.9), fl.ema(fl.linear(0.5, 0.9, steps=10), name="fast")]),
+    "guard": step_of(after=[fl.ema(0.9), fl.guard(fl.spike("loss", sigmas=0.1, warmup=2))]),
+    "guard rewind": step_of(
+        after=[fl.guard(fl.spike("loss", sigmas=0.1, warmup=2), then="rewind", every=2)]
+    ),
     "everything": step_of(
         fl.chain(fl.clip_by_norm(1.0), fl.adamw(fl.cosine(1e-2, steps=20, warmup=3))),
         grad=[fl.accumulate(2), fl.amp("fp16", interval=2)],
@@ -210,7 +214,7 @@ def test_law_7_built_by_inductor_for_more(name):
 
 # One graph for each of these for the whole file; the laws must hold at the first call as well.
 COMPILED = {name: fl.compile(step, backend="aot_eager") for name, step in STAGES.items()}
-LAWFUL = ("update", "ema", "everything")
+LAWFUL = ("update", "ema", "guard", "guard rewind", "everything")
 
 
 @pytest.mark.parametrize("name", LAWFUL)

@@ -45,12 +45,21 @@ def optimizer_example(name):
 
 # What to put into a stage's required parameters.
 GRAD_STAGES = {"accumulate": [fl.accumulate(3)], "amp": [fl.amp("bf16"), fl.amp("fp16")]}
-STEP_STAGES = {"ema": [fl.ema(0.9), fl.ema(fl.linear(0.5, 0.9, steps=10))]}
+STEP_STAGES = {
+    "ema": [fl.ema(0.9), fl.ema(fl.linear(0.5, 0.9, steps=10))],
+    "guard": [
+        fl.guard(fl.spike("loss", sigmas=0.1, warmup=2)),
+        fl.guard(fl.spike("loss", sigmas=0.1, warmup=2), then="rewind", every=2),
+        fl.guard(fl.nonfinite("loss")),
+    ],
+}
 CALLBACKS = {
     "every": lambda: fl.every(2, fl.validate(loss, validation())),
     "validate": lambda: fl.validate(loss, validation(), params="ema"),
     "early_stopping": lambda: fl.early_stopping("loss", patience=2),
     "stage": lambda: fl.stage(halve_lr, "callback"),
+    "spike": lambda: fl.spike("loss"),
+    "nonfinite": lambda: fl.nonfinite("loss", patience=2),
 }
 
 

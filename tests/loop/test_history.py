@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import fnloop as fl
 from fnloop.effects import Run
-from fnloop.loop.history import History
 from fnloop.trees import tree
 from fnloop.values import Cursor, Last, Mean, Metric, State, start, stop
+
+History = fl.History
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +205,113 @@ def test_an_empty_plot_is_an_error() -> None:
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="nothing to draw"):
         History().plot()
+
+
+def loss(model: Any, x: Any) -> Any:
+    return model(x).square().mean()
+
+
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.125, momentum=0.5)), fl.ema(0.5))
+COMPILED = fl.compile(STEP, backend="aot_eager")
+
+
+def begin(step: Any = STEP) -> State:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+    return step.init(model, seed=0)
+
+
+def batches() -> Any:
+    return fl.Batches(torch.arange(48.0).reshape(16, 3).sin(), batch_size=4, seed=1)
+
+
+def test_it_keeps_the_last_states_for_nothing() -> None:
+    history, seen = History(states=3), []
+    for shown, _ in fl.run(STEP, begin(), batches(), steps=7, callbacks=[history]):
+        seen.append(shown)
+        assert all(a is b for a, b in zip(history.states, seen[-3:], strict=True))
+    assert [int(kept.cursor[2]) for kept in history.states] == [5, 6, 7]
+    assert History().states == ()
+
+
+def test_they_are_the_states_after_the_callbacks() -> None:
+    def halve(state: State, metrics: Any) -> Any:
+        return fl.scale(state, "sgd.lr", 0.5), metrics
+
+    history = History(states=2)
+    for _ in fl.run(STEP, begin(), batches(), steps=3, callbacks=[history, halve]):
+        pass
+    assert [float(s["update"]["scale"]["sgd.lr"]) for s in history.states] == [0.25, 0.125]
+
+
+def eager_states(steps: int, callbacks: tuple[Any, ...] = ()) -> list[State]:
+    run = fl.run(STEP, begin(), batches(), steps=steps, callbacks=callbacks)
+    return [shown for shown, _ in run]
+
+
+@pytest.mark.parametrize("n", [1, 4, 100])
+def test_states_of_a_donating_step_stay_readable_and_right(n: int) -> None:
+    expected, history = eager_states(9), History(states=n)
+    donating = COMPILED.donating()
+    for last, _ in fl.run(donating, begin(donating), batches(), steps=9, callbacks=[history]):
+        for state, kept in zip(expected[: int(last.step)][-n:], history.states, strict=True):
+            assert fl.tree_diff(state, kept) == ""
+    assert len(history.states) == min(n, 9)
+    again, _ = donating(history.states[0].replace(), torch.ones(4, 3))
+    assert fl.tree_equal(history.states[-1], expected[-1]), "a fork has written into another state"
+    assert int(again.step) == int(history.states[0].step) + 1
+
+
+def test_states_that_are_let_go_are_written_over_again() -> None:
+    history, places = History(states=2), []
+    donating = COMPILED.donating()
+    run = fl.run(donating, begin(donating), batches(), steps=6, callbacks=[history])
+    for n, (shown, _) in enumerate(run):
+        places.append(shown.params["0.weight"].data_ptr())
+        del shown
+        if n == 2:
+            history._states.clear()
+    assert len(set(places[:3])) == 3, "kept states share no memory with the next ones"
+    assert places[3] == places[2], "nobody looked any more"
+
+
+def test_going_back_by_hand_is_a_run_from_that_state() -> None:
+    history = History(states=5)
+    loop = fl.run(STEP, begin(), batches(), steps=20, callbacks=[history])
+    for _ in range(6):
+        next(loop)
+    back = history.states[-3]
+    sent, _ = loop.send(back)
+    assert sent is back
+    after, _ = next(loop)
+    *_, (expected, _) = fl.run(STEP, begin(), batches(), steps=5)
+    assert fl.tree_diff(after, expected) == ""
+
+
+def test_a_negative_number_of_states_is_an_error() -> None:
+    with pytest.raises(ValueError, match="states=0 states or more, got -1"):
+        History(states=-1)
+
+
+def test_fit_returns_the_history_among_its_callbacks() -> None:
+    history = History(every=2, states=3)
+    last, returned = fl.fit(STEP, begin(), batches(), steps=8, callbacks=[history])
+    assert returned is history and history.status == "completed"
+    assert history.steps("loss") == [2, 4, 6, 8]
+    assert fl.tree_equal(history.states[-1], last)
+
+
+@pytest.mark.parametrize("step", [STEP, COMPILED], ids=["eager", "compiled"])
+def test_the_last_states_of_a_fit_are_those_of_the_eager_run(step: Any) -> None:
+    history = History(states=4)
+    last, _ = fl.fit(step, begin(step), batches(), steps=9, callbacks=[history])
+    expected = eager_states(9)
+    for state, kept in zip(expected[-4:], history.states, strict=True):
+        assert fl.tree_diff(state, kept) == ""
+    assert fl.tree_diff(expected[-1], last) == ""
+
+
+def test_fit_takes_one_history() -> None:
+    with pytest.raises(ValueError, match="history"):
+        fl.fit(STEP, begin(), batches(), steps=1, callbacks=[History(), History(states=1)])

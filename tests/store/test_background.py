@@ -66,9 +66,7 @@ class Slow(Disk):
         return file
 
 
-STEP = fl.pipe(
-    lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.adamw(0.01)), fl.ema(0.9)
-)
+STEP = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.adamw(0.01)), fl.ema(0.9))
 
 
 def state():

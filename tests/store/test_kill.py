@@ -1,134 +1,65 @@
-"""Processes that are killed while they save: what was saved before is always found and whole."""
+"""Processes that are killed at any time: the run ends as if nothing had happened, to the bit."""
 
+from __future__ import annotations
+
+import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from .preloaded import faultio
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-SCRIPT = '''
-import os, random, shutil, signal, sys, time
-import torch
-from fnloop.effects import Run
-from fnloop.store import checkpoint, latest, load, read_manifest, save
-from fnloop.values import Cursor, start
-
-torch.set_num_threads(1)
-root = sys.argv[1]
-begin = start(torch.nn.Linear(50, 50), seed=0)
-
-def state_at(count, version=0):
-    params = {name: torch.full_like(p, 2.0 * count + version) for name, p in begin.params.items()}
-    return begin.replace(params=params, cursor=Cursor(0, count, count).tensor())
-
-def verified(folder):
-    """The count of the latest checkpoint, each value of which must be its own."""
-    if latest(folder) is None:
-        return 0
-    state = load(folder, like=begin)
-    count = Cursor.of(state.cursor).count
-    values = {v for p in state.params.values() for v in p.unique().tolist()}
-    assert values in ({2.0 * count}, {2.0 * count + 1}), (count, values)
-    return count
-
-def acknowledge(count):
-    os.pwrite(log, b"%08d" % count, 0)
-
-def train(folder, steps):
-    count = verified(folder)
-    effect = checkpoint(folder, keep=1, every=1, unit="step")
-    run = Run(step=None, state=state_at(count), effects=[effect])
-    if count:
-        effect.recall(read_manifest(latest(folder))["memos"]["checkpoint"])
-    effect.open(run)
-    for count in range(count + 1, count + 1 + steps):
-        effect(state_at(count), {})
-        acknowledge(count)
-        save(state_at(count, version=1), folder, memos=run.memos())
-
-def child(work):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException as error:
-            print("child failed", repr(error), flush=True)
-            os._exit(1)
-        os._exit(0)
-    return pid
-
-def check(folder):
-    found, acknowledged = verified(folder), int(os.pread(log, 8, 0))
-    assert found >= acknowledged, (found, acknowledged)
-    visible = [name for name in os.listdir(folder) if not name.startswith(".")]
-    assert len(visible) <= 2, visible
-
-log = os.open(os.path.join(root, "log"), os.O_RDWR | os.O_CREAT)
-
-def random_kills(times):
-    folder = os.path.join(root, "random")
-    os.mkdir(folder)
-    acknowledge(0)
-    generator = random.Random(0)
-    for _ in range(times):
-        pid = child(lambda: train(folder, 10**6))
-        time.sleep(generator.uniform(0.01, 0.1))
-        os.kill(pid, signal.SIGKILL)
-        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-        check(folder)
-    print("random kills", times, "reached", verified(folder))
-
-CALLS = ["mkdir", "open", "rename", "replace", "fsync", "unlink", "rmdir"]
-
-def kill_at_each_call():
-    """Die just before the n-th call that touches the file system, for every n."""
-    os.fsync = lambda descriptor: None  # slow, and without effect on who is merely killed
-    for n in range(10**6):
-        folder = os.path.join(root, "call", str(n))
-        os.makedirs(folder)
-        acknowledge(0)
-        calls = [0]
-
-        def die_at(original):
-            def call(*arguments, **keywords):
-                calls[0] += 1
-                if calls[0] > n:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return original(*arguments, **keywords)
-            return call
-
-        def work():
-            for name in CALLS:
-                setattr(os, name, die_at(getattr(os, name)))
-            train(folder, 2)
-
-        status = os.waitpid(child(work), 0)[1]
-        check(folder)
-        if not os.WIFSIGNALED(status):
-            assert os.WEXITSTATUS(status) == 0
-            break
-        assert os.WEXITSTATUS(os.waitpid(child(lambda: train(folder, 0)), 0)[1]) == 0
-        left = [name for name in os.listdir(folder) if name.startswith(".")]
-        assert not left, left
-        shutil.rmtree(folder)
-    print("calls", n)
-
-random_kills(10)
-kill_at_each_call()
-'''
+__all__ = ["faultio"]
 
 
-def test_what_was_saved_survives_a_kill_at_any_time(tmp_path):
+def ran(tmp_path: Path, *arguments: Any, timeout: int = 300, **environment: str) -> dict[str, int]:
+    """What `killed_runs.py` counts."""
+    script = Path(__file__).with_name("killed_runs.py")
+    began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        [sys.executable, str(script), str(tmp_path), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=timeout,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            **environment,
+        },
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
-    assert int(lines["random kills 10 reached"]) > 0
-    assert int(lines["calls"]) > 40, "kills at so many different calls"
+    seen = json.loads(done.stdout)
+    print(f"\n{arguments}: {seen} in {time.monotonic() - began:.0f} s")
+    assert os.listdir(tmp_path) in ([], ["base"])
+    return seen
+
+
+def check(seen: dict[str, int], runs: int) -> None:
+    assert seen["equal"] == runs
+    assert seen["kills"] >= 1.8 * runs
+    assert seen["resumed"] >= runs / 2, "most of them had something to go on from"
+    assert seen["killed in load"] >= runs / 20 and seen["killed in save"] >= runs / 20
+
+
+def test_a_hundred_runs_that_are_killed_end_as_if_they_were_not(tmp_path: Path) -> None:
+    check(ran(tmp_path, "random", 100, 0), 100)
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_that_are_killed_end_as_if_they_were_not(tmp_path: Path) -> None:
+    seen = ran(tmp_path, "random", 1000, 1, timeout=3600)
+    check(seen, 1000)
+    assert seen["killed in delete"] >= 10
+
+
+def test_a_kill_at_each_system_call_of_a_run_that_saves(tmp_path: Path, faultio: Path) -> None:
+    seen = ran(tmp_path, "each", LD_PRELOAD=str(faultio))
+    assert seen["kills"] > 150
+    assert seen["step 1 was left"] > 50 and seen["step 2 was left"] > 20

@@ -144,9 +144,7 @@ def test_a_slot_comes_back_with_its_structure_when_like_has_it(tmp_path):
 def test_memory_without_a_place_in_a_slot_of_like_is_dropped_with_a_warning(tmp_path):
     state = mlp().put("update", {"adam": {"mu": torch.zeros(1)}, "scale": torch.tensor(1.0)})
     like = mlp().put("update", {"scale": torch.tensor(2.0)})
-    with pytest.warns(
-        UserWarning, match="they were dropped: slots/update/adam/mu"
-    ):
+    with pytest.warns(UserWarning, match="they were dropped: slots/update/adam/mu"):
         loaded = load(save(state, tmp_path), like=like)
     assert tree_equal(loaded.slots, {"update": {"scale": torch.tensor(1.0)}})
 

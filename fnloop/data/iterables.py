@@ -1,0 +1,173 @@
+"""What can only be iterated, as sources of batches."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from typing import Any
+
+from fnloop.data.batches import START
+from fnloop.data.fingerprint import sample_of_list
+from fnloop.data.seeding import seeding
+from fnloop.values import Cursor, fold
+
+END: Any = object()
+Epochs = Callable[[int], Iterable[Any]]
+Pairs = Generator[tuple[Cursor, Any], None, None]
+
+
+class Again:
+    """Data that is started anew with each epoch and skipped to the cursor's index."""
+
+    def __init__(self, epochs: Epochs, batches: int | None, kind: str = "iterable") -> None:
+        self.batches = batches
+        self.kind = kind
+        self._epochs = epochs
+
+    def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
+        """As for a `Source`."""
+        epoch, index, count = cursor
+        while True:
+            with closing(self._read(epoch, index, fold(key, epoch))) as items:
+                batch = next(items, END)
+                if batch is END:
+                    raise ValueError(too_short(epoch, index, self.batches))
+                for following in items:
+                    index, count = index + 1, count + 1
+                    yield Cursor(epoch, index, count), batch
+                    batch = following
+            epoch, index, count = epoch + 1, 0, count + 1
+            yield Cursor(epoch, index, count), batch
+
+    def about(self) -> dict[str, Any]:
+        """Its fingerprint."""
+        return {
+            "kind": self.kind,
+            "batches": self.batches,
+            "index": "batches",
+            "exact": "by skipping",
+        }
+
+    def _read(self, epoch: int, index: int, seed: int) -> Generator[Any, None, None]:
+        """The batches of an epoch, from number `index` on."""
+        return read(lambda: self._epochs(epoch), index, seed)
+
+
+class Stored(Again):
+    """A list of batches: reading it draws no random numbers."""
+
+    def __init__(self, stored: list[Any]) -> None:
+        super().__init__(lambda epoch: stored, len(stored), "list")
+        self._stored = stored
+
+    def about(self) -> dict[str, Any]:
+        """Its fingerprint."""
+        return super().about() | {"exact": "at once", "sample": sample_of_list(self._stored)}
+
+    def _read(self, epoch: int, index: int, seed: int) -> Generator[Any, None, None]:
+        yield from itertools.islice(self._stored, index, None)
+
+
+class Once:
+    """An iterator: it goes on from where it stands, whatever the cursor says."""
+
+    batches: int | None = None
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        self._items = items
+
+    def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
+        """As for a `Source`."""
+        epoch, index, count = cursor
+        while True:
+            with seeding(fold(key, epoch, index)):
+                batch = next(self._items, END)
+            if batch is END:
+                break
+            index, count = index + 1, count + 1
+            yield Cursor(epoch, index, count), batch
+        if index == cursor.index:
+            raise ValueError(
+                f"This iterator is exhausted: a {type(self._items).__name__} can be read only "
+                "once, and it gave no batch. To read the data again, pass a list, fl.Batches, a "
+                "DataLoader, or a function epoch -> iterable."
+            )
+
+    def about(self) -> dict[str, Any]:
+        """Its fingerprint."""
+        return {
+            "kind": "iterator",
+            "batches": None,
+            "index": "batches",
+            "exact": "no",
+            "reason": "an iterator can be read only once: it goes on from wherever it stands",
+        }
+
+
+def read(start: Callable[[], Iterable[Any]], index: int, seed: int) -> Generator[Any, None, None]:
+    """Items from number `index` on; what is drawn for each is a function of `seed` and its number.
+
+    Args:
+        start: Gives what to iterate.
+        index: Items before it are read, and left out.
+        seed: Of the epoch.
+    """
+    with seeding(seed):
+        items = iter(start())
+    for number in itertools.count():
+        with seeding(fold(seed, number)):
+            item = next(items, END)
+        if item is END:
+            return
+        if number >= index:
+            yield item
+
+
+def function_epochs(function: Callable[[int], Any]) -> Epochs:
+    """A user's function ``epoch -> iterable``, with checks of what it takes and returns."""
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        inspect.signature(function).bind(0)
+    except TypeError:
+        raise TypeError(
+            f"The data function {name} must take the epoch: def {name}(epoch): ... and return or "
+            "yield the batches of that epoch."
+        ) from None
+    except ValueError:  # a builtin without a signature
+        pass
+
+    def epochs(epoch: int) -> Iterable[Any]:
+        batches = function(epoch)
+        if not isinstance(batches, Iterable):
+            raise TypeError(
+                f"The data function {name} returned {type(batches).__name__} for epoch {epoch}; it "
+                "must return or yield the batches of that epoch."
+            )
+        return batches
+
+    return epochs
+
+
+def length(data: Any) -> int | None:
+    """``len(data)``, or None if it has none."""
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def too_short(epoch: int, index: int, batches: int | None) -> str:
+    """The message for an epoch that ends before the cursor."""
+    if index == 0:
+        return (
+            f"Epoch {epoch} of the data has no batch. Usual cause: the data is empty, or it can be "
+            "iterated only once (its __iter__ returns the same iterator each time); pass a list "
+            "or a function epoch -> iterable."
+        )
+    has = "fewer" if batches is None else batches
+    return (
+        f"The cursor stands at batch {index} of epoch {epoch}, which has {has}. Usual cause: the "
+        "run is resumed with other data, or another batch size, than it was started with."
+    )

@@ -1,0 +1,71 @@
+"""Where a run goes on whose batches have another size than before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fnloop.values import Cursor
+
+
+def resumed_index(
+    cursor: Cursor, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> tuple[Cursor, str | None]:
+    """The cursor from which no example of the epoch is left out, whatever the new batch size.
+
+    The index of `fl.Batches` counts examples, so there is nothing to do. That of a ``DataLoader``
+    counts batches: it is rounded down to one of the new size, and what lies between is seen twice.
+
+    Args:
+        cursor: Of the checkpoint.
+        before: The data's fingerprint (`about`) in the checkpoint.
+        now: That of the data of the resumed run.
+
+    Returns:
+        The cursor to go on from, and a sentence that says what was done; None if nothing was.
+
+    >>> before, now = ({"index": "batches", "batch_size": n, "batches": 99} for n in (32, 48))
+    >>> resumed_index(Cursor(2, 5, 205), before, now)[0]
+    Cursor(epoch=2, index=3, count=205)
+    >>> print(resumed_index(Cursor(2, 5, 205), before, now)[1])
+    The batch size was 32 and is 48: the epoch goes on at batch 3, and 16 examples are seen twice.
+    """
+    old, new = _size(before), _size(now)
+    if "by its own state" in (before.get("exact"), now.get("exact")):
+        if old == new or None in (old, new):
+            return cursor, None
+        return cursor, (
+            f"The batch size was {old} and is {new}: the loader goes on from its own state, and "
+            "what that means for another batch size is up to it."
+        )
+    if cursor.index == 0 or old is None or new is None or old == new:
+        return cursor, None
+    read = cursor.index * old
+    index = read // new
+    what = _what(before, now, old, new)
+    batches = now.get("batches")
+    if now.get("index") != "examples" and isinstance(batches, int) and index >= batches:
+        return Cursor(cursor.epoch + 1, 0, cursor.count), (
+            f"{what}: none of the epoch's {batches} batches is left, and the next epoch begins."
+        )
+    place = f"example {index}" if now.get("index") == "examples" else f"batch {index}"
+    twice = read - index * new
+    seen = f", and {twice} examples are seen twice" if twice else ", and none is seen twice"
+    return cursor._replace(index=index), f"{what}: the epoch goes on at {place}{seen}."
+
+
+def _size(about: Mapping[str, Any]) -> int | None:
+    """Examples for which the cursor's index moves by one."""
+    if about.get("index") == "examples":
+        return 1
+    size = about.get("batch_size")
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def _what(before: Mapping[str, Any], now: Mapping[str, Any], old: int, new: int) -> str:
+    if before.get("index") == now.get("index"):
+        return f"The batch size was {old} and is {new}"
+    return (
+        f"The data was {before.get('kind')} and is {now.get('kind')}, which has another order, so "
+        "some examples of this epoch may be left out and others seen twice"
+    )

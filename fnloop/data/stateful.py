@@ -1,0 +1,246 @@
+"""Loaders and iterators that know their own position, and go on from it."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fnloop._torch.workers import with_parts
+from fnloop.data.batches import START
+from fnloop.data.fingerprint import name_of
+from fnloop.data.iterables import END, Once, Pairs, length, too_short
+from fnloop.data.loader import about_loader, announce, collates, is_map_style, lent, samplers
+from fnloop.data.plain import decode, encode
+from fnloop.data.seeding import seeding
+from fnloop.data.workers import SeededDataset, ShowDataset
+from fnloop.values import Cursor, fold
+
+_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
+
+
+class Held(Cursor):
+    """A cursor, with the state in which its loader was when it had given the batch before it.
+
+    It travels with the batch, so that it is the right one whatever was drawn ahead.
+    """
+
+    state: Any = None  # as JSON, or the error that it cannot be
+    __repr__ = Cursor.__repr__
+
+
+class _Known:
+    """What is known of a loader: as it was first given, and after the last batch that was used."""
+
+    first: Any = None
+    last: Held | None = None
+
+
+_known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+
+
+def is_stateful(data: Any) -> bool:
+    """Whether `data` can be iterated, and gives and takes its position."""
+    return isinstance(data, Iterable) and not isinstance(data, nn.Module) and bool(_methods(data))
+
+
+class Stateful:
+    """A loader with ``state_dict`` and ``load_state_dict``, or ``get_state`` and ``set_state``.
+
+    Its state is asked for after each batch, before the next one is drawn. A run goes on exactly
+    where that state is known: from a checkpoint (`recall`), or because the batch before was drawn
+    from the same loader in this process. A run from the very beginning starts the loader from the
+    state in which it was first given, so that two of them see the same.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self._loader, self._seed = _seeded(data)
+        methods: Any = _methods(self._loader)
+        self._get, self._set = methods
+        self._known = _known_of(data)
+        self._recalled: Held | None = None
+        self.batches = None if isinstance(data, Iterator) else length(data)
+
+    def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
+        """As for a `Source`."""
+        epoch, index, count = cursor
+        state, skip = self._place(cursor)
+        while True:
+            with closing(self._read(epoch, index, fold(key, epoch), state, skip)) as items:
+                drawn = next(items, END)
+                resumed, state, skip = state is not None, None, 0
+                if drawn is END:
+                    if resumed and index == 0:
+                        continue  # the state was that after the last batch of an epoch
+                    raise ValueError(too_short(epoch, index, self.batches))
+                for following in items:
+                    index, count = index + 1, count + 1
+                    yield self._hold(Held(epoch, index, count), drawn)
+                    drawn = following
+            epoch, index, count = epoch + 1, 0, count + 1
+            yield self._hold(Held(epoch, 0, count), drawn)
+
+    def memo(self, cursor: Cursor) -> Any:
+        """Where the loader stood when it had given the batch before `cursor`, as JSON.
+
+        Args:
+            cursor: One that `iterate` gave; None is returned for any other.
+
+        Raises:
+            ValueError: The loader's state holds something that a checkpoint does not keep.
+        """
+        if not isinstance(cursor, Held):
+            return None
+        if isinstance(cursor.state, ValueError):
+            raise cursor.state
+        return {"cursor": list(cursor), "state": cursor.state}
+
+    def recall(self, memo: Any) -> None:
+        """Go on from a `memo` when next iterated, which must be from its cursor."""
+        place: Any = memo.get("cursor") if isinstance(memo, dict) else None
+        integers = isinstance(place, list) and [type(n) for n in place] == [int] * 3
+        if not integers or "state" not in memo:
+            raise ValueError(
+                "This is no position of a data loader: expected the keys 'cursor' (three integers) "
+                f"and 'state', got {str(memo)[:100]}."
+            )
+        self._recalled = Held(*place)
+        self._recalled.state = memo["state"]
+
+    def left(self, cursor: Cursor) -> None:
+        """Say which of the cursors that `iterate` gave was the last one used."""
+        if isinstance(cursor, Held):
+            self._known.last = cursor
+
+    def about(self) -> dict[str, Any]:
+        """Its fingerprint."""
+        shared = about_loader(self._data) if isinstance(self._data, DataLoader) else {}
+        return shared | {
+            "kind": "stateful",
+            "loader": name_of(self._data),
+            "batches": self.batches,
+            "index": "batches",
+            "exact": "by its own state",
+        }
+
+    def _place(self, cursor: Cursor) -> tuple[Any, int]:
+        """The state, as JSON, from which the loader gets to `cursor`, and batches to skip then."""
+        recalled, self._recalled = self._recalled, None
+        if recalled is not None and recalled != cursor:
+            raise ValueError(
+                f"The kept position of the data loader is that at cursor {list(recalled)}, and the "
+                f"run goes on at {list(cursor)}. Usual cause: the state and the data are of "
+                "different checkpoints."
+            )
+        held = recalled or self._known.last
+        if held is not None and held == cursor and not isinstance(held.state, ValueError):
+            return held.state, 0
+        if self._seed is not None:  # a new epoch, in an order that follows from the key
+            return None, cursor.index if getattr(self._data, "next_iter_state", None) is None else 0
+        if cursor.count == 0:
+            first = self._known.first
+            return None if isinstance(first, ValueError) else first, 0
+        warnings.warn(
+            f"The data loader ({type(self._data).__name__}) goes on from where it stands: its "
+            f"state at cursor {list(cursor)} is not known. Usual cause: the run's state was loaded "
+            "by hand; fit(..., resume=folder) hands on the loader's too.",
+            stacklevel=2,
+        )
+        return None, 0
+
+    def _read(
+        self, epoch: int, index: int, seed: int, state: Any, skip: int
+    ) -> Generator[tuple[Any, Any], None, None]:
+        """Pairs of a batch and the loader's state after it, from batch `index` of an epoch on."""
+        loader = self._loader
+        of_torch = isinstance(loader, DataLoader)
+        parts = samplers(loader) if of_torch else []
+        announce([loader, *parts, self._data.dataset] if of_torch else [loader], epoch)
+        if self._seed is not None:
+            self._seed.fill_(seed)
+        with lent([loader, *parts] if of_torch else [], seed):
+            block = nothing if of_torch and loader.num_workers else seeding
+            with block(seed):
+                if state is not None:
+                    self._set(decode(state))
+                elif self._known.first is None and self._seed is None and not (epoch or index):
+                    self._known.first = self._state()
+                items = iter(loader)
+            for number in itertools.count(index - skip):
+                with block(fold(seed, number)):
+                    item: Any = next(items, END)
+                if item is END:
+                    return
+                if number >= index:
+                    yield item, self._state()
+
+    def _hold(self, cursor: Held, drawn: tuple[Any, Any]) -> tuple[Cursor, Any]:
+        batch, cursor.state = drawn
+        self._known.last = cursor
+        return cursor, batch
+
+    def _state(self) -> Any:
+        """The loader's present state as JSON, or the error that it cannot be."""
+        try:
+            return encode(self._get())
+        except ValueError as error:
+            return error
+
+
+class StatefulOnce(Stateful):
+    """The same for an iterator: it is never read ahead, and ends the run when it ends."""
+
+    def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
+        """As for a `Source`."""
+        state, _ = self._place(cursor)
+        if state is not None:
+            self._set(decode(state))
+        for after, batch in Once(self._data).iterate(cursor, key):
+            yield self._hold(Held(*after), (batch, self._state()))
+
+
+def nothing(seed: int) -> nullcontext[None]:
+    """A block that seeds nothing: worker processes draw, not this one."""
+    return nullcontext()
+
+
+def _methods(data: Any) -> tuple[Any, Any] | None:
+    for get, put in _METHODS:
+        if callable(getattr(data, get, None)) and callable(getattr(data, put, None)):
+            return getattr(data, get), getattr(data, put)
+    return None
+
+
+def _known_of(data: Any) -> _Known:
+    try:
+        return _known.setdefault(data, _Known())
+    except TypeError:  # it cannot be referred to weakly, or not be found again
+        return _Known()
+
+
+def _seeded(data: Any) -> tuple[Any, Any]:
+    """A copy of a loader of torch whose examples are seeded, and the memory for the epoch's seed.
+
+    Its own sampler, whose position the loader keeps, stays: so the seed goes another way than in
+    `Loader`, and an example that is drawn twice in an epoch draws the same random numbers.
+    """
+    if not isinstance(data, DataLoader) or not is_map_style(data) or _methods(data.dataset):
+        return data, None
+    seed = torch.zeros((), dtype=torch.int64)
+    if data.num_workers:
+        seed.share_memory_()
+    parts: dict[str, Any] = {
+        "dataset": SeededDataset(data.dataset, collates(data), seed),
+        "worker_init_fn": ShowDataset(data.worker_init_fn),
+    }
+    if hasattr(data, "_initial_iter_for_state_dict"):  # torchdata's mark on an iterator of its own
+        parts["_initial_iter_for_state_dict"] = False
+    return with_parts(data, **parts), seed

@@ -1,0 +1,249 @@
+"""``guard``: take back a step that a rule calls bad."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable as Function
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fnloop.stages.amp import Amp
+from fnloop.stages.base import Kind, Stage, StepStage
+from fnloop.stages.rules import RulePart, as_rule
+from fnloop.stages.select import Flag, look, negated, select
+from fnloop.stages.update import Update
+from fnloop.trees import tree, tree_map
+from fnloop.trees.show import short
+from fnloop.values import Metric, State, Sum, find
+from fnloop.values.packed import pick
+
+
+@tree
+class Guard(StepStage):
+    """The stage that `guard` makes."""
+
+    wraps: ClassVar[Kind | None] = "step"
+    spelling: ClassVar[str] = "guard"
+    inner: Any
+    rule: Any
+    then: str = "skip"
+    every: int = 100
+    name: str = "guard"
+
+    def __post_init__(self) -> None:
+        if self.then not in ("skip", "rewind"):
+            raise ValueError(f'guard(then=...) takes "skip" or "rewind", got {self.then!r}.')
+        if self.every < 1:
+            raise ValueError(f"guard(every=...) takes a number of at least 1, got {self.every}.")
+        object.__setattr__(self, "rule", as_rule(self.rule))
+        super().__post_init__()
+        inside = [p for p in self.inner.stages() if isinstance(p, Guard) and p.then == "rewind"]
+        if inside and self.then == "rewind":
+            raise ValueError(
+                f"{self.describe()} is around {inside[0].describe()}: once the outer one has gone "
+                "back, what the inner one keeps belongs to a past that never was. Let one of them "
+                'skip, or make one rule of the two: a function that adds "bad".'
+            )
+
+    def stages(self) -> Iterator[Stage]:
+        yield from self.inner.stages()
+        for part in self.rule.stages():
+            yield RulePart(part)
+        yield self
+
+    def memory(self, state: State) -> dict[str, Any]:
+        if self.then == "skip":
+            return {}
+        return {
+            "older": tree_map(torch.clone, self._snapshot(state)),
+            "newer": tree_map(torch.clone, self._snapshot(state)),
+            "since": torch.zeros_like(state.step),
+            "seen": state.step.clone(),
+        }
+
+    def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
+        before = state
+        after, metrics = self.inner(before, x)
+        bad, remembered, added = self._judge(after, metrics)
+        good = negated(bad)
+        if self.then == "skip":
+            slots = {n: m for n, m in before.slots.items() if n not in self._apart}
+            own, old = {}, _parts(before, before.params, slots)
+        else:
+            self._check_kept(before, after)
+            own, old = self._keep(before, after, good)
+        state = after
+        if good is not True:
+            new = _parts(after, after.params, after.slots)
+            state = after.replace(**select(good, new, old))
+        if own or remembered:
+            state = state.replace(slots={**state.slots, **own, **remembered})
+        count = float(bad) if isinstance(bad, bool) else bad.to(torch.float64)
+        return state, {**self._report(metrics, good), **added, self.name: Sum(count)}
+
+    def _judge(
+        self, after: State, metrics: Mapping[str, Any]
+    ) -> tuple[Flag, dict[str, Any], dict[str, Any]]:
+        """Whether the step was bad; the rule's memory, by slot; metrics that it adds."""
+        for name in self.rule.needs():
+            if find(metrics, name) is None:
+                raise ValueError(
+                    f"{self.describe()} waits for the metric {name!r}, which the step inside does "
+                    f"not report; it reports: {', '.join(sorted(metrics))}. What a callback adds "
+                    "(val/...) comes after the step."
+                )
+        judged, told = self.rule(after, metrics)
+        if "bad" not in told:
+            raise ValueError(
+                f'The rule of {self.describe()} must tell its verdict as the metric "bad": return '
+                'state, {**metrics, "bad": metrics["loss"].value() > 10}.'
+            )
+        verdict = told["bad"].value() if isinstance(told["bad"], Metric) else told["bad"]
+        if isinstance(verdict, Tensor) and verdict.ndim:
+            raise ValueError(
+                f'The rule of {self.describe()} gives {short(verdict)} as "bad"; it must be one '
+                "value: take .any() or .all() of it."
+            )
+        inside = {part.slot for part in self.inner.stages()} | {self.name}
+        remembered = {
+            name: memory
+            for name, memory in judged.slots.items()
+            if name not in inside and memory is not after.slots.get(name)
+        }
+        added = {n: m for n, m in told.items() if n not in metrics and n != "bad"}
+        return look(verdict, after.step.device), remembered, added
+
+    def _keep(self, before: State, after: State, good: Flag) -> tuple[dict[str, Any], Any]:
+        """The guard's memory after the step, and what to go back to if it was bad."""
+        own, device = before[self.name], before.step.device
+        older, newer, since = own["older"], own["newer"], own["since"]
+        other = look(before.step != own["seen"], device)
+        if other is not False:  # not the state that it left: such as one that was loaded
+            first, zero = self._snapshot(before), torch.zeros_like(since)
+            older, newer, since = (
+                select(negated(other), kept, now)
+                for kept, now in ((older, first), (newer, first), (since, zero))
+            )
+        moved = good & look(after.step != before.step, device)
+        since = since + moved
+        due = moved & look(since >= self.every, device)
+        latest, back = newer, older
+        if due is not False:
+            latest = select(negated(due), newer, self._snapshot(after))
+            older = select(negated(due), older, newer)
+        # The younger may be damaged already: after going back there is only the older one.
+        return {
+            self.name: {
+                **own,
+                "older": older,
+                "newer": select(good, latest, back),
+                "since": select(negated(good) | due, torch.zeros_like(since), since),
+                "seen": select(good, after.step, back["step"]),
+            }
+        }, back
+
+    def _snapshot(self, state: State) -> Any:
+        slots: dict[str, Any] = {}
+        for part in self.inner.stages():
+            if part.slot is None or part.slot in self._apart or isinstance(part, Guard):
+                continue
+            memory = state[part.slot]
+            if isinstance(part, Update):  # multipliers are set from outside: see `fl.scale`
+                memory = {name: own for name, own in memory.items() if name != "scale"}
+            slots[part.slot] = memory
+        return _parts(state, pick(state.params, state.skeleton.trainable), slots)
+
+    def _check_kept(self, before: State, after: State) -> None:
+        """Nothing that the snapshot does not have has changed."""
+        kept, own = before[self.name]["older"], {part.slot for part in self.stages()}
+        lost = [f"slots/{n}" for n, m in after.slots.items() if m is not before.slots.get(n)]
+        lost = [path for path in lost if path.removeprefix("slots/") not in own]
+        if len(kept["params"]) < len(after.params):
+            rest = [name for name in after.params if name not in kept["params"]]
+            lost += [f"params/{n}" for n in rest if after.params[n] is not before.params[n]]
+        if lost:
+            raise ValueError(
+                f"{self.describe()} cannot go back: the step changes {', '.join(lost)}, which it "
+                "has no copy of. It keeps the parameters that require gradients, and the slots "
+                "that the stages inside own: give a class of your own a field name and a method "
+                "memory(state)."
+            )
+
+    def _report(self, metrics: Mapping[str, Any], good: Flag) -> dict[str, Any]:
+        """Blank metrics for a bad step, as `update` reports a skipped one."""
+        shown = dict(metrics)
+        shown["skipped"] = select(good, shown.get("skipped", Sum(0.0)), Sum(1.0))
+        if good is True:
+            return shown
+        counts = {p.name for p in self.inner.stages() if isinstance(p, Guard)} | {"skipped"}
+        for name in [name for name in shown if name not in counts]:
+            shown[name] = select(good, shown[name], shown[name].empty())
+        return shown
+
+    @functools.cached_property
+    def _apart(self) -> frozenset[str | None]:
+        """Slots that move on when a step is taken back: loss scales, and the memory of rules."""
+        return frozenset(p.slot for p in self.stages() if isinstance(p, (Amp, RulePart)))
+
+
+def guard(
+    rule: Function[[State, Any], Any],
+    then: Literal["skip", "rewind"] = "skip",
+    every: int = 100,
+    name: str = "guard",
+) -> Function[[StepStage], Guard]:
+    """Take back a step that a rule calls bad. Put it last: it guards what stands before it.
+
+    A rule is a callback: `fl.spike`, `fl.nonfinite`, one of your own, or a bare function
+    ``(state, metrics) -> (state, metrics)``. It sees the state after the step, and tells its
+    verdict as the metric ``"bad"``: a bool, a tensor bool[], or a metric such as ``fl.Sum(1.0)``.
+    Of what it changes in the state only its own memory is kept.
+
+    After a bad step
+
+    - ``then="skip"``: parameters, buffers, the memory of all stages inside and ``state.step`` are
+      those from before it, to the bit.
+    - ``then="rewind"``: they are those of a snapshot, from `every` to twice as many good steps
+      ago (after the start, or the last time it went back, perhaps less), and the next batch
+      follows: a spike often shows only after the damage is done. (PaLM, Chowdhery et al., 2022,
+      section 5.1, went back about 100 steps, and on with other batches.) Two snapshots are in
+      ``state["guard"]``, and are saved with it. Random numbers depend on key and step: the steps
+      that are done again draw the same ones, for other batches.
+
+    What moves on in both cases: the cursor, the loss scale of `fl.amp`, the multipliers of
+    `fl.scale`, the memory of rules and of callbacks. The metrics of a bad step have weight zero,
+    its ``skipped`` is one, and so is its ``guard``, which is zero for every other step. As long as
+    the rule finds nothing, the step does what it does without a guard, to the bit.
+
+    In an eager step on the CPU a snapshot costs no time, and shares its memory with the states of
+    the run. A compiled step and one on another device look at no value: they select, which reads
+    and writes both snapshots in every step.
+
+    Args:
+        rule: Which steps are bad.
+        then: ``"skip"`` or ``"rewind"``.
+        every: Good steps from one snapshot to the next; only for ``"rewind"``. Take it well below
+            the steps from one spike to the next, or the run goes back to one snapshot for ever.
+        name: Of the slot, and of the metric.
+
+    Raises:
+        TypeError: It stands around something that is no training step; the rule is no callback.
+        ValueError: The rule tells no verdict, or waits for a metric that the step does not report.
+
+    >>> import torch, fnloop as fl
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> too_high = lambda state, metrics: (state, {**metrics, "bad": metrics["loss"].value() > 9})
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)), guard(too_high))
+    >>> state = step.init(torch.nn.Linear(2, 1))
+    >>> after, metrics = step(state, torch.full((3, 2), 1e3))
+    >>> fl.tree_equal(after, state), float(metrics["guard"])
+    (True, 1.0)
+    """
+    return functools.partial(Guard, rule=rule, then=then, every=every, name=name)
+
+
+def _parts(state: State, params: dict[str, Tensor], slots: dict[str, Any]) -> dict[str, Any]:
+    return {"step": state.step, "params": params, "buffers": state.buffers, "slots": slots}

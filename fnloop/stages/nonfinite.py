@@ -1,0 +1,66 @@
+"""``nonfinite``: a rule that finds a metric that is nan or infinite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fnloop.stages.rules import Rule, number, skipped
+from fnloop.stages.select import look, negated, select
+from fnloop.trees import tree
+from fnloop.values import State, Sum
+
+
+@tree
+class nonfinite(Rule):
+    """A rule for `fl.guard`: a step is bad if `monitor` is nan or infinite.
+
+    `fl.update` skips a step whose gradient is not finite by itself. This finds what it cannot see:
+    a loss that is not finite while its gradient is. Steps that were skipped count as bad too: so,
+    with ``then="rewind"`` and some `patience`, parameters from which no batch leads on are left.
+    (A batch of weight zero is skipped as well, and counts.)
+
+    Args:
+        monitor: Name of the metric.
+        patience: How many such steps in a row make a bad one; those before it are accepted.
+        name: Of the slot; with a patience of 1 there is nothing to remember, and no slot.
+
+    >>> import torch, fnloop as fl
+    >>> rule = nonfinite("loss")
+    >>> state = fl.grad(lambda m, x: m(x).mean()).init(torch.nn.Linear(1, 1))
+    >>> [bool(rule(state, {"loss": fl.Mean(x, 1)})[1]["bad"].value()) for x in (1.0, torch.inf)]
+    [False, True]
+    """
+
+    spelling: ClassVar[str] = "nonfinite"
+    monitor: str = "loss"
+    patience: int = 1
+    name: str = "nonfinite"
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ValueError(f"nonfinite takes a patience of at least 1, got {self.patience}.")
+        super().__post_init__()
+
+    @property
+    def slot(self) -> str | None:
+        return self.name if self.patience > 1 else None
+
+    def memory(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {"streak": torch.zeros((), dtype=torch.int64, device=state.key.device)}
+
+    def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
+        found = self.found(x)
+        if found is None:
+            return state, x
+        value = number(found, state.key.device)
+        bad = negated(value - value == 0) | skipped(x, state.key.device)  # inf - inf is nan
+        if self.patience > 1:
+            streak = state[self.name]["streak"] + 1
+            streak = select(bad, streak, torch.zeros_like(streak))
+            bad = look(streak >= self.patience, streak.device)
+            state = state.put(self.name, {**state[self.name], "streak": streak})
+        return state, {**x, "bad": Sum(number(bad, state.key.device))}

@@ -1,0 +1,119 @@
+"""``spike``: a rule that finds a metric far above its running mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fnloop.stages.rules import Rule, number, skipped
+from fnloop.stages.select import Flag, negated, select
+from fnloop.trees import tree
+from fnloop.values import State, Sum
+
+
+@tree
+class spike(Rule):
+    """A rule for `fl.guard`: a step is bad if `monitor` is far above its running mean.
+
+    That is: more than `sigmas` standard deviations above it, or not finite. (The z-score of ZClip,
+    Kumar et al., 2025, there for the norm of the gradient.) The mean and the variance are those of
+    the values so far, in double precision, each weighing ``1 - 1 / window`` times as much as the
+    next (West, 1979, is the recursion; so there is no bias at the start). A bad value does not
+    count, nor does a step that was skipped, which is not judged.
+
+    Args:
+        monitor: Name of the metric; lower is better.
+        sigmas: Standard deviations above the mean that are still good, more than 0.
+        window: How many values the mean remembers, roughly; at least 2.
+        warmup: Values without a verdict at the start, but for what is not finite; at least 2.
+        patience: That many values in a row that are too high are no spike but another level: mean
+            and variance then start anew, with a new warm-up. What is not finite does not count.
+        name: Of the slot.
+
+    >>> import torch, fnloop as fl
+    >>> rule = spike("loss", warmup=4)
+    >>> state = fl.grad(lambda m, x: m(x).mean()).init(torch.nn.Linear(1, 1))
+    >>> state, verdicts = rule.init(state, {}), []
+    >>> for value in (1.1, 0.9, 1.0, 1.2, 0.8, 9.0, 0.9):
+    ...     state, metrics = rule(state, {"loss": fl.Mean(value, 1)})
+    ...     verdicts.append(int(metrics["bad"].value()))
+    >>> verdicts
+    [0, 0, 0, 0, 0, 1, 0]
+    """
+
+    spelling: ClassVar[str] = "spike"
+    monitor: str = "loss"
+    sigmas: float = 6.0
+    window: int = 100
+    warmup: int = 25
+    patience: int = 10
+    name: str = "spike"
+
+    def __post_init__(self) -> None:
+        wrong = isinstance(self.sigmas, (int, float)) and not self.sigmas > 0
+        if wrong or self.window < 2 or self.warmup < 2 or self.patience < 1:
+            raise ValueError(
+                "spike takes sigmas above 0, a window and a warmup of at least 2, and a patience "
+                f"of at least 1; got sigmas={self.sigmas}, window={self.window}, "
+                f"warmup={self.warmup}, patience={self.patience}."
+            )
+        super().__post_init__()
+
+    def memory(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:
+        device = state.key.device
+        return {name: torch.zeros((), dtype=kind, device=device) for name, kind in _KINDS.items()}
+
+    def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
+        found = self.found(x)
+        if found is None:
+            return state, x
+        device = state.key.device
+        own = {name: number(tensor, device) for name, tensor in state[self.name].items()}
+        value, judged = number(found, device), negated(skipped(x, device))
+        finite = value - value == 0  # inf - inf is nan
+        limit = own["mean"] + self.sigmas * _root(own["variance"])
+        high = judged & finite & (own["count"] >= self.warmup) & (value > limit)
+        memory = self._remember(own, value, judged & finite & negated(high), high)
+        memory = {name: _tensor(n, _KINDS[name]) for name, n in memory.items()}
+        bad = judged & (high | negated(finite))
+        return state.put(self.name, memory), {**x, "bad": Sum(number(bad, device))}
+
+    def _remember(
+        self, own: dict[str, Any], value: Any, counts: Flag, high: Flag
+    ) -> dict[str, Any]:
+        weight = own["weight"] * (1 - 1 / self.window) + 1
+        off, share = value - own["mean"], 1 / weight
+        taken = {
+            "mean": own["mean"] + share * off,
+            "variance": (1 - share) * (own["variance"] + share * off * off),
+            "weight": weight,
+            "count": own["count"] + 1,
+            "streak": 0 * own["streak"],
+        }
+        left = {**own, "streak": own["streak"] + high}
+        anew = left["streak"] >= self.patience
+        left = select(anew, {name: 0 * n for name, n in left.items()}, left)
+        return select(counts, taken, left)
+
+
+_KINDS = {
+    "mean": torch.float64,
+    "variance": torch.float64,
+    "weight": torch.float64,
+    "count": torch.int64,
+    "streak": torch.int64,
+}
+
+
+def _root(value: Any) -> Any:
+    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
+
+
+def _tensor(value: Any, dtype: torch.dtype) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    return torch.scalar_tensor(value, dtype=dtype, device="cpu")

@@ -1,0 +1,378 @@
+"""Runs that are cut and resumed with everything around them: data, callbacks, effects, signals."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+import fnloop as fl
+
+EXAMPLES, SIZE, STEPS = 22, 4, 15  # a short last batch, and two ends of an epoch in a run
+X = torch.randn(EXAMPLES, 3, generator=torch.Generator().manual_seed(0))
+
+
+def loss(model, x):
+    return (model(x).sin() - x.sum(1, keepdim=True)).square().mean()
+
+
+STEP = fl.pipe(
+    loss,
+    fl.grad,
+    fl.accumulate(2),
+    fl.update(fl.chain(fl.clip_by_norm(1.0), fl.adamw(fl.cosine(0.05, steps=20)))),
+    fl.ema(0.9),
+)
+
+
+def network():
+    return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
+
+
+def state():
+    return STEP.init(network, seed=3)
+
+
+class Noisy(Dataset):
+    """Augments each example with all three sources of random numbers."""
+
+    def __len__(self):
+        return EXAMPLES
+
+    def __getitem__(self, i):
+        return X[i] + torch.rand(()) + random.random() + np.random.rand()
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(x + torch.rand(()) for x in X)
+
+
+class Walk:
+    """A loader that knows its place: a shuffled order, drawn from a generator of its own."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(5)
+        self.order = torch.randperm(EXAMPLES, generator=self.generator)
+        self.place = 0
+
+    def __len__(self):
+        return -(-EXAMPLES // SIZE)
+
+    def __iter__(self):
+        while self.place < EXAMPLES:
+            chosen = self.order[self.place : self.place + SIZE]
+            self.place += SIZE
+            yield X[chosen]
+        self.order, self.place = torch.randperm(EXAMPLES, generator=self.generator), 0
+
+    def state_dict(self):
+        return {
+            "generator": self.generator.get_state(),
+            "order": self.order.clone(),
+            "place": self.place,
+        }
+
+    def load_state_dict(self, state):
+        self.generator.set_state(state["generator"])
+        self.order, self.place = state["order"], state["place"]
+
+
+def epoch_of(epoch):
+    generator = torch.Generator().manual_seed(epoch)
+    for place in torch.randperm(EXAMPLES, generator=generator).split(SIZE):
+        yield X[place] + torch.rand(())
+
+
+DATA = {
+    "tensors in batches": lambda: fl.Batches(X, SIZE, seed=1),
+    "tensors, the rest dropped": lambda: fl.Batches(X, SIZE, seed=1, drop_last=True),
+    "a dataset that augments": lambda: fl.Batches(Noisy(), SIZE, seed=1),
+    "drawn ahead": lambda: fl.prefetch(fl.Batches(Noisy(), SIZE, seed=1), depth=3),
+    "a loader": lambda: DataLoader(Noisy(), SIZE, shuffle=True),
+    "a loader, drawn ahead": lambda: fl.prefetch(DataLoader(Noisy(), SIZE, shuffle=True)),
+    "a loader of a stream": lambda: DataLoader(Stream(), SIZE),
+    "a loader with a state": Walk,
+    "a loader with a state, drawn ahead": lambda: fl.prefetch(Walk(), depth=3),
+    "a list": lambda: list(X.split(SIZE)),
+    "a function of the epoch": lambda: epoch_of,
+}
+
+
+def callbacks(folder, data, **options):
+    """Everything that has a memory: of stages in the state, of effects in the memos."""
+
+    def bold(state, metrics):
+        return state, {**metrics, "twice": fl.Last(2 * float(metrics["loss"]))}
+
+    return [
+        bold,
+        fl.every(3, fl.validate(loss, fl.Batches(X, 8), params="ema")),
+        fl.early_stopping("val/loss", patience=50),
+        fl.track(fl.JSONL(folder / "track.jsonl"), every=2),
+        fl.checkpoint(folder / "kept", keep=None, every=1, unit="step", **options),
+    ]
+
+
+def fit(folder, data, steps, resume=False, **options):
+    made = data()
+    kept = folder / "kept"
+    return fl.fit(
+        STEP,
+        state(),
+        made,
+        steps=steps,
+        callbacks=callbacks(folder, made, **options),
+        resume=kept if resume else None,
+    )
+
+
+def tracked(folder):
+    """What the tracker was told, without the times."""
+    lines = map(json.loads, (folder / "track.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k != "time"} for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+def test_a_run_that_is_cut_and_resumed_is_one_that_was_not(tmp_path, data):
+    whole, history = fit(tmp_path / "whole", data, STEPS)
+    for cuts in ((1,), (5, 6, 7), (3, 11), (6, 12), (14,)):
+        folder = tmp_path / "-".join(map(str, cuts))
+        for cut in cuts:
+            fit(folder, data, cut, resume=True)
+        resumed, again = fit(folder, data, STEPS, resume=True)
+        assert resumed == whole, cuts
+        assert again["val/loss"] == history["val/loss"] and again.steps("val/loss") == [
+            *range(3, STEPS + 1, 3)
+        ]
+        assert tracked(folder) == tracked(tmp_path / "whole")
+        for kept in (folder / "kept").iterdir():
+            other = tmp_path / "whole" / "kept" / kept.name
+            assert fl.read_manifest(kept)["leaves"] == fl.read_manifest(other)["leaves"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_may_be_more_or_fewer_in_the_resumed_run(tmp_path, workers, persistent):
+    def data(n):
+        kept = persistent and n > 0
+        return lambda: DataLoader(
+            Noisy(), SIZE, shuffle=True, num_workers=n, persistent_workers=kept
+        )
+
+    whole, _ = fit(tmp_path / "whole", data(0), STEPS)
+    fit(tmp_path / "cut", data(workers), 8)
+    resumed, history = fit(tmp_path / "cut", data(3 - workers), STEPS, resume=True)
+    assert resumed == whole
+    assert any("num_workers" in change for change in history.resumed.changes)
+
+
+def test_every_step_of_a_background_run_can_be_resumed_from(tmp_path):
+    whole, _ = fit(tmp_path / "whole", DATA["a loader with a state"], STEPS, background=True)
+    for path in sorted((tmp_path / "whole" / "kept").iterdir())[:-1]:
+        folder = tmp_path / path.name
+        (folder / "kept").mkdir(parents=True)
+        path.rename(folder / "kept" / path.name)
+        resumed, _ = fit(folder, DATA["a loader with a state"], STEPS, resume=True)
+        assert resumed == whole
+
+
+# What is told
+
+
+def resumed_with(tmp_path, step=STEP, data=None):
+    fit(tmp_path, DATA["tensors in batches"], 8)
+    made = data or fl.Batches(X, SIZE, seed=1)
+    _, history = fl.fit(
+        step,
+        step.init(network(), seed=3),
+        made,
+        steps=STEPS,
+        callbacks=callbacks(tmp_path, made),
+        resume=tmp_path / "kept",
+    )
+    return history.resumed
+
+
+def test_nothing_has_changed(tmp_path, caplog):
+    resumed = resumed_with(tmp_path)
+    assert resumed.changes == () and resumed.skipped == ()
+    assert resumed.path == tmp_path / "kept" / "step-00000008"
+    assert str(resumed).endswith("step-00000008 (epoch 2, 8 batches)")
+    assert str(resumed) in caplog.text
+
+
+def test_what_has_changed_is_told(tmp_path):
+    other = fl.pipe(loss, fl.grad, fl.update(fl.adamw(0.01)), fl.ema(0.5), fl.ema(0.9, name="slow"))
+    resumed = resumed_with(tmp_path, other, fl.Batches(X[:-1], 8, seed=1))
+    told = "\n".join(resumed.changes)
+    for line in (
+        "accumulate.k: 2 -> gone",
+        "adamw.lr: new, 0.01",
+        "ema.decay: 0.9 -> 0.5",
+        "slow.decay: new, 0.9",
+        "data.examples: 22 -> 21",
+        "data.batch_size: 4 -> 8",
+        "slow: new, with fresh memory",
+    ):
+        assert line in told, told
+
+
+def test_a_stage_that_is_gone_is_told(tmp_path):
+    resumed = resumed_with(tmp_path, fl.pipe(*STEP_WITHOUT_EMA))
+    assert "ema: no stage of that name now; its memory is kept, unused" in resumed.changes
+
+
+STEP_WITHOUT_EMA = (
+    loss,
+    fl.grad,
+    fl.accumulate(2),
+    fl.update(fl.chain(fl.clip_by_norm(1.0), fl.adamw(fl.cosine(0.05, steps=20)))),
+)
+
+
+def test_another_number_of_threads_is_told(tmp_path):
+    fit(tmp_path, DATA["tensors in batches"], 8)
+    torch.set_num_threads(2)
+    try:
+        _, history = fit(tmp_path, DATA["tensors in batches"], 9, resume=True)
+    finally:
+        torch.set_num_threads(1)
+    assert any(change.startswith("threads: 1 -> 2") for change in history.resumed.changes)
+
+
+def test_another_batch_size_of_a_loader_goes_on_at_the_same_example(tmp_path):
+    loader = lambda size: DataLoader(X, size)  # noqa: E731
+    drawn = []
+    fl.fit(STEP, state(), loader(4), steps=3, callbacks=[fl.checkpoint(tmp_path)])
+    look = fl.stage(lambda s, m: (drawn.append(s.cursor.tolist()), (s, m))[1], "callback")
+    _, history = fl.fit(STEP, state(), loader(6), steps=4, callbacks=[look], resume=tmp_path)
+    assert drawn == [[0, 3, 4]]  # 12 of 22 were read: two batches of six
+    assert any("goes on at batch 2" in change for change in history.resumed.changes)
+
+
+def test_a_position_that_the_data_cannot_use_is_told(tmp_path):
+    fl.fit(STEP, state(), Walk(), steps=3, callbacks=[fl.checkpoint(tmp_path)])
+    _, history = fl.fit(STEP, state(), list(X.split(SIZE)), steps=5, resume=tmp_path)
+    assert any("of which this data knows nothing" in line for line in history.resumed.changes)
+
+
+def test_a_start_from_the_beginning_is_told(tmp_path, caplog):
+    _, history = fl.fit(STEP, state(), DATA["a list"](), steps=1, resume=tmp_path / "none")
+    assert history.resumed is None
+    assert "holds no checkpoint: the run starts from the beginning" in caplog.text
+
+
+def damage(path):
+    data = bytearray((path / "state.safetensors").read_bytes())
+    data[-1] ^= 1
+    (path / "state.safetensors").write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_skipped_and_told(tmp_path):
+    whole, _ = fit(tmp_path / "whole", DATA["a list"], STEPS)
+    fit(tmp_path, DATA["a list"], 8)
+    damage(tmp_path / "kept" / "step-00000008")
+    with pytest.warns(UserWarning, match="step-00000008 was skipped: .*sha256"):
+        resumed, history = fit(tmp_path, DATA["a list"], STEPS, resume=True)
+    assert history.resumed.cursor.count == 7 and len(history.resumed.skipped) == 1
+    assert resumed == whole
+
+
+def test_where_all_are_damaged_nothing_starts_from_zero(tmp_path):
+    fit(tmp_path, DATA["a list"], 2)
+    for path in (tmp_path / "kept").iterdir():
+        damage(path)
+    with pytest.raises(fl.CheckpointError, match="No checkpoint in .* is whole"):
+        fit(tmp_path, DATA["a list"], STEPS, resume=True)
+
+
+def test_a_memo_that_an_effect_cannot_use_names_the_effect(tmp_path):
+    class Note(fl.Effect):
+        name = "history"
+
+        def __call__(self, state, metrics):
+            pass
+
+        def memo(self):
+            return {"rows": 3}
+
+    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    run = fl.run(
+        step, step.init(network()), [X], steps=1, callbacks=[Note(), fl.checkpoint(tmp_path)]
+    )
+    for _ in run:
+        pass
+    with pytest.raises(fl.CheckpointError, match=r"a memo for the effect 'history' .*name="):
+        fl.fit(step, step.init(network()), [X], steps=2, resume=tmp_path)
+
+
+# Signals
+
+SCRIPT = """
+import sys, time, torch, fnloop as fl
+torch.set_num_threads(1)
+step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.adamw(0.01)))
+state = step.init(lambda: torch.nn.Linear(2, 1), seed=0)
+data = fl.Batches(torch.arange(80.0).reshape(40, 2), 4)
+slow = fl.effect(lambda s, m: time.sleep(0.005))
+saving = fl.checkpoint(sys.argv[1], keep=2, every=10**6, unit="step")
+state, history = fl.fit(step, state, data, steps=int(sys.argv[2]), callbacks=[slow, saving],
+                        resume=sys.argv[1])
+print(history.status, "|", history.reason, "|", state.cursor.tolist()[2], flush=True)
+sys.exit(143 if history.reason.endswith("SIGTERM") else 0)
+"""
+
+
+def started(folder, steps=10**6):
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(steps)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not folder.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    return process
+
+
+def test_sigterm_saves_and_the_next_job_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    process = started(folder)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "SIGTERM: finishing this step" in err, err
+    status, reason, count = (part.strip() for part in out.split("|"))
+    assert (status, reason) == ("interrupted", "interrupted by SIGTERM")
+    assert fl.latest(folder).name == f"step-{int(count):08d}"
+    process = started(folder, int(count) + 3)
+    out, err = process.communicate(timeout=60)
+    assert out.startswith("completed") and f", {int(count)} batches)" in err
+
+
+def test_sigusr1_saves_and_the_run_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    process = started(folder)
+    process.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + 60
+    while fl.latest(folder) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert fl.latest(folder) is not None and process.poll() is None
+    process.kill()
+    process.communicate()
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path, caplog):
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        press = fl.effect(lambda s, m: signal.raise_signal(signal.SIGTERM))
+        _, history = fl.fit(STEP, state(), DATA["a list"](), steps=3, callbacks=[press])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert history.status == "completed"

@@ -1,0 +1,160 @@
+"""The checkpoint format as docs/explanation/checkpoint-format.md gives it: json, hashlib, struct.
+
+Nothing of fnloop is used here. What this writes, `fl.load` reads; what `fl.save` writes, this
+reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+DTYPES = {  # the manifest's name: what safetensors calls it, bytes of an element
+    "float64": ("F64", 8),
+    "float32": ("F32", 4),
+    "float16": ("F16", 2),
+    "bfloat16": ("BF16", 2),
+    "int64": ("I64", 8),
+    "int32": ("I32", 4),
+    "int16": ("I16", 2),
+    "int8": ("I8", 1),
+    "uint64": ("U64", 8),
+    "uint32": ("U32", 4),
+    "uint16": ("U16", 2),
+    "uint8": ("U8", 1),
+    "bool": ("BOOL", 1),
+    "complex64": ("C64", 8),
+    "float8_e4m3fn": ("F8_E4M3", 1),
+    "float8_e5m2": ("F8_E5M2", 1),
+    "complex128": (None, 16),
+}
+
+
+class Array(NamedTuple):
+    """A tensor: its dtype by name, its shape, its bytes (row-major, little-endian)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def signed(body: bytes) -> bytes:
+    """A manifest with the right digest; `body` begins with the newline after the first line."""
+    return b'{"sha256": "' + sha256(body).encode() + b'",' + body
+
+
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    return signed(b"\n" + json.dumps(manifest).encode("ascii")[1:])
+
+
+def order(arrays: Mapping[str, Array]) -> list[str]:
+    return sorted(arrays, key=lambda path: (-DTYPES[arrays[path].dtype][1], path))
+
+
+def header_bytes(arrays: Mapping[str, Array]) -> bytes:
+    header, end = {}, 0
+    for path in order(arrays):
+        dtype, shape, _ = arrays[path]
+        code, size = DTYPES[dtype]
+        start, end = end, end + size * math.prod(shape)
+        described = (code, list(shape)) if code else ("U8", [end - start])
+        header[path] = {
+            "dtype": described[0],
+            "shape": described[1],
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def tensors_bytes(arrays: Mapping[str, Array]) -> bytes:
+    return header_bytes(arrays) + b"".join(arrays[path].data for path in order(arrays))
+
+
+def manifest_of(arrays: Mapping[str, Array], **changes: Any) -> dict[str, Any]:
+    """The entries of a manifest for these tensors."""
+    epoch, index, count = struct.unpack("<3q", arrays["cursor"].data)
+    leaves = {
+        path: {"dtype": dtype, "shape": list(shape), "sha256": sha256(data)}
+        for path, (dtype, shape, data) in arrays.items()
+    }
+    return {
+        "format": 1,
+        "fnloop": "by hand",
+        "torch": "none",
+        "python": "none",
+        "threads": 1,
+        "device": "cpu",
+        "cursor": {"epoch": epoch, "index": index, "count": count},
+        "step": struct.unpack("<q", arrays["step"].data)[0],
+        "key": struct.unpack("<q", arrays["key"].data)[0],
+        "model": "",
+        "pipeline": None,
+        "status": "running",
+        "metrics": {},
+        "monitor": None,
+        "config": {},
+        "data": {},
+        "memos": {},
+        "structure": {},
+        "file": "state.safetensors",
+        "bytes": len(header_bytes(arrays)) + sum(len(array.data) for array in arrays.values()),
+        "leaves": leaves,
+        **changes,
+    }
+
+
+def write(root: Path, arrays: Mapping[str, Array], **changes: Any) -> Path:
+    """Write a checkpoint with the right digests, and say where. (It is not synchronised.)"""
+    manifest = manifest_of(arrays, **changes)
+    folder = root / f"step-{struct.unpack('<3q', arrays['cursor'].data)[2]:08d}"
+    folder.mkdir(parents=True)
+    (folder / "state.safetensors").write_bytes(tensors_bytes(arrays))
+    (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
+    return folder
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """A checkpoint's manifest and tensors, every byte verified by assertions."""
+    raw = (folder / "manifest.json").read_bytes()
+    assert len(raw) <= 32 * 2**20
+    first = re.match(rb'\{"sha256": "([0-9a-f]{64})",\n', raw)
+    assert first and first[1].decode() == sha256(raw[78:])
+    manifest = json.loads(b"{" + raw[79:].decode("ascii").encode(), object_hook=_special)
+    assert manifest["format"] == 1
+    arrays = {}
+    file = (folder / manifest["file"]).read_bytes()
+    for path, entry in manifest["leaves"].items():
+        size = DTYPES[entry["dtype"]][1] * math.prod(entry["shape"])
+        arrays[path] = Array(entry["dtype"], tuple(entry["shape"]), bytes(0))
+        arrays[path] = arrays[path]._replace(data=b"\0" * size)
+    header = header_bytes(arrays)
+    assert file.startswith(header)
+    position = len(header)
+    for path in order(arrays):
+        size = len(arrays[path].data)
+        arrays[path] = arrays[path]._replace(data=file[position : position + size])
+        assert sha256(arrays[path].data) == manifest["leaves"][path]["sha256"], path
+        position += size
+    assert position == len(file) == manifest["bytes"]
+    return manifest, arrays
+
+
+def _special(entries: dict[str, Any]) -> Any:
+    if len(entries) != 1 or not next(iter(entries)).startswith("$"):
+        return entries
+    ((name, value),) = entries.items()
+    if name.startswith("$$"):
+        return {name[1:]: value}
+    return {"$float": float, "$int": int}[name](value)
