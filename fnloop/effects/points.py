@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from fnloop.effects import window
 from fnloop.values import Cursor, State, epoch_of, merge_all
 from fnloop.values.metrics import Metrics, Stop
 
@@ -43,6 +44,7 @@ class Points:
         self._chosen = every is not None
         self._fold_after = fold_after
         self._parts: list[Metrics] = []
+        self._held: dict[str, Any] = {}  # what waited when the run was stopped
         self._always: set[str] | None = None  # names that every step has reported
         self._cursor = [0, 0, 0]
 
@@ -53,6 +55,8 @@ class Points:
 
     def add(self, state: State, metrics: Metrics) -> Point | None:
         """Take in one step; return the point that it completes, if it completes one."""
+        if self._held:
+            self._parts, self._held = window.from_json(self._held, metrics), {}
         self._parts.append(metrics)
         self._cursor = cursor = state.cursor.tolist()
         different: bool = metrics.keys() != self._always  # pyright: ignore
@@ -75,6 +79,18 @@ class Points:
         point = self.peek()
         self._parts = []
         return point
+
+    def goes_on(self, state: State) -> bool:
+        """Whether what waits here ends where the run that begins with `state` begins."""
+        return bool(self._held) or self._cursor == state.cursor.tolist()
+
+    def memo(self) -> dict[str, Any]:
+        """What waits for the end of its point, as JSON values."""
+        return self._held or window.to_json(self._parts)
+
+    def recall(self, memo: dict[str, Any]) -> None:
+        """Go on in the middle of a point."""
+        self._parts, self._held = [], memo
 
     def _surprising(self, metrics: Metrics) -> bool:
         if self._always is None:

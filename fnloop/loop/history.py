@@ -77,13 +77,17 @@ class History(Effect):
         self._latest: Metrics = {}
         self._rows: list[Row] = []
         self._waiting: list[Point] = []
+        self._last: list[Row] = []  # of a point that was cut short, and may go on
 
     def open(self, run: Run) -> None:
         self.status, self.reason = "running", ""
         self._points.open(run.batches)
+        if not self._points.goes_on(run.state):
+            self._rows, self._last = self.rows, []
+            self._points.rest()
 
     def __call__(self, state: State, metrics: Metrics) -> None:
-        self._latest = metrics
+        self._latest, self._last = metrics, []
         self._states.append(state)
         point = self._points.add(state, metrics)
         if point is not None:
@@ -94,31 +98,30 @@ class History(Effect):
     def close(self, status: str) -> None:
         self.status = status
         self.reason = reason_in(self._latest, status)
-        point = self._points.rest()
-        if point is not None:
-            self._waiting.append(point)
+        self._last = self._cut()
 
     def memo(self) -> Any:
-        """The rows by column; what a row has not is None, and nan and infinities are strings."""
-        rows, open_point = list(self.rows), self._points.peek()
-        if open_point is not None:
-            rows += _rows([open_point])
-        names = ["epoch", "step", *_names(rows)]
-        return {name: [_to_json(row.get(name)) for row in rows] for name in names}
+        """Complete rows by column, the row that was cut short, and what it is made of.
+
+        What a row has not is None, and nan and infinities are strings.
+        """
+        self._settle()
+        return {
+            "rows": _columns(self._rows),
+            "cut": _columns(self._last or self._cut()),
+            "window": self._points.memo(),
+        }
 
     def recall(self, memo: Any) -> None:
-        length = len(memo["step"])
-        self._waiting, self._rows = [], []
-        for i in range(length):
-            row = {name: column[i] for name, column in memo.items() if column[i] is not None}
-            numbers = {name: float(value) for name, value in row.items()}
-            self._rows.append({**numbers, "epoch": int(row["epoch"]), "step": int(row["step"])})
+        self._waiting = []
+        self._rows, self._last = _from_columns(memo["rows"]), _from_columns(memo["cut"])
+        self._points.recall(memo["window"])
 
     @property
     def rows(self) -> list[Row]:
         """All rows, oldest first. Looking waits for the device."""
         self._settle()
-        return self._rows
+        return [*self._rows, *self._last]
 
     @property
     def states(self) -> tuple[State, ...]:
@@ -219,6 +222,10 @@ class History(Effect):
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
+    def _cut(self) -> list[Row]:
+        point = self._points.peek()
+        return self._last if point is None else _rows([point])
+
     def _settle(self) -> None:
         waiting, self._waiting = self._waiting, []
         self._rows += _rows(waiting)
@@ -241,6 +248,20 @@ def _rows(points: Sequence[Point]) -> list[Row]:
         {"epoch": point.epoch, "step": point.step, **numbers}
         for point, numbers in zip(points, many, strict=True)
     ]
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    names = ["epoch", "step", *_names(rows)]
+    return {name: [_to_json(row.get(name)) for row in rows] for name in names}
+
+
+def _from_columns(columns: dict[str, list[Any]]) -> list[Row]:
+    rows: list[Row] = []
+    for i in range(len(columns["step"])):
+        row = {name: column[i] for name, column in columns.items() if column[i] is not None}
+        numbers = {name: float(value) for name, value in row.items()}
+        rows.append({**numbers, "epoch": int(row["epoch"]), "step": int(row["step"])})
+    return rows
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

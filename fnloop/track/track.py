@@ -49,13 +49,15 @@ class track(Effect):
         self.every = every
         self.name = name
         self._points = Points(every)
+        self._recalled: Points | None = None
         self._runs: list[str | None] = []
         self._worker: Worker | None = None
 
     def open(self, run: Run) -> None:
         config = plain(run.config)
         runs = [*self._runs, *[None] * len(self.trackers)]
-        self._runs, self._points = [], Points(self.every)
+        self._runs, self._points = [], self._recalled or Points(self.every)
+        self._recalled = None
         self._points.open(run.batches)
         opened: list[Tracker] = []
         for tracker, id in zip(self.trackers, runs, strict=False):
@@ -79,7 +81,7 @@ class track(Effect):
         worker, self._worker = self._worker, None
         if worker is None:
             return
-        point = self._points.rest()
+        point = self._points.peek()  # it may go on, in a resumed run
         try:
             if point is not None:
                 worker.put(point)
@@ -88,10 +90,13 @@ class track(Effect):
             _close(self.trackers, status)
 
     def memo(self) -> Any:
-        return [{"tracker": type(tracker).__name__, "run": tracker.id} for tracker in self.trackers]
+        runs = [{"tracker": type(each).__name__, "run": each.id} for each in self.trackers]
+        return {"runs": runs, "window": self._points.memo()}
 
     def recall(self, memo: Any) -> None:
-        left = list(memo)
+        self._recalled = Points(self.every)
+        self._recalled.recall(memo["window"])
+        left = list(memo["runs"])
         for tracker in self.trackers:
             kind = type(tracker).__name__
             found = next((entry for entry in left if entry["tracker"] == kind), None)

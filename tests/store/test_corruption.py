@@ -226,7 +226,11 @@ def test_truncations_of_a_larger_checkpoint_are_noticed(large, name):
     path, like = large
     whole, rng = (path / name).read_bytes(), random.Random(0)
     pages = range(0, len(whole), PAGE)
-    for length in [len(whole) - 1, *rng.sample(range(len(whole)), 40), *rng.sample(pages, min(10, len(pages)))]:
+    for length in [
+        len(whole) - 1,
+        *rng.sample(range(len(whole)), 40),
+        *rng.sample(pages, min(10, len(pages))),
+    ]:
         with replaced(path / name, whole[:length]):
             assert noticed(path, like), length
 

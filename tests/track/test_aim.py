@@ -87,11 +87,11 @@ def test_a_run_two_runs_and_a_resumed_run_are_read_back(repository: Path) -> Non
     resumed.recall(memo)
     drive(resumed, range(6, 9), config, status="interrupted")
 
-    assert resumed.memo() == memo
-    a, b = memo[0]["run"], second.memo()[0]["run"]
+    assert resumed.memo()["runs"] == memo["runs"]
+    a, b = memo["runs"][0]["run"], second.memo()["runs"][0]["run"]
     runs = read(repository)
     assert set(runs) == {a, b}
-    assert runs[a]["loss", "train"] == [(2, 1.5), (4, 3.5), (5, 5.0), (6, 6.0), (8, 7.5)]
+    assert runs[a]["loss", "train"] == [(2, 1.5), (4, 3.5), (5, 5.0), (6, 5.5), (8, 7.5)]
     assert runs[a]["loss", "val"] == [(4, 40.0), (8, 80.0)]
     assert runs[a]["lr", "train"] == [(step, 0.1) for step in (2, 4, 5, 6, 8)]
     assert runs[b]["loss", "train"] == [(4, 2.5), (5, 5.0)]
@@ -151,10 +151,10 @@ def test_processes_may_open_a_fresh_repository_at_once(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_there_is_started_anew(repository: Path) -> None:
     effect = track(Aim(repository), every=1)
-    effect.recall([{"tracker": "Aim", "run": "0" * 24}])
+    effect.recall({"runs": [{"tracker": "Aim", "run": "0" * 24}], "window": {}})
     with pytest.warns(UserWarning, match="no run 0000.* a new run is started"):
         drive(effect, range(1, 2))
-    assert list(read(repository)) == [effect.memo()[0]["run"]]
+    assert list(read(repository)) == [effect.memo()["runs"][0]["run"]]
 
 
 def test_without_aim_the_run_goes_to_a_file_with_one_warning(
@@ -174,7 +174,7 @@ def test_without_aim_the_run_goes_to_a_file_with_one_warning(
     with pytest.warns(UserWarning, match="Aim cannot be imported"):
         drive(resumed, range(3, 5))
     (file,) = tmp_path.iterdir()
-    assert file.name == f"{memo[0]['run']}.jsonl"
+    assert file.name == f"{memo['runs'][0]['run']}.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert lines == [
         {"config": {"lr": 0.1}},

@@ -1,0 +1,86 @@
+"""Metrics that wait to be merged, as JSON: so that a resumed run goes on in the middle of a point.
+
+Where a metric's numbers go in it is not kept: that is told by the first metric of that name in the
+resumed run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from fnloop.data.plain import decode, encode
+from fnloop.trees import tree_leaves
+from fnloop.trees.equal import alike
+from fnloop.values.metrics import Metrics, Stop
+
+
+def to_json(parts: Sequence[Metrics]) -> dict[str, Any]:
+    """The numbers of each metric, in the order in which they came; what JSON lacks is left out.
+
+    >>> from fnloop.values import Mean
+    >>> to_json([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3)}])
+    {'loss': {'kind': 'Mean', 'leaves': [[4.0, 1.0], [2, 3]]}}
+    """
+    columns: dict[str, list[Any]] = {}
+    for name, metric in itertools.chain.from_iterable(part.items() for part in parts):
+        columns.setdefault(name, []).append(metric)
+    found: dict[str, Any] = {}
+    for name, column in columns.items():
+        if isinstance(column[0], Stop):
+            continue
+        try:
+            leaves = zip(*map(tree_leaves, column), strict=True)
+            found[name] = {
+                "kind": type(column[0]).__name__,
+                "leaves": [_packed(list(leaf)) for leaf in leaves],
+            }
+        except ValueError:  # metrics of different shape, or numbers that JSON lacks
+            continue
+    return found
+
+
+def from_json(held: Mapping[str, Any], metrics: Metrics) -> list[dict[str, Any]]:
+    """The inverse of `to_json`, for the metrics that are like those in `metrics`.
+
+    >>> from fnloop.values import Mean
+    >>> held = to_json([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3)}])
+    >>> from_json(held, {"loss": Mean(0.0, 1)})
+    [{'loss': Mean(total=4.0, weight=2)}, {'loss': Mean(total=1.0, weight=3)}]
+    """
+    parts: list[dict[str, Any]] = []
+    for name, entry in held.items():
+        metric = metrics.get(name)
+        examples, structure = optree.tree_flatten(metric)
+        leaves = [_unpacked(leaf) for leaf in entry["leaves"]]
+        if type(metric).__name__ != entry["kind"] or len(leaves) != len(examples):
+            continue
+        column = list(zip(*leaves, strict=True))
+        parts += [{} for _ in range(len(column) - len(parts))]
+        for part, values in zip(parts, column, strict=False):
+            placed = [_placed(v, like) for v, like in zip(values, examples, strict=True)]
+            part[name] = structure.unflatten(placed)
+    return parts
+
+
+def _packed(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor) and all(alike(first, value) for value in values):
+        return {"stacked": encode(torch.stack(values).detach().cpu())}
+    return [encode(v.detach().cpu() if isinstance(v, Tensor) else v) for v in values]
+
+
+def _unpacked(values: Any) -> list[Any]:
+    if isinstance(values, Mapping):
+        return list(decode(values["stacked"]).unbind())
+    return [decode(value) for value in values]
+
+
+def _placed(value: Any, like: Any) -> Any:
+    both = isinstance(value, Tensor) and isinstance(like, Tensor)
+    return value.to(like.device) if both else value
