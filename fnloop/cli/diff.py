@@ -11,7 +11,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from fnloop.cli.errors import shown
+from fnloop.cli.errors import printable, shown
 from fnloop.cli.show import all_leaves, cell, locate
 from fnloop.store import read_manifest
 from fnloop.trees import tree_equal
@@ -54,7 +54,7 @@ def run_diff(arguments: Namespace) -> int:
         rows = [(name, cell(left[part], name), cell(right[part], name)) for name in names]
         rows = [row for row in rows if row[1] != row[2]]
         if rows:
-            print(f"\n{table((part, 'a', 'b'), rows)}")
+            print(printable(f"\n{table((part, 'a', 'b'), rows)}"))
     print(f"\n{leaves_table(all_leaves(a, left), all_leaves(b, right))}")
     return 0
 

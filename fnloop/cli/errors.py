@@ -67,6 +67,15 @@ def _is_own(filename: str) -> bool:
     )
 
 
+def printable(text: str) -> str:
+    """Text that comes from a file, for a terminal: what would control it is escaped.
+
+    >>> print(printable("a" + chr(27) + "[2J"))
+    a\\x1b[2J
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def is_fnloop(filename: str) -> bool:
     """Whether a file is one of fnloop's own."""
     return Path(filename).resolve().is_relative_to(_FNLOOP)

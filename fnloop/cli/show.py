@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from fnloop.cli.errors import shown, usage
+from fnloop.cli.errors import printable, shown, usage
 from fnloop.cli.report import columns
 from fnloop.cli.runs import checkpoint_folders, newest_of
-from fnloop.store import read_manifest
+from fnloop.store import CheckpointError, read_manifest
 from fnloop.store.files import files_for
 from fnloop.store.folders import best, listing
 from fnloop.store.manifest import MANIFEST
@@ -31,9 +32,9 @@ def run_show(arguments: Namespace) -> int:
     path = Path(arguments.path)
     checkpoint = locate(path)
     if checkpoint.resolve() != path.resolve():
-        print(f"{_checkpoints(path)}\n\n{shown(checkpoint)}")
+        print(f"{printable(_checkpoints(path))}\n\n{shown(checkpoint)}")
     manifest = read_manifest(checkpoint)
-    print(_about(manifest))
+    print(printable(_about(manifest)))
     leaves = {name: Leaf.of(entry) for name, entry in manifest["leaves"].items()}
     state = {n: torch.empty(f.shape, dtype=f.dtype, device="meta") for n, f in leaves.items()}
     print(f"\n{tree_show(_nested(state))}")
@@ -59,9 +60,16 @@ def locate(path: Path) -> Path:
 def _checkpoints(run: Path) -> str:
     rows: list[tuple[str, ...]] = []
     for folder in checkpoint_folders(run):
-        favourite = best(folder)
-        for _, path in sorted(listing(folder).items()):
-            manifest = read_manifest(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is damaged has a row of its own
+            favourite = best(folder)
+        for count, path in sorted(listing(folder).items()):
+            try:
+                manifest = read_manifest(path)
+            except CheckpointError as error:
+                why = str(error).removeprefix(f"{path}/")
+                rows.append((shown(path), "", str(count), "", "", f"damaged: {why}"))
+                continue
             cursor, monitor = manifest["cursor"], manifest["monitor"]
             score = f"{monitor['name']} {monitor['value']:.4g}" if monitor else ""
             note = "best" if path == favourite else ""
@@ -80,14 +88,20 @@ def _about(manifest: Mapping[str, Any]) -> str:
         ("step", str(manifest["step"])),
         ("size", bytes_text(manifest["bytes"])),
         ("versions", f"fnloop {manifest['fnloop']}, torch {manifest['torch']}"),
+        ("machine", f"{manifest['device']}, {_threads(manifest['threads'])}"),
     ]
-    for part in ("metrics", "config"):
-        if manifest[part]:
-            entries = manifest[part]
+    about = manifest["data"].get("about")
+    parts = {"metrics": manifest["metrics"], "config": manifest["config"], "data": about}
+    for part, entries in parts.items():
+        if entries and isinstance(entries, dict):
             text = ", ".join(f"{name}={cell(entries, name)}" for name in entries)
             rows.append((part, ("\n" + " " * 10).join(textwrap.wrap(text, 90))))
     text = columns(rows)
     return f"{text}\n\n{manifest['pipeline']}" if manifest["pipeline"] else text
+
+
+def _threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"
 
 
 def all_leaves(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:

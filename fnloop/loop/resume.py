@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +96,19 @@ def resume(
 def _recall(effects: Sequence[Effect], loaded: Loaded) -> None:
     memos = loaded.manifest["memos"]
     for name, effect in named(effects).items():
-        if name not in memos:
-            continue
-        try:
-            effect.recall(memos[name])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise CheckpointError(
-                f"{loaded.path} has a memo for the effect {name!r} that it cannot use "
-                f"({type(error).__name__}: {error}). The usual cause is an effect of the same name "
-                "that is another one than then: give it another name=."
-            ) from error
+        if name in memos:
+            what = f"a memo for the effect {name!r}"
+            _use(loaded, what, "effect of that name", partial(effect.recall, memos[name]))
+
+
+def _use(loaded: Loaded, what: str, cause: str, call: Callable[[], None]) -> None:
+    try:
+        call()
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{loaded.path} has {what} that cannot be used ({type(error).__name__}: {error}). The "
+            f"usual cause is another {cause} than then."
+        ) from error
 
 
 def _place(loaded: Loaded, source: Source) -> tuple[State, list[str]]:
@@ -114,7 +118,7 @@ def _place(loaded: Loaded, source: Source) -> tuple[State, list[str]]:
     recall: Any = getattr(source, "recall", None)
     told: list[str] = []
     if position is not None and recall is not None:
-        recall(position)
+        _use(loaded, "the data's position", "data", partial(recall, position))
     elif position is not None:
         told = ["data: the loader kept its own position, of which this data knows nothing"]
     cursor, moved = resumed_index(Cursor.of(state.cursor), _about(loaded), _now(source))

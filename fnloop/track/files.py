@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from pathlib import Path
+from typing import Any
 
 
 def claim(path: Path) -> Path:
@@ -23,6 +24,17 @@ def claim(path: Path) -> Path:
             )
         return candidate
     raise AssertionError("unreachable")
+
+
+def is_name(run: Any) -> bool:
+    """Whether a run's id can be the name of a file or folder, and leads to no other place.
+
+    >>> is_name("a-2.jsonl"), is_name("../a"), is_name(5)
+    (True, False, False)
+    """
+    if not isinstance(run, str) or run in ("", ".", "..") or len(run) > 200:
+        return False
+    return run.isprintable() and not set(run) & set("/\\:")
 
 
 def end_last_line(path: Path) -> None:

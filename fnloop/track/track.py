@@ -9,6 +9,7 @@ from typing import Any
 from fnloop.effects import Effect, Run
 from fnloop.effects.points import Points
 from fnloop.track.base import Tracker
+from fnloop.track.files import is_name
 from fnloop.track.plain import plain
 from fnloop.track.worker import Worker
 from fnloop.values import State
@@ -96,7 +97,8 @@ class track(Effect):
     def recall(self, memo: Any) -> None:
         self._recalled = Points(self.every)
         self._recalled.recall(memo["window"])
-        left = list(memo["runs"])
+        # A run's id may become the name of a file, and a checkpoint may come from anywhere.
+        left = [entry for entry in memo["runs"] if is_name(entry["run"])]
         for tracker in self.trackers:
             kind = type(tracker).__name__
             found = next((entry for entry in left if entry["tracker"] == kind), None)

@@ -4,8 +4,8 @@
     python -m tests.benchmarks.checkpoints --gigabytes 0.1 --rounds 2
 
 Saves and loads the same tensors with fnloop, ``torch.save``, safetensors and
-``torch.distributed.checkpoint``, side by side in rounds of random order; beside them stands what the
-disk and the digest need alone. Every save ends with the bytes on the disk: where a library does not
+``torch.distributed.checkpoint``, side by side in rounds of random order; beside them stands what
+the disk and the digest need alone. Every save ends with the bytes on the disk: where a library does not
 wait for that, its file is synchronised after it returns. "Cold" is a load whose files are not in
 memory any more. Extra memory is the peak of the process over what it had before. Then steps are
 timed while a checkpoint is written in the background. The tables are printed as Markdown.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -126,22 +127,25 @@ def saving_and_loading(layers: int, width: int, rounds: int, folder: Path) -> st
     everyone = contenders(state, tensors)
     times: dict[tuple[str, str], list[float]] = {}
     extra: dict[tuple[str, str], float] = {}
-    order = list(everyone)
+    order, place = list(everyone), folder / "round"
+
+    def measure(name: str) -> None:
+        one = everyone[name]
+        place.mkdir()
+        seconds, extra[name, "save"] = watched(lambda: (one.save(place), sync(place)))
+        note(times, name, "save", seconds)
+        note(times, name, "warm", timed(lambda: one.load(place)))
+        forget(place)
+        seconds, extra[name, "load"] = watched(lambda: one.load(place))
+        note(times, name, "cold", seconds)
+        shutil.rmtree(place)
+        sync(folder)
+
     for _ in range(rounds):
         random.shuffle(order)
         note(times, "digest", "", timed(lambda: digest(tensors)))
         for name in order:
-            place = folder / "round"
-            place.mkdir()
-            one = everyone[name]
-            seconds, extra[name, "save"] = watched(lambda one=one: (one.save(place), sync(place)))
-            note(times, name, "save", seconds)
-            note(times, name, "warm", timed(lambda one=one: one.load(place)))
-            forget(place)
-            seconds, extra[name, "load"] = watched(lambda one=one: one.load(place))
-            note(times, name, "cold", seconds)
-            shutil.rmtree(place)
-            sync(folder)
+            measure(name)
     return report(everyone, times, extra, size, rounds)
 
 
@@ -216,7 +220,7 @@ def stall(
     saving._consider = timed_save
     fl.fit(step, state, batches, epochs=rounds + 1, callbacks=[saving, stamp])
     shutil.rmtree(place)
-    gaps = [b - a for a, b in zip(stamps, stamps[1:], strict=False)][8:]
+    gaps = [b - a for a, b in itertools.pairwise(stamps)][8:]
     # The gap of a step with a save holds what the effect took; the next one a copy that the step
     # makes of a state that somebody holds.
     usual = statistics.median(gap for i, gap in enumerate(gaps) if i % 8 not in (7, 0))

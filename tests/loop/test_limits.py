@@ -27,7 +27,9 @@ class Slow(fl.Effect):
 
 def fit(seconds, callbacks):
     data = fl.Batches(torch.ones(8, 2), 2)
-    return fl.fit(STEP, STEP.init(torch.nn.Linear(2, 1)), data, seconds=seconds, callbacks=callbacks)
+    return fl.fit(
+        STEP, STEP.init(torch.nn.Linear(2, 1)), data, seconds=seconds, callbacks=callbacks
+    )
 
 
 def test_a_time_limit_leaves_room_for_closing():

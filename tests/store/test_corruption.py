@@ -40,7 +40,7 @@ class Mixed(torch.nn.Module):
 
 
 def large_state(count=1, seed=0):
-    """5 MB: parameters, AdamW's memory and an average, after two steps."""
+    """6 MB: parameters, AdamW's memory and an average, after two steps."""
     step = fl.pipe(
         lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.adamw(0.1)), fl.ema(0.9)
     )

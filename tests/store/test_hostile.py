@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import fnloop as fl
+from fnloop.cli import main
 from fnloop.store.files import Disk
 from fnloop.store.folders import discard, listing, sweep
 from fnloop.store.manifest import amend
@@ -438,6 +439,7 @@ MEMOS = [
     {"step": [[]], "epoch": [None]},
     {"step": [1], "epoch": []},
     {"step": [1], "epoch": [1], "loss": ["x"]},
+    {"step": [1], "epoch": [1], "loss": [2**2000]},
     {**TOP, "best": [[1, 2, 3]]},
     {**TOP, "best": [["1", 0.5]]},
     {**TOP, "best": [[2**70, 0.5]]},
@@ -484,6 +486,23 @@ def test_memos_that_are_none_are_a_clear_error(tmp_path, effect):
                 refusals += 1
         assert {file.name for file in folder.iterdir()} == {"saved", "runs"}
     assert refusals >= len(MEMOS) - 4
+
+
+@pytest.mark.parametrize("run_id", ["../../x", "/x", "x/y", "..", "", "a\0b", 5, [], None])
+def test_the_id_of_a_run_leads_to_no_other_place(tmp_path, run_id):
+    effect = fl.track(fl.JSONL(tmp_path / "a.jsonl"))
+    effect.recall({**effect.memo(), "runs": [{"tracker": "JSONL", "run": run_id}]})
+    assert effect._runs == [None], "a run of its own"
+
+
+def test_what_is_shown_cannot_control_the_terminal(tmp_path, capsys):
+    evil = "a\x1b[2J\u202eb\rc"
+    arrays = hostile.arrays()
+    folder = by_hand.write(tmp_path, arrays, model=evil, status=evil, config={"x": evil, evil: 1})
+    other = by_hand.write(tmp_path / "other", arrays)
+    assert main(["show", str(folder)]) == 0 and main(["diff", str(folder), str(other)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.replace("\n", "").isprintable() and "\\x1b[2J" in printed
 
 
 # Static rules
