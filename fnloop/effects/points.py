@@ -56,7 +56,8 @@ class Points:
     def add(self, state: State, metrics: Metrics) -> Point | None:
         """Take in one step; return the point that it completes, if it completes one."""
         if self._held:
-            self._parts, self._held = window.from_json(self._held, metrics), {}
+            self._parts = [*window.from_json(self._held, metrics)]
+            self._held = {}
         self._parts.append(metrics)
         self._cursor = cursor = state.cursor.tolist()
         different: bool = metrics.keys() != self._always  # pyright: ignore

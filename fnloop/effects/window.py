@@ -55,7 +55,7 @@ def from_json(held: Mapping[str, Any], metrics: Metrics) -> list[dict[str, Any]]
     """
     parts: list[dict[str, Any]] = []
     for name, entry in held.items():
-        metric = metrics.get(name)
+        metric: Any = metrics.get(name)
         examples, structure = optree.tree_flatten(metric)
         leaves = [_unpacked(leaf) for leaf in entry["leaves"]]
         if type(metric).__name__ != entry["kind"] or len(leaves) != len(examples):

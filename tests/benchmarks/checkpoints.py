@@ -5,9 +5,9 @@
 
 Saves and loads the same tensors with fnloop, ``torch.save``, safetensors and
 ``torch.distributed.checkpoint``, side by side in rounds of random order; beside them stands what
-the disk and the digest need alone. Every save ends with the bytes on the disk: where a library does not
-wait for that, its file is synchronised after it returns. "Cold" is a load whose files are not in
-memory any more. Extra memory is the peak of the process over what it had before. Then steps are
+the disk and the digest need alone. Every save ends with the bytes on the disk: where a library does
+not wait for that, its file is synchronised after it returns. "Cold" is a load whose files are not
+in memory any more. Extra memory is the peak of the process over what it had before. Then steps are
 timed while a checkpoint is written in the background. The tables are printed as Markdown.
 """
 

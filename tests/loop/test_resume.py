@@ -291,7 +291,7 @@ def test_where_all_are_damaged_nothing_starts_from_zero(tmp_path):
     fit(tmp_path, DATA["a list"], 2)
     for path in (tmp_path / "kept").iterdir():
         damage(path)
-    with pytest.raises(fl.CheckpointError, match="No checkpoint in .* is whole"):
+    with pytest.raises(fl.CheckpointError, match=r"No checkpoint in .* is whole"):
         fit(tmp_path, DATA["a list"], STEPS, resume=True)
 
 

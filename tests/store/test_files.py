@@ -49,7 +49,7 @@ def test_a_link_leads_nowhere(tmp_path):
 def test_what_is_no_plain_file_is_an_error_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
-        with pytest.raises(OSError, match="plain file|directory"):
+        with pytest.raises(OSError, match=r"plain file|directory"):
             Disk().open(path)
 
 
