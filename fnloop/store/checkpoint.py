@@ -154,11 +154,12 @@ class checkpoint(Effect):
         if run is None:
             return
         failures = [] if self._worker is None else self._worker.finish()
+        self._tell([error for error in failures if isinstance(error, OSError)])
         if self._called:
             self._close(run, status)
         self._run, self._worker, self._called, self._metrics = None, None, False, {}
         self._recalled = False
-        self._tell(failures)
+        self._tell([error for error in failures if not isinstance(error, OSError)])
 
     def memo(self) -> dict[str, Any]:
         return {"monitor": self.monitor, **self._kept.memo()}
@@ -183,9 +184,11 @@ class checkpoint(Effect):
                 "is a missing fl.validate, a run too short for it, or another prefix (val/...).",
                 stacklevel=3,
             )
+        lost = "The last state of the run is not saved."
         try:
             count = Cursor.of(run.state.cursor).count
             if count == self._saved:
+                lost = "The last state of the run is saved, but not how the run ended."
                 place = target_of(self.folder, count)
                 amend(place, self.files, status=status, memos=run.memos())
                 self._delete()
@@ -195,7 +198,7 @@ class checkpoint(Effect):
                 self._job(run.state, score, self.last, demanded, status)()
         except Exception as error:  # a full disk, or a state that a failed step has consumed
             self._warned = False
-            self._warn(f"{error}. The last state of the run is not saved.")
+            self._warn(f"{error}. {lost}")
 
     def _job(
         self, state: State, score: float | None, due: bool, demanded: bool, status: str

@@ -89,7 +89,11 @@ class Disk:
             return []
 
     def exists(self, path: Path) -> bool:
-        return os.path.lexists(path)
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def make(self, folder: Path) -> None:
         os.mkdir(folder)

@@ -238,7 +238,7 @@ def random_kills(root: Path, runs: int, seed: int) -> dict[str, Any]:
                 kills += 1
                 seen["killed in " + PHASES[BOARD.phase]] += 1
                 acknowledged = max(acknowledged, BOARD.acknowledged)
-                seconds *= 1.03
+                seconds *= 1.01
             elif kills == wanted:
                 break
             else:  # it was faster, and is to begin anew
@@ -246,7 +246,7 @@ def random_kills(root: Path, runs: int, seed: int) -> dict[str, Any]:
                 assert BOARD.digest == expected[variant]
                 shutil.rmtree(folder)
                 acknowledged = kills = 0
-                seconds *= 0.85
+                seconds *= 0.9
         seen["kills"] += kills
         seen["equal"] += BOARD.digest == expected[variant]
         left_over = [name for name in os.listdir(folder) if not name.startswith("step-")]
