@@ -17,15 +17,19 @@ from fnloop.cli.recipe import Recipe
 from fnloop.cli.runs import (
     checkpoint_folders,
     configuration_of,
+    effects_of,
     folder_of,
     newest_of,
     recipe_of,
     told,
 )
+from fnloop.cli.settings import Settings
 from fnloop.cli.source import build, load_function, parameters
 from fnloop.loop import History, fit
-from fnloop.store import best, load, read_manifest
-from fnloop.values import State
+from fnloop.store import best, checkpoint, load, read_manifest
+from fnloop.store.folders import target_of
+from fnloop.store.manifest import MANIFEST
+from fnloop.values import Cursor, State
 
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal
 
@@ -109,8 +113,7 @@ def _train(job: Job) -> int:
     recipe, folder = job.recipe, job.folder
     if recipe.epochs is None and recipe.steps is None and recipe.seconds is None:
         raise Problem("Training has no end: give fl.Recipe epochs=, steps= or seconds=.")
-    if folder is not None:
-        config.write(job.file, job.flags.plain, folder)
+    settings = Settings(job.file, job.flags.plain, folder)
     state = recipe.step.init(recipe.model, seed=recipe.seed)
     _say(_summary(job, state))
     try:
@@ -121,17 +124,30 @@ def _train(job: Job) -> int:
             epochs=recipe.epochs,
             steps=recipe.steps,
             seconds=recipe.seconds,
-            callbacks=recipe.callbacks,
+            callbacks=[*recipe.callbacks, settings],
             resume=None if job.start is None else job.start.parent,
             config={"recipe": str(job.file), **job.flags.plain},
         )
     except Exception as error:
         raise _saved(error, job) from error
     print(_outcome(history, job), flush=True)
+    if not _is_saved(state, job):
+        raise Problem(
+            "The last state was not saved: see the warning above. What was saved before is whole: "
+            f"fnloop resume {shown(job.folder or Path())}"
+        )
     if "SIGTERM" in history.reason:  # whoever sent it will not wait for results
         return _TERMINATED
     code = _INTERRUPTED if history.status == "interrupted" else 0
     return _conclude(job, state) or code
+
+
+def _is_saved(state: State, job: Job) -> bool:
+    """Whether the last state is on the disk, if that was asked for."""
+    wanted = [e for e in effects_of(job.recipe) if isinstance(e, checkpoint) and e.last]
+    count = Cursor.of(state.cursor).count
+    places = [target_of(effect.folder, count) for effect in wanted]
+    return count == 0 or all((place / MANIFEST).is_file() for place in places)
 
 
 def _conclude(job: Job, state: State) -> int:

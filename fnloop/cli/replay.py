@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from fnloop.cli import config
 from fnloop.cli.errors import Problem, shown, usage
 from fnloop.cli.export import write_tensors
 from fnloop.cli.recipe import Recipe
-from fnloop.cli.runs import checkpoint_folders, configuration_of, recipe_again, told
+from fnloop.cli.runs import (
+    checkpoint_folders,
+    configuration_of,
+    newest_of,
+    recipe_of,
+    recipe_with,
+    told,
+)
+from fnloop.cli.settings import segments_in
 from fnloop.data import Batches, Data, as_source
 from fnloop.data.sources import Source
 from fnloop.loop import progress, run
@@ -50,10 +58,13 @@ def run_replay(arguments: Namespace) -> int:
         raise usage(f"--save {save}: expected a file called .safetensors.")
 
     configuration = configuration_of(folder)
-    recipe = recipe_again(configuration, getattr(arguments, "recipe", None))
+    file = recipe_of(configuration, getattr(arguments, "recipe", None))
     limit = (_before_skip(folder) if number is None else number) - 1
+    segments = _segments(configuration, file, folder, limit)
+    recipe = recipe_with(file, segments[-1][1])
     source = as_source(_train(recipe))
-    state = _start(recipe, source, folder, which, limit, configuration)
+    state = _start(recipe, source, folder, which, limit)
+    _check_unchanged(Cursor.of(state.cursor).count, segments, limit)
     found = _reach(recipe, source, state, number)
     places = _places(recipe, found)
     print(dataclasses.replace(found, notes=(*places, *found.notes)))
@@ -69,6 +80,35 @@ def _is_run(path: Path) -> bool:
 
 def _train(recipe: Recipe) -> Any:
     return recipe.data.train if isinstance(recipe.data, Data) else recipe.data
+
+
+def _segments(
+    configuration: config.Config, file: Path, folder: Path, limit: int
+) -> list[tuple[int, dict[str, Any]]]:
+    """Which flags held from which batch on, up to the step after `limit` batches."""
+    now = {name: value for name, value in configuration.values.items() if name != "recipe"}
+    newest = newest_of(checkpoint_folders(folder, recipe_with(file, now)))
+    if newest is None:
+        return [(0, now)]
+    manifest = read_manifest(newest)
+    end, status = manifest["cursor"]["count"], manifest["status"]
+    if limit > end and status in ("completed", "stopped"):
+        raise usage(f"This run has {end} batches ({status}), so there is no step {limit + 1}.")
+    if limit > end:
+        _say(f"note  the newest checkpoint is of batch {end}: from there on this is what would be")
+    memo = manifest["memos"].get("settings")
+    past = [entry for entry in segments_in(memo or []) if entry[0] <= limit]
+    return past or [(0, now)]
+
+
+def _check_unchanged(here: int, segments: list[tuple[int, dict[str, Any]]], limit: int) -> None:
+    changed = [begin for begin, _ in segments if begin > here]
+    if changed:
+        raise Problem(
+            f"The run was resumed with other flags after {changed[-1]} batches, and no checkpoint "
+            f"from there to batch {limit} is left to begin with, so step {limit + 1} cannot be "
+            "seen as it was. Keep more of them: fl.checkpoint(folder, keep=None)."
+        )
 
 
 def _before_skip(folder: Path) -> int:
@@ -94,7 +134,6 @@ def _start(
     folder: Path,
     which: str | None,
     limit: int,
-    configuration: config.Config,
 ) -> State:
     """A state at or before `limit` batches: of the nearest checkpoint, else the initial one."""
     fresh = recipe.step.init(recipe.model, seed=recipe.seed)
@@ -119,7 +158,6 @@ def _start(
         position = (manifest.get("data") or {}).get("position")
         if recall is not None and position is not None:
             recall(position)
-        _tell_changes(configuration, manifest["config"])
         return state
     _say("from  the initial state")
     if isinstance(recipe.model, nn.Module):
@@ -139,15 +177,6 @@ def _candidates(
     places = checkpoint_folders(folder, recipe)
     found = [entry for place in places for entry in listing(place).items()]
     return sorted((entry for entry in found if entry[0] <= limit), reverse=True)
-
-
-def _tell_changes(configuration: config.Config, saved: Mapping[str, Any]) -> None:
-    for name, value in configuration.values.items():
-        if name != "recipe" and name in saved and saved[name] != value:
-            _say(
-                f"note  {name} was {saved[name]} when this checkpoint was saved, and is {value} in "
-                f"{shown(configuration.path)}, which is what the step is replayed with"
-            )
 
 
 def _places(recipe: Recipe, found: Replay) -> Iterator[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fnloop.cli import config, parsers
 from fnloop.cli.errors import Problem, shown, usage
@@ -63,6 +64,17 @@ def recipe_again(configuration: config.Config, recipe_file: str | None) -> Recip
     parser = parsers.of("fit", function, file.name)
     arguments = [str(file), "--config", str(configuration.path)]
     return build(function, file, parse(parser, function, arguments, file.name).values)
+
+
+def recipe_with(file: Path, flags: Mapping[str, Any]) -> Recipe:
+    """What a recipe describes with the flags that a run once had."""
+    function = load_function(file)
+    parser = parsers.of("fit", function, file.name)
+    with tempfile.TemporaryDirectory() as folder:
+        config.write(file, flags, Path(folder))
+        arguments = [str(file), "--config", str(Path(folder) / config.NAME)]
+        values = parse(parser, function, arguments, file.name).values
+    return build(function, file, values)
 
 
 def configuration_of(folder: Path) -> config.Config:

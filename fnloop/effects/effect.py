@@ -22,6 +22,9 @@ class Run:
         effects: All effects of the run, in order.
         batches: Batches in an epoch; None if the data cannot tell.
         total: Batches that this run will draw; None if that is not known.
+        whole: Whether the callbacks have seen the newest state. If one of them fails in a step that
+            donates, the newest state is that of the step alone.
+        reason: Why the run has ended, where no metric says so; known in `close`.
         cursor: That of the newest state, as the data gave it; None before the first step.
         data: What the data is (kind, sizes, a digest of a sample), as JSON values.
         position: Where the data stands after the newest state's batch, for data that keeps that
@@ -34,6 +37,8 @@ class Run:
     effects: Sequence[Effect] = ()
     batches: int | None = None
     total: int | None = None
+    whole: bool = True
+    reason: str = ""
     cursor: Cursor | None = None
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     position: Callable[[], Any] = lambda: None

@@ -11,6 +11,7 @@ from torch import Tensor
 from fnloop.optim import by_label
 from fnloop.optim.base import Optimizer
 from fnloop.stages.base import Stage
+from fnloop.transforms.compile import Compiled
 from fnloop.trees import is_tree
 
 
@@ -27,7 +28,7 @@ def hyperparameters(step: Any) -> dict[str, Any]:
     """
     if not isinstance(step, Stage):
         return {}
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"compiled": True} if isinstance(step, Compiled) else {}
     for part in step.stages():
         found.update(_walk(part, part.slot or part.spelling, skip=("inner", "name", "loss")))
     return found

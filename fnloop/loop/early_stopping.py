@@ -77,6 +77,13 @@ class early_stopping(Callback):
     def needs(self) -> tuple[str, ...]:
         return (self.monitor,)
 
+    def stopped(self, state: State) -> str | None:
+        memory = state.slots.get(self.name)
+        if not memory or memory["waited"].ndim or int(memory["waited"]) < max(1, self.patience):
+            return None
+        best, waited = float(memory["best"]), int(memory["waited"])
+        return self._reason(best, best, waited, False, False, False)
+
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
         found = find(x, self.monitor)
         if found is None:
@@ -104,7 +111,8 @@ class early_stopping(Callback):
         )
         exhausted = ~ends & ~improved & (new_waited >= self.patience)
         memory = {"best": torch.where(improved, value, best), "waited": new_waited}
-        asked = self._asked(ends | exhausted, value, best, not_finite, reached, diverged)
+        facts = (value, best, new_waited, not_finite, reached, diverged)
+        asked = self._asked(ends | exhausted, *facts)
         return state.put(self.name, memory), {**x, self.name: asked}
 
     def _asked(self, when: Tensor, value: Tensor, *others: Tensor) -> Stop:
@@ -112,11 +120,17 @@ class early_stopping(Callback):
             return stop(when, f"{self.monitor} has stopped improving")
         # One look at everything: on a device each would wait.
         facts = [fact.to(torch.float64) for fact in (when, value, *others)]
-        asked, number, best, *rules = torch.stack(facts).tolist()
-        return stop(bool(asked), self._reason(number, best, *map(bool, rules)))
+        asked, number, best, waited, *rules = torch.stack(facts).tolist()
+        return stop(bool(asked), self._reason(number, best, int(waited), *map(bool, rules)))
 
     def _reason(
-        self, value: float, best: float, not_finite: bool, reached: bool, diverged: bool
+        self,
+        value: float,
+        best: float,
+        waited: int,
+        not_finite: bool,
+        reached: bool,
+        diverged: bool,
     ) -> str:
         now = f"{self.monitor} is {value:.4g}"
         if not_finite:
@@ -125,5 +139,5 @@ class early_stopping(Callback):
             return f"{now}, better than the threshold {self.stopping_threshold:.4g}"
         if diverged:
             return f"{now}, worse than the threshold {self.divergence_threshold:.4g}"
-        checks = f"{max(1, self.patience)} check{'s' if self.patience > 1 else ''}"
+        checks = f"{waited} check{'s' if waited != 1 else ''}"
         return f"{self.monitor} has not improved on {best:.4g} for {checks}"

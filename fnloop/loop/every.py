@@ -42,6 +42,9 @@ class Every(Callback):
     def adds(self, state: State, metrics: Metrics) -> Mapping[str, Any] | None:
         return self.inner.adds(state, metrics)
 
+    def stopped(self, state: State) -> str | None:
+        return self.inner.stopped(state)
+
     def __call__(self, state: State, x: Metrics) -> tuple[State, Metrics]:
         due = is_due(self.n, self.unit, Cursor.of(state.cursor))
         memory = state[self.name]
@@ -75,6 +78,10 @@ class EveryEffect(Effect):
         self.name = inner.name
         self._parts: list[Metrics] = []
         self._run: Run | None = None
+
+    @property
+    def closing(self) -> float:  # type: ignore[override]  # pyright: ignore
+        return self.inner.closing
 
     def open(self, run: Run) -> None:
         self._parts, self._run = [], run

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable as Function
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ from fnloop.loop.config import hyperparameters
 from fnloop.loop.history import History
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.run import run
+from fnloop.stages.base import Callback
 from fnloop.transforms.compile import Compiled
 from fnloop.values import Cursor, State
 from fnloop.values.donated import Donated
 
+_log = logging.getLogger("fnloop")
+
 
 def fit(
-    step: Callable[[State, Any], tuple[State, Any]],
+    step: Function[[State, Any], tuple[State, Any]],
     state: State,
     data: Any,
     epochs: int | None = None,
@@ -42,8 +47,9 @@ def fit(
     Args:
         step, state, data, epochs, steps, seconds, callbacks: As in `fl.run`; at least one limit.
         resume: A folder of checkpoints: go on from the newest one there that is whole, if there is
-            one. `epochs` and `steps` then count from the beginning of that run. What has changed
-            since then is logged, and is in ``history.resumed``.
+            one; or a checkpoint. `epochs` and `steps` are then totals, counted from batch 0. What
+            has changed since then is logged, and is in ``history.resumed``. A run that early
+            stopping has ended is left as it is, while its patience is no greater.
         config: Hyperparameters to keep with the run, besides those of `step`.
 
     Returns:
@@ -68,10 +74,17 @@ def fit(
     if resume is not None:
         data = as_source(data.train if isinstance(data, Data) else data)
         state, history.resumed = resuming.resume(resume, step, state, data, everything, config)
-        if history.resumed is not None:
-            cursor = Cursor.of(state.cursor)
-            steps = None if steps is None else max(0, steps - cursor.count)
-            epochs = None if epochs is None else max(0, epochs - cursor.epoch)
+        cursor = Cursor.of(state.cursor)
+        steps = None if steps is None else max(0, steps - cursor.count)
+        epochs = None if epochs is None else max(0, epochs - cursor.epoch)
+        if 0 in (steps, epochs):
+            _log.warning(
+                "nothing is left to do: %d epochs and %d batches are done", cursor[0], cursor[2]
+            )
+        if stopped := _stopped(everything, state):
+            history.status, history.reason = "stopped", stopped
+            _log.warning("%s: the run had stopped there, and nothing is done", stopped)
+            return state, history
     loop = run(
         step,
         state,
@@ -90,6 +103,12 @@ def fit(
             _keep(error, state, history)
             raise
     return state, history
+
+
+def _stopped(callbacks: Sequence[Any], state: State) -> str | None:
+    """Why the run that is resumed had been stopped by a callback, which still would."""
+    stages = (callback for callback in callbacks if isinstance(callback, Callback))
+    return next((why for callback in stages if (why := callback.stopped(state))), None)
 
 
 def _history(callbacks: Sequence[Any]) -> History:

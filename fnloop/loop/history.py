@@ -72,6 +72,7 @@ class History(Effect):
         self.status = "running"
         self.reason = ""
         self.resumed: Any = None
+        self._run: Run | None = None
         self._states: deque[State] = deque(maxlen=states)
         self._points = Points(every)
         self._latest: Metrics = {}
@@ -80,7 +81,7 @@ class History(Effect):
         self._last: list[Row] = []  # of a point that was cut short, and may go on
 
     def open(self, run: Run) -> None:
-        self.status, self.reason = "running", ""
+        self.status, self.reason, self._run = "running", "", run
         self._points.open(run.batches)
         if not self._points.goes_on(run.state):
             self._rows, self._last = self.rows, []
@@ -97,7 +98,8 @@ class History(Effect):
 
     def close(self, status: str) -> None:
         self.status = status
-        self.reason = reason_in(self._latest, status)
+        self.reason = reason_in(self._latest, status) or (self._run.reason if self._run else "")
+        self._run = None
         self._last = self._cut()
 
     def memo(self) -> Any:

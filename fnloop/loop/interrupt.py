@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -23,15 +24,16 @@ class Interrupt(Callback):
     spelling: ClassVar[str] = "interrupt"
 
     def __init__(self) -> None:
-        self.name: str | None = None
+        self.came: str | None = None  # which signal
+        self._process = os.getpid()
 
     def describe(self) -> str:
         return "interrupt"
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
-        if self.name is None:
+        if self.came is None:
             return state, x
-        asked = stop(True, f"interrupted by {self.name}", status="interrupted")
+        asked = stop(True, f"interrupted by {self.came}", status="interrupted")
         return state, {**x, "interrupt": asked}
 
     @contextlib.contextmanager
@@ -54,8 +56,16 @@ class Interrupt(Callback):
                 signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.name is not None:
+        if os.getpid() != self._process:  # a worker of the data, which has inherited this
+            return
+        if self.came is not None:
             raise KeyboardInterrupt
-        self.name = _NAMES[signal.Signals(signum)]
+        self.came = _NAMES[signal.Signals(signum)]
         again = " Press it again to stop at once." if signum == signal.SIGINT else ""
-        _log.warning("%s: finishing this step.%s", self.name, again)
+        _log.warning("%s: finishing this step.%s", self.came, again)
+
+
+def interrupted(stages: Iterable[Any]) -> str:
+    """The reason to stop, if a signal has come; else empty."""
+    came = next((stage.came for stage in stages if isinstance(stage, Interrupt)), None)
+    return f"interrupted by {came}" if came else ""

@@ -22,6 +22,7 @@ class Limits:
         self.epoch = None if epochs is None else start.epoch + epochs
         self.seconds = seconds
         self.deadline = float("inf")
+        self._timed_out = False
 
     def begin(self) -> None:
         if self.seconds is not None:
@@ -36,7 +37,14 @@ class Limits:
         if self.seconds is None:
             return False
         closing = sum(effect.closing for effect in effects)
-        return time.monotonic() + closing >= self.deadline
+        self._timed_out = time.monotonic() + closing >= self.deadline
+        return self._timed_out
+
+    def outcome(self) -> tuple[str, str]:
+        """The status of a run that has reached its limit, and why, where that is not its end."""
+        if self._timed_out:
+            return "stopped", f"the time limit of {self.seconds:g} seconds"
+        return "completed", ""
 
     def ended_early(self, cursor: Cursor) -> str:
         """The status of a run whose data has ended; a limit that was not reached is warned of."""

@@ -17,10 +17,12 @@ from fnloop.data import resumed_index
 from fnloop.data.sources import Source
 from fnloop.effects import Effect, named
 from fnloop.stages.base import Stage
+from fnloop.store import checkpoint
 from fnloop.store.errors import CheckpointError
 from fnloop.store.files import as_path, files_for
-from fnloop.store.load import Loaded, load_newest
-from fnloop.store.manifest import encode
+from fnloop.store.folders import is_checkpoint, is_folder, nothing_in, stand_in
+from fnloop.store.load import Loaded, load_newest, load_one
+from fnloop.store.manifest import MANIFEST, encode
 from fnloop.trees.paths import split
 from fnloop.values import Cursor, State
 
@@ -62,7 +64,7 @@ def resume(
     """The state of the newest checkpoint that is whole; effects and data are told of it.
 
     Args:
-        folder: Of checkpoints.
+        folder: Of checkpoints; or one checkpoint.
         step, state, source, callbacks, config: As they are now.
 
     Returns:
@@ -72,13 +74,16 @@ def resume(
         CheckpointError: There are checkpoints, and all are damaged; or the newest does not fit.
     """
     place = as_path(folder)
-    loaded = load_newest(place, state, files_for(place))
+    loaded = _find(place, state)
     if loaded is None:
-        _log.warning("%s holds no checkpoint: the run starts from the beginning", place)
+        what = "holds no checkpoint" if files_for(place).exists(place) else "does not exist yet"
+        _log.warning("%s %s: nothing is resumed, the run starts here", place, what)
         return state, None
     for path, why in loaded.skipped:
         warnings.warn(f"The checkpoint {path} was skipped: {why}", stacklevel=3)
     effects = [callback for callback in callbacks if isinstance(callback, Effect)]
+    for saving in (effect for effect in effects if isinstance(effect, checkpoint)):
+        saving.damaged = frozenset(path.absolute() for path, _ in loaded.skipped)
     _recall(effects, loaded)
     state, moved = _place(loaded, source)
     changes = [
@@ -88,9 +93,24 @@ def resume(
         *_machine(loaded.manifest, state),
         *_memory(loaded.manifest, step, callbacks),
     ]
+    if "before the callbacks" in loaded.manifest["status"]:
+        changes.append("the run failed in a callback: those of its last step are left out")
     resumed = Resumed(loaded.path, Cursor.of(state.cursor), tuple(changes), loaded.skipped)
     _log.warning("%s", resumed)
     return state, resumed
+
+
+def _find(place: Path, state: State) -> Loaded | None:
+    files = files_for(place)
+    if is_checkpoint(place, files):
+        place = stand_in(place, files)
+        if not files.exists(place / MANIFEST):
+            raise nothing_in(place, files)
+        return load_one(place, state, files)
+    loaded = load_newest(place, state, files)
+    if loaded is None and files.exists(place) and not is_folder(place, files):
+        raise nothing_in(place, files)
+    return loaded
 
 
 def _recall(effects: Sequence[Effect], loaded: Loaded) -> None:
@@ -136,6 +156,8 @@ def _now(source: Any) -> dict[str, Any]:
 
 def _changes(prefix: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for name in dict.fromkeys([*then, *now]) if then else ():
+        if name == "recipe":  # a file, which may be called otherwise from elsewhere
+            continue
         if name not in now:
             yield f"{prefix}{name}: {_short(then[name])} -> gone"
         elif name not in then:
@@ -165,7 +187,8 @@ def _memory(manifest: Mapping[str, Any], step: Any, callbacks: Sequence[Any]) ->
         return
     stages = [step, *(callback for callback in callbacks if isinstance(callback, Stage))]
     owned = dict.fromkeys(part.slot for stage in stages for part in stage.stages() if part.slot)
-    saved = {parts[1] for path in manifest["leaves"] if (parts := split(path))[0] == "slots"}
+    paths = map(split, [*manifest["leaves"], *manifest["structure"]])
+    saved = {path[1] for path in paths if path[0] == "slots" and len(path) > 1}
     for name in owned:
         if name not in saved and any(part.slot == name for part in step.stages()):
             yield f"{name}: new, with fresh memory"

@@ -13,6 +13,7 @@ from fnloop.data.sources import Source
 from fnloop.effects import Effect, Run, named
 from fnloop.loop.callbacks import init_callbacks, sort
 from fnloop.loop.checks import check_result, check_sent, check_slots, outline
+from fnloop.loop.interrupt import interrupted
 from fnloop.loop.limits import Limits
 from fnloop.stages.base import Callback
 from fnloop.values import Cursor, State, Stop
@@ -115,7 +116,14 @@ def _loop(
             opened.append(effect)
         limits.begin()
         while not limits.reached(cursor, effects):
-            drawn = next(batches, None)
+            try:
+                drawn = next(batches, None)
+            except Exception:
+                about.reason = interrupted(stages)
+                if about.reason:  # the signal has reached the data's processes too
+                    status = "interrupted"
+                    return
+                raise
             if drawn is None:  # an iterator that ends
                 status = limits.ended_early(cursor)
                 return
@@ -126,8 +134,9 @@ def _loop(
                 check_result(step, before, result)
             state, metrics = result
             del result  # a state that stays alive cannot be written over
-            about.state = state = state.replace(cursor=cursor.tensor())
-            about.cursor = cursor
+            state = state.replace(cursor=cursor.tensor())
+            if donates:  # the state before is gone: if a callback fails, this one is the newest
+                about.state, about.cursor, about.whole = state, cursor, False
             if first:
                 state = init_callbacks(stages, effects, state, metrics)
             for callback in stages:
@@ -137,6 +146,7 @@ def _loop(
                 state, metrics = result
                 del result
             first = False
+            about.state, about.cursor, about.whole = state, cursor, True
             for effect in effects:
                 effect(state, metrics)
             if donates and (stages or effects):  # who has kept the shown one can go on reading it
@@ -153,15 +163,14 @@ def _loop(
             if requests:
                 status = requests[0].status
                 return
-        status = "completed"
+        status, about.reason = limits.outcome()
     except GeneratorExit:  # the user's loop ended early
         status = "stopped"
         raise
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt):
             status = "interrupted"
-        if donates:  # what the caller has was given away
-            error.state = state  # type: ignore[attr-defined]  # pyright: ignore
+        error.state = about.state  # type: ignore[attr-defined]  # pyright: ignore
         raise
     finally:
         _close(opened, batches, status)

@@ -28,12 +28,17 @@ class Stage:
     Attributes:
         kind: What it is.
         wraps: The kind of stage that ``inner`` must be, if it has one.
-        spelling: The function that makes it, for messages and ``repr``.
+        spelling: The function that makes it, for messages and ``repr``; default the class's name.
     """
 
     kind: ClassVar[Kind]
     wraps: ClassVar[Kind | None] = None
     spelling: ClassVar[str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__ != __name__ and not hasattr(cls, "spelling"):
+            cls.spelling = cls.__name__
 
     def __post_init__(self) -> None:
         if self.wraps is not None:
@@ -199,6 +204,10 @@ class Callback(Stage):
     def adds(self, state: State, metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """An example of the metrics that it adds; None if that cannot be told in advance."""
         return {}
+
+    def stopped(self, state: State) -> str | None:
+        """Why it had asked for a stop at `state`, by its memory: asked when a run is resumed."""
+        return None
 
     def __call__(self, state: State, x: Any) -> tuple[State, Mapping[str, Any]]:
         raise NotImplementedError

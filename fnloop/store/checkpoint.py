@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fnloop.effects import Effect, Run, named
 from fnloop.store import tensors
 from fnloop.store.background import Background
 from fnloop.store.demand import Demand
+from fnloop.store.errors import CheckpointError
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import discard, listing, prepare, sweep, target_of
-from fnloop.store.manifest import amend
+from fnloop.store.manifest import amend, read_manifest
 from fnloop.store.retention import Retention
 from fnloop.store.save import leaves_of, save
 from fnloop.store.topk import TopK
@@ -91,6 +94,7 @@ class checkpoint(Effect):
         self.name = name or (f"checkpoint/{monitor}" if monitor else "checkpoint")
         self._kept = Retention(TopK(keep, mode), keep if monitor is None else int(last))
         self._demand = Demand()
+        self.damaged: frozenset[Path] = frozenset()  # what a resumed run has told of
         self._recalled = False
         self._worker: Background | None = None
         self._run: Run | None = None
@@ -122,12 +126,14 @@ class checkpoint(Effect):
         on_disk = listing(self.folder, self.files)
         now = Cursor.of(run.state.cursor).count
         self._kept = self._kept.only({count for count in on_disk if count <= now})
+        later = [count for count, path in on_disk.items() if path not in self.damaged]
+        if self._recalled:
+            self._adopt(run, {count: on_disk[count] for count in later if count <= now})
         self._worker = Background() if self.background else None
         self._demand.listen()
-        # Newer ones of a run that was resumed are damaged, and have been told of.
-        if on_disk and max(on_disk) > now and not self._recalled:
+        if later and max(later) > now:
             warnings.warn(
-                f"checkpoint: {self.folder} holds a checkpoint of step {max(on_disk)}, and this "
+                f"checkpoint: {self.folder} holds a checkpoint of step {max(later)}, and this "
                 f"run begins at step {now}: until it gets there, the latest one is another run's. "
                 "Use another folder, or resume that run.",
                 stacklevel=2,
@@ -176,6 +182,22 @@ class checkpoint(Effect):
         self._kept = self._kept.recall(memo, same)
         self._recalled = True
 
+    def _adopt(self, run: Run, on_disk: Mapping[int, Path]) -> None:
+        """Take over what this effect saved after the checkpoint that is resumed from was.
+
+        With two such effects, one saves last, and the memo of the other in it is older.
+        """
+        own = self._own_name(run)
+        for count in sorted(on_disk.keys() - self._kept.counts - {*self._kept.unneeded}):
+            with contextlib.suppress(CheckpointError, LookupError, TypeError):
+                memo = read_manifest(on_disk[count], files=self.files)["memos"][own]
+                if count in memo["recent"] and count not in {entry[0] for entry in memo["best"]}:
+                    self._kept = self._kept.add(count, None, due=True) or self._kept
+
+    def _own_name(self, run: Run | None) -> str:
+        others = named(run.effects) if run else {}
+        return next((name for name, effect in others.items() if effect is self), self.name)
+
     def _close(self, run: Run, status: str) -> None:
         if self.monitor and not self._seen and status in ("completed", "stopped"):
             warnings.warn(
@@ -184,6 +206,8 @@ class checkpoint(Effect):
                 "is a missing fl.validate, a run too short for it, or another prefix (val/...).",
                 stacklevel=3,
             )
+        if not run.whole:
+            status += ", before the callbacks of its last step"
         lost = "The last state of the run is not saved."
         try:
             count = Cursor.of(run.state.cursor).count
@@ -206,8 +230,7 @@ class checkpoint(Effect):
         """What is to be saved, as it is now; it is written when the job is called."""
         run = self._run
         memos = {} if run is None else run.memos()
-        others = {} if run is None else named(run.effects)
-        own = next((name for name, effect in others.items() if effect is self), self.name)
+        own = self._own_name(run)
         monitor = {"name": self.monitor, "mode": self._kept.top.mode, "value": score}
         return functools.partial(
             self._consider,

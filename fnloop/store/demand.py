@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
+_log = logging.getLogger("fnloop")
 _SIGNAL: Any = getattr(signal, "SIGUSR1", None)  # Windows has none
 
 
@@ -20,12 +23,13 @@ class Demand:
         self._asked = False
         self._before: Any = None
         self._listening = False
+        self._process = 0
 
     def listen(self) -> None:
         """Begin."""
         if _SIGNAL is None or threading.current_thread() is not threading.main_thread():
             return
-        self._asked, self._listening = False, True
+        self._asked, self._listening, self._process = False, True, os.getpid()
         self._before = signal.signal(_SIGNAL, self._note)
 
     def stop_listening(self) -> None:
@@ -40,6 +44,9 @@ class Demand:
         return asked
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker of the data, which has inherited this
+            return
         self._asked = True
+        _log.warning("SIGUSR1: saving after this step.")
         if callable(self._before):
             self._before(signum, frame)

@@ -259,13 +259,14 @@ def nothing_in(path: Path, files: Files) -> DamagedError:
     if there and _NAME.fullmatch(path.name):
         why = f"it has no {MANIFEST}" if entries else "it is empty"
         return DamagedError(f"{path} is not a complete checkpoint: {why}.")
-    if there and (entries or _is_folder(path, files)):
+    if there and (entries or is_folder(path, files)):
         return DamagedError(f"The folder {path} holds no complete checkpoint (step-...).")
     what = "is a file" if there else "does not exist"
     return DamagedError(f"{path} {what}; expected a checkpoint, or a folder of checkpoints.")
 
 
-def _is_folder(path: Path, files: Files) -> bool:
+def is_folder(path: Path, files: Files) -> bool:
+    """Whether what is there is no file."""
     try:
         files.open(path).close()
     except OSError:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fnloop.store.errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import is_checkpoint, listing, nothing_in, stand_in
+from fnloop.store.fresh import refreshed
 from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.store.read import leaves_in, read_leaves
 from fnloop.store.tensors import Leaf
@@ -53,7 +54,8 @@ def load(
     Leaves go by their paths:
 
     - A leaf of `like` that the checkpoint lacks keeps the value that it has in `like`: this is how
-      a stage that is new in the pipeline gets fresh memory. It is warned of outside the slots.
+      a stage that is new in the pipeline gets fresh memory (an average begins with the parameters
+      that are loaded). It is warned of outside the slots.
     - A slot that `like` does not have, or has empty, is kept: callbacks put theirs there later.
       Its tuples, lists and trees come back as dicts of dicts by path, until the stage's ``init``
       gives them their structure.
@@ -66,7 +68,8 @@ def load(
         like: Where structure comes from: ``step.init(model)``.
         only: Load these parts alone, and keep the rest of `like`: a field (``"params"``) or the
             beginning of leaf paths (``"slots/ema"``, ``"params/encoder"``), or several.
-        prune: Drop everything that `like` has no place for, with a warning.
+        prune: Drop everything that does not fit `like`, with a warning: leaves that it lacks, or
+            has with another shape or dtype, such as the head of another task.
         files: What reads; default the disk, or fsspec for a URL.
 
     Raises:
@@ -139,19 +142,21 @@ def load_one(
     kept = {name for name, memory in like.slots.items() if optree.tree_leaves(memory)}
     unknown = [p for p in wanted if p not in there]
     new = [p for p in unknown if split(p)[0] == "slots" and split(p)[1] not in kept and not prune]
-    _check_fit(folder, {p: wanted[p] for p in wanted if p in there}, there)
+    misfits = _check_fit(folder, {p: wanted[p] for p in wanted if p in there}, there, prune)
     _check_unknown(folder, [p for p in unknown if p not in new], prune)
     _check_room(folder, {p: wanted[p] for p in new}, there)
     _warn_missing(folder, [p for p in there if p not in saved and _chosen(p, only)])
 
     found: dict[str, Tensor] = {}
-    chosen = {p for p in wanted if p in there} | set(new)
+    chosen = {p for p in wanted if p in there and p not in misfits} | set(new)
     for p, tensor in read_leaves(folder, files, manifest, chosen.__contains__):
         device = there[p].device if p in there else like.step.device
         placed = tensor if device.type == "meta" else tensor.to(device)
         found[p] = _laid_out(placed, there[p]) if p in there else placed
     state = _with_leaves(like, found)
-    slots = {**state.slots, **_nested(new, found, folder)}
+    begun = {split(p)[1] for p in found if split(p)[0] == "slots"}
+    fresh = refreshed(like, state, [name for name in kept if name not in begun])
+    slots = {**state.slots, **fresh, **_nested(new, found, folder)}
     return Loaded(state.replace(slots=slots), folder, manifest)
 
 
@@ -165,6 +170,8 @@ def _chosen(path: str, only: str | tuple[str, ...] | None) -> bool:
 def _wanted(
     saved: Mapping[str, Leaf], only: str | tuple[str, ...] | None, folder: Path
 ) -> dict[str, Leaf]:
+    if only == ():
+        raise ValueError("load(only=()) would load nothing; leave it out to load everything.")
     for part in (only,) if isinstance(only, str) else only or ():
         if not any(_chosen(path, part) for path in saved):
             groups = sorted({_group(path) for path in saved})
@@ -178,20 +185,30 @@ def _group(path: str) -> str:
     return "/".join(path.split("/")[: 2 if path.startswith("slots/") else 1])
 
 
-def _check_fit(folder: Path, wanted: Mapping[str, Leaf], there: Mapping[str, Any]) -> None:
+def _check_fit(
+    folder: Path, wanted: Mapping[str, Leaf], there: Mapping[str, Any], prune: bool
+) -> set[str]:
+    """The leaves that do not fit; an error, unless they are to be dropped."""
     rows = [
         (path, short(torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")), short(there[path]))
         for path, leaf in wanted.items()
         if not isinstance(there[path], Tensor)
         or (leaf.dtype, leaf.shape) != (there[path].dtype, tuple(there[path].shape))
     ]
-    if rows:
+    told = table(("leaf", "checkpoint", "like"), rows)
+    if rows and not prune:
         raise CheckpointError(
-            f"The checkpoint {folder} does not fit `like`:\n"
-            + table(("leaf", "checkpoint", "like"), rows)
-            + "\nThe usual cause is a model or an optimizer built with other settings than when it "
-            'was saved. Load the parts that fit with only=, such as only="params".'
+            f"The checkpoint {folder} does not fit `like`:\n{told}\nThe usual cause is a model or "
+            "an optimizer built with other settings than when it was saved. To keep those of "
+            "`like` and load the rest, pass prune=True; to load a part alone, only=."
         )
+    if rows:
+        warnings.warn(
+            f"The checkpoint {folder} has leaves that do not fit `like`, and were not loaded:\n"
+            f"{told}",
+            stacklevel=4,
+        )
+    return {path for path, _, _ in rows}
 
 
 def _check_unknown(folder: Path, unknown: list[str], prune: bool) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, empty_like
 
 from fnloop.store.errors import CheckpointError
 from fnloop.store.foreign import read_weights
+from fnloop.store.fresh import refreshed
 from fnloop.trees import tree_equal
 from fnloop.trees.equal import table
 from fnloop.trees.show import short
@@ -205,30 +206,9 @@ def _untied(who: str, name: str, own: str) -> str:
 
 
 def _put(like: State, loaded: Mapping[str, Tensor]) -> State:
-    old = {**like.params, **like.buffers}
-    new = {**old, **loaded}
-    return like.replace(
+    new = {**like.params, **like.buffers, **loaded}
+    state = like.replace(
         params={name: new[name] for name in like.params},
         buffers={name: new[name] for name in like.buffers},
-        slots={name: _refreshed(memory, old, new, 0) for name, memory in like.slots.items()},
     )
-
-
-def _refreshed(
-    memory: Any, old: Mapping[str, Tensor], new: Mapping[str, Tensor], depth: int
-) -> Any:
-    """Memory with `new` where it holds copies of `old`: an average that has not begun.
-
-    Zeros deep inside are an optimizer's, even where the parameters are zero too.
-    """
-    if not isinstance(memory, dict) or not memory:
-        return memory
-    if not all(_is_copy(leaf, old.get(name)) for name, leaf in memory.items()):
-        return {key: _refreshed(part, old, new, depth + 1) for key, part in memory.items()}
-    if depth and not any(bool(leaf.any()) for leaf in memory.values()):
-        return memory
-    return {name: empty_like(leaf).copy_(new[name]) for name, leaf in memory.items()}
-
-
-def _is_copy(leaf: Any, old: Tensor | None) -> bool:
-    return isinstance(leaf, Tensor) and old is not None and tree_equal(leaf, old.to(leaf.dtype))
+    return state.replace(slots=refreshed(like, state, like.slots))

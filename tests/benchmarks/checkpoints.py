@@ -35,6 +35,7 @@ import fnloop as fl
 from fnloop.trees.paths import tree_items
 
 PIECE = 8 * 2**20
+EVERY = 8  # steps from one save to the next
 
 
 def main() -> None:
@@ -208,7 +209,7 @@ def stall(
     saving = fl.checkpoint(place, keep=1, every=1, unit="epoch", last=False, background=threaded)
     stamps: list[float] = []
     stamp = fl.effect(lambda state, metrics: stamps.append(time.perf_counter()), name="stamp")
-    batches = [torch.randn(4, width) for _ in range(8)]
+    batches = [torch.randn(4, width) for _ in range(EVERY)]
     saves: list[float] = []
     original = saving._consider
 
@@ -220,11 +221,11 @@ def stall(
     saving._consider = timed_save
     fl.fit(step, state, batches, epochs=rounds + 1, callbacks=[saving, stamp])
     shutil.rmtree(place)
-    gaps = [b - a for a, b in itertools.pairwise(stamps)][8:]
+    gaps = [b - a for a, b in itertools.pairwise(stamps)][EVERY:]
     # The gap of a step with a save holds what the effect took; the next one a copy that the step
     # makes of a state that somebody holds.
-    usual = statistics.median(gap for i, gap in enumerate(gaps) if i % 8 not in (7, 0))
-    paused = [gaps[i] + gaps[i + 1] - 2 * usual for i in range(7, len(gaps) - 1, 8)]
+    usual = statistics.median(gap for i, gap in enumerate(gaps) if i % EVERY not in (EVERY - 1, 0))
+    paused = [gaps[i] + gaps[i + 1] - 2 * usual for i in range(EVERY - 1, len(gaps) - 1, EVERY)]
     lost, save = max(0.0, statistics.median(paused)), statistics.median(saves)
     name = ("compiled, donated" if compiled else "eager") + (", background" if threaded else "")
     return (

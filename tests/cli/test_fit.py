@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -189,7 +190,7 @@ def test_a_read_only_run_folder_is_told(recipe, cli):
     Path("runs/line").touch()  # root may write anywhere, but not below a file
     code, _, err = cli("fit", recipe)
     assert code == 1
-    assert "runs/line cannot be written" in err and "read-only" in err
+    assert "runs/line (Not a directory)" in err and "read-only" in err
     assert "Traceback" not in err
 
 
@@ -250,5 +251,38 @@ def test_a_signal_ends_in_good_order(edited, tmp_path, number, code, conclusion)
 def test_a_time_limit_may_be_the_only_end(edited, cli):
     recipe = edited("epochs=epochs, ", "seconds=1.0, ")
     code, out, err = cli("fit", recipe)
-    assert code == 0 and "completed" in out, err
+    assert code == 0 and "stopped: the time limit of 1 seconds" in out, err
     assert latest("runs/line") is not None
+
+
+def test_a_resume_that_fails_leaves_the_configuration_alone(edited, cli):
+    recipe = edited("torch.nn.Linear(2, 1)", "torch.nn.Linear(2, 2 if early else 1)")
+    assert cli("fit", recipe, "--epochs", 1)[0] == 0
+    before = Path("runs/line/config.yaml").read_text()
+    code, _, err = cli("resume", "runs/line", "--early", "true", "--epochs", 2)
+    assert code == 1 and "does not fit" in err
+    assert Path("runs/line/config.yaml").read_text() == before
+
+
+def test_with_fewer_epochs_than_were_done_nothing_is_done(trained, cli, caplog):
+    before = Path("runs/line/config.yaml").read_text()
+    code, _, _ = cli("resume", "runs/line", "--epochs", 1)
+    assert code == 0 and "nothing is left to do: 3 epochs and 15 batches are done" in caplog.text
+    assert Path("runs/line/config.yaml").read_text() == before
+
+
+def test_a_last_state_that_is_not_on_the_disk_is_no_success(edited, cli):
+    recipe = edited(
+        "    callbacks = [\n",
+        "    class Full(fl.store.files.Disk):\n"
+        "        def free(self, folder):\n"
+        "            return 0\n"
+        "    callbacks = [\n",
+    )
+    recipe = edited(
+        'fl.checkpoint(folder, monitor="val/loss")', "fl.checkpoint(folder, files=Full())"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, _, err = cli("fit", recipe)
+    assert code == 1 and "disk has 0 B left" in err and "The last state was not saved" in err

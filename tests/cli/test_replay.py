@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -58,7 +59,7 @@ def plateau(state, metrics):
 
 
 def recipe(where: int = -1, k: int = 5, wrap: str = "", folder: str = "runs/planted",
-           patience: int = 0) -> fl.Recipe:
+           patience: int = 0, lr: float = 1e-2, epochs: int = 3) -> fl.Recipe:
     make = torch.Generator().manual_seed(0)
     images = torch.rand(120, 1, 8, 8, generator=make)
     labels = torch.randint(0, 3, (120,), generator=make)
@@ -70,7 +71,7 @@ def recipe(where: int = -1, k: int = 5, wrap: str = "", folder: str = "runs/plan
         parts += [fl.accumulate(3)]
     if wrap == "amp":
         parts += [fl.amp("bf16")]
-    step = fl.pipe(*parts, fl.update(fl.chain(fl.clip_by_norm(1.0), fl.adamw(1e-2))), fl.ema(0.9))
+    step = fl.pipe(*parts, fl.update(fl.chain(fl.clip_by_norm(1.0), fl.adamw(lr))), fl.ema(0.9))
     callbacks = [
         plateau,
         fl.checkpoint(folder, every=k, unit="step", keep=None),
@@ -78,7 +79,7 @@ def recipe(where: int = -1, k: int = 5, wrap: str = "", folder: str = "runs/plan
     ]
     if patience:
         callbacks.append(fl.early_stopping("loss", patience=patience, min_delta=1e9))
-    return fl.Recipe(step, Net, data, callbacks, epochs=3, folder=folder)
+    return fl.Recipe(step, Net, data, callbacks, epochs=epochs, folder=folder)
 '''
 
 
@@ -197,18 +198,32 @@ def test_a_damaged_checkpoint_is_passed_over(planted, cli):
     assert float(shown(out, "loss")) == row["loss"]
 
 
-def test_a_changed_configuration_is_told(planted, cli):
-    cli("fit", planted)
-    file = planted.parent / "runs" / "planted" / "config.yaml"
-    file.write_text(file.read_text().replace("where: -1", "where: 3"))
+def test_a_step_is_replayed_with_the_flags_that_it_had(planted, cli):
+    cli("fit", planted, "--epochs", 2)
+    folder = planted.parent / "runs" / "planted"
+    before = steps_of(folder)
+    assert cli("resume", "runs/planted", "--epochs", 3, "--lr", 0.5)[0] == 0
+    after = steps_of(folder)
+    for step in (12, 18, 22, 28):
+        code, out, err = cli("replay", "runs/planted", "--step", step)
+        assert code == 0, err
+        assert float(shown(out, "loss")) == (before if step <= 20 else after)[step]["loss"], step
+
+
+def test_where_no_checkpoint_is_left_between_two_flags_that_is_told(planted, cli):
+    cli("fit", planted, "--epochs", 1)
+    assert cli("resume", "runs/planted", "--epochs", 3, "--lr", 0.5)[0] == 0
+    for path in (planted.parent / "runs" / "planted").glob("step-*"):
+        if path.name != "step-00000030":
+            shutil.rmtree(path)
     code, _, err = cli("replay", "runs/planted", "--step", 12)
-    assert code == 0 and "where was -1 when this checkpoint was saved, and is 3" in err
+    assert code == 1 and "was resumed with other flags after 10 batches" in err
 
 
 def test_a_step_after_the_end_of_the_run(planted, cli):
     cli("fit", planted, "--patience", 3)
     code, _, err = cli("replay", "runs/planted", "--step", 25)
-    assert code == 1 and re.search(r"The run ends after \d batches", err)
+    assert code == 2 and re.search(r"This run has \d+ batches \(stopped\)", err)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +275,7 @@ def test_the_batch_is_found_again_in_other_kinds_of_data(kind, planted, tmp_path
     assert batches in text
     planted.write_text(text.replace(batches, LOADERS[kind]))
     if kind == "an iterator":
-        planted.write_text(planted.read_text().replace("epochs=3", "steps=30"))
+        planted.write_text(planted.read_text().replace("epochs=epochs", "steps=30"))
     code, _, err = cli("fit", planted)
     assert code == 0, err
     rows = steps_of(tmp_path / "runs" / "planted")

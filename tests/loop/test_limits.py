@@ -36,7 +36,7 @@ def test_a_time_limit_leaves_room_for_closing():
     first, second = Slow(0.3), Slow(0.2)
     began = time.monotonic()
     _, history = fit(1.0, [first, second])
-    assert history.status == "completed"
+    assert (history.status, history.reason) == ("stopped", "the time limit of 1 seconds")
     assert 0.9 < max(first.closed_at, second.closed_at) - began < 1.15
 
 
@@ -47,20 +47,20 @@ def test_where_closing_takes_longer_than_the_limit_there_is_no_step():
 
 def test_a_checkpoint_knows_how_long_its_saves_take(tmp_path):
     class SlowDisk(Disk):
-        def sync(self, folder):
-            time.sleep(0.05)
+        def create(self, path):
+            time.sleep(0.1)
+            return super().create(path)
 
     saving = fl.checkpoint(tmp_path, every=1000, unit="step", files=SlowDisk())
     assert saving.closing == 0
     began = time.monotonic()
     state, _ = fit(0.6, [saving])
-    assert time.monotonic() - began < 1.0
-    first = saving.closing
-    assert 0.15 < first < 0.5  # three folders are synchronised, and half as much again
+    took = time.monotonic() - began
+    assert 0.3 < saving.closing < 0.3 + took  # two files, and half as much again
     began = time.monotonic()
     data = fl.Batches(torch.ones(8, 2), 2)
     fl.fit(STEP, state, data, seconds=0.6, callbacks=[saving])
-    assert time.monotonic() - began < 0.7, "now it knows"
+    assert time.monotonic() - began < 0.6 + saving.closing / 2, "now it knows"
     assert fl.load(tmp_path, like=state).cursor[2] > state.cursor[2]
 
 

@@ -185,6 +185,146 @@ def test_every_step_of_a_background_run_can_be_resumed_from(tmp_path):
         assert resumed == whole
 
 
+# What the last save of a run holds
+
+
+def ramp(state, metrics):
+    """A callback whose doing is in the state: what it did in the last step must not be lost."""
+    return fl.scale(state, "adamw.lr", 0.9), metrics
+
+
+def fit_saving_at_the_end(folder, steps, *extra, step=STEP):
+    saving = fl.checkpoint(folder, every=10**6, unit="step")
+    waiting = fl.early_stopping("val/loss", patience=50)
+    checks = fl.every(5, fl.validate(loss, fl.Batches(X, 8), params="ema"))
+    everything = [ramp, checks, waiting, *extra, saving]
+    data = fl.Batches(X, SIZE, seed=1)
+    return fl.fit(step, state(), data, steps=steps, callbacks=everything, resume=folder)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_last_save_holds_what_the_callbacks_of_the_last_step_did(tmp_path, compiled):
+    step = fl.compile(STEP, backend="aot_eager") if compiled else STEP
+    whole, _ = fit_saving_at_the_end(tmp_path / "whole", STEPS, step=step)
+    for cut in (1, 4, 5, 10, 14):
+        folder = tmp_path / str(cut)
+        returned, _ = fit_saving_at_the_end(folder, cut, step=step)
+        assert fl.load(folder, like=returned) == returned, cut
+        assert fit_saving_at_the_end(folder, STEPS, step=step)[0] == whole, cut
+
+
+class Broken(Exception):
+    pass
+
+
+def failing_at(count):
+    def fail(state, metrics):
+        if int(state.cursor[2]) == count:
+            raise Broken
+        return state, metrics
+
+    return fail
+
+
+@pytest.mark.parametrize("cut", [1, 5, 6, 12])
+def test_a_callback_that_fails_costs_its_step_and_nothing_else(tmp_path, cut):
+    whole, _ = fit_saving_at_the_end(tmp_path / "whole", STEPS, lambda s, m: (s, m))
+    with pytest.raises(Broken) as caught:
+        fit_saving_at_the_end(tmp_path / "cut", STEPS, failing_at(cut))
+    kept = caught.value.state
+    assert int(kept.cursor[2]) == cut - 1
+    if cut > 1:
+        assert fl.load(tmp_path / "cut", like=kept) == kept
+    resumed, _ = fit_saving_at_the_end(tmp_path / "cut", STEPS, lambda s, m: (s, m))
+    assert resumed == whole
+
+
+def test_where_the_step_has_given_its_state_away_the_next_run_says_what_is_missing(tmp_path):
+    step = fl.compile(STEP, backend="aot_eager")
+    with pytest.raises(Broken):
+        fit_saving_at_the_end(tmp_path, STEPS, failing_at(6), step=step)
+    status = fl.read_manifest(fl.latest(tmp_path))["status"]
+    assert status == "failed, before the callbacks of its last step"
+    _, history = fit_saving_at_the_end(tmp_path, STEPS, step=step)
+    assert any("failed in a callback" in change for change in history.resumed.changes)
+
+
+def test_two_effects_that_save_keep_no_more_than_they_were_told(tmp_path):
+    def fit(steps):
+        savings = [
+            fl.checkpoint(tmp_path / "a", keep=2, every=4, unit="step", name="a"),
+            fl.checkpoint(tmp_path / "b", keep=1, every=3, unit="step", name="b"),
+        ]
+        data = fl.Batches(X, SIZE, seed=1)
+        fl.fit(STEP, state(), data, steps=steps, callbacks=savings, resume=tmp_path / "a")
+
+    for steps in (2, 5, 7, 10, 13):
+        fit(steps)
+        assert len(list((tmp_path / "a").iterdir())) <= 2
+        assert len(list((tmp_path / "b").iterdir())) <= 1
+
+
+# Where it goes on
+
+
+def test_steps_and_epochs_are_totals_also_where_the_run_begins_with_a_trained_state(tmp_path):
+    first, _ = fl.fit(STEP, state(), fl.Batches(X, SIZE, seed=1), epochs=1)
+
+    def fit(folder, **limits):
+        saving = fl.checkpoint(folder, every=1, unit="step")
+        data = fl.Batches(X, SIZE, seed=1)
+        return fl.fit(STEP, first, data, **limits, callbacks=[saving], resume=folder)[0]
+
+    whole = fit(tmp_path / "whole", epochs=3)
+    assert whole.cursor.tolist() == [3, 0, 18]
+    fit(tmp_path / "cut", steps=9)
+    assert fit(tmp_path / "cut", epochs=3) == whole
+
+
+def test_a_chosen_checkpoint_is_gone_on_from(tmp_path):
+    whole, _ = fit(tmp_path / "whole", DATA["a list"], STEPS)
+    path = tmp_path / "whole" / "kept" / "step-00000004"
+    resumed, history = fl.fit(STEP, state(), DATA["a list"](), steps=STEPS, resume=path)
+    assert history.resumed.path == path
+    assert fl.tree_equal(resumed.params, whole.params)
+
+
+def test_what_is_no_checkpoint_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    for place, message in (("file", "is a file"), ("step-00000004", "does not exist")):
+        with pytest.raises(fl.CheckpointError, match=message):
+            fl.fit(STEP, state(), DATA["a list"](), steps=1, resume=tmp_path / place)
+
+
+def test_a_run_that_early_stopping_has_ended_stays_ended(tmp_path, caplog):
+    def fit(patience):
+        callbacks = [
+            fl.every(1, fl.validate(lambda m, x: {"loss": fl.Last(1.0)}, [X]), unit="epoch"),
+            fl.early_stopping("val/loss", patience=patience),
+            fl.checkpoint(tmp_path),
+        ]
+        data = fl.Batches(X, SIZE, seed=1)
+        return fl.fit(STEP, state(), data, epochs=9, callbacks=callbacks, resume=tmp_path)
+
+    first, history = fit(2)
+    assert history.reason == "val/loss has not improved on 1 for 2 checks"
+    for _ in range(2):
+        again, repeated = fit(2)
+        assert fl.tree_equal(again.params, first.params) and again.cursor[2] == first.cursor[2]
+        assert repeated.rows == history.rows
+        assert (repeated.status, repeated.reason) == (history.status, history.reason)
+    assert "the run had stopped there, and nothing is done" in caplog.text
+    more, history = fit(4)
+    assert history.reason == "val/loss has not improved on 1 for 4 checks"
+    assert int(more.cursor[0]) == int(first.cursor[0]) + 2
+
+
+def test_a_time_limit_is_told_from_the_end(tmp_path):
+    slow = fl.effect(lambda s, m: time.sleep(0.01))
+    _, history = fl.fit(STEP, state(), DATA["a list"](), seconds=0.1, callbacks=[slow])
+    assert (history.status, history.reason) == ("stopped", "the time limit of 0.1 seconds")
+
+
 # What is told
 
 
@@ -268,7 +408,7 @@ def test_a_position_that_the_data_cannot_use_is_told(tmp_path):
 def test_a_start_from_the_beginning_is_told(tmp_path, caplog):
     _, history = fl.fit(STEP, state(), DATA["a list"](), steps=1, resume=tmp_path / "none")
     assert history.resumed is None
-    assert "holds no checkpoint: the run starts from the beginning" in caplog.text
+    assert "none does not exist yet: nothing is resumed, the run starts here" in caplog.text
 
 
 def damage(path):
@@ -366,6 +506,47 @@ def test_sigusr1_saves_and_the_run_goes_on(tmp_path):
     assert fl.latest(folder) is not None and process.poll() is None
     process.kill()
     process.communicate()
+
+
+@pytest.mark.parametrize("where", ["the first draw", "the first step", "the first check"])
+def test_a_signal_in_the_first_step(tmp_path, where):
+    asked = []
+
+    def press(here):
+        if here == where and not asked:
+            asked.append(here)
+            signal.raise_signal(signal.SIGTERM)
+
+    def epochs(epoch):
+        for batch in X.split(SIZE):
+            press("the first draw")
+            yield batch
+
+    def watched(model, x):
+        press("the first step")
+        return loss(model, x)
+
+    def check(model, x):
+        press("the first check")
+        return loss(model, x)
+
+    step = fl.pipe(watched, *STEP_WITHOUT_EMA[1:])
+    callbacks = [fl.validate(check, fl.Batches(X, 8)), fl.checkpoint(tmp_path)]
+    last, history = fl.fit(step, step.init(network(), seed=3), epochs, steps=9, callbacks=callbacks)
+    assert (history.status, history.reason) == ("interrupted", "interrupted by SIGTERM")
+    assert 1 <= int(last.cursor[2]) <= 2 and fl.load(tmp_path, like=last) == last
+
+
+def test_data_whose_workers_the_signal_ended_is_no_failure(tmp_path):
+    def epochs(epoch):
+        yield from X.split(SIZE)[:3]
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    saving = fl.checkpoint(tmp_path)
+    last, history = fl.fit(STEP, state(), epochs, steps=9, callbacks=[saving])
+    assert (history.status, history.reason) == ("interrupted", "interrupted by SIGTERM")
+    assert fl.load(tmp_path, like=last) == last
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path, caplog):

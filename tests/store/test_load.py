@@ -275,6 +275,56 @@ def test_pruning_drops_slots_that_like_lacks_too(tmp_path):
         assert load(path, like=mlp(), prune=True).slots == {}
 
 
+def ema_of(state):
+    return {name: p.clone() for name, p in state.params.items()}
+
+
+@pytest.mark.parametrize("only", [None, "params", "params/0"])
+def test_a_fresh_average_begins_with_the_parameters_that_are_loaded(tmp_path, only):
+    path = save(mlp(seed=1), tmp_path)
+    like = mlp(seed=2)
+    like = like.put("ema", ema_of(like)).put("update", moments(like, 0.0))
+    loaded = load(path, like=like, only=only)
+    assert not tree_equal(loaded.params, like.params)
+    assert tree_equal(loaded["ema"], dict(loaded.params))
+    assert tree_equal(loaded["update"], like["update"])
+
+
+def test_an_average_that_was_saved_or_has_moved_is_left_as_it_is(tmp_path):
+    saved = mlp(seed=1)
+    path = save(saved.put("ema", {n: p * 3 for n, p in saved.params.items()}), tmp_path)
+    like = mlp(seed=2)
+    assert tree_equal(
+        load(path, like=like.put("ema", ema_of(like)))["ema"]["0.bias"], saved.params["0.bias"] * 3
+    )
+    moved = {n: p * 2 for n, p in like.params.items()}
+    assert tree_equal(load(path, like=like.put("ema", moved), only="params")["ema"], moved)
+
+
+def test_pruning_keeps_what_like_has_in_another_shape(tmp_path):
+    old = mlp(seed=1)
+    other = start(
+        lambda: torch.nn.Sequential(
+            torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 9)
+        ),
+        seed=2,
+    )
+    path = save(old.put("update", moments(old, 2.0)), tmp_path)
+    with pytest.raises(CheckpointError, match="pass prune=True"):
+        load(path, like=other, only="params")
+    with pytest.warns(UserWarning, match=r"were not loaded:\n.*\nparams/2") as caught:
+        loaded = load(path, like=other.put("update", moments(other, 0.0)), prune=True)
+    assert len(caught) == 1
+    assert torch.equal(loaded.params["0.weight"], old.params["0.weight"])
+    assert torch.equal(loaded.params["2.weight"], other.params["2.weight"])
+    assert torch.equal(loaded["update"]["adamw"]["mu"]["0.bias"], old.params["0.bias"] * 2)
+
+
+def test_nothing_is_no_part(tmp_path):
+    with pytest.raises(ValueError, match="load nothing"):
+        load(save(mlp(), tmp_path), like=mlp(), only=())
+
+
 def damage(path, file="state.safetensors", at=-1):
     data = bytearray((path / file).read_bytes())
     data[at] ^= 1

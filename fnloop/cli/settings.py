@@ -1,0 +1,52 @@
+"""The flags of a run, which may be others after each resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fnloop.cli import config
+from fnloop.effects import Effect, Run
+from fnloop.values import Cursor, State
+
+
+class Settings(Effect):
+    """Keeps with each checkpoint which flags held from which batch on, and writes ``config.yaml``.
+
+    It is written when the run begins, and so never by one that cannot.
+
+    Args:
+        recipe: The recipe file.
+        flags: Values by flag.
+        folder: The run's; None if nothing is kept.
+    """
+
+    name = "settings"
+
+    def __init__(self, recipe: Path, flags: Mapping[str, Any], folder: Path | None) -> None:
+        self._recipe, self._flags, self._folder = recipe, dict(flags), folder
+        self._past: list[tuple[int, dict[str, Any]]] = []
+
+    def open(self, run: Run) -> None:
+        count = Cursor.of(run.state.cursor).count
+        if run.total != 0:  # else nothing is done with these flags
+            past = [entry for entry in self._past if entry[0] < count]
+            changed = not past or past[-1][1] != self._flags
+            self._past = [*past, (count, self._flags)] if changed else past
+            if self._folder is not None:
+                config.write(self._recipe, self._flags, self._folder)
+
+    def __call__(self, state: State, metrics: Any) -> None:
+        """Nothing."""
+
+    def memo(self) -> Any:
+        return [{"from": count, "flags": flags} for count, flags in self._past]
+
+    def recall(self, memo: Any) -> None:
+        self._past = segments_in(memo)
+
+
+def segments_in(memo: Any) -> list[tuple[int, dict[str, Any]]]:
+    """Pairs of the batches that were drawn before, and the flags from there on."""
+    return [(int(entry["from"]), dict(entry["flags"])) for entry in memo]

@@ -1,0 +1,41 @@
+"""Memory that has not begun: it follows the parameters when they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor, empty_like
+
+from fnloop.trees import tree_equal
+from fnloop.values import State
+
+
+def refreshed(like: State, loaded: State, slots: Collection[str]) -> dict[str, Any]:
+    """`slots` of `like`, begun anew for what was loaded.
+
+    A fresh average (`fl.ema`) holds copies of the parameters that `like` began with. Where others
+    were loaded in their place, it is to hold copies of those.
+    """
+    old, new = {**like.params, **like.buffers}, {**loaded.params, **loaded.buffers}
+    return {name: _refreshed(like.slots[name], old, new, 0) for name in slots}
+
+
+def _refreshed(
+    memory: Any, old: Mapping[str, Tensor], new: Mapping[str, Tensor], depth: int
+) -> Any:
+    """Memory with `new` where it holds copies of `old`.
+
+    Zeros deep inside are an optimizer's, even where the parameters are zero too.
+    """
+    if not isinstance(memory, dict) or not memory:
+        return memory
+    if not all(_is_copy(leaf, old.get(name)) for name, leaf in memory.items()):
+        return {key: _refreshed(part, old, new, depth + 1) for key, part in memory.items()}
+    if depth and not any(bool(leaf.any()) for leaf in memory.values()):
+        return memory
+    return {name: empty_like(leaf).copy_(new[name]) for name, leaf in memory.items()}
+
+
+def _is_copy(leaf: Any, old: Tensor | None) -> bool:
+    return isinstance(leaf, Tensor) and old is not None and tree_equal(leaf, old.to(leaf.dtype))
