@@ -26,6 +26,11 @@ class Background:
         self._jobs: deque[Future[None]] = deque()
         self._failures: list[BaseException] = []
 
+    def wait(self) -> None:
+        """Wait until no job is under way."""
+        while self._jobs:
+            self._settle()
+
     def do(self, job: Callable[[], None]) -> None:
         """Have `job` done; waits while two are under way."""
         while len(self._jobs) >= 2:
@@ -41,8 +46,7 @@ class Background:
 
     def finish(self) -> list[BaseException]:
         """Wait for all jobs; what they have raised."""
-        while self._jobs:
-            self._settle()
+        self.wait()
         self._pool.shutdown()
         return self.failures()
 

@@ -21,6 +21,7 @@ from fnloop.store.folders import discard, listing, prepare, sweep, target_of
 from fnloop.store.manifest import amend, read_manifest
 from fnloop.store.retention import Retention
 from fnloop.store.save import leaves_of, save
+from fnloop.store.staging import Staging
 from fnloop.store.topk import TopK
 from fnloop.values import Cursor, State, find, is_due, numbers
 from fnloop.values.metrics import Metrics
@@ -51,9 +52,9 @@ class checkpoint(Effect):
         last: Also save the newest state, at each occasion (with a monitor) and when the run ends,
             however it ends.
         background: Save in a thread while the run goes on. The state is immutable, so it is not
-            copied, only kept until it is written (a compiled step that donates copies it once).
-            At most two saves are under way; what fails is told of at the next step; the end of
-            the run waits for all.
+            copied, only kept until it is written, and at most two are under way. (A compiled step
+            that donates writes over its memory: there the state is copied, and one is under way.)
+            What fails is told of at the next step; the end of the run waits for all.
         name: Under which its memo is kept; needed if two watch one metric.
         files: What reads and writes; default the disk, or fsspec for a URL.
 
@@ -97,6 +98,7 @@ class checkpoint(Effect):
         self.damaged: frozenset[Path] = frozenset()  # what a resumed run has told of
         self._recalled = False
         self._worker: Background | None = None
+        self._staging: Staging | None = None
         self._run: Run | None = None
         self._called = False
         self._metrics: Metrics = {}
@@ -130,6 +132,10 @@ class checkpoint(Effect):
         if self._recalled:
             self._adopt(run, {count: on_disk[count] for count in later if count <= now})
         self._worker = Background() if self.background else None
+        self._staging = None
+        if self.background and getattr(run.step, "donate", False):
+            self._staging = Staging()
+            self._staging.copy(run.state)  # so that the memory is there when it is needed
         self._demand.listen()
         if later and max(later) > now:
             warnings.warn(
@@ -147,11 +153,13 @@ class checkpoint(Effect):
         score = self._score(metrics) if self.monitor else None
         demanded = self._demand.taken()
         if self._kept.add(Cursor.of(state.cursor).count, score, due, demanded) is not None:
-            job = self._job(state, score, due, demanded, "running")
-            if self._worker is not None:
-                self._worker.do(job)
-            else:
-                self._tell(_failures(job))
+            if self._worker is None:
+                self._tell(_failures(self._job(state, score, due, demanded, "running")))
+                return
+            if self._staging is not None:  # its memory is free when the last save is done
+                self._worker.wait()
+                state = self._staging.copy(state)
+            self._worker.do(self._job(state, score, due, demanded, "running"))
 
     def close(self, status: str) -> None:
         """Save the last state too, and note in its manifest how the run ended."""
@@ -163,7 +171,8 @@ class checkpoint(Effect):
         self._tell([error for error in failures if isinstance(error, OSError)])
         if self._called:
             self._close(run, status)
-        self._run, self._worker, self._called, self._metrics = None, None, False, {}
+        self._run, self._called, self._metrics = None, False, {}
+        self._worker = self._staging = None
         self._recalled = False
         self._tell([error for error in failures if not isinstance(error, OSError)])
 

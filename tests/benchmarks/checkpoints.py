@@ -35,7 +35,7 @@ import fnloop as fl
 from fnloop.trees.paths import tree_items
 
 PIECE = 8 * 2**20
-EVERY = 8  # steps from one save to the next
+EVERY = 16  # steps from one save to the next
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     width = int((options.gigabytes * 1e9 / 12 / layers) ** 0.5)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         print(saving_and_loading(layers, width, options.rounds, Path(folder)))
-        print(background(layers, width, options.rounds, Path(folder)))
+        print(background(options.gigabytes, options.rounds, Path(folder)))
 
 
 def pipeline(layers: int, width: int) -> tuple[Any, fl.State]:
@@ -187,54 +187,65 @@ def report(everyone: Any, times: Any, extra: Any, size: int, rounds: int) -> str
     )
 
 
-def background(layers: int, width: int, rounds: int, folder: Path) -> str:
+def background(gigabytes: float, saves: int, folder: Path) -> str:
     """The second table: how long training stands still while a checkpoint is saved."""
-    rows = []
-    for compiled in (False, True):
-        for threaded in (False, True):
-            rows.append(stall(layers, width, rounds, folder, compiled, threaded))
-    head = ("", "step", "save", "stall", "of the save")
+    rows = [
+        stall(gigabytes, saves, folder, compiled, threaded)
+        for compiled in (False, True)
+        for threaded in (False, True)
+    ]
+    head = ("", "step", "save", "stall", "of the save", "steps meanwhile")
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def stall(
-    layers: int, width: int, rounds: int, folder: Path, compiled: bool, threaded: bool
+    gigabytes: float, saves: int, folder: Path, compiled: bool, threaded: bool
 ) -> tuple[str, ...]:
-    """Times of steps with and without a save that begins after them."""
+    """How long the effect keeps the loop waiting, and how long steps take beside a save."""
+    layers = 8
+    width = int((gigabytes * 1e9 / 12 / layers) ** 0.5)
     step, state = pipeline(layers, width)
     if compiled:
-        step = fl.compile(step, backend="aot_eager")
+        step = fl.compile(step)
     place = folder / "stall"
-    saving = fl.checkpoint(place, keep=1, every=1, unit="epoch", last=False, background=threaded)
-    stamps: list[float] = []
-    stamp = fl.effect(lambda state, metrics: stamps.append(time.perf_counter()), name="stamp")
+    saving = Watched(place, keep=1, every=1, unit="epoch", last=False, background=threaded)
     batches = [torch.randn(4, width) for _ in range(EVERY)]
-    saves: list[float] = []
-    original = saving._consider
-
-    def timed_save(*arguments: Any, **options: Any) -> None:
-        began = time.perf_counter()
-        original(*arguments, **options)
-        saves.append(time.perf_counter() - began)
-
-    saving._consider = timed_save
-    fl.fit(step, state, batches, epochs=rounds + 1, callbacks=[saving, stamp])
+    fl.fit(step, state, batches, epochs=saves + 1, callbacks=[saving])
     shutil.rmtree(place)
-    gaps = [b - a for a, b in itertools.pairwise(stamps)][EVERY:]
-    # The gap of a step with a save holds what the effect took; the next one a copy that the step
-    # makes of a state that somebody holds.
-    usual = statistics.median(gap for i, gap in enumerate(gaps) if i % EVERY not in (EVERY - 1, 0))
-    paused = [gaps[i] + gaps[i + 1] - 2 * usual for i in range(EVERY - 1, len(gaps) - 1, EVERY)]
-    lost, save = max(0.0, statistics.median(paused)), statistics.median(saves)
+    calls = saving.calls[1:]  # at the first, memory is new
+    gaps = [(a, b - a) for a, b in itertools.pairwise(saving.stamps)]
+    beside = [gap for began, gap in gaps[1:] if any(a < began < b for a, b in saving.saves)]
+    alone = [gap for began, gap in gaps[1:] if not any(a < began < b for a, b in saving.saves)]
+    usual, stands = statistics.median(alone), statistics.median(calls)
+    save = statistics.median(b - a for a, b in saving.saves)
     name = ("compiled, donated" if compiled else "eager") + (", background" if threaded else "")
-    return (
-        name,
-        f"{usual * 1e3:.0f} ms",
-        f"{save:.2f} s",
-        f"{lost * 1e3:.0f} ms",
-        f"{lost / save:.1%}",
-    )
+    slower = f"{statistics.median(beside) / usual:.2f} times" if beside else ""
+    share = f"{stands / save:.1%}"
+    return name, f"{usual * 1e3:.0f} ms", f"{save:.2f} s", f"{stands * 1e3:.0f} ms", share, slower
+
+
+class Watched(fl.checkpoint):
+    """Notes how long it keeps the loop waiting, and when saves begin and end."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.calls: list[float] = []
+        self.stamps: list[float] = []  # when steps begin
+        self.saves: list[tuple[float, float]] = []
+
+    def __call__(self, state: fl.State, metrics: Any) -> None:
+        began = time.perf_counter()
+        super().__call__(state, metrics)
+        ended = time.perf_counter()
+        if not state.cursor[1]:
+            self.calls.append(ended - began)
+        self.stamps.append(ended)
+
+    def _consider(self, *arguments: Any, **options: Any) -> None:
+        began = time.perf_counter()
+        super()._consider(*arguments, **options)
+        self.saves.append((began, time.perf_counter()))
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> None:

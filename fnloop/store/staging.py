@@ -1,0 +1,43 @@
+"""Memory into which a state is copied that somebody else is about to write over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from fnloop.trees.equal import alike
+from fnloop.trees.paths import tree_items
+from fnloop.values import State
+
+
+class Staging:
+    """A copy of a state, made in the same memory each time: new memory takes three times as long.
+
+    >>> from fnloop.values import start
+    >>> state = start(torch.nn.Linear(2, 1), seed=0)
+    >>> staging = Staging()
+    >>> first = staging.copy(state)
+    >>> second = staging.copy(state.replace(step=state.step + 1))
+    >>> int(second.step), second.params["bias"] is first.params["bias"]
+    (1, True)
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Tensor] = {}
+
+    def copy(self, state: State) -> State:
+        """A copy of `state` that holds until the next call."""
+        state = state.replace(context={})
+        items = tree_items(state)
+        structure: Any = optree.tree_structure(state)  # pyright: ignore[reportArgumentType]
+        self._memory = {path: self._copied(path, leaf) for path, leaf in items}
+        return structure.unflatten([self._memory[path] for path, _ in items])
+
+    def _copied(self, path: str, leaf: Tensor) -> Tensor:
+        memory = self._memory.get(path)
+        if memory is None or not alike(memory, leaf) or memory.stride() != leaf.stride():
+            return torch.clone(leaf.detach())
+        return memory.copy_(leaf.detach())
