@@ -14,10 +14,11 @@ from typing import Any
 from fnloop.effects import Effect, Run, named
 from fnloop.store import tensors
 from fnloop.store.background import Background
+from fnloop.store.commit import discard, prepare, sweep
 from fnloop.store.demand import Demand
 from fnloop.store.errors import CheckpointError
 from fnloop.store.files import Files, as_path, files_for
-from fnloop.store.folders import discard, listing, prepare, sweep, target_of
+from fnloop.store.folders import listing, target_of
 from fnloop.store.manifest import amend, read_manifest
 from fnloop.store.retention import Retention
 from fnloop.store.save import leaves_of, save

@@ -17,9 +17,10 @@ from torch import Tensor
 
 import fnloop
 from fnloop.store import tensors
+from fnloop.store.commit import commit, prepare, remove_tree, temporary_of
 from fnloop.store.errors import DamagedError
 from fnloop.store.files import Files, as_path, files_for
-from fnloop.store.folders import commit, prepare, remove_tree, target_of, temporary_of
+from fnloop.store.folders import target_of
 from fnloop.store.manifest import FORMAT, TENSORS, encode, put_manifest, read_manifest
 from fnloop.store.schema import fault_in_path
 from fnloop.trees.paths import join, tree_items

@@ -14,8 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fnloop.cli.replay import _that_matter
-
 RECIPE = '''
 import torch
 from torch import nn
@@ -245,15 +243,6 @@ def test_a_long_way_shows_how_far_it_is(planted, cli):
     err = cli("replay", "runs/planted", "--step", 5)[2]
     assert re.search(r"replayed .* 4 batches in", err)
     assert "replayed" not in cli("replay", "runs/planted", "--step", 6)[2]
-
-
-def test_validation_that_nobody_reads_is_left_out():
-    import fnloop as fl
-
-    check = fl.every(2, fl.validate(lambda m, b: m(b).mean(), [torch.ones(1, 1)]))
-    stopping = fl.early_stopping("val/loss")
-    assert _that_matter([check]) == []
-    assert _that_matter([check, stopping, check]) == [check, stopping]
 
 
 LOADERS = {

@@ -20,8 +20,9 @@ import torch
 import fnloop as fl
 from fnloop.effects import Run
 from fnloop.store import CheckpointError, checkpoint, load, read_manifest, save
+from fnloop.store.commit import sweep
 from fnloop.store.files import Disk
-from fnloop.store.folders import listing, sweep
+from fnloop.store.folders import listing
 from fnloop.trees import tree_equal
 from fnloop.values import Cursor, State, start
 
@@ -417,7 +418,8 @@ from pathlib import Path
 import torch
 from fnloop.store import checkpoint, load, save
 from fnloop.store.files import Disk
-from fnloop.store.folders import listing, sweep
+from fnloop.store.commit import sweep
+from fnloop.store.folders import listing
 from fnloop.trees import tree_equal
 from fnloop.values import Cursor, start
 

@@ -19,8 +19,9 @@ import torch
 
 import fnloop as fl
 from fnloop.cli import main
+from fnloop.store.commit import discard, sweep
 from fnloop.store.files import Disk
-from fnloop.store.folders import discard, listing, sweep
+from fnloop.store.folders import listing
 from fnloop.store.manifest import amend
 
 from . import by_hand, hostile

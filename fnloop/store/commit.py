@@ -1,0 +1,151 @@
+"""How a checkpoint takes its place, and how it goes.
+
+A checkpoint is written under a hidden name and renamed when all of it is on the disk, so a folder
+that is called ``step-...`` was once complete. Where it replaces one of the same name, that one is
+called ``.step-....old`` for the moment between two renames, and readers take it for the one that
+is missing: whenever the process dies, one of both is found.
+
+Object stores cannot rename. There a checkpoint is its manifest, which is put last; the file of
+tensors that it names has a name of its own each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from pathlib import Path
+
+from fnloop.store.errors import CheckpointError
+from fnloop.store.files import Files
+from fnloop.store.folders import LEFTOVER, NAME, OLD, listing, old_of, target_of
+from fnloop.store.manifest import MANIFEST, UNFINISHED, read_manifest
+
+
+def prepare(folder: Path, files: Files) -> None:
+    """Make `folder`, and find out whether it can be written.
+
+    Raises:
+        OSError: It cannot.
+    """
+    try:
+        missing = [path for path in (folder, *folder.parents) if not files.exists(path)]
+        for path in reversed(missing):
+            files.make(path)
+            files.sync(path.parent)
+        if not listing(folder, files):
+            # Whoever made these folders, or died in doing so, may not have synchronised them.
+            for path in set(folder.parents) - {path.parent for path in missing}:
+                with contextlib.suppress(OSError):  # not everybody may open them
+                    files.sync(path)
+        probe = folder / f".step-0.tmp-{uuid.uuid4().hex}"
+        files.make(probe)
+        files.remove_folder(probe)
+    except OSError as error:
+        raise OSError(
+            error.errno or errno.EIO,
+            f"No checkpoint can be written to {folder} ({error.strerror}). The usual cause is a "
+            "read-only run folder, or a file where a folder should be; pass a folder that you can "
+            "write to",
+        ) from error
+
+
+def temporary_of(target: Path) -> Path:
+    """A hidden name beside `target`, used once."""
+    return target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+
+
+def commit(temporary: Path, target: Path, files: Files) -> None:
+    """Let the finished folder `temporary` take the place `target`, or leave all as it was."""
+    old, replaces = old_of(target), files.exists(target)
+    if replaces and files.exists(old):
+        files.sync(target.parent)  # as in `sweep`
+        remove_tree(old, files)
+    came = False
+    try:
+        if replaces:
+            files.rename(target, old)
+        if files.exists(old):
+            files.sync(target.parent)  # only then can all be taken back and nothing be lost
+        files.rename(temporary, target)
+        came = True
+        files.sync(target.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _take_back(target, came, files)
+        raise
+    with contextlib.suppress(OSError):  # it is passed over, and the next run tries again
+        if files.exists(old):
+            remove_tree(old, files)
+
+
+def _take_back(target: Path, came: bool, files: Files) -> None:
+    """Undo a commit that failed, before or after the new one `came`."""
+    aside = temporary_of(target)
+    if came:
+        files.rename(target, aside)
+    if files.exists(old_of(target)):
+        files.rename(old_of(target), target)
+    if came:
+        files.sync(target.parent)  # as in `sweep`; if it fails, this is left for the next one
+        remove_tree(aside, files)
+
+
+def discard(target: Path, files: Files) -> None:
+    """Delete a checkpoint; it is gone at once or not at all."""
+    for path in (target, old_of(target)):
+        if not files.exists(path):
+            continue
+        if files.renames:
+            hidden = temporary_of(target)
+            files.rename(path, hidden)
+            path = hidden
+        elif files.exists(path / MANIFEST):
+            files.remove(path / MANIFEST)
+        remove_tree(path, files)
+
+
+def sweep(folder: Path, files: Files) -> None:
+    """Tidy up after processes that died: delete what is half-written or half-deleted."""
+    if not files.renames:
+        for path in listing(folder, files).values():
+            _sweep_remote(path, files)
+        return
+    # They may have renamed, and not synchronised: what is there now could vanish with the power,
+    # and what it replaces is only to be deleted when it cannot.
+    files.sync(folder)
+    for name in files.names(folder):
+        path = folder / name
+        old = OLD.fullmatch(name)
+        target = target_of(folder, int(old[1])) if old else None
+        if target is not None and not files.exists(target):
+            files.rename(path, target)  # it stood in for one that never came
+        elif target is not None or LEFTOVER.fullmatch(name):
+            with contextlib.suppress(OSError):
+                remove_tree(path, files)
+        elif NAME.fullmatch(name) and files.exists(path / UNFINISHED):
+            with contextlib.suppress(OSError):
+                files.remove(path / UNFINISHED)
+
+
+def _sweep_remote(path: Path, files: Files) -> None:
+    """Delete the files of tensors that no manifest names."""
+    with contextlib.suppress(OSError, CheckpointError):
+        whole = files.exists(path / MANIFEST)
+        named = read_manifest(path, files=files)["file"] if whole else None
+        for name in files.names(path):
+            if name not in (MANIFEST, named):
+                files.remove(path / name)
+        if not whole:
+            files.remove_folder(path)
+
+
+def remove_tree(folder: Path, files: Files) -> None:
+    """Delete a folder of files; of a symbolic link, the link alone."""
+    if files.renames and os.path.islink(folder):
+        files.remove(folder)
+        return
+    for name in files.names(folder):
+        files.remove(folder / name)
+    files.remove_folder(folder)
