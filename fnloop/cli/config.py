@@ -57,7 +57,7 @@ class Config:
     def recipe(self) -> Path | None:
         """The recipe file that it names, relative to its own folder; None if it names none."""
         named = self.values.get("recipe")
-        return None if named is None else self.path.parent / str(named)
+        return None if named is None else Path(os.path.normpath(self.path.parent / str(named)))
 
     def check_keys(self, flags: Iterable[str], who: str) -> None:
         """Each entry is a flag of the recipe.

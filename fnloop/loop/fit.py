@@ -77,14 +77,13 @@ def fit(
         cursor = Cursor.of(state.cursor)
         steps = None if steps is None else max(0, steps - cursor.count)
         epochs = None if epochs is None else max(0, epochs - cursor.epoch)
-        if 0 in (steps, epochs):
-            _log.warning(
-                "nothing is left to do: %d epochs and %d batches are done", cursor[0], cursor[2]
-            )
         if stopped := _stopped(everything, state):
             history.status, history.reason = "stopped", stopped
             _log.warning("%s: the run had stopped there, and nothing is done", stopped)
             return state, history
+        if 0 in (steps, epochs):
+            done = (cursor.epoch, cursor.count)
+            _log.warning("nothing is left to do: %d epochs and %d batches are done", *done)
     loop = run(
         step,
         state,

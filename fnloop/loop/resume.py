@@ -73,6 +73,8 @@ def resume(
     Raises:
         CheckpointError: There are checkpoints, and all are damaged; or the newest does not fit.
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"resume= takes a folder of checkpoints, or a checkpoint; got {folder!r}.")
     place = as_path(folder)
     loaded = _find(place, state)
     if loaded is None:

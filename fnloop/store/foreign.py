@@ -16,28 +16,12 @@ import torch
 from torch import Tensor
 
 from fnloop.store.errors import CheckpointError
+from fnloop.store.leaves import CODES
 
 KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Where a file that holds more than weights has them."""
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+_DTYPES = {code: dtype for dtype, code in CODES.items()}
 _LONGEST_HEADER = 100_000_000
 
 

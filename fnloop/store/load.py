@@ -119,7 +119,10 @@ def load_newest(
     if not skipped:
         return None
     reasons = "\n".join(f"  {path.name}: {why}" for path, why in skipped)
-    raise CheckpointError(f"No checkpoint in {folder} is whole:\n{reasons}")
+    raise CheckpointError(
+        f"No checkpoint in {folder} is whole:\n{reasons}\nPut one back from a copy, or begin "
+        "anew in another folder."
+    )
 
 
 def load_one(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import torch
+
 import fnloop as fl
 from fnloop.cli.forward import _that_matter
 
