@@ -19,8 +19,10 @@ import pytest
 import torch
 
 from fnloop.effects import Run
-from fnloop.store import CheckpointError, checkpoint, folders, load, read_manifest, save, tensors
+from fnloop.store import CheckpointError, checkpoint, load, read_manifest, save, tensors
 from fnloop.store import manifest as manifests
+from fnloop.store.commit import discard, remove_tree
+from fnloop.store.folders import listing
 from fnloop.store.load import load_newest
 from fnloop.trees import tree_equal
 from fnloop.values import Cursor, Mean, State, start
@@ -328,7 +330,7 @@ def test_one_that_does_not_read_again_either_loses_what_it_acknowledges(
 def test_a_replacement_that_deletes_first_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def commit(temporary: Path, target: Path, files: Any) -> None:
         if files.exists(target):
-            folders.remove_tree(target, files)
+            remove_tree(target, files)
         files.rename(temporary, target)
         files.sync(target.parent)
 
@@ -338,8 +340,8 @@ def test_a_replacement_that_deletes_first_is_caught(monkeypatch: pytest.MonkeyPa
 
 def test_deleting_before_the_commit_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def save_late(state: State, folder: Path, **about: Any) -> Path:
-        for path in folders.listing(folder, about["files"]).values():
-            folders.discard(path, about["files"])
+        for path in listing(folder, about["files"]).values():
+            discard(path, about["files"])
         return save(state, folder, **about)
 
     monkeypatch.setattr(checkpointing, "save", save_late)
