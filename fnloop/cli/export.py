@@ -14,7 +14,6 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 import fnloop
-from fnloop.cli import config
 from fnloop.cli.errors import Problem, shown, usage
 from fnloop.cli.runs import (
     checkpoint_folders,
@@ -22,6 +21,7 @@ from fnloop.cli.runs import (
     configuration_of,
     open_run,
     recipe_of,
+    run_of,
     told,
 )
 from fnloop.cli.show import all_leaves
@@ -110,7 +110,7 @@ def _weights(arguments: Namespace, params: str | None) -> _Weights:
     """The tensors by the model's own names: all of them with the recipe, the first without."""
     path, which = arguments.path, getattr(arguments, "checkpoint", None)
     named = getattr(arguments, "recipe", None)
-    run = _run_of(Path(path))
+    run = run_of(Path(path))
     if run is not None and _has_recipe(run, named):
         if (Path(path) / MANIFEST).is_file():
             path, which = str(run), which or path
@@ -167,11 +167,6 @@ def _check_slot(params: str | None, slots: Mapping[str, Any]) -> None:
             f"--params {params}: the checkpoint has no slot of that name. It has: "
             f"{', '.join(slots) or 'none'}."
         )
-
-
-def _run_of(path: Path) -> Path | None:
-    places = [path, *path.absolute().parents[:2]] if (path / MANIFEST).is_file() else [path]
-    return next((place for place in places if (place / config.NAME).is_file()), None)
 
 
 def _has_recipe(run: Path, named: str | None) -> bool:

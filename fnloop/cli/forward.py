@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fnloop.cli.errors import Problem, usage
@@ -166,7 +166,7 @@ def _only_validates(stage: Any) -> bool:
 
 
 def _is_finite(value: float) -> bool:
-    return bool(torch.tensor(value).isfinite())
+    return math.isfinite(value)
 
 
 def say(text: str) -> None:

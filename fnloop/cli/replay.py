@@ -23,6 +23,7 @@ from fnloop.cli.runs import (
     newest_of,
     recipe_of,
     recipe_with,
+    run_of,
 )
 from fnloop.cli.settings import segments_in
 from fnloop.data import Batches, as_source
@@ -40,7 +41,7 @@ def run_replay(arguments: Namespace) -> int:
     folder = Path(arguments.run)
     if which is None and (folder / MANIFEST).is_file():
         which = arguments.run
-        folder = next((p for p in folder.absolute().parents[:2] if _is_run(p)), folder)
+        folder = run_of(folder) or folder
     number = getattr(arguments, "step", None)
     if number is not None and number < 1:
         raise usage(f"--step {number}: steps are counted from 1, in batches drawn.")
@@ -65,16 +66,13 @@ def run_replay(arguments: Namespace) -> int:
     return 0
 
 
-def _is_run(path: Path) -> bool:
-    return (path / config.NAME).is_file()
-
-
 def _segments(
     configuration: config.Config, file: Path, folder: Path, limit: int
 ) -> list[tuple[int, dict[str, Any]]]:
     """Which flags held from which batch on, up to the step after `limit` batches."""
     now = {name: value for name, value in configuration.values.items() if name != "recipe"}
-    newest = newest_of(checkpoint_folders(folder, recipe_with(file, now)))
+    inside = checkpoint_folders(folder)
+    newest = newest_of(inside or checkpoint_folders(folder, recipe_with(file, now)))
     if newest is None:
         return [(0, now)]
     manifest = read_manifest(newest)

@@ -49,32 +49,32 @@ def open_run(path: str, which: str | None, recipe_file: str | None) -> Run:
     """
     folder = Path(path)
     if which is None and (folder / MANIFEST).is_file():
-        parents = [p for p in folder.absolute().parents[:2] if (p / config.NAME).is_file()]
-        which, folder = path, parents[0] if parents else folder
-    recipe = recipe_again(configuration_of(folder), recipe_file)
+        which, folder = path, run_of(folder) or folder
+    configuration = configuration_of(folder)
+    recipe = _configured(recipe_of(configuration, recipe_file), configuration.path)
     chosen = choose(checkpoint_folders(folder, recipe), which, folder)
     state = recipe.step.init(recipe.model, seed=recipe.seed)
     return Run(folder, recipe, chosen, load(chosen, like=state))
 
 
-def recipe_again(configuration: config.Config, recipe_file: str | None) -> Recipe:
-    """What a run's recipe describes, made anew from its configuration."""
-    file = recipe_of(configuration, recipe_file)
+def recipe_with(file: Path, flags: Mapping[str, Any]) -> Recipe:
+    """What a recipe describes with the flags that a run once had."""
+    with tempfile.TemporaryDirectory() as folder:
+        config.write(file, flags, Path(folder))
+        return _configured(file, Path(folder) / config.NAME)
+
+
+def _configured(file: Path, configuration: Path) -> Recipe:
     function = load_function(file)
     parser = parsers.of("fit", function, file.name)
-    arguments = [str(file), "--config", str(configuration.path)]
+    arguments = [str(file), "--config", str(configuration)]
     return build(function, file, parse(parser, function, arguments, file.name).values)
 
 
-def recipe_with(file: Path, flags: Mapping[str, Any]) -> Recipe:
-    """What a recipe describes with the flags that a run once had."""
-    function = load_function(file)
-    parser = parsers.of("fit", function, file.name)
-    with tempfile.TemporaryDirectory() as folder:
-        config.write(file, flags, Path(folder))
-        arguments = [str(file), "--config", str(Path(folder) / config.NAME)]
-        values = parse(parser, function, arguments, file.name).values
-    return build(function, file, values)
+def run_of(path: Path) -> Path | None:
+    """The folder of the run that `path` is, or that the checkpoint `path` belongs to."""
+    places = [path, *path.absolute().parents[:2]] if (path / MANIFEST).is_file() else [path]
+    return next((place for place in places if (place / config.NAME).is_file()), None)
 
 
 def configuration_of(folder: Path) -> config.Config:

@@ -15,11 +15,11 @@ from torch import Tensor
 from fnloop.cli.errors import printable, shown, usage
 from fnloop.cli.report import columns
 from fnloop.cli.runs import checkpoint_folders, newest_of
-from fnloop.store import CheckpointError, read_manifest
+from fnloop.store import CheckpointError, read_manifest, tensors
 from fnloop.store.files import files_for
 from fnloop.store.folders import best, listing
 from fnloop.store.manifest import MANIFEST
-from fnloop.store.read import read_leaves
+from fnloop.store.read import leaves_in
 from fnloop.store.tensors import Leaf
 from fnloop.trees import tree_show
 from fnloop.trees.equal import table
@@ -106,7 +106,8 @@ def _threads(number: int) -> str:
 
 def all_leaves(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
     """All tensors of a checkpoint by leaf path, verified."""
-    return dict(read_leaves(path, files_for(path), manifest))
+    file = path / manifest["file"]
+    return dict(tensors.read(files_for(path), file, leaves_in(manifest, path)))
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

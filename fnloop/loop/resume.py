@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fnloop.data import resumed_index
 from fnloop.data.sources import Source
 from fnloop.effects import Effect, named
@@ -20,9 +18,9 @@ from fnloop.stages.base import Stage
 from fnloop.store import checkpoint
 from fnloop.store.errors import CheckpointError
 from fnloop.store.files import as_path, files_for
-from fnloop.store.folders import is_checkpoint, is_folder, nothing_in, stand_in
-from fnloop.store.load import Loaded, load_newest, load_one
-from fnloop.store.manifest import MANIFEST, encode
+from fnloop.store.load import Loaded, load_at
+from fnloop.store.manifest import encode
+from fnloop.store.save import machine_of
 from fnloop.trees.paths import split
 from fnloop.values import Cursor, State
 
@@ -76,9 +74,10 @@ def resume(
     if not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"resume= takes a folder of checkpoints, or a checkpoint; got {folder!r}.")
     place = as_path(folder)
-    loaded = _find(place, state)
+    files = files_for(place)
+    loaded = load_at(place, state, files)
     if loaded is None:
-        what = "holds no checkpoint" if files_for(place).exists(place) else "does not exist yet"
+        what = "holds no checkpoint" if files.exists(place) else "does not exist yet"
         _log.warning("%s %s: nothing is resumed, the run starts here", place, what)
         return state, None
     for path, why in loaded.skipped:
@@ -100,19 +99,6 @@ def resume(
     resumed = Resumed(loaded.path, Cursor.of(state.cursor), tuple(changes), loaded.skipped)
     _log.warning("%s", resumed)
     return state, resumed
-
-
-def _find(place: Path, state: State) -> Loaded | None:
-    files = files_for(place)
-    if is_checkpoint(place, files):
-        place = stand_in(place, files)
-        if not files.exists(place / MANIFEST):
-            raise nothing_in(place, files)
-        return load_one(place, state, files)
-    loaded = load_newest(place, state, files)
-    if loaded is None and files.exists(place) and not is_folder(place, files):
-        raise nothing_in(place, files)
-    return loaded
 
 
 def _recall(effects: Sequence[Effect], loaded: Loaded) -> None:
@@ -170,12 +156,7 @@ def _changes(prefix: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> It
 
 def _machine(manifest: Mapping[str, Any], state: State) -> Iterator[str]:
     """What decides whether results are the same to the bit."""
-    now = {
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "device": state.key.device.type,
-    }
-    for name, value in now.items():
+    for name, value in machine_of(state).items():
         if manifest[name] != value:
             yield (
                 f"{name}: {manifest[name]} -> {value} (results are the same to rounding, no longer "

@@ -150,10 +150,11 @@ class checkpoint(Effect):
         self._called, self._metrics = True, metrics
         if self._worker is not None:
             self._tell(self._worker.failures())
-        due = is_due(self.every, self.unit, Cursor.of(state.cursor))
+        cursor = Cursor.of(state.cursor)
+        due = is_due(self.every, self.unit, cursor)
         score = self._score(metrics) if self.monitor else None
         demanded = self._demand.taken()
-        if self._kept.add(Cursor.of(state.cursor).count, score, due, demanded) is not None:
+        if self._kept.add(cursor.count, score, due, demanded) is not None:
             if self._worker is None:
                 self._tell(_failures(self._job(state, score, due, demanded, "running")))
                 return

@@ -12,12 +12,13 @@ import optree
 import torch
 from torch import Tensor
 
+from fnloop.store import tensors
 from fnloop.store.errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, as_path, files_for
-from fnloop.store.folders import is_checkpoint, listing, nothing_in, stand_in
+from fnloop.store.folders import is_checkpoint, is_folder, listing, nothing_in, stand_in
 from fnloop.store.fresh import refreshed
 from fnloop.store.manifest import MANIFEST, read_manifest
-from fnloop.store.read import leaves_in, read_leaves
+from fnloop.store.read import leaves_in
 from fnloop.store.tensors import Leaf
 from fnloop.trees.equal import table
 from fnloop.trees.paths import split, tree_items
@@ -85,17 +86,36 @@ def load(
     """
     place = as_path(path)
     files = files or files_for(place)
-    if is_checkpoint(place, files):
-        place = stand_in(place, files)
-        if not files.exists(place / MANIFEST):
-            raise nothing_in(place, files)
-        return load_one(place, like, files, only, prune).state
-    found = load_newest(place, like, files, only, prune)
+    found = load_at(place, like, files, only, prune)
     if found is None:
         raise nothing_in(place, files)
     for skipped, why in found.skipped:
         warnings.warn(f"The checkpoint {skipped} was skipped: {why}", stacklevel=2)
     return found.state
+
+
+def load_at(
+    place: Path,
+    like: State,
+    files: Files,
+    only: str | tuple[str, ...] | None = None,
+    prune: bool = False,
+) -> Loaded | None:
+    """The checkpoint at `place`, or the newest whole one in it; None if it has none.
+
+    Raises:
+        CheckpointError: What is there is no checkpoint and no folder, or is damaged, or does not
+            fit.
+    """
+    if is_checkpoint(place, files):
+        place = stand_in(place, files)
+        if not files.exists(place / MANIFEST):
+            raise nothing_in(place, files)
+        return load_one(place, like, files, only, prune)
+    found = load_newest(place, like, files, only, prune)
+    if found is None and files.exists(place) and not is_folder(place, files):
+        raise nothing_in(place, files)
+    return found
 
 
 def load_newest(
@@ -152,7 +172,8 @@ def load_one(
 
     found: dict[str, Tensor] = {}
     chosen = {p for p in wanted if p in there and p not in misfits} | set(new)
-    for p, tensor in read_leaves(folder, files, manifest, chosen.__contains__):
+    file = folder / manifest["file"]
+    for p, tensor in tensors.read(files, file, saved, chosen.__contains__):
         device = there[p].device if p in there else like.step.device
         placed = tensor if device.type == "meta" else tensor.to(device)
         found[p] = _laid_out(placed, there[p]) if p in there else placed
@@ -209,7 +230,7 @@ def _check_fit(
         warnings.warn(
             f"The checkpoint {folder} has leaves that do not fit `like`, and were not loaded:\n"
             f"{told}",
-            stacklevel=4,
+            stacklevel=5,
         )
     return {path for path, _, _ in rows}
 
@@ -227,7 +248,7 @@ def _check_unknown(folder: Path, unknown: list[str], prune: bool) -> None:
             f"The checkpoint {folder} has leaves that `like` has no place for, and they were "
             f"dropped: {_some(unknown)}. The usual cause is another {usual} than when it was "
             "saved.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -250,7 +271,7 @@ def _warn_missing(folder: Path, missing: Iterable[str]) -> None:
         warnings.warn(
             f"The checkpoint {folder} lacks {_some(model)}: kept as in `like`. The usual cause is "
             "another model than when it was saved.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

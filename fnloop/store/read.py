@@ -1,18 +1,15 @@
-"""The leaves of one checkpoint, as they are on the disk."""
+"""The list of leaves of one checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fnloop.store import tensors
 from fnloop.store.errors import DamagedError
-from fnloop.store.files import Files
 from fnloop.store.leaves import Leaf, leaves_from
-from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.store.manifest import MANIFEST
 from fnloop.store.schema import LONE
 
 
@@ -32,18 +29,3 @@ def leaves_in(manifest: Mapping[str, Any], folder: Path) -> dict[str, Leaf]:
             f"list of leaves they have {size}."
         )
     return leaves
-
-
-def read_leaves(
-    folder: Path,
-    files: Files,
-    manifest: Mapping[str, Any] | None = None,
-    only: Callable[[str], bool] = lambda path: True,
-) -> Iterator[tuple[str, Tensor]]:
-    """Pairs of path and tensor, each verified, on the CPU.
-
-    Raises:
-        DamagedError: Something of the checkpoint is missing or damaged.
-    """
-    manifest = manifest or read_manifest(folder, files=files)
-    yield from tensors.read(files, folder / manifest["file"], leaves_in(manifest, folder), only)

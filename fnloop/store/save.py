@@ -86,10 +86,8 @@ def save(
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "fnloop": fnloop.__version__,
-        "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "device": state.key.device.type,
+        **machine_of(state),
         "cursor": cursor._asdict(),
         "step": state.step.tolist(),
         "key": state.key.tolist(),
@@ -117,6 +115,15 @@ def save(
             "before are untouched",
         ) from error
     return target
+
+
+def machine_of(state: State) -> dict[str, Any]:
+    """What decides whether a run that goes on elsewhere gives the same bits."""
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "device": state.key.device.type,
+    }
 
 
 def leaves_of(state: State) -> dict[str, Tensor]:

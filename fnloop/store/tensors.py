@@ -60,7 +60,7 @@ def size_of(tensors: Mapping[str, Tensor]) -> int:
 
 def bytes_of(leaves: Mapping[str, Leaf]) -> int:
     """How many bytes a file with these leaves has."""
-    return len(_header(leaves)) + sum(leaf.nbytes for leaf in leaves.values())
+    return len(_header(leaves)) + _data_of(leaves)
 
 
 def write(
@@ -166,7 +166,7 @@ def _opened(files: Files, file: Path) -> Generator[Any]:
 def _check_header(stream: Any, file: Path, leaves: Mapping[str, Leaf]) -> int:
     """Where the first tensor begins. The header follows from the manifest, byte by byte."""
     header = _header(leaves)
-    expected = bytes_of(leaves)
+    expected = len(header) + _data_of(leaves)
     size = stream.seek(0, io.SEEK_END)
     if size != expected:
         raise DamagedError(
@@ -248,6 +248,10 @@ def _memory(file: Path, path: str, nbytes: int) -> Tensor:
 
 def _leaves(tensors: Mapping[str, Tensor]) -> dict[str, Leaf]:
     return {path: Leaf(t.dtype, tuple(t.shape), "") for path, t in tensors.items()}
+
+
+def _data_of(leaves: Mapping[str, Leaf]) -> int:
+    return sum(leaf.nbytes for leaf in leaves.values())
 
 
 def _order(leaves: Mapping[str, Leaf]) -> list[str]:
