@@ -1,209 +1,178 @@
-"""Arithmetic over lists of tensors: multi-tensor kernels where they run, one by one where not.
+"""Arithmetic over lists of tensors: multi-tensor kernels in bulk, or one tensor after the other.
 
 The ``torch._foreach_*`` functions have no batching rule, and fail in the backward pass where only a
-scalar is differentiated: inside ``torch.func`` transforms and ``torch.compile``, and where autograd
-records, each operation is done leaf by leaf (and Inductor fuses them). All functions are out of
-place, unless their name ends in an underscore.
+scalar is differentiated. `bulk` says whether they may be used; the caller knows. All functions are
+out of place, unless their name ends in an underscore.
 """
 
 # pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fnloop._torch.tracing import tracing, transformed
+from fnloop._torch.tracing import recording
 
-Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
+Storages: TypeAlias = Sequence[Tensor]
 Scalar: TypeAlias = Any  # a number or a 0-d tensor
 
 _DTYPE = attrgetter("dtype")
-_HALF = frozenset((torch.float16, torch.bfloat16))
 _EXACT = frozenset((torch.float32, torch.float64))
+_flatten: Any = torch._utils._flatten_dense_tensors  # pyright: ignore
+
+SMALL = 1 << 14
+"""Mean number of values below which a kernel's start costs more than its work."""
 
 
-def add(xs: Tensors, ys: Any, alpha: float = 1.0) -> list[Tensor]:
-    """``x + alpha * y``; `ys` is a list or one scalar."""
-    if _singly(xs, ys):
-        return [torch.add(x, y, alpha=alpha) for x, y in zip(xs, _spread(ys, xs), strict=True)]
-    if not xs:
-        return []
-    if alpha == 1.0:
-        return list(torch._foreach_add(xs, ys))
-    return list(torch._foreach_add(xs, ys, alpha=alpha))
+def add(xs: Storages, ys: Any, bulk: bool) -> Storages:
+    """``x + y``; `ys` is a list or one scalar."""
+    return _both(torch._foreach_add, torch.add, xs, ys, bulk)
 
 
-def sub(xs: Tensors, ys: Any) -> list[Tensor]:
-    """``x - y``."""
-    return _both(torch._foreach_sub, torch.sub, xs, ys)
+def sub(xs: Storages, ys: Any, bulk: bool) -> Storages:
+    """``x - y``; `ys` is a list or one scalar."""
+    return _both(torch._foreach_sub, torch.sub, xs, ys, bulk)
 
 
-def mul(xs: Tensors, ys: Any) -> list[Tensor]:
-    """``x * y``; `ys` is a list, a number, or one 0-d tensor."""
-    return _both(torch._foreach_mul, torch.mul, xs, _boxed(ys, xs))
+def mul(xs: Storages, ys: Any, bulk: bool) -> Storages:
+    """``x * y``; `ys` is a list or one scalar."""
+    return _both(torch._foreach_mul, torch.mul, xs, _boxed(ys, xs, bulk), bulk)
 
 
-def div(xs: Tensors, ys: Any) -> list[Tensor]:
-    """``x / y``; `ys` is a list, a number, or one 0-d tensor."""
-    return _both(torch._foreach_div, torch.div, xs, _boxed(ys, xs))
+def div(xs: Storages, ys: Any, bulk: bool) -> Storages:
+    """``x / y``; `ys` is a list or one scalar."""
+    return _both(torch._foreach_div, torch.div, xs, _boxed(ys, xs, bulk), bulk)
 
 
-def maximum(xs: Tensors, ys: Tensors) -> list[Tensor]:
+def maximum(xs: Storages, ys: Any, bulk: bool) -> Storages:
     """The larger of each pair of values."""
-    return _both(torch._foreach_maximum, torch.maximum, xs, ys)
+    return _both(torch._foreach_maximum, torch.maximum, xs, ys, bulk)
 
 
-def mul_(xs: Tensors, y: Tensor) -> None:
-    """Multiply by one 0-d tensor IN PLACE; not inside transforms."""
-    if xs:
-        torch._foreach_mul_(xs, y)
-
-
-def sqrt(xs: Tensors) -> list[Tensor]:
+def sqrt(xs: Storages, bulk: bool) -> Storages:
     """Square roots, with a derivative of zero at zero.
 
     The second moment of a gradient that is exactly zero stands still there, but the chain rule
     would multiply that zero with the root's infinite slope.
     """
-    if differentiable(xs):
-        zeros = [x == 0 for x in xs]
-        roots = [torch.where(z, 1.0, x).sqrt() for z, x in zip(zeros, xs, strict=True)]
-        return [torch.where(z, 0.0, r) for z, r in zip(zeros, roots, strict=True)]
-    if _singly(xs):
+    if bulk:
+        return torch._foreach_sqrt(xs) if xs else ()
+    if recording() is not None:  # a compiled step is never differentiated
         return [x.sqrt() for x in xs]
-    return list(torch._foreach_sqrt(xs)) if xs else []
+    zeros = [x == 0 for x in xs]
+    roots = [torch.where(z, 1.0, x).sqrt() for z, x in zip(zeros, xs, strict=True)]
+    return [torch.where(z, 0.0, r) for z, r in zip(zeros, roots, strict=True)]
 
 
-def sign(xs: Tensors) -> list[Tensor]:
+def sign(xs: Storages, bulk: bool) -> Storages:
     """Signs."""
-    if _singly(xs):
-        return [x.sign() for x in xs]
-    return list(torch._foreach_sign(xs)) if xs else []
+    return _each(torch._foreach_sign, torch.sign, xs, bulk)
 
 
-def abs(xs: Tensors) -> list[Tensor]:
+def abs(xs: Storages, bulk: bool) -> Storages:
     """Absolute values."""
-    if _singly(xs):
-        return [x.abs() for x in xs]
-    return list(torch._foreach_abs(xs)) if xs else []
+    return _each(torch._foreach_abs, torch.abs, xs, bulk)
 
 
-def lerp(xs: Tensors, ys: Tensors, weight: Scalar) -> list[Tensor]:
-    """``x + weight * (y - x)``."""
-    if _singly(xs, ys):
-        return [torch.lerp(x, y.to(x.dtype), _like(weight, x)) for x, y in zip(xs, ys, strict=True)]
-    if not xs:
-        return []
-    if isinstance(weight, Tensor):
-        if not weight.is_cpu or weight.requires_grad:
-            return [torch.lerp(x, y, weight.to(x)) for x, y in zip(xs, ys, strict=True)]
-        weight = weight.item()
-    return list(torch._foreach_lerp(xs, ys, weight))
+def clone(xs: Storages, bulk: bool) -> Storages:
+    """Copies."""
+    return _each(torch._foreach_clone, torch.clone, xs, bulk)
 
 
-def clamp(xs: Tensors, low: Scalar, high: Scalar) -> list[Tensor]:
+def lerp(xs: Storages, ys: Storages, weight: Scalar, bulk: bool) -> Storages:
+    """``x + weight * (y - x)``, in the dtype of `x`."""
+    if bulk and not isinstance(weight, Tensor) and _same_dtypes(xs, ys):
+        return torch._foreach_lerp(xs, ys, weight) if xs else ()
+    return [torch.lerp(x, y.to(x.dtype), _like(weight, x)) for x, y in zip(xs, ys, strict=True)]
+
+
+def lerp_(xs: Storages, ys: Storages, weight: float) -> None:
+    """The same IN PLACE, for tensors of one dtype that nobody else holds."""
+    torch._foreach_lerp_(xs, ys, weight)
+
+
+def clamp(xs: Storages, low: Scalar, high: Scalar, bulk: bool) -> Storages:
     """Values cut to ``[low, high]``."""
-    if _singly(xs) or isinstance(low, Tensor) or isinstance(high, Tensor):
+    if not bulk or isinstance(low, Tensor) or isinstance(high, Tensor):
         return [x.clamp(_like(low, x), _like(high, x)) for x in xs]
-    return list(torch._foreach_clamp_max(torch._foreach_clamp_min(xs, low), high)) if xs else []
+    return torch._foreach_clamp_max(torch._foreach_clamp_min(xs, low), high) if xs else ()
 
 
-def copies(xs: Tensors) -> list[Tensor]:
-    """Fresh copies, where nothing is transformed or differentiated."""
-    return list(torch._foreach_clone(xs)) if xs else []
-
-
-def norm(xs: Tensors) -> Tensor:
+def norm(xs: Storages, bulk: bool) -> Tensor:
     """The Euclidean norm of all values together; float32 or wider, 0-d."""
     if not xs:
         return torch.zeros(())
-    if _singly(xs) or not _HALF.isdisjoint(map(_DTYPE, xs)):
+    if not bulk or not set(map(_DTYPE, xs)) <= _EXACT:
         norms = [torch.linalg.vector_norm(x, dtype=_wide(x)) for x in xs]
-    else:
-        norms = list(torch._foreach_norm(xs))
-    return torch.linalg.vector_norm(torch.stack(norms))
+        return torch.linalg.vector_norm(torch.stack([n.to(_widest(norms)) for n in norms]))
+    if len(xs) > 1 and len(set(map(_DTYPE, xs))) == 1 and _are_small(xs):
+        return torch.linalg.vector_norm(_flatten(xs))
+    norms = torch._foreach_norm(xs)
+    return torch.linalg.vector_norm(torch.stack([n.to(_widest(norms)) for n in norms]))
 
 
-def all_finite(xs: Tensors) -> Tensor:
+def all_finite(xs: Storages) -> Tensor:
     """bool[]: whether no value is infinite or nan."""
     if not xs:
         return torch.ones((), dtype=torch.bool)
-    if tracing() or not all(map(Tensor.is_floating_point, xs)):
-        return torch.stack([x.isfinite().all() for x in xs]).all()
-    with torch.no_grad():
-        one = torch.ones((), device=xs[0].device)
-        return unscale_(copies(xs), one) == 0
+    # Zero times what is not finite is nan. A compiler vectorises this sum, and no search.
+    return torch.stack([(x * 0).sum().to(torch.float32) for x in xs]).sum() == 0
 
 
-def unscale_(xs: Tensors, factor: Tensor) -> Tensor:
-    """Multiply by `factor` IN PLACE, and look for what is not finite in the same pass.
-
-    Args:
-        xs: Tensors that nobody else holds.
-        factor: float32[].
-
-    Returns:
-        float32[]: 1.0 if any value is infinite or nan, else 0.0.
-    """
-    found = torch.zeros_like(factor)
-    if not xs:
-        return found
-    torch._amp_foreach_non_finite_check_and_unscale_(list(xs), found, factor)
-    return found
-
-
-def differentiated(values: Iterable[Any]) -> bool:
-    """Whether autograd records what is computed from these tensors and numbers."""
-    if not torch.is_grad_enabled():
-        return False
-    return any([v.requires_grad for v in values if isinstance(v, Tensor)])
-
-
-def differentiable(values: Iterable[Any]) -> bool:
-    """Whether a derivative may be asked of what is computed from these."""
-    return transformed() or differentiated(values)
-
-
-def select(condition: Tensor, xs: Tensors, ys: Tensors) -> list[Tensor]:
+def select(condition: Tensor, xs: Storages, ys: Storages) -> Storages:
     """`xs` where the 0-d `condition` is true, else `ys`."""
     return [torch.where(condition, x, y) for x, y in zip(xs, ys, strict=True)]
 
 
-def _singly(xs: Tensors, ys: Any = ()) -> bool:
-    return tracing() or differentiated(xs) or differentiated(_listed(ys))
+def _each(
+    many: Callable[..., Any], one: Callable[..., Any], xs: Storages, bulk: bool
+) -> Storages:
+    if not bulk:
+        return [one(x) for x in xs]
+    return many(xs) if xs else ()
 
 
-def _listed(ys: Any) -> Sequence[Any]:
-    return ys if isinstance(ys, (list, tuple)) else [ys]
-
-
-def _both(many: Callable[..., Any], one: Callable[..., Any], xs: Tensors, ys: Any) -> list[Tensor]:
-    if _singly(xs, ys):
+def _both(
+    many: Callable[..., Any], one: Callable[..., Any], xs: Storages, ys: Any, bulk: bool
+) -> Storages:
+    if not bulk:
         return [one(x, y) for x, y in zip(xs, _spread(ys, xs), strict=True)]
-    return list(many(xs, ys)) if xs else []
+    return many(xs, ys) if xs else ()
 
 
-def _boxed(ys: Any, xs: Tensors) -> Any:
+def _boxed(ys: Any, xs: Storages, bulk: bool) -> Any:
     """A number as a 0-d tensor for tensors on the CPU, where it makes the kernels twice as fast."""
-    if not isinstance(ys, float) or not xs or not xs[0].is_cpu or tracing():
+    if not bulk or not isinstance(ys, float) or not xs or not xs[0].is_cpu:
         return ys
     dtype, *others = set(map(_DTYPE, xs))
     # Of their own dtype, or it would widen those that are 0-d; half precision would round it.
     return ys if others or dtype not in _EXACT else torch.scalar_tensor(ys, dtype=dtype)
 
 
-def _spread(ys: Any, xs: Tensors) -> Sequence[Any]:
+def _spread(ys: Any, xs: Storages) -> Sequence[Any]:
     return ys if isinstance(ys, (list, tuple)) else [_like(ys, x) for x in xs]
 
 
-def _like(weight: Scalar, x: Tensor) -> Any:
-    return weight.to(x) if isinstance(weight, Tensor) else weight
+def _like(value: Scalar, x: Tensor) -> Any:
+    return value.to(x) if isinstance(value, Tensor) else value
+
+
+def _same_dtypes(xs: Storages, ys: Storages) -> bool:
+    return list(map(_DTYPE, xs)) == list(map(_DTYPE, ys))
+
+
+def _are_small(xs: Storages) -> bool:
+    return sum(map(Tensor.numel, xs)) < SMALL * len(xs)
 
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _widest(xs: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any([x.dtype == torch.float64 for x in xs]) else torch.float32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import optree
@@ -23,24 +23,55 @@ def register(
     build: Callable[[tuple[Any, ...], tuple[Any, ...]], Any],
 ) -> None:
     """Make `cls` a node with children named `fields` and metadata ``static(obj)``."""
+    register_node(cls, children, static, build, lambda obj: fields, optree.GetAttrEntry)
+
+
+def register_node(
+    cls: type,
+    children: Callable[[Any], Iterable[Any]],
+    static: Callable[[Any], Any],
+    build: Callable[[Any, Iterable[Any]], Any],
+    entries: Callable[[Any], tuple[Any, ...]],
+    entry_type: Any = optree.MappingEntry,
+) -> None:
+    """Make `cls` a node.
+
+    ``None`` is no leaf: optree takes it for an empty node, and torch is told of the other children
+    only.
+
+    Args:
+        cls: The class.
+        children: Of an object.
+        static: What else an object is made of; it must compare and hash.
+        build: From ``static(obj)`` and children to an object; without checks, since
+            transformations put placeholders where the leaves were.
+        entries: The names of the children.
+        entry_type: How optree reaches a child by its name.
+    """
     register_in_optree: Any = optree.register_pytree_node
     register_in_torch: Any = torch_pytree.register_pytree_node
     register_in_optree(
         cls,
-        lambda obj: (children(obj), static(obj), fields),
+        lambda obj: (children(obj), static(obj), entries(obj)),
         build,
-        path_entry_type=optree.GetAttrEntry,
+        path_entry_type=entry_type,
         namespace=_GLOBAL_NAMESPACE,
     )
-    register_in_torch(
-        cls,
-        lambda obj: (list(children(obj)), static(obj)),
-        lambda values, metadata: build(metadata, tuple(values)),
-        flatten_with_keys_fn=lambda obj: (
-            [
-                (torch_pytree.GetAttrKey(name), child)
-                for name, child in zip(fields, children(obj), strict=True)
-            ],
-            static(obj),
-        ),
-    )
+
+    def flatten(obj: Any) -> tuple[list[Any], Any]:
+        values = list(children(obj))
+        empty = tuple([i for i, value in enumerate(values) if value is None])
+        return [value for value in values if value is not None], (static(obj), empty)
+
+    def unflatten(values: Iterable[Any], metadata: Any) -> Any:
+        kept, empty = list(values), metadata[1]
+        for i in empty:
+            kept.insert(i, None)
+        return build(metadata[0], tuple(kept))
+
+    def with_keys(obj: Any) -> tuple[list[Any], Any]:
+        pairs = zip(entries(obj), children(obj), strict=True)
+        named = [(torch_pytree.GetAttrKey(str(n)), child) for n, child in pairs if child is not None]
+        return named, flatten(obj)[1]
+
+    register_in_torch(cls, flatten, unflatten, flatten_with_keys_fn=with_keys)

@@ -45,6 +45,11 @@ class seeded:
         _LOCK.release()
 
 
+def generators(device: torch.device) -> list[torch.Generator]:
+    """torch's generators that `seeded` seeds: the CPU's, and that of `device`."""
+    return [_CPU] if device.type == "cpu" else [_CPU, _of(device)]
+
+
 def _of(device: torch.device) -> torch.Generator:
     module = torch.get_device_module(device)
     index: Any = device.index

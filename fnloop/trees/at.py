@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import optree
 
+from fnloop.trees.named import by_name, restored
 from fnloop.trees.tree import tree_map
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ def tree_at(where: Callable[[T], Any], tree: T, value: Any) -> T:
     """
     # Every leaf becomes an object of its own, so that a node can be told by identity even where
     # the same tensor stands in two places.
-    marked = tree_map(_Mark, tree)
+    marked = tree_map(_Mark, by_name(tree))
     found = where(marked)
     several = type(found) is tuple and not _contains(marked, found)
     targets, values = (found, value) if several else ((found,), (value,))
@@ -54,7 +55,7 @@ def tree_at(where: Callable[[T], Any], tree: T, value: Any) -> T:
             "not one: usually it computes something new, or points at a static field or at None. "
             "Use dataclasses.replace for static fields."
         )
-    return result
+    return restored(result)
 
 
 class _Mark:

@@ -9,6 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
+from fnloop.trees.named import by_name
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 
@@ -24,14 +25,14 @@ def tree_equal(a: Any, b: Any) -> bool:
     """
     if a is b:
         return True
-    leaves_a, structure_a = optree.tree_flatten(a)
-    leaves_b, structure_b = optree.tree_flatten(b)
+    leaves_a, structure_a = optree.tree_flatten(by_name(a))
+    leaves_b, structure_b = optree.tree_flatten(by_name(b))
     return structure_a == structure_b and all(map(_same, leaves_a, leaves_b))
 
 
 def same_structure(a: Any, b: Any) -> bool:
     """Whether `a` and `b` differ in nothing but their leaves."""
-    return optree.tree_structure(a) == optree.tree_structure(b)
+    return optree.tree_structure(by_name(a)) == optree.tree_structure(by_name(b))
 
 
 def alike(a: Any, b: Any) -> bool:

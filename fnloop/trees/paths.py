@@ -7,6 +7,8 @@ from typing import Any
 
 import optree
 
+from fnloop.trees.named import by_name, restored
+
 
 def tree_paths(tree: Any) -> list[str]:
     """The path of every leaf, in the order of `fl.tree_leaves`.
@@ -17,18 +19,19 @@ def tree_paths(tree: Any) -> list[str]:
     >>> tree_paths({"a": [1, 2], "b/c": 3})
     ['a/0', 'a/1', 'b~1c']
     """
-    return [join(path) for path in optree.tree_paths(tree)]
+    return [join(path) for path in optree.tree_paths(by_name(tree))]
 
 
 def tree_items(tree: Any) -> list[tuple[str, Any]]:
     """Pairs of path and leaf, in the order of `fl.tree_leaves`."""
-    paths, leaves, _ = optree.tree_flatten_with_path(tree)
+    paths, leaves, _ = optree.tree_flatten_with_path(by_name(tree))
     return [(join(path), leaf) for path, leaf in zip(paths, leaves, strict=True)]
 
 
 def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`fl.tree_map` whose function gets the leaf's path first."""
-    return optree.tree_map_with_path(lambda path, *leaves: f(join(path), *leaves), tree, *rest)
+    trees = [by_name(each) for each in (tree, *rest)]
+    return restored(optree.tree_map_with_path(lambda path, *leaves: f(join(path), *leaves), *trees))
 
 
 def join(path: tuple[Any, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def bytes_text(count: int) -> str:
 def _children(node: Any) -> dict[str, Any] | None:
     if hasattr(type(node), "__tree_children__"):
         return {name: getattr(node, name) for name in type(node).__tree_children__}
-    if isinstance(node, dict):
+    if isinstance(node, Mapping):
         return {str(key): child for key, child in node.items()}
     if isinstance(node, (list, tuple)):
         return {str(i): child for i, child in enumerate(node)}

@@ -2,44 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
-from fnloop._torch import foreach
-from fnloop.trees import tree
+from fnloop.trees.tree import tree
+from fnloop.values.choice import look, select
 from fnloop.values.merging import merge
-from fnloop.values.packed import groups_of, joined, parted
+from fnloop.values.tensors import Tensors
 
 
 @tree
 class Grads:
-    """Gradients of a weighted sum of losses.
+    """Mean gradients, and the weight of what they are the mean of.
 
-    Sums, not means: merging two is adding them, whatever the weights, and the weight divides once,
-    in `fl.update`.
+    Merging is a weighted mean: over micro-batches, ranks and examples alike.
 
     Attributes:
-        total: Gradient of the weighted sum of the losses, by parameter name; float32 where the
-            parameter is float16 or bfloat16.
-        weight: float64[]; the sum of the weights.
-        finite: bool[]; whether every value in `total` is finite, as far as a stage has looked.
+        mean: Gradient of the weighted mean of the losses, by parameter name; float32 where the
+            parameter is float16 or bfloat16. Parameters that the loss does not reach are not in it.
+        weight: The sum of the weights, a number of examples, say: int64[], or float64[].
+        finite: bool[]; whether every value in `mean` is finite, as far as a stage has looked.
         metrics: What the loss reported.
+
+    >>> a = Grads(Tensors({"w": torch.tensor(1.0)}), torch.tensor(1), torch.tensor(True), {})
+    >>> b = a.replace(mean=Tensors({"w": torch.tensor(5.0)}), weight=torch.tensor(3))
+    >>> a.merge(b).mean["w"], a.merge(b).weight
+    (tensor(4.), tensor(4))
     """
 
-    total: dict[str, Tensor]
+    mean: Tensors
     weight: Tensor
     finite: Tensor
     metrics: dict[str, Any]
 
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new.__dict__.update(changes)
+        return new
+
     def merge(self, other: Self) -> Self:
-        """The gradients of both parts."""
-        groups = groups_of(self.total)
-        ours, theirs = joined(self.total, groups), joined(other.total, groups)
-        total = foreach.add(list(ours.values()), [theirs[name] for name in ours])
-        return type(self)(
-            parted(dict(zip(ours, total, strict=True)), groups, self.total),
-            self.weight + other.weight,
-            self.finite & other.finite,
-            merge((self.metrics, other.metrics)),
-        )
+        """The gradients of both parts together. A part of weight zero changes nothing."""
+        return self._merged(other, False)
+
+    @classmethod
+    def fold(cls, parts: Iterable[Self]) -> Self:
+        """The gradients of all parts together, each let go of before the next is made."""
+        merged: Self | None = None
+        for i, part in enumerate(parts):
+            # What has been merged here is nobody else's, and can be written over.
+            merged = part if merged is None else merged._merged(part, i > 1)
+            del part
+        if merged is None:
+            raise ValueError("There are no gradients to fold: there is no part.")
+        return merged
+
+    def _merged(self, other: Self, own: bool) -> Self:
+        total = self.weight + other.weight
+        share = look(other.weight.double() / torch.where(total > 0, total, torch.ones_like(total)))
+        ours, theirs = _same_names(self.mean, other.mean)
+        if isinstance(share, Tensor):
+            # Chosen, not computed: zero times what is not finite would be nan.
+            mean = ours.lerp(theirs, share).where(other.weight > 0, ours)
+            mean = mean.where(self.weight > 0, theirs)
+        elif share in (0.0, 1.0):
+            mean = select(share == 1.0, theirs, ours)
+        else:
+            mean = ours.lerped(theirs, share, own and ours is self.mean)
+        metrics = merge((self.metrics, other.metrics))
+        return type(self)(mean, total, self.finite & other.finite, metrics)
+
+
+def _same_names(a: Tensors, b: Tensors) -> tuple[Tensors, Tensors]:
+    """Both with the names of both: where the loss reaches no parameter, the gradient is zero."""
+    if a.names == b.names:
+        return a, b
+    only_a = [name for name in a if name not in b]
+    only_b = [name for name in b if name not in a]
+    left = Tensors({**dict(a.items()), **dict(b.select(only_b).zeros().items())})
+    right = Tensors({**dict(a.select(only_a).zeros().items()), **dict(b.items())})
+    return left, left.like(right)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 _MASK = (1 << 64) - 1
@@ -27,9 +28,14 @@ def fold(key: int, *positions: int | str) -> int:
     z = key
     for position in positions:
         if isinstance(position, str):
-            position = int.from_bytes(hashlib.blake2b(position.encode(), digest_size=8).digest())
+            position = _digest(position)
         z = (z * 0x9E3779B97F4A7C15 + position + 0x9E3779B97F4A7C15) & _MASK
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
         z ^= z >> 31
     return z - (1 << 64) if z >> 63 else z
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())

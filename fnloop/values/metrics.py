@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 import torch
 from torch import Tensor
 
-from fnloop.trees import tree, tree_map
+from fnloop.trees.tree import tree, tree_map
 
 Number: TypeAlias = float | Tensor
 
@@ -16,7 +16,8 @@ Number: TypeAlias = float | Tensor
 class Metric:
     """What every metric has: an associative `merge`, and a `value` to look at.
 
-    Subclass it with `fl.tree` for a metric of your own; its fields are tensors.
+    Subclass it with `fl.tree` for a metric of your own; its fields are tensors. Formatting and
+    comparing a metric are those of its value.
 
     Attributes:
         reduction: How each field is reduced across ranks: ``"sum"``, ``"min"``, ``"max"`` or
@@ -31,6 +32,8 @@ class Metric:
     ...         return self.n
     >>> float(Count(torch.tensor(2)).merge(Count(torch.tensor(3))))
     5.0
+    >>> f"{Mean(torch.tensor(3.0), 2):.2f}", Mean(3.0, 2) < 2
+    ('1.50', True)
     """
 
     reduction: ClassVar[str] = "sum"
@@ -50,16 +53,54 @@ class Metric:
     def __float__(self) -> float:
         return float(self.value())
 
+    def __format__(self, spec: str) -> str:
+        return format(float(self), spec) if spec else str(self)
+
+    def __lt__(self, other: Any) -> bool:
+        return float(self) < float(other)
+
+    def __le__(self, other: Any) -> bool:
+        return float(self) <= float(other)
+
+    def __gt__(self, other: Any) -> bool:
+        return float(self) > float(other)
+
+    def __ge__(self, other: Any) -> bool:
+        return float(self) >= float(other)
+
 
 Metrics: TypeAlias = Mapping[str, Any]
 """What a stage reports: names to `Metric` objects. A plain dict."""
 
 
+def exact(value: Any) -> Any:
+    """A number in the dtype that metrics keep it in: int64 for integers, else float64.
+
+    Ten thousand small losses must not be rounded away, nor pixels overflow.
+
+    >>> exact(torch.tensor(3, dtype=torch.uint8)).dtype, exact(torch.tensor(0.5)).dtype
+    (torch.int64, torch.float64)
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if value.dtype in _EXACT:
+        return value
+    return value.to(torch.float64 if value.is_floating_point() else torch.int64)
+
+
+_EXACT = frozenset((torch.float64, torch.int64, torch.complex64, torch.complex128))
+
+
+def as_tensor(value: Any, device: torch.device) -> Tensor:
+    """A number of a metric as a tensor: `exact`, on `device` if it is a Python number."""
+    if isinstance(value, Tensor):
+        return exact(value)
+    dtype = torch.int64 if isinstance(value, int) else torch.float64
+    return torch.scalar_tensor(value, dtype=dtype, device=device)
+
+
 def _sum(a: Number, b: Number) -> Number:
-    """The sum in at least double precision: ten thousand small losses must not be rounded away."""
-    if isinstance(a, Tensor) and a.dtype in (torch.float32, torch.float16, torch.bfloat16):
-        a = a.to(torch.float64)
-    return a + b
+    return exact(a) + exact(b)
 
 
 @tree
@@ -82,7 +123,7 @@ class Mean(Metric):
 
     def value(self) -> Number:
         if isinstance(self.weight, Tensor) or isinstance(self.total, Tensor):
-            return self.total / self.weight
+            return exact(self.total) / exact(self.weight)
         return self.total / self.weight if self.weight else float("nan")
 
 
@@ -217,5 +258,5 @@ def _full(like: Number, value: float) -> Number:
 
 def _extreme(f: Any, a: Number, b: Number) -> Number:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return f(torch.as_tensor(a), torch.as_tensor(b))
+        return f(exact(torch.as_tensor(a)), exact(torch.as_tensor(b)))
     return float(f(torch.tensor(a), torch.tensor(b)))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from fnloop._torch.random import seeded
+from fnloop.trees.show import short
 from fnloop.values.cursor import Cursor
 from fnloop.values.skeleton import dissect, is_model
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 
 
 def start(model: Any, seed: int = 0) -> State:
@@ -21,13 +25,12 @@ def start(model: Any, seed: int = 0) -> State:
             `State`, which is returned as it is.
         seed: Root of all randomness, an int64.
 
-    >>> start(lambda: torch.nn.Linear(2, 1), seed=3) == start(lambda: torch.nn.Linear(2, 1), seed=3)
+    >>> start(lambda: torch.nn.Linear(2, 1), 3) == start(lambda: torch.nn.Linear(2, 1), 3)
     True
     """
     if isinstance(model, State):
         return model
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"The seed must fit an int64, got {seed}.")
+    seed = as_seed(seed)
     if not is_model(model):
         if not callable(model):
             raise TypeError(
@@ -42,13 +45,15 @@ def start(model: Any, seed: int = 0) -> State:
             )
         model = built
     skeleton, params, buffers = dissect(model)
-    device = next(iter([*params.values(), *buffers.values()]), torch.empty(0)).device
+    params, buffers = Tensors(params), Tensors(buffers)
+    device = params.device or buffers.device or torch.device("cpu")
     return State(
         step=torch.zeros((), dtype=torch.int64, device=device),
+        calls=torch.zeros((), dtype=torch.int64, device="cpu"),
         cursor=Cursor().tensor(),
         params=params,
         buffers=buffers,
-        key=torch.tensor(seed, dtype=torch.int64, device=device),
+        key=torch.tensor(seed, dtype=torch.int64, device="cpu"),
         slots={},
         skeleton=skeleton,
     )
@@ -68,14 +73,33 @@ def to_module(state: State, params: str | None = None) -> Any:
     return state.skeleton.build(choose_params(state, params), state.buffers)
 
 
-def choose_params(state: State, name: str | None) -> dict[str, torch.Tensor]:
+def choose_params(state: State, name: str | None) -> Tensors:
     """The live parameters, or those that slot `name` holds an average of."""
     if name is None:
         return state.params
     averaged = state[name]
-    if not isinstance(averaged, dict) or not set(averaged) <= set(state.params):
+    if not isinstance(averaged, Mapping) or not set(averaged) <= set(state.params):
         raise ValueError(
             f"params={name!r}: that slot holds no parameters. Name the slot of an average, such as "
             '"ema".'
         )
-    return {name: averaged.get(name, p).to(p.dtype) for name, p in state.params.items()}
+    found = {name: averaged.get(name, p).to(p.dtype) for name, p in state.params.items()}
+    return Tensors(found)
+
+
+def as_seed(seed: Any) -> int:
+    """A seed as a Python integer: any integer from -2**63 to 2**63 - 1, NumPy's too.
+
+    Raises:
+        TypeError, ValueError: It is none.
+
+    >>> as_seed(3), as_seed(torch.tensor(3))
+    (3, 3)
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"A seed is an integer, got {short(seed)}.") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"The seed must fit an int64, got {number}.")
+    return number

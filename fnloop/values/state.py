@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from fnloop.trees import static, tree, tree_map, tree_show
+from fnloop.trees.show import tree_show
+from fnloop.trees.tree import static, tree, tree_map
+from fnloop.values.context import EMPTY, Context
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -18,25 +22,31 @@ class State:
     Every leaf is a tensor. Stages return a new `State` and never change the one they were given.
 
     Attributes:
-        step: int64[]; committed optimizer steps. Schedules, randomness and averages count it.
+        step: int64[]; committed optimizer steps. Schedules and averages count it.
+        calls: int64[] on the CPU; calls of the training step, skipped ones too. Randomness counts
+            it. The step itself moves it.
         cursor: int64[3] on the CPU; ``(epoch, index, count)`` of the next unread batch: examples
             read in this epoch, batches ever drawn. Only the loop moves it.
         params: Parameters by dotted name, tied ones once, under their first name.
         buffers: The model's other tensors by dotted name.
-        key: int64[]; the root of all randomness. It never advances.
+        key: int64[] on the CPU; the root of all randomness. It never advances.
         slots: The memory of each stage, by the stage's name; ``state["ema"]`` is short for it.
         skeleton: The model's structure, without its tensors; static.
         context: What stages tell those they wrap during a call; empty outside one, never saved.
     """
 
     step: Tensor
+    calls: Tensor
     cursor: Tensor
-    params: dict[str, Tensor]
-    buffers: dict[str, Tensor]
+    params: Tensors
+    buffers: Tensors
     key: Tensor
     slots: dict[str, Any]
     skeleton: Any = static(None)
-    context: dict[str, Any] = dataclasses.field(default_factory=dict)
+    context: Context = EMPTY
+
+    def __post_init__(self) -> None:
+        self.__dict__.update(_as_tensors({"params": self.params, "buffers": self.buffers}))
 
     def __getitem__(self, name: str) -> Any:
         try:
@@ -49,36 +59,46 @@ class State:
             ) from None
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed.
+        """A copy with some fields changed; parameters and buffers may be given as dicts.
 
-        >>> from fnloop.values import start
+        >>> from fnloop.values.start import start
         >>> state = start(torch.nn.Linear(2, 1), seed=0)
         >>> int(state.replace(step=state.step + 1).step), int(state.step)
         (1, 0)
         """
         # dataclasses.replace costs 5 us, and this runs several times in every step.
         new = object.__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        new.__dict__.update(changes)
-        if len(new.__dict__) > len(self.__dict__):
+        own = new.__dict__
+        own.update(self.__dict__)
+        if "params" in changes or "buffers" in changes:
+            changes = _as_tensors(changes)
+        own.update(changes)
+        if len(own) > len(self.__dict__):
             unknown = sorted(set(changes) - set(self.__dict__))
             raise TypeError(
-                f"State has no field {', '.join(unknown)}; it has: {', '.join(self.__dict__)}."
+                f"State has no field {', '.join(unknown)}; it has: {', '.join(_FIELDS)}."
             )
+        kept = own.get("_kept")
+        if kept is not None and not kept.holds(new):  # or what was replaced would stay alive
+            del own["_kept"]
         return new
 
     def put(self, name: str, memory: Any) -> Self:
         """A copy in which slot `name` holds `memory`."""
         return self.replace(slots={**self.slots, name: memory})
 
+    def within(self, **facts: Any) -> Self:
+        """A copy that tells what is wrapped some facts: see `Context`."""
+        return self.replace(context=self.context.replace(**facts))
+
     def to(self, device: torch.device | str) -> Self:
-        """A copy on `device`; the cursor stays on the CPU.
+        """A copy on `device`; cursor, calls and key stay on the CPU.
 
         Args:
             device: Such as ``"cuda"`` or ``torch.device("cpu")``.
         """
         moved = tree_map(lambda leaf: leaf.to(device), self)
-        return moved.replace(cursor=self.cursor)
+        return moved.replace(cursor=self.cursor, calls=self.calls, key=self.key)
 
     def __getstate__(self) -> dict[str, Any]:
         # What a compiled step keeps with a state is of no use to a copy.
@@ -88,4 +108,12 @@ class State:
         return tree_show(self, depth=3)
 
 
-_FIELDS = frozenset(field.name for field in dataclasses.fields(State))
+_FIELDS = tuple(field.name for field in dataclasses.fields(State))
+
+
+def _as_tensors(fields: dict[str, Any]) -> dict[str, Any]:
+    for name in ("params", "buffers"):
+        value = fields.get(name)
+        if isinstance(value, Mapping) and not isinstance(value, Tensors):
+            fields[name] = Tensors(value)
+    return fields

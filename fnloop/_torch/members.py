@@ -1,0 +1,93 @@
+"""Random numbers for many members at once: each member's are those that it draws alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import CVmapInterpreterPtr, RandomnessType  # pyright: ignore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fnloop._torch.random import generators, seeded
+
+_peek: Any = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
+
+
+def drawing(seeds: Sequence[int], device: torch.device) -> Any:
+    """Within the block, torch's generators start from a seed; from one each for several members.
+
+    Several members are a leading dimension of every tensor that is drawn.
+    """
+    if len(seeds) == 1:
+        return seeded(seeds[0], device)
+    return MemberDraws(seeds, device)
+
+
+class MemberDraws(TorchDispatchMode):
+    """Draws member by member what ``vmap`` draws at once."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        super().__init__()
+        _check_randomness()
+        self._guard = seeded(0, device)
+        self._generators = generators(device)
+        self._states = [_states(self._generators, seed) for seed in seeds]
+
+    def __enter__(self) -> Any:
+        self._guard.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            super().__exit__(*error)
+        finally:
+            self._guard.__exit__(*error)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        n = len(self._states)
+        parts = [
+            self._as_member(i, functools.partial(func, *[_part(a, i, n) for a in args], **kwargs))
+            for i in range(n)
+        ]
+        if func.overloadpacket.__name__.endswith("_"):
+            return args[0]  # each member has written to its part of it
+        return torch.stack(parts) if isinstance(parts[0], Tensor) else parts[0]
+
+    def _as_member(self, i: int, draw: Callable[[], Any]) -> Any:
+        for generator, state in zip(self._generators, self._states[i], strict=True):
+            generator.set_state(state)
+        result = draw()
+        self._states[i] = [generator.get_state() for generator in self._generators]
+        return result
+
+
+def _part(argument: Any, i: int, n: int) -> Any:
+    """A member's part of an argument: of a tensor with a leading dimension, or of a size."""
+    if isinstance(argument, Tensor):
+        return argument[i] if argument.ndim and argument.shape[0] == n else argument
+    if isinstance(argument, (list, tuple)) and argument and argument[0] == n:
+        return argument[1:]
+    return argument
+
+
+def _states(generators: Sequence[torch.Generator], seed: int) -> list[Tensor]:
+    return [torch.Generator(g.device).manual_seed(seed).get_state() for g in generators]
+
+
+def _check_randomness() -> None:
+    top = _peek()
+    if top is None or top.key() != torch._C._functorch.TransformType.Vmap:  # pyright: ignore
+        return
+    if CVmapInterpreterPtr(top).randomness() == RandomnessType.Same:
+        raise ValueError(
+            "The members have different keys, so they draw different random numbers, but vmap was "
+            'told randomness="same". Use torch.func.vmap(step, ..., randomness="different").'
+        )

@@ -1,0 +1,34 @@
+"""What stages tell those that they wrap, during a call."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+
+from fnloop.trees.tree import tree
+
+
+@tree
+class Context:
+    """`State.context`: empty outside a call, and never saved.
+
+    Attributes:
+        micro: The number of the logical micro-batch, counted in one flat cut of the batch.
+        autocast: The dtype that the model runs in; None without `fl.amp`.
+        scale: float32[]; what the loss is multiplied by before the backward pass, or None.
+    """
+
+    micro: int = 0
+    autocast: torch.dtype | None = None
+    scale: Any = None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new.__dict__.update(changes)
+        return new
+
+
+EMPTY = Context()

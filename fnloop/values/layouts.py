@@ -1,0 +1,218 @@
+"""How named tensors are stored: one by one, or many in a few long ones.
+
+A layout turns names into storages (`join`) and storages into tensors by name (`views`). It is
+static: it compares and hashes by what it says, and one that says the same is the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+Storages: TypeAlias = tuple[Tensor, ...]
+Pick: TypeAlias = Callable[[Storages], Storages]
+
+
+class Layout:
+    """What all layouts have.
+
+    Attributes:
+        names: Of the tensors, in their order.
+        index: The place of each name.
+        pairs: The names of complex tensors. They are stored as pairs of reals, in a trailing
+            dimension of two, and all arithmetic is done on those, as ``torch.optim`` does it.
+    """
+
+    __slots__ = ("__weakref__", "_hash", "_picks", "index", "names", "pairs")
+
+    names: tuple[str, ...]
+    index: dict[str, int]
+    pairs: frozenset[str]
+
+    def _fill(self, names: tuple[str, ...], pairs: frozenset[str], key: Any) -> None:
+        self.names, self.pairs, self._hash = names, pairs, hash(key)
+        self.index = {name: i for i, name in enumerate(names)}
+        self._picks: dict[tuple[str, ...], tuple[Layout, Pick] | None] = {}
+
+    def views(self, storages: Storages) -> Storages:
+        """The tensors, in the order of the names."""
+        raise NotImplementedError
+
+    def join(self, named: Mapping[str, Tensor]) -> Storages:
+        """The storages of tensors given by name."""
+        raise NotImplementedError
+
+    def select(self, names: tuple[str, ...]) -> tuple[Layout, Pick] | None:
+        """The layout of some of the tensors, and what picks their storages.
+
+        None where they do not have storages of their own.
+        """
+        if names not in self._picks:
+            self._picks[names] = self._select(names)
+        return self._picks[names]
+
+    def _select(self, names: tuple[str, ...]) -> tuple[Layout, Pick] | None:
+        raise NotImplementedError
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __deepcopy__(self, memo: Any) -> Layout:
+        return self
+
+
+class Separate(Layout):
+    """One storage a name.
+
+    >>> Separate(("w", "b")) is Separate(("w", "b"))
+    True
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, names: Iterable[str], pairs: Iterable[str] = ()) -> Separate:
+        key = (tuple(names), frozenset(pairs))
+        known = _SEPARATE.get(key)
+        if known is None:
+            known = object.__new__(cls)
+            known._fill(*key, key)
+            _SEPARATE[key] = known
+        return known
+
+    def views(self, storages: Storages) -> Storages:
+        if not self.pairs:
+            return storages
+        return tuple(
+            [
+                torch.view_as_complex(s) if name in self.pairs else s
+                for name, s in zip(self.names, storages, strict=True)
+            ]
+        )
+
+    def join(self, named: Mapping[str, Tensor]) -> Storages:
+        if not self.pairs:
+            return tuple([named[name] for name in self.names])
+        return tuple([stored(named[name], name in self.pairs) for name in self.names])
+
+    def _select(self, names: tuple[str, ...]) -> tuple[Layout, Pick]:
+        return Separate(names, self.pairs & set(names)), picking([self.index[n] for n in names])
+
+    def __repr__(self) -> str:
+        return f"Separate({len(self.names)} tensors)"
+
+    def __reduce__(self) -> Any:
+        return Separate, (self.names, self.pairs)
+
+
+class Group(NamedTuple):
+    """Tensors that lie one after another in one storage, joined along one dimension.
+
+    They agree in all dimensions after that one. (Were they flattened first, a compiler would make
+    each gradient apart and copy it; so it writes a matrix product where it belongs.) The dimension
+    is counted from the end: a leading dimension of members changes nothing.
+
+    Attributes:
+        names: In the order of the storage.
+        rows: The size of each along that dimension; None for a 0-d tensor.
+        trailing: The number of dimensions after that one.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[int | None, ...]
+    trailing: int
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The storage: a copy, unless it has one part only."""
+        if len(parts) == 1:
+            return parts[0]
+        parts = [p.unsqueeze(-1) if r is None else p for p, r in zip(parts, self.rows, strict=True)]
+        return torch.cat(parts, dim=-1 - self.trailing)
+
+    def split(self, storage: Tensor) -> Sequence[Tensor]:
+        """Its tensors: views. By one split, the backward of which is one concatenation."""
+        if len(self.names) == 1:
+            return (storage,)
+        sizes = [1 if rows is None else rows for rows in self.rows]
+        parts = storage.split(sizes, dim=-1 - self.trailing)
+        return [p.squeeze(-1) if r is None else p for p, r in zip(parts, self.rows, strict=True)]
+
+
+class Packed(Layout):
+    """Groups of tensors, each in one long storage: a few loops instead of thousands."""
+
+    __slots__ = ("_places", "groups")
+
+    groups: tuple[Group, ...]
+
+    def __new__(
+        cls, groups: Iterable[Group], names: Iterable[str], pairs: Iterable[str] = ()
+    ) -> Packed:
+        key = (tuple(groups), tuple(names), frozenset(pairs))
+        known = _PACKED.get(key)
+        if known is None:
+            known = object.__new__(cls)
+            known._fill(*key[1:], key)
+            known.groups = key[0]
+            flat = {name: i for i, name in enumerate(n for group in key[0] for n in group.names)}
+            known._places = [flat[name] for name in key[1]]
+            _PACKED[key] = known
+        return known
+
+    def views(self, storages: Storages) -> Storages:
+        found = [
+            part
+            for group, storage in zip(self.groups, storages, strict=True)
+            for part in group.split(storage)
+        ]
+        views = [found[i] for i in self._places]
+        if self.pairs:
+            views = [
+                torch.view_as_complex(v) if name in self.pairs else v
+                for name, v in zip(self.names, views, strict=True)
+            ]
+        return tuple(views)
+
+    def join(self, named: Mapping[str, Tensor]) -> Storages:
+        return tuple(
+            [
+                group.join([stored(named[name], name in self.pairs) for name in group.names])
+                for group in self.groups
+            ]
+        )
+
+    def _select(self, names: tuple[str, ...]) -> tuple[Layout, Pick] | None:
+        wanted = set(names)
+        whole = [i for i, group in enumerate(self.groups) if wanted.issuperset(group.names)]
+        if sum(len(self.groups[i].names) for i in whole) < len(names):
+            return None  # a group is cut
+        layout = Packed([self.groups[i] for i in whole], names, self.pairs & wanted)
+        return layout, picking(whole)
+
+    def __repr__(self) -> str:
+        return f"Packed({len(self.names)} tensors in {len(self.groups)})"
+
+    def __reduce__(self) -> Any:
+        return Packed, (self.groups, self.names, self.pairs)
+
+
+_SEPARATE: WeakValueDictionary[Any, Separate] = WeakValueDictionary()
+_PACKED: WeakValueDictionary[Any, Packed] = WeakValueDictionary()
+
+
+def picking(places: Sequence[int]) -> Pick:
+    """What takes the items at `places` out of a tuple."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda items: tuple([items[i] for i in places])
+
+
+def stored(tensor: Tensor, pair: bool) -> Tensor:
+    """A tensor as it is stored: a complex one as pairs of reals."""
+    if not pair or not tensor.is_complex():
+        return tensor
+    return torch.view_as_real(tensor.resolve_conj())
