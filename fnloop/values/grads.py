@@ -7,7 +7,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from fnloop._torch import foreach
-from fnloop.trees import tree
+from fnloop.trees.nodes import tree
 from fnloop.values.merging import merge
 from fnloop.values.packed import groups_of, joined, parted
 

@@ -8,7 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fnloop.trees import static, tree, tree_map, tree_show
+from fnloop.trees.nodes import static, tree, tree_map
+from fnloop.trees.show import tree_show
 
 
 @tree
@@ -51,7 +52,7 @@ class State:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed.
 
-        >>> from fnloop.values import start
+        >>> from fnloop.values.start import start
         >>> state = start(torch.nn.Linear(2, 1), seed=0)
         >>> int(state.replace(step=state.step + 1).step), int(state.step)
         (1, 0)
