@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fnloop as fl
-from fnloop.cli import main
+from fnloop.cli.app import main
 
 
 class Block(nn.Module):
@@ -161,15 +161,15 @@ def recipe(
     index = {character: i for i, character in enumerate(characters)}
     data = windows(torch.tensor([index[c] for c in words]), block, batch_size, seed)
     now_and_then = max(1, steps // 8)
-    rate = fl.cosine(lr, steps=steps, warmup=min(warmup, steps), end=lr / 10)
-    adamw = functools.partial(fl.adamw, rate, b2=0.99)
+    rate = fl.schedules.cosine(lr, steps=steps, warmup=min(warmup, steps), end=lr / 10)
+    adamw = functools.partial(fl.optim.adamw, rate, b2=0.99)
     step = fl.pipe(
         loss,
         fl.grad,
         fl.update(
-            fl.chain(
-                fl.clip_by_norm(clip),
-                fl.by_label(
+            fl.optim.chain(
+                fl.optim.clip_by_norm(clip),
+                fl.optim.by_label(
                     {"matrix": adamw(weight_decay=weight_decay), "scale": adamw(weight_decay=0.0)},
                     decays,
                 ),

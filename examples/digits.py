@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import fnloop as fl
-from fnloop.cli import main
+from fnloop.cli.app import main
 
 torch.set_num_threads(1)  # threads would only get into each other's way in a network this small
 
@@ -84,9 +84,9 @@ def recipe(
         loss,
         fl.grad,
         fl.update(
-            fl.chain(
-                fl.clip_by_norm(1.0),
-                fl.adamw(fl.cosine(lr, steps=epochs * an_epoch, warmup=an_epoch)),
+            fl.optim.chain(
+                fl.optim.clip_by_norm(1.0),
+                fl.optim.adamw(fl.schedules.cosine(lr, steps=epochs * an_epoch, warmup=an_epoch)),
             )
         ),
         fl.ema(0.98),
@@ -103,7 +103,7 @@ def recipe(
             fl.every(1, fl.validate(loss, data.validate, params="ema"), unit="epoch"),
             fl.early_stopping("val/loss", patience=patience),
             fl.checkpoint(folder, monitor="val/loss"),
-            fl.track(fl.Aim(folder, experiment="digits")),
+            fl.track(fl.trackers.Aim(folder, experiment="digits")),
             fl.progress(names=["loss", "accuracy", "val/loss", "val/accuracy"]),
         ],
     )

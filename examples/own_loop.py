@@ -20,7 +20,7 @@ import fnloop as fl
 def train(folder: Path, epochs: int = 30, patience: int = 5) -> dict[str, float]:
     """Train until the validation loss stops improving; returns the scores on the test data."""
     data = digits(batch_size=32)
-    step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(3e-3)), fl.ema(0.98))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(3e-3)), fl.ema(0.98))
     state = step.init(lambda: network(dropout=0.2), seed=0)
     if (saved := fl.latest(folder)) is not None:
         state = fl.load(saved, like=state)

@@ -2,6 +2,6 @@
 
 import sys
 
-from fnloop.cli import main
+from fnloop.cli.app import main
 
 sys.exit(main())

@@ -14,6 +14,7 @@ LAYERS = (
     "_torch",
     "trees",
     "values",
+    "schedules",
     "optim",
     "stages",
     "metrics",
@@ -21,8 +22,9 @@ LAYERS = (
     "effects",
     "transforms",
     "store",
-    "track",
+    "trackers",
     "loop",
+    "replays",
     "testing",
     "cli",
 )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fnloop._torch import autograd, foreach, fused, graph, pytree, random, tracing
-from fnloop.data import prefetch
+from fnloop.data.prefetch import prefetch
 
 
 def test_trees_can_be_registered_everywhere():

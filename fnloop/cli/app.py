@@ -13,25 +13,33 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.cli import parsers
-from fnloop.cli.errors import Problem, describe, is_fnloop, shown, usage
 from fnloop.cli.flags import parse_plain
+from fnloop.cli.messages import Problem, describe, is_fnloop, shown, usage
 
 # Imported when it is called: torch takes seconds, and help needs none of it.
 _MODULES = {
-    "fit": "fnloop.cli.fit",
-    "resume": "fnloop.cli.fit",
-    "validate": "fnloop.cli.evaluate",
-    "test": "fnloop.cli.evaluate",
-    "predict": "fnloop.cli.evaluate",
-    "show": "fnloop.cli.show",
-    "diff": "fnloop.cli.diff",
-    "replay": "fnloop.cli.replay",
-    "export": "fnloop.cli.export",
+    "fit": "fnloop.cli.fit_command",
+    "resume": "fnloop.cli.fit_command",
+    "validate": "fnloop.cli.evaluate_command",
+    "test": "fnloop.cli.evaluate_command",
+    "predict": "fnloop.cli.evaluate_command",
+    "show": "fnloop.cli.show_command",
+    "diff": "fnloop.cli.diff_command",
+    "replay": "fnloop.cli.replay_command",
+    "export": "fnloop.cli.export_command",
 }
 
 
-def run(arguments: Sequence[str] | None) -> int:
-    """See `fnloop.cli.main`."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command of ``fnloop``.
+
+    Args:
+        arguments: As on the command line, without the program's name; default ``sys.argv[1:]``.
+
+    Returns:
+        The exit code: 0; 1 if something failed; 2 for a wrong command line or configuration; 130
+        for Ctrl-C, even if the run ended in good order.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     whole = "--traceback" in given
     given = [argument for argument in given if argument != "--traceback"]

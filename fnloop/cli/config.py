@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fnloop.cli.errors import Problem, shown, usage
+from fnloop.cli.messages import Problem, shown, usage
 
 NAME = "config.yaml"
 

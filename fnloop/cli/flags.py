@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fnloop.cli.config import Config
-from fnloop.cli.errors import usage
+from fnloop.cli.messages import usage
 from fnloop.cli.source import RESERVED, parameters
 
 _WORDS = ("true", "false", "yes", "no", "on", "off")

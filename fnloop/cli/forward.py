@@ -11,20 +11,25 @@ from typing import Any
 
 from torch import nn
 
-from fnloop.cli.errors import Problem, usage
+from fnloop.cli.messages import Problem, usage
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.runs import checkpoint_folders, told
-from fnloop.data import Data
+from fnloop.data.bundle import Data
 from fnloop.data.sources import Source
-from fnloop.loop import progress, run
 from fnloop.loop.callbacks import sort
 from fnloop.loop.every import Every
-from fnloop.loop.replay import Replay, replay
+from fnloop.loop.progress import progress
+from fnloop.loop.run import run
 from fnloop.loop.validate import validate
+from fnloop.replays.replay import Replay, replay
 from fnloop.stages.base import Callback
-from fnloop.store import CheckpointError, load, read_manifest
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.folders import listing
-from fnloop.values import Cursor, State, numbers
+from fnloop.store.load import load
+from fnloop.store.manifest import read_manifest
+from fnloop.values.cursor import Cursor
+from fnloop.values.merging import numbers
+from fnloop.values.state import State
 
 
 def train_of(recipe: Recipe) -> Any:

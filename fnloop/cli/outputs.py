@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fnloop.cli.errors import Problem, shown
+from fnloop.cli.messages import Problem, shown
 from fnloop.trees.paths import tree_items
 
 SUFFIXES = (".csv", ".npy", ".npz")

@@ -41,7 +41,7 @@ class Recipe:
     ...         folder: Of the run.
     ...     '''
     ...     loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
-    ...     step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(lr)))
+    ...     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(lr)))
     ...     x = torch.linspace(-1, 1, 32)[:, None]
     ...     data = fl.Batches((x, 2 * x + 1), batch_size=8)
     ...     checkpoint = fl.checkpoint(folder)

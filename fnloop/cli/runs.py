@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fnloop.cli import config, parsers
-from fnloop.cli.errors import Problem, shown, usage
 from fnloop.cli.flags import parse
+from fnloop.cli.messages import Problem, shown, usage
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.source import build, load_function
-from fnloop.effects import Effect
-from fnloop.store import best, checkpoint, latest, load, read_manifest
-from fnloop.store.folders import listing
-from fnloop.store.manifest import MANIFEST
-from fnloop.values import State
+from fnloop.effects.effect import Effect
+from fnloop.store.checkpoint import checkpoint
+from fnloop.store.folders import best, latest, listing
+from fnloop.store.load import load
+from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.values.state import State
 
 
-class Run(NamedTuple):
+class OpenedRun(NamedTuple):
     """A run of ``fnloop fit``, opened.
 
     Attributes:
@@ -36,7 +37,7 @@ class Run(NamedTuple):
     state: State
 
 
-def open_run(path: str, which: str | None, recipe_file: str | None) -> Run:
+def open_run(path: str, which: str | None, recipe_file: str | None) -> OpenedRun:
     """Make a run's recipe again, and load a state.
 
     Args:
@@ -54,7 +55,7 @@ def open_run(path: str, which: str | None, recipe_file: str | None) -> Run:
     recipe = _configured(recipe_of(configuration, recipe_file), configuration.path)
     chosen = choose(checkpoint_folders(folder, recipe), which, folder)
     state = recipe.step.init(recipe.model, seed=recipe.seed)
-    return Run(folder, recipe, chosen, load(chosen, like=state))
+    return OpenedRun(folder, recipe, chosen, load(chosen, like=state))
 
 
 def recipe_with(file: Path, flags: Mapping[str, Any]) -> Recipe:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.cli import config
-from fnloop.effects import Effect, Run
-from fnloop.values import Cursor, State
+from fnloop.effects.effect import Effect, Run
+from fnloop.values.cursor import Cursor
+from fnloop.values.state import State
 
 
 class Settings(Effect):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fnloop.cli.errors import Problem, shown, usage
+from fnloop.cli.messages import Problem, shown, usage
 from fnloop.cli.recipe import Recipe
 
 EXAMPLE = "def recipe(lr: float = 1e-3) -> fl.Recipe: ..."

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fnloop.data.permute import permute_epochs
 from fnloop.data.readers import reader
-from fnloop.values import Cursor, fold
+from fnloop.values.cursor import Cursor
+from fnloop.values.key import fold
 
 START = Cursor()
 _AHEAD = 8192  # positions shuffled at once: a batch of 64 then costs 4 us instead of 120

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fnloop.trees import tree_leaves
+from fnloop.trees.nodes import tree_leaves
 
 _EXAMPLES = 32
 _NUMBERS = 32  # of an example

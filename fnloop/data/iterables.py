@@ -11,7 +11,8 @@ from typing import Any
 from fnloop.data.batches import START
 from fnloop.data.fingerprint import sample_of_list
 from fnloop.data.seeding import seeding
-from fnloop.values import Cursor, fold
+from fnloop.values.cursor import Cursor
+from fnloop.values.key import fold
 
 END: Any = object()
 Epochs = Callable[[int], Iterable[Any]]

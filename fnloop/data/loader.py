@@ -25,7 +25,7 @@ from fnloop._torch.workers import with_parts
 from fnloop.data.fingerprint import name_of
 from fnloop.data.iterables import Again, length, read
 from fnloop.data.seeding import draws
-from fnloop.data.workers import SeededDataset, SeededIndices, ShowDataset
+from fnloop.data.worker_parts import SeededDataset, SeededIndices, ShowDataset
 
 # Workers that persist belong to a copy of the loader, and stay as long as the loader does.
 _copies: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()

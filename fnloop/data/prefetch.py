@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fnloop.data.batches import START
 from fnloop.data.sources import Source, as_source
-from fnloop.trees import tree_leaves, tree_map
-from fnloop.values import Cursor
+from fnloop.trees.nodes import tree_leaves, tree_map
+from fnloop.values.cursor import Cursor
 
 _Copied = tuple[Any, Any]  # the batch, and the CUDA event after its copy, if any
 

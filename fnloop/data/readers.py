@@ -14,7 +14,8 @@ from torch.utils.data import TensorDataset, default_collate
 
 from fnloop.data.fingerprint import columns, name_of, sample_of_columns, sample_of_list
 from fnloop.data.seeding import Examples, seeding
-from fnloop.trees import is_tree, tree_leaves, tree_paths
+from fnloop.trees.nodes import is_tree, tree_leaves
+from fnloop.trees.paths import tree_paths
 from fnloop.trees.show import short
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fnloop.values import Cursor
+from fnloop.values.cursor import Cursor
 
 
 def resumed_index(

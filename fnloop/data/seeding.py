@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from fnloop._torch.random import seeded
 from fnloop.data.numpy_state import NumpyState
-from fnloop.values import fold
+from fnloop.values.key import fold
 
 _TORCH = torch.default_generator
 _NUMPY = NumpyState()

@@ -13,7 +13,7 @@ from fnloop.data.iterables import Again, Once, Stored, function_epochs, length
 from fnloop.data.loader import Loader
 from fnloop.data.readers import is_columns
 from fnloop.data.stateful import Stateful, StatefulOnce, is_stateful
-from fnloop.values import Cursor
+from fnloop.values.cursor import Cursor
 
 
 @runtime_checkable

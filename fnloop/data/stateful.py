@@ -17,11 +17,12 @@ from fnloop._torch.workers import with_parts
 from fnloop.data.batches import START
 from fnloop.data.fingerprint import name_of
 from fnloop.data.iterables import END, Once, Pairs, length, too_short
+from fnloop.data.json_state import decode, encode
 from fnloop.data.loader import about_loader, announce, collates, is_map_style, lent, samplers
-from fnloop.data.plain import decode, encode
 from fnloop.data.seeding import seeding
-from fnloop.data.workers import SeededDataset, ShowDataset
-from fnloop.values import Cursor, fold
+from fnloop.data.worker_parts import SeededDataset, ShowDataset
+from fnloop.values.cursor import Cursor
+from fnloop.values.key import fold
 
 _METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
 

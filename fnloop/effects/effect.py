@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fnloop.values import Cursor, State
+from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Metrics
+from fnloop.values.state import State
 
 
 @dataclasses.dataclass
@@ -82,7 +83,7 @@ class Effect:
     ...         self.steps += 1
     ...     def close(self, status):
     ...         print(status, "after", self.steps)
-    >>> step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    >>> step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
     >>> state = step.init(torch.nn.Linear(1, 1))
     >>> state, history = fl.fit(step, state, [torch.ones(2, 1)], steps=3, callbacks=[count()])
     completed after 3

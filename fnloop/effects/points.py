@@ -6,8 +6,10 @@ import re
 from typing import Any, NamedTuple
 
 from fnloop.effects import window
-from fnloop.values import Cursor, State, epoch_of, merge_all
+from fnloop.values.cursor import Cursor, epoch_of
+from fnloop.values.merging import merge_all
 from fnloop.values.metrics import Metrics, Stop
+from fnloop.values.state import State
 
 
 class Point(NamedTuple):

@@ -14,16 +14,16 @@ import optree
 import torch
 from torch import Tensor
 
-from fnloop.data.plain import decode, encode
-from fnloop.trees import tree_leaves
+from fnloop.data.json_state import decode, encode
 from fnloop.trees.equal import alike
+from fnloop.trees.nodes import tree_leaves
 from fnloop.values.metrics import Metrics, Stop
 
 
 def to_json(parts: Sequence[Metrics]) -> dict[str, Any]:
     """The numbers of each metric, in the order in which they came; what JSON lacks is left out.
 
-    >>> from fnloop.values import Mean
+    >>> from fnloop.values.metrics import Mean
     >>> to_json([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3)}])
     {'loss': {'kind': 'Mean', 'leaves': [[4.0, 1.0], [2, 3]]}}
     """
@@ -48,7 +48,7 @@ def to_json(parts: Sequence[Metrics]) -> dict[str, Any]:
 def from_json(held: Mapping[str, Any], metrics: Metrics) -> list[dict[str, Any]]:
     """The inverse of `to_json`, for the metrics that are like those in `metrics`.
 
-    >>> from fnloop.values import Mean
+    >>> from fnloop.values.metrics import Mean
     >>> held = to_json([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3)}])
     >>> from_json(held, {"loss": Mean(0.0, 1)})
     [{'loss': Mean(total=4.0, weight=2)}, {'loss': Mean(total=1.0, weight=3)}]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fnloop.effects import Effect
+from fnloop.effects.effect import Effect
 from fnloop.loop.checks import check_metric_names
 from fnloop.stages.base import Callback, Stage
 from fnloop.stages.lift import stage
-from fnloop.values import State
+from fnloop.values.state import State
 
 
 def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effect]]:

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fnloop.stages.base import Stage
-from fnloop.trees import tree_leaves, tree_map
 from fnloop.trees.equal import alike, same_structure, table
+from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values import Metric, State, find
+from fnloop.values.merging import find
+from fnloop.values.metrics import Metric
+from fnloop.values.state import State
 
 
 def check_slots(step: Any, state: State) -> None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fnloop._torch.tracing import tracing
 from fnloop.stages.base import Callback
-from fnloop.trees import tree
-from fnloop.values import State, find, stop
-from fnloop.values.metrics import Stop
+from fnloop.trees.nodes import tree
+from fnloop.values.merging import find
+from fnloop.values.metrics import Stop, stop
+from fnloop.values.state import State
 
 
 @tree

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 from fnloop._torch.random import seeded
-from fnloop.data import one_epoch
+from fnloop.data.sources import one_epoch
 from fnloop.stages.base import as_function, takes_state
 from fnloop.stages.measure import explain, measure_metrics
-from fnloop.values import State, choose_params, fold, merge_all, numbers
+from fnloop.values.key import fold
+from fnloop.values.merging import merge_all, numbers
+from fnloop.values.start import choose_params
+from fnloop.values.state import State
 
 
 def evaluate(

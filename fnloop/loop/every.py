@@ -8,12 +8,14 @@ from typing import Any, ClassVar, Literal, overload
 import torch
 from torch import Tensor
 
-from fnloop.effects import Effect, Run
+from fnloop.effects.effect import Effect, Run
 from fnloop.stages.base import Callback, Stage
 from fnloop.stages.lift import stage
-from fnloop.trees import tree, tree_leaves, tree_map
-from fnloop.values import Cursor, State, is_due, merge_all
+from fnloop.trees.nodes import tree, tree_leaves, tree_map
+from fnloop.values.cursor import Cursor, is_due
+from fnloop.values.merging import merge_all
 from fnloop.values.metrics import Metric, Metrics, Stop
+from fnloop.values.state import State
 
 Unit = Literal["step", "epoch"]
 
@@ -139,7 +141,7 @@ def every(
     >>> import torch, fnloop as fl
     >>> seen = []
     >>> note = fl.effect(lambda state, metrics: seen.append(float(metrics["loss"].weight)))
-    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
     >>> data = fl.Batches(torch.ones(8, 2), 2)
     >>> state = step.init(torch.nn.Linear(2, 1))
     >>> for state, metrics in fl.run(step, state, data, steps=4, callbacks=[every(2, note)]):

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable as Function
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fnloop.data import Data, as_source
+from fnloop.data.bundle import Data
+from fnloop.data.sources import as_source
 from fnloop.loop import resume as resuming
 from fnloop.loop.callbacks import listed
-from fnloop.loop.config import hyperparameters
 from fnloop.loop.history import History
+from fnloop.loop.hyperparameters import hyperparameters
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.run import run
 from fnloop.stages.base import Callback
 from fnloop.transforms.compile import Compiled
-from fnloop.values import Cursor, State
+from fnloop.values.cursor import Cursor
 from fnloop.values.donated import Donated
+from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop")
 
 
 def fit(
-    step: Function[[State, Any], tuple[State, Any]],
+    step: Callable[[State, Any], tuple[State, Any]],
     state: State,
     data: Any,
     epochs: int | None = None,
@@ -56,7 +57,7 @@ def fit(
         The last state, and the `fl.History` of the run.
 
     >>> import torch, fnloop as fl
-    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
     >>> data = fl.Batches(torch.ones(8, 2), batch_size=4)
     >>> state, history = fit(step, step.init(torch.nn.Linear(2, 1)), data, epochs=3)
     >>> history.status, len(history), history["loss"][0] > history["loss"][-1]

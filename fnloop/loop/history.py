@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from fnloop.effects import Effect, Run
+from fnloop.effects.effect import Effect, Run
 from fnloop.effects.points import Point, Points, reason_in
 from fnloop.loop.plot import draw
-from fnloop.values import State, numbers_of
+from fnloop.values.merging import numbers_of
 from fnloop.values.metrics import Metrics
+from fnloop.values.state import State
 
 Row = dict[str, Any]
 
@@ -42,7 +43,9 @@ class History(Effect):
         resumed: How it was resumed, by ``fl.fit(..., resume=folder)``; else None.
 
     >>> import torch
-    >>> from fnloop.values import Cursor, Mean, start
+    >>> from fnloop.values.cursor import Cursor
+    >>> from fnloop.values.metrics import Mean
+    >>> from fnloop.values.start import start
     >>> state, history = start(torch.nn.Linear(2, 1)), History(every=2)
     >>> for count in (1, 2, 3, 4):
     ...     state = state.replace(cursor=Cursor(0, count, count).tensor())
@@ -55,7 +58,7 @@ class History(Effect):
     The last states, to go back by hand:
 
     >>> import fnloop as fl
-    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
     >>> history, state = History(states=3), step.init(torch.nn.Linear(2, 1))
     >>> for state, _ in fl.run(step, state, [torch.ones(2, 2)], steps=9, callbacks=[history]):
     ...     pass

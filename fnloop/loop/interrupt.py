@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any, ClassVar
 
 from fnloop.stages.base import Callback
-from fnloop.values import State, stop
+from fnloop.values.metrics import stop
+from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop")
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}

@@ -6,9 +6,9 @@ import time
 import warnings
 from collections.abc import Sequence
 
-from fnloop.data import Source
-from fnloop.effects import Effect
-from fnloop.values import Cursor
+from fnloop.data.sources import Source
+from fnloop.effects.effect import Effect
+from fnloop.values.cursor import Cursor
 
 
 class Limits:

@@ -9,10 +9,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from fnloop.effects import Effect, Run
+from fnloop.effects.effect import Effect, Run
 from fnloop.effects.points import reason_in
-from fnloop.values import Cursor, State, epoch_of, merge_all, numbers_of
+from fnloop.values.cursor import Cursor, epoch_of
+from fnloop.values.merging import merge_all, numbers_of
 from fnloop.values.metrics import Metrics
+from fnloop.values.state import State
 
 
 class progress(Effect):

@@ -11,18 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fnloop.data import resumed_index
+from fnloop.data.resumed import resumed_index
 from fnloop.data.sources import Source
-from fnloop.effects import Effect, named
+from fnloop.effects.effect import Effect, named
 from fnloop.stages.base import Stage
-from fnloop.store import checkpoint
-from fnloop.store.errors import CheckpointError
+from fnloop.store.checkpoint import checkpoint
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import as_path, files_for
 from fnloop.store.load import Loaded, load_at
-from fnloop.store.manifest import encode
 from fnloop.store.save import machine_of
+from fnloop.store.text import encode
 from fnloop.trees.paths import split
-from fnloop.values import Cursor, State
+from fnloop.values.cursor import Cursor
+from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop")
 

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
-from fnloop.data import Data, as_source
-from fnloop.data.sources import Source
-from fnloop.effects import Effect, Run, named
+from fnloop.data.bundle import Data
+from fnloop.data.sources import Source, as_source
+from fnloop.effects.effect import Effect, Run, named
 from fnloop.loop.callbacks import init_callbacks, sort
 from fnloop.loop.checks import check_result, check_sent, check_slots, outline
 from fnloop.loop.interrupt import interrupted
 from fnloop.loop.limits import Limits
 from fnloop.stages.base import Callback
-from fnloop.values import Cursor, State, Stop
+from fnloop.values.cursor import Cursor
+from fnloop.values.metrics import Stop
+from fnloop.values.state import State
 
 
 def run(
@@ -59,7 +61,7 @@ def run(
             nothing makes; two stages share a slot.
 
     >>> import fnloop as fl
-    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
     >>> data = fl.Batches(torch.ones(8, 2), batch_size=4)
     >>> for state, metrics in run(step, step.init(torch.nn.Linear(2, 1)), data, epochs=3):
     ...     pass

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from fnloop.loop.evaluate import evaluate_metrics
 from fnloop.stages.base import Callback, as_function
-from fnloop.trees import static, tree
+from fnloop.trees.nodes import static, tree
 from fnloop.trees.show import short
-from fnloop.values import State
+from fnloop.values.state import State
 
 
 class Same:
@@ -40,7 +40,7 @@ class validate(Callback):
 
     >>> import torch, fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
-    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     >>> state, metrics = step(step.init(torch.nn.Linear(2, 1)), torch.ones(3, 2))
     >>> state, metrics = validate(loss, fl.Batches(torch.ones(4, 2), 2))(state, metrics)
     >>> "val/loss" in metrics

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from fnloop.trees import static, tree
-from fnloop.values import Metric
+from fnloop.trees.nodes import static, tree
+from fnloop.values.metrics import Metric
 
 
 class _Template:
@@ -38,7 +38,7 @@ class _Template:
 
 @tree
 class Torchmetric(Metric):
-    """The state of a torchmetrics metric after some updates; see `fl.from_torchmetrics`.
+    """The state of a torchmetrics metric after some updates; see `fl.metrics.from_torchmetrics`.
 
     Attributes:
         folded: States that are reduced when they are merged, by name.
@@ -98,7 +98,7 @@ class Torchmetric(Metric):
 
 
 def from_torchmetrics(metric: Any) -> Callable[..., Torchmetric]:
-    """Make a torchmetrics metric a function whose result is a monoid, as that of `fl.accuracy` is.
+    """Make a torchmetrics metric a function that gives a monoid, as `fl.metrics.accuracy` does.
 
     Pure: `metric` itself is copied, and never updated. States are merged by the reductions that the
     metric declares for several processes; so it is right for every metric that is right there. It

@@ -7,8 +7,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from fnloop.trees import tree
-from fnloop.values import Mean, Metric
+from fnloop.trees.nodes import tree
+from fnloop.values.metrics import Mean, Metric
 
 
 def mse(predictions: Tensor, targets: Tensor) -> Mean:

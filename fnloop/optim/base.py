@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch import foreach
-from fnloop.trees import is_tree
+from fnloop.trees.nodes import is_tree
 from fnloop.values.packed import groups_of, joined, parted
 
 Number: TypeAlias = float | Tensor
@@ -23,8 +23,8 @@ class Optimizer:
     """What every optimizer and every gradient transform is: a tree with these methods.
 
     A subclass is made by `fl.tree`; its fields are its hyperparameters, and where a number goes, a
-    tensor or a schedule (`fl.cosine`, ...) goes. It defines `memory` and `update`, and `apply`
-    where there is a fused kernel for it.
+    tensor or a schedule (`fl.schedules.cosine`, ...) goes. It defines `memory` and `update`, and
+    `apply` where there is a fused kernel for it.
 
     Attributes:
         name: Under which its memory and its hyperparameters are found: ``"adamw.lr"``.
@@ -113,7 +113,7 @@ class Optimizer:
 
 
 class Transform(Optimizer):
-    """An optimizer whose `update` gives gradients, for what stands after it in a `fl.chain`."""
+    """An optimizer whose `update` gives gradients, for what is after it in a `fl.optim.chain`."""
 
     @property
     def makes(self) -> Makes:

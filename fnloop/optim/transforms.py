@@ -9,19 +9,9 @@ import torch
 from torch import Tensor
 
 from fnloop._torch import foreach
-from fnloop.optim.base import (
-    Makes,
-    Memory,
-    Optimizer,
-    Step,
-    Tensors,
-    Transform,
-    at,
-    named,
-    values,
-)
-from fnloop.optim.select import Where, as_where, check_patterns, chosen
-from fnloop.trees import static, tree
+from fnloop.optim.base import Makes, Memory, Optimizer, Step, Tensors, Transform, at, named, values
+from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
+from fnloop.trees.nodes import static, tree
 
 
 @tree

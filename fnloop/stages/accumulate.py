@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fnloop.stages.base import GradStage, Kind
 from fnloop.stages.measure import leading_sizes
-from fnloop.trees import tree, tree_leaves, tree_map
-from fnloop.values import Grads, State
+from fnloop.trees.nodes import tree, tree_leaves, tree_map
+from fnloop.values.grads import Grads
 from fnloop.values.micro import Micro
+from fnloop.values.state import State
 
 
 @tree

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from fnloop.stages.base import GradStage, Kind
-from fnloop.trees import tree
-from fnloop.values import Grads, Last, State
+from fnloop.trees.nodes import tree
+from fnloop.values.grads import Grads
+from fnloop.values.metrics import Last
+from fnloop.values.state import State
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -94,7 +96,7 @@ def amp(
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
-    >>> step = fl.pipe(loss, fl.grad, amp("fp16"), fl.update(fl.sgd(0.1)))
+    >>> step = fl.pipe(loss, fl.grad, amp("fp16"), fl.update(fl.optim.sgd(0.1)))
     >>> float(step.init(torch.nn.Linear(2, 1))["amp"]["scale"])
     65536.0
     """

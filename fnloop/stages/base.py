@@ -8,10 +8,12 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from fnloop.trees import is_tree, tree
+from fnloop.trees.nodes import is_tree, tree
 from fnloop.trees.show import is_default, short
-from fnloop.values import Grads, State, start
+from fnloop.values.grads import Grads
 from fnloop.values.memory import fill
+from fnloop.values.start import start
+from fnloop.values.state import State
 
 Kind: TypeAlias = Literal["grad", "step", "callback"]
 
@@ -139,7 +141,7 @@ class StepStage(Stage):
     ...         state, metrics = self.inner(state, x)
     ...         return state.replace(params=fl.tree_map(lambda p: p / 2, state.params)), metrics
     >>> loss = lambda model, batch: model(batch).mean()
-    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.0)), Halve)
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.0)), Halve)
     >>> state = step.init(torch.nn.Linear(1, 1))
     >>> new, _ = step(state, torch.ones(2, 1))
     >>> torch.equal(new.params["weight"], state.params["weight"] / 2)
@@ -166,7 +168,7 @@ class Callback(Stage):
     ...     def __call__(self, state, x):
     ...         value = torch.minimum(state[self.name], torch.tensor(float(x[self.monitor])))
     ...         return state.put(self.name, value), {**x, self.name: fl.Last(value)}
-    >>> step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    >>> step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
     >>> state = step.init(torch.nn.Linear(1, 1))
     >>> watch = lowest("loss")
     >>> for state, metrics in fl.run(step, state, [torch.ones(2, 1)], steps=3, callbacks=[watch]):
@@ -281,7 +283,7 @@ def _check_inner(stage: Stage, inner: Any) -> None:
                 "fl.update(optimizer))."
             )
             if stage.spelling == "update":
-                hint = "One pipeline has one update; fl.chain combines gradient transforms."
+                hint = "One pipeline has one update; fl.optim.chain combines gradient transforms."
         elif stage.wraps == "step" and inner.kind == "grad":
             hint = (
                 f"Put it after the update: fl.pipe(loss, fl.grad, ..., fl.update(optimizer), "

@@ -12,9 +12,9 @@ from fnloop._torch import foreach
 from fnloop._torch.tracing import tracing
 from fnloop.optim.base import at, wide
 from fnloop.stages.base import Kind, StepStage
-from fnloop.trees import tree
-from fnloop.values import State
+from fnloop.trees.nodes import tree
 from fnloop.values.packed import groups_of, joined, parted, pick
+from fnloop.values.state import State
 
 
 @tree
@@ -73,7 +73,7 @@ def ema(decay: Any = 0.999, name: str = "ema") -> Callable[[StepStage], Ema]:
 
     >>> import torch, fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
-    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)), ema(0.9))
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)), ema(0.9))
     >>> state = step.init(torch.nn.Linear(2, 1))
     >>> new, _ = step(state, torch.ones(3, 2))
     >>> expected = 0.9 * state.params["weight"] + 0.1 * new.params["weight"]

@@ -16,10 +16,12 @@ from fnloop._torch.random import seeded
 from fnloop._torch.tracing import compilation, transformed
 from fnloop.stages.base import GradStage, as_function, takes_state
 from fnloop.stages.measure import Measured, constant, explain, measure
-from fnloop.trees import tree
+from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
-from fnloop.values import Grads, State, fold
+from fnloop.values.grads import Grads
+from fnloop.values.key import fold
 from fnloop.values.packed import groups_of, joined, parted, pick
+from fnloop.values.state import State
 
 
 @tree

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable as Function
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,10 +14,12 @@ from fnloop.stages.base import Kind, Stage, StepStage
 from fnloop.stages.rules import RulePart, as_rule
 from fnloop.stages.select import Flag, look, negated, select
 from fnloop.stages.update import Update
-from fnloop.trees import tree, tree_map
+from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.show import short
-from fnloop.values import Metric, State, Sum, find
+from fnloop.values.merging import find
+from fnloop.values.metrics import Metric, Sum
 from fnloop.values.packed import pick
+from fnloop.values.state import State
 
 
 @tree
@@ -190,11 +191,11 @@ class Guard(StepStage):
 
 
 def guard(
-    rule: Function[[State, Any], Any],
+    rule: Callable[[State, Any], Any],
     then: Literal["skip", "rewind"] = "skip",
     every: int = 100,
     name: str = "guard",
-) -> Function[[StepStage], Guard]:
+) -> Callable[[StepStage], Guard]:
     """Take back a step that a rule calls bad. Put it last: it guards what stands before it.
 
     A rule is a callback: `fl.spike`, `fl.nonfinite`, one of your own, or a bare function
@@ -236,7 +237,7 @@ def guard(
     >>> import torch, fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
     >>> too_high = lambda state, metrics: (state, {**metrics, "bad": metrics["loss"].value() > 9})
-    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)), guard(too_high))
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)), guard(too_high))
     >>> state = step.init(torch.nn.Linear(2, 1))
     >>> after, metrics = step(state, torch.full((3, 2), 1e3))
     >>> fl.tree_equal(after, state), float(metrics["guard"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable as Fn
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from fnloop.stages.base import Callback, GradStage, Kind, StepStage, as_function
-from fnloop.trees import tree
+from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
-from fnloop.values import State
+from fnloop.values.state import State
 
 
 class Lifted:
@@ -64,7 +63,7 @@ class LiftedCallback(Lifted, Callback):  # pyright: ignore[reportIncompatibleMet
         return None
 
 
-def stage(function: Fn[[State, Any], Any], kind: Kind) -> Any:
+def stage(function: Callable[[State, Any], Any], kind: Kind) -> Any:
     """Make a bare function a stage.
 
     Args:

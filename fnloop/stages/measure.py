@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.tracing import compilation, tracing
-from fnloop.trees import tree_map
+from fnloop.trees.nodes import tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values import Mean, Metric, State
+from fnloop.values.metrics import Mean, Metric
+from fnloop.values.state import State
 
 
 class Measured(NamedTuple):

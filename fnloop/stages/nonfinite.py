@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fnloop.stages.rules import Rule, number, skipped
 from fnloop.stages.select import look, negated, select
-from fnloop.trees import tree
-from fnloop.values import State, Sum
+from fnloop.trees.nodes import tree
+from fnloop.values.metrics import Sum
+from fnloop.values.state import State
 
 
 @tree

@@ -13,9 +13,11 @@ from fnloop._torch.tracing import tracing
 from fnloop.stages.base import Callback, Kind, Stage
 from fnloop.stages.lift import stage
 from fnloop.stages.select import Flag, look
-from fnloop.trees import tree
+from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
-from fnloop.values import State, Sum, find
+from fnloop.values.merging import find
+from fnloop.values.metrics import Sum
+from fnloop.values.state import State
 
 
 class Rule(Callback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fnloop.values import State
+from fnloop.values.state import State
 
 
 def scale(
@@ -18,7 +18,8 @@ def scale(
 
     Args:
         state: A state that went through `init` of a step with `update`.
-        hyperparameter: As it is reported: ``"adamw.lr"``, under `fl.by_label` ``"head.adamw.lr"``.
+        hyperparameter: As it is reported: ``"adamw.lr"``, under `fl.optim.by_label`
+            ``"head.adamw.lr"``.
         factor: On top of earlier factors; a learning rate times 0 freezes: the parameters stay as
             they are, without decay, and so does the optimizer's memory of them.
         to: The whole multiplier, in place of a factor: ``to=1.0`` undoes all earlier ones.
@@ -26,7 +27,7 @@ def scale(
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
-    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     >>> state = scale(step.init(torch.nn.Linear(2, 1)), "sgd.lr", 0.5)
     >>> float(step(state, torch.ones(3, 2))[1]["sgd.lr"])
     0.05

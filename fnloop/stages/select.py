@@ -10,7 +10,7 @@ from torch import Tensor
 from fnloop._torch.tracing import tracing
 from fnloop.optim.base import keep_if
 from fnloop.stages.measure import constant
-from fnloop.trees import tree_map
+from fnloop.trees.nodes import tree_map
 from fnloop.values.packed import groups_of, pick, together
 
 Flag: TypeAlias = bool | Tensor

@@ -16,12 +16,14 @@ from fnloop.optim.base import Optimizer, keep_if
 from fnloop.stages.base import GradStage, Kind, StepStage
 from fnloop.stages.grad import Grad
 from fnloop.stages.measure import constant
-from fnloop.trees import tree, tree_map
 from fnloop.trees.equal import table
+from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values import Grads, Last, State, Sum
+from fnloop.values.grads import Grads
+from fnloop.values.metrics import Last, Sum
 from fnloop.values.packed import groups_of, joined, parted, pick, together
+from fnloop.values.state import State
 
 
 @tree
@@ -37,13 +39,15 @@ class Update(StepStage):
     def __post_init__(self) -> None:
         if not isinstance(self.optimizer, Optimizer):
             raise TypeError(
-                f"update takes an optimizer such as fl.adamw(1e-3), got {short(self.optimizer)}. A "
-                "torch.optim class becomes one by fl.from_torch(torch.optim.AdamW, lr=1e-3)."
+                "update takes an optimizer such as fl.optim.adamw(1e-3), got "
+                f"{short(self.optimizer)}. A torch.optim class becomes one by "
+                "fl.optim.from_torch(torch.optim.AdamW, lr=1e-3)."
             )
         if self.optimizer.makes == "gradients":
             raise TypeError(
                 f"{short(self.optimizer)} transforms gradients, but turns them into no update. "
-                f"Put an optimizer after it: fl.chain({short(self.optimizer)}, fl.sgd(0.1))."
+                f"Put an optimizer after it: fl.optim.chain({short(self.optimizer)}, "
+                "fl.optim.sgd(0.1))."
             )
         if "scale" in self.optimizer.names():
             raise ValueError(
@@ -178,12 +182,13 @@ def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], 
     given by a schedule, as ``"adamw.lr"``. Each has a multiplier in the state: see `fl.scale`.
 
     Args:
-        optimizer: Such as ``fl.adamw(1e-3)`` or ``fl.chain(fl.clip_by_norm(1.0), fl.sgd(0.1))``.
+        optimizer: Such as ``fl.optim.adamw(1e-3)`` or
+            ``fl.optim.chain(fl.optim.clip_by_norm(1.0), fl.optim.sgd(0.1))``.
         name: Of the slot.
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
-    >>> step = fl.pipe(loss, fl.grad, update(fl.sgd(0.1)))
+    >>> step = fl.pipe(loss, fl.grad, update(fl.optim.sgd(0.1)))
     >>> state = step.init(torch.nn.Linear(2, 1))
     >>> new, metrics = step(state, torch.ones(3, 2))
     >>> int(new.step), float(metrics["sgd.lr"]), float(metrics["skipped"])

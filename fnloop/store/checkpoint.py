@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fnloop.effects import Effect, Run, named
-from fnloop.store import tensors
+from fnloop.effects.effect import Effect, Run, named
+from fnloop.store import tensor_file
 from fnloop.store.background import Background
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.commit import discard, prepare, sweep
 from fnloop.store.demand import Demand
-from fnloop.store.errors import CheckpointError
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import listing, target_of
 from fnloop.store.manifest import amend, read_manifest
@@ -24,8 +24,10 @@ from fnloop.store.retention import Retention
 from fnloop.store.save import leaves_of, save
 from fnloop.store.staging import Staging
 from fnloop.store.topk import TopK
-from fnloop.values import Cursor, State, find, is_due, numbers
+from fnloop.values.cursor import Cursor, is_due
+from fnloop.values.merging import find, numbers
 from fnloop.values.metrics import Metrics
+from fnloop.values.state import State
 
 _GUESS = 100e6  # bytes a second, until a save was timed
 
@@ -120,7 +122,7 @@ class checkpoint(Effect):
                 "checkpoints; give each a folder of its own."
             )
         prepare(self.folder, self.files)
-        self._longest = self._longest or tensors.size_of(leaves_of(run.state)) / _GUESS
+        self._longest = self._longest or tensor_file.size_of(leaves_of(run.state)) / _GUESS
         self._note_time(0.0)
         sweep(self.folder, self.files)
         self._run, self._called, self._saved = run, False, None

@@ -17,7 +17,7 @@ import os
 import uuid
 from pathlib import Path
 
-from fnloop.store.errors import CheckpointError
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import Files
 from fnloop.store.folders import LEFTOVER, NAME, OLD, listing, old_of, target_of
 from fnloop.store.manifest import MANIFEST, UNFINISHED, read_manifest

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fnloop.store.errors import CheckpointError, DamagedError
+from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.store.read import leaves_in

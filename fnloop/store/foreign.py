@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnloop.store.errors import CheckpointError
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.leaves import CODES
 
 KEYS = ("state_dict", "model_state_dict", "model", "module")

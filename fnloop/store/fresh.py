@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, empty_like
 
-from fnloop.trees import tree_equal
-from fnloop.values import State
+from fnloop.trees.equal import tree_equal
+from fnloop.values.state import State
 
 
 def refreshed(like: State, loaded: State, slots: Collection[str]) -> dict[str, Any]:

@@ -12,18 +12,18 @@ import optree
 import torch
 from torch import Tensor
 
-from fnloop.store import tensors
-from fnloop.store.errors import CheckpointError, DamagedError
+from fnloop.store import tensor_file
+from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import is_checkpoint, is_folder, listing, nothing_in, stand_in
 from fnloop.store.fresh import refreshed
 from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.store.read import leaves_in
-from fnloop.store.tensors import Leaf
+from fnloop.store.tensor_file import Leaf
 from fnloop.trees.equal import table
 from fnloop.trees.paths import split, tree_items
 from fnloop.trees.show import bytes_text, short
-from fnloop.values import State
+from fnloop.values.state import State
 
 
 class Loaded(NamedTuple):
@@ -78,7 +78,7 @@ def load(
 
     >>> import tempfile
     >>> from fnloop.store.save import save
-    >>> from fnloop.values import start
+    >>> from fnloop.values.start import start
     >>> state = start(torch.nn.Linear(2, 1), seed=0)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     load(save(state, folder), like=start(torch.nn.Linear(2, 1), seed=1)) == state
@@ -173,7 +173,7 @@ def load_one(
     found: dict[str, Tensor] = {}
     chosen = {p for p in wanted if p in there and p not in misfits} | set(new)
     file = folder / manifest["file"]
-    for p, tensor in tensors.read(files, file, saved, chosen.__contains__):
+    for p, tensor in tensor_file.read(files, file, saved, chosen.__contains__):
         device = there[p].device if p in there else like.step.device
         placed = tensor if device.type == "meta" else tensor.to(device)
         found[p] = _laid_out(placed, there[p]) if p in there else placed

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.store import schema
-from fnloop.store.errors import CheckpointError, DamagedError
+from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, as_path, files_for, write_all
 from fnloop.store.leaves import leaves_from
-from fnloop.store.text import encode as encode
 from fnloop.store.text import from_text, to_text, too_many_in
 
 FORMAT = 1

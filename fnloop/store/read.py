@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fnloop.store import tensors
-from fnloop.store.errors import DamagedError
+from fnloop.store import tensor_file
+from fnloop.store.checkpoint_errors import DamagedError
 from fnloop.store.leaves import Leaf, leaves_from
 from fnloop.store.manifest import MANIFEST
 from fnloop.store.schema import LONE
@@ -22,7 +22,7 @@ def leaves_in(manifest: Mapping[str, Any], folder: Path) -> dict[str, Leaf]:
     leaves = leaves_from(manifest["leaves"])
     if lacking := [path for path in LONE if path not in leaves]:
         raise DamagedError(f"{folder / MANIFEST} lacks the leaf {lacking[0]!r}, which all have.")
-    size = tensors.bytes_of(leaves)
+    size = tensor_file.bytes_of(leaves)
     if manifest["bytes"] != size:
         raise DamagedError(
             f"{folder / MANIFEST} says that its tensors have {manifest['bytes']} bytes, and by its "

@@ -16,16 +16,19 @@ import torch
 from torch import Tensor
 
 import fnloop
-from fnloop.store import tensors
+from fnloop.store import tensor_file
+from fnloop.store.checkpoint_errors import DamagedError
 from fnloop.store.commit import commit, prepare, remove_tree, temporary_of
-from fnloop.store.errors import DamagedError
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import target_of
-from fnloop.store.manifest import FORMAT, TENSORS, encode, put_manifest, read_manifest
+from fnloop.store.manifest import FORMAT, TENSORS, put_manifest, read_manifest
 from fnloop.store.schema import fault_in_path
+from fnloop.store.text import encode
 from fnloop.trees.paths import join, tree_items
 from fnloop.trees.show import bytes_text
-from fnloop.values import Cursor, State, numbers
+from fnloop.values.cursor import Cursor
+from fnloop.values.merging import numbers
+from fnloop.values.state import State
 
 
 def save(
@@ -70,7 +73,7 @@ def save(
             what was written. What was there is untouched.
 
     >>> import tempfile
-    >>> from fnloop.values import start
+    >>> from fnloop.values.start import start
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = save(start(torch.nn.Linear(2, 1)), folder, metrics={"loss": 0.5})
     ...     path.name, sorted(file.name for file in path.iterdir())
@@ -106,7 +109,7 @@ def save(
     prepare(place, files)
     target = target_of(place, cursor.count)
     try:
-        _check_space(place, tensors.size_of(leaves), files)
+        _check_space(place, tensor_file.size_of(leaves), files)
         (_rename_into if files.renames else _upload_to)(target, leaves, manifest, files)
     except OSError as error:
         raise OSError(
@@ -134,7 +137,7 @@ def leaves_of(state: State) -> dict[str, Tensor]:
         ValueError: Two leaves have one path, or a path cannot be stored.
     """
     items = tree_items(state.replace(context={}))
-    leaves = {path: tensors.check_storable(path, leaf) for path, leaf in items}
+    leaves = {path: tensor_file.check_storable(path, leaf) for path, leaf in items}
     paths = [path for path, _ in items]
     if len(leaves) < len(items):
         twice = sorted({path for path in paths if paths.count(path) > 1})
@@ -179,7 +182,7 @@ def _upload_to(
     before = [name for name in files.names(target) if name.endswith(".safetensors")]
     name = f"state-{uuid.uuid4().hex[:8]}.safetensors"
     _write(target / name, leaves, files)
-    put_manifest(target, _with(manifest, name, tensors.digests(leaves)), files)
+    put_manifest(target, _with(manifest, name, tensor_file.digests(leaves)), files)
     for name in before:
         files.remove(target / name)
 
@@ -187,7 +190,7 @@ def _upload_to(
 def _write(file: Path, leaves: Mapping[str, Tensor], files: Files) -> None:
     output = files.create(file)
     try:
-        tensors.write(output, leaves)
+        tensor_file.write(output, leaves)
         output.sync()
     finally:
         output.close()
@@ -195,10 +198,10 @@ def _write(file: Path, leaves: Mapping[str, Tensor], files: Files) -> None:
 
 def _read_again(
     folder: Path, leaves: Mapping[str, Tensor], files: Files
-) -> dict[str, tensors.Leaf]:
+) -> dict[str, tensor_file.Leaf]:
     """What the manifest says about the leaves: the digests of what is on the disk."""
     with _as_disk_error():
-        return tensors.check(files, folder / TENSORS, leaves)
+        return tensor_file.check(files, folder / TENSORS, leaves)
 
 
 def _compare_manifest(folder: Path, files: Files) -> None:
@@ -216,10 +219,10 @@ def _as_disk_error() -> Generator[None]:
 
 
 def _with(
-    manifest: dict[str, Any], name: str, leaves: Mapping[str, tensors.Leaf]
+    manifest: dict[str, Any], name: str, leaves: Mapping[str, tensor_file.Leaf]
 ) -> dict[str, Any]:
     entries = {path: leaf.entry() for path, leaf in leaves.items()}
-    return {**manifest, "file": name, "bytes": tensors.bytes_of(leaves), "leaves": entries}
+    return {**manifest, "file": name, "bytes": tensor_file.bytes_of(leaves), "leaves": entries}
 
 
 def _containers(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, str]]:

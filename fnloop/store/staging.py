@@ -10,13 +10,13 @@ from torch import Tensor
 
 from fnloop.trees.equal import alike
 from fnloop.trees.paths import tree_items
-from fnloop.values import State
+from fnloop.values.state import State
 
 
 class Staging:
     """A copy of a state, made in the same memory each time: new memory takes three times as long.
 
-    >>> from fnloop.values import start
+    >>> from fnloop.values.start import start
     >>> state = start(torch.nn.Linear(2, 1), seed=0)
     >>> staging = Staging()
     >>> first = staging.copy(state)

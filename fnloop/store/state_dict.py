@@ -11,14 +11,13 @@ from typing import Any
 
 from torch import Tensor, empty_like
 
-from fnloop.store.errors import CheckpointError
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.foreign import read_weights
 from fnloop.store.fresh import refreshed
-from fnloop.trees import tree_equal
-from fnloop.trees.equal import table
+from fnloop.trees.equal import table, tree_equal
 from fnloop.trees.show import short
-from fnloop.values import State
 from fnloop.values.module_skeleton import ModuleSkeleton
+from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop")
 
@@ -63,7 +62,7 @@ def load_state_dict(
     >>> import torch, fnloop as fl
     >>> model = torch.nn.Linear(2, 1)
     >>> loss = lambda model, batch: model(batch).mean()
-    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)), fl.ema(0.9))
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)), fl.ema(0.9))
     >>> state = load_state_dict(model.state_dict(), like=step.init(torch.nn.Linear(2, 1)))
     >>> torch.equal(state.params["weight"], model.weight)
     True

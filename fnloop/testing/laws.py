@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fnloop.effects import Effect
+from fnloop.effects.effect import Effect
 from fnloop.loop.run import run
 from fnloop.stages.accumulate import accumulate
 from fnloop.stages.base import GradStage, Stage
-from fnloop.store import load, save
-from fnloop.transforms import compile as compiled
-from fnloop.trees import tree_diff, tree_equal, tree_map
-from fnloop.trees.equal import alike, same_structure, table
+from fnloop.store.load import load
+from fnloop.store.save import save
+from fnloop.transforms.compile import compile as compiled
+from fnloop.trees.equal import alike, same_structure, table, tree_diff, tree_equal
+from fnloop.trees.nodes import tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values import State
+from fnloop.values.state import State
 
 Step = Callable[[State, Any], tuple[State, Any]]
 
@@ -44,7 +45,7 @@ def check_pure(step: Step, state: State, x: Any, model: nn.Module | None = None)
     >>> def bad(state, batch):
     ...     state.params["weight"].add_(1.0)
     ...     return state, {}
-    >>> from fnloop.values import start
+    >>> from fnloop.values.start import start
     >>> check_pure(bad, start(nn.Linear(2, 1)), None)
     Traceback (most recent call last):
     ...
@@ -174,7 +175,7 @@ def check_compiles(
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
-    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(0.1)), fl.ema(0.9))
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(0.1)), fl.ema(0.9))
     >>> batches = [torch.ones(3, 2), torch.full((3, 2), torch.nan), torch.zeros(3, 2)]
     >>> check_compiles(step, step.init(nn.Linear(2, 1)), batches)
     """

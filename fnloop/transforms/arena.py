@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fnloop._torch.graph import LONE, storage_of, users_of
 from fnloop.transforms.layout import Layout, Layouts, Unit
-from fnloop.values import State
+from fnloop.values.state import State
 
 
 class Arena:

@@ -18,15 +18,15 @@ from fnloop._torch.tracing import compilation, tracing
 from fnloop.stages.base import Kind, Stage
 from fnloop.stages.lift import stage
 from fnloop.transforms.arena import Arena
-from fnloop.transforms.errors import CompileError, check_leaf, translated
+from fnloop.transforms.compile_errors import CompileError, check_leaf, translated
 from fnloop.transforms.kinds import ambient, kind_of
 from fnloop.transforms.layout import Layouts
 from fnloop.transforms.program import Inputs, Program
-from fnloop.trees import static, tree
+from fnloop.trees.nodes import static, tree
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values import State
 from fnloop.values.donated import donate as give_away
+from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop.compile")
 
@@ -215,7 +215,7 @@ def compile(
     >>> import torch
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
-    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(0.1)))
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(0.1)))
     >>> fast = compile(step, backend="aot_eager")
     >>> state, batch = step.init(torch.nn.Linear(2, 1)), torch.ones(3, 2)
     >>> a, b = step(state, batch)[0], fast(state, batch)[0]

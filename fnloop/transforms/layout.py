@@ -13,8 +13,8 @@ from torch import Tensor
 from fnloop.stages.base import Stage
 from fnloop.stages.lift import Lifted
 from fnloop.transforms.kinds import kind_of
-from fnloop.values import State
 from fnloop.values.packed import Group, Vectors, vectors_of
+from fnloop.values.state import State
 
 Cut: TypeAlias = tuple[torch.Size, list[int], int]
 """Shape, strides and offset of a view."""
@@ -84,7 +84,7 @@ class Pack:
         return vectors.note(self.dict(tensors, views), named)
 
 
-class Place(NamedTuple):
+class Span(NamedTuple):
     """Where a unit's tensors are among the graph's inputs.
 
     Attributes:
@@ -121,7 +121,7 @@ class Layout:
         packable = {id(d) for d in dicts}
         units, self._spec = optree.tree_flatten(tree, is_leaf=lambda node: id(node) in packable)
         plain = [all([e.type is dict for e in way[1:]]) for way in self._spec.accessors()]
-        self.places: list[Place] = []
+        self.places: list[Span] = []
         self.vectors: set[int] = set()
         self.unit_of: list[int] = []
         writable: set[int] = set()
@@ -130,7 +130,7 @@ class Layout:
             pack = Pack(unit, groups) if isinstance(unit, dict) else None
             stop = start + (1 if pack is None else len(pack))
             self.unit_of += [len(self.places)] * (stop - start)
-            self.places.append(Place(start, stop, pack))
+            self.places.append(Span(start, stop, pack))
             singles: list[Any] = [unit]
             if pack is not None:
                 singles = [unit[name] for name in pack.loose]

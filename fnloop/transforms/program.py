@@ -13,11 +13,12 @@ from torch import Tensor
 from fnloop._torch import graph
 from fnloop._torch.draws import Draws, draw
 from fnloop.transforms.arena import Arena
-from fnloop.transforms.errors import CompileError
+from fnloop.transforms.compile_errors import CompileError
 from fnloop.transforms.recording import Hidden, Recording, check_after
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values import State, fold
+from fnloop.values.key import fold
+from fnloop.values.state import State
 
 
 @dataclasses.dataclass

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fnloop._torch.draws import Draws, RandomnessError
 from fnloop._torch.tracing import compiling
-from fnloop.transforms.errors import CompileError
-from fnloop.values import State
+from fnloop.transforms.compile_errors import CompileError
 from fnloop.values.packed import Vectors
+from fnloop.values.state import State
 
 
 class Recording:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import optree
 
 from fnloop.trees.named import by_name, restored
-from fnloop.trees.tree import tree_map
+from fnloop.trees.nodes import tree_map
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.tracing import opaque
-from fnloop.trees.tree import tree_map
+from fnloop.trees.nodes import tree_map
 from fnloop.values.tensors import Tensors
 
 Flag: TypeAlias = bool | Tensor

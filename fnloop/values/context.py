@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import torch
 
-from fnloop.trees.tree import tree
+from fnloop.trees.nodes import tree
 
 
 @tree

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fnloop.trees.tree import tree
+from fnloop.trees.nodes import tree
 from fnloop.values.choice import look, select
 from fnloop.values.merging import merge
 from fnloop.values.tensors import Tensors

@@ -133,7 +133,7 @@ def find(metrics: Metrics, name: str) -> Any:
     """The value of the metric `name`, or None: also one value of a metric that has several.
 
     >>> import fnloop as fl
-    >>> found = {"val/digits": fl.confusion(torch.eye(2), torch.tensor([0, 1]))}
+    >>> found = {"val/digits": fl.metrics.confusion(torch.eye(2), torch.tensor([0, 1]))}
     >>> float(find(found, "val/digits/accuracy")), find(found, "val/loss")
     (1.0, None)
     """

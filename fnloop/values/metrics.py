@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 import torch
 from torch import Tensor
 
-from fnloop.trees.tree import tree, tree_map
+from fnloop.trees.nodes import tree, tree_map
 
 Number: TypeAlias = float | Tensor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fnloop.trees import tree
+from fnloop.trees.nodes import tree
 
 
 @tree

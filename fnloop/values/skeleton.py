@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from fnloop.trees import is_tree
+from fnloop.trees.nodes import is_tree
 from fnloop.trees.paths import tree_items
 from fnloop.values.module_skeleton import ModuleSkeleton
 from fnloop.values.tree_skeleton import TreeSkeleton

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fnloop.trees.show import tree_show
-from fnloop.trees.tree import static, tree, tree_map
+from fnloop.trees.nodes import static, tree, tree_map
 from fnloop.values.context import EMPTY, Context
 from fnloop.values.tensors import Tensors
 

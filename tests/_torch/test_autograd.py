@@ -39,7 +39,7 @@ def test_sparse_gradients_become_dense():
 
 @pytest.mark.parametrize("convert", ["input", "model", "memory"])
 @pytest.mark.parametrize(
-    "optimizer", [fl.adamw(1e-2), fl.sgd(1e-2, momentum=0.9)], ids=["adamw", "sgd"]
+    "optimizer", [fl.optim.adamw(1e-2), fl.optim.sgd(1e-2, momentum=0.9)], ids=["adamw", "sgd"]
 )
 def test_channels_last_trains_as_torch_does(convert, optimizer):
     torch.manual_seed(0)

@@ -64,7 +64,7 @@ def pipeline(layers: int, width: int) -> tuple[Any, fl.State]:
     def network() -> torch.nn.Module:
         return torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(layers)))
 
-    step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-3)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-3)))
     state = step.init(network)
     state, _ = step(state, torch.randn(4, width))
     return step, state

@@ -35,7 +35,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 import fnloop as fl
-from fnloop.values import start
+from fnloop.values.start import start
 
 PAGE = 4096
 OUTCOMES = ("noticed", "silently wrong", "harmless", "crashed")

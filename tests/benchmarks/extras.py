@@ -91,10 +91,10 @@ def contenders(problem: Problem, clock: Clock, folder: Path) -> dict[str, Block]
         ]
 
     def jsonl(here: Path) -> list[Any]:
-        return [fl.track(fl.JSONL(here / "run.jsonl"))]
+        return [fl.track(fl.trackers.JSONL(here / "run.jsonl"))]
 
     def aim(here: Path) -> list[Any]:
-        return [fl.track(fl.Aim(folder))]  # one repository, as in real life
+        return [fl.track(fl.trackers.Aim(folder))]  # one repository, as in real life
 
     several: dict[str, Callbacks] = {
         "fit": lambda here: [],

@@ -23,7 +23,7 @@ def pipeline(problem: Problem) -> fl.StepStage:
         around.append(fl.accumulate(problem.micro))
     if problem.bf16:
         around.append(fl.amp("bf16"))
-    optimizer = fl.adamw(LR, weight_decay=WEIGHT_DECAY)
+    optimizer = fl.optim.adamw(LR, weight_decay=WEIGHT_DECAY)
     return fl.pipe(problem.loss, fl.grad, *around, fl.update(optimizer))
 
 

@@ -6,15 +6,15 @@ import re
 
 import pytest
 
-from fnloop.cli import main
-from fnloop.loop import History
+from fnloop.cli.app import main
+from fnloop.loop.history import History
 
 RECIPE = '''
 import os
 
 import torch
 import fnloop as fl
-from fnloop.cli import Recipe
+from fnloop.cli.recipe import Recipe
 
 
 def loss(model, batch):
@@ -41,7 +41,7 @@ def recipe(lr: float = 0.05, batch_size: int = 32, epochs: int = 3, folder: str 
         test=fl.Batches((x[200:], y[200:]), 16),
         predict=fl.Batches(x[200:], 16, shuffle=False),
     )
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(lr)), fl.ema(0.5))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(lr)), fl.ema(0.5))
     callbacks = [
         fl.every(1, fl.validate(loss, data.validate, params="ema"), unit="epoch"),
         fl.checkpoint(folder, monitor="val/loss"),

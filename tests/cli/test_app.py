@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fnloop
-from fnloop.cli import main
+from fnloop.cli.app import main
 
 COMMANDS = ["fit", "resume", "validate", "test", "predict", "show", "diff", "replay", "export"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fnloop.cli.errors import Problem
+from fnloop.cli.messages import Problem
 from fnloop.cli.outputs import write_outputs
 
 

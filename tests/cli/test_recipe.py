@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import fnloop as fl
-from fnloop.cli import Recipe
+from fnloop.cli.recipe import Recipe
 
 
 def _step():
-    return fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    return fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
 
 
 def test_it_is_in_the_table_of_contents():

@@ -7,8 +7,9 @@ import torch
 
 from fnloop.cli import config
 from fnloop.cli.settings import Settings, segments_in
-from fnloop.effects import Run
-from fnloop.values import Cursor, start
+from fnloop.effects.effect import Run
+from fnloop.values.cursor import Cursor
+from fnloop.values.start import start
 
 
 def opened(tmp_path, flags, count, past=None, total=5):

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from fnloop.data.batches import Batches
 from fnloop.data.permute import permute, permute_epochs
-from fnloop.trees import tree
-from fnloop.values import Cursor
+from fnloop.trees.nodes import tree
+from fnloop.values.cursor import Cursor
 
 
 class Squares(Dataset[Any]):

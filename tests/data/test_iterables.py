@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fnloop.data.iterables import Again, Once, Stored, function_epochs, length, read
-from fnloop.values import Cursor
+from fnloop.values.cursor import Cursor
 
 
 def noise(epoch: int) -> Iterator[tuple[float, float, float]]:

@@ -22,7 +22,7 @@ from torch.utils.data import (
 
 from fnloop.data.loader import Loader
 from fnloop.data.prefetch import prefetch
-from fnloop.values import Cursor
+from fnloop.values.cursor import Cursor
 
 
 class Augmented(Dataset[Any]):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fnloop.data.permute import permute, permute_epochs
-from fnloop.values import fold
+from fnloop.values.key import fold
 
 SIZES = [*range(1, 130), 255, 256, 257, 1000, 4095, 4096, 4097, 65535, 65537, 100_003]
 

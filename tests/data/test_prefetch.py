@@ -16,7 +16,7 @@ from fnloop._torch.random import seeded
 from fnloop.data.batches import Batches
 from fnloop.data.prefetch import _with_index, prefetch
 from fnloop.data.sources import as_source, one_epoch
-from fnloop.values import Cursor
+from fnloop.values.cursor import Cursor
 
 
 def threads() -> list[threading.Thread]:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fnloop.data.batches import Batches
 from fnloop.data.resumed import resumed_index
 from fnloop.data.sources import as_source
-from fnloop.values import Cursor
+from fnloop.values.cursor import Cursor
 
 
 def loader(size: int, drop_last: bool = False) -> Any:

@@ -18,7 +18,7 @@ from torch.utils.data import (
 
 from fnloop.data.batches import Batches
 from fnloop.data.sources import Source, as_source, one_epoch
-from fnloop.values import Cursor
+from fnloop.values.cursor import Cursor
 
 
 def walk(source: Source, cursor: Cursor, steps: int, key: int = 0) -> list[tuple[Cursor, Any]]:

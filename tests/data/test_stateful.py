@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from fnloop.data.prefetch import prefetch
 from fnloop.data.sources import Source, as_source, one_epoch
 from fnloop.data.stateful import Stateful, StatefulOnce
-from fnloop.values import Cursor
+from fnloop.values.cursor import Cursor
 
 
 class Reader:

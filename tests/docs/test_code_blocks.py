@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import pytest
 
-from fnloop.cli import main
+from fnloop.cli.app import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

@@ -7,20 +7,10 @@ import pytest
 import torch
 
 from fnloop.effects.points import Points, reason_in, subset_of
-from fnloop.values import (
-    Cursor,
-    Last,
-    Max,
-    Mean,
-    Min,
-    Sum,
-    merge,
-    merge_all,
-    numbers,
-    numbers_of,
-    start,
-    stop,
-)
+from fnloop.values.cursor import Cursor
+from fnloop.values.merging import merge, merge_all, numbers, numbers_of
+from fnloop.values.metrics import Last, Max, Mean, Min, Sum, stop
+from fnloop.values.start import start
 
 
 def parts(n: int) -> list[dict[str, Any]]:

@@ -4,10 +4,10 @@ import math
 import torch
 
 from fnloop.effects.window import from_json, to_json
-from fnloop.metrics import confusion
-from fnloop.trees import tree_equal
-from fnloop.values import Last, Mean, Min, Sum, merge_all
-from fnloop.values.metrics import Stop
+from fnloop.metrics.confusion_matrix import confusion
+from fnloop.trees.equal import tree_equal
+from fnloop.values.merging import merge_all
+from fnloop.values.metrics import Last, Mean, Min, Stop, Sum
 
 
 def parts(n=7):

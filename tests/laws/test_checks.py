@@ -15,7 +15,7 @@ def loss(model, batch):
     return model(batch).square().mean()
 
 
-STEP = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
 
 
 def state():

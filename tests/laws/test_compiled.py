@@ -17,25 +17,31 @@ EXPORTED = {name: getattr(fl, name) for name in dir(fl) if not name.startswith("
 
 OPTIMIZERS = {
     name: value
-    for name, value in EXPORTED.items()
-    if inspect.isclass(value) and issubclass(value, fl.Optimizer) and value is not fl.Optimizer
+    for name, value in vars(fl.optim).items()
+    if inspect.isclass(value)
+    and issubclass(value, fl.optim.Optimizer)
+    and value is not fl.optim.Optimizer
 }
 
 # Those whose constructor needs arguments, or which need help.
 MATRICES = lambda name, p: "matrix" if p.ndim == 2 else "rest"  # noqa: E731
 EXAMPLES = {
-    "chain": lambda: fl.chain(fl.clip_by_norm(0.1), fl.adamw(1e-2)),
-    "masked": lambda: fl.masked(fl.adam(1e-2), ["first", "head.bias"]),
-    "by_label": lambda: fl.by_label({"matrix": fl.adam(1e-2), "rest": fl.sgd(0.1)}, MATRICES),
-    "muon": lambda: fl.by_label({"matrix": fl.muon(1e-2), "rest": fl.adamw(1e-2)}, MATRICES),
-    "clip_by_norm": lambda: fl.chain(fl.clip_by_norm(0.1), fl.sgd(0.1)),
-    "clip_by_value": lambda: fl.chain(fl.clip_by_value(0.01), fl.sgd(0.1)),
-    "add_decayed_weights": lambda: fl.chain(
-        fl.add_decayed_weights(0.1, ["*weight"]), fl.sgd(0.1, momentum=0.9)
+    "chain": lambda: fl.optim.chain(fl.optim.clip_by_norm(0.1), fl.optim.adamw(1e-2)),
+    "masked": lambda: fl.optim.masked(fl.optim.adam(1e-2), ["first", "head.bias"]),
+    "by_label": lambda: fl.optim.by_label(
+        {"matrix": fl.optim.adam(1e-2), "rest": fl.optim.sgd(0.1)}, MATRICES
     ),
-    "scale_by": lambda: fl.chain(fl.scale_by(0.5), fl.sgd(0.1)),
-    "freeze": lambda: fl.by_label(
-        {"no": fl.freeze(), "yes": fl.sgd(0.1)}, {"first": "no", "*": "yes"}
+    "muon": lambda: fl.optim.by_label(
+        {"matrix": fl.optim.muon(1e-2), "rest": fl.optim.adamw(1e-2)}, MATRICES
+    ),
+    "clip_by_norm": lambda: fl.optim.chain(fl.optim.clip_by_norm(0.1), fl.optim.sgd(0.1)),
+    "clip_by_value": lambda: fl.optim.chain(fl.optim.clip_by_value(0.01), fl.optim.sgd(0.1)),
+    "add_decayed_weights": lambda: fl.optim.chain(
+        fl.optim.add_decayed_weights(0.1, ["*weight"]), fl.optim.sgd(0.1, momentum=0.9)
+    ),
+    "scale_by": lambda: fl.optim.chain(fl.optim.scale_by(0.5), fl.optim.sgd(0.1)),
+    "freeze": lambda: fl.optim.by_label(
+        {"no": fl.optim.freeze(), "yes": fl.optim.sgd(0.1)}, {"first": "no", "*": "yes"}
     ),
 }
 UNCOMPILED = {"from_torch"}
@@ -44,7 +50,7 @@ UNCOMPILED = {"from_torch"}
 def loss(model, batch):
     x, y = batch
     logits = model(x)
-    return F.cross_entropy(logits, y), {"accuracy": fl.accuracy(logits, y)}
+    return F.cross_entropy(logits, y), {"accuracy": fl.metrics.accuracy(logits, y)}
 
 
 class Net(nn.Module):
@@ -105,7 +111,7 @@ def data():
 
 
 def step_of(optimizer=None, grad=(), after=()):
-    return fl.pipe(loss, fl.grad, *grad, fl.update(optimizer or fl.adamw(1e-2)), *after)
+    return fl.pipe(loss, fl.grad, *grad, fl.update(optimizer or fl.optim.adamw(1e-2)), *after)
 
 
 STAGES = {
@@ -113,13 +119,18 @@ STAGES = {
     "accumulate": step_of(grad=[fl.accumulate(3)]),
     "amp bf16": step_of(grad=[fl.amp("bf16")]),
     "amp fp16": step_of(grad=[fl.amp("fp16", interval=2)]),
-    "ema": step_of(after=[fl.ema(0.9), fl.ema(fl.linear(0.5, 0.9, steps=10), name="fast")]),
+    "ema": step_of(
+        after=[fl.ema(0.9), fl.ema(fl.schedules.linear(0.5, 0.9, steps=10), name="fast")]
+    ),
     "guard": step_of(after=[fl.ema(0.9), fl.guard(fl.spike("loss", sigmas=0.1, warmup=2))]),
     "guard rewind": step_of(
         after=[fl.guard(fl.spike("loss", sigmas=0.1, warmup=2), then="rewind", every=2)]
     ),
     "everything": step_of(
-        fl.chain(fl.clip_by_norm(1.0), fl.adamw(fl.cosine(1e-2, steps=20, warmup=3))),
+        fl.optim.chain(
+            fl.optim.clip_by_norm(1.0),
+            fl.optim.adamw(fl.schedules.cosine(1e-2, steps=20, warmup=3)),
+        ),
         grad=[fl.accumulate(2), fl.amp("fp16", interval=2)],
         after=[fl.ema(0.9)],
     ),
@@ -170,7 +181,7 @@ def test_law_7_a_bare_function_is_a_step():
 
 
 def test_from_torch_says_that_it_cannot_be_compiled():
-    step = step_of(fl.from_torch(torch.optim.NAdam, lr=1e-2))
+    step = step_of(fl.optim.from_torch(torch.optim.NAdam, lr=1e-2))
     with pytest.raises(RuntimeError, match="cannot be compiled"):
         testing.check_compiles(step, step.init(make(Small)), batches())
 
@@ -178,13 +189,16 @@ def test_from_torch_says_that_it_cannot_be_compiled():
 INDUCTOR = {
     "amp bf16 and everything": (
         step_of(
-            fl.chain(fl.clip_by_norm(1.0), fl.adamw(fl.cosine(1e-2, steps=20, warmup=3))),
+            fl.optim.chain(
+                fl.optim.clip_by_norm(1.0),
+                fl.optim.adamw(fl.schedules.cosine(1e-2, steps=20, warmup=3)),
+            ),
             grad=[fl.accumulate(2), fl.amp("bf16")],
             after=[fl.ema(0.9)],
         ),
         Net,
     ),
-    "lamb": (step_of(fl.lamb(1e-2)), Small),
+    "lamb": (step_of(fl.optim.lamb(1e-2)), Small),
 }
 INDUCTOR_SLOWLY = {
     "update": (STAGES["update"], Net),
@@ -268,7 +282,7 @@ def test_law_9_effects_change_no_bit_of_a_donated_run(tmp_path):
             fl.every(2, fl.validate(loss, fl.Batches(arrays(9), 4, shuffle=False), params="ema")),
             fl.early_stopping("val/loss", patience=100),
             fl.checkpoint(tmp_path / "checkpoints", monitor="val/loss"),
-            fl.track(fl.JSONL(tmp_path / "log.jsonl")),
+            fl.track(fl.trackers.JSONL(tmp_path / "log.jsonl")),
             fl.History(),
         ]
 
@@ -285,7 +299,7 @@ def plain_loss(model, batch):
 
 def broken(change):
     """A step that is another one while it is recorded."""
-    inner = fl.pipe(plain_loss, fl.grad, fl.update(fl.sgd(0.1)))
+    inner = fl.pipe(plain_loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     calls = []
 
     def step(state, batch):

@@ -16,24 +16,33 @@ EXPORTED = {name: getattr(fl, name) for name in dir(fl) if not name.startswith("
 
 OPTIMIZERS = {
     name: value
-    for name, value in EXPORTED.items()
-    if inspect.isclass(value) and issubclass(value, fl.Optimizer) and value is not fl.Optimizer
+    for name, value in vars(fl.optim).items()
+    if inspect.isclass(value)
+    and issubclass(value, fl.optim.Optimizer)
+    and value is not fl.optim.Optimizer
 }
 
 # Optimizers whose constructor needs arguments, or which need help.
 MATRICES = lambda name, p: "matrix" if p.ndim == 2 else "rest"  # noqa: E731
 OPTIMIZER_EXAMPLES = {
-    "chain": lambda: fl.chain(fl.clip_by_norm(1.0), fl.adamw(1e-2)),
-    "masked": lambda: fl.chain(
-        fl.masked(fl.add_decayed_weights(0.1), lambda name, p: p.ndim > 1), fl.sgd(0.1)
+    "chain": lambda: fl.optim.chain(fl.optim.clip_by_norm(1.0), fl.optim.adamw(1e-2)),
+    "masked": lambda: fl.optim.chain(
+        fl.optim.masked(fl.optim.add_decayed_weights(0.1), lambda name, p: p.ndim > 1),
+        fl.optim.sgd(0.1),
     ),
-    "by_label": lambda: fl.by_label({"matrix": fl.adam(1e-2), "rest": fl.sgd(0.1)}, MATRICES),
-    "muon": lambda: fl.by_label({"matrix": fl.muon(1e-2), "rest": fl.adamw(1e-2)}, MATRICES),
-    "from_torch": lambda: fl.from_torch(torch.optim.NAdam, lr=1e-2),
-    "clip_by_norm": lambda: fl.chain(fl.clip_by_norm(0.1), fl.sgd(0.1)),
-    "clip_by_value": lambda: fl.chain(fl.clip_by_value(0.01), fl.sgd(0.1)),
-    "add_decayed_weights": lambda: fl.chain(fl.add_decayed_weights(0.1), fl.sgd(0.1)),
-    "scale_by": lambda: fl.chain(fl.scale_by(0.5), fl.sgd(0.1)),
+    "by_label": lambda: fl.optim.by_label(
+        {"matrix": fl.optim.adam(1e-2), "rest": fl.optim.sgd(0.1)}, MATRICES
+    ),
+    "muon": lambda: fl.optim.by_label(
+        {"matrix": fl.optim.muon(1e-2), "rest": fl.optim.adamw(1e-2)}, MATRICES
+    ),
+    "from_torch": lambda: fl.optim.from_torch(torch.optim.NAdam, lr=1e-2),
+    "clip_by_norm": lambda: fl.optim.chain(fl.optim.clip_by_norm(0.1), fl.optim.sgd(0.1)),
+    "clip_by_value": lambda: fl.optim.chain(fl.optim.clip_by_value(0.01), fl.optim.sgd(0.1)),
+    "add_decayed_weights": lambda: fl.optim.chain(
+        fl.optim.add_decayed_weights(0.1), fl.optim.sgd(0.1)
+    ),
+    "scale_by": lambda: fl.optim.chain(fl.optim.scale_by(0.5), fl.optim.sgd(0.1)),
 }
 
 
@@ -46,7 +55,7 @@ def optimizer_example(name):
 # What to put into a stage's required parameters.
 GRAD_STAGES = {"accumulate": [fl.accumulate(3)], "amp": [fl.amp("bf16"), fl.amp("fp16")]}
 STEP_STAGES = {
-    "ema": [fl.ema(0.9), fl.ema(fl.linear(0.5, 0.9, steps=10))],
+    "ema": [fl.ema(0.9), fl.ema(fl.schedules.linear(0.5, 0.9, steps=10))],
     "guard": [
         fl.guard(fl.spike("loss", sigmas=0.1, warmup=2)),
         fl.guard(fl.spike("loss", sigmas=0.1, warmup=2), then="rewind", every=2),
@@ -129,7 +138,7 @@ def bad_batch():
 
 
 def step_of(optimizer=None, grad=(), after=()):
-    return fl.pipe(loss, fl.grad, *grad, fl.update(optimizer or fl.adamw(1e-2)), *after)
+    return fl.pipe(loss, fl.grad, *grad, fl.update(optimizer or fl.optim.adamw(1e-2)), *after)
 
 
 STEPS = {
@@ -145,7 +154,10 @@ STEPS = {
         for i, s in enumerate(many)
     },
     "everything": step_of(
-        fl.chain(fl.clip_by_norm(1.0), fl.adamw(fl.cosine(1e-2, steps=20, warmup=3))),
+        fl.optim.chain(
+            fl.optim.clip_by_norm(1.0),
+            fl.optim.adamw(fl.schedules.cosine(1e-2, steps=20, warmup=3)),
+        ),
         grad=[fl.accumulate(2), fl.amp("fp16", interval=2)],
         after=[fl.ema(0.9), fl.ema(0.5, name="fast")],
     ),
@@ -249,7 +261,7 @@ def test_law_9_effects_change_nothing(tmp_path):
             fl.every(2, fl.validate(loss, validation(), params="ema")),
             fl.early_stopping("val/loss"),
             fl.checkpoint(tmp_path / "checkpoints", monitor="val/loss"),
-            fl.track(fl.JSONL(tmp_path / "log.jsonl")),
+            fl.track(fl.trackers.JSONL(tmp_path / "log.jsonl")),
             fl.progress(),
             fl.History(),
             fl.effect(lambda state, metrics: None),
@@ -266,7 +278,7 @@ def test_law_10_a_bad_batch_changes_nothing(step):
 
 
 def test_law_10_a_batch_of_weight_zero_is_a_skip():
-    step = fl.pipe(plain_loss, fl.grad, fl.update(fl.adamw(1e-2)), fl.ema(0.9))
+    step = fl.pipe(plain_loss, fl.grad, fl.update(fl.optim.adamw(1e-2)), fl.ema(0.9))
     state = step.init(nn.Linear(6, 3))
     testing.check_skips(step, state, (*arrays(5), torch.zeros(5)))
 

@@ -26,7 +26,9 @@ def loss(model, batch):
 
 
 def pipeline(precision, accumulate, ema):
-    optimizer = fl.chain(fl.clip_by_norm(1.0), fl.adamw(fl.cosine(0.05, steps=2 * N, warmup=2)))
+    optimizer = fl.optim.chain(
+        fl.optim.clip_by_norm(1.0), fl.optim.adamw(fl.schedules.cosine(0.05, steps=2 * N, warmup=2))
+    )
     stages = [loss, fl.grad]
     stages += [] if precision == "fp32" else [fl.amp(precision)]
     stages += [fl.accumulate(4)] if accumulate == 4 else []

@@ -60,7 +60,7 @@ def test_predict_keeps_the_order():
 
 
 def test_steps_between_predictions_do_not_disturb_it():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.5)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.5)))
     state = step.init(model())
     outputs = []
     trained = state

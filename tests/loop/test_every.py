@@ -13,7 +13,7 @@ def loss(model, x):
     return model(x).square().mean(), {"most": fl.Max(x.max())}
 
 
-STEP = fl.pipe(loss, fl.grad, fl.update(fl.sgd(1e-3)))
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(1e-3)))
 
 
 def data():

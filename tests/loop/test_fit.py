@@ -16,7 +16,7 @@ def loss(model, x):
     return model(x).square().mean()
 
 
-STEP = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-2)), fl.ema(0.9))
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2)), fl.ema(0.9))
 
 
 def data():
@@ -141,7 +141,7 @@ def test_a_checkpoints_metric_is_looked_for_at_the_start(tmp_path):
 def test_one_value_of_a_metric_of_many_can_be_watched(tmp_path):
     def report(model, x):
         logits = torch.cat([model(x), -model(x)], 1)
-        return {"classes": fl.confusion(logits, (x[:, 0] > 5).long(), classes=2)}
+        return {"classes": fl.metrics.confusion(logits, (x[:, 0] > 5).long(), classes=2)}
 
     callbacks = [
         fl.every(1, fl.validate(report, data()), unit="epoch"),
@@ -156,8 +156,8 @@ def test_one_value_of_a_metric_of_many_can_be_watched(tmp_path):
 def test_two_effects_of_one_name_keep_their_own_memo(tmp_path):
     def callbacks():
         return [
-            fl.track(fl.JSONL(tmp_path / "a.jsonl"), every=1),
-            fl.track(fl.JSONL(tmp_path / "b.jsonl"), every=1),
+            fl.track(fl.trackers.JSONL(tmp_path / "a.jsonl"), every=1),
+            fl.track(fl.trackers.JSONL(tmp_path / "b.jsonl"), every=1),
             fl.checkpoint(tmp_path / "c", every=1, unit="step"),
         ]
 

@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop.effects import Run
-from fnloop.trees import tree
-from fnloop.values import Cursor, Last, Mean, Metric, State, start, stop
+from fnloop.effects.effect import Run
+from fnloop.trees.nodes import tree
+from fnloop.values.cursor import Cursor
+from fnloop.values.metrics import Last, Mean, Metric, stop
+from fnloop.values.start import start
+from fnloop.values.state import State
 
 History = fl.History
 
@@ -212,7 +215,7 @@ def loss(model: Any, x: Any) -> Any:
     return model(x).square().mean()
 
 
-STEP = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.125, momentum=0.5)), fl.ema(0.5))
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.125, momentum=0.5)), fl.ema(0.5))
 COMPILED = fl.compile(STEP, backend="aot_eager")
 
 

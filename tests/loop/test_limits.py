@@ -5,9 +5,9 @@ import torch
 import fnloop as fl
 from fnloop.loop.limits import Limits
 from fnloop.store.files import Disk
-from fnloop.values import Cursor
+from fnloop.values.cursor import Cursor
 
-STEP = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.01)))
+STEP = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.01)))
 
 
 class Slow(fl.Effect):

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from fnloop.effects import Run
+from fnloop.effects.effect import Run
 from fnloop.loop.progress import progress
-from fnloop.values import Cursor, Last, Mean, State, Sum, start, stop
+from fnloop.values.cursor import Cursor
+from fnloop.values.metrics import Last, Mean, Sum, stop
+from fnloop.values.start import start
+from fnloop.values.state import State
 
 
 class Screen(io.StringIO):

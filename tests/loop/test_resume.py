@@ -28,7 +28,11 @@ STEP = fl.pipe(
     loss,
     fl.grad,
     fl.accumulate(2),
-    fl.update(fl.chain(fl.clip_by_norm(1.0), fl.adamw(fl.cosine(0.05, steps=20)))),
+    fl.update(
+        fl.optim.chain(
+            fl.optim.clip_by_norm(1.0), fl.optim.adamw(fl.schedules.cosine(0.05, steps=20))
+        )
+    ),
     fl.ema(0.9),
 )
 
@@ -117,7 +121,7 @@ def callbacks(folder, data, **options):
         bold,
         fl.every(3, fl.validate(loss, fl.Batches(X, 8), params="ema")),
         fl.early_stopping("val/loss", patience=50),
-        fl.track(fl.JSONL(folder / "track.jsonl"), every=2),
+        fl.track(fl.trackers.JSONL(folder / "track.jsonl"), every=2),
         fl.checkpoint(folder / "kept", keep=None, every=1, unit="step", **options),
     ]
 
@@ -351,7 +355,9 @@ def test_nothing_has_changed(tmp_path, caplog):
 
 
 def test_what_has_changed_is_told(tmp_path):
-    other = fl.pipe(loss, fl.grad, fl.update(fl.adamw(0.01)), fl.ema(0.5), fl.ema(0.9, name="slow"))
+    other = fl.pipe(
+        loss, fl.grad, fl.update(fl.optim.adamw(0.01)), fl.ema(0.5), fl.ema(0.9, name="slow")
+    )
     resumed = resumed_with(tmp_path, other, fl.Batches(X[:-1], 8, seed=1))
     told = "\n".join(resumed.changes)
     for line in (
@@ -375,7 +381,11 @@ STEP_WITHOUT_EMA = (
     loss,
     fl.grad,
     fl.accumulate(2),
-    fl.update(fl.chain(fl.clip_by_norm(1.0), fl.adamw(fl.cosine(0.05, steps=20)))),
+    fl.update(
+        fl.optim.chain(
+            fl.optim.clip_by_norm(1.0), fl.optim.adamw(fl.schedules.cosine(0.05, steps=20))
+        )
+    ),
 )
 
 
@@ -445,7 +455,7 @@ def test_a_memo_that_an_effect_cannot_use_names_the_effect(tmp_path):
         def memo(self):
             return {"rows": 3}
 
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     run = fl.run(
         step, step.init(network()), [X], steps=1, callbacks=[Note(), fl.checkpoint(tmp_path)]
     )
@@ -460,7 +470,7 @@ def test_a_memo_that_an_effect_cannot_use_names_the_effect(tmp_path):
 SCRIPT = """
 import sys, time, torch, fnloop as fl
 torch.set_num_threads(1)
-step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.adamw(0.01)))
+step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.adamw(0.01)))
 state = step.init(lambda: torch.nn.Linear(2, 1), seed=0)
 data = fl.Batches(torch.arange(80.0).reshape(40, 2), 4)
 slow = fl.effect(lambda s, m: time.sleep(0.005))

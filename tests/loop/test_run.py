@@ -15,7 +15,7 @@ def loss(model, x):
     return model(x).square().mean()
 
 
-STEP = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-2)), fl.ema(0.9))
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2)), fl.ema(0.9))
 
 
 def data(n=10, size=4):
@@ -88,7 +88,7 @@ def test_an_iterator_goes_on_from_where_it_stands_and_ends():
 def test_a_loader_with_workers_is_used_as_it_is():
     dataset = torch.utils.data.TensorDataset(torch.arange(16.0).reshape(8, 2))
     loader = torch.utils.data.DataLoader(dataset, batch_size=2, shuffle=True, num_workers=2)
-    step = fl.pipe(lambda m, b: m(b[0]).square().mean(), fl.grad, fl.update(fl.sgd(1e-3)))
+    step = fl.pipe(lambda m, b: m(b[0]).square().mean(), fl.grad, fl.update(fl.optim.sgd(1e-3)))
     start = step.init(nn.Linear(2, 1))
     random = torch.get_rng_state()
     whole = last(fl.run(step, start, loader, steps=6))

@@ -120,7 +120,9 @@ def loss(model, batch):
 
 
 def pipeline(*around):
-    optimizer = fl.chain(fl.clip_by_norm(1.0), fl.adamw(fl.cosine(1e-2, steps=STEPS)))
+    optimizer = fl.optim.chain(
+        fl.optim.clip_by_norm(1.0), fl.optim.adamw(fl.schedules.cosine(1e-2, steps=STEPS))
+    )
     return fl.pipe(loss, fl.grad, *around, fl.update(optimizer), fl.ema(0.9))
 
 
@@ -224,7 +226,7 @@ def test_a_tracker_looks_once_a_point_and_not_on_the_thread_that_trains(clock, t
     here = threading.current_thread()
     threads = []
     note, clock.note = clock.note, lambda: (threads.append(threading.current_thread()), note())
-    tracker = fl.track(fl.JSONL(tmp_path / "run.jsonl"), every=25)
+    tracker = fl.track(fl.trackers.JSONL(tmp_path / "run.jsonl"), every=25)
     fl.fit(step, state, clock.batches(), steps=STEPS, callbacks=[tracker])
     assert len(threads) == STEPS // 25 and here not in threads
     assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 1 + STEPS // 25
@@ -253,7 +255,7 @@ def test_nobody_looks_between_occasions_with_everything_on(clock, tmp_path, monk
         fl.every(50, fl.validate(loss, [next(clock.batches())])),
         fl.early_stopping("val/loss", patience=99),
         fl.progress(file=io.StringIO(), every_seconds=0.0999),
-        fl.track(fl.JSONL(tmp_path / "run.jsonl")),
+        fl.track(fl.trackers.JSONL(tmp_path / "run.jsonl")),
         fl.checkpoint(tmp_path / "checkpoints", monitor="val/loss", every=100, unit="step"),
     ]
     clock.batch = 0

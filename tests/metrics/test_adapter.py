@@ -12,7 +12,7 @@ import torch
 import torchmetrics
 import torchmetrics.classification as C
 
-from fnloop.metrics.accuracy import accuracy
+from fnloop.metrics.accuracies import accuracy
 from fnloop.metrics.adapter import from_torchmetrics
 
 G = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fnloop.metrics.regression import mae, mse, r2, rmse
-from fnloop.values import merge
+from fnloop.values.merging import merge
 
 
 def example(outputs: tuple[int, ...] = (), offset: float = 0.0) -> tuple[Tensor, Tensor]:

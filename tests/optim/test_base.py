@@ -3,8 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fnloop.optim import adamw, chain, clip_by_norm, constant, cosine, sgd
+from fnloop.optim.algorithms.adam import adamw
+from fnloop.optim.algorithms.sgd import sgd
 from fnloop.optim.base import add_updates, correction, keep_if
+from fnloop.optim.chains import chain
+from fnloop.optim.transforms import clip_by_norm
+from fnloop.schedules.decay import constant, cosine
 
 
 def test_reported_are_the_learning_rate_the_decay_and_all_schedules():

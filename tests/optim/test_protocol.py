@@ -7,22 +7,23 @@ import copy
 import pytest
 import torch
 
-from fnloop import optim
+from fnloop import optim, schedules
 from fnloop.optim.base import add_updates
-from fnloop.trees import tree_equal, tree_leaves, tree_map
+from fnloop.trees.equal import tree_equal
+from fnloop.trees.nodes import tree_leaves, tree_map
 
 OPTIMIZERS = {
     "sgd": optim.sgd(0.1),
     "sgd momentum": optim.sgd(0.1, momentum=0.9, dampening=0.2, weight_decay=0.1),
     "sgd nesterov": optim.sgd(0.1, momentum=0.9, nesterov=True, maximize=True),
     "adam": optim.adam(0.1, weight_decay=0.1, amsgrad=True),
-    "adamw": optim.adamw(optim.cosine(0.1, steps=10, warmup=2)),
+    "adamw": optim.adamw(schedules.cosine(0.1, steps=10, warmup=2)),
     "adamax": optim.adamax(0.1),
     "nadam": optim.nadam(0.1, weight_decay=0.1, decoupled=True),
     "radam": optim.radam(0.1, b2=0.9),
     "rmsprop": optim.rmsprop(0.1, momentum=0.9, centered=True),
     "adagrad": optim.adagrad(0.1, lr_decay=0.1, initial_accumulator=0.1),
-    "adadelta": optim.adadelta(optim.linear(1.0, 0.5, steps=5)),
+    "adadelta": optim.adadelta(schedules.linear(1.0, 0.5, steps=5)),
     "adafactor": optim.adafactor(0.1, weight_decay=0.1),
     "lion": optim.lion(0.1, weight_decay=0.1),
     "lamb": optim.lamb(0.1),
@@ -34,7 +35,7 @@ OPTIMIZERS = {
         optim.scale_by(0.7),
         optim.adamw(0.1),
     ),
-    "chain, scaled after": optim.chain(optim.adam(0.1), optim.scale_by(optim.constant(0.5))),
+    "chain, scaled after": optim.chain(optim.adam(0.1), optim.scale_by(schedules.constant(0.5))),
     "masked": optim.masked(optim.adamw(0.1), ["w"]),
     "masked transform": optim.chain(
         optim.masked(optim.clip_by_norm(0.1), lambda name, p: p.ndim == 2), optim.sgd(0.1)
@@ -205,7 +206,7 @@ def test_hyperparameters_can_be_stacked_and_swept(optimizer):
 SMOOTH = {
     "sgd": lambda lr: optim.sgd(lr, momentum=0.9, dampening=0.1, weight_decay=0.1),
     "adam": lambda lr: optim.adam(lr, weight_decay=0.1, amsgrad=True),
-    "adamw": lambda lr: optim.adamw(optim.cosine(lr, steps=10), weight_decay=0.1),
+    "adamw": lambda lr: optim.adamw(schedules.cosine(lr, steps=10), weight_decay=0.1),
     "adamax": lambda lr: optim.adamax(lr),
     "nadam": lambda lr: optim.nadam(lr),
     "radam": lambda lr: optim.radam(lr, b2=0.8),

@@ -3,17 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fnloop.optim import (
+from fnloop.optim.algorithms.sgd import sgd
+from fnloop.optim.chains import chain
+from fnloop.optim.transforms import (
     add_decayed_weights,
-    chain,
     clip_by_norm,
     clip_by_value,
-    constant,
     freeze,
-    linear,
     scale_by,
-    sgd,
 )
+from fnloop.schedules.decay import constant, linear
 
 SHAPES = {"w": (4, 3), "b": (3,)}
 

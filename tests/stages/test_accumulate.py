@@ -48,7 +48,7 @@ def test_ready_made_micro_batches_of_unequal_size_with_a_scalar_loss():
     net = nn.Linear(3, 2)
     x, y = torch.randn(9, 3), torch.randint(0, 2, (9,))
     loss = lambda m, b: F.cross_entropy(m(b[0]), b[1])  # noqa: E731
-    step = fl.pipe(loss, fl.grad, fl.accumulate(3), fl.update(fl.sgd(0.1)))
+    step = fl.pipe(loss, fl.grad, fl.accumulate(3), fl.update(fl.optim.sgd(0.1)))
     cuts = [(0, 1), (1, 3), (3, 9)]
     micro = fl.Micro(tuple((x[a:b], y[a:b]) for a, b in cuts))
     state, metrics = step(step.init(net), micro)

@@ -37,7 +37,7 @@ def test_fp16_follows_the_grad_scaler_through_overflows_and_growth():
         loss,
         fl.grad,
         fl.amp("fp16", init_scale=2.0**10, interval=3),
-        fl.update(fl.sgd(0.1, momentum=0.9)),
+        fl.update(fl.optim.sgd(0.1, momentum=0.9)),
     )
     model = net()
     state = step.init(model)
@@ -85,7 +85,7 @@ def test_bf16_runs_the_forward_in_bfloat16_and_keeps_float32_parameters():
         seen.append(out.dtype)
         return F.cross_entropy(out, batch[1])
 
-    step = fl.pipe(spying, fl.grad, fl.amp("bf16"), fl.update(fl.adamw(1e-3)))
+    step = fl.pipe(spying, fl.grad, fl.amp("bf16"), fl.update(fl.optim.adamw(1e-3)))
     state = step.init(net())
     state, _ = step(state, next(batches(1)))
     assert seen == [torch.bfloat16] and "amp" not in state.slots

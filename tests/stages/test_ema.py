@@ -16,7 +16,7 @@ def loss(model, x):
 
 def test_it_is_torchs_average_of_the_parameters_after_each_step():
     model = nn.Linear(3, 2)
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.3)), fl.ema(0.8))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.3)), fl.ema(0.8))
     state = step.init(model)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8))
     averaged.n_averaged += 1  # it starts from the initial parameters, as ours does
@@ -33,7 +33,7 @@ def test_it_is_torchs_average_of_the_parameters_after_each_step():
 
 
 def test_it_is_evaluated_and_exported_by_name():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.3)), fl.ema(0.5))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.3)), fl.ema(0.5))
     state, _ = step(step.init(nn.Linear(3, 1)), torch.ones(4, 3))
     module = fl.to_module(state, params="ema")
     assert torch.equal(module.weight, state["ema"]["weight"])
@@ -48,14 +48,14 @@ def test_it_is_evaluated_and_exported_by_name():
 
 
 def test_a_skipped_step_does_not_move_it():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.3)), fl.ema(0.5))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.3)), fl.ema(0.5))
     state, _ = step(step.init(nn.Linear(3, 1)), torch.ones(4, 3))
     after, _ = step(state, torch.full((4, 3), torch.nan))
     assert fl.tree_equal(after["ema"], state["ema"])
 
 
 def test_the_average_of_half_precision_parameters_is_float32():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(1e-3)), fl.ema(0.999))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(1e-3)), fl.ema(0.999))
     state = step.init(nn.Linear(3, 1).to(torch.bfloat16))
     after, _ = step(state, torch.ones(4, 3, dtype=torch.bfloat16))
     assert after["ema"]["weight"].dtype == torch.float32
@@ -64,4 +64,4 @@ def test_the_average_of_half_precision_parameters_is_float32():
 
 def test_wrong_decay():
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
-        fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)), fl.ema(1.5))
+        fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)), fl.ema(1.5))

@@ -129,7 +129,7 @@ def test_a_tree_is_a_model():
     F.cross_entropy((x @ weight)[:, model.order] * 2, y).backward()
     torch.testing.assert_close(grads.total["weight"] / 9, weight.grad)
     assert fl.to_module(state) == model
-    step = fl.pipe(lambda m, b: m(b[0]).mean(), fl.grad, fl.update(fl.sgd(0.0)))
+    step = fl.pipe(lambda m, b: m(b[0]).mean(), fl.grad, fl.update(fl.optim.sgd(0.0)))
     state = step.init(model)
     trained = float(step(state, batch())[1]["loss"])
     assert trained - fl.evaluate(lambda m, b: m(b[0]).mean(), state, [batch()])[

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 import fnloop as fl
 from fnloop import testing
-from fnloop.stages import guard, nonfinite, spike
+from fnloop.stages.guard import guard
+from fnloop.stages.nonfinite import nonfinite
+from fnloop.stages.spike import spike
 
 
 class Net(nn.Module):
@@ -50,8 +52,8 @@ def never(state, metrics):
 
 
 def pipe(*after, grad=()):
-    adamw = fl.adamw(fl.cosine(1e-2, steps=20, warmup=3))
-    chain = fl.chain(fl.clip_by_norm(1.0), adamw)
+    adamw = fl.optim.adamw(fl.schedules.cosine(1e-2, steps=20, warmup=3))
+    chain = fl.optim.chain(fl.optim.clip_by_norm(1.0), adamw)
     return fl.pipe(loss, fl.grad, *grad, fl.update(chain), fl.ema(0.9), *after)
 
 
@@ -191,7 +193,7 @@ def test_compiling_and_donating_it_keeps_the_laws(made):
         return model(x).square().mean(), {"marked": fl.Max(x.max() - 50)}
 
     # A power of two, so that the compiled learning rate is not rounded.
-    step = fl.pipe(mean_square, fl.grad, fl.update(fl.sgd(0.125)), fl.ema(0.5), made)
+    step = fl.pipe(mean_square, fl.grad, fl.update(fl.optim.sgd(0.125)), fl.ema(0.5), made)
     batches = [torch.arange(12.0).reshape(4, 3).sin() * (i + 1) for i in range(6)]
     batches += [batches[0] * 99, batches[1], batches[2] * torch.nan, batches[3]]
     testing.check_compiles(step, step.init(nn.Linear(3, 2)), batches, rtol=0, atol=0)
@@ -206,7 +208,7 @@ def test_under_vmap_each_member_has_its_own_verdict(then):
         return state, {**metrics, "bad": fl.Sum(metrics["marked"].value() > 50)}
 
     made = guard(high, then=then, every=2)
-    step = fl.pipe(plain, fl.grad, fl.update(fl.adamw(0.1)), fl.ema(0.5), made)
+    step = fl.pipe(plain, fl.grad, fl.update(fl.optim.adamw(0.1)), fl.ema(0.5), made)
     state = step.init(nn.Linear(3, 2))
     many = fl.tree_map(lambda t: torch.stack([t, t]), state)
     alone = [state, state]
@@ -307,7 +309,7 @@ def test_one_guard_in_another():
     step = fl.pipe(
         lambda m, b: m(b[0]).square().mean() * 0 + b[2].mean(),
         fl.grad,
-        fl.update(fl.sgd(0.1)),
+        fl.update(fl.optim.sgd(0.1)),
         guard(rule, name="inner"),
         guard(nonfinite("loss"), name="outer"),
     )
@@ -378,7 +380,7 @@ def test_it_never_goes_back_to_before_a_state_that_was_loaded(tmp_path):
 def test_what_a_removed_stage_left_stays_as_it_is():
     made = guard(marked, then="rewind", every=1)
     state = pipe(made).init(Net())
-    step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-2)), made)
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2)), made)
     for x in (batch(0), batch(1), batch(2, bad=True)):
         testing.check_stable(step, state, x)
         state, _ = step(state, x)
@@ -392,7 +394,7 @@ def test_it_prints_as_it_is_written():
     assert guard(marked)(pipe()).describe() == "guard(marked)"
 
 
-STEP = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.sgd(0.1)))
+STEP = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ def noisy(state, batch):
 
 
 def test_a_gradient_stage_goes_into_a_pipeline():
-    step = fl.pipe(fl.stage(noisy, "grad"), fl.accumulate(2), fl.update(fl.sgd(0.1)), fl.ema(0.9))
+    step = fl.pipe(
+        fl.stage(noisy, "grad"), fl.accumulate(2), fl.update(fl.optim.sgd(0.1)), fl.ema(0.9)
+    )
     state = step.init(nn.Linear(2, 1))
     batch = torch.ones(4, 2)
     testing.check_pure(step, state, batch)
@@ -48,7 +50,7 @@ def test_a_wrong_result(kind, result, message):
 
 
 def test_a_gradient_stage_must_give_gradients():
-    step = fl.pipe(fl.stage(lambda s, x: (s, {}), "grad"), fl.update(fl.sgd(0.1)))
+    step = fl.pipe(fl.stage(lambda s, x: (s, {}), "grad"), fl.update(fl.optim.sgd(0.1)))
     with pytest.raises(TypeError, match="update got dict from the gradient stage"):
         step(step.init(nn.Linear(2, 1)), torch.ones(4, 2))
 
@@ -67,8 +69,8 @@ def test_gradients_may_come_in_any_order():
 
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     batch = torch.ones(4, 2)
-    usual = fl.pipe(loss, fl.grad, fl.update(fl.adamw(0.1)))
-    other = fl.pipe(fl.stage(backwards, "grad"), fl.update(fl.adamw(0.1)))
+    usual = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(0.1)))
+    other = fl.pipe(fl.stage(backwards, "grad"), fl.update(fl.optim.adamw(0.1)))
     a, b = usual(usual.init(model), batch)[0], other(other.init(model), batch)[0]
     for name in a.params:
         torch.testing.assert_close(a.params[name], b.params[name])
@@ -83,6 +85,6 @@ def test_gradients_of_other_parameters_are_refused():
         state, grads = fl.grad(loss)(state, batch)
         return state, fl.Grads({"w": torch.ones(1)}, grads.weight, grads.finite, {})
 
-    step = fl.pipe(fl.stage(other, "grad"), fl.update(fl.sgd(0.1)))
+    step = fl.pipe(fl.stage(other, "grad"), fl.update(fl.optim.sgd(0.1)))
     with pytest.raises(ValueError, match="not those of the trained parameters: bias, w, weight"):
         step(step.init(nn.Linear(2, 1)), torch.ones(4, 2))

@@ -71,7 +71,7 @@ class Writes(nn.Module):
 
 
 def test_what_a_model_writes_on_itself_is_forgotten():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     model = Writes()
     state = step.init(model)
     testing.check_repeatable(step, state, batch())
@@ -101,7 +101,7 @@ def test_parametrized_models_are_what_they_are(wrap):
     def build():
         return nn.Sequential(nn.Linear(5, 4), wrap(nn.Linear(4, 3)))
 
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     state = step.init(build, seed=0)
     assert state == step.init(build, seed=0)
     model = fl.to_module(state)
@@ -125,7 +125,7 @@ def test_complex_and_double_parameters():
             return (x.to(torch.complex64) @ self.w).abs()
 
     model = Complex()
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     state, _ = step(step.init(model), batch())
     reference = torch.optim.SGD(model.parameters(), lr=0.1)
     loss(model, batch()).backward()
@@ -134,8 +134,8 @@ def test_complex_and_double_parameters():
 
     double = nn.Linear(5, 3).double()
     x, y = batch()
-    whole = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
-    parts = fl.pipe(loss, fl.grad, fl.accumulate(2), fl.update(fl.sgd(0.1)))
+    whole = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    parts = fl.pipe(loss, fl.grad, fl.accumulate(2), fl.update(fl.optim.sgd(0.1)))
     a, _ = whole(whole.init(double), (x.double(), y))
     b, _ = parts(parts.init(double), (x.double(), y))
     for name in a.params:
@@ -143,14 +143,14 @@ def test_complex_and_double_parameters():
 
 
 def test_a_state_can_be_pickled():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-2)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2)))
     state = step.init(nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3)))
     twin = pickle.loads(pickle.dumps(state))
     assert twin == state and step(twin, batch())[0] == step(state, batch())[0]
 
 
 def test_steps_after_a_transform_and_under_inference_mode_are_untouched():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     model = nn.Linear(5, 3)
     state = step.init(model)
     x, y = batch()
@@ -172,7 +172,7 @@ def test_steps_after_a_transform_and_under_inference_mode_are_untouched():
 
 
 def test_steps_and_evaluation_in_two_threads():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     state = step.init(nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)))
     data = fl.Batches([(x, int(y)) for x, y in zip(*batch(), strict=True)], 2)
     expected, value = step(state, batch())[0], fl.evaluate(loss, state, data)
@@ -220,7 +220,7 @@ def test_weights_of_batches_that_are_no_tensors():
 def test_metrics_of_a_loss_keep_their_kind():
     def both(model, batch):
         x, y = batch
-        return loss(model, batch), {"perplexity": fl.perplexity(model(x), y)}
+        return loss(model, batch), {"perplexity": fl.metrics.perplexity(model(x), y)}
 
     state = fl.grad(loss).init(nn.Linear(5, 3))
     data = fl.Batches(batch(10), 4)
@@ -235,7 +235,7 @@ def test_an_integer_extreme_survives_a_skipped_step():
     def counting(model, batch):
         return loss(model, batch), {"most": fl.Max(batch[1].max()), "least": fl.Min(batch[1].min())}
 
-    step = fl.pipe(counting, fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(counting, fl.grad, fl.update(fl.optim.sgd(0.1)))
     state = step.init(nn.Linear(5, 3))
     x, y = batch()
     _, bad = step(state, (x * torch.nan, y))
@@ -249,9 +249,9 @@ def test_an_integer_extreme_survives_a_skipped_step():
 
 def test_an_optimizer_may_not_be_named_scale():
     with pytest.raises(ValueError, match='cannot be named "scale"'):
-        fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1, name="scale")))
+        fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1, name="scale")))
 
 
 def test_pipe_says_what_it_cannot_call():
     with pytest.raises(TypeError, match=r"fl\.update\(optimizer\)"):
-        fl.pipe(loss, fl.grad, fl.adamw(1e-2))
+        fl.pipe(loss, fl.grad, fl.optim.adamw(1e-2))

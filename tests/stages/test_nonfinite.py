@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop.stages import nonfinite
+from fnloop.stages.nonfinite import nonfinite
 
 STATE = fl.grad(lambda m, x: m(x).mean()).init(nn.Linear(1, 1))
 NAN, INF = math.nan, math.inf

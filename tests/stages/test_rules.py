@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop.stages import guard, spike
+from fnloop.stages.guard import guard
 from fnloop.stages.rules import RulePart, as_rule
+from fnloop.stages.spike import spike
 
-STEP = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.sgd(0.1)))
+STEP = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
 STATE = STEP.init(nn.Linear(1, 1))
 
 

@@ -56,23 +56,23 @@ def operations(leaves, optimizer, *around):
 
 
 STEPS = {
-    "sgd": (fl.sgd(0.1),),
-    "sgd, momentum": (fl.sgd(0.1, momentum=0.9, nesterov=True),),
-    "sgd, dampening": (fl.sgd(0.1, momentum=0.9, dampening=0.1, weight_decay=0.1),),
-    "adam": (fl.adam(0.1),),
-    "adamw": (fl.adamw(0.1),),
-    "adamw, amsgrad": (fl.adamw(0.1, amsgrad=True),),
-    "adamw, schedule": (fl.adamw(fl.cosine(0.1, steps=100)),),
-    "adagrad": (fl.adagrad(0.1),),
-    "adadelta": (fl.adadelta(0.1),),
-    "adamax": (fl.adamax(0.1),),
-    "nadam": (fl.nadam(0.1),),
-    "rmsprop": (fl.rmsprop(0.1, momentum=0.9, centered=True),),
-    "lion": (fl.lion(0.1),),
-    "clip_by_norm": (fl.chain(fl.clip_by_norm(1.0), fl.adamw(0.1)),),
-    "clip_by_value": (fl.chain(fl.clip_by_value(1.0), fl.adamw(0.1)),),
-    "ema": (fl.adamw(0.1), fl.ema(0.9)),
-    "ema, schedule": (fl.adamw(0.1), fl.ema(fl.linear(0.9, 0.99, steps=100))),
+    "sgd": (fl.optim.sgd(0.1),),
+    "sgd, momentum": (fl.optim.sgd(0.1, momentum=0.9, nesterov=True),),
+    "sgd, dampening": (fl.optim.sgd(0.1, momentum=0.9, dampening=0.1, weight_decay=0.1),),
+    "adam": (fl.optim.adam(0.1),),
+    "adamw": (fl.optim.adamw(0.1),),
+    "adamw, amsgrad": (fl.optim.adamw(0.1, amsgrad=True),),
+    "adamw, schedule": (fl.optim.adamw(fl.schedules.cosine(0.1, steps=100)),),
+    "adagrad": (fl.optim.adagrad(0.1),),
+    "adadelta": (fl.optim.adadelta(0.1),),
+    "adamax": (fl.optim.adamax(0.1),),
+    "nadam": (fl.optim.nadam(0.1),),
+    "rmsprop": (fl.optim.rmsprop(0.1, momentum=0.9, centered=True),),
+    "lion": (fl.optim.lion(0.1),),
+    "clip_by_norm": (fl.optim.chain(fl.optim.clip_by_norm(1.0), fl.optim.adamw(0.1)),),
+    "clip_by_value": (fl.optim.chain(fl.optim.clip_by_value(1.0), fl.optim.adamw(0.1)),),
+    "ema": (fl.optim.adamw(0.1), fl.ema(0.9)),
+    "ema, schedule": (fl.optim.adamw(0.1), fl.ema(fl.schedules.linear(0.9, 0.99, steps=100))),
 }
 
 
@@ -155,5 +155,7 @@ def test_time_is_linear_in_the_number_of_parameters(case):
 @pytest.mark.parametrize("leaves", [10, 100, 1000, 10_000])
 def test_adamw_is_near_the_fused_one_of_torch(leaves):
     # It makes new parameters and moments, where that of torch writes over the old ones.
-    times = seconds({"torch": torch_adamw(leaves), "fnloop": fnloop_step(leaves, fl.adamw(1e-3))})
+    times = seconds(
+        {"torch": torch_adamw(leaves), "fnloop": fnloop_step(leaves, fl.optim.adamw(1e-3))}
+    )
     assert times["fnloop"] < 2.5 * times["torch"]

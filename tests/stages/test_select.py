@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from fnloop.stages.select import look, negated, select
-from fnloop.values import Last, Sum
+from fnloop.values.metrics import Last, Sum
 
 CPU = torch.device("cpu")
 NEW = {"a": torch.tensor(1.0), "b": {"c": torch.tensor([1, 2])}, "only": torch.tensor(5.0)}

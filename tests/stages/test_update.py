@@ -29,8 +29,12 @@ def batch(i=0):
 
 def test_a_hundred_steps_are_those_of_a_hand_written_loop():
     model = net()
-    schedule = fl.cosine(1e-2, steps=100, warmup=10)
-    step = fl.pipe(loss, fl.grad, fl.update(fl.chain(fl.clip_by_norm(0.5), fl.adamw(schedule))))
+    schedule = fl.schedules.cosine(1e-2, steps=100, warmup=10)
+    step = fl.pipe(
+        loss,
+        fl.grad,
+        fl.update(fl.optim.chain(fl.optim.clip_by_norm(0.5), fl.optim.adamw(schedule))),
+    )
     state = step.init(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
@@ -51,7 +55,10 @@ def test_a_hundred_steps_are_those_of_a_hand_written_loop():
 
 def test_the_tensor_path_agrees_with_the_eager_one():
     step = fl.pipe(
-        loss, fl.grad, fl.update(fl.chain(fl.clip_by_norm(0.5), fl.adamw(1e-2))), fl.ema(0.9)
+        loss,
+        fl.grad,
+        fl.update(fl.optim.chain(fl.optim.clip_by_norm(0.5), fl.optim.adamw(1e-2))),
+        fl.ema(0.9),
     )
     state = step.init(net())
     eager, metrics = step(state, batch())
@@ -73,7 +80,7 @@ def test_the_tensor_path_agrees_with_the_eager_one():
 
 
 def test_a_skipped_step_weighs_nothing_in_the_metrics():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     state = step.init(net())
     x, y = batch()
     _, bad = step(state, (x * float("nan"), y))
@@ -84,7 +91,7 @@ def test_a_skipped_step_weighs_nothing_in_the_metrics():
 
 
 def test_scale_changes_the_learning_rate_and_zero_freezes():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-2)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2)))
     state, _ = step(step.init(net()), batch())
     frozen, metrics = step(fl.scale(state, "adamw.lr", 0.0), batch(1))
     assert fl.tree_equal(frozen.params, state.params)
@@ -109,8 +116,8 @@ def test_scale_changes_the_learning_rate_and_zero_freezes():
 
 
 def test_one_label_is_frozen_and_the_other_goes_on():
-    by_label = fl.by_label(
-        {"head": fl.adamw(1e-2), "body": fl.adamw(1e-2)},
+    by_label = fl.optim.by_label(
+        {"head": fl.optim.adamw(1e-2), "body": fl.optim.adamw(1e-2)},
         lambda name, p: "head" if name.startswith("3.") else "body",
     )
     step = fl.pipe(loss, fl.grad, fl.update(by_label))
@@ -125,7 +132,7 @@ def test_one_label_is_frozen_and_the_other_goes_on():
 def test_frozen_parameters_are_left_alone():
     model = net()
     model[0].requires_grad_(False)
-    step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-2)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2)))
     state = step.init(model)
     after, _ = step(state, batch())
     assert torch.equal(after.params["0.weight"], state.params["0.weight"])
@@ -143,7 +150,7 @@ def test_shared_gradients_are_not_divided_twice():
         def forward(self, x):
             return (x * (self.a + self.b)).sum(1)  # both get one and the same gradient tensor
 
-    step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.sgd(1.0)))
+    step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.sgd(1.0)))
     state, _ = step(step.init(Twice()), torch.ones(4, 3))
     assert torch.equal(state.params["a"], -torch.ones(3)) and torch.equal(
         state.params["b"], -torch.ones(3)
@@ -151,7 +158,7 @@ def test_shared_gradients_are_not_divided_twice():
 
 
 def test_memory_of_another_model_is_explained():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.adamw(1e-2)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2)))
     other = step.init(nn.Linear(6, 3))
     state = step.init(net())
     with pytest.raises(Exception) as caught:
@@ -171,7 +178,7 @@ def test_memory_of_another_model_is_explained():
 
 
 def test_wrong_order_is_refused_when_the_pipeline_is_built():
-    adamw = fl.adamw(1e-3)
+    adamw = fl.optim.adamw(1e-3)
     with pytest.raises(TypeError, match=r"amp wraps a gradient stage.*before the update"):
         fl.pipe(loss, fl.grad, fl.update(adamw), fl.amp("bf16"))
     with pytest.raises(TypeError, match=r"ema wraps a training step.*after the update"):
@@ -181,7 +188,7 @@ def test_wrong_order_is_refused_when_the_pipeline_is_built():
     with pytest.raises(TypeError, match="one update"):
         fl.pipe(loss, fl.grad, fl.update(adamw), fl.update(adamw))
     with pytest.raises(TypeError, match=r"turns them into no update.*fl\.chain"):
-        fl.pipe(loss, fl.grad, fl.update(fl.clip_by_norm(1.0)))
+        fl.pipe(loss, fl.grad, fl.update(fl.optim.clip_by_norm(1.0)))
     with pytest.raises(TypeError, match=r"from_torch\(torch\.optim"):
         fl.pipe(loss, fl.grad, fl.update(torch.optim.AdamW))
     with pytest.raises(ValueError, match=r"'ema'.*name="):
@@ -191,7 +198,12 @@ def test_wrong_order_is_refused_when_the_pipeline_is_built():
 def test_pipelines_print_as_themselves_and_compare_by_value():
     def build(lr=0.1):
         return fl.pipe(
-            loss, fl.grad, fl.accumulate(4), fl.amp("bf16"), fl.update(fl.sgd(lr)), fl.ema(0.99)
+            loss,
+            fl.grad,
+            fl.accumulate(4),
+            fl.amp("bf16"),
+            fl.update(fl.optim.sgd(lr)),
+            fl.ema(0.99),
         )
 
     assert build() == build() and build() != build(0.2)

@@ -514,7 +514,7 @@ state_case("a terabyte of holes in a slot that nobody knows", BY_STATE, claimed=
 
 def readers(root: Path, folder: Path) -> dict[str, Callable[[], Any]]:
     import fnloop as fl
-    from fnloop.cli import main
+    from fnloop.cli.app import main
 
     like = fl.load(root / "honest" / folder.name, like=state())
     other = root / "honest" / folder.name
@@ -532,14 +532,14 @@ def readers(root: Path, folder: Path) -> dict[str, Callable[[], Any]]:
 def state() -> Any:
     import torch
 
-    from fnloop.values import start
+    from fnloop.values.start import start
 
     return start(torch.nn.Linear(2, 1, bias=False), seed=0)
 
 
 def outcome(call: Callable[[], Any]) -> str:
     """ "refused: why", "accepted", or "crashed: ..."."""
-    from fnloop.store import CheckpointError
+    from fnloop.store.checkpoint_errors import CheckpointError
 
     out, err = io.StringIO(), io.StringIO()
     with (

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
+from fnloop.store import checkpoint as checkpointing
 from fnloop.store.folders import listing
 from fnloop.trees.paths import tree_items
 
@@ -134,7 +135,9 @@ def pipeline(variant: Variant) -> tuple[Any, fl.State]:
     """The step, and the state that a run begins with."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
-    optimizer = fl.adamw(0.02) if variant.optimizer == "adamw" else fl.sgd(0.1, momentum=0.9)
+    optimizer = (
+        fl.optim.adamw(0.02) if variant.optimizer == "adamw" else fl.optim.sgd(0.1, momentum=0.9)
+    )
     step = fl.pipe(
         loss, fl.grad, fl.accumulate(2), fl.amp(variant.amp), fl.update(optimizer), fl.ema(0.9)
     )
@@ -196,9 +199,8 @@ def end(process: int) -> bool:
 
 def note_phases() -> None:
     """Let the board show what a process is at when it is killed."""
-    module: Any = sys.modules["fnloop.store.checkpoint"]
     for name, phase in (("save", "save"), ("discard", "delete")):
-        original = getattr(module, name)
+        original = getattr(checkpointing, name)
 
         def noted(*args: Any, original: Any = original, phase: str = phase, **named: Any) -> Any:
             before, BOARD.phase = BOARD.phase, PHASES.index(phase)
@@ -206,7 +208,7 @@ def note_phases() -> None:
             BOARD.phase = before
             return result
 
-        setattr(module, name, noted)
+        setattr(checkpointing, name, noted)
 
 
 def random_kills(root: Path, runs: int, seed: int) -> dict[str, Any]:

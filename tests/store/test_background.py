@@ -66,7 +66,9 @@ class Slow(Disk):
         return file
 
 
-STEP = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.adamw(0.01)), fl.ema(0.9))
+STEP = fl.pipe(
+    lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.adamw(0.01)), fl.ema(0.9)
+)
 
 
 def state():

@@ -7,11 +7,17 @@ import warnings
 import pytest
 import torch
 
-from fnloop.effects import Effect, Run
-from fnloop.store import best, checkpoint, latest, load, read_manifest, save
-from fnloop.trees import tree_equal
-from fnloop.values import Cursor, Last, Mean, Metric, start
+from fnloop.effects.effect import Effect, Run
+from fnloop.store.checkpoint import checkpoint
+from fnloop.store.folders import best, latest
+from fnloop.store.load import load
+from fnloop.store.manifest import read_manifest
+from fnloop.store.save import save
+from fnloop.trees.equal import tree_equal
+from fnloop.values.cursor import Cursor
 from fnloop.values.donated import donate
+from fnloop.values.metrics import Last, Mean, Metric
+from fnloop.values.start import start
 
 BATCHES = 4  # in an epoch
 

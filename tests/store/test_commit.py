@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fnloop.store import best, latest, load, save
 from fnloop.store.commit import commit, discard, prepare, sweep, temporary_of
 from fnloop.store.files import Disk
-from fnloop.store.folders import listing, target_of
-from fnloop.values import Cursor, start
+from fnloop.store.folders import best, latest, listing, target_of
+from fnloop.store.load import load
+from fnloop.store.save import save
+from fnloop.values.cursor import Cursor
+from fnloop.values.start import start
 
 DISK = Disk()
 

@@ -17,7 +17,7 @@ FILES = ("manifest.json", "state.safetensors")
 
 
 def small_state(count=1):
-    step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
     state = step.init(lambda: torch.nn.Linear(2, 1), seed=count)
     return state.replace(cursor=torch.tensor([0, count, count]))
 
@@ -42,7 +42,7 @@ class Mixed(torch.nn.Module):
 def large_state(count=1, seed=0):
     """6 MB: parameters, AdamW's memory and an average, after two steps."""
     step = fl.pipe(
-        lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.adamw(0.1)), fl.ema(0.9)
+        lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.optim.adamw(0.1)), fl.ema(0.9)
     )
     state = step.init(Mixed, seed=seed)
     for batch in torch.randn(2, 4, 300, generator=torch.Generator().manual_seed(seed)):

@@ -52,7 +52,7 @@ def test_in_another_thread_nothing_is_taken_over():
 
 @pytest.mark.parametrize("last", [False, True])
 def test_a_run_saves_when_it_is_asked_to_and_goes_on(tmp_path, last):
-    step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.sgd(0.01)))
+    step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.01)))
     seen = []
 
     def ask(state, metrics):

@@ -18,13 +18,19 @@ import pytest
 import torch
 
 import fnloop as fl
-from fnloop.effects import Run
-from fnloop.store import CheckpointError, checkpoint, load, read_manifest, save
+from fnloop.effects.effect import Run
+from fnloop.store.checkpoint import checkpoint
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.commit import sweep
 from fnloop.store.files import Disk
 from fnloop.store.folders import listing
-from fnloop.trees import tree_equal
-from fnloop.values import Cursor, State, start
+from fnloop.store.load import load
+from fnloop.store.manifest import read_manifest
+from fnloop.store.save import save
+from fnloop.trees.equal import tree_equal
+from fnloop.values.cursor import Cursor
+from fnloop.values.start import start
+from fnloop.values.state import State
 
 from .faulty import Faulty, Killed
 from .preloaded import faultio
@@ -233,7 +239,7 @@ def loss(model: Any, batch: Any) -> Any:
     return (model(batch[0]) - batch[1]).square().mean()
 
 
-STEP = fl.pipe(loss, fl.grad, fl.update(fl.adamw(0.05)))
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(0.05)))
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = (torch.randn(12, size, generator=GENERATOR) for size in (3, 2))
 BEGIN = STEP.init(torch.nn.Linear(3, 2), seed=0)
@@ -416,12 +422,15 @@ SCRIPT = """
 import collections, ctypes, errno, json, os, shutil, sys
 from pathlib import Path
 import torch
-from fnloop.store import checkpoint, load, save
+from fnloop.store.checkpoint import checkpoint
+from fnloop.store.load import load
+from fnloop.store.save import save
 from fnloop.store.files import Disk
 from fnloop.store.commit import sweep
 from fnloop.store.folders import listing
-from fnloop.trees import tree_equal
-from fnloop.values import Cursor, start
+from fnloop.trees.equal import tree_equal
+from fnloop.values.cursor import Cursor
+from fnloop.values.start import start
 
 torch.set_num_threads(1)
 root = sys.argv[1]

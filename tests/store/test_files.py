@@ -10,7 +10,8 @@ import torch
 import fnloop as fl
 from fnloop.store.files import Disk, Remote, as_path, files_for
 from fnloop.store.folders import listing
-from fnloop.values import Cursor, start
+from fnloop.values.cursor import Cursor
+from fnloop.values.start import start
 
 
 def state_at(count, value=0.0):
@@ -116,7 +117,7 @@ def test_a_cut_connection_leaves_what_was_there(url, n, count):
     assert fl.load(url, like=state_at(1)) == state_at(5)
 
 
-STEP = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.adamw(0.01)))
+STEP = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.adamw(0.01)))
 
 
 def fit(folder, steps, **options):

@@ -4,10 +4,14 @@ import shutil
 import pytest
 import torch
 
-from fnloop.store import CheckpointError, best, latest, load, read_manifest, save
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import Disk
-from fnloop.store.folders import target_of
-from fnloop.values import Cursor, start
+from fnloop.store.folders import best, latest, target_of
+from fnloop.store.load import load
+from fnloop.store.manifest import read_manifest
+from fnloop.store.save import save
+from fnloop.values.cursor import Cursor
+from fnloop.values.start import start
 
 DISK = Disk()
 

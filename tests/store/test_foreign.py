@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fnloop.store import CheckpointError
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.foreign import read_weights
 
 

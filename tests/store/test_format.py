@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 import fnloop as fl
-from fnloop.trees import tree_equal
+from fnloop.trees.equal import tree_equal
 from fnloop.trees.paths import tree_items
 
 from . import by_hand
@@ -29,7 +29,7 @@ ODD = {
 def odd_state():
     """All dtypes, and shapes and names that a naive writer would get wrong."""
     step = fl.pipe(
-        lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.adamw(0.1)), fl.ema(0.9)
+        lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.optim.adamw(0.1)), fl.ema(0.9)
     )
     state = step.init(
         torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)), seed=2**40
@@ -98,7 +98,7 @@ def test_fnloop_reads_what_a_writer_that_knows_only_the_page_has_written(tmp_pat
 def test_numpy_alone_can_make_a_checkpoint(tmp_path):
     """Parameters from elsewhere, in a state that training goes on from."""
     weight = np.array([[1.5, -2.0]], dtype="<f4")
-    step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.sgd(0.0)))
+    step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.0)))
     arrays = {
         "step": Array("int64", (), struct.pack("<q", 7)),
         "cursor": Array("int64", (3,), struct.pack("<3q", 0, 9, 9)),

@@ -1,8 +1,8 @@
 import torch
 
 from fnloop.store.fresh import refreshed
-from fnloop.trees import tree_equal
-from fnloop.values import start
+from fnloop.trees.equal import tree_equal
+from fnloop.values.start import start
 
 
 def state(seed):

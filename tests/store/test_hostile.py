@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import fnloop as fl
-from fnloop.cli import main
+from fnloop.cli.app import main
 from fnloop.store.commit import discard, sweep
 from fnloop.store.files import Disk
 from fnloop.store.folders import listing
@@ -454,8 +454,11 @@ MEMOS = [
 
 
 def run(folder, steps, resume=None):
-    step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
-    callbacks = [fl.checkpoint(folder / "saved"), fl.track(fl.JSONL(folder / "runs" / "a.jsonl"))]
+    step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    callbacks = [
+        fl.checkpoint(folder / "saved"),
+        fl.track(fl.trackers.JSONL(folder / "runs" / "a.jsonl")),
+    ]
     data = [torch.ones(2, 2)]
     return fl.fit(
         step,
@@ -491,7 +494,7 @@ def test_memos_that_are_none_are_a_clear_error(tmp_path, effect):
 
 @pytest.mark.parametrize("run_id", ["../../x", "/x", "x/y", "..", "", "a\0b", 5, [], None])
 def test_the_id_of_a_run_leads_to_no_other_place(tmp_path, run_id):
-    effect = fl.track(fl.JSONL(tmp_path / "a.jsonl"))
+    effect = fl.track(fl.trackers.JSONL(tmp_path / "a.jsonl"))
     effect.recall({**effect.memo(), "runs": [{"tracker": "JSONL", "run": run_id}]})
     assert effect._runs == [None], "a run of its own"
 

@@ -4,9 +4,16 @@ import warnings
 import pytest
 import torch
 
-from fnloop.store import CheckpointError, load, read_manifest, save
-from fnloop.trees import tree, tree_equal, tree_map, tree_paths
-from fnloop.values import Cursor, Mean, start
+from fnloop.store.checkpoint_errors import CheckpointError
+from fnloop.store.load import load
+from fnloop.store.manifest import read_manifest
+from fnloop.store.save import save
+from fnloop.trees.equal import tree_equal
+from fnloop.trees.nodes import tree, tree_map
+from fnloop.trees.paths import tree_paths
+from fnloop.values.cursor import Cursor
+from fnloop.values.metrics import Mean
+from fnloop.values.start import start
 
 
 @tree

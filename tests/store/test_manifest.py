@@ -3,9 +3,10 @@ import math
 
 import pytest
 
-from fnloop.store.errors import CheckpointError
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import Disk
-from fnloop.store.manifest import MANIFEST, amend, encode, put_manifest, read_manifest
+from fnloop.store.manifest import MANIFEST, amend, put_manifest, read_manifest
+from fnloop.store.text import encode
 
 DISK = Disk()
 

@@ -18,20 +18,26 @@ from typing import Any
 import pytest
 import torch
 
-from fnloop.effects import Run
-from fnloop.store import CheckpointError, checkpoint, load, read_manifest, save, tensors
+from fnloop.effects.effect import Run
+from fnloop.store import checkpoint as checkpointing
 from fnloop.store import manifest as manifests
+from fnloop.store import save as saving
+from fnloop.store import tensor_file
+from fnloop.store.checkpoint import checkpoint
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.commit import discard, remove_tree
 from fnloop.store.folders import listing
-from fnloop.store.load import load_newest
-from fnloop.trees import tree_equal
-from fnloop.values import Cursor, Mean, State, start
+from fnloop.store.load import load, load_newest
+from fnloop.store.manifest import read_manifest
+from fnloop.store.save import save
+from fnloop.trees.equal import tree_equal
+from fnloop.values.cursor import Cursor
+from fnloop.values.metrics import Mean
+from fnloop.values.start import start
+from fnloop.values.state import State
 
 from .crashing import Crashing, Image, Objects
 from .faulty import Faulty
-
-saving = sys.modules["fnloop.store.save"]  # the names of these modules mean functions
-checkpointing = sys.modules["fnloop.store.checkpoint"]
 
 CHUNK = 500  # bytes that are written at once, so that a file takes several calls
 FOLDER = Path("/runs/a")
@@ -303,7 +309,7 @@ def test_bytes_that_were_not_written_are_noticed_before_the_checkpoint_counts() 
 @pytest.fixture
 def writes_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short writes are taken for whole ones."""
-    for module in (manifests, tensors):
+    for module in (manifests, tensor_file):
         monkeypatch.setattr(
             module, "write_all", lambda output, data: output.write(memoryview(data))
         )
@@ -319,7 +325,7 @@ def test_a_writer_that_does_not_go_on_after_a_short_write_is_caught(writes_once:
 def test_one_that_does_not_read_again_either_loses_what_it_acknowledges(
     writes_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digests = lambda folder, leaves, files: tensors.digests(leaves)  # noqa: E731
+    digests = lambda folder, leaves, files: tensor_file.digests(leaves)  # noqa: E731
     monkeypatch.setattr(saving, "_read_again", digests)
     monkeypatch.setattr(saving, "_compare_manifest", lambda folder, files: None)
     judge = Judge()

@@ -8,9 +8,16 @@ import safetensors.torch
 import torch
 
 import fnloop
-from fnloop.store import latest, load, read_manifest, save, tensors
-from fnloop.trees import tree, tree_equal
-from fnloop.values import Cursor, Last, Mean, start
+from fnloop.store import tensor_file
+from fnloop.store.folders import latest
+from fnloop.store.load import load
+from fnloop.store.manifest import read_manifest
+from fnloop.store.save import save
+from fnloop.trees.equal import tree_equal
+from fnloop.trees.nodes import tree
+from fnloop.values.cursor import Cursor
+from fnloop.values.metrics import Last, Mean
+from fnloop.values.start import start
 
 
 @tree
@@ -215,13 +222,13 @@ def test_a_memo_that_is_no_json_names_the_effect(tmp_path):
 
 def test_the_state_is_not_copied(tmp_path, monkeypatch):
     in_place = []
-    original = tensors._bytes
+    original = tensor_file._bytes
 
     def noted(tensor):
         data = original(tensor)
         in_place.append(data.ctypes.data == tensor.data_ptr())
         return data
 
-    monkeypatch.setattr(tensors, "_bytes", noted)
+    monkeypatch.setattr(tensor_file, "_bytes", noted)
     save(a_state(), tmp_path)
     assert len(in_place) == 2 * 14 and all(in_place)  # written, and compared

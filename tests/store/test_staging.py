@@ -1,8 +1,8 @@
 import torch
 
 from fnloop.store.staging import Staging
-from fnloop.trees import tree_equal
-from fnloop.values import start
+from fnloop.trees.equal import tree_equal
+from fnloop.values.start import start
 
 
 def state(scale=1.0, dtype=torch.float32):

@@ -10,8 +10,9 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 import fnloop as fl
-from fnloop.stages import guard, nonfinite
-from fnloop.store import CheckpointError
+from fnloop.stages.guard import guard
+from fnloop.stages.nonfinite import nonfinite
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.state_dict import load_state_dict
 
 
@@ -32,7 +33,7 @@ def loss(model, tokens):
     return nn.functional.cross_entropy(model(tokens), tokens)
 
 
-STEP = fl.pipe(loss, fl.grad, fl.update(fl.adamw(0.1)), fl.ema(0.9))
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(0.1)), fl.ema(0.9))
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_a_safetensors_file_is_loaded(by, trained, like, tmp_path):
 
 
 def test_what_fnloop_exports_is_loaded(trained, like, tmp_path):
-    from fnloop.cli.export import write_tensors
+    from fnloop.cli.export_command import write_tensors
 
     weights = {name: t.detach() for name, t in trained.state_dict().items()}
     write_tensors(tmp_path / "w.safetensors", weights, {"source": "here"}, force=False)
@@ -236,7 +237,7 @@ def test_optimizer_memory_is_no_average_even_where_parameters_are_zero():
     model = nn.Linear(2, 1)
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
-    step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.adamw(0.1)), fl.ema(0.9))
+    step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.adamw(0.1)), fl.ema(0.9))
     like = step.init(model)
     state = load_state_dict(nn.Linear(2, 1).state_dict(), like=like)
     assert state.slots["update"] == like.slots["update"]
@@ -245,7 +246,11 @@ def test_optimizer_memory_is_no_average_even_where_parameters_are_zero():
 
 def test_a_snapshot_to_go_back_to_is_of_the_loaded_weights(trained):
     step = fl.pipe(
-        loss, fl.grad, fl.update(fl.adamw(0.1)), fl.ema(0.9), guard(nonfinite(), then="rewind")
+        loss,
+        fl.grad,
+        fl.update(fl.optim.adamw(0.1)),
+        fl.ema(0.9),
+        guard(nonfinite(), then="rewind"),
     )
     state = load_state_dict(trained.state_dict(), like=step.init(Tied()))
     fresh = step.init(trained)
@@ -267,7 +272,7 @@ def test_a_model_that_is_a_tree_goes_by_its_own_names():
         def __call__(self, x):
             return x * self.w + self.layers["b"]
 
-    step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
     like = step.init(Line(torch.zeros(2), {"b": torch.zeros(2)}))
     weights = {"w": torch.ones(2), "layers.b": torch.full((2,), 3.0)}
     assert fl.tree_equal(load_state_dict(weights, like=like).params, weights)

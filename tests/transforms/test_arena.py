@@ -58,7 +58,9 @@ class Memory(fl.StepStage):
 
 
 def remembering(make, change):
-    return fl.pipe(mse, fl.grad, fl.update(fl.adamw(0.1)), lambda step: Memory(step, make, change))
+    return fl.pipe(
+        mse, fl.grad, fl.update(fl.optim.adamw(0.1)), lambda step: Memory(step, make, change)
+    )
 
 
 def doubled(memory):

@@ -31,7 +31,7 @@ def net():
 
 
 def step_of(loss=mse, optimizer=None, grad=(), after=()):
-    return fl.pipe(loss, fl.grad, *grad, fl.update(optimizer or fl.sgd(0.1)), *after)
+    return fl.pipe(loss, fl.grad, *grad, fl.update(optimizer or fl.optim.sgd(0.1)), *after)
 
 
 def compiled(step, **options):
@@ -172,7 +172,11 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [fl.adamw(0.01), fl.chain(fl.clip_by_norm(0.1), fl.sgd(0.1, momentum=0.9))]
+    "optimizer",
+    [
+        fl.optim.adamw(0.01),
+        fl.optim.chain(fl.optim.clip_by_norm(0.1), fl.optim.sgd(0.1, momentum=0.9)),
+    ],
 )
 def test_odd_parameters(optimizer):
     step = step_of(optimizer=optimizer, after=[fl.ema(0.9)])
@@ -188,7 +192,7 @@ def test_channels_last_parameters_and_images():
         nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.GroupNorm(2, 4),
         nn.Flatten(), nn.Linear(16, 2),
     ).to(memory_format=torch.channels_last)  # fmt: skip
-    step = step_of(optimizer=fl.adamw(0.01), after=[fl.ema(0.9)])
+    step = step_of(optimizer=fl.optim.adamw(0.01), after=[fl.ema(0.9)])
     state = step.init(model)
     agree(step, state, [images(0), images(1)])
     after, _ = compiled(step)(state, images(0))
@@ -197,7 +201,7 @@ def test_channels_last_parameters_and_images():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtypes(dtype):
-    step = step_of(optimizer=fl.adamw(0.01), after=[fl.ema(0.9)])
+    step = step_of(optimizer=fl.optim.adamw(0.01), after=[fl.ema(0.9)])
     batches = [tuple(t.to(dtype) for t in batch(seed=i)) for i in range(3)]
     state = step.init(net().to(dtype))
     agree(step, state, batches)
@@ -249,8 +253,8 @@ def everything(model, batch):
     x, labels = batch[0], batch[1].argmax(1)
     logits = model(x)
     return F.cross_entropy(logits, labels), {
-        "confusion": fl.confusion(logits, labels),
-        "scores": fl.f1(logits, labels),
+        "confusion": fl.metrics.confusion(logits, labels),
+        "scores": fl.metrics.f1(logits, labels),
         "count": fl.Sum(labels.sum()),
         "largest": fl.Max(labels.max()),
         "weight": fl.Last(model[0].weight),
@@ -306,7 +310,11 @@ def test_micro_batches_and_ragged_cuts():
 
 def test_hyperparameters_that_are_tensors_are_no_constants():
     lr = torch.tensor(0.1)
-    step = step_of(optimizer=fl.by_label({"a": fl.sgd(lr), "b": fl.adam(lr)}, {"0": "a", "*": "b"}))
+    step = step_of(
+        optimizer=fl.optim.by_label(
+            {"a": fl.optim.sgd(lr), "b": fl.optim.adam(lr)}, {"0": "a", "*": "b"}
+        )
+    )
     agree(step, step.init(net()), [batch(), batch(seed=1)])
     fast, state = compiled(step), step.init(net())
     fast(state, batch())
@@ -335,7 +343,7 @@ def test_one_tensor_in_two_places_may_be_two_tensors_later():
 
 
 def test_multipliers_that_are_one_tensor():
-    step = step_of(optimizer=fl.adamw(0.01))
+    step = step_of(optimizer=fl.optim.adamw(0.01))
     state = step.init(net())
     one = torch.ones(())
     memory = {**state["update"], "scale": dict.fromkeys(state["update"]["scale"], one)}
@@ -458,7 +466,7 @@ def test_changed_threads_take_another_graph():
 
 
 def test_scaling_a_rate_between_steps_takes_no_new_graph():
-    step = step_of(optimizer=fl.adamw(fl.cosine(0.1, steps=9, warmup=2)))
+    step = step_of(optimizer=fl.optim.adamw(fl.schedules.cosine(0.1, steps=9, warmup=2)))
     fast = compiled(step)
     expected = got = step.init(net())
     for factor in (0.5, 0.0, 3.0):
@@ -494,7 +502,7 @@ class Shrink(fl.StepStage):
 
 
 def test_a_users_stage_may_map_over_the_parameters():
-    step = step_of(optimizer=fl.adamw(0.01), after=[Shrink, fl.ema(0.9)])
+    step = step_of(optimizer=fl.optim.adamw(0.01), after=[Shrink, fl.ema(0.9)])
     agree(step, step.init(net()), [batch(), batch(seed=1)])
 
 
@@ -518,8 +526,8 @@ def test_a_compiled_step_in_a_compiled_step_is_a_part_of_it():
 
 
 def test_states_go_from_one_step_to_another_and_back():
-    other = step_of(lambda model, batch: model(batch[0]).abs().mean(), fl.adamw(0.01))
-    step = step_of(optimizer=fl.adamw(0.01))
+    other = step_of(lambda model, batch: model(batch[0]).abs().mean(), fl.optim.adamw(0.01))
+    step = step_of(optimizer=fl.optim.adamw(0.01))
     for donate in (False, True):
         fast, second = compiled(step, donate=donate), compiled(other, donate=donate)
         expected = step.init(net())
@@ -545,7 +553,7 @@ def test_parts_of_a_state_may_be_replaced():
             state.replace(params=dict(reversed(state.params.items()))),
         ][i]
 
-    step = step_of(optimizer=fl.adamw(0.01))
+    step = step_of(optimizer=fl.optim.adamw(0.01))
     for donate in (False, True):
         fast = compiled(step, donate=donate)
         expected = step.init(net())
@@ -558,7 +566,7 @@ def test_parts_of_a_state_may_be_replaced():
 
 
 def test_a_loaded_state_goes_on(tmp_path):
-    step = step_of(optimizer=fl.adamw(0.01), after=[fl.ema(0.9)])
+    step = step_of(optimizer=fl.optim.adamw(0.01), after=[fl.ema(0.9)])
     fast = compiled(step, donate=True)
     state = fast(fast.init(net()), batch())[0]
     loaded = fl.load(fl.save(state, tmp_path), like=state)
@@ -592,7 +600,7 @@ def test_another_rate_by_tree_at_is_another_step():
     state = fast.init(net())
     fast(state, batch())
     slow = fl.tree_at(lambda step: step.inner.optimizer.lr, fast, 0.01)
-    expected = step_of(optimizer=fl.sgd(0.01))(state, batch())[0]
+    expected = step_of(optimizer=fl.optim.sgd(0.01))(state, batch())[0]
     assert distance(expected, slow(state, batch())[0]) < 1e-6
     assert fast.inner.optimizer.lr == 0.1
 
@@ -609,7 +617,10 @@ def test_a_function_as_backend_gets_the_one_graph():
         seen.append(graph)
         return graph.forward
 
-    step = step_of(optimizer=fl.chain(fl.clip_by_norm(1.0), fl.adamw(0.01)), after=[fl.ema(0.9)])
+    step = step_of(
+        optimizer=fl.optim.chain(fl.optim.clip_by_norm(1.0), fl.optim.adamw(0.01)),
+        after=[fl.ema(0.9)],
+    )
     fast, state = fl.compile(step, backend=backend), step.init(net())
     assert distance(step(state, batch())[0], fast(state, batch())[0]) < 1e-6
     fast(state, batch(seed=1))

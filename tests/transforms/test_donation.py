@@ -31,7 +31,7 @@ def net():
 
 
 def step_of(optimizer=None, after=(), loss=mse):
-    return fl.pipe(loss, fl.grad, fl.update(optimizer or fl.adamw(0.1)), *after)
+    return fl.pipe(loss, fl.grad, fl.update(optimizer or fl.optim.adamw(0.1)), *after)
 
 
 def donating(step):
@@ -247,12 +247,15 @@ def test_what_autograd_saved_stays_as_it_was():
 
 
 ROTATING = {
-    "adamw": (fl.adamw(0.1), ()),
-    "momentum": (fl.sgd(0.1, momentum=0.9), ()),
-    "two averages": (fl.adamw(0.1), (fl.ema(0.9), fl.ema(0.5, name="fast"))),
-    "by label": (fl.by_label({"a": fl.sgd(0.1), "b": fl.adam(0.1)}, {"0": "a", "*": "b"}), ()),
-    "masked": (fl.masked(fl.adam(0.1), ["0"]), ()),
-    "not joint": (fl.lamb(0.1), ()),
+    "adamw": (fl.optim.adamw(0.1), ()),
+    "momentum": (fl.optim.sgd(0.1, momentum=0.9), ()),
+    "two averages": (fl.optim.adamw(0.1), (fl.ema(0.9), fl.ema(0.5, name="fast"))),
+    "by label": (
+        fl.optim.by_label({"a": fl.optim.sgd(0.1), "b": fl.optim.adam(0.1)}, {"0": "a", "*": "b"}),
+        (),
+    ),
+    "masked": (fl.optim.masked(fl.optim.adam(0.1), ["0"]), ()),
+    "not joint": (fl.optim.lamb(0.1), ()),
 }
 
 

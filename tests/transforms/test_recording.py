@@ -42,7 +42,7 @@ def drawn_by(noise, x):
         drawn = noise(batch[0])
         return mse(model, batch), {"drawn": fl.Last(drawn), "sum": fl.Sum(drawn.double().sum())}
 
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     return step, step.init(nn.Linear(4, 2), seed=5)
 
 
@@ -97,7 +97,7 @@ def test_each_micro_batch_draws_its_own():
         metrics = {"first": fl.Max(noise[0]), "least": fl.Min(noise[1]), "sum": fl.Sum(noise[2])}
         return mse(model, batch), metrics
 
-    step = fl.pipe(loss, fl.grad, fl.accumulate(3), fl.update(fl.sgd(0.1)))
+    step = fl.pipe(loss, fl.grad, fl.accumulate(3), fl.update(fl.optim.sgd(0.1)))
     fast = compiled(step)
     expected = got = step.init(nn.Linear(4, 2), seed=5)
     for i in range(2):
@@ -152,7 +152,7 @@ def test_dropout_under_activation_checkpointing_draws_the_same_mask_twice():
             x = checkpoint(self.block, x, use_reentrant=False)
             return F.dropout(self.b(x), 0.3)
 
-    step = fl.pipe(mse, fl.grad, fl.accumulate(2), fl.update(fl.sgd(0.1)))
+    step = fl.pipe(mse, fl.grad, fl.accumulate(2), fl.update(fl.optim.sgd(0.1)))
     fast = compiled(step)
     expected = got = step.init(Model, seed=3)
     for i in range(3):
@@ -176,7 +176,7 @@ class Sharpness(fl.GradStage):
 
 
 def test_two_gradients_of_one_batch_have_one_mask():
-    step = fl.pipe(mse, fl.grad, Sharpness, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(mse, fl.grad, Sharpness, fl.update(fl.optim.sgd(0.1)))
     state = step.init(lambda: Noisy(F.dropout), seed=2)
     assert distance(step(state, batch())[0], compiled(step)(state, batch())[0]) < 1e-6
 
@@ -215,7 +215,7 @@ class Twice(fl.StepStage):
 
 
 def test_a_second_step_may_draw_nothing():
-    step = fl.pipe(mse, fl.grad, fl.update(fl.sgd(0.1)), Twice)
+    step = fl.pipe(mse, fl.grad, fl.update(fl.optim.sgd(0.1)), Twice)
     state = step.init(nn.Linear(4, 2))
     assert distance(step(state, batch())[0], compiled(step)(state, batch())[0]) < 1e-6
     noisy = step.init(lambda: Noisy(F.dropout))
@@ -224,7 +224,7 @@ def test_a_second_step_may_draw_nothing():
 
 
 def changes(change):
-    inner = fl.pipe(mse, fl.grad, fl.update(fl.sgd(0.1)))
+    inner = fl.pipe(mse, fl.grad, fl.update(fl.optim.sgd(0.1)))
 
     @fl.tree
     class Changing(fl.StepStage):
@@ -263,14 +263,14 @@ def test_a_slot_that_no_stage_owns_cannot_be_read_as_a_constant():
     def loss(model, batch, state):
         return mse(model, batch) * state["mine"]["n"]
 
-    step = fl.pipe(loss, fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     state = step.init(nn.Linear(4, 2)).put("mine", {"n": torch.ones(())})
     with pytest.raises(fl.CompileError, match="slot 'mine', which none of its stages owns"):
         compiled(step)(state, batch())
 
 
 def test_a_slot_that_the_step_does_not_use_passes_by():
-    step = fl.pipe(mse, fl.grad, fl.update(fl.sgd(0.1)))
+    step = fl.pipe(mse, fl.grad, fl.update(fl.optim.sgd(0.1)))
     mine = {"n": torch.ones(())}
     for donate in (False, True):
         after, _ = compiled(step, donate=donate)(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop.values import start
+from fnloop.values.start import start
 
 
 class Tied(nn.Module):
@@ -89,7 +89,7 @@ def test_nothing_of_a_call_stays_when_a_loss_fails():
 
 
 def test_calls_nest():
-    inner = fl.pipe(lambda m, x: m.a(x).square().mean(), fl.grad, fl.update(fl.sgd(0.1)))
+    inner = fl.pipe(lambda m, x: m.a(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
     state = inner.init(Tied())
     expected, _ = inner(state, torch.ones(2, 3))
     seen = []

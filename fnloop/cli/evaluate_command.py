@@ -1,0 +1,106 @@
+"""``fnloop validate``, ``test`` and ``predict``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from fnloop.cli.messages import Problem, shown, usage
+from fnloop.cli.outputs import SUFFIXES, write_outputs
+from fnloop.cli.recipe import Recipe
+from fnloop.cli.run_report import numbers_table
+from fnloop.cli.runs import OpenedRun, open_run, told
+from fnloop.data.bundle import Data
+from fnloop.data.sources import as_source
+from fnloop.loop.evaluate import evaluate, predict
+from fnloop.stages.grad import Grad
+from fnloop.values.state import State
+
+
+def run_validate(arguments: Namespace) -> int:
+    """``fnloop validate RUN``."""
+    return _evaluate(arguments, "validate", "val")
+
+
+def run_test(arguments: Namespace) -> int:
+    """``fnloop test RUN``."""
+    return _evaluate(arguments, "test", "test")
+
+
+def run_predict(arguments: Namespace) -> int:
+    """``fnloop predict RUN``."""
+    output = getattr(arguments, "output", None)
+    if output is not None and Path(output).suffix not in SUFFIXES:
+        raise usage(f"--output {output}: expected a file called {', '.join(SUFFIXES)}.")
+    run = _open(arguments)
+    data = _part(run.recipe, "predict")
+    function = run.recipe.predict or _call_model
+    write_outputs(predict(function, run.state, data, run.recipe.params), output)
+    if output is not None:
+        print(shown(Path(output)))
+    return 0
+
+
+def metrics_of(recipe: Recipe) -> Callable[..., Any]:
+    """What to evaluate: the recipe's metrics, or else its loss.
+
+    Raises:
+        Problem: There is no single loss.
+    """
+    if recipe.metrics is not None:
+        return recipe.metrics
+    stages = recipe.step.stages() if hasattr(recipe.step, "stages") else ()
+    losses = [stage.loss for stage in stages if isinstance(stage, Grad)]
+    if len(losses) != 1:
+        raise Problem(
+            f"This step has {len(losses) or 'no'} losses, so say what to evaluate: "
+            "fl.Recipe(..., metrics=f), with f(model, batch) -> a loss or a dict of metrics."
+        )
+    return losses[0]
+
+
+def results(recipe: Recipe, state: State, parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The metrics on each part of the data that can be read to its end, as they come."""
+    function = metrics_of(recipe)
+    for name, data in parts.items():
+        ends = as_source(data).batches is not None or name != "train"
+        if ends and not isinstance(data, Iterator):
+            yield name, evaluate(function, state, data, recipe.params)
+
+
+def _evaluate(arguments: Namespace, part: str, name: str) -> int:
+    run = _open(arguments)
+    found = dict(results(run.recipe, run.state, {name: _part(run.recipe, part)}))
+    if not found:
+        raise Problem(
+            f"The {part} data is an iterator, which can be read only once. Give fl.Data a list, "
+            "fl.Batches, a DataLoader, or a function epoch -> iterable."
+        )
+    print(numbers_table(found))
+    return 0
+
+
+def _open(arguments: Namespace) -> OpenedRun:
+    run = open_run(
+        arguments.run, getattr(arguments, "checkpoint", None), getattr(arguments, "recipe", None)
+    )
+    averaged = f", params={run.recipe.params!r}" if run.recipe.params else ""
+    print(f"{told(run.checkpoint)}{averaged}", file=sys.stderr)
+    return run
+
+
+def _part(recipe: Recipe, part: str) -> Any:
+    data = getattr(recipe.data, part, None) if isinstance(recipe.data, Data) else None
+    if data is None:
+        raise Problem(
+            f"The recipe has no data for this: fl.Recipe(data=fl.Data(train, {part}=...))."
+        )
+    return data
+
+
+def _call_model(model: Any, batch: Any) -> Any:
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)

@@ -1,0 +1,183 @@
+"""``fnloop export``: a run's weights for other tools."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor, nn
+
+import fnloop
+from fnloop.cli.messages import Problem, shown, usage
+from fnloop.cli.runs import (
+    checkpoint_folders,
+    choose,
+    configuration_of,
+    open_run,
+    recipe_of,
+    run_of,
+    told,
+)
+from fnloop.cli.show_command import all_leaves
+from fnloop.store import tensor_file
+from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.trees.paths import split
+from fnloop.trees.show import bytes_text
+from fnloop.values.start import to_module
+
+SUFFIXES = (".safetensors", ".pt", ".pth")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _Weights(NamedTuple):
+    tensors: dict[str, Tensor]
+    checkpoint: Path
+    note: str
+
+
+def run_export(arguments: Namespace) -> int:
+    """``fnloop export CHECKPOINT_OR_RUN --output FILE``."""
+    output = Path(arguments.output)
+    if output.suffix not in SUFFIXES:
+        raise usage(f"--output {output}: expected a file called {', '.join(SUFFIXES)}.")
+    force = getattr(arguments, "force", False)
+    _check_free(output, force)
+    dtype = getattr(arguments, "dtype", None)
+    if dtype is not None and dtype not in _DTYPES:
+        raise usage(f"--dtype {dtype}: expected {', '.join(_DTYPES)}.")
+    params = getattr(arguments, "params", None)
+
+    weights = _weights(arguments, params)
+    found = {name: _cast(t, dtype) for name, t in weights.tensors.items()}
+    about = {
+        "format": "pt",  # what Hugging Face's readers want to see
+        "source": str(weights.checkpoint),
+        "params": params or "live",
+        "step": str(read_manifest(weights.checkpoint)["cursor"]["count"]),
+        "fnloop": fnloop.__version__,
+    }
+    if output.suffix == ".safetensors":
+        write_tensors(output, found, about, force)
+    else:
+        _replace(output, force, lambda file: torch.save(found, file))
+    print(f"from  {told(weights.checkpoint)}{weights.note}", file=sys.stderr)
+    size = bytes_text(output.stat().st_size)
+    print(f"{shown(output)}  {len(found)} tensors, {size}")
+    return 0
+
+
+def write_tensors(
+    path: Path, found: Mapping[str, Tensor], about: Mapping[str, str], force: bool
+) -> None:
+    """Write a safetensors file, all of it or nothing.
+
+    Raises:
+        Problem: It is there already, or cannot be written.
+    """
+    dense = {name: tensor_file.check_storable(name, leaf) for name, leaf in found.items()}
+    _replace(path, force, lambda file: tensor_file.write(file, dense, about))
+
+
+def _replace(path: Path, force: bool, write: Callable[[Any], object]) -> None:
+    """Write a file beside `path`, and let it take its place when all of it is on the disk."""
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        _check_free(path, force)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise Problem(f"{shown(path)} cannot be written: {error.strerror or error}.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise usage(f"{shown(path)} is there already. To write over it: --force.")
+
+
+def _weights(arguments: Namespace, params: str | None) -> _Weights:
+    """The tensors by the model's own names: all of them with the recipe, the first without."""
+    path, which = arguments.path, getattr(arguments, "checkpoint", None)
+    named = getattr(arguments, "recipe", None)
+    run = run_of(Path(path))
+    if run is not None and _has_recipe(run, named):
+        if (Path(path) / MANIFEST).is_file():
+            path, which = str(run), which or path
+        opened = open_run(path, which, named)
+        _check_slot(params, opened.state.slots)
+        model = to_module(opened.state, params)
+        if isinstance(model, nn.Module):
+            return _Weights(*_state_dict(model, opened.checkpoint))
+    folder = Path(path)
+    chosen = folder if (folder / MANIFEST).is_file() else None
+    if chosen is None:
+        if not folder.exists():
+            raise usage(f"There is no {shown(folder)}; expected a checkpoint, or a run's folder.")
+        chosen = choose(checkpoint_folders(folder), which, folder)
+    found = _bare(chosen, params)
+    note = "" if run is not None and _has_recipe(run, named) else _BARE
+    return _Weights(found, chosen, note)
+
+
+_BARE = (
+    "\nnote  without the recipe, a tied parameter has its first name only, and buffers that the "
+    "model does not save are in the file: load it with strict=False"
+)
+
+
+def _state_dict(model: nn.Module, checkpoint: Path) -> tuple[dict[str, Tensor], Path, str]:
+    entries = model.state_dict()
+    found = {name: t.detach() for name, t in entries.items() if isinstance(t, Tensor)}
+    others = [name for name in entries if name not in found]
+    note = f"\nnote  no tensors, and left out: {', '.join(others)}" if others else ""
+    return found, checkpoint, note
+
+
+def _bare(checkpoint: Path, params: str | None) -> dict[str, Tensor]:
+    leaves = all_leaves(checkpoint, read_manifest(checkpoint))
+    found: dict[str, Tensor] = {}
+    slots: dict[str, dict[str, Tensor]] = {}
+    for path, leaf in leaves.items():
+        part, *rest = split(path)
+        if part in ("params", "buffers") and len(rest) == 1:
+            found[rest[0]] = leaf
+        elif part == "slots" and len(rest) == 2:
+            slots.setdefault(rest[0], {})[rest[1]] = leaf
+    averages = {name: own for name, own in slots.items() if own.keys() <= found.keys()}
+    _check_slot(params, averages)
+    if params is not None:
+        found.update({name: t.to(found[name].dtype) for name, t in averages[params].items()})
+    return found
+
+
+def _check_slot(params: str | None, slots: Mapping[str, Any]) -> None:
+    if params is not None and params not in slots:
+        raise usage(
+            f"--params {params}: the checkpoint has no slot of that name. It has: "
+            f"{', '.join(slots) or 'none'}."
+        )
+
+
+def _has_recipe(run: Path, named: str | None) -> bool:
+    if named is not None:
+        return True
+    try:
+        recipe_of(configuration_of(run), None)
+    except Problem:
+        return False
+    return True
+
+
+def _cast(tensor: Tensor, dtype: str | None) -> Tensor:
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(_DTYPES[dtype])

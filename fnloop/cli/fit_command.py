@@ -1,0 +1,259 @@
+"""``fnloop fit`` and ``fnloop resume``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fnloop.cli import config, parsers, run_report
+from fnloop.cli.evaluate_command import results
+from fnloop.cli.flags import Flags, configs_in, parse, recipe_in
+from fnloop.cli.messages import Problem, describe, shown, usage
+from fnloop.cli.recipe import Recipe
+from fnloop.cli.runs import (
+    checkpoint_folders,
+    configuration_of,
+    effects_of,
+    folder_of,
+    newest_of,
+    recipe_of,
+    told,
+)
+from fnloop.cli.settings import Settings
+from fnloop.cli.source import build, load_function, parameters
+from fnloop.loop.fit import fit
+from fnloop.loop.history import History
+from fnloop.store.checkpoint import checkpoint
+from fnloop.store.folders import best, target_of
+from fnloop.store.load import load
+from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.values.cursor import Cursor
+from fnloop.values.state import State
+
+_INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal
+
+
+class Job(NamedTuple):
+    """What is to be trained.
+
+    Attributes:
+        file: The recipe file.
+        flags: Its flags.
+        recipe: What it returned for them.
+        folder: The run's folder; None if nothing is kept.
+        start: The checkpoint to go on from; None for a new run.
+    """
+
+    file: Path
+    flags: Flags
+    recipe: Recipe
+    folder: Path | None
+    start: Path | None
+
+
+def run_fit(arguments: Sequence[str]) -> int:
+    """``fnloop fit RECIPE.py``."""
+    named, rest = recipe_in(arguments)
+    files = [Path(named)] if named else [c.recipe() for c in reversed(configs_in(rest))]
+    file = next(filter(None, files), None)
+    if file is None:
+        raise usage("Which recipe? fnloop fit RECIPE.py, or --config of a run.")
+    function = load_function(file)
+    parser = parsers.of("fit", function, file.name)
+    given = [str(file), *rest]
+    flags = parse(parser, function, given, file.name)
+    if flags.options.get("print_config"):
+        print(config.dump(file, flags.plain, Path.cwd()), end="")
+        return 0
+    recipe = build(function, file, flags.values)
+    folder = folder_of(recipe)
+    start = newest_of(checkpoint_folders(folder, recipe))
+    if not flags.options.get("resume"):
+        if start is not None:
+            raise usage(_refusal(start, recipe, folder or start.parent, flags, arguments))
+        return _train(Job(file, flags, recipe, folder, None))
+    if folder is not None and (folder / config.NAME).is_file():
+        # The flags that the run was started with, unless they are given anew.
+        saved = config.Config(folder / config.NAME)
+        again = parse(parser, function, ["--config", str(saved.path), *given], file.name)
+        if again.plain != flags.plain:
+            flags, recipe = again, build(function, file, again.values)
+        _tell_changes(saved, flags)
+    return _train(Job(file, flags, recipe, folder, start))
+
+
+def run_resume(arguments: Sequence[str]) -> int:
+    """``fnloop resume RUN``."""
+    if not arguments or arguments[0].startswith("-"):
+        raise usage("Which run? fnloop resume RUN, with the folder of a run.")
+    run, rest = Path(arguments[0]), list(arguments[1:])
+    saved = configuration_of(run)
+    named = next((value for option, value in pairwise(rest) if option == "--recipe"), None)
+    file = recipe_of(saved, named)
+    function = load_function(file)
+    given = ["--config", str(saved.path)]
+    if "folder" in parameters(function):  # the run may have moved
+        given += ["--folder", str(run)]
+    parser = parsers.of("resume", function, file.name)
+    flags = parse(parser, function, [str(run), *given, *rest], file.name)
+    _tell_changes(saved, flags)
+    recipe = build(function, file, flags.values)
+    folder = folder_of(recipe)
+    if folder is None or folder.resolve() != run.resolve():
+        raise Problem(
+            f"With its configuration, {shown(file)} describes a run in {folder}, not in {run}. The "
+            "usual causes: a folder relative to the directory in which fnloop fit was called, or a "
+            "run that was moved. A recipe with a parameter called folder can go on anywhere."
+        )
+    return _train(Job(file, flags, recipe, folder, newest_of(checkpoint_folders(run, recipe))))
+
+
+def _train(job: Job) -> int:
+    recipe, folder = job.recipe, job.folder
+    if recipe.epochs is None and recipe.steps is None and recipe.seconds is None:
+        raise Problem("Training has no end: give fl.Recipe epochs=, steps= or seconds=.")
+    settings = Settings(job.file, job.flags.plain, folder)
+    state = recipe.step.init(recipe.model, seed=recipe.seed)
+    _say(_summary(job, state))
+    try:
+        state, history = fit(
+            recipe.step,
+            state,
+            recipe.data,
+            epochs=recipe.epochs,
+            steps=recipe.steps,
+            seconds=recipe.seconds,
+            callbacks=[*recipe.callbacks, settings],
+            resume=None if job.start is None else job.start.parent,
+            config={"recipe": str(job.file), **job.flags.plain},
+        )
+    except Exception as error:
+        raise _saved(error, job) from error
+    print(_outcome(history, job), flush=True)
+    if not _is_saved(state, job):
+        raise Problem(
+            "The last state was not saved: see the warning above. What was saved before is whole: "
+            f"fnloop resume {shown(job.folder or Path())}"
+        )
+    if "SIGTERM" in history.reason:  # whoever sent it will not wait for results
+        return _TERMINATED
+    code = _INTERRUPTED if history.status == "interrupted" else 0
+    return _conclude(job, state) or code
+
+
+def _is_saved(state: State, job: Job) -> bool:
+    """Whether the last state is on the disk, if that was asked for."""
+    wanted = [e for e in effects_of(job.recipe) if isinstance(e, checkpoint) and e.last]
+    count = Cursor.of(state.cursor).count
+    places = [target_of(effect.folder, count) for effect in wanted]
+    return count == 0 or all((place / MANIFEST).is_file() for place in places)
+
+
+def _conclude(job: Job, state: State) -> int:
+    """Print the results: those of the best checkpoint, if a metric was monitored."""
+    found = [path for folder in _folders(job) if (path := best(folder))]
+    title, last = "best checkpoint" if found else "last state", state
+    if found:
+        state = load(found[0], like=state)
+    if job.recipe.params:
+        title += f", params={job.recipe.params!r}"
+    rows: dict[str, Any] = {}
+    code = 0
+    try:
+        parts = run_report.parts_of(job.recipe.data)
+        if not last.cursor[0]:  # less than an epoch: all of it may take longer than the training
+            parts.pop("train", None)
+        rows.update(results(job.recipe, state, parts))
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    if rows:
+        print(f"\n{title}\n{run_report.numbers_table(rows)}")
+    return code
+
+
+def _saved(error: Exception, job: Job) -> Problem:
+    """Training failed: keep what there is, and say how to go on."""
+    text = describe(error)
+    history = getattr(error, "history", None)
+    if job.folder is not None and history is not None:
+        run_report.write_history(history, job.folder)
+    newest = newest_of(_folders(job))
+    if newest is not None and newest != job.start and job.folder is not None:
+        text += (
+            f"\nThe last good state is in {told(newest)}. Go on from there, once this is mended: "
+            f"fnloop resume {shown(job.folder)}"
+        )
+    return Problem(text)
+
+
+def _summary(job: Job, state: State) -> str:
+    start = "new" if job.start is None else f"resumed from {told(job.start)}"
+    flags = " ".join(f"{name}={value}" for name, value in job.flags.plain.items())
+    rows = [
+        ("recipe", f"{shown(job.file)}  {flags}".rstrip()),
+        ("model", run_report.model_text(state)),
+        ("data", run_report.data_text(job.recipe.data)),
+        ("folder", f"{shown(job.folder)} ({start})" if job.folder else "none: nothing is saved"),
+    ]
+    return run_report.columns(rows)
+
+
+def _outcome(history: History, job: Job) -> str:
+    """How training ended, and where things are."""
+    rows: list[tuple[str, str]] = []
+    title = history.status
+    if history.status == "stopped" and history.reason:
+        title += f": {history.reason}"
+    if job.folder is not None:
+        rows += run_report.write_history(history, job.folder)
+    newest = newest_of(_folders(job))
+    if newest is not None:
+        rows.insert(0, ("latest", told(newest)))
+    rows[:0] = [("best", told(path)) for folder in _folders(job) if (path := best(folder))]
+    rows += run_report.where(job.recipe)
+    if history.status == "interrupted" and newest is not None and job.folder is not None:
+        rows.append(("go on", f"fnloop resume {shown(job.folder)}"))
+    return f"\n{title}\n{run_report.columns(rows)}" if rows else f"\n{title}"
+
+
+def _folders(job: Job) -> list[Path]:
+    return checkpoint_folders(job.folder, job.recipe)
+
+
+def _refusal(
+    start: Path, recipe: Recipe, folder: Path, flags: Flags, arguments: Sequence[str]
+) -> str:
+    """Why a folder with a run in it is not trained into again, and what to say instead."""
+    manifest = read_manifest(start)
+    cursor, status = manifest["cursor"], manifest["status"]
+    how = "unfinished" if status == "running" else status
+    epoch = cursor["epoch"] + bool(cursor["index"])
+    texts = {name: value for name, value in flags.plain.items() if isinstance(value, str)}
+    name = next((name for name, value in texts.items() if Path(value) == folder), None)
+    free = next(f"{folder}-{i}" for i in range(2, 1 << 30) if not Path(f"{folder}-{i}").exists())
+    again = shlex.join(["fnloop", "fit", *arguments])
+    another = f"{again} --{name} {shlex.quote(free)}" if name else "another folder in the recipe"
+    choices = [
+        ("go on with it", f"{again} --resume, or fnloop resume {shlex.quote(str(folder))}"),
+        ("start another", another),
+        ("start over", f"delete {folder} first"),
+    ]
+    return (
+        f"{shown(folder)} has a run already ({how}, epoch {epoch}, {cursor['count']} batches), and "
+        "nothing of it is overwritten.\n"
+        + "\n".join(f"  to {what + ':':<15} {command}" for what, command in choices)
+    )
+
+
+def _tell_changes(saved: config.Config, flags: Flags) -> None:
+    for name, value in flags.plain.items():
+        if name in saved.values and saved.values[name] != value:
+            _say(f"{name} was {saved.values[name]}, and is {value} from here on")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,140 @@
+"""``fnloop replay``: one step of a run again, seen from inside."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from fnloop.cli import config
+from fnloop.cli.export_command import write_tensors
+from fnloop.cli.forward import reach, say, start, train_of
+from fnloop.cli.messages import Problem, shown, usage
+from fnloop.cli.recipe import Recipe
+from fnloop.cli.runs import (
+    checkpoint_folders,
+    configuration_of,
+    newest_of,
+    recipe_of,
+    recipe_with,
+    run_of,
+)
+from fnloop.cli.settings import segments_in
+from fnloop.data.batches import Batches
+from fnloop.data.sources import as_source
+from fnloop.replays.nonfinite_values import as_numbers, batch_items
+from fnloop.replays.replay import Replay
+from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.trees.paths import tree_items
+from fnloop.values.cursor import Cursor
+
+
+def run_replay(arguments: Namespace) -> int:
+    """``fnloop replay RUN``."""
+    which = getattr(arguments, "checkpoint", None)
+    folder = Path(arguments.run)
+    if which is None and (folder / MANIFEST).is_file():
+        which = arguments.run
+        folder = run_of(folder) or folder
+    number = getattr(arguments, "step", None)
+    if number is not None and number < 1:
+        raise usage(f"--step {number}: steps are counted from 1, in batches drawn.")
+    save = getattr(arguments, "save", None)
+    if save is not None and not save.endswith(".safetensors"):
+        raise usage(f"--save {save}: expected a file called .safetensors.")
+
+    configuration = configuration_of(folder)
+    file = recipe_of(configuration, getattr(arguments, "recipe", None))
+    limit = (_before_skip(folder) if number is None else number) - 1
+    segments = _segments(configuration, file, folder, limit)
+    recipe = recipe_with(file, segments[-1][1])
+    source = as_source(train_of(recipe))
+    state = start(recipe, source, folder, which, limit)
+    _check_unchanged(Cursor.of(state.cursor).count, segments, limit)
+    found = reach(recipe, source, state, number)
+    places = _places(recipe, found)
+    print(dataclasses.replace(found, notes=(*places, *found.notes)))
+    if save is not None:
+        write_tensors(Path(save), _tensors(found), {"run": str(folder)}, force=True)
+        print(f"\nsaved  {shown(Path(save))}")
+    return 0
+
+
+def _segments(
+    configuration: config.Config, file: Path, folder: Path, limit: int
+) -> list[tuple[int, dict[str, Any]]]:
+    """Which flags held from which batch on, up to the step after `limit` batches."""
+    now = {name: value for name, value in configuration.values.items() if name != "recipe"}
+    inside = checkpoint_folders(folder)
+    newest = newest_of(inside or checkpoint_folders(folder, recipe_with(file, now)))
+    if newest is None:
+        return [(0, now)]
+    manifest = read_manifest(newest)
+    end, status = manifest["cursor"]["count"], manifest["status"]
+    if limit > end and status in ("completed", "stopped"):
+        raise usage(f"This run has {end} batches ({status}), so there is no step {limit + 1}.")
+    if limit > end:
+        say(f"note  the newest checkpoint is of batch {end}: from there on this is what would be")
+    memo = manifest["memos"].get("settings")
+    past = [entry for entry in segments_in(memo or []) if entry[0] <= limit]
+    return past or [(0, now)]
+
+
+def _check_unchanged(here: int, segments: list[tuple[int, dict[str, Any]]], limit: int) -> None:
+    changed = [begin for begin, _ in segments if begin > here]
+    if changed:
+        raise Problem(
+            f"The run was resumed with other flags after {changed[-1]} batches, and no checkpoint "
+            f"from there to batch {limit} is left to begin with, so step {limit + 1} cannot be "
+            "seen as it was. Keep more of them: fl.checkpoint(folder, keep=None)."
+        )
+
+
+def _before_skip(folder: Path) -> int:
+    """The first batch of the stretch of the history in which a step was skipped first."""
+    file = folder / "history.csv"
+    if not file.is_file():
+        return 1
+    before = 0
+    with file.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            if float(row.get("skipped") or 0) > 0:
+                return before + 1
+            before = int(row["step"])
+    raise Problem(
+        f"No step of this run was skipped, says {shown(file)}. To see another one: --step N, with "
+        "N the number of batches drawn."
+    )
+
+
+def _places(recipe: Recipe, found: Replay) -> Iterator[str]:
+    """Which examples of the data the suspects are, where its order is known."""
+    train = train_of(recipe)
+    if not isinstance(train, Batches):
+        return
+    # The order is a function of these alone, so that of the numbers themselves tells the places.
+    numbered = torch.arange(train.examples)
+    order = Batches(numbered, train.batch_size, train.shuffle, train.seed, train.drop_last)
+    indices = order.at(found.before.cursor)[1].tolist()
+    for suspect in found.examples[:4]:
+        place = indices[suspect.index]
+        yield f"Example {suspect.index} of the batch is example {place} of the data."
+
+
+def _tensors(found: Replay) -> dict[str, Tensor]:
+    """What is written by ``--save``."""
+    tensors: dict[str, Tensor] = {}
+    for part, state in (("before", found.before), ("after", found.after)):
+        tensors.update({f"{part}/{path}": leaf for path, leaf in tree_items(state)})
+    tensors.update({f"gradients/{name}": leaf for name, leaf in found.gradients.items()})
+    for path, leaf in batch_items(found.batch):
+        value = as_numbers(leaf)
+        if value is not None:
+            tensors[path] = value
+    return tensors

@@ -1,0 +1,111 @@
+"""What the commands print, and the files that they leave."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fnloop.cli.messages import shown
+from fnloop.cli.recipe import Recipe
+from fnloop.cli.runs import effects_of
+from fnloop.data.bundle import Data
+from fnloop.data.sources import as_source
+from fnloop.loop.history import History
+from fnloop.trackers.aim import Aim
+from fnloop.trackers.tensorboard import TensorBoard
+from fnloop.trackers.track import track
+from fnloop.values.state import State
+
+
+def columns(rows: Sequence[tuple[str, str]]) -> str:
+    """Lines of a word and what there is to say about it."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def numbers_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Metrics as columns, one line for each part of the data.
+
+    >>> print(numbers_table({"val": {"loss": 0.25, "accuracy": 1.0}, "test": {"loss": 12.5}}))
+          loss  accuracy
+    val   0.25         1
+    test  12.5
+    """
+    names = list(dict.fromkeys(name for numbers in rows.values() for name in numbers))
+    lines = [["", *names]]
+    for part, numbers in rows.items():
+        lines.append([part, *(f"{numbers[n]:.4g}" if n in numbers else "" for n in names)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+        for line in lines
+    )
+
+
+def model_text(state: State) -> str:
+    """A model's name, size and place."""
+    count = sum(p.numel() for p in state.params.values())
+    trained = sum(state.params[name].numel() for name in state.skeleton.trainable)
+    frozen = f", {trained:,} of them trained" if trained < count else ""
+    return f"{state.skeleton}: {count:,} parameters{frozen}, on {state.step.device}"
+
+
+def parts_of(data: Any) -> dict[str, Any]:
+    """The data that results are computed on, by name."""
+    if not isinstance(data, Data):
+        return {"train": data}
+    parts = {"train": data.train, "val": data.validate, "test": data.test}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def data_text(data: Any) -> str:
+    """The sizes of the data's parts."""
+    return ", ".join(f"{name} {_size(part)}" for name, part in parts_of(data).items())
+
+
+def where(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """How to look at what the recipe's trackers wrote."""
+    for effect in effects_of(recipe):
+        for tracker in effect.trackers if isinstance(effect, track) else ():
+            if isinstance(tracker, Aim) and importlib.util.find_spec("aim"):
+                yield "aim", f"aim up --repo {shown(Path(tracker.repo))}"
+            elif isinstance(tracker, TensorBoard):
+                yield "tensorboard", f"tensorboard --logdir {shown(tracker.folder)}"
+
+
+def write_history(history: History, folder: Path) -> list[tuple[str, str]]:
+    """Write ``history.csv`` and ``curves.png``; say where they are, or why they are not."""
+    if not history.names:
+        return []
+    names = ["epoch", "step", *history.names]
+    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(history.rows)
+    moving = [name for name in history.names if len(set(history[name])) > 1]
+    try:
+        history.plot(folder / "curves.png", moving or None)
+        curves = shown(folder / "curves.png")
+    except ImportError as error:
+        curves = f"not drawn: {error}"
+    return [("curves", curves), ("history", shown(folder / "history.csv"))]
+
+
+def _size(data: Any) -> str:
+    source = as_source(data)
+    examples, batches = getattr(source, "examples", None), source.batches
+    if examples is None:
+        examples = _length(getattr(data, "dataset", None))
+    counts = [(examples, "example", "s"), (batches, "batch", "es")]
+    known = [f"{n:,} {what}{plural * (n > 1)}" for n, what, plural in counts if n]
+    return " in ".join(known) or type(data).__name__
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None

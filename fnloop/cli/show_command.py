@@ -1,0 +1,130 @@
+"""``fnloop show``: what is in checkpoints, without their recipes."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from fnloop.cli.messages import printable, shown, usage
+from fnloop.cli.run_report import columns
+from fnloop.cli.runs import checkpoint_folders, newest_of
+from fnloop.store import tensor_file
+from fnloop.store.checkpoint_errors import CheckpointError
+from fnloop.store.files import files_for
+from fnloop.store.folders import best, listing
+from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.store.read import leaves_in
+from fnloop.store.tensor_file import Leaf
+from fnloop.trees.equal import table
+from fnloop.trees.paths import split
+from fnloop.trees.show import bytes_text, tree_show
+
+
+def run_show(arguments: Namespace) -> int:
+    """``fnloop show CHECKPOINT_OR_RUN``."""
+    path = Path(arguments.path)
+    checkpoint = locate(path)
+    if checkpoint.resolve() != path.resolve():
+        print(f"{printable(_checkpoints(path))}\n\n{shown(checkpoint)}")
+    manifest = read_manifest(checkpoint)
+    print(printable(_about(manifest)))
+    leaves = {name: Leaf.of(entry) for name, entry in manifest["leaves"].items()}
+    state = {n: torch.empty(f.shape, dtype=f.dtype, device="meta") for n, f in leaves.items()}
+    print(f"\n{tree_show(_nested(state))}")
+    return 0
+
+
+def locate(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the latest of a run.
+
+    Raises:
+        Problem: There is none.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    newest = newest_of(checkpoint_folders(path))
+    if newest is not None:
+        return newest
+    if not path.exists():
+        raise usage(f"There is no {shown(path)}; expected a checkpoint, or the folder of a run.")
+    raise usage(f"{shown(path)} has no checkpoint in it, and is none.")
+
+
+def _checkpoints(run: Path) -> str:
+    rows: list[tuple[str, ...]] = []
+    for folder in checkpoint_folders(run):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is damaged has a row of its own
+            favourite = best(folder)
+        for count, path in sorted(listing(folder).items()):
+            try:
+                manifest = read_manifest(path)
+            except CheckpointError as error:
+                why = str(error).removeprefix(f"{path}/")
+                rows.append((shown(path), "", str(count), "", "", f"damaged: {why}"))
+                continue
+            cursor, monitor = manifest["cursor"], manifest["monitor"]
+            score = f"{monitor['name']} {monitor['value']:.4g}" if monitor else ""
+            note = "best" if path == favourite else ""
+            epoch = str(cursor["epoch"] + bool(cursor["index"]))
+            size = bytes_text(manifest["bytes"])
+            rows.append((shown(path), epoch, str(cursor["count"]), size, score, note))
+    return table(("checkpoint", "epoch", "batches", "size", "monitored", ""), rows)
+
+
+def _about(manifest: Mapping[str, Any]) -> str:
+    cursor = manifest["cursor"]
+    rows = [
+        ("model", manifest["model"]),
+        ("status", manifest["status"]),
+        ("cursor", f"epoch {cursor['epoch']}, index {cursor['index']}, {cursor['count']} batches"),
+        ("step", str(manifest["step"])),
+        ("size", bytes_text(manifest["bytes"])),
+        ("versions", f"fnloop {manifest['fnloop']}, torch {manifest['torch']}"),
+        ("machine", f"{manifest['device']}, {_threads(manifest['threads'])}"),
+    ]
+    about = manifest["data"].get("about")
+    parts = {"metrics": manifest["metrics"], "config": manifest["config"], "data": about}
+    for part, entries in parts.items():
+        if entries and isinstance(entries, dict):
+            text = ", ".join(f"{name}={cell(entries, name)}" for name in entries)
+            rows.append((part, ("\n" + " " * 10).join(textwrap.wrap(text, 90))))
+    text = columns(rows)
+    return f"{text}\n\n{manifest['pipeline']}" if manifest["pipeline"] else text
+
+
+def _threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"
+
+
+def all_leaves(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by leaf path, verified."""
+    file = path / manifest["file"]
+    return dict(tensor_file.read(files_for(path), file, leaves_in(manifest, path)))
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by path as dicts of dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = split(path)
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return tree
+
+
+def cell(entries: Mapping[str, Any], name: str) -> str:
+    """An entry of a manifest for people; ``-`` if it is not there."""
+    if name not in entries:
+        return "-"
+    value = entries[name]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,58 @@
+"""A pipeline's hyperparameters as flat names and plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import Tensor
+
+from fnloop.optim.base import Optimizer
+from fnloop.optim.labels import by_label
+from fnloop.stages.base import Stage
+from fnloop.transforms.compile import Compiled
+from fnloop.trees.nodes import is_tree
+
+
+def hyperparameters(step: Any) -> dict[str, Any]:
+    """What trackers show: every number, flag and word in the pipeline, by dotted name.
+
+    >>> import fnloop as fl
+    >>> loss = lambda model, batch: model(batch).mean()
+    >>> sgd = fl.optim.sgd(fl.schedules.constant(0.1), momentum=0.9)
+    >>> step = fl.pipe(loss, fl.grad, fl.accumulate(4), fl.update(sgd))
+    >>> found = hyperparameters(step)
+    >>> found["accumulate.k"], found["sgd.lr.value"], found["sgd.momentum"]
+    (4, 0.1, 0.9)
+    """
+    if not isinstance(step, Stage):
+        return {}
+    found: dict[str, Any] = {"compiled": True} if isinstance(step, Compiled) else {}
+    for part in step.stages():
+        found.update(_walk(part, part.slot or part.spelling, skip=("inner", "name", "loss")))
+    return found
+
+
+def _walk(node: Any, prefix: str, skip: tuple[str, ...] = ("name",)) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, by_label):
+        for label, optimizer in node.optimizers.items():
+            for name, value in _walk(optimizer, prefix):
+                yield f"{label}.{name}", value
+    elif is_tree(node):
+        if isinstance(node, Optimizer):
+            prefix = getattr(node, "name", prefix)
+        for field in dataclasses.fields(cast("Any", node)):
+            if field.name not in (*skip, "where"):
+                yield from _walk(getattr(node, field.name), f"{prefix}.{field.name}")
+    elif isinstance(node, (list, tuple)):
+        for i, child in enumerate(node):
+            yield from _walk(child, f"{prefix}.{i}")
+    elif isinstance(node, dict):
+        for key, child in node.items():
+            yield from _walk(child, f"{prefix}.{key}")
+    elif isinstance(node, Tensor):
+        if not node.ndim:
+            yield prefix, node.item()
+    elif isinstance(node, (bool, int, float, str)):
+        yield prefix, node

@@ -1,0 +1,61 @@
+"""The fraction of right predictions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fnloop.metrics.label_layout import class_dim, kept, predicted, true_labels
+from fnloop.values.metrics import Mean
+
+
+def accuracy(logits: Tensor, targets: Tensor, ignore_index: int | None = None) -> Mean:
+    """The fraction of targets that have the largest logit (if binary: a logit of the right sign).
+
+    Args:
+        logits: float[N, C, ...], as for ``cross_entropy``; float[N, ...] if binary, one logit each
+            (several labels per example count one by one); or predicted labels, int64[N, ...].
+        targets: int64[N, ...]; binary ones may be bool or float.
+        ignore_index: A target that does not count, such as -100 for padding.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    >>> float(accuracy(torch.tensor([[0.1, 2.0], [1.0, -1.0]]), torch.tensor([1, 1])))
+    0.5
+    """
+    labels = true_labels(targets)
+    return _mean(predicted(logits, targets) == labels, kept(labels, ignore_index))
+
+
+def top_k_accuracy(
+    logits: Tensor, targets: Tensor, k: int = 5, ignore_index: int | None = None
+) -> Mean:
+    """The fraction of targets that are among the `k` largest logits.
+
+    Args:
+        logits: float[N, C, ...], as for ``cross_entropy``.
+        targets: int64[N, ...].
+        k: From 1 to C.
+        ignore_index: A target that does not count, such as -100 for padding.
+
+    Raises:
+        ValueError: If the shapes do not fit, or `k` is out of range.
+
+    >>> logits = torch.tensor([[0.1, 0.2, 0.3], [3.0, 2.0, 1.0]])
+    >>> float(top_k_accuracy(logits, torch.tensor([1, 2]), k=2))
+    0.5
+    """
+    dim = class_dim(logits, targets)
+    if dim is None:
+        raise ValueError("top_k_accuracy needs one logit for each class: [N, C, ...].")
+    if not 1 <= k <= logits.shape[dim]:
+        raise ValueError(f"k is from 1 to the number of classes, {logits.shape[dim]}; got {k}.")
+    best = logits.detach().topk(k, dim).indices
+    return _mean((best == targets.unsqueeze(dim)).any(dim), kept(targets, ignore_index))
+
+
+def _mean(right: Tensor, chosen: Tensor | None) -> Mean:
+    if chosen is None:
+        return Mean(right.sum(dtype=torch.float64), right.numel())
+    return Mean((right & chosen).sum(dtype=torch.float64), chosen.sum(dtype=torch.float64))

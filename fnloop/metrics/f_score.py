@@ -1,0 +1,94 @@
+"""The F1 score."""
+
+from __future__ import annotations
+
+from typing import Literal, Self, TypeAlias
+
+from torch import Tensor
+
+from fnloop.metrics.confusion_matrix import ratio
+from fnloop.metrics.label_layout import class_count, count, kept, predicted, true_labels
+from fnloop.trees.nodes import tree
+from fnloop.values.metrics import Metric
+
+Average: TypeAlias = Literal["macro", "micro", "weighted", "binary"]
+
+
+@tree
+class F1(Metric):
+    """The harmonic mean of precision and recall, from counts by class.
+
+    Attributes:
+        right: int64[C]; right predictions.
+        predictions: int64[C]; predictions.
+        targets: int64[C]; targets.
+        average: See `fl.metrics.f1`.
+    """
+
+    right: Tensor
+    predictions: Tensor
+    targets: Tensor
+    average: Average = "macro"
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(
+            self.right + other.right,
+            self.predictions + other.predictions,
+            self.targets + other.targets,
+            self.average,
+        )
+
+    def value(self) -> Tensor:
+        cases = self.predictions + self.targets
+        if self.average == "micro":
+            return ratio(2 * self.right.sum(), cases.sum())
+        scores = ratio(2 * self.right, cases)
+        if self.average == "binary":
+            return scores[1]
+        weights = self.targets if self.average == "weighted" else (cases > 0).long()
+        return (scores * weights).sum() / weights.sum()
+
+
+def f1(
+    logits: Tensor,
+    targets: Tensor,
+    average: Average | None = None,
+    classes: int | None = None,
+    ignore_index: int | None = None,
+) -> F1:
+    """The F1 score of a batch; ``sklearn.metrics.f1_score``.
+
+    Args:
+        logits: As for `fl.metrics.accuracy`.
+        targets: int64[N, ...], each in ``range(classes)`` or `ignore_index`.
+        average: ``"binary"`` (the score of class 1; default if there is one logit each),
+            ``"macro"`` (the mean over the classes that occur; default otherwise), ``"weighted"``
+            (by the number of targets) or ``"micro"`` (over all cases alike).
+        classes: Number of classes; default as many as there are logits (2 if binary).
+        ignore_index: A target that does not count, such as -100 for padding.
+
+    Raises:
+        ValueError: If the shapes do not fit, `classes` is needed, or `average` is not known.
+
+    >>> import torch
+    >>> float(f1(torch.tensor([2.0, -1.0, 3.0]), torch.tensor([1, 1, 1])))
+    0.8
+    """
+    c = class_count(logits, targets, classes)
+    if average is None:
+        average = (
+            "binary" if logits.is_floating_point() and logits.shape == targets.shape else "macro"
+        )
+    if average not in ("macro", "micro", "weighted", "binary"):
+        raise ValueError(f'average is "macro", "micro", "weighted" or "binary"; got {average!r}.')
+    if average == "binary" and c != 2:
+        raise ValueError(f'average="binary" is for 2 classes; there are {c}.')
+    labels, guesses = true_labels(targets), predicted(logits, targets)
+    chosen = kept(labels, ignore_index)
+    right = labels == guesses
+    return F1(
+        count(guesses, c, right if chosen is None else right & chosen),
+        count(guesses, c, chosen),
+        count(labels, c, chosen),
+        average,
+    )

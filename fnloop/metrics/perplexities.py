@@ -1,0 +1,54 @@
+"""Perplexity."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fnloop.trees.nodes import tree
+from fnloop.values.metrics import Mean
+
+
+@tree
+class Perplexity(Mean):
+    """The exponential of a mean negative log-likelihood (in nats)."""
+
+    def value(self) -> Tensor:
+        return torch.as_tensor(super().value()).exp()
+
+
+@overload
+def perplexity(logits: Mean, /) -> Perplexity: ...
+@overload
+def perplexity(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Perplexity: ...
+def perplexity(
+    logits: Tensor | Mean, targets: Tensor | None = None, ignore_index: int = -100
+) -> Perplexity:
+    """The perplexity of a language model: exact over batches of any size, as the mean is kept.
+
+    Args:
+        logits: float[N, C, ...], as for ``cross_entropy``; or the loss, if that is a `fl.Mean` of
+            the negative log-likelihood over tokens.
+        targets: int64[N, ...].
+        ignore_index: A target that does not count.
+
+    >>> float(perplexity(Mean(torch.tensor(0.0), 7)))
+    1.0
+    >>> round(float(perplexity(torch.zeros(2, 10), torch.tensor([3, 4]))), 4)
+    10.0
+    """
+    if isinstance(logits, Mean):
+        return Perplexity(_detached(logits.total), _detached(logits.weight))
+    if targets is None:
+        raise TypeError("perplexity takes logits and targets, or a Mean.")
+    # Log-softmax is computed in at least single precision.
+    wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    total = cross_entropy(wide, targets, ignore_index=ignore_index, reduction="sum")
+    return Perplexity(total.double(), (targets != ignore_index).sum(dtype=torch.float64))
+
+
+def _detached(number: float | Tensor) -> float | Tensor:
+    return number.detach() if isinstance(number, Tensor) else number

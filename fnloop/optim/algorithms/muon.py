@@ -1,0 +1,115 @@
+"""Muon."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fnloop._torch import foreach
+from fnloop.optim.base import (
+    Memory,
+    Optimizer,
+    Step,
+    Tensors,
+    at,
+    decayed,
+    named,
+    values,
+    zeros_like,
+)
+from fnloop.trees.nodes import static, tree
+
+
+@tree
+class muon(Optimizer):
+    """Momentum orthogonalised by Newton and Schulz (Jordan et al., 2024); ``torch.optim.Muon``.
+
+    For the matrices of hidden layers; embeddings, heads, biases and gains go to another optimizer:
+    ``fl.optim.by_label({"matrix": fl.optim.muon(), "rest": fl.optim.adamw()}, labels)``.
+
+    Args:
+        lr: Learning rate.
+        weight_decay: Fraction of ``lr * parameter`` taken off each step.
+        momentum: Decay of the gradient's running mean.
+        nesterov: Look ahead along the momentum.
+        ns_coefficients: Of the quintic iteration.
+        ns_steps: Iterations.
+        eps: Least norm that the iteration divides by.
+        adjust_lr: How the learning rate depends on the shape ``(rows, columns)``: "original",
+            times ``sqrt(max(1, rows / columns))``; "match_rms_adamw", times
+            ``0.2 * sqrt(max(rows, columns))`` (Liu et al., 2025, eq. 4), so that learning rates
+            tuned for AdamW can be kept.
+        name: Of its memory and hyperparameters.
+
+    Raises:
+        ValueError: `adjust_lr` is unknown; at `init`, a parameter is not a matrix.
+
+    >>> optimizer = muon(0.1, weight_decay=0.0)
+    >>> params = {"w": torch.diag(torch.tensor([1.0, 100.0]))}
+    >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
+    >>> bool((torch.diag(updates["w"]) / -0.1 - 1).abs().max() < 0.5)
+    True
+    """
+
+    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+
+    lr: Any = 1e-3
+    weight_decay: Any = 0.1
+    momentum: Any = 0.95
+    nesterov: bool = True
+    ns_coefficients: tuple[float, float, float] = static(default=(3.4445, -4.7750, 2.0315))
+    ns_steps: int = 5
+    eps: Any = 1e-7
+    adjust_lr: Literal["original", "match_rms_adamw"] = "original"
+    name: str = "muon"
+
+    def __post_init__(self) -> None:
+        if self.adjust_lr not in ("original", "match_rms_adamw"):
+            raise ValueError(
+                f"muon: adjust_lr must be 'original' or 'match_rms_adamw'; got {self.adjust_lr!r}."
+            )
+
+    def memory(self, params: Tensors) -> dict[str, Any]:
+        others = [f"{name} {tuple(p.shape)}" for name, p in params.items() if p.ndim != 2]
+        if others:
+            raise ValueError(
+                f"muon takes matrices only; got {', '.join(others)}. Give these to another "
+                'optimizer: by_label({"matrix": muon(), "rest": adamw()}, lambda name, p: "matrix" '
+                'if p.ndim == 2 else "rest").'
+            )
+        return {"momentum": zeros_like(params)}
+
+    def update(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step
+    ) -> tuple[Tensors, Memory]:
+        own = memory[self.name]
+        lr, decay, momentum, eps = (
+            at(v, step) for v in (self.lr, self.weight_decay, self.momentum, self.eps)
+        )
+        g = values(grads)
+        buffer = foreach.lerp(list(own["momentum"].values()), g, 1 - momentum)
+        ahead = foreach.lerp(g, buffer, momentum) if self.nesterov else buffer
+        updates = [
+            self._orthogonal(x, eps).to(x.dtype) * (-lr * self._factor(*x.shape)) for x in ahead
+        ]
+        updates = decayed(updates, params, lr, decay)
+        new = {**own, "momentum": named(params, buffer)}
+        return named(params, updates), {**memory, self.name: new}
+
+    def _orthogonal(self, x: Tensor, eps: Any) -> Tensor:
+        a, b, c = self.ns_coefficients
+        tall = x.shape[0] > x.shape[1]
+        x = x.bfloat16().T if tall else x.bfloat16()
+        x = x / x.norm().clamp(min=eps)
+        for _ in range(self.ns_steps):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x.T if tall else x
+
+    def _factor(self, rows: int, columns: int) -> float:
+        if self.adjust_lr == "original":
+            return math.sqrt(max(1, rows / columns))
+        return 0.2 * math.sqrt(max(rows, columns))

@@ -1,0 +1,91 @@
+"""RAdam."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from fnloop._torch import foreach
+from fnloop.optim.base import (
+    Memory,
+    Optimizer,
+    Step,
+    Tensors,
+    at,
+    correction,
+    counter,
+    decayed,
+    descent,
+    named,
+    zeros_like,
+)
+from fnloop.trees.nodes import tree
+
+
+@tree
+class radam(Optimizer):
+    """Adam with a rectified variance (Liu et al., 2020, algorithm 2); ``torch.optim.RAdam``.
+
+    Args:
+        lr: Learning rate.
+        b1: Decay of the gradient's running mean.
+        b2: Decay of the squared gradient's running mean.
+        eps: Added to the denominator.
+        weight_decay: L2 penalty, or decoupled weight decay.
+        decoupled: Take ``lr * weight_decay * parameter`` off instead of adding to the gradient.
+        maximize: Go uphill.
+        name: Of its memory and hyperparameters.
+
+    >>> optimizer = radam(0.1)
+    >>> params = {"w": torch.ones(2)}
+    >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
+    >>> updates["w"]
+    tensor([-0.1000, -0.1000])
+    """
+
+    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+    joint: ClassVar[bool] = True
+
+    lr: Any = 1e-3
+    b1: Any = 0.9
+    b2: Any = 0.999
+    eps: Any = 1e-8
+    weight_decay: Any = 0.0
+    decoupled: bool = False
+    maximize: bool = False
+    name: str = "radam"
+
+    def memory(self, params: Tensors) -> dict[str, Any]:
+        return {"mu": zeros_like(params), "nu": zeros_like(params), "count": counter(params)}
+
+    def update(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step
+    ) -> tuple[Tensors, Memory]:
+        own = memory[self.name]
+        lr, b1, b2, eps, decay = (
+            at(v, step) for v in (self.lr, self.b1, self.b2, self.eps, self.weight_decay)
+        )
+        g = descent(grads, params, 0.0 if self.decoupled else decay, self.maximize)
+        count = own["count"] + 1
+        mu = foreach.lerp(list(own["mu"].values()), g, 1 - b1)
+        nu = foreach.lerp(list(own["nu"].values()), foreach.mul(g, g), 1 - b2)
+        correction2 = correction(b2, count)
+        longest = 2 / (1 - b2) - 1
+        length = longest - 2 * count.double() * b2 ** count.double() / correction2
+        tractable = length > 5
+        # The root's argument is kept positive also where it is not used, for its derivative.
+        safe = torch.where(tractable, length, 6.0)
+        rectification = (
+            (safe - 4) * (safe - 2) * longest / ((longest - 4) * (longest - 2) * safe)
+        ) ** 0.5
+        mean = foreach.mul(mu, -lr / correction(b1, count))
+        adapted = foreach.div(
+            foreach.mul(mean, correction2**0.5 * rectification),
+            foreach.add(foreach.sqrt(nu), eps),
+        )
+        updates = foreach.select(tractable, adapted, mean)
+        if self.decoupled:
+            updates = decayed(updates, params, lr, decay)
+        new = {**own, "mu": named(params, mu), "nu": named(params, nu), "count": count}
+        return named(params, updates), {**memory, self.name: new}

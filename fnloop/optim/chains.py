@@ -1,0 +1,99 @@
+"""Transforms in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from torch import Tensor
+
+from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, Tensors, keep_if, replaced
+from fnloop.trees.nodes import tree
+
+
+@tree
+class chain(Optimizer):
+    """Transforms in a row: what one makes of the gradients is the gradients of the next.
+
+    Memory and hyperparameters are those of the parts, under the parts' names.
+
+    Args:
+        *optimizers: Gradient transforms and, usually last, an optimizer.
+
+    Raises:
+        TypeError: One of them is no optimizer.
+        ValueError: There is none, or two have one name.
+
+    >>> from fnloop.optim.transforms import add_decayed_weights
+    >>> from fnloop.optim.algorithms.sgd import sgd
+    >>> optimizer = chain(add_decayed_weights(0.1), sgd(1.0))
+    >>> sorted(optimizer.hyperparameters())
+    ['add_decayed_weights.weight_decay', 'sgd.lr', 'sgd.weight_decay']
+    """
+
+    optimizers: tuple[Optimizer, ...]
+
+    def __init__(self, *optimizers: Optimizer) -> None:
+        if not optimizers:
+            raise ValueError("chain needs at least one optimizer.")
+        for optimizer in optimizers:
+            if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(
+                    f"chain takes optimizers; got {optimizer!r} ({type(optimizer).__name__}). A "
+                    "class must be called (adamw(), not adamw), and torch's optimizers are wrapped "
+                    "by from_torch."
+                )
+        seen: set[str] = set()
+        for name in (name for optimizer in optimizers for name in optimizer.names()):
+            if name in seen:
+                raise ValueError(
+                    f"chain: two transforms are named {name!r}, and their memory would be one. "
+                    'Name one of them otherwise: adamw(..., name="second").'
+                )
+            seen.add(name)
+        object.__setattr__(self, "optimizers", optimizers)
+
+    @property
+    def makes(self) -> Makes:
+        kinds: list[Makes] = [optimizer.makes for optimizer in self.optimizers]
+        return kinds[-1] if kinds[-1] == "zeros" or "updates" not in kinds else "updates"
+
+    @property
+    def joint(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return all(optimizer.joint for optimizer in self.optimizers)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for optimizer in self.optimizers for name in optimizer.names())
+
+    def init(self, params: Tensors) -> Memory:
+        memory: Memory = {}
+        for optimizer in self.optimizers:
+            memory.update(optimizer.init(params))
+        return memory
+
+    def update(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step
+    ) -> tuple[Tensors, Memory]:
+        for optimizer in self.optimizers:
+            grads, memory = optimizer.update(grads, memory, params, step)
+        return grads, memory
+
+    def apply(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+    ) -> tuple[Tensors, Memory]:
+        if finite is False:
+            return params, memory
+        *first, last = self.optimizers
+        new = memory
+        for optimizer in first:
+            grads, new = optimizer.update(grads, new, params, step)
+        return last.apply(grads, keep_if(finite, new, memory), params, step, finite)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        return {k: v for part in self.optimizers for k, v in part.hyperparameters().items()}
+
+    def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
+        return replaced(self, optimizers=tuple([o.resolve(step, scale) for o in self.optimizers]))
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, self.optimizers))})"

@@ -1,0 +1,144 @@
+"""Different optimizers for different parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeAlias
+
+from torch import Tensor
+
+from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, Tensors, replaced
+from fnloop.optim.joint import apply
+from fnloop.optim.patterns import check_patterns, matches
+from fnloop.trees.nodes import static, tree
+from fnloop.values.packed import pick, together
+
+Labels: TypeAlias = Callable[[str, Tensor], str] | tuple[tuple[str, str], ...]
+
+
+@tree
+class by_label(Optimizer):
+    """An optimizer for each label.
+
+    Memory and hyperparameters have the label in front: ``"head.adamw.lr"``.
+
+    Args:
+        optimizers: By label.
+        labels: A parameter's label: a function of its name and value, or a dict from names (of
+            parameters or modules, or globs) to labels, of which the first that fits holds.
+
+    Raises:
+        TypeError: A value of `optimizers` is no optimizer.
+        ValueError: Optimizers and gradient transforms are mixed; at `init`, a parameter has no
+            label, or one that is not in `optimizers`, or a name fits no parameter.
+
+    >>> import torch
+    >>> from fnloop.optim.algorithms.adam import adamw
+    >>> from fnloop.optim.transforms import freeze
+    >>> optimizer = by_label({"head": adamw(), "body": freeze()}, {"head": "head", "*": "body"})
+    >>> sorted(optimizer.init({"body.w": torch.ones(1), "head.w": torch.ones(1)}))
+    ['body.freeze', 'head.adamw']
+    """
+
+    optimizers: dict[str, Optimizer]
+    labels: Labels = static()
+
+    def __init__(
+        self,
+        optimizers: Mapping[str, Optimizer],
+        labels: Callable[[str, Tensor], str] | Mapping[str, str],
+    ) -> None:
+        for label, optimizer in optimizers.items():
+            if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"by_label: {label!r} must be an optimizer; got {optimizer!r}.")
+        kinds = {label: o.makes for label, o in optimizers.items() if o.makes != "zeros"}
+        if len(set(kinds.values())) > 1:
+            raise ValueError(
+                f"by_label: some labels have optimizers, others only gradient transforms: {kinds}. "
+                "What a transform makes must go through an optimizer: chain(clip_by_norm(1.0), "
+                "sgd(0.1))."
+            )
+        object.__setattr__(self, "optimizers", dict(optimizers))
+        object.__setattr__(self, "labels", labels if callable(labels) else tuple(labels.items()))
+
+    @property
+    def makes(self) -> Makes:
+        kinds: list[Makes] = [o.makes for o in self.optimizers.values() if o.makes != "zeros"]
+        return kinds[0] if kinds else "zeros"
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"{label}.{n}" for label, o in self.optimizers.items() for n in o.names())
+
+    def init(self, params: Tensors) -> Memory:
+        if not callable(self.labels):
+            check_patterns("by_label", [pattern for pattern, _ in self.labels], params)
+        memory: Memory = {}
+        for label, names in self._groups(params).items():
+            inner = self.optimizers[label].init({name: params[name] for name in names})
+            memory.update({f"{label}.{key}": value for key, value in inner.items()})
+        return memory
+
+    def update(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step
+    ) -> tuple[Tensors, Memory]:
+        return self._each(
+            grads, memory, params, lambda each, g, own, p: each.update(g, own, p, step)
+        )
+
+    def apply(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+    ) -> tuple[Tensors, Memory]:
+        return self._each(
+            grads, memory, params, lambda each, g, own, p: apply(each, g, own, p, step, finite)
+        )
+
+    def hyperparameters(self) -> dict[str, Any]:
+        return {
+            f"{label}.{key}": value
+            for label, optimizer in self.optimizers.items()
+            for key, value in optimizer.hyperparameters().items()
+        }
+
+    def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
+        optimizers: dict[str, Optimizer] = {}
+        for label, optimizer in self.optimizers.items():
+            start = len(label) + 1
+            own = {key[start:]: v for key, v in scale.items() if key.startswith(label + ".")}
+            optimizers[label] = optimizer.resolve(step, own)
+        return replaced(self, optimizers=optimizers)
+
+    def _each(
+        self,
+        grads: Tensors,
+        memory: Memory,
+        params: Tensors,
+        run: Callable[[Optimizer, Tensors, Memory, Tensors], tuple[Tensors, Memory]],
+    ) -> tuple[Tensors, Memory]:
+        results: Tensors = {}
+        memory = dict(memory)
+        for label, names in self._groups(params).items():
+            optimizer = self.optimizers[label]
+            own = {name: memory[f"{label}.{name}"] for name in optimizer.names()}
+            g, p = pick(grads, names), pick(params, names)
+            made, own = run(optimizer, g, own, p)
+            results = together(results, made)
+            memory.update({f"{label}.{key}": value for key, value in own.items()})
+        return pick(results, params), memory
+
+    def _groups(self, params: Tensors) -> dict[str, list[str]]:
+        groups: dict[str, list[str]] = {label: [] for label in self.optimizers}
+        for name, p in params.items():
+            label = self._label(name, p)
+            if label not in groups:
+                raise ValueError(
+                    f"by_label: parameter {name!r} has label {label!r}; the labels with an "
+                    f"optimizer are {', '.join(map(repr, groups))}. Give every parameter one of "
+                    'them ({..., "*": "rest"} for all others), or add freeze() under that label.'
+                )
+            groups[label].append(name)
+        return groups
+
+    def _label(self, name: str, p: Tensor) -> str | None:
+        if callable(self.labels):
+            return self.labels(name, p)
+        return next((label for pattern, label in self.labels if matches(name, pattern)), None)

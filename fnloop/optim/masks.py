@@ -1,0 +1,93 @@
+"""A transform for some of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, Tensors, replaced
+from fnloop.optim.joint import apply
+from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
+from fnloop.trees.nodes import static, tree
+from fnloop.values.packed import pick, together
+
+
+@tree
+class masked(Optimizer):
+    """A transform that sees only some of the parameters.
+
+    The others stay as they are, if it is an optimizer; their gradients pass through unchanged, if
+    it is a gradient transform (and through ``masked(freeze(), ...)``).
+
+    Args:
+        optimizer: What the chosen parameters are given to.
+        where: Which these are: a function of a parameter's name and value, or names; a name may
+            be that of a module, or a glob (``"*.bias"``).
+
+    Raises:
+        ValueError: At `init`, a name fits no parameter.
+
+    >>> from fnloop.optim.algorithms.sgd import sgd
+    >>> optimizer = masked(sgd(1.0), ["head"])
+    >>> params = {"body.w": torch.ones(1), "head.w": torch.ones(1)}
+    >>> optimizer.update(params, optimizer.init(params), params, step=0)[0]
+    {'body.w': tensor([0.]), 'head.w': tensor([-1.])}
+    """
+
+    optimizer: Optimizer
+    where: Where = static()
+
+    def __init__(
+        self, optimizer: Optimizer, where: Callable[[str, Tensor], bool] | Iterable[str]
+    ) -> None:
+        object.__setattr__(self, "optimizer", optimizer)
+        object.__setattr__(self, "where", as_where(where))
+
+    @property
+    def makes(self) -> Makes:
+        return "updates" if self.optimizer.makes == "updates" else "gradients"
+
+    def names(self) -> tuple[str, ...]:
+        return self.optimizer.names()
+
+    def init(self, params: Tensors) -> Memory:
+        if not callable(self.where):
+            check_patterns("masked", self.where, params)
+        return self.optimizer.init({name: params[name] for name in chosen(self.where, params)})
+
+    def update(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step
+    ) -> tuple[Tensors, Memory]:
+        names = chosen(self.where, params)
+        inner, memory = self.optimizer.update(
+            {name: grads[name] for name in names},
+            memory,
+            {name: params[name] for name in names},
+            step,
+        )
+        still = self.makes == "updates"
+        updates = {
+            name: inner[name] if name in inner else torch.zeros_like(grad) if still else grad
+            for name, grad in grads.items()
+        }
+        return updates, memory
+
+    def apply(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+    ) -> tuple[Tensors, Memory]:
+        if self.makes != "updates":
+            return super().apply(grads, memory, params, step, finite)
+        names = chosen(self.where, params)
+        inner, memory = apply(
+            self.optimizer, pick(grads, names), memory, pick(params, names), step, finite
+        )
+        return together(params, inner), memory
+
+    def hyperparameters(self) -> dict[str, Any]:
+        return self.optimizer.hyperparameters()
+
+    def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
+        return replaced(self, optimizer=self.optimizer.resolve(step, scale))

@@ -1,0 +1,263 @@
+"""Any ``torch.optim.Optimizer`` as an optimizer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from fnloop._torch.tracing import tracing
+from fnloop.optim.base import (
+    Memory,
+    Number,
+    Optimizer,
+    Step,
+    Tensors,
+    at,
+    is_schedule,
+    named,
+    replaced,
+    scaled,
+    values,
+)
+from fnloop.optim.torch_state import differences, pack, unpack, zeros
+from fnloop.trees.nodes import static, tree
+
+
+@tree
+class from_torch(Optimizer):
+    """Any ``torch.optim.Optimizer``, third-party ones included, as an optimizer.
+
+    The slow bridge: each step builds the torch optimizer anew on copies of the parameters and of
+    its state, so that nothing given to it is changed. It can be neither compiled nor transformed
+    by ``torch.func``. Memory is the torch optimizer's state, and what it changes in its parameter
+    group. There is one group, with all parameters: for several see `fl.optim.by_label`.
+
+    Args:
+        optimizer: The class, such as ``torch.optim.Rprop``.
+        name: Of its memory and hyperparameters; the class's name in lower case if None.
+        **keywords: As for the class; where a float goes, a schedule goes.
+
+    Raises:
+        TypeError: `optimizer` is no such class, or a keyword is unknown; the optimizer needs a
+            closure (as ``LBFGS``); at `init`, it keeps something that is neither tensor, number,
+            None, dict nor list, or keeps it in attributes of its own.
+        RuntimeError: It is compiled or transformed; or what the optimizer keeps changes its
+            structure after the second step.
+
+    >>> optimizer = from_torch(torch.optim.Rprop, lr=0.1)
+    >>> params = {"w": torch.ones(2)}
+    >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
+    >>> updates["w"]
+    tensor([-0.1000, -0.1000])
+    """
+
+    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+
+    optimizer: type[torch.optim.Optimizer]
+    numbers: dict[str, Any]
+    options: tuple[tuple[str, Any], ...] = static()
+    name: str = "from_torch"
+
+    def __init__(
+        self, optimizer: type[torch.optim.Optimizer], name: str | None = None, **keywords: Any
+    ) -> None:
+        known = _parameters(optimizer)
+        title = optimizer.__name__
+        extra = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        unknown = [key for key in keywords if key not in known and not extra]
+        if unknown:
+            raise TypeError(
+                f"from_torch: {title} has no {', '.join(unknown)}; it has {', '.join(known)}."
+            )
+        for key in self.reported:
+            default = known[key].default if key in known else None
+            if isinstance(default, (int, float)):
+                keywords.setdefault(key, default)
+        numbers = {
+            key: float(value) if isinstance(value, int) else value
+            for key, value in keywords.items()
+            if key in self.reported or isinstance(value, (float, Tensor)) or is_schedule(value)
+        }
+        options = tuple((key, value) for key, value in keywords.items() if key not in numbers)
+        object.__setattr__(self, "optimizer", optimizer)
+        object.__setattr__(self, "numbers", numbers)
+        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "name", title.lower() if name is None else name)
+
+    def memory(self, params: Tensors) -> dict[str, Any]:
+        # What the state will be shows only after a step: two on copies, with gradients that are
+        # not zero, so that what changes in the parameter group is seen to change.
+        copies = _copies(params)
+        if not copies:  # torch refuses to optimise nothing
+            return {}
+        torch_optimizer = self._build(copies, 0)
+        before, attributes = _group(torch_optimizer), _attributes(torch_optimizer)
+        with torch.random.fork_rng(devices=[]):
+            for _ in range(2):
+                _step(torch_optimizer, copies, [torch.full_like(p, 0.5) for p in copies])
+        after = _group(torch_optimizer)
+        if hidden := _moved(attributes, _attributes(torch_optimizer)):
+            raise TypeError(
+                f"from_torch: {self.optimizer.__name__} keeps what it needs from step to step in "
+                f"its own attributes ({', '.join(hidden)}) and not in its state."
+            )
+        arguments = _parameters(self.optimizer)
+        moved = {*_moved(before, after), *(key for key in after if key not in arguments)}
+        group = {key: v for key, v in after.items() if key in moved and key not in self.numbers}
+        return {
+            **zeros(self._state(torch_optimizer, params, copies)),
+            "group": zeros(pack(group, "param_groups[0]")),
+            "started": torch.zeros((), dtype=torch.bool),
+        }
+
+    def update(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step
+    ) -> tuple[Tensors, Memory]:
+        new, memory = self._stepped(grads, memory, params, step)
+        updates = [x - p for x, p in zip(new, values(params), strict=True)]
+        return named(params, updates), memory
+
+    def apply(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+    ) -> tuple[Tensors, Memory]:
+        if not tracing() and not finite:
+            return params, memory
+        new, new_memory = self._stepped(grads, memory, params, step)
+        new_params = {name: x.to(p.dtype) for x, (name, p) in zip(new, params.items(), strict=True)}
+        return new_params, new_memory
+
+    def hyperparameters(self) -> dict[str, Any]:
+        return {f"{self.name}.{key}": self.numbers[key] for key in self._reported()}
+
+    def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
+        fields = self._reported()
+        numbers = {
+            field: scaled(self.numbers[field], step, scale.get(f"{self.name}.{field}"))
+            for field in fields
+        }
+        return replaced(self, numbers={**self.numbers, **numbers}, _resolved=fields)
+
+    def __repr__(self) -> str:
+        keywords = {**self.numbers, **dict(self.options)}
+        text = "".join(f", {key}={value!r}" for key, value in keywords.items())
+        return f"from_torch({self.optimizer.__name__}{text})"
+
+    def _reported(self) -> list[str]:
+        if "_resolved" in self.__dict__:
+            return self.__dict__["_resolved"]
+        return [k for k, v in self.numbers.items() if k in self.reported or is_schedule(v)]
+
+    def _stepped(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step
+    ) -> tuple[list[Tensor], Memory]:
+        if tracing():
+            raise RuntimeError(
+                f"from_torch({self.optimizer.__name__}) runs a torch.optim optimizer, which writes "
+                "in place and keeps Python numbers: it cannot be compiled (fl.compile), nor run "
+                "under torch.func. Use one of fnloop's own optimizers there."
+            )
+        own, copies = memory[self.name], _copies(params)
+        if not copies:
+            return [], memory
+        torch_optimizer = self._build(copies, step)
+        if own["started"]:
+            state: Any = torch_optimizer.state
+            for name, p in zip(params, copies, strict=True):
+                state[p].update(unpack(own["state"][name]))
+            state.update(unpack(own["shared"]))
+            torch_optimizer.param_groups[0].update(unpack(own["group"]))
+        before = _group(torch_optimizer)
+        _step(torch_optimizer, copies, [g.detach().clone() for g in values(grads)])
+        after, kept = _group(torch_optimizer), unpack(own["group"])
+        new = {
+            **self._state(torch_optimizer, params, copies),
+            "group": pack({key: after[key] for key in kept}, "param_groups[0]"),
+            "started": torch.ones_like(own["started"]),
+        }
+        lost = [f"param_groups[0][{key!r}]" for key in _moved(before, after) if key not in kept]
+        if wrong := lost + differences(own, new):
+            raise RuntimeError(
+                f"{self!r}: this optimizer changed after its first steps what it keeps, which "
+                f"from_torch cannot follow: {', '.join(wrong)}."
+            )
+        return [p.detach() for p in copies], {**memory, self.name: new}
+
+    def _build(self, copies: list[Tensor], step: Step) -> torch.optim.Optimizer:
+        numbers = {key: float(at(value, step)) for key, value in self.numbers.items()}
+        return self.optimizer(copies, **numbers, **dict(self.options))
+
+    def _state(
+        self, torch_optimizer: torch.optim.Optimizer, params: Tensors, copies: list[Tensor]
+    ) -> dict[str, Any]:
+        state: Any = torch_optimizer.state
+        shared = {key: value for key, value in state.items() if not isinstance(key, Tensor)}
+        return {
+            "state": {
+                name: pack(state.get(p, {}), f"state[{name!r}]")
+                for name, p in zip(params, copies, strict=True)
+            },
+            "shared": pack(shared, "state"),
+        }
+
+
+def _parameters(optimizer: Any) -> dict[str, inspect.Parameter]:
+    """What the class takes after the parameters, by name."""
+    if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
+        raise TypeError(
+            f"from_torch takes a class and its keywords, from_torch(torch.optim.SGD, lr=0.1); got "
+            f"{optimizer!r}."
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise TypeError(
+            f"from_torch: {optimizer.__name__} evaluates the loss several times in a step "
+            "(it needs a closure); an update is a function of one gradient."
+        )
+    known = list(inspect.signature(optimizer).parameters.items())
+    return dict(known[1:])
+
+
+def _copies(params: Tensors) -> list[Tensor]:
+    return [p.detach().clone().requires_grad_() for p in values(params)]
+
+
+def _step(optimizer: torch.optim.Optimizer, params: list[Tensor], grads: list[Tensor]) -> None:
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g
+    optimizer.step()
+
+
+def _group(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The numbers and tensors of the parameter group, as they are now."""
+    return _values(optimizer.param_groups[0])
+
+
+def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's numbers and tensors elsewhere, and how much an optimizer in it keeps."""
+    found = _values(vars(optimizer))
+    for name, value in vars(optimizer).items():
+        if isinstance(value, torch.optim.Optimizer):
+            state: Any = value.state
+            found[f"{name}.state"] = len(state)
+    return found
+
+
+def _values(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.clone() if isinstance(value, Tensor) else value
+        for key, value in mapping.items()
+        if isinstance(value, (int, float, Tensor))
+    }
+
+
+def _moved(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Entries that are new or have another value."""
+
+    def same(a: Any, b: Any) -> bool:
+        return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+    return [k for k, value in after.items() if k not in before or not same(value, before[k])]

@@ -1,0 +1,1 @@
+"""Replay: one step of a run again, seen from inside."""

@@ -1,0 +1,17 @@
+"""Schedules: pure functions of the step.
+
+Each is a tree that is called with the number of committed optimizer steps: an int gives a float
+(double precision), an int64 tensor a float32 tensor.
+"""
+
+from fnloop.schedules.base import Schedule as Schedule
+from fnloop.schedules.decay import constant as constant
+from fnloop.schedules.decay import cosine as cosine
+from fnloop.schedules.decay import exponential as exponential
+from fnloop.schedules.decay import inverse_sqrt as inverse_sqrt
+from fnloop.schedules.decay import linear as linear
+from fnloop.schedules.decay import polynomial as polynomial
+from fnloop.schedules.decay import step_decay as step_decay
+from fnloop.schedules.phases import join as join
+from fnloop.schedules.phases import one_cycle as one_cycle
+from fnloop.schedules.phases import warmup_stable_decay as warmup_stable_decay

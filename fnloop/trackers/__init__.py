@@ -1,0 +1,7 @@
+"""Trackers: where a run's numbers go."""
+
+from fnloop.trackers.aim import Aim as Aim
+from fnloop.trackers.base import Tracker as Tracker
+from fnloop.trackers.jsonl import JSONL as JSONL
+from fnloop.trackers.table import CSV as CSV
+from fnloop.trackers.tensorboard import TensorBoard as TensorBoard

@@ -1,0 +1,165 @@
+"""Numbers in Aim (https://aimstack.io)."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import logging
+import sys
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fnloop.effects.points import subset_of
+from fnloop.trackers.base import Tracker
+from fnloop.trackers.jsonl import JSONL
+
+_logger = logging.getLogger(__name__)
+
+
+class Aim(Tracker):
+    """Write a run to an Aim repository; look at it with ``aim up --repo FOLDER``.
+
+    A metric ``"val/loss"`` is called ``loss`` there, in the context ``{"subset": "val"}``; without
+    a prefix the subset is ``"train"``. Hyperparameters are under ``run.hparams``, the outcome is
+    ``run.status``. A resumed run goes on in the same Aim run. Where Aim cannot be imported (it has
+    no wheels beyond Python 3.12) the run is written to a file of JSON lines in the same folder,
+    with one warning.
+
+    Args:
+        repo: Folder that holds the repository (a folder ``.aim`` in it); made as needed. Or the
+            address of an Aim server, ``"aim://host:port"``.
+        experiment: Groups runs in the interface.
+        name: The run's name; default the one that Aim gives it.
+        tags: Labels for the run.
+
+    >>> from fnloop.trackers.aim import Aim
+    >>> from fnloop.trackers.track import track
+    >>> effect = track(Aim("runs", experiment="baseline"))
+    """
+
+    def __init__(
+        self,
+        repo: str | Path = "runs",
+        experiment: str | None = None,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+    ) -> None:
+        self.repo = str(repo)
+        self.experiment = experiment
+        self.name = name
+        self.tags = tuple(tags)
+        self._run: Any = None
+        self._instead: JSONL | None = None
+
+    def open(self, config: Mapping[str, Any], run: str | None) -> None:
+        self._instead = None
+        try:
+            aim = _import_aim()
+        except ImportError as error:
+            self._open_file(config, run, error)
+            return
+        repo = self.repo if _remote(self.repo) else _open_repo(aim, Path(self.repo))
+        options: dict[str, Any] = {
+            "repo": repo,
+            "experiment": self.experiment,
+            "system_tracking_interval": None,
+            "capture_terminal_logs": False,
+        }
+        try:
+            self._run = aim.Run(run, **options)
+        except aim.sdk.errors.MissingRunError:
+            warnings.warn(
+                f"Aim's repository in {self.repo} has no run {run} to go on with; a new run is "
+                "started.",
+                stacklevel=2,
+            )
+            self._run = aim.Run(**options)
+        self.id = str(self._run.hash)
+        self._run["hparams"] = dict(config)
+        if self.name is not None:
+            self._run.name = self.name
+        for tag in self.tags:
+            self._run.add_tag(tag)
+
+    def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
+        if self._instead is not None:
+            return self._instead.log(numbers, step, epoch)
+        for full_name, number in numbers.items():
+            name, subset = subset_of(full_name)
+            self._run.track(number, name=name, step=step, epoch=epoch, context={"subset": subset})
+
+    def close(self, status: str) -> None:
+        if self._instead is not None:
+            self._instead.close(status)
+        if self._run is None:
+            return
+        self._run["status"] = status
+        self._run.close()
+        self._run = None
+        # Only when the last reference is gone does Aim cease to list the run as in progress.
+        gc.collect()
+        if self.id is not None and not _remote(self.repo):
+            _index(_import_aim(), Path(self.repo), self.id)
+
+    def _open_file(self, config: Mapping[str, Any], run: str | None, error: ImportError) -> None:
+        file = (
+            Path(self.repo if not _remote(self.repo) else "runs")
+            / f"{run or uuid.uuid4().hex[:24]}.jsonl"
+        )
+        python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+        warnings.warn(
+            f"Aim cannot be imported ({python}; Aim has wheels for 3.12 at most): {error}. "
+            f"This run is written to {file} instead.",
+            stacklevel=2,
+        )
+        self._instead = JSONL(file)
+        self._instead.open(config, file.name)
+        self.id = file.stem
+
+
+def _remote(repo: str) -> bool:
+    return repo.startswith("aim://")
+
+
+def _import_aim() -> Any:
+    with warnings.catch_warnings():  # its dependencies warn about its dependencies
+        warnings.simplefilter("ignore")
+        aim = importlib.import_module("aim")
+        for part in ("aim.sdk.errors", "aim.sdk.index_manager"):
+            importlib.import_module(part)
+        AutoClean = importlib.import_module("aim.ext.cleanup").AutoClean
+    if sys.version_info >= (3, 12):
+        # Its exit handler starts a thread, which Python 3.12 refuses at exit.
+        AutoClean._registered_with_atexit = True
+        atexit.unregister(AutoClean.cleanup)
+        atexit.unregister(AutoClean._cleanup)
+        atexit.register(AutoClean._cleanup)
+    return aim
+
+
+def _lock(folder: Path) -> Any:
+    """Of several processes that make or index one repository at once, all but one would fail."""
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".aim.lock", timeout=300)
+
+
+def _open_repo(aim: Any, folder: Path) -> Any:
+    with _lock(folder):
+        made = (folder / ".aim" / "VERSION").is_file()  # written last
+        return aim.Repo.from_path(str(folder), init=not made)
+
+
+def _index(aim: Any, folder: Path, run: str) -> None:
+    """Enter the run in the index by which `aim.Repo` finds runs; closing a run does not."""
+    try:
+        with _lock(folder):
+            aim.sdk.index_manager.RepoIndexManager(aim.Repo.from_path(str(folder))).index(run)
+            gc.collect()
+    except Exception as error:  # a running `aim up` holds the index, and writes it itself
+        _logger.debug("Aim's index was not updated for run %s: %s", run, error)

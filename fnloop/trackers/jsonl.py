@@ -1,0 +1,62 @@
+"""Numbers as lines of JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from fnloop.trackers.base import Tracker
+from fnloop.trackers.plain_values import jsonable
+from fnloop.trackers.run_files import claim, end_last_line
+
+
+class JSONL(Tracker):
+    """Write a run to a file of JSON lines.
+
+    The first line is ``{"config": {...}}``; each further line is one point,
+    ``{"step": 50, "epoch": 1, "loss": 0.3, ...}``. JSON has no nan and no infinity: they are
+    written as the strings ``"nan"``, ``"inf"`` and ``"-inf"``, which `float` reads. A new run never
+    writes into an earlier run's file: it takes ``<stem>-2.jsonl``, and says so. A resumed run
+    appends; where lines have the same step, the last one counts.
+
+    Args:
+        path: The file; folders are made as needed.
+
+    Attributes:
+        path: The file that is written.
+
+    >>> from fnloop.trackers.jsonl import JSONL
+    >>> from fnloop.trackers.track import track
+    >>> effect = track(JSONL("runs/a.jsonl"))
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._asked = self.path
+        self._file: TextIO | None = None
+
+    def open(self, config: Mapping[str, Any], run: str | None) -> None:
+        going_on = run is not None and self._asked.with_name(run).is_file()
+        self.path = self._asked.with_name(run) if run and going_on else claim(self._asked)
+        if going_on:
+            end_last_line(self.path)
+        self.id = self.path.name
+        self._file = self.path.open("a", encoding="utf-8")
+        if not self.path.stat().st_size:
+            self._write({"config": config})
+
+    def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
+        self._write({"step": step, "epoch": epoch, **numbers})
+
+    def close(self, status: str) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._file is None:
+            raise ValueError(f"{self.path} is not open: call open(config, run) first.")
+        self._file.write(json.dumps(jsonable(line), allow_nan=False) + "\n")
+        self._file.flush()

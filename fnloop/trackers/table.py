@@ -1,0 +1,84 @@
+"""Numbers as a table of comma-separated values."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fnloop.trackers.base import Tracker
+from fnloop.trackers.run_files import claim, end_last_line
+
+
+class CSV(Tracker):
+    """Write a run to a CSV file.
+
+    Columns are ``step``, ``epoch`` and the metrics, in the order in which they first appear; where
+    a new one appears, the file is rewritten with one more column. An empty cell means that the
+    metric was not reported. Hyperparameters are not written. A new run never writes into an
+    earlier run's file: it takes ``<stem>-2.csv``, and says so. A resumed run appends; where rows
+    have the same step, the last one counts.
+
+    Args:
+        path: The file; folders are made as needed.
+
+    Attributes:
+        path: The file that is written.
+
+    >>> from fnloop.trackers.table import CSV
+    >>> from fnloop.trackers.track import track
+    >>> effect = track(CSV("runs/a.csv"), every=10)
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._asked = self.path
+        self._columns: list[str] = []
+
+    def open(self, config: Mapping[str, Any], run: str | None) -> None:
+        going_on = run is not None and self._asked.with_name(run).is_file()
+        self.path = self._asked.with_name(run) if run and going_on else claim(self._asked)
+        self.id = self.path.name
+        if going_on:
+            end_last_line(self.path)
+        rows = _read(self.path)
+        self._columns = rows[0] if rows else ["step", "epoch"]
+        if not rows:
+            self._append([self._columns])
+
+    def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
+        row = {**numbers, "step": step, "epoch": epoch}
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._widen(new)
+        self._append([[row.get(name, "") for name in self._columns]])
+
+    def _widen(self, new: list[str]) -> None:
+        """Add columns; the file is replaced as a whole, so that no crash can lose it."""
+        rows = _read(self.path)
+        self._columns = [*self._columns, *new]
+        padded = [
+            self._columns,
+            *(row + [""] * (len(self._columns) - len(row)) for row in rows[1:]),
+        ]
+        scratch = self.path.with_name(self.path.name + ".tmp")
+        scratch.write_text(_text(padded), encoding="utf-8", newline="")
+        os.replace(scratch, self.path)
+
+    def _append(self, rows: Iterable[Iterable[Any]]) -> None:
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_text(rows))
+
+
+def _read(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def _text(rows: Iterable[Iterable[Any]]) -> str:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()

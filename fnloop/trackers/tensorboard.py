@@ -1,0 +1,67 @@
+"""Numbers in TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fnloop.trackers.base import Tracker
+from fnloop.trackers.plain_values import jsonable
+
+
+class TensorBoard(Tracker):
+    """Write a run to a TensorBoard folder; look at it with ``tensorboard --logdir FOLDER``.
+
+    Each run gets a folder of its own, ``run-1``, ``run-2``, ...; a resumed run goes on in its own.
+    Hyperparameters are on the Text tab.
+
+    Args:
+        folder: Holds the runs; made as needed.
+
+    Raises:
+        ImportError: In `open`, where the tensorboard package is missing.
+
+    >>> from fnloop.trackers.tensorboard import TensorBoard
+    >>> from fnloop.trackers.track import track
+    >>> effect = track(TensorBoard("runs/tensorboard"))
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._writer: Any = None
+
+    def open(self, config: Mapping[str, Any], run: str | None) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "fl.trackers.TensorBoard needs the tensorboard package, which is not installed: "
+                "pip install fnloop[tensorboard]"
+            ) from error
+        self.id = run if run is not None else self._new_run()
+        self._writer = SummaryWriter(str(self.folder / self.id))
+        if run is None:
+            text = json.dumps(jsonable(config), indent=2)
+            self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
+
+    def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
+        for name, number in numbers.items():
+            self._writer.add_scalar(name, number, global_step=step)
+        self._writer.add_scalar("epoch", epoch, global_step=step)
+
+    def close(self, status: str) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _new_run(self) -> str:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            with contextlib.suppress(FileExistsError):
+                (self.folder / f"run-{number}").mkdir()
+                return f"run-{number}"
+        raise AssertionError("unreachable")

@@ -1,0 +1,122 @@
+"""The effect that sends a run's numbers to trackers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from fnloop.effects.effect import Effect, Run
+from fnloop.effects.points import Points
+from fnloop.trackers.base import Tracker
+from fnloop.trackers.plain_values import plain
+from fnloop.trackers.run_files import is_name
+from fnloop.trackers.worker import Worker
+from fnloop.values.metrics import Metrics
+from fnloop.values.state import State
+
+
+class track(Effect):
+    """Send a run's hyperparameters and metrics to one or more trackers.
+
+    A point is the merge of all metrics since the point before. One is written every `every`
+    batches, at the end of each epoch, at the end of the run, and at a step with validation metrics
+    (a prefix, as in ``val/loss``). Metrics that are no single number are left out. Writing is done
+    by another thread. A tracker that cannot be opened is an error; one that fails later is dropped
+    with a warning, and training goes on. A resumed run goes on in the same tracker run.
+
+    Args:
+        tracker: Where the numbers go: `fl.trackers.Aim`, `fl.trackers.JSONL`, `fl.trackers.CSV`,
+            `fl.trackers.TensorBoard`, or your own `fl.trackers.Tracker`.
+        more: Further trackers.
+        every: Batches from one point to the next; default 50, or the whole epoch where an epoch
+            has fewer than 100.
+        name: Under which the runs' ids are kept; to be changed where a run has two such effects.
+
+    >>> from fnloop.trackers.table import CSV
+    >>> from fnloop.trackers.aim import Aim
+    >>> from fnloop.trackers.track import track
+    >>> effect = track(Aim("runs"), CSV("runs/a.csv"), every=100)
+    """
+
+    def __init__(
+        self, tracker: Tracker, *more: Tracker, every: int | None = None, name: str = "track"
+    ) -> None:
+        self.trackers = (tracker, *more)
+        for each in self.trackers:
+            if not isinstance(each, Tracker):
+                raise TypeError(
+                    "fl.track takes trackers such as fl.trackers.Aim(), and was given "
+                    f"{each!r}. The usual cause is a class without parentheses or a path; write "
+                    "fl.trackers.JSONL(path)."
+                )
+        self.every = every
+        self.name = name
+        self._points = Points(every)
+        self._recalled: Points | None = None
+        self._runs: list[str | None] = []
+        self._worker: Worker | None = None
+
+    def open(self, run: Run) -> None:
+        config = plain(run.config)
+        runs = [*self._runs, *[None] * len(self.trackers)]
+        self._runs, self._points = [], self._recalled or Points(self.every)
+        self._recalled = None
+        self._points.open(run.batches)
+        opened: list[Tracker] = []
+        for tracker, id in zip(self.trackers, runs, strict=False):
+            opened.append(tracker)
+            try:
+                tracker.open(config, id)
+            except Exception as error:
+                _close(opened, "failed")
+                raise RuntimeError(
+                    f"The tracker {type(tracker).__name__} cannot be opened, so the run was not "
+                    f"started: {type(error).__name__}: {error}"
+                ) from error
+        self._worker = Worker(self.trackers)
+
+    def __call__(self, state: State, metrics: Metrics) -> None:
+        point = self._points.add(state, metrics)
+        if point is not None and self._worker is not None:
+            self._worker.put(point)
+
+    def close(self, status: str) -> None:
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return
+        point = self._points.peek()  # it may go on, in a resumed run
+        try:
+            if point is not None:
+                worker.put(point)
+            worker.close()
+        finally:
+            _close(self.trackers, status)
+
+    def memo(self) -> Any:
+        runs = [{"tracker": type(each).__name__, "run": each.id} for each in self.trackers]
+        return {"runs": runs, "window": self._points.memo()}
+
+    def recall(self, memo: Any) -> None:
+        self._recalled = Points(self.every)
+        self._recalled.recall(memo["window"])
+        # A run's id may become the name of a file, and a checkpoint may come from anywhere.
+        left = [entry for entry in memo["runs"] if is_name(entry["run"])]
+        for tracker in self.trackers:
+            kind = type(tracker).__name__
+            found = next((entry for entry in left if entry["tracker"] == kind), None)
+            if found is not None:
+                left.remove(found)
+            self._runs.append(found["run"] if found else None)
+
+
+def _close(trackers: Sequence[Tracker], status: str) -> None:
+    for tracker in trackers:
+        try:
+            tracker.close(status)
+        except Exception as error:
+            warnings.warn(
+                f"The tracker {type(tracker).__name__} could not be closed: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=3,
+            )

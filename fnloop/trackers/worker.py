@@ -1,0 +1,87 @@
+"""One thread that writes points to trackers, so that training need not wait for them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import warnings
+from collections.abc import Sequence
+
+from fnloop.effects.points import Point
+from fnloop.trackers.base import Tracker
+from fnloop.values.merging import numbers_of
+
+
+class Worker:
+    """Writes points to trackers in the order in which they come.
+
+    A tracker that fails is dropped, with a warning; so are all trackers, if they write nothing for
+    `patience` seconds while the queue is full: a lost server must not hold up training.
+
+    Args:
+        trackers: Open trackers.
+        capacity: Points that may wait; beyond that, `put` waits.
+        patience: Seconds.
+    """
+
+    def __init__(
+        self, trackers: Sequence[Tracker], capacity: int = 64, patience: float = 60.0
+    ) -> None:
+        self._trackers = list(trackers)
+        self._patience = patience
+        self._queue: queue.Queue[Point | None] = queue.Queue(capacity)
+        self._messages: list[str] = []
+        self._stuck = False
+        self._thread = threading.Thread(target=self._work, name="fnloop-track", daemon=True)
+        self._thread.start()
+
+    def put(self, point: Point) -> None:
+        """Hand over a point."""
+        self._put(point)
+        self._speak()
+
+    def close(self) -> None:
+        """Wait until all points are written."""
+        self._put(None)
+        if not self._stuck:
+            self._thread.join()
+        self._speak()
+
+    def _put(self, item: Point | None) -> None:
+        if self._stuck:
+            return
+        try:
+            self._queue.put(item, timeout=self._patience)
+        except queue.Full:
+            self._stuck = True
+            names = ", ".join(type(tracker).__name__ for tracker in self._trackers)
+            self._messages.append(
+                f"The trackers ({names}) have written nothing for {self._patience:g} s. Training "
+                "goes on; further points are dropped."
+            )
+
+    def _speak(self) -> None:
+        """Warnings are given on the thread that trains, where the user's filters apply."""
+        while self._messages:
+            warnings.warn(self._messages.pop(0), stacklevel=4)
+
+    def _work(self) -> None:
+        while (point := self._queue.get()) is not None:
+            try:
+                numbers = numbers_of([point.metrics])[0]
+            except Exception as error:
+                self._messages.append(
+                    f"The metrics of step {point.step} cannot be read, and are not tracked: "
+                    f"{type(error).__name__}: {error}"
+                )
+                continue
+            for tracker in list(self._trackers):
+                try:
+                    tracker.log(numbers, point.step, point.epoch)
+                except Exception as error:
+                    self._trackers.remove(tracker)
+                    self._messages.append(
+                        f"The tracker {type(tracker).__name__} failed at step {point.step}: "
+                        f"{type(error).__name__}: {error}. Training goes on; further points to "
+                        "this tracker are dropped."
+                    )

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from fnloop.effects.effect import Run
+from fnloop.effects.points import Point
+from fnloop.trackers.base import Tracker
+from fnloop.trackers.track import track
+from fnloop.trackers.worker import Worker
+from fnloop.values.cursor import Cursor
+from fnloop.values.metrics import Last, Max, Mean, Sum
+from fnloop.values.start import start
+from fnloop.values.state import State
+
+
+class Memory(Tracker):
+    """Keeps what it is given; fails at the `fail_at`-th point."""
+
+    def __init__(self, fail_at: int | None = None, id: str = "new") -> None:
+        self.fail_at, self.new = fail_at, id
+        self.config: Mapping[str, Any] = {}
+        self.points: list[tuple[int, int, dict[str, float]]] = []
+        self.closed: list[str] = []
+        self.asked: list[str | None] = []
+
+    def open(self, config: Mapping[str, Any], run: str | None) -> None:
+        self.config, self.id = config, run or self.new
+        self.asked.append(run)
+
+    def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        if self.fail_at is not None and len(self.points) + 1 == self.fail_at:
+            raise OSError("disk full")
+        self.points.append((step, epoch, dict(numbers)))
+
+    def close(self, status: str) -> None:
+        self.closed.append(status)
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    return start(torch.nn.Linear(2, 1))
+
+
+def run(
+    effect: track, state: State, steps: list[tuple[Cursor, dict[str, Any]]], **config: Any
+) -> None:
+    effect.open(Run(step=None, state=state, config=config))
+    for cursor, metrics in steps:
+        effect(state.replace(cursor=cursor.tensor()), metrics)
+    effect.close("completed")
+
+
+def loss(value: float, weight: int = 1) -> dict[str, Any]:
+    return {"loss": Mean(torch.tensor(value * weight), torch.tensor(weight))}
+
+
+def test_points_come_every_n_batches_at_the_epochs_end_and_at_close(state: State) -> None:
+    memory = Memory()
+    # epochs of 5 batches, the last of which is cut short by the end of the run
+    cursors = [Cursor(n // 5, n % 5 * 8, n) for n in range(1, 13)]
+    weights = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    run(
+        track(memory, every=3),
+        state,
+        [(c, loss(c.count, w)) for c, w in zip(cursors, weights, strict=True)],
+    )
+
+    def mean(*counts: int) -> float:
+        return sum(n * n for n in counts) / sum(counts)
+
+    expected = [
+        (3, 1, mean(1, 2, 3)),
+        (5, 1, mean(4, 5)),
+        (6, 2, mean(6)),
+        (9, 2, mean(7, 8, 9)),
+        (10, 2, mean(10)),
+        (12, 3, mean(11, 12)),
+    ]
+    assert [(step, epoch) for step, epoch, _ in memory.points] == [e[:2] for e in expected]
+    assert [n["loss"] for _, _, n in memory.points] == pytest.approx([e[2] for e in expected])
+
+
+def test_what_is_left_is_written_at_close(state: State) -> None:
+    memory = Memory()
+    run(track(memory, every=100), state, [(Cursor(0, n, n), loss(n)) for n in (1, 2, 3)])
+    assert memory.points == [(3, 1, {"loss": 2.0})]
+    assert memory.closed == ["completed"]
+
+
+def test_validation_is_logged_at_its_own_step_and_rare_metrics_are_not_lost(state: State) -> None:
+    memory = Memory()
+    steps = [(Cursor(0, n, n), loss(n)) for n in range(1, 11)]
+    steps[3][1]["val/loss"] = Mean(7.0, 1)
+    steps[4][1]["val/loss"] = Mean(9.0, 1)  # twice in a row, and still two points
+    steps[6][1]["rare"] = Sum(torch.tensor(1.5))
+    run(track(memory, every=10), state, steps)
+    assert memory.points == [
+        (4, 1, {"loss": 2.5, "val/loss": 7.0}),
+        (5, 1, {"loss": 5.0, "val/loss": 9.0}),
+        (10, 1, {"loss": 8.0, "rare": 1.5}),
+    ]
+
+
+def test_metrics_that_are_no_single_number_are_skipped(state: State) -> None:
+    memory = Memory()
+    metrics = {
+        **loss(2.0),
+        "matrix": Sum(torch.ones(2, 2)),
+        "text": "hello",
+        "classes": Last({"cat": torch.tensor(0.5), "rows": torch.ones(3)}),
+        "bad": Max(torch.tensor(math.inf)),
+        "skipped": Sum(torch.tensor(0)),
+    }
+    run(track(memory, every=1), state, [(Cursor(0, 1, 1), metrics)])
+    assert memory.points == [
+        (1, 1, {"loss": 2.0, "classes/cat": 0.5, "bad": math.inf, "skipped": 0.0})
+    ]
+
+
+def test_a_tracker_that_fails_at_its_third_point_is_dropped_with_one_warning(state: State) -> None:
+    failing, healthy = Memory(fail_at=3), Memory()
+    steps = [(Cursor(0, n, n), loss(n)) for n in range(1, 8)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(track(failing, healthy, every=1), state, steps)
+    (message,) = [str(w.message) for w in caught]
+    assert "Memory failed at step 3: OSError: disk full. Training goes on" in message
+    assert [step for step, _, _ in failing.points] == [1, 2]
+    assert [step for step, _, _ in healthy.points] == [1, 2, 3, 4, 5, 6, 7]
+    assert failing.closed == healthy.closed == ["completed"]
+
+
+def test_a_tracker_that_cannot_be_opened_is_an_error_at_the_start(state: State) -> None:
+    class Refuses(Memory):
+        def open(self, config: Mapping[str, Any], run: str | None) -> None:
+            raise PermissionError("read-only")
+
+    healthy = Memory()
+    effect = track(healthy, Refuses())
+    with pytest.raises(RuntimeError, match=r"Refuses cannot be opened.*PermissionError: read-only"):
+        effect.open(Run(step=None, state=state))
+    assert healthy.closed == ["failed"]
+    effect.close("failed")  # as the loop would
+    assert healthy.closed == ["failed"]
+
+
+def test_a_lost_server_does_not_hold_up_training() -> None:
+    release = threading.Event()
+
+    class Hangs(Memory):
+        def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
+            release.wait()
+
+    worker = Worker([Hangs()], capacity=1, patience=0.02)
+    point = Point(1, 1, {"loss": Mean(1.0, 1)})
+    with pytest.warns(UserWarning, match=r"\(Hangs\) have written nothing for 0.02 s"):
+        for _ in range(4):
+            worker.put(point)
+    worker.close()
+    release.set()
+
+
+def test_metrics_that_cannot_be_read_do_not_end_tracking(state: State) -> None:
+    memory = Memory()
+    bad = {"loss": Mean(torch.tensor(1.0), "heavy")}
+    with pytest.warns(UserWarning, match="metrics of step 1 cannot be read"):
+        run(track(memory, every=1), state, [(Cursor(0, 1, 1), bad), (Cursor(0, 2, 2), loss(2.0))])
+    assert memory.points == [(2, 1, {"loss": 2.0})]
+
+
+def test_a_resumed_run_goes_on_in_the_same_tracker_run(state: State) -> None:
+    class Other(Memory):
+        pass
+
+    before = track(Memory(id="a"), Other(id="b"))
+    run(before, state, [])
+    memo = before.memo()
+
+    other, fresh, memory = Other(), Memory(), Memory()
+    after = track(other, memory, fresh)
+    after.recall(memo)
+    run(after, state, [])
+    run(after, state, [])  # a further run is a new one
+    assert other.asked == ["b", None]
+    assert memory.asked == ["a", None]
+    assert fresh.asked == [None, None]
+
+
+def test_the_config_is_plain(state: State) -> None:
+    memory = Memory()
+    run(track(memory), state, [], lr=torch.tensor(0.5), dtype=torch.float16)
+    assert memory.config == {"lr": 0.5, "dtype": "torch.float16"}
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"fl\.JSONL"):
+        track("runs/a.jsonl")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="every=0"):
+        track(Memory(), every=0)
