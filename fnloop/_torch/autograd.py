@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import optree
 import torch
@@ -13,32 +13,76 @@ from torch._functorch import eager_transforms
 from fnloop._torch.tracing import transformed
 
 T = TypeVar("T")
-Backward: TypeAlias = Callable[[Tensor, Tensor], list["Tensor | None"]]
 
 _run_backward: Any = torch.autograd.Variable._execution_engine.run_backward  # pyright: ignore
 _nested: Any = eager_transforms
 
 
 class NoGradientError(Exception):
-    """The loss depends on none of the inputs."""
+    """The loss depends on none of the leaves."""
 
 
-def gradients(
-    function: Callable[[list[Tensor], Backward], T], inputs: Sequence[Tensor], through: bool
-) -> T:
-    """What `function` returns, which is given leaves with the values of `inputs`, and a backward.
+class Tape:
+    """What is recorded for one backward pass.
 
-    ``backward(loss, seed)`` returns the gradients of the 0-d `loss` times the 0-d `seed`; None for
-    a leaf that the loss does not depend on. It must be called before `function` returns.
+    Attributes:
+        leaves: What is differentiated with respect to.
+        kept: Whether what comes out may be differentiated in turn.
+    """
+
+    def __init__(self, leaves: list[Tensor], kept: bool, asked: bool) -> None:
+        self.leaves = leaves
+        self.kept = kept
+        self.asked = asked and not kept
+        """Whether somebody might ask for other derivatives, of which nothing is known yet."""
+
+    def backward(self, loss: Tensor, seed: Tensor) -> list[Tensor | None]:
+        """The gradients of the 0-d `loss` times the 0-d `seed`.
+
+        None for a leaf that the loss does not depend on.
+
+        Raises:
+            NoGradientError: It depends on none.
+        """
+        if not loss.requires_grad:
+            raise NoGradientError
+        # What torch.autograd.grad does, without its checks, which cost a small step dearly:
+        # tensors, their gradients, keep_graph, create_graph, inputs, allow_unreachable, ...
+        found = _run_backward(
+            (loss,), (seed,), self.kept, self.kept, tuple(self.leaves), True, accumulate_grad=False
+        )
+        return [
+            grad
+            if grad is None
+            or (grad.layout is torch.strided and grad.is_contiguous() and leaf.is_contiguous())
+            else _in_layout_of(leaf, grad)
+            for leaf, grad in zip(self.leaves, found, strict=True)
+        ]
+
+
+class _InnerTape(Tape):
+    """The same inside ``torch.func`` transforms, where the engine's short way is closed."""
+
+    def backward(self, loss: Tensor, seed: Tensor) -> list[Tensor | None]:
+        if not loss.requires_grad:
+            raise NoGradientError
+        return list(
+            torch.autograd.grad(loss, self.leaves, seed, create_graph=True, allow_unused=True)
+        )
+
+
+def gradients(function: Callable[[Tape], T], inputs: Sequence[Tensor], asked: bool) -> T:
+    """What `function` returns, which is given a tape whose leaves have the values of `inputs`.
 
     There are two engines, which agree. Autograd's is 1.4 to 2 times as fast; inside ``torch.func``
-    transforms only another level of them can be used.
+    transforms only one more level of them can be used.
 
     Args:
-        function: ``(leaves, backward) -> result``; inside transforms the result's leaves are
-            tensors.
+        function: Calls ``tape.backward`` before it returns; inside transforms, the leaves of what
+            it returns are tensors.
         inputs: What is differentiated with respect to.
-        through: Whether what comes out may be differentiated in turn, by autograd.
+        asked: Whether autograd records something that the function is given, so that what comes out
+            may be differentiated with respect to it.
 
     Raises:
         NoGradientError: The loss does not depend on any leaf.
@@ -47,48 +91,25 @@ def gradients(
         with _nested.grad_increment_nesting() as level, torch.enable_grad():
             inner = [_nested._wrap_for_grad(t, level) for t in inputs]
             _nested._create_differentiable(inner, level)
-            result = function(inner, lambda loss, seed: _inside(loss, seed, inner))
+            result = function(_InnerTape(inner, True, False))
             return optree.tree_map(
                 lambda t: _nested._unwrap_for_grad(t, level) if isinstance(t, Tensor) else t,
                 result,
             )
+    before = torch.is_grad_enabled()
+    kept = before and asked
     # A view, so that a leaf of ours is differentiated: the loss may use the caller's own elsewhere.
     leaves = [
-        t.view_as(t) if through and t.requires_grad else t.detach().requires_grad_() for t in inputs
+        t.view_as(t) if kept and t.requires_grad else t.detach().requires_grad_() for t in inputs
     ]
-    before = torch.is_grad_enabled()
-    if not before:
-        torch.set_grad_enabled(True)
+    tape = Tape(leaves, kept, before)
+    if before:
+        return function(tape)
+    torch.set_grad_enabled(True)
     try:
-        return function(leaves, lambda loss, seed: _outside(loss, seed, leaves, through))
+        return function(tape)
     finally:
-        if not before:
-            torch.set_grad_enabled(False)
-
-
-def _inside(loss: Tensor, seed: Tensor, inner: list[Tensor]) -> list[Tensor | None]:
-    if not loss.requires_grad:
-        raise NoGradientError
-    return list(torch.autograd.grad(loss, inner, seed, create_graph=True, allow_unused=True))
-
-
-def _outside(
-    loss: Tensor, seed: Tensor, leaves: list[Tensor], through: bool
-) -> list[Tensor | None]:
-    if not loss.requires_grad:
-        raise NoGradientError
-    # What torch.autograd.grad does, without its checks, which cost a small step dearly: tensors,
-    # their gradients, keep_graph, create_graph, inputs, allow_unreachable, ...
-    found = _run_backward(
-        (loss,), (seed,), through, through, tuple(leaves), True, accumulate_grad=False
-    )
-    return [
-        grad
-        if grad is None
-        or (grad.layout is torch.strided and grad.is_contiguous() and leaf.is_contiguous())
-        else _in_layout_of(leaf, grad)
-        for leaf, grad in zip(leaves, found, strict=True)
-    ]
+        torch.set_grad_enabled(False)
 
 
 def _in_layout_of(leaf: Tensor, grad: Tensor) -> Tensor:
@@ -100,7 +121,11 @@ def _in_layout_of(leaf: Tensor, grad: Tensor) -> Tensor:
 
 
 def has_others(loss: Tensor, leaves: Iterable[Tensor]) -> bool:
-    """Whether a derivative of `loss` may be asked with respect to something besides `leaves`."""
+    """Whether a derivative of `loss` may be asked with respect to a tensor besides `leaves`.
+
+    The parameters of other modules (of a teacher, say) do not count: they require gradients by
+    default, whether or not anybody asks for them.
+    """
     ours = {id(leaf) for leaf in leaves}
     seen: set[Any] = set()
     waiting = [loss.grad_fn]
@@ -110,7 +135,8 @@ def has_others(loss: Tensor, leaves: Iterable[Tensor]) -> bool:
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) not in ours:
+        foreign = variable is not None and id(variable) not in ours
+        if foreign and not isinstance(variable, torch.nn.Parameter):
             return True
         waiting += [parent for parent, _ in node.next_functions]
     return False

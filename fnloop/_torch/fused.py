@@ -1,73 +1,201 @@
-"""torch's fused optimizer kernels, and what their callers share."""
+"""torch's fused optimizer kernels: parameters and memory updated in one pass, on fresh copies.
+
+They write in place, know no derivative, and take hyperparameters as Python numbers. Each function
+returns None where its kernel cannot be used.
+"""
 
 # pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import attrgetter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fnloop._torch import foreach
-from fnloop._torch.tracing import tracing
+from fnloop._torch.autograd import require_grad
+from fnloop._torch.tracing import opaque
 
-Tensors: TypeAlias = dict[str, Tensor]
+Storages: TypeAlias = Sequence[Tensor]
 Number: TypeAlias = float | Tensor
+Made: TypeAlias = list[list[Tensor]]
+"""The new parameters, then each part of the new memory."""
 
 _DTYPES = {torch.float32, torch.float64}
 # By attrgetter and map: a loop in Python over the tensors costs three times as much.
-_DTYPE, _IS_CPU, _LAYOUT, _REQUIRES_GRAD, _SHAPE = map(
-    attrgetter, ("dtype", "is_cpu", "layout", "requires_grad", "shape")
-)
+_DTYPE, _IS_CPU, _LAYOUT, _SHAPE = map(attrgetter, ("dtype", "is_cpu", "layout", "shape"))
 
-_FACTS = attrgetter("dtype", "layout", "is_cpu", "requires_grad")
-_PLAIN = {(torch.float32, torch.strided, True, False)}
-
-adam_ = torch._fused_adam_
-adamw_ = torch._fused_adamw_
-sgd_ = torch._fused_sgd_
-adagrad_ = torch._fused_adagrad_
+_adam_ = torch._fused_adam_
+_adamw_ = torch._fused_adamw_
+_sgd_ = torch._fused_sgd_
+_adagrad_ = torch._fused_adagrad_
 
 
-def usable(grads: Tensors, params: Tensors, lr: Number, *others: Number) -> bool:
-    """Whether torch's fused optimizer kernels can take these tensors and hyperparameters.
+def adam(
+    params: Storages,
+    grads: Storages,
+    memory: Sequence[Storages],
+    count: Tensor,
+    finite: bool | Tensor,
+    plain: bool,
+    *,
+    decoupled: bool,
+    lr: Number,
+    betas: tuple[Number, Number],
+    eps: Number,
+    weight_decay: Number,
+    maximize: bool,
+) -> Made | None:
+    """Adam and AdamW; `memory` is the two moments, and the largest second one for AMSGrad.
 
-    They write in place and know no derivative, and take hyperparameters other than the learning
-    rate as Python numbers: a tensor on an accelerator would have to be waited for.
+    Args:
+        params, grads, memory: Lists of tensors, alike.
+        count: float32[]; the number of this update.
+        finite: Whether to update at all; else the copies are returned as they are.
+        plain: Whether autograd has nothing to do with these tensors.
+        decoupled: AdamW's weight decay.
+        lr, betas, eps, weight_decay, maximize: As in torch.
     """
-    if tracing() or not params:
-        return False
-    tensors = [*params.values(), *grads.values()]
-    # The common case in one pass; what follows tells the others apart.
-    if set(map(_FACTS, tensors)) == _PLAIN and all(map(Tensor.is_contiguous, tensors)):
-        plain = not any([isinstance(value, Tensor) for value in (lr, *others)])
-        if plain and same_shapes(tensors[len(params) :], tensors[: len(params)]):
-            return True
-    dtypes = set(map(_DTYPE, tensors))
-    if len(dtypes) > 1 or not dtypes <= _DTYPES:
-        return False
-    if not all(map(_IS_CPU, tensors)) and {t.device.type for t in tensors} != {"cuda"}:
-        return False
+    apart = decoupled and isinstance(weight_decay, Tensor)  # the kernel wants it as a number
+    decay = 0.0 if apart else weight_decay
+    made = _copies(params, grads, memory, plain, lr, *betas, eps, decay)
+    if made is None:
+        return None
+    if apart:
+        kept = torch.where(torch.as_tensor(finite), 1 - lr * weight_decay, 1.0)
+        torch._foreach_mul_(made[0], kept)
+    kernel = _adamw_ if decoupled else _adam_
+    kernel(
+        made[0],
+        grads,
+        made[1],
+        made[2],
+        made[3] if len(made) > 3 else [],
+        [count] * len(params),
+        lr=_rate(lr),
+        beta1=float(betas[0]),
+        beta2=float(betas[1]),
+        weight_decay=float(decay),
+        eps=float(eps),
+        amsgrad=len(made) > 3,
+        maximize=maximize,
+        grad_scale=None,
+        found_inf=_found_inf(finite),
+    )
+    return made
+
+
+def sgd(
+    params: Storages,
+    grads: Storages,
+    memory: Sequence[Storages],
+    finite: bool | Tensor,
+    plain: bool,
+    *,
+    lr: Number,
+    momentum: Number,
+    weight_decay: Number,
+    nesterov: bool,
+    maximize: bool,
+) -> Made | None:
+    """SGD; `memory` is the sum of gradients, or empty without momentum."""
+    if memory and not isinstance(momentum, Tensor) and momentum == 0:
+        return None  # for which the kernel wants no memory
+    made = _copies(params, grads, memory, plain, lr, momentum, weight_decay)
+    if made is None:
+        return None
+    _sgd_(
+        made[0],
+        grads,
+        made[1] if memory else [],
+        weight_decay=float(weight_decay),
+        momentum=float(momentum),
+        lr=_rate(lr),
+        dampening=0.0,
+        nesterov=nesterov,
+        maximize=maximize,
+        is_first_step=False,
+        grad_scale=None,
+        found_inf=_found_inf(finite),
+    )
+    return made
+
+
+def adagrad(
+    params: Storages,
+    grads: Storages,
+    memory: Sequence[Storages],
+    count: Tensor,
+    finite: bool | Tensor,
+    plain: bool,
+    *,
+    lr: Number,
+    lr_decay: Number,
+    weight_decay: Number,
+    eps: Number,
+    maximize: bool,
+) -> Made | None:
+    """Adagrad; `memory` is the sum of squares."""
+    made = _copies(params, grads, memory, plain, lr, lr_decay, weight_decay, eps)
+    if made is None:
+        return None
+    _adagrad_(
+        made[0],
+        grads,
+        made[1],
+        [count] * len(params),
+        lr=_rate(lr),
+        lr_decay=float(lr_decay),
+        weight_decay=float(weight_decay),
+        eps=float(eps),
+        maximize=maximize,
+        grad_scale=None,
+        found_inf=_found_inf(finite),
+    )
+    return made
+
+
+def _copies(
+    params: Storages,
+    grads: Storages,
+    memory: Sequence[Storages],
+    plain: bool,
+    lr: Number,
+    *others: Number,
+) -> Made | None:
+    """Fresh copies of parameters and memory, laid out alike; None if no kernel can take them."""
+    if not params or opaque() or not (plain or not torch.is_grad_enabled()):
+        return None
+    if require_grad((lr, *others)):
+        return None
     if any([isinstance(value, Tensor) and not value.is_cpu for value in others]):
-        return False
-    if not same_layout(tensors[len(params) :], tensors[: len(params)]):
-        return False
-    if torch.is_grad_enabled() and any(map(_REQUIRES_GRAD, tensors)):
-        return False
-    return not foreach.differentiated((lr, *others))
+        return None
+    everything = [*params, *grads]
+    dtypes = set(map(_DTYPE, everything))
+    if len(dtypes) > 1 or not dtypes <= _DTYPES:
+        return None
+    if not all(map(_IS_CPU, everything)) and {t.device.type for t in everything} != {"cuda"}:
+        return None
+    shapes = list(map(_SHAPE, params))
+    if any([list(map(_SHAPE, part)) != shapes for part in memory]):
+        raise ValueError("The optimizer's memory has other shapes than the parameters.")
+    if list(map(_SHAPE, grads)) != shapes or not _same_layout(grads, params):
+        return None
+    n = len(params)
+    fresh = list(torch._foreach_clone([*params, *[t for part in memory for t in part]]))
+    groups = [fresh[i : i + n] for i in range(0, len(fresh), n)]
+    if all(map(Tensor.is_contiguous, fresh)):
+        return groups
+    return [
+        group if _same_layout(group, groups[0]) else list(map(_like, group, groups[0]))
+        for group in groups
+    ]
 
 
-def same_shapes(some: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether tensors have the same shapes, pair by pair."""
-    return list(map(_SHAPE, some)) == list(map(_SHAPE, others))
-
-
-def same_layout(some: list[Tensor], others: list[Tensor]) -> bool:
+def _same_layout(some: Storages, others: Storages) -> bool:
     """Whether tensors lie in memory alike, pair by pair: the kernels run through raw memory."""
-    if not same_shapes(some, others):
-        return False
     if set(map(_LAYOUT, some)) != {torch.strided}:
         return False
     if all(map(Tensor.is_contiguous, some)) and all(map(Tensor.is_contiguous, others)):
@@ -75,36 +203,15 @@ def same_layout(some: list[Tensor], others: list[Tensor]) -> bool:
     return [t.stride() for t in some] == [t.stride() for t in others]
 
 
-def rate(lr: Number) -> Number:
-    """A learning rate as the kernels take it: a number, or a tensor on the parameters' device."""
-    return float(lr) if isinstance(lr, Tensor) and lr.device.type == "cpu" else lr
-
-
-def copies(params: Tensors, *memory: Tensors) -> list[list[Tensor]]:
-    """Fresh copies of the parameters and of each part of the memory, laid out alike."""
-    n = len(params)
-    shapes = list(map(_SHAPE, params.values()))
-    if any([list(map(_SHAPE, part.values())) != shapes for part in memory]):
-        raise ValueError("The optimizer's memory has other shapes than the parameters.")
-    fresh = foreach.copies([t for group in (params, *memory) for t in group.values()])
-    groups = [fresh[i : i + n] for i in range(0, len(fresh), n)]
-    if all(map(Tensor.is_contiguous, fresh)):
-        return groups
-    return [
-        group if same_layout(group, groups[0]) else list(map(_like, group, groups[0]))
-        for group in groups
-    ]
-
-
 def _like(tensor: Tensor, other: Tensor) -> Tensor:
     return torch.empty_like(other).copy_(tensor)
 
 
-def found_inf(finite: bool | Tensor) -> Tensor | None:
+def _rate(lr: Number) -> Number:
+    """A learning rate as the kernels take it: a number, or a tensor on the parameters' device."""
+    return float(lr) if isinstance(lr, Tensor) and lr.device.type == "cpu" else lr
+
+
+def _found_inf(finite: bool | Tensor) -> Any:
     """The flag that makes a fused kernel leave everything as it is: float32[], or None."""
     return None if finite is True else torch.logical_not(torch.as_tensor(finite)).float()
-
-
-def counted(count: Tensor, finite: bool | Tensor) -> Tensor:
-    """`count` after a step that is counted where `finite`."""
-    return count + 1 if finite is True else count + finite

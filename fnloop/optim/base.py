@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fnloop._torch import foreach
 from fnloop.trees.nodes import is_tree
-from fnloop.values.packed import groups_of, joined, parted
+from fnloop.trees.show import short
+from fnloop.values.choice import Flag, select
+from fnloop.values.tensors import Tensors
 
 Number: TypeAlias = float | Tensor
 Step: TypeAlias = int | Tensor
-Tensors: TypeAlias = dict[str, Tensor]
 Memory: TypeAlias = dict[str, Any]
 Makes: TypeAlias = Literal["updates", "gradients", "zeros"]
 
@@ -23,21 +23,18 @@ class Optimizer:
     """What every optimizer and every gradient transform is: a tree with these methods.
 
     A subclass is made by `fl.tree`; its fields are its hyperparameters, and where a number goes, a
-    tensor or a schedule (`fl.schedules.cosine`, ...) goes. It defines `memory` and `update`, and
-    `apply` where there is a fused kernel for it.
+    tensor or a schedule (`fl.schedules.cosine`, ...) goes. It defines `init_state` and `update`,
+    in the methods of `fl.Tensors`: it then runs eager, compiled, vmapped and differentiated. It may
+    define `apply` where there is a fused kernel for it.
 
     Attributes:
         name: Under which its memory and its hyperparameters are found: ``"adamw.lr"``.
         reported: Hyperparameters that are reported, and can be scaled (`fl.scale`), even when they
             are constant. Those given by a schedule always are.
-        joint: Whether it makes no difference to it that tensors are joined into one long vector:
-            true for what treats every value alike, or all together. A compiled step then runs it
-            once instead of once for each parameter.
     """
 
     name: str
-    reported: ClassVar[tuple[str, ...]] = ()
-    joint: ClassVar[bool] = False
+    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
 
     @property
     def makes(self) -> Makes:
@@ -48,13 +45,18 @@ class Optimizer:
         """The keys of its memory: its name, or those of its parts."""
         return (self.name,)
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
-        """This transform's own memory before the first step: tensors, by name."""
+    def init_state(self, params: Tensors) -> dict[str, Any]:
+        """Its own memory before the first step: tensors, by name."""
         return {}
 
     def init(self, params: Tensors) -> Memory:
         """The memory before the first step, flat by transform name: ``{"adamw": {...}}``."""
-        return {self.name: self.memory(params)}
+        if not isinstance(params, Tensors):
+            raise TypeError(
+                f"An optimizer takes parameters as fl.Tensors, such as state.params, and was given "
+                f"{type(params).__name__}: fl.Tensors({{'w': ...}})."
+            )
+        return {self.name: self.init_state(params)}
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
@@ -62,15 +64,15 @@ class Optimizer:
         """Turn mean gradients into updates (to be added to the parameters). Pure.
 
         Args:
-            grads: Mean gradients by parameter name, float32 or wider.
+            grads: Mean gradients, float32 or wider.
             memory: As `init` made it; entries of other transforms are passed on untouched.
-            params: Parameters by name, in the same order.
+            params: Parameters of the same names.
             step: Committed optimizer steps so far: an int, or int64[].
         """
         raise NotImplementedError
 
     def apply(
-        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
         """`update` and the addition in one; where `finite` is false nothing changes, to the bit.
 
@@ -79,8 +81,8 @@ class Optimizer:
         if finite is False:
             return params, memory
         updates, new_memory = self.update(grads, memory, params, step)
-        new_params = add_updates(params, updates)
-        return keep_if(finite, new_params, params), keep_if(finite, new_memory, memory)
+        new_params = params.add(params.like(updates))
+        return new_params.where(finite, params), select(finite, new_memory, memory)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Reported hyperparameters, by ``"<name>.<field>"``: numbers or schedules."""
@@ -94,11 +96,15 @@ class Optimizer:
             scale: Multipliers by hyperparameter name; a missing one is 1.
         """
         fields = self._reported()
-        changes: dict[str, Any] = {
-            field: scaled(getattr(self, field), step, scale.get(f"{self.name}.{field}"))
-            for field in fields
-        }
+        changes: dict[str, Any] = {}
+        for field in fields:
+            value, factor = getattr(self, field), scale.get(f"{self.name}.{field}")
+            changes[field] = scaled(value, step, factor)
         return replaced(self, **changes, _resolved=fields)
+
+    def at(self, step: Step, *fields: str) -> list[Any]:
+        """The values of some hyperparameters at `step`."""
+        return [at(getattr(self, field), step) for field in fields]
 
     def _reported(self) -> list[str]:
         # Where a schedule was, there is a number once it is resolved.
@@ -113,7 +119,9 @@ class Optimizer:
 
 
 class Transform(Optimizer):
-    """An optimizer whose `update` gives gradients, for what is after it in a `fl.optim.chain`."""
+    """An optimizer whose `update` gives gradients, for what stands after it in a chain."""
+
+    reported: ClassVar[tuple[str, ...]] = ()
 
     @property
     def makes(self) -> Makes:
@@ -143,7 +151,7 @@ def at(value: Any, step: Step) -> Any:
 def scaled(value: Any, step: Step, factor: Number | None) -> Any:
     """A hyperparameter's value at `step`, times `factor`; a constant zero stays a plain number."""
     number = at(value, step)
-    if factor is None or is_zero(number):
+    if factor is None or is_zero(number) or (isinstance(factor, float) and factor == 1.0):
         return number
     # In double precision, as Python multiplies where the factor is known.
     return number * (factor.double() if isinstance(factor, Tensor) else factor)
@@ -154,18 +162,9 @@ def is_zero(value: Any) -> bool:
     return isinstance(value, (int, float)) and value == 0
 
 
-def zeros_like(params: Tensors) -> Tensors:
-    """Zeros by name; float32 for half-precision parameters."""
-    return {
-        name: torch.zeros_like(p, dtype=wide(p.dtype), memory_format=torch.preserve_format)
-        for name, p in params.items()
-    }
-
-
 def counter(params: Tensors) -> Tensor:
     """float32[]: updates made so far, none; float32 because the fused kernels ask for it."""
-    device = next(iter(params.values())).device if params else None
-    return torch.zeros((), dtype=torch.float32, device=device)
+    return torch.zeros((), dtype=torch.float32, device=params.device)
 
 
 def correction(beta: Number, count: Tensor) -> Tensor:
@@ -174,59 +173,50 @@ def correction(beta: Number, count: Tensor) -> Tensor:
     return 1 - beta ** count.double()
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that gradients and memory have for parameters of `dtype`."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def values(tensors: Tensors) -> list[Tensor]:
-    """The tensors in order, half precision as float32."""
-    return [t.to(wide(t.dtype)) for t in tensors.values()]
-
-
 def descent(
     grads: Tensors, params: Tensors, weight_decay: Number = 0.0, maximize: bool = False
-) -> list[Tensor]:
+) -> Tensors:
     """Gradients of what goes down: negated if `maximize`, plus those of the L2 penalty."""
-    g = values(grads)
+    g = grads.wide()
     if maximize:
-        g = foreach.mul(g, -1.0)
-    return g if is_zero(weight_decay) else foreach.add(g, foreach.mul(values(params), weight_decay))
+        g = g.scale(-1.0)
+    return g if is_zero(weight_decay) else g.add(params.wide().scale(weight_decay))
 
 
-def decayed(
-    updates: list[Tensor], params: Tensors, lr: Number, weight_decay: Number
-) -> list[Tensor]:
+def decayed(updates: Tensors, params: Tensors, lr: Number, weight_decay: Number) -> Tensors:
     """Updates with decoupled weight decay: ``- lr * weight_decay * parameter``."""
     if is_zero(weight_decay):
         return updates
-    return foreach.add(updates, foreach.mul(values(params), -lr * weight_decay))
+    return updates.add(params.wide().scale(-lr * weight_decay))
 
 
-def add_updates(params: Tensors, updates: Tensors) -> Tensors:
-    """``params + updates``, in the parameters' dtype."""
-    old, changes = list(params.values()), [updates[name] for name in params]
-    if all(u.dtype == p.dtype for u, p in zip(changes, old, strict=True)):
-        new = foreach.add(old, changes)
-    else:
-        new = [(p.to(u.dtype) + u).to(p.dtype) for p, u in zip(old, changes, strict=True)]
-    return dict(zip(params, new, strict=True))
+def narrowed(memory: Any, gone: Collection[str]) -> Any:
+    """Memory without the tensors of some parameters."""
+    if isinstance(memory, Tensors):
+        return memory.select([name for name in memory if name not in gone])
+    if isinstance(memory, dict):
+        return {key: narrowed(value, gone) for key, value in memory.items()}
+    return memory
 
 
-def keep_if(finite: bool | Tensor, new: Any, old: Any) -> Any:
-    """`new` where `finite`, else `old`: trees of tensors of the same structure."""
-    if finite is True or new is old:
-        return new
-    if finite is False:
-        return old
-    if isinstance(new, dict) and (groups := groups_of(new)):
-        units = keep_if(finite, joined(new, groups), joined(old, groups))
-        return parted(units, groups, new)
-    if isinstance(new, dict):
-        return {key: keep_if(finite, value, old[key]) for key, value in new.items()}
-    return torch.where(finite, new, old)
+def widened(memory: Any, old: Any) -> Any:
+    """The inverse of `narrowed`: with the tensors of `old` where they were left out."""
+    if isinstance(memory, Tensors) and isinstance(old, Tensors):
+        return old.updated(memory)
+    if isinstance(memory, dict) and isinstance(old, dict):
+        return {k: widened(v, old[k]) if k in old else v for k, v in memory.items()}
+    return memory
 
 
-def named(names: Tensors, tensors: list[Tensor]) -> Tensors:
-    """Tensors under the names of another dict."""
-    return dict(zip(names, tensors, strict=True))
+def refuse_complex(owner: str, params: Tensors) -> None:
+    """Raise if a parameter is complex.
+
+    Raises:
+        TypeError: For an optimizer that has no meaning for complex numbers.
+    """
+    found = [f"{name} {short(p)}" for name, p in params.items() if p.is_complex()]
+    if found:
+        raise TypeError(
+            f"{owner} is not defined for complex parameters ({', '.join(found[:4])}). Give them "
+            "to another optimizer: fl.optim.by_label(...), or fl.optim.adam() for all."
+        )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from torch import Tensor
-
-from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, Tensors, keep_if, replaced
+from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, replaced
 from fnloop.trees.nodes import tree
+from fnloop.values.choice import Flag, select
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -58,10 +58,6 @@ class chain(Optimizer):
         kinds: list[Makes] = [optimizer.makes for optimizer in self.optimizers]
         return kinds[-1] if kinds[-1] == "zeros" or "updates" not in kinds else "updates"
 
-    @property
-    def joint(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return all(optimizer.joint for optimizer in self.optimizers)
-
     def names(self) -> tuple[str, ...]:
         return tuple(name for optimizer in self.optimizers for name in optimizer.names())
 
@@ -79,7 +75,7 @@ class chain(Optimizer):
         return grads, memory
 
     def apply(
-        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
         if finite is False:
             return params, memory
@@ -87,7 +83,7 @@ class chain(Optimizer):
         new = memory
         for optimizer in first:
             grads, new = optimizer.update(grads, new, params, step)
-        return last.apply(grads, keep_if(finite, new, memory), params, step, finite)
+        return last.apply(grads, select(finite, new, memory), params, step, finite)
 
     def hyperparameters(self) -> dict[str, Any]:
         return {k: v for part in self.optimizers for k, v in part.hyperparameters().items()}

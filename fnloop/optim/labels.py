@@ -7,11 +7,11 @@ from typing import Any, Self, TypeAlias
 
 from torch import Tensor
 
-from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, Tensors, replaced
-from fnloop.optim.joint import apply
+from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, replaced
 from fnloop.optim.patterns import check_patterns, matches
 from fnloop.trees.nodes import static, tree
-from fnloop.values.packed import pick, together
+from fnloop.values.choice import Flag
+from fnloop.values.tensors import Tensors
 
 Labels: TypeAlias = Callable[[str, Tensor], str] | tuple[tuple[str, str], ...]
 
@@ -36,7 +36,7 @@ class by_label(Optimizer):
     >>> from fnloop.optim.algorithms.adam import adamw
     >>> from fnloop.optim.transforms import freeze
     >>> optimizer = by_label({"head": adamw(), "body": freeze()}, {"head": "head", "*": "body"})
-    >>> sorted(optimizer.init({"body.w": torch.ones(1), "head.w": torch.ones(1)}))
+    >>> sorted(optimizer.init(Tensors({"body.w": torch.ones(1), "head.w": torch.ones(1)})))
     ['body.freeze', 'head.adamw']
     """
 
@@ -74,7 +74,7 @@ class by_label(Optimizer):
             check_patterns("by_label", [pattern for pattern, _ in self.labels], params)
         memory: Memory = {}
         for label, names in self._groups(params).items():
-            inner = self.optimizers[label].init({name: params[name] for name in names})
+            inner = self.optimizers[label].init(params.select(names))
             memory.update({f"{label}.{key}": value for key, value in inner.items()})
         return memory
 
@@ -86,10 +86,10 @@ class by_label(Optimizer):
         )
 
     def apply(
-        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
         return self._each(
-            grads, memory, params, lambda each, g, own, p: apply(each, g, own, p, step, finite)
+            grads, memory, params, lambda each, g, own, p: each.apply(g, own, p, step, finite)
         )
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -114,16 +114,14 @@ class by_label(Optimizer):
         params: Tensors,
         run: Callable[[Optimizer, Tensors, Memory, Tensors], tuple[Tensors, Memory]],
     ) -> tuple[Tensors, Memory]:
-        results: Tensors = {}
-        memory = dict(memory)
+        results, memory = params, dict(memory)
         for label, names in self._groups(params).items():
             optimizer = self.optimizers[label]
             own = {name: memory[f"{label}.{name}"] for name in optimizer.names()}
-            g, p = pick(grads, names), pick(params, names)
-            made, own = run(optimizer, g, own, p)
-            results = together(results, made)
+            made, own = run(optimizer, grads.select(names), own, params.select(names))
+            results = results.updated(made)
             memory.update({f"{label}.{key}": value for key, value in own.items()})
-        return pick(results, params), memory
+        return results, memory
 
     def _groups(self, params: Tensors) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = {label: [] for label in self.optimizers}

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
-from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, Tensors, replaced
-from fnloop.optim.joint import apply
+from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, replaced
 from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
 from fnloop.trees.nodes import static, tree
-from fnloop.values.packed import pick, together
+from fnloop.values.choice import Flag
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -32,8 +31,8 @@ class masked(Optimizer):
 
     >>> from fnloop.optim.algorithms.sgd import sgd
     >>> optimizer = masked(sgd(1.0), ["head"])
-    >>> params = {"body.w": torch.ones(1), "head.w": torch.ones(1)}
-    >>> optimizer.update(params, optimizer.init(params), params, step=0)[0]
+    >>> params = Tensors({"body.w": torch.ones(1), "head.w": torch.ones(1)})
+    >>> dict(optimizer.update(params, optimizer.init(params), params, step=0)[0])
     {'body.w': tensor([0.]), 'head.w': tensor([-1.])}
     """
 
@@ -56,35 +55,28 @@ class masked(Optimizer):
     def init(self, params: Tensors) -> Memory:
         if not callable(self.where):
             check_patterns("masked", self.where, params)
-        return self.optimizer.init({name: params[name] for name in chosen(self.where, params)})
+        return self.optimizer.init(params.select(chosen(self.where, params)))
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         names = chosen(self.where, params)
-        inner, memory = self.optimizer.update(
-            {name: grads[name] for name in names},
-            memory,
-            {name: params[name] for name in names},
-            step,
+        made, memory = self.optimizer.update(
+            grads.select(names), memory, params.select(names), step
         )
-        still = self.makes == "updates"
-        updates = {
-            name: inner[name] if name in inner else torch.zeros_like(grad) if still else grad
-            for name, grad in grads.items()
-        }
-        return updates, memory
+        others = grads.zeros() if self.makes == "updates" else grads.wide()
+        return others.updated(made), memory
 
     def apply(
-        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
         if self.makes != "updates":
             return super().apply(grads, memory, params, step, finite)
         names = chosen(self.where, params)
-        inner, memory = apply(
-            self.optimizer, pick(grads, names), memory, pick(params, names), step, finite
+        made, memory = self.optimizer.apply(
+            grads.select(names), memory, params.select(names), step, finite
         )
-        return together(params, inner), memory
+        return params.updated(made), memory
 
     def hyperparameters(self) -> dict[str, Any]:
         return self.optimizer.hyperparameters()

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from fnloop.optim.base import Tensors
+from fnloop.values.tensors import Tensors
 
 Where: TypeAlias = Callable[[str, Tensor], bool] | tuple[str, ...]
 

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from fnloop._torch.tracing import tracing
-from fnloop.optim.base import (
-    Memory,
-    Number,
-    Optimizer,
-    Step,
-    Tensors,
-    at,
-    is_schedule,
-    named,
-    replaced,
-    scaled,
-    values,
-)
+from fnloop.optim.base import Memory, Number, Optimizer, Step, at, is_schedule, replaced, scaled
 from fnloop.optim.torch_state import differences, pack, unpack, zeros
 from fnloop.trees.nodes import static, tree
+from fnloop.values.choice import Flag, look
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -32,8 +21,8 @@ class from_torch(Optimizer):
     """Any ``torch.optim.Optimizer``, third-party ones included, as an optimizer.
 
     The slow bridge: each step builds the torch optimizer anew on copies of the parameters and of
-    its state, so that nothing given to it is changed. It can be neither compiled nor transformed
-    by ``torch.func``. Memory is the torch optimizer's state, and what it changes in its parameter
+    its state, so that nothing given to it is changed. It can be neither compiled nor differentiated
+    nor transformed by ``torch.func``. Memory is the torch optimizer's state, and what it changes in its parameter
     group. There is one group, with all parameters: for several see `fl.optim.by_label`.
 
     Args:
@@ -49,13 +38,11 @@ class from_torch(Optimizer):
             structure after the second step.
 
     >>> optimizer = from_torch(torch.optim.Rprop, lr=0.1)
-    >>> params = {"w": torch.ones(2)}
+    >>> params = Tensors({"w": torch.ones(2)})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
     >>> updates["w"]
     tensor([-0.1000, -0.1000])
     """
-
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
 
     optimizer: type[torch.optim.Optimizer]
     numbers: dict[str, Any]
@@ -88,7 +75,7 @@ class from_torch(Optimizer):
         object.__setattr__(self, "options", options)
         object.__setattr__(self, "name", title.lower() if name is None else name)
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
+    def init_state(self, params: Tensors) -> dict[str, Any]:
         # What the state will be shows only after a step: two on copies, with gradients that are
         # not zero, so that what changes in the parameter group is seen to change.
         copies = _copies(params)
@@ -111,24 +98,22 @@ class from_torch(Optimizer):
         return {
             **zeros(self._state(torch_optimizer, params, copies)),
             "group": zeros(pack(group, "param_groups[0]")),
-            "started": torch.zeros((), dtype=torch.bool),
+            "started": {name: torch.zeros((), dtype=torch.bool) for name in params},
         }
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
-        new, memory = self._stepped(grads, memory, params, step)
-        updates = [x - p for x, p in zip(new, values(params), strict=True)]
-        return named(params, updates), memory
+        new, memory = self._stepped(grads, memory, params, step, True)
+        return new.sub(params.wide()), memory
 
     def apply(
-        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
-        if not tracing() and not finite:
+        if finite is False:
             return params, memory
-        new, new_memory = self._stepped(grads, memory, params, step)
-        new_params = {name: x.to(p.dtype) for x, (name, p) in zip(new, params.items(), strict=True)}
-        return new_params, new_memory
+        new, memory = self._stepped(grads, memory, params, step, finite)
+        return new.cast(params), memory
 
     def hyperparameters(self) -> dict[str, Any]:
         return {f"{self.name}.{key}": self.numbers[key] for key in self._reported()}
@@ -152,31 +137,31 @@ class from_torch(Optimizer):
         return [k for k, v in self.numbers.items() if k in self.reported or is_schedule(v)]
 
     def _stepped(
-        self, grads: Tensors, memory: Memory, params: Tensors, step: Step
-    ) -> tuple[list[Tensor], Memory]:
-        if tracing():
-            raise RuntimeError(
-                f"from_torch({self.optimizer.__name__}) runs a torch.optim optimizer, which writes "
-                "in place and keeps Python numbers: it cannot be compiled (fl.compile), nor run "
-                "under torch.func. Use one of fnloop's own optimizers there."
-            )
-        own, copies = memory[self.name], _copies(params)
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
+    ) -> tuple[Tensors, Memory]:
+        own, numbers = memory[self.name], {k: look(at(v, step)) for k, v in self.numbers.items()}
+        started = {name: look(own["started"][name]) for name in params}
+        self._check(params, [finite, *started.values(), *numbers.values()])
+        copies = _copies(params)
         if not copies:
-            return [], memory
+            return params, memory
         torch_optimizer = self._build(copies, step)
-        if own["started"]:
-            state: Any = torch_optimizer.state
-            for name, p in zip(params, copies, strict=True):
+        state: Any = torch_optimizer.state
+        for name, p in zip(params, copies, strict=True):
+            if started[name]:
                 state[p].update(unpack(own["state"][name]))
+        if any(started.values()):
             state.update(unpack(own["shared"]))
             torch_optimizer.param_groups[0].update(unpack(own["group"]))
         before = _group(torch_optimizer)
-        _step(torch_optimizer, copies, [g.detach().clone() for g in values(grads)])
+        _step(torch_optimizer, copies, [g.detach().clone() for g in grads.wide().values()])
         after, kept = _group(torch_optimizer), unpack(own["group"])
+        made = self._state(torch_optimizer, params, copies)
         new = {
-            **self._state(torch_optimizer, params, copies),
+            "state": {**own["state"], **made["state"]},
+            "shared": made["shared"],
             "group": pack({key: after[key] for key in kept}, "param_groups[0]"),
-            "started": torch.ones_like(own["started"]),
+            "started": {**own["started"], **{n: torch.ones((), dtype=torch.bool) for n in params}},
         }
         lost = [f"param_groups[0][{key!r}]" for key in _moved(before, after) if key not in kept]
         if wrong := lost + differences(own, new):
@@ -184,7 +169,23 @@ class from_torch(Optimizer):
                 f"{self!r}: this optimizer changed after its first steps what it keeps, which "
                 f"from_torch cannot follow: {', '.join(wrong)}."
             )
-        return [p.detach() for p in copies], {**memory, self.name: new}
+        return params.wide().like(
+            {name: p.detach() for name, p in zip(params, copies, strict=True)}
+        ), {**memory, self.name: new}
+
+    def _check(self, params: Tensors, values: list[Any]) -> None:
+        """Refuse where values may not be looked at, or a derivative would be lost."""
+        if not params.plain and torch.is_grad_enabled():
+            why = "differentiated"
+        elif any([isinstance(value, Tensor) for value in values]):
+            why = "compiled (fl.compile), nor run under torch.func, nor on an accelerator"
+        else:
+            return
+        raise RuntimeError(
+            f"from_torch({self.optimizer.__name__}) runs a torch.optim optimizer, which writes in "
+            f"place and keeps Python numbers: it cannot be {why}. Use one of fnloop's own "
+            "optimizers there."
+        )
 
     def _build(self, copies: list[Tensor], step: Step) -> torch.optim.Optimizer:
         numbers = {key: float(at(value, step)) for key, value in self.numbers.items()}
@@ -222,7 +223,7 @@ def _parameters(optimizer: Any) -> dict[str, inspect.Parameter]:
 
 
 def _copies(params: Tensors) -> list[Tensor]:
-    return [p.detach().clone().requires_grad_() for p in values(params)]
+    return [p.detach().clone().requires_grad_() for p in params.wide().values()]
 
 
 def _step(optimizer: torch.optim.Optimizer, params: list[Tensor], grads: list[Tensor]) -> None:

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fnloop._torch import foreach
-from fnloop.optim.base import Makes, Memory, Optimizer, Step, Tensors, Transform, at, named, values
+from fnloop.optim.base import Makes, Memory, Optimizer, Step, Transform, at
 from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
 from fnloop.trees.nodes import static, tree
+from fnloop.values.choice import Flag
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -24,12 +25,10 @@ class clip_by_norm(Transform):
         max_norm: Largest Euclidean norm.
         name: Of its hyperparameters.
 
-    >>> grads = {"w": torch.tensor([3.0, 4.0])}
-    >>> clip_by_norm(1.0).update(grads, {}, grads, step=0)[0]
+    >>> grads = Tensors({"w": torch.tensor([3.0, 4.0])})
+    >>> dict(clip_by_norm(1.0).update(grads, {}, grads, step=0)[0])
     {'w': tensor([0.6000, 0.8000])}
     """
-
-    joint: ClassVar[bool] = True
 
     max_norm: Any
     name: str = "clip_by_norm"
@@ -37,9 +36,9 @@ class clip_by_norm(Transform):
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
-        g = values(grads)
-        factor = (at(self.max_norm, step) / (foreach.norm(g) + 1e-6)).clamp(max=1.0)
-        return named(grads, foreach.mul(g, factor)), memory
+        g = grads.wide()
+        factor = (at(self.max_norm, step) / (g.norm() + 1e-6)).clamp(max=1.0)
+        return g.scale(factor), memory
 
 
 @tree
@@ -50,12 +49,10 @@ class clip_by_value(Transform):
         limit: Largest absolute value.
         name: Of its hyperparameters.
 
-    >>> grads = {"w": torch.tensor([3.0, -0.5])}
-    >>> clip_by_value(1.0).update(grads, {}, grads, step=0)[0]
+    >>> grads = Tensors({"w": torch.tensor([3.0, -0.5])})
+    >>> dict(clip_by_value(1.0).update(grads, {}, grads, step=0)[0])
     {'w': tensor([ 1.0000, -0.5000])}
     """
-
-    joint: ClassVar[bool] = True
 
     limit: Any
     name: str = "clip_by_value"
@@ -64,7 +61,7 @@ class clip_by_value(Transform):
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         limit = at(self.limit, step)
-        return named(grads, foreach.clamp(values(grads), -limit, limit)), memory
+        return grads.wide().clamp(-limit, limit), memory
 
 
 @tree
@@ -80,9 +77,9 @@ class add_decayed_weights(Transform):
     Raises:
         ValueError: At `init`, a name fits no parameter.
 
-    >>> params = {"w": torch.ones(1), "bias": torch.ones(1)}
+    >>> params = Tensors({"w": torch.ones(1), "bias": torch.ones(1)})
     >>> decay = add_decayed_weights(0.1, where=lambda name, p: name != "bias")
-    >>> decay.update(params, decay.init(params), params, step=0)[0]
+    >>> dict(decay.update(params, decay.init(params), params, step=0)[0])
     {'w': tensor([1.1000]), 'bias': tensor([1.])}
     """
 
@@ -102,11 +99,7 @@ class add_decayed_weights(Transform):
         object.__setattr__(self, "where", None if where is None else as_where(where))
         object.__setattr__(self, "name", name)
 
-    @property
-    def joint(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.where is None
-
-    def memory(self, params: Tensors) -> dict[str, Any]:
+    def init_state(self, params: Tensors) -> dict[str, Any]:
         if isinstance(self.where, tuple):
             check_patterns(self.name, self.where, params)
         return {}
@@ -114,11 +107,10 @@ class add_decayed_weights(Transform):
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
-        names = list(params) if self.where is None else chosen(self.where, params)
-        some = {name: params[name] for name in names}
-        g = values({name: grads[name] for name in names})
-        g = foreach.add(g, foreach.mul(values(some), at(self.weight_decay, step)))
-        return {**grads, **named(some, g)}, memory
+        names = params if self.where is None else chosen(self.where, params)
+        g, decay = grads.wide(), at(self.weight_decay, step)
+        some = g.select(names).add(params.select(names).wide().scale(decay))
+        return g.updated(some), memory
 
 
 @tree
@@ -129,21 +121,19 @@ class scale_by(Transform):
         factor: A number, tensor or schedule.
         name: Of its hyperparameters.
 
-    >>> grads = {"w": torch.tensor([3.0])}
-    >>> scale_by(-0.5).update(grads, {}, grads, step=0)[0]
+    >>> grads = Tensors({"w": torch.tensor([3.0])})
+    >>> dict(scale_by(-0.5).update(grads, {}, grads, step=0)[0])
     {'w': tensor([-1.5000])}
     """
 
     reported: ClassVar[tuple[str, ...]] = ("factor",)
-    joint: ClassVar[bool] = True
-
     factor: Any
     name: str = "scale_by"
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
-        return named(grads, foreach.mul(values(grads), at(self.factor, step))), memory
+        return grads.wide().scale(at(self.factor, step)), memory
 
 
 @tree
@@ -153,12 +143,10 @@ class freeze(Optimizer):
     Args:
         name: Of its (empty) memory.
 
-    >>> params = {"w": torch.ones(1)}
-    >>> freeze().update(params, {}, params, step=0)[0]
+    >>> params = Tensors({"w": torch.ones(1)})
+    >>> dict(freeze().update(params, {}, params, step=0)[0])
     {'w': tensor([0.])}
     """
-
-    joint: ClassVar[bool] = True
 
     name: str = "freeze"
 
@@ -169,9 +157,9 @@ class freeze(Optimizer):
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
-        return {name: torch.zeros_like(grad) for name, grad in grads.items()}, memory
+        return grads.zeros(), memory
 
     def apply(
-        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
         return params, memory

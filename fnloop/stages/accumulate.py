@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from fnloop.stages.base import GradStage, Kind
-from fnloop.stages.measure import leading_sizes
+from fnloop.stages.loss_result import leading_sizes
 from fnloop.trees.nodes import tree, tree_leaves, tree_map
 from fnloop.values.grads import Grads
 from fnloop.values.micro import Micro
@@ -34,14 +34,17 @@ class Accumulate(GradStage):
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         outer = state.context
-        base = outer.get("micro", 0) * self.k
-        merged: Grads | None = None
-        for i, part in enumerate(self._parts(x)):
-            state = state.replace(context={**outer, "micro": base + i})
-            state, grads = self.inner(state, part)
-            merged = grads if merged is None else merged.merge(grads)
-        assert merged is not None
-        return state.replace(context=outer), merged
+        after = state
+
+        def parts() -> Iterator[Grads]:
+            nonlocal after
+            for i, part in enumerate(self._parts(x)):
+                after = after.within(micro=outer.micro * self.k + i)
+                after, grads = self.inner(after, part)
+                yield grads
+
+        grads = Grads.fold(parts())
+        return after.replace(context=outer), grads
 
     def _parts(self, batch: Any) -> Sequence[Any]:
         if isinstance(batch, Micro):
@@ -79,9 +82,9 @@ def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
     """Fold the gradients over `k` micro-batches: the memory of one, the gradient of all.
 
     Cuts the batch's leading dimension into `k` nearly equal parts; ready-made parts come as
-    ``fl.Micro((b1, b2, ...))``. Because gradients are weighted sums, the result is that of the one
+    ``fl.Micro((b1, b2, ...))``. Because gradients are weighted means, the result is that of the one
     big batch, ragged or not, with any weights (law 4); batch statistics and dropout see one
-    micro-batch at a time. A parameter's BatchNorm buffers pass from part to part.
+    micro-batch at a time. BatchNorm's buffers pass from part to part.
 
     Args:
         k: Number of parts, at least 1; a batch with fewer examples is cut into that many.
@@ -91,7 +94,7 @@ def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
     >>> whole, parts = fl.pipe(loss, fl.grad), fl.pipe(loss, fl.grad, accumulate(2))
     >>> state, batch = whole.init(torch.nn.Linear(2, 1)), torch.arange(6.0).reshape(3, 2)
     >>> a, b = whole(state, batch)[1], parts(state, batch)[1]
-    >>> torch.allclose(a.total["weight"], b.total["weight"]), float(b.weight)
+    >>> torch.allclose(a.mean["weight"], b.mean["weight"]), float(b.weight)
     (True, 3.0)
     """
     return functools.partial(Accumulate, k=k)

@@ -12,10 +12,11 @@ from torch import Tensor
 from fnloop.stages.base import GradStage, Kind
 from fnloop.trees.nodes import tree
 from fnloop.values.grads import Grads
-from fnloop.values.metrics import Last
+from fnloop.values.metrics import Last, exact
 from fnloop.values.state import State
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**126
 
 
 @tree
@@ -30,43 +31,54 @@ class Amp(GradStage):
     growth: float = 2.0
     backoff: float = 0.5
     interval: int = 2000
+    min_scale: float = 1.0
     name: str = "amp"
 
     def __post_init__(self) -> None:
         if self.precision not in _DTYPES:
             raise ValueError(f'amp takes "bf16" or "fp16", got {self.precision!r}.')
+        for field in ("init_scale", "min_scale"):
+            value = getattr(self, field)
+            if isinstance(value, (int, float)) and not _SMALLEST <= value <= _LARGEST:
+                raise ValueError(
+                    f"amp({field}=...) takes a number whose inverse is a normal float32 too, from "
+                    f"{_SMALLEST:.3g} to {_LARGEST:.3g}, got {value}. Usual: init_scale=2.0**16."
+                )
         super().__post_init__()
+
+    def taken_back(self, memory: Any) -> Any:
+        return {}  # the scale of a step that overflowed must not come back
 
     @property
     def slot(self) -> str | None:
         return self.name if self.precision == "fp16" else None
 
-    def memory(self, state: State) -> dict[str, Tensor]:
-        device = state.key.device
+    def init_state(self, state: State) -> dict[str, Tensor]:
+        device = state.step.device
         return {
-            "scale": torch.tensor(float(self.init_scale), device=device),
+            "scale": torch.tensor(float(self.init_scale), dtype=torch.float32, device=device),
             "good": torch.zeros((), dtype=torch.int64, device=device),
         }
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
-        outer = state.context
-        context = {**outer, "autocast": _DTYPES[self.precision]}
+        outer, dtype = state.context, _DTYPES[self.precision]
         if self.slot is None:
-            state, grads = self.inner(state.replace(context=context), x)
-            return state.replace(context=outer), grads
+            after, grads = self.inner(state.within(autocast=dtype), x)
+            return after.replace(context=outer), grads
         scale, good = state[self.name]["scale"], state[self.name]["good"] + 1
-        state, grads = self.inner(state.replace(context={**context, "scale": scale}), x)
-        grows = good >= self.interval
+        after, grads = self.inner(state.within(autocast=dtype, scale=scale), x)
+        finite, grows = grads.finite & grads.mean.all_finite(), good >= self.interval
         grown = torch.where(grows, scale * self.growth, scale)
         grown = torch.where(grown.isfinite(), grown, scale)
+        shrunk = torch.maximum(scale * self.backoff, torch.full_like(scale, self.min_scale))
         memory = {
             **state[self.name],
-            "scale": torch.where(grads.finite, grown, scale * self.backoff),
-            "good": torch.where(grads.finite & ~grows, good, torch.zeros_like(good)),
+            "scale": torch.where(finite, grown, torch.minimum(shrunk, scale)),
+            "good": torch.where(finite & ~grows, good, torch.zeros_like(good)),
         }
-        metrics = {**grads.metrics, f"{self.name}.scale": Last(scale)}
-        grads = Grads(grads.total, grads.weight, grads.finite, metrics)
-        return state.replace(context=outer).put(self.name, memory), grads
+        metrics = {**grads.metrics, f"{self.name}.scale": Last(exact(scale))}
+        after = after.replace(context=outer).put(self.name, memory)
+        return after, grads.replace(finite=finite, metrics=metrics)
 
 
 def amp(
@@ -75,6 +87,7 @@ def amp(
     growth: float = 2.0,
     backoff: float = 0.5,
     interval: int = 2000,
+    min_scale: float = 1.0,
     name: str = "amp",
 ) -> Callable[[GradStage], Amp]:
     """Run the model under autocast; parameters, gradients and optimizer stay float32.
@@ -92,6 +105,8 @@ def amp(
         growth: Factor after `interval` finite steps in a row.
         backoff: Factor after a non-finite one.
         interval: Steps.
+        min_scale: The scale does not fall below it, however many steps in a row are not finite:
+            at zero it could not recover. A run that reports this scale has other trouble.
         name: Of the slot.
 
     >>> import fnloop as fl
@@ -107,5 +122,6 @@ def amp(
         growth=growth,
         backoff=backoff,
         interval=interval,
+        min_scale=min_scale,
         name=name,
     )

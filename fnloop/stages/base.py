@@ -24,8 +24,8 @@ class Stage:
     """What all stages have in common.
 
     A stage is a tree (`fl.tree`) whose fields are its hyperparameters. One that wraps another
-    holds it in its field ``inner``; one that remembers defines `memory`, and finds it again in
-    ``state[self.name]``.
+    holds it in its field ``inner``; one that remembers defines `init_state`, and finds its memory
+    again in ``state[self.name]``.
 
     Attributes:
         kind: What it is.
@@ -84,14 +84,29 @@ class Stage:
         state = start(model, seed)
         for part in self.stages():
             if part.slot is not None:
-                state = fill(state, part.slot, part.memory(state))
+                state = fill(state, part.slot, part.init_state(state))
         return state
 
-    def memory(self, state: State) -> Any:
-        """The stage's memory before the first step: a tree of tensors that nobody else holds."""
+    def init_state(self, state: State) -> Any:
+        """The stage's memory before the first step: new tensors, `fl.Tensors` and dicts of them."""
         raise NotImplementedError(
-            f"{type(self).__name__} has a slot, so it must define memory(state)."
+            f"{type(self).__name__} has a slot, so it must define init_state(state)."
         )
+
+    def taken_back(self, memory: Any) -> Any:
+        """The part of its memory that goes back when a step is taken back (`fl.guard`).
+
+        Default all of it; what must survive a skipped step, as a loss scale does, is left out.
+        """
+        return memory
+
+    reads_any_slot: ClassVar[bool] = False
+    """Whether it may read and write slots that it does not own."""
+
+    @property
+    def uncompiled(self) -> Stage:
+        """The same stage, but run as it is."""
+        return self
 
     def __call__(self, state: State, x: Any) -> tuple[State, Any]:
         raise NotImplementedError
@@ -139,7 +154,7 @@ class StepStage(Stage):
     ...     inner: Any
     ...     def __call__(self, state, x):
     ...         state, metrics = self.inner(state, x)
-    ...         return state.replace(params=fl.tree_map(lambda p: p / 2, state.params)), metrics
+    ...         return state.replace(params=state.params.scale(0.5)), metrics
     >>> loss = lambda model, batch: model(batch).mean()
     >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.0)), Halve)
     >>> state = step.init(torch.nn.Linear(1, 1))
@@ -163,7 +178,7 @@ class Callback(Stage):
     ...     spelling = "lowest"
     ...     monitor: str
     ...     name: str = "lowest"
-    ...     def memory(self, state, metrics):
+    ...     def init_state(self, state, metrics):
     ...         return torch.tensor(float("inf"), dtype=torch.float64)
     ...     def __call__(self, state, x):
     ...         value = torch.minimum(state[self.name], torch.tensor(float(x[self.monitor])))
@@ -188,12 +203,12 @@ class Callback(Stage):
         """
         if self.slot is None:
             return state
-        return fill(state, self.slot, self.memory(state, metrics))
+        return fill(state, self.slot, self.init_state(state, metrics))
 
-    def memory(self, state: State, metrics: Mapping[str, Any]) -> Any:  # type: ignore[override]  # pyright: ignore
-        """The callback's memory before its first call: a tree of tensors that nobody else holds."""
+    def init_state(self, state: State, metrics: Mapping[str, Any]) -> Any:  # type: ignore[override]  # pyright: ignore
+        """The callback's memory before its first call: new tensors, and dicts of them."""
         raise NotImplementedError(
-            f"{type(self).__name__} has a slot, so it must define memory(state, metrics)."
+            f"{type(self).__name__} has a slot, so it must define init_state(state, metrics)."
         )
 
     reads: ClassVar[bool] = True

@@ -6,15 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from fnloop._torch import foreach
-from fnloop._torch.tracing import tracing
-from fnloop.optim.base import at, wide
+from fnloop.optim.base import at
 from fnloop.stages.base import Kind, StepStage
 from fnloop.trees.nodes import tree
-from fnloop.values.packed import groups_of, joined, parted, pick
+from fnloop.values.choice import look, stepped
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -32,31 +29,14 @@ class Ema(StepStage):
             raise ValueError(f"ema(decay) takes a decay between 0 and 1, got {self.decay}.")
         super().__post_init__()
 
-    def memory(self, state: State) -> dict[str, Tensor]:
-        params = {name: state.params[name] for name in state.skeleton.trainable}
-        return {name: p.to(wide(p.dtype), copy=True) for name, p in params.items()}
+    def init_state(self, state: State) -> Tensors:
+        return state.params.select(state.skeleton.trainable).wide().clone()
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
-        before = state
-        state, metrics = self.inner(before, x)
-        groups = groups_of(state[self.name])
-        own, names = joined(state[self.name], groups), state[self.name]
-        current = joined(pick(state.params, names), groups)
-        old, params = list(own.values()), [current[name] for name in own]
-        if tracing() or state.step.device.type != "cpu":
-            decay = at(self.decay, before.step)
-            new = foreach.lerp(
-                old, [p.to(o.dtype) for p, o in zip(params, old, strict=True)], 1 - decay
-            )
-            new = foreach.select(state.step != before.step, new, old)
-        elif state.step is before.step or int(state.step) == int(before.step):  # a skipped step
-            return state, metrics
-        else:
-            decay = at(self.decay, int(before.step))
-            same = [p.to(o.dtype) for p, o in zip(params, old, strict=True)]
-            new = foreach.lerp(old, same, 1 - decay)
-        new = dict(zip(own, new, strict=True))
-        return state.put(self.name, parted(new, groups, names)), metrics
+        after, metrics = self.inner(state, x)
+        old = after[self.name]
+        new = old.lerp(after.params.select(old), 1 - at(self.decay, look(state.step)))
+        return after.put(self.name, new.where(stepped(state, after), old)), metrics
 
 
 def ema(decay: Any = 0.999, name: str = "ema") -> Callable[[StepStage], Ema]:

@@ -9,17 +9,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fnloop.stages.amp import Amp
 from fnloop.stages.base import Kind, Stage, StepStage
-from fnloop.stages.rules import RulePart, as_rule
-from fnloop.stages.select import Flag, look, negated, select
-from fnloop.stages.update import Update
+from fnloop.stages.rules import RulePart, as_rule, truth
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.show import short
+from fnloop.values.choice import Flag, both, either, invert, look, select, stepped
 from fnloop.values.merging import find
-from fnloop.values.metrics import Metric, Sum
-from fnloop.values.packed import pick
+from fnloop.values.metrics import Metric, Sum, as_tensor
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -55,7 +53,7 @@ class Guard(StepStage):
             yield RulePart(part)
         yield self
 
-    def memory(self, state: State) -> dict[str, Any]:
+    def init_state(self, state: State) -> dict[str, Any]:
         if self.then == "skip":
             return {}
         return {
@@ -65,25 +63,26 @@ class Guard(StepStage):
             "seen": state.step.clone(),
         }
 
+    def taken_back(self, memory: Any) -> Any:
+        return {}  # what is inside is all there is to take back
+
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         before = state
         after, metrics = self.inner(before, x)
         bad, remembered, added = self._judge(after, metrics)
-        good = negated(bad)
+        good = invert(bad)
         if self.then == "skip":
-            slots = {n: m for n, m in before.slots.items() if n not in self._apart}
-            own, old = {}, _parts(before, before.params, slots)
+            own, old = {}, _parts(before, before.params, self._kept(before))
         else:
             self._check_kept(before, after)
             own, old = self._keep(before, after, good)
         state = after
         if good is not True:
             new = _parts(after, after.params, after.slots)
-            state = after.replace(**select(good, new, old))
+            state = after.replace(**_taken_back(good, new, old))
         if own or remembered:
             state = state.replace(slots={**state.slots, **own, **remembered})
-        count = float(bad) if isinstance(bad, bool) else bad.to(torch.float64)
-        return state, {**self._report(metrics, good), **added, self.name: Sum(count)}
+        return state, {**self._report(metrics, good, state), **added, self.name: Sum(_count(bad, state))}
 
     def _judge(
         self, after: State, metrics: Mapping[str, Any]
@@ -115,47 +114,48 @@ class Guard(StepStage):
             if name not in inside and memory is not after.slots.get(name)
         }
         added = {n: m for n, m in told.items() if n not in metrics and n != "bad"}
-        return look(verdict, after.step.device), remembered, added
+        return truth(verdict), remembered, added
 
     def _keep(self, before: State, after: State, good: Flag) -> tuple[dict[str, Any], Any]:
         """The guard's memory after the step, and what to go back to if it was bad."""
-        own, device = before[self.name], before.step.device
+        own = before[self.name]
         older, newer, since = own["older"], own["newer"], own["since"]
-        other = look(before.step != own["seen"], device)
+        other = look(before.step != own["seen"])
         if other is not False:  # not the state that it left: such as one that was loaded
             first, zero = self._snapshot(before), torch.zeros_like(since)
             older, newer, since = (
-                select(negated(other), kept, now)
+                select(invert(other), kept, now)
                 for kept, now in ((older, first), (newer, first), (since, zero))
             )
-        moved = good & look(after.step != before.step, device)
-        since = since + moved
-        due = moved & look(since >= self.every, device)
+        moved = both(good, stepped(before, after))
+        since = since + (moved if isinstance(moved, Tensor) else int(moved))
+        due = both(moved, look(since >= self.every))
         latest, back = newer, older
         if due is not False:
-            latest = select(negated(due), newer, self._snapshot(after))
-            older = select(negated(due), older, newer)
+            latest = select(invert(due), newer, self._snapshot(after))
+            older = select(invert(due), older, newer)
         # The younger may be damaged already: after going back there is only the older one.
         return {
             self.name: {
                 **own,
                 "older": older,
                 "newer": select(good, latest, back),
-                "since": select(negated(good) | due, torch.zeros_like(since), since),
+                "since": select(either(invert(good), due), torch.zeros_like(since), since),
                 "seen": select(good, after.step, back["step"]),
             }
         }, back
 
+    def _kept(self, state: State) -> dict[str, Any]:
+        """The memory that goes back with a step: of the stages inside, what each says."""
+        return {
+            part.slot: part.taken_back(state[part.slot])
+            for part in self.inner.stages()
+            if part.slot is not None
+        }
+
     def _snapshot(self, state: State) -> Any:
-        slots: dict[str, Any] = {}
-        for part in self.inner.stages():
-            if part.slot is None or part.slot in self._apart or isinstance(part, Guard):
-                continue
-            memory = state[part.slot]
-            if isinstance(part, Update):  # multipliers are set from outside: see `fl.scale`
-                memory = {name: own for name, own in memory.items() if name != "scale"}
-            slots[part.slot] = memory
-        return _parts(state, pick(state.params, state.skeleton.trainable), slots)
+        slots = {name: memory for name, memory in self._kept(state).items() if _is_some(memory)}
+        return _parts(state, state.params.select(state.skeleton.trainable), slots)
 
     def _check_kept(self, before: State, after: State) -> None:
         """Nothing that the snapshot does not have has changed."""
@@ -173,21 +173,17 @@ class Guard(StepStage):
                 "memory(state)."
             )
 
-    def _report(self, metrics: Mapping[str, Any], good: Flag) -> dict[str, Any]:
+    def _report(self, metrics: Mapping[str, Any], good: Flag, state: State) -> dict[str, Any]:
         """Blank metrics for a bad step, as `update` reports a skipped one."""
         shown = dict(metrics)
-        shown["skipped"] = select(good, shown.get("skipped", Sum(0.0)), Sum(1.0))
+        zero, one = (Sum(as_tensor(n, state.step.device)) for n in (0, 1))
+        shown["skipped"] = select(good, shown.get("skipped", zero), one)
         if good is True:
             return shown
         counts = {p.name for p in self.inner.stages() if isinstance(p, Guard)} | {"skipped"}
         for name in [name for name in shown if name not in counts]:
             shown[name] = select(good, shown[name], shown[name].empty())
         return shown
-
-    @functools.cached_property
-    def _apart(self) -> frozenset[str | None]:
-        """Slots that move on when a step is taken back: loss scales, and the memory of rules."""
-        return frozenset(p.slot for p in self.stages() if isinstance(p, (Amp, RulePart)))
 
 
 def guard(
@@ -246,5 +242,20 @@ def guard(
     return functools.partial(Guard, rule=rule, then=then, every=every, name=name)
 
 
-def _parts(state: State, params: dict[str, Tensor], slots: dict[str, Any]) -> dict[str, Any]:
+def _parts(state: State, params: Tensors, slots: dict[str, Any]) -> dict[str, Any]:
     return {"step": state.step, "params": params, "buffers": state.buffers, "slots": slots}
+
+
+def _taken_back(good: Flag, new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a state after the step, or before it where it was bad."""
+    params = new["params"].select(old["params"])
+    params = new["params"].updated(select(good, params, old["params"]))
+    return {**select(good, {**new, "params": params}, {**old, "params": params})}
+
+
+def _count(bad: Flag, state: State) -> Tensor:
+    return bad.to(torch.int64) if isinstance(bad, Tensor) else as_tensor(int(bad), state.step.device)
+
+
+def _is_some(memory: Any) -> bool:
+    return not isinstance(memory, dict) or bool(memory)

@@ -15,6 +15,7 @@ class Lifted:
     """A bare function as a stage."""
 
     reports: ClassVar[str]  # what it returns besides the state
+    reads_any_slot: ClassVar[bool] = True
     function: Any
 
     def __post_init__(self) -> None:
@@ -50,6 +51,12 @@ class LiftedStep(Lifted, StepStage):  # pyright: ignore[reportIncompatibleMethod
     reports: ClassVar[str] = "metrics"
     function: Any
 
+    def __call__(self, state: State, x: Any) -> Any:
+        after, metrics = super().__call__(state, x)
+        if after.calls is state.calls:  # the function has counted nothing itself
+            after = after.replace(calls=state.calls + 1)
+        return after, metrics
+
 
 @tree
 class LiftedCallback(Lifted, Callback):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -72,8 +79,7 @@ def stage(function: Callable[[State, Any], Any], kind: Kind) -> Any:
             ``"callback"`` (from metrics to metrics).
 
     >>> def halve(state, batch):
-    ...     params = {name: p / 2 for name, p in state.params.items()}
-    ...     return state.replace(params=params, step=state.step + 1), {}
+    ...     return state.replace(params=state.params.scale(0.5), step=state.step + 1), {}
     >>> step = stage(halve, "step")
     >>> import torch
     >>> state = step.init(torch.nn.Linear(2, 1))

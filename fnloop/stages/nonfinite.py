@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fnloop.stages.rules import Rule, number, skipped
-from fnloop.stages.select import look, negated, select
+from fnloop.stages.rules import Rule, number, skipped, verdict
 from fnloop.trees.nodes import tree
-from fnloop.values.metrics import Sum
+from fnloop.values.choice import either, invert, look, select
 from fnloop.values.state import State
 
 
@@ -50,18 +49,18 @@ class nonfinite(Rule):
     def slot(self) -> str | None:
         return self.name if self.patience > 1 else None
 
-    def memory(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {"streak": torch.zeros((), dtype=torch.int64, device=state.key.device)}
+    def init_state(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {"streak": torch.zeros((), dtype=torch.int64, device=state.step.device)}
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
         found = self.found(x)
         if found is None:
             return state, x
-        value = number(found, state.key.device)
-        bad = negated(value - value == 0) | skipped(x, state.key.device)  # inf - inf is nan
+        value = number(found)
+        bad = either(invert(value - value == 0), skipped(x))  # inf - inf is nan
         if self.patience > 1:
             streak = state[self.name]["streak"] + 1
             streak = select(bad, streak, torch.zeros_like(streak))
-            bad = look(streak >= self.patience, streak.device)
+            bad = look(streak >= self.patience)
             state = state.put(self.name, {**state[self.name], "streak": streak})
-        return state, {**x, "bad": Sum(number(bad, state.key.device))}
+        return state, {**x, **verdict(bad, state)}

@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fnloop._torch.tracing import tracing
 from fnloop.stages.base import Callback, Kind, Stage
 from fnloop.stages.lift import stage
-from fnloop.stages.select import Flag, look
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
+from fnloop.values.choice import Flag, look
 from fnloop.values.merging import find
-from fnloop.values.metrics import Sum
+from fnloop.values.metrics import Sum, as_tensor
 from fnloop.values.state import State
 
 
@@ -29,7 +28,7 @@ class Rule(Callback):
         return (self.monitor,)
 
     def adds(self, state: State, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"bad": Sum(0.0)}
+        return {"bad": Sum(as_tensor(0, state.step.device))}
 
     def found(self, metrics: Mapping[str, Any]) -> Any:
         """What it looks at; None where that is not there."""
@@ -49,6 +48,9 @@ class RulePart(Stage):
     kind: ClassVar[Kind] = "callback"
     inner: Any
 
+    def taken_back(self, memory: Any) -> Any:
+        return {}  # a rule remembers the bad steps too
+
     @property
     def slot(self) -> str | None:
         return self.inner.slot
@@ -60,9 +62,9 @@ class RulePart(Stage):
     def stages(self) -> Iterator[Stage]:
         yield self
 
-    def memory(self, state: State) -> Any:
+    def init_state(self, state: State) -> Any:
         try:
-            return self.inner.memory(state, {})
+            return self.inner.init_state(state, {})
         except KeyError as error:
             error.add_note(
                 f"fnloop: {self.describe()} is the rule of a guard, and makes its memory before "
@@ -92,13 +94,24 @@ def as_rule(rule: Any) -> Callback:
     )
 
 
-def number(value: Any, device: torch.device) -> Any:
-    """A plain number on the CPU, where looking costs nothing; else float64[]."""
-    if tracing() or device.type != "cpu":
-        return torch.as_tensor(value, dtype=torch.float64, device=device)
-    return value.item() if isinstance(value, Tensor) else float(value)
+def number(value: Any) -> Any:
+    """A float where values may be looked at, else float64[]."""
+    found = look(value)
+    return found.double() if isinstance(found, Tensor) else float(found)
 
 
-def skipped(metrics: Mapping[str, Any], device: torch.device) -> Flag:
+def skipped(metrics: Mapping[str, Any]) -> Flag:
     """Whether the step was skipped; its metrics are then blank."""
-    return look(metrics["skipped"].value() if "skipped" in metrics else False, device)
+    return truth(metrics["skipped"].value() if "skipped" in metrics else False)
+
+
+def truth(value: Any) -> Flag:
+    """Whether a number is not zero."""
+    found = look(value)
+    return found != 0 if isinstance(found, Tensor) else bool(found)
+
+
+def verdict(bad: Flag, state: State) -> dict[str, Any]:
+    """What a rule adds to the metrics."""
+    count = bad.to(torch.int64) if isinstance(bad, Tensor) else as_tensor(int(bad), state.step.device)
+    return {"bad": Sum(count)}

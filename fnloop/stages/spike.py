@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fnloop.stages.rules import Rule, number, skipped
-from fnloop.stages.select import Flag, negated, select
+from fnloop.stages.rules import Rule, number, skipped, verdict
 from fnloop.trees.nodes import tree
-from fnloop.values.metrics import Sum
+from fnloop.values.choice import Flag, both, either, invert, look, select
 from fnloop.values.state import State
 
 
@@ -64,24 +62,24 @@ class spike(Rule):
             )
         super().__post_init__()
 
-    def memory(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:
-        device = state.key.device
+    def init_state(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:
+        device = state.step.device
         return {name: torch.zeros((), dtype=kind, device=device) for name, kind in _KINDS.items()}
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
         found = self.found(x)
         if found is None:
             return state, x
-        device = state.key.device
-        own = {name: number(tensor, device) for name, tensor in state[self.name].items()}
-        value, judged = number(found, device), negated(skipped(x, device))
+        own = {name: look(tensor) for name, tensor in state[self.name].items()}
+        value, judged = number(found), invert(skipped(x))
         finite = value - value == 0  # inf - inf is nan
-        limit = own["mean"] + self.sigmas * _root(own["variance"])
-        high = judged & finite & (own["count"] >= self.warmup) & (value > limit)
-        memory = self._remember(own, value, judged & finite & negated(high), high)
+        limit = own["mean"] + self.sigmas * own["variance"] ** 0.5
+        high = both(both(judged, finite), both(own["count"] >= self.warmup, value > limit))
+        counts = both(both(judged, finite), invert(high))
+        memory = self._remember(own, value, counts, high)
         memory = {name: _tensor(n, _KINDS[name]) for name, n in memory.items()}
-        bad = judged & (high | negated(finite))
-        return state.put(self.name, memory), {**x, "bad": Sum(number(bad, device))}
+        bad = both(judged, either(high, invert(finite)))
+        return state.put(self.name, memory), {**x, **verdict(bad, state)}
 
     def _remember(
         self, own: dict[str, Any], value: Any, counts: Flag, high: Flag
@@ -108,10 +106,6 @@ _KINDS = {
     "count": torch.int64,
     "streak": torch.int64,
 }
-
-
-def _root(value: Any) -> Any:
-    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
 
 
 def _tensor(value: Any, dtype: torch.dtype) -> Tensor:

@@ -36,6 +36,18 @@ def invert(flag: Flag) -> Flag:
     return ~flag if isinstance(flag, Tensor) else not flag
 
 
+def both(a: Flag, b: Flag) -> Flag:
+    """Whether both are true."""
+    if a is True or b is False:
+        return b
+    return a if b is True or a is False else a & b
+
+
+def either(a: Flag, b: Flag) -> Flag:
+    """Whether one of them is true."""
+    return invert(both(invert(a), invert(b)))
+
+
 def select(flag: Flag, new: Any, old: Any) -> Any:
     """`new` if `flag`, else `old`: a choice, or a selection leaf by leaf.
 
@@ -59,14 +71,9 @@ def select(flag: Flag, new: Any, old: Any) -> Any:
         return old
     if isinstance(new, Tensor):
         return torch.where(flag, new, torch.as_tensor(old, dtype=new.dtype, device=new.device))
-    return _selected(flag, new, old)
+    return tree_map(lambda x, y: torch.where(flag, x, y), new, old)
 
 
-def _selected(flag: Any, new: Any, old: Any) -> Any:
-    def one(x: Any, y: Any) -> Any:
-        if isinstance(x, Tensor):
-            return torch.where(flag, x, y)
-        x, y = (torch.as_tensor(v, device=flag.device) for v in (x, y))
-        return torch.where(flag, x, y)
-
-    return tree_map(one, new, old)
+def stepped(before: Any, after: Any) -> Flag:
+    """Whether a training step was not skipped: whether ``state.step`` has moved."""
+    return False if after.step is before.step else look(after.step != before.step)

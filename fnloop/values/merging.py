@@ -71,7 +71,7 @@ def _total(values: list[Any]) -> Any:
         stacked = torch.stack(values)
     except (AttributeError, RuntimeError, TypeError):
         return None
-    return stacked.sum(0, dtype=torch.float64 if stacked.is_floating_point() else None)
+    return stacked.sum(0, dtype=torch.float64 if stacked.is_floating_point() else torch.int64)
 
 
 def numbers_of(many: Iterable[Metrics]) -> list[dict[str, float]]:
@@ -87,7 +87,9 @@ def numbers_of(many: Iterable[Metrics]) -> list[dict[str, float]]:
     for metrics in many:
         row: dict[str, float] = {}
         for name, value in _entries(metrics):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and value.is_cpu:
+                row[name] = float(value)
+            elif isinstance(value, Tensor):
                 row[name] = 0.0  # keeps its place in the order
                 waiting.setdefault(value.device, []).append((row, name, value))
             else:

@@ -91,10 +91,12 @@ def exact(value: Any) -> Any:
 _EXACT = frozenset((torch.float64, torch.int64, torch.complex64, torch.complex128))
 
 
-def as_tensor(value: Any, device: torch.device) -> Tensor:
+def as_tensor(value: Any, device: torch.device) -> Any:
     """A number of a metric as a tensor: `exact`, on `device` if it is a Python number."""
     if isinstance(value, Tensor):
         return exact(value)
+    if not isinstance(value, (bool, int, float)):
+        return value
     dtype = torch.int64 if isinstance(value, int) else torch.float64
     return torch.scalar_tensor(value, dtype=dtype, device=device)
 

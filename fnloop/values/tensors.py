@@ -363,6 +363,25 @@ class Tensors(Mapping[str, Tensor]):
             return finite
         return foreach.all_finite([s.detach() for s in self._storages])
 
+    def fused(
+        self,
+        kernel: Callable[..., list[list[Tensor]] | None],
+        grads: Tensors,
+        memory: list[Tensors],
+        *arguments: Any,
+        **hyperparameters: Any,
+    ) -> list[Tensors] | None:
+        """What a fused optimizer kernel makes of parameters, gradients and memory.
+
+        The new parameters, then each part of the new memory; None where it cannot be used.
+        """
+        plain = self.plain and grads.plain and all([part.plain for part in memory])
+        parts = [self._aligned(part) for part in memory]
+        made = kernel(
+            self._storages, self._aligned(grads), parts, *arguments, plain, **hyperparameters
+        )
+        return None if made is None else [self._bulky(storages) for storages in made]
+
     # How it is done: by storages, in bulk where that is possible.
 
     def _bulk(self, *others: Any) -> bool:

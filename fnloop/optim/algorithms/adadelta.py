@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from fnloop._torch import foreach
-from fnloop.optim.base import Memory, Optimizer, Step, Tensors, at, descent, named, zeros_like
+from fnloop.optim.base import Memory, Optimizer, Step, descent
 from fnloop.trees.nodes import tree
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -23,14 +23,11 @@ class adadelta(Optimizer):
 
     >>> import torch
     >>> optimizer = adadelta()
-    >>> params = {"w": torch.ones(2)}
+    >>> params = Tensors({"w": torch.ones(2)})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
     >>> updates["w"]
     tensor([-0.0032, -0.0032])
     """
-
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
-    joint: ClassVar[bool] = True
 
     lr: Any = 1.0
     rho: Any = 0.9
@@ -39,21 +36,16 @@ class adadelta(Optimizer):
     maximize: bool = False
     name: str = "adadelta"
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
-        return {"nu": zeros_like(params), "delta": zeros_like(params)}
+    def init_state(self, params: Tensors) -> dict[str, Any]:
+        return {"nu": params.zeros(), "delta": params.zeros()}
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, rho, eps, decay = (
-            at(v, step) for v in (self.lr, self.rho, self.eps, self.weight_decay)
-        )
+        lr, rho, eps, decay = self.at(step, "lr", "rho", "eps", "weight_decay")
         g = descent(grads, params, decay, self.maximize)
-        nu = foreach.lerp(list(own["nu"].values()), foreach.mul(g, g), 1 - rho)
-        delta = list(own["delta"].values())
-        root, rise = (foreach.sqrt(foreach.add(x, eps)) for x in (nu, delta))
-        change = foreach.mul(foreach.div(rise, root), g)
-        delta = foreach.lerp(delta, foreach.mul(change, change), 1 - rho)
-        new = {**own, "nu": named(params, nu), "delta": named(params, delta)}
-        return named(params, foreach.mul(change, -lr)), {**memory, self.name: new}
+        nu = own["nu"].lerp(g.mul(g), 1 - rho)
+        change = own["delta"].add(eps).sqrt().div(nu.add(eps).sqrt()).mul(g)
+        delta = own["delta"].lerp(change.mul(change), 1 - rho)
+        return change.scale(-lr), {**memory, self.name: {**own, "nu": nu, "delta": delta}}

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fnloop.optim.base import (
-    Memory,
-    Optimizer,
-    Step,
-    Tensors,
-    at,
-    counter,
-    decayed,
-    descent,
-    named,
-    values,
-    wide,
-)
+from fnloop.optim.base import Memory, Optimizer, Step, counter, decayed, descent, refuse_complex
 from fnloop.trees.nodes import static, tree
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -41,12 +30,10 @@ class adafactor(Optimizer):
         name: Of its memory and hyperparameters.
 
     >>> optimizer = adafactor()
-    >>> memory = optimizer.init({"w": torch.ones(3, 4), "b": torch.ones(3)})["adafactor"]
+    >>> memory = optimizer.init(Tensors({"w": torch.ones(3, 4), "b": torch.ones(3)}))["adafactor"]
     >>> memory["row"]["w"].shape, memory["column"]["w"].shape, memory["nu"]["b"].shape
     (torch.Size([3, 1]), torch.Size([1, 4]), torch.Size([3]))
     """
-
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
 
     lr: Any = 1e-2
     beta2_decay: Any = -0.8
@@ -57,17 +44,14 @@ class adafactor(Optimizer):
     maximize: bool = False
     name: str = "adafactor"
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
-        matrices = {name: p for name, p in params.items() if p.ndim > 1}
-        vectors = {name: p for name, p in params.items() if p.ndim <= 1}
-
-        def zeros(p: Tensor, *shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=wide(p.dtype), device=p.device)
-
+    def init_state(self, params: Tensors) -> dict[str, Any]:
+        refuse_complex("adafactor", params)
+        wide = params.zeros()
+        matrices = [name for name, p in wide.items() if p.ndim > 1]
         return {
-            "row": {n: zeros(p, *p.shape[:-1], 1) for n, p in matrices.items()},
-            "column": {n: zeros(p, *p.shape[:-2], 1, p.shape[-1]) for n, p in matrices.items()},
-            "nu": {n: zeros(p, *p.shape) for n, p in vectors.items()},
+            "row": Tensors({name: wide[name][..., :1].clone() for name in matrices}),
+            "column": Tensors({name: wide[name][..., :1, :].clone() for name in matrices}),
+            "nu": wide.select([name for name in wide if name not in matrices]).clone(),
             "count": counter(params),
         }
 
@@ -75,31 +59,31 @@ class adafactor(Optimizer):
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, power, eps2, threshold, decay = (
-            at(v, step)
-            for v in (self.lr, self.beta2_decay, self.eps2, self.clip_threshold, self.weight_decay)
+        lr, power, eps2, threshold, decay = self.at(
+            step, "lr", "beta2_decay", "eps2", "clip_threshold", "weight_decay"
         )
         count = own["count"] + 1
         weight = count.double() ** power
         relative = (count.double() ** -0.5).clamp(max=lr)
-        new: dict[str, Any] = {**own, "row": {}, "column": {}, "nu": {}, "count": count}
-        updates: list[Tensor] = []
-        g = descent(grads, params, maximize=self.maximize)
-        for name, grad, p in zip(params, g, values(params), strict=True):
-            eps1 = torch.finfo(params[name].dtype).eps if self.eps1 is None else self.eps1
+        parts: dict[str, dict[str, Tensor]] = {"row": {}, "column": {}, "nu": {}}
+        updates: dict[str, Tensor] = {}
+        g, wide = descent(grads, params, maximize=self.maximize), params.wide()
+        for name, grad in g.items():
+            p, eps1 = wide[name], self.eps1
+            eps1 = torch.finfo(params[name].dtype).eps if eps1 is None else eps1
             square = grad * grad
             if p.ndim > 1:
                 row = _mix(own["row"][name], square.mean(-1, keepdim=True), weight)
                 column = _mix(own["column"][name], square.mean(-2, keepdim=True), weight)
-                new["row"][name], new["column"][name] = row, column
+                parts["row"][name], parts["column"][name] = row, column
                 second = row @ column / row.mean(-2, keepdim=True).clamp(min=eps1)
             else:
-                second = new["nu"][name] = _mix(own["nu"][name], square, weight)
+                second = parts["nu"][name] = _mix(own["nu"][name], square, weight)
             direction = grad * second.clamp(min=eps1**2).rsqrt()
             size = _rms(p).clamp(min=eps2) * relative.to(p.dtype)
-            updates.append(-size / (_rms(direction) / threshold).clamp(min=1.0) * direction)
-        updates = decayed(updates, params, lr, decay)
-        return named(params, updates), {**memory, self.name: new}
+            updates[name] = -size / (_rms(direction) / threshold).clamp(min=1.0) * direction
+        new = {**own, **{k: own[k].like(part) for k, part in parts.items()}, "count": count}
+        return decayed(g.like(updates), params, lr, decay), {**memory, self.name: new}
 
 
 def _mix(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from fnloop._torch import foreach, fused
-from fnloop.optim.base import (
-    Memory,
-    Optimizer,
-    Step,
-    Tensors,
-    at,
-    counter,
-    descent,
-    named,
-    zeros_like,
-)
+from fnloop._torch import fused
+from fnloop.optim.base import Memory, Optimizer, Step, at, counter, descent
 from fnloop.trees.nodes import tree
+from fnloop.values.choice import Flag, select
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -36,14 +28,11 @@ class adagrad(Optimizer):
 
     >>> import torch
     >>> optimizer = adagrad(0.1)
-    >>> params = {"w": torch.ones(2)}
+    >>> params = Tensors({"w": torch.ones(2)})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
     >>> updates["w"]
     tensor([-0.1000, -0.1000])
     """
-
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
-    joint: ClassVar[bool] = True
 
     lr: Any = 1e-2
     lr_decay: Any = 0.0
@@ -53,50 +42,33 @@ class adagrad(Optimizer):
     maximize: bool = False
     name: str = "adagrad"
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
+    def init_state(self, params: Tensors) -> dict[str, Any]:
         start = at(self.initial_accumulator, 0)
-        sums = {name: zeros + start for name, zeros in zeros_like(params).items()}
-        return {"sum": sums, "count": counter(params)}
+        return {"sum": params.zeros().add(start), "count": counter(params)}
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, lr_decay, decay, eps = (
-            at(v, step) for v in (self.lr, self.lr_decay, self.weight_decay, self.eps)
-        )
+        lr, lr_decay, decay, eps = self.at(step, "lr", "lr_decay", "weight_decay", "eps")
         g = descent(grads, params, decay, self.maximize)
-        total = foreach.add(list(own["sum"].values()), foreach.mul(g, g))
-        scaled = foreach.mul(g, -lr / (1 + own["count"].double() * lr_decay))
-        updates = foreach.div(scaled, foreach.add(foreach.sqrt(total), eps))
-        new = {**own, "sum": named(params, total), "count": own["count"] + 1}
-        return named(params, updates), {**memory, self.name: new}
+        total = own["sum"].add(g.mul(g))
+        rate = -lr / (1 + own["count"].double() * lr_decay)
+        updates = g.scale(rate).div(total.sqrt().add(eps))
+        return updates, {**memory, self.name: {**own, "sum": total, "count": own["count"] + 1}}
 
     def apply(
-        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
         if finite is False:
             return params, memory
-        lr, lr_decay, decay, eps = (
-            at(v, step) for v in (self.lr, self.lr_decay, self.weight_decay, self.eps)
-        )
-        if not fused.usable(grads, params, lr, lr_decay, decay, eps):
+        own, count = memory[self.name], memory[self.name]["count"] + 1
+        lr, lr_decay, decay, eps = self.at(step, "lr", "lr_decay", "weight_decay", "eps")
+        made = params.fused(
+            fused.adagrad, grads, [own["sum"]], count, finite,
+            lr=lr, lr_decay=lr_decay, weight_decay=decay, eps=eps, maximize=self.maximize,
+        )  # fmt: skip
+        if made is None:
             return super().apply(grads, memory, params, step, finite)
-        own = memory[self.name]
-        new_params, total = fused.copies(params, own["sum"])
-        fused.adagrad_(
-            new_params,
-            list(grads.values()),
-            total,
-            [own["count"] + 1] * len(params),
-            lr=fused.rate(lr),
-            lr_decay=float(lr_decay),
-            weight_decay=float(decay),
-            eps=float(eps),
-            maximize=self.maximize,
-            grad_scale=None,
-            found_inf=fused.found_inf(finite),
-        )
-        count = fused.counted(own["count"], finite)
-        new = {**own, "sum": named(params, total), "count": count}
-        return named(params, new_params), {**memory, self.name: new}
+        count = select(finite, count, own["count"])
+        return made[0], {**memory, self.name: {**own, "sum": made[1], "count": count}}

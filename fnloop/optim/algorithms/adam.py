@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from fnloop._torch import foreach, fused
+from fnloop._torch import fused
 from fnloop.optim.base import (
     Memory,
     Optimizer,
     Step,
-    Tensors,
-    at,
     correction,
     counter,
     decayed,
     descent,
-    named,
-    zeros_like,
 )
 from fnloop.trees.nodes import tree
+from fnloop.values.choice import Flag, select
+from fnloop.values.tensors import Tensors
+
+_VALUES = ("lr", "b1", "b2", "eps", "weight_decay")
 
 
 class _Adam(Optimizer):
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
-    joint: ClassVar[bool] = True
     decoupled: ClassVar[bool]
 
     lr: Any
@@ -37,75 +32,48 @@ class _Adam(Optimizer):
     amsgrad: bool
     maximize: bool
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
-        moments = {"mu": zeros_like(params), "nu": zeros_like(params)}
-        if self.amsgrad:
-            moments["nu_max"] = zeros_like(params)
-        return {**moments, "count": counter(params)}
+    def init_state(self, params: Tensors) -> dict[str, Any]:
+        return {**{part: params.zeros() for part in self._parts}, "count": counter(params)}
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        return ("mu", "nu", "nu_max") if self.amsgrad else ("mu", "nu")
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, b1, b2, eps, decay = (
-            at(v, step) for v in (self.lr, self.b1, self.b2, self.eps, self.weight_decay)
-        )
+        lr, b1, b2, eps, decay = self.at(step, *_VALUES)
         g = descent(grads, params, 0.0 if self.decoupled else decay, self.maximize)
         count = own["count"] + 1
-        mu = foreach.lerp(list(own["mu"].values()), g, 1 - b1)
-        nu = foreach.lerp(list(own["nu"].values()), foreach.mul(g, g), 1 - b2)
-        new = {**own, "mu": named(params, mu), "nu": named(params, nu), "count": count}
+        mu, nu = own["mu"].lerp(g, 1 - b1), own["nu"].lerp(g.mul(g), 1 - b2)
+        new = {**own, "mu": mu, "nu": nu, "count": count}
         if self.amsgrad:
-            nu = foreach.maximum(list(own["nu_max"].values()), nu)
-            new["nu_max"] = named(params, nu)
+            nu = new["nu_max"] = own["nu_max"].maximum(nu)
         # With the root of the correction multiplied out, each value costs one division, not two.
         root = correction(b2, count) ** 0.5
-        rate = -lr * root / correction(b1, count)
-        updates = foreach.div(foreach.mul(mu, rate), foreach.add(foreach.sqrt(nu), eps * root))
+        updates = mu.scale(-lr * root / correction(b1, count)).div(nu.sqrt().add(eps * root))
         if self.decoupled:
             updates = decayed(updates, params, lr, decay)
-        return named(params, updates), {**memory, self.name: new}
+        return updates, {**memory, self.name: new}
 
     def apply(
-        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
         if finite is False:
             return params, memory
-        lr, b1, b2, eps, decay = [
-            at(v, step) for v in (self.lr, self.b1, self.b2, self.eps, self.weight_decay)
-        ]
-        apart = self.decoupled and isinstance(decay, Tensor)  # the kernel wants it as a number
-        if not fused.usable(grads, params, lr, b1, b2, eps, 0.0 if apart else decay):
-            return super().apply(grads, memory, params, step, finite)
-        own = memory[self.name]
-        parts = ("mu", "nu", "nu_max") if self.amsgrad else ("mu", "nu")
-        new_params, *moments = fused.copies(params, *(own[part] for part in parts))
-        if apart:
-            foreach.mul_(new_params, torch.where(torch.as_tensor(finite), 1 - lr * decay, 1.0))
-        count = own["count"] + 1
-        kernel = fused.adamw_ if self.decoupled else fused.adam_
-        kernel(
-            new_params,
-            list(grads.values()),
-            moments[0],
-            moments[1],
-            moments[2] if self.amsgrad else [],
-            [count] * len(params),
-            lr=fused.rate(lr),
-            beta1=float(b1),
-            beta2=float(b2),
-            weight_decay=0.0 if apart else float(decay),
-            eps=float(eps),
-            amsgrad=self.amsgrad,
+        own, count = memory[self.name], memory[self.name]["count"] + 1
+        lr, b1, b2, eps, decay = self.at(step, *_VALUES)
+        made = params.fused(
+            fused.adam, grads, [own[part] for part in self._parts], count, finite,
+            decoupled=self.decoupled, lr=lr, betas=(b1, b2), eps=eps, weight_decay=decay,
             maximize=self.maximize,
-            grad_scale=None,
-            found_inf=fused.found_inf(finite),
-        )
-        new: dict[str, Any] = {
-            part: named(params, moment) for part, moment in zip(parts, moments, strict=True)
-        }
-        new["count"] = count if finite is True else fused.counted(own["count"], finite)
-        return named(params, new_params), {**memory, self.name: {**own, **new}}
+        )  # fmt: skip
+        if made is None:
+            return super().apply(grads, memory, params, step, finite)
+        new = dict(zip(self._parts, made[1:], strict=True))
+        count = select(finite, count, own["count"])
+        return made[0], {**memory, self.name: {**own, **new, "count": count}}
 
 
 @tree
@@ -123,7 +91,7 @@ class adam(_Adam):
         name: Of its memory and hyperparameters.
 
     >>> optimizer = adam(1e-3)
-    >>> params = {"w": torch.ones(2)}
+    >>> params = Tensors({"w": torch.ones(2)})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
     >>> updates["w"]
     tensor([-0.0010, -0.0010])

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from fnloop._torch import foreach
-from fnloop.optim.base import (
-    Memory,
-    Optimizer,
-    Step,
-    Tensors,
-    at,
-    correction,
-    counter,
-    descent,
-    named,
-    zeros_like,
-)
+from fnloop.optim.base import Memory, Optimizer, Step, correction, counter, descent
 from fnloop.trees.nodes import tree
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -35,14 +24,11 @@ class adamax(Optimizer):
 
     >>> import torch
     >>> optimizer = adamax(0.1)
-    >>> params = {"w": torch.ones(2)}
+    >>> params = Tensors({"w": torch.ones(2)})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
     >>> updates["w"]
     tensor([-0.1000, -0.1000])
     """
-
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
-    joint: ClassVar[bool] = True
 
     lr: Any = 2e-3
     b1: Any = 0.9
@@ -52,22 +38,17 @@ class adamax(Optimizer):
     maximize: bool = False
     name: str = "adamax"
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
-        return {"mu": zeros_like(params), "nu": zeros_like(params), "count": counter(params)}
+    def init_state(self, params: Tensors) -> dict[str, Any]:
+        return {"mu": params.zeros(), "nu": params.zeros(), "count": counter(params)}
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, b1, b2, eps, decay = (
-            at(v, step) for v in (self.lr, self.b1, self.b2, self.eps, self.weight_decay)
-        )
+        lr, b1, b2, eps, decay = self.at(step, "lr", "b1", "b2", "eps", "weight_decay")
         g = descent(grads, params, decay, self.maximize)
         count = own["count"] + 1
-        mu = foreach.lerp(list(own["mu"].values()), g, 1 - b1)
-        nu = foreach.maximum(
-            foreach.mul(list(own["nu"].values()), b2), foreach.add(foreach.abs(g), eps)
-        )
-        updates = foreach.div(foreach.mul(mu, -lr / correction(b1, count)), nu)
-        new = {**own, "mu": named(params, mu), "nu": named(params, nu), "count": count}
-        return named(params, updates), {**memory, self.name: new}
+        mu = own["mu"].lerp(g, 1 - b1)
+        nu = own["nu"].scale(b2).maximum(g.abs().add(eps))
+        updates = mu.scale(-lr / correction(b1, count)).div(nu)
+        return updates, {**memory, self.name: {**own, "mu": mu, "nu": nu, "count": count}}

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fnloop._torch import foreach
-from fnloop.optim.base import (
-    Memory,
-    Optimizer,
-    Step,
-    Tensors,
-    at,
-    correction,
-    counter,
-    is_zero,
-    named,
-    values,
-    zeros_like,
-)
+from fnloop.optim.base import Memory, Optimizer, Step, correction, counter, is_zero
 from fnloop.trees.nodes import tree
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -40,13 +28,11 @@ class lamb(Optimizer):
         name: Of its memory and hyperparameters.
 
     >>> optimizer = lamb(0.1)
-    >>> params = {"w": torch.tensor([3.0, 4.0])}
+    >>> params = Tensors({"w": torch.tensor([3.0, 4.0])})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
     >>> float(updates["w"].norm() / params["w"].norm())
     0.10000000...
     """
-
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
 
     lr: Any = 1e-3
     b1: Any = 0.9
@@ -55,31 +41,27 @@ class lamb(Optimizer):
     weight_decay: Any = 0.01
     name: str = "lamb"
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
-        return {"mu": zeros_like(params), "nu": zeros_like(params), "count": counter(params)}
+    def init_state(self, params: Tensors) -> dict[str, Any]:
+        return {"mu": params.zeros(), "nu": params.zeros(), "count": counter(params)}
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, b1, b2, eps, decay = (
-            at(v, step) for v in (self.lr, self.b1, self.b2, self.eps, self.weight_decay)
-        )
-        g, p = values(grads), values(params)
+        lr, b1, b2, eps, decay = self.at(step, "lr", "b1", "b2", "eps", "weight_decay")
+        g, p = grads.wide(), params.wide()
         count = own["count"] + 1
-        mu = foreach.lerp(list(own["mu"].values()), g, 1 - b1)
-        nu = foreach.lerp(list(own["nu"].values()), foreach.mul(g, g), 1 - b2)
-        root = foreach.sqrt(foreach.div(nu, correction(b2, count)))
-        direction = foreach.div(foreach.div(mu, correction(b1, count)), foreach.add(root, eps))
+        mu, nu = own["mu"].lerp(g, 1 - b1), own["nu"].lerp(g.mul(g), 1 - b2)
+        root = nu.div(correction(b2, count)).sqrt()
+        direction = mu.div(correction(b1, count)).div(root.add(eps))
         if not is_zero(decay):
-            direction = foreach.add(direction, foreach.mul(p, decay))
-        ratios = [_trust_ratio(x, d) for x, d in zip(p, direction, strict=True)]
-        updates = foreach.mul(foreach.mul(direction, ratios), -lr)
-        new = {**own, "mu": named(params, mu), "nu": named(params, nu), "count": count}
-        return named(params, updates), {**memory, self.name: new}
+            direction = direction.add(p.scale(decay))
+        updates = direction.map_named(_trusted, p).scale(-lr)
+        return updates, {**memory, self.name: {**own, "mu": mu, "nu": nu, "count": count}}
 
 
-def _trust_ratio(param: Tensor, direction: Tensor) -> Tensor:
+def _trusted(direction: Tensor, param: Tensor) -> Tensor:
+    """The direction, as long as the parameter."""
     size, length = torch.linalg.vector_norm(param), torch.linalg.vector_norm(direction)
     usable = (size > 0) & (length > 0)
-    return torch.where(usable, size / torch.where(usable, length, 1.0), 1.0)
+    return direction * torch.where(usable, size / torch.where(usable, length, 1.0), 1.0)

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from fnloop._torch import foreach
-from fnloop.optim.base import (
-    Memory,
-    Optimizer,
-    Step,
-    Tensors,
-    at,
-    decayed,
-    named,
-    values,
-    zeros_like,
-)
+from fnloop.optim.base import Memory, Optimizer, Step, decayed
 from fnloop.trees.nodes import tree
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -32,14 +22,11 @@ class lion(Optimizer):
 
     >>> import torch
     >>> optimizer = lion(0.01)
-    >>> params = {"w": torch.tensor([3.0, -1.0])}
+    >>> params = Tensors({"w": torch.tensor([3.0, -1.0])})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
     >>> updates["w"]
     tensor([-0.0100,  0.0100])
     """
-
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
-    joint: ClassVar[bool] = True
 
     lr: Any = 1e-4
     b1: Any = 0.9
@@ -47,16 +34,14 @@ class lion(Optimizer):
     weight_decay: Any = 0.0
     name: str = "lion"
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
-        return {"mu": zeros_like(params)}
+    def init_state(self, params: Tensors) -> dict[str, Any]:
+        return {"mu": params.zeros()}
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, b1, b2, decay = (at(v, step) for v in (self.lr, self.b1, self.b2, self.weight_decay))
-        g, old = values(grads), list(own["mu"].values())
-        sign = foreach.sign(foreach.lerp(old, g, 1 - b1))
-        mu = foreach.lerp(old, g, 1 - b2)
-        updates = decayed(foreach.mul(sign, -lr), params, lr, decay)
-        return named(params, updates), {**memory, self.name: {**own, "mu": named(params, mu)}}
+        lr, b1, b2, decay = self.at(step, "lr", "b1", "b2", "weight_decay")
+        g, old = grads.wide(), own["mu"]
+        updates = decayed(old.lerp(g, 1 - b1).sign().scale(-lr), params, lr, decay)
+        return updates, {**memory, self.name: {**own, "mu": old.lerp(g, 1 - b2)}}

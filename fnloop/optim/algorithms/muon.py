@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fnloop._torch import foreach
-from fnloop.optim.base import (
-    Memory,
-    Optimizer,
-    Step,
-    Tensors,
-    at,
-    decayed,
-    named,
-    values,
-    zeros_like,
-)
+from fnloop.optim.base import Memory, Optimizer, Step, decayed, refuse_complex
 from fnloop.trees.nodes import static, tree
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -48,13 +38,11 @@ class muon(Optimizer):
         ValueError: `adjust_lr` is unknown; at `init`, a parameter is not a matrix.
 
     >>> optimizer = muon(0.1, weight_decay=0.0)
-    >>> params = {"w": torch.diag(torch.tensor([1.0, 100.0]))}
+    >>> params = Tensors({"w": torch.diag(torch.tensor([1.0, 100.0]))})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
     >>> bool((torch.diag(updates["w"]) / -0.1 - 1).abs().max() < 0.5)
     True
     """
-
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
 
     lr: Any = 1e-3
     weight_decay: Any = 0.1
@@ -72,7 +60,8 @@ class muon(Optimizer):
                 f"muon: adjust_lr must be 'original' or 'match_rms_adamw'; got {self.adjust_lr!r}."
             )
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
+    def init_state(self, params: Tensors) -> dict[str, Any]:
+        refuse_complex("muon", params)
         others = [f"{name} {tuple(p.shape)}" for name, p in params.items() if p.ndim != 2]
         if others:
             raise ValueError(
@@ -80,24 +69,21 @@ class muon(Optimizer):
                 'optimizer: by_label({"matrix": muon(), "rest": adamw()}, lambda name, p: "matrix" '
                 'if p.ndim == 2 else "rest").'
             )
-        return {"momentum": zeros_like(params)}
+        return {"momentum": params.zeros()}
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, decay, momentum, eps = (
-            at(v, step) for v in (self.lr, self.weight_decay, self.momentum, self.eps)
+        lr, decay, momentum, eps = self.at(step, "lr", "weight_decay", "momentum", "eps")
+        g = grads.wide()
+        buffer = own["momentum"].lerp(g, 1 - momentum)
+        ahead = g.lerp(buffer, momentum) if self.nesterov else buffer
+        updates = ahead.map_named(
+            lambda x: self._orthogonal(x, eps).to(x.dtype) * (-lr * self._factor(*x.shape))
         )
-        g = values(grads)
-        buffer = foreach.lerp(list(own["momentum"].values()), g, 1 - momentum)
-        ahead = foreach.lerp(g, buffer, momentum) if self.nesterov else buffer
-        updates = [
-            self._orthogonal(x, eps).to(x.dtype) * (-lr * self._factor(*x.shape)) for x in ahead
-        ]
         updates = decayed(updates, params, lr, decay)
-        new = {**own, "momentum": named(params, buffer)}
-        return named(params, updates), {**memory, self.name: new}
+        return updates, {**memory, self.name: {**own, "momentum": buffer}}
 
     def _orthogonal(self, x: Tensor, eps: Any) -> Tensor:
         a, b, c = self.ns_coefficients

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from fnloop._torch import foreach
-from fnloop.optim.base import (
-    Memory,
-    Optimizer,
-    Step,
-    Tensors,
-    at,
-    correction,
-    counter,
-    decayed,
-    descent,
-    named,
-    zeros_like,
-)
+from fnloop.optim.base import Memory, Optimizer, Step, correction, counter, decayed, descent
 from fnloop.trees.nodes import tree
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -40,14 +28,11 @@ class nadam(Optimizer):
 
     >>> import torch
     >>> optimizer = nadam(0.1)
-    >>> params = {"w": torch.ones(2)}
+    >>> params = Tensors({"w": torch.ones(2)})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
     >>> updates["w"].shape
     torch.Size([2])
     """
-
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
-    joint: ClassVar[bool] = True
 
     lr: Any = 2e-3
     b1: Any = 0.9
@@ -59,42 +44,28 @@ class nadam(Optimizer):
     maximize: bool = False
     name: str = "nadam"
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
+    def init_state(self, params: Tensors) -> dict[str, Any]:
         count = counter(params)
-        return {
-            "mu": zeros_like(params),
-            "nu": zeros_like(params),
-            "count": count,
-            "b1_product": torch.ones_like(count, dtype=torch.float64),
-        }
+        product = torch.ones_like(count, dtype=torch.float64)
+        return {"mu": params.zeros(), "nu": params.zeros(), "count": count, "b1_product": product}
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, b1, b2, eps, decay, slow = (
-            at(v, step)
-            for v in (self.lr, self.b1, self.b2, self.eps, self.weight_decay, self.momentum_decay)
+        lr, b1, b2, eps, decay, slow = self.at(
+            step, "lr", "b1", "b2", "eps", "weight_decay", "momentum_decay"
         )
         g = descent(grads, params, 0.0 if self.decoupled else decay, self.maximize)
         count = own["count"] + 1
         now, then = (b1 * (1 - 0.5 * 0.96 ** (t.double() * slow)) for t in (count, count + 1))
         product = own["b1_product"] * now
-        mu = foreach.lerp(list(own["mu"].values()), g, 1 - b1)
-        nu = foreach.lerp(list(own["nu"].values()), foreach.mul(g, g), 1 - b2)
-        root = foreach.sqrt(foreach.div(nu, correction(b2, count)))
-        ahead = foreach.add(
-            foreach.mul(g, -lr * (1 - now) / (1 - product)),
-            foreach.mul(mu, -lr * then / (1 - product * then)),
-        )
-        updates = foreach.div(ahead, foreach.add(root, eps))
+        mu, nu = own["mu"].lerp(g, 1 - b1), own["nu"].lerp(g.mul(g), 1 - b2)
+        root = nu.div(correction(b2, count)).sqrt()
+        ahead = g.scale(-lr * (1 - now) / (1 - product))
+        ahead = ahead.add(mu.scale(-lr * then / (1 - product * then)))
+        updates = ahead.div(root.add(eps))
         if self.decoupled:
             updates = decayed(updates, params, lr, decay)
-        new = {
-            **own,
-            "mu": named(params, mu),
-            "nu": named(params, nu),
-            "count": count,
-            "b1_product": product,
-        }
-        return named(params, updates), {**memory, self.name: new}
+        new = {**own, "mu": mu, "nu": nu, "count": count, "b1_product": product}
+        return updates, {**memory, self.name: new}

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from fnloop._torch import foreach
-from fnloop.optim.base import (
-    Memory,
-    Optimizer,
-    Step,
-    Tensors,
-    at,
-    correction,
-    counter,
-    decayed,
-    descent,
-    named,
-    zeros_like,
-)
+from fnloop.optim.base import Memory, Optimizer, Step, correction, counter, decayed, descent
 from fnloop.trees.nodes import tree
+from fnloop.values.choice import look
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -38,14 +27,11 @@ class radam(Optimizer):
         name: Of its memory and hyperparameters.
 
     >>> optimizer = radam(0.1)
-    >>> params = {"w": torch.ones(2)}
+    >>> params = Tensors({"w": torch.ones(2)})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
     >>> updates["w"]
     tensor([-0.1000, -0.1000])
     """
-
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
-    joint: ClassVar[bool] = True
 
     lr: Any = 1e-3
     b1: Any = 0.9
@@ -56,20 +42,17 @@ class radam(Optimizer):
     maximize: bool = False
     name: str = "radam"
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
-        return {"mu": zeros_like(params), "nu": zeros_like(params), "count": counter(params)}
+    def init_state(self, params: Tensors) -> dict[str, Any]:
+        return {"mu": params.zeros(), "nu": params.zeros(), "count": counter(params)}
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, b1, b2, eps, decay = (
-            at(v, step) for v in (self.lr, self.b1, self.b2, self.eps, self.weight_decay)
-        )
+        lr, b1, b2, eps, decay = self.at(step, "lr", "b1", "b2", "eps", "weight_decay")
         g = descent(grads, params, 0.0 if self.decoupled else decay, self.maximize)
         count = own["count"] + 1
-        mu = foreach.lerp(list(own["mu"].values()), g, 1 - b1)
-        nu = foreach.lerp(list(own["nu"].values()), foreach.mul(g, g), 1 - b2)
+        mu, nu = own["mu"].lerp(g, 1 - b1), own["nu"].lerp(g.mul(g), 1 - b2)
         correction2 = correction(b2, count)
         longest = 2 / (1 - b2) - 1
         length = longest - 2 * count.double() * b2 ** count.double() / correction2
@@ -79,13 +62,9 @@ class radam(Optimizer):
         rectification = (
             (safe - 4) * (safe - 2) * longest / ((longest - 4) * (longest - 2) * safe)
         ) ** 0.5
-        mean = foreach.mul(mu, -lr / correction(b1, count))
-        adapted = foreach.div(
-            foreach.mul(mean, correction2**0.5 * rectification),
-            foreach.add(foreach.sqrt(nu), eps),
-        )
-        updates = foreach.select(tractable, adapted, mean)
+        mean = mu.scale(-lr / correction(b1, count))
+        adapted = mean.scale(correction2**0.5 * rectification).div(nu.sqrt().add(eps))
+        updates = adapted.where(look(tractable), mean)
         if self.decoupled:
             updates = decayed(updates, params, lr, decay)
-        new = {**own, "mu": named(params, mu), "nu": named(params, nu), "count": count}
-        return named(params, updates), {**memory, self.name: new}
+        return updates, {**memory, self.name: {**own, "mu": mu, "nu": nu, "count": count}}

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from fnloop._torch import foreach
-from fnloop.optim.base import (
-    Memory,
-    Optimizer,
-    Step,
-    Tensors,
-    at,
-    descent,
-    is_zero,
-    named,
-    zeros_like,
-)
+from fnloop.optim.base import Memory, Optimizer, Step, descent, is_zero
 from fnloop.trees.nodes import tree
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -35,14 +25,11 @@ class rmsprop(Optimizer):
 
     >>> import torch
     >>> optimizer = rmsprop(0.01)
-    >>> params = {"w": torch.ones(2)}
+    >>> params = Tensors({"w": torch.ones(2)})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
     >>> updates["w"]
     tensor([-0.1000, -0.1000])
     """
-
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
-    joint: ClassVar[bool] = True
 
     lr: Any = 1e-2
     alpha: Any = 0.99
@@ -53,33 +40,29 @@ class rmsprop(Optimizer):
     maximize: bool = False
     name: str = "rmsprop"
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
-        memory = {"nu": zeros_like(params)}
+    def init_state(self, params: Tensors) -> dict[str, Any]:
+        memory = {"nu": params.zeros()}
         if self.centered:
-            memory["mu"] = zeros_like(params)
+            memory["mu"] = params.zeros()
         if not is_zero(self.momentum):
-            memory["momentum"] = zeros_like(params)
+            memory["momentum"] = params.zeros()
         return memory
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, alpha, eps, decay, momentum = (
-            at(v, step) for v in (self.lr, self.alpha, self.eps, self.weight_decay, self.momentum)
+        lr, alpha, eps, decay, momentum = self.at(
+            step, "lr", "alpha", "eps", "weight_decay", "momentum"
         )
         g = descent(grads, params, decay, self.maximize)
-        nu = foreach.lerp(list(own["nu"].values()), foreach.mul(g, g), 1 - alpha)
-        new = {**own, "nu": named(params, nu)}
+        nu = own["nu"].lerp(g.mul(g), 1 - alpha)
+        new = {**own, "nu": nu}
         if self.centered:
-            mu = foreach.lerp(list(own["mu"].values()), g, 1 - alpha)
-            new["mu"] = named(params, mu)
-            nu = foreach.sub(nu, foreach.mul(mu, mu))
-        direction = foreach.div(g, foreach.add(foreach.sqrt(nu), eps))
+            mu = new["mu"] = own["mu"].lerp(g, 1 - alpha)
+            nu = nu.sub(mu.mul(mu))
+        direction = g.div(nu.sqrt().add(eps))
         # A momentum that a schedule has brought to zero still has its memory.
         if not is_zero(momentum) or "momentum" in own:
-            direction = foreach.add(
-                foreach.mul(list(own["momentum"].values()), momentum), direction
-            )
-            new["momentum"] = named(params, direction)
-        return named(params, foreach.mul(direction, -lr)), {**memory, self.name: new}
+            direction = new["momentum"] = own["momentum"].scale(momentum).add(direction)
+        return direction.scale(-lr), {**memory, self.name: new}

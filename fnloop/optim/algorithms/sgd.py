@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from fnloop._torch import foreach, fused
-from fnloop.optim.base import (
-    Memory,
-    Optimizer,
-    Step,
-    Tensors,
-    at,
-    counter,
-    descent,
-    is_zero,
-    named,
-    zeros_like,
-)
+from fnloop._torch import fused
+from fnloop.optim.base import Memory, Optimizer, Step, counter, descent, is_zero
 from fnloop.trees.nodes import tree
+from fnloop.values.choice import Flag
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -40,14 +30,11 @@ class sgd(Optimizer):
         ValueError: `nesterov` without momentum, or with dampening.
 
     >>> optimizer = sgd(0.1)
-    >>> params = {"w": torch.ones(2)}
+    >>> params = Tensors({"w": torch.ones(2)})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
     >>> updates["w"]
     tensor([-0.1000, -0.1000])
     """
-
-    reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
-    joint: ClassVar[bool] = True
 
     lr: Any = 1e-3
     momentum: Any = 0.0
@@ -64,59 +51,45 @@ class sgd(Optimizer):
                 f"{self.momentum!r}, dampening={self.dampening!r}. Usual: momentum=0.9."
             )
 
-    def memory(self, params: Tensors) -> dict[str, Any]:
+    def init_state(self, params: Tensors) -> dict[str, Any]:
         if is_zero(self.momentum):
             return {}
-        momentum = {"momentum": zeros_like(params)}
+        momentum = {"momentum": params.zeros()}
         return momentum if is_zero(self.dampening) else {**momentum, "count": counter(params)}
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         own = memory[self.name]
-        lr, momentum, dampening, decay = (
-            at(v, step) for v in (self.lr, self.momentum, self.dampening, self.weight_decay)
+        lr, momentum, dampening, decay = self.at(
+            step, "lr", "momentum", "dampening", "weight_decay"
         )
         g = descent(grads, params, decay, self.maximize)
         # A momentum that a schedule has brought to zero still has its memory.
         if is_zero(momentum) and "momentum" not in own:
-            return named(params, foreach.mul(g, -lr)), memory
+            return g.scale(-lr), memory
         taken, new = g, dict(own)
         if not is_zero(dampening) or "count" in own:
-            taken = foreach.mul(g, torch.where(own["count"] == 0, 1.0, 1 - dampening))
+            taken = g.scale(torch.where(own["count"] == 0, 1.0, 1 - dampening))
             new["count"] = own["count"] + 1
-        buffer = foreach.add(foreach.mul(list(own["momentum"].values()), momentum), taken)
-        new["momentum"] = named(params, buffer)
-        direction = foreach.add(g, foreach.mul(buffer, momentum)) if self.nesterov else buffer
-        return named(params, foreach.mul(direction, -lr)), {**memory, self.name: new}
+        buffer = new["momentum"] = own["momentum"].scale(momentum).add(taken)
+        direction = g.add(buffer.scale(momentum)) if self.nesterov else buffer
+        return direction.scale(-lr), {**memory, self.name: new}
 
     def apply(
-        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: bool | Tensor
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
         if finite is False:
             return params, memory
-        lr, momentum, decay = (at(v, step) for v in (self.lr, self.momentum, self.weight_decay))
         own = memory[self.name]
+        lr, momentum, decay = self.at(step, "lr", "momentum", "weight_decay")
         damped = not is_zero(self.dampening) or "count" in own
-        if damped or not fused.usable(grads, params, lr, momentum, decay):
-            return super().apply(grads, memory, params, step, finite)
-        plain = is_zero(momentum) and "momentum" not in own
-        if not plain and float(momentum) == 0:  # for which the kernel wants no memory
-            return super().apply(grads, memory, params, step, finite)
-        new_params, *buffers = fused.copies(params, *([] if plain else [own["momentum"]]))
-        fused.sgd_(
-            new_params,
-            list(grads.values()),
-            [] if plain else buffers[0],
-            weight_decay=float(decay),
-            momentum=float(momentum),
-            lr=fused.rate(lr),
-            dampening=0.0,
-            nesterov=self.nesterov,
+        made = None if damped else params.fused(
+            fused.sgd, grads, [own["momentum"]] if "momentum" in own else [], finite,
+            lr=lr, momentum=momentum, weight_decay=decay, nesterov=self.nesterov,
             maximize=self.maximize,
-            is_first_step=False,
-            grad_scale=None,
-            found_inf=fused.found_inf(finite),
-        )
-        new = own if plain else {**own, "momentum": named(params, buffers[0])}
-        return named(params, new_params), {**memory, self.name: new}
+        )  # fmt: skip
+        if made is None:
+            return super().apply(grads, memory, params, step, finite)
+        new = {**own, "momentum": made[1]} if "momentum" in own else own
+        return made[0], {**memory, self.name: new}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,22 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fnloop._torch.tracing import compilation, tracing
-from fnloop.trees.nodes import tree_map
+from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values.metrics import Mean, Metric
+from fnloop.values.metrics import Mean, Metric, as_tensor
 from fnloop.values.state import State
 
 
-class Measured(NamedTuple):
-    """A loss's result.
+class LossResult(NamedTuple):
+    """What a loss has returned.
 
     Attributes:
         loss: 0-d; the mean loss if `examples` is given, else the weighted sum of losses.
         examples: The number of examples that a mean is over.
-        weight: float64[] on the loss's device.
-        metrics: Everything reported, "loss" included, detached.
+        weight: int64[] or float64[] on the loss's device.
+        metrics: Everything reported, "loss" included.
     """
 
     loss: Tensor
@@ -34,7 +33,7 @@ class Measured(NamedTuple):
     metrics: dict[str, Any]
 
 
-def measure(result: Any, batch: Any, who: Any) -> Measured:
+def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossResult:
     """Bring the result of a loss function into one form.
 
     Args:
@@ -42,6 +41,7 @@ def measure(result: Any, batch: Any, who: Any) -> Measured:
             either with a dict of metrics.
         batch: What the loss was computed on; its leading dimension weighs a scalar.
         who: The function, for messages.
+        detach: Whether what is reported leaves the derivatives behind.
 
     Raises:
         TypeError, ValueError: The result is something else.
@@ -62,9 +62,11 @@ def measure(result: Any, batch: Any, who: Any) -> Measured:
                 f"The loss {_name(who)} returned fl.Mean with total {short(total)}; the total of "
                 "a loss is a 0-d tensor: the sum of weight times loss."
             )
-        weight = _as_weight(result.weight, total)
-        loss = Mean(total.detach().to(torch.float64), weight)
-        return Measured(total, None, weight, _reported(loss, extra, batch, who))
+        weight = as_tensor(result.weight, total.device)
+        if detach:
+            weight = weight.detach()
+        loss = Mean(as_tensor(total.detach() if detach else total, total.device), weight)
+        return LossResult(total, None, weight, _reported(loss, extra, batch, who, detach))
     if not isinstance(result, Tensor):
         raise TypeError(
             f"The loss {_name(who)} returned {type(result).__name__}; it must return a scalar "
@@ -82,17 +84,26 @@ def measure(result: Any, batch: Any, who: Any) -> Measured:
             "float tensor."
         )
     count = examples(batch, who)
-    weight = constant(count, result.device, torch.float64)
-    loss = _mean(result, count)
-    metrics = _reported(loss, extra, batch, who) if extra else {"loss": loss}
-    return Measured(result, count, weight, metrics)
+    weight = as_tensor(count, result.device)
+    value = as_tensor(result.detach() if detach else result, result.device)
+    metrics = _reported(Mean(value * count, weight), extra, batch, who, detach)
+    return LossResult(result, count, weight, metrics)
 
 
-def measure_metrics(result: Any, batch: Any, who: Any) -> dict[str, Any]:
+def loss_of(result: Any) -> Tensor | None:
+    """The tensor that a loss has returned, whatever else came with it."""
+    if isinstance(result, tuple) and result:
+        result = result[0]
+    if isinstance(result, Mean):
+        result = result.total
+    return result if isinstance(result, Tensor) else None
+
+
+def read_metrics(result: Any, batch: Any, who: Any) -> dict[str, Any]:
     """The metrics of an evaluation function: what a loss may return, or a dict of metrics alone."""
     if isinstance(result, Mapping):
-        return _metrics(result, batch, who)
-    return measure(result, batch, who).metrics
+        return {str(name): _metric(name, value, batch, who) for name, value in result.items()}
+    return read_loss(result, batch, who).metrics
 
 
 def examples(batch: Any, who: Any) -> int:
@@ -145,70 +156,43 @@ def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
     )
 
 
-def constant(value: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A 0-d tensor, shared between steps: nothing in fnloop writes in place."""
-    if compilation() is not None:
-        return torch.full((), value, dtype=dtype, device=device)
-    key = (value, device, dtype)
-    found = _CONSTANTS.get(key)
-    if found is None:
-        found = torch.tensor(value, dtype=dtype, device=device)
-        # One that was made under a transform or in inference mode must not outlive it.
-        if not tracing() and not torch.is_inference_mode_enabled() and len(_CONSTANTS) < 4096:
-            _CONSTANTS[key] = found
-    return found
-
-
-_CONSTANTS: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
-
-
-def _as_weight(weight: Any, like: Tensor) -> Tensor:
-    if isinstance(weight, Tensor):
-        return weight.detach().to(like.device, torch.float64)
-    return constant(float(weight), like.device, torch.float64)
-
-
-def _metrics(extra: Mapping[str, Any], batch: Any, who: Any) -> dict[str, Any]:
-    return {str(name): _metric(name, value, batch, who) for name, value in extra.items()}
-
-
-def _mean(value: Tensor, count: int) -> Mean:
-    """A mean over `count` examples; on the CPU a plain number, where looking costs nothing."""
-    if value.device.type == "cpu" and not tracing():
-        return Mean(value.item() * count, float(count))
-    weight = constant(count, value.device, torch.float64)
-    return Mean(value.detach() * weight, weight)
-
-
-def _reported(loss: Mean, extra: Mapping[str, Any], batch: Any, who: Any) -> dict[str, Any]:
+def _reported(
+    loss: Mean, extra: Mapping[str, Any], batch: Any, who: Any, detach: bool
+) -> dict[str, Any]:
     for name in ("loss", "skipped"):
         if name in extra:
             raise ValueError(
                 f"The loss {_name(who)} reports a metric named {name!r}, which fnloop reports "
                 "itself. Give it another name."
             )
-    return {"loss": loss, **_metrics(extra, batch, who)}
+    if not extra:
+        return {"loss": loss}
+    others = {str(name): _metric(name, value, batch, who) for name, value in extra.items()}
+    return {"loss": loss, **(tree_map(_detach, others) if detach else others)}
 
 
 def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
-    if isinstance(value, Mean):
-        total, weight = _detached(value.total), _detached(value.weight)
-        if isinstance(total, Tensor):
-            total = total.to(torch.float64)
-        return dataclasses.replace(value, total=total, weight=weight)
     if isinstance(value, Metric):
-        return tree_map(_detached, value)
-    if isinstance(value, (int, float)):
-        value = torch.tensor(float(value))
-    if isinstance(value, Tensor) and not value.ndim:
-        return _mean(value, examples(batch, who))
+        return tree_map(functools.partial(as_tensor, device=_device(batch)), value)
+    if isinstance(value, (bool, int, float)) or (isinstance(value, Tensor) and not value.ndim):
+        number = as_tensor(value, _device(batch))
+        count = examples(batch, who)
+        return Mean(number * count, as_tensor(count, number.device))
     raise TypeError(
         f"The metric {name!r} of {_name(who)} is {short(value)}; a metric is a scalar (a mean "
         "over the batch's examples), or one of fl.Mean, fl.Sum, fl.Max, ... ."
     )
 
 
-def _detached(leaf: Any) -> Any:
+def _device(batch: Any) -> torch.device:
+    """Of the first tensor of a batch, where Python numbers go."""
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor):
+            return leaf.device
+    return torch.device("cpu")
+
+
+def _detach(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
