@@ -1,9 +1,8 @@
 """What the reference needs to know about fnloop's sources, which are read and not imported.
 
 - Examples (``>>>``) become code blocks.
-- A public name in backticks (`fl.run`) becomes a link.
+- A public name in backticks (`fl.run`, `fl.optim.adamw`) becomes a link.
 - A class made by ``@tree`` has the signature of a dataclass.
-- ``fnloop.run`` is the function, not the module that the function is in.
 """
 
 from __future__ import annotations
@@ -15,23 +14,29 @@ from typing import Any
 import griffe
 
 _EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
-_NAME = re.compile(r"(?<!`)`fl\.(\w+)`(?!`)")
+_NAME = re.compile(r"(?<!`)`fl\.((?:\w+\.)?\w+)`(?!`)")
 
 
 class Docstrings(griffe.Extension):
     """See the module."""
 
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: Any) -> None:
-        public = {name for name in pkg.members if not name.startswith("_")}
+        public = _public(pkg)
         for obj in _walk(pkg):
             if obj.docstring:
                 obj.docstring.value = _rewrite(obj.docstring.value, public)
             if isinstance(obj, griffe.Class) and _is_tree(obj) and "__init__" not in obj.members:
                 obj.set_member("__init__", _init(obj))
-        targets = {name: _descend(pkg, name) for name in public}
-        for name, target in targets.items():
-            if not target.is_module:
-                pkg.set_member(name, griffe.Alias(name, target, parent=pkg))
+
+
+def _public(pkg: griffe.Module) -> set[str]:
+    """What the package and its families import: ``run``, ``optim.adamw``."""
+    names = {name for name, member in pkg.members.items() if member.is_alias}
+    for family, module in pkg.members.items():
+        if not module.is_alias and module.is_package:
+            inner = (name for name, member in module.members.items() if member.is_alias)
+            names.update(f"{family}.{name}" for name in inner)
+    return names
 
 
 def _walk(obj: griffe.Object) -> Iterator[griffe.Object]:
@@ -39,18 +44,6 @@ def _walk(obj: griffe.Object) -> Iterator[griffe.Object]:
     for member in obj.members.values():
         if isinstance(member, griffe.Object):
             yield from _walk(member)
-
-
-def _descend(pkg: griffe.Module, name: str) -> griffe.Object:
-    """The package's `name`, or the object in a module of that name, where it has one."""
-    inner = _target(pkg.members[name])
-    while inner.is_module and name in inner.members:
-        inner = _target(inner.members[name])
-    return inner
-
-
-def _target(member: griffe.Object | griffe.Alias) -> griffe.Object:
-    return member.final_target if isinstance(member, griffe.Alias) else member
 
 
 def _rewrite(text: str, public: set[str]) -> str:

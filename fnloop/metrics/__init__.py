@@ -2,16 +2,10 @@
 
 from fnloop.metrics.accuracies import accuracy as accuracy
 from fnloop.metrics.accuracies import top_k_accuracy as top_k_accuracy
-from fnloop.metrics.adapter import Torchmetric as Torchmetric
 from fnloop.metrics.adapter import from_torchmetrics as from_torchmetrics
-from fnloop.metrics.confusion_matrix import Confusion as Confusion
 from fnloop.metrics.confusion_matrix import confusion as confusion
-from fnloop.metrics.f_score import F1 as F1
 from fnloop.metrics.f_score import f1 as f1
-from fnloop.metrics.perplexities import Perplexity as Perplexity
 from fnloop.metrics.perplexities import perplexity as perplexity
-from fnloop.metrics.regression import R2 as R2
-from fnloop.metrics.regression import Rmse as Rmse
 from fnloop.metrics.regression import mae as mae
 from fnloop.metrics.regression import mse as mse
 from fnloop.metrics.regression import r2 as r2

@@ -33,10 +33,8 @@ class track(Effect):
             has fewer than 100.
         name: Under which the runs' ids are kept; to be changed where a run has two such effects.
 
-    >>> from fnloop.trackers.table import CSV
-    >>> from fnloop.trackers.aim import Aim
-    >>> from fnloop.trackers.track import track
-    >>> effect = track(Aim("runs"), CSV("runs/a.csv"), every=100)
+    >>> import fnloop as fl
+    >>> effect = fl.track(fl.trackers.Aim("runs"), fl.trackers.CSV("runs/a.csv"), every=100)
     """
 
     def __init__(

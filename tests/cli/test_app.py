@@ -94,7 +94,7 @@ def test_help_needs_no_torch():
         "package = types.ModuleType('fnloop')\n"
         f"package.__path__ = [{str(Path(fnloop.__file__).parent)!r}]\n"
         "sys.modules['fnloop'] = package\n"
-        "from fnloop.cli import main\n"
+        "from fnloop.cli.app import main\n"
         "codes = [main(['--help']), main(['fit', '--help']), main(['test', '--help'])]\n"
         "assert codes == [0, 0, 0], codes\n"
         "assert 'torch' not in sys.modules\n"
