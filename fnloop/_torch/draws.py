@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fnloop._torch.members import drawing
 from fnloop._torch.random import seeded
 
 _aten: Any = torch.ops.aten
@@ -61,21 +62,21 @@ class Draws(TorchDispatchMode):
         drawn: What to hand out; None to note.
 
     Attributes:
-        seeds: What each block's seed is folded with.
+        seeds: What each block's seed is folded with: its position.
         found: What draws each tensor, from torch's own generator.
     """
 
     def __init__(self, drawn: Mapping[Place, Tensor] | None = None) -> None:
         super().__init__()
-        self.seeds: list[int] = []
+        self.seeds: list[tuple[int | str, ...]] = []
         self.found: dict[Place, Callable[[], Tensor]] = {}
         self._kinds: dict[Place, str] = {}
         self._drawn = drawn
 
     @contextlib.contextmanager
-    def block(self, micro: int) -> Generator[None]:
-        """A block of operations whose generator is seeded anew, for micro-batch `micro`."""
-        self.seeds.append(micro)
+    def block(self, position: tuple[int | str, ...]) -> Generator[None]:
+        """A block of operations whose generator is seeded anew, for a position in the step."""
+        self.seeds.append(position)
         # The place is the seed of torch's generator: who takes its state and puts it back (as
         # activation checkpointing does, to draw the same mask again) goes back to that place.
         with seeded(_number(Place(len(self.seeds) - 1, 0))):
@@ -91,9 +92,9 @@ class Draws(TorchDispatchMode):
         place = _place(torch.initial_seed())
         if not self.seeds or place is None:
             raise RandomnessError(
-                f"{func.overloadpacket.__name__} draws random numbers outside of the loss, or "
-                "after torch.manual_seed; in a compiled step they come from the state's key and "
-                "step alone"
+                f"{func.overloadpacket.__name__} draws random numbers outside of the loss and of "
+                "fl.randomness, or after torch.manual_seed; in a compiled step they come from the "
+                'state\'s key and calls alone. In a stage of your own: with fl.randomness(state, "name")'
             )
         torch.default_generator.manual_seed(_number(Place(place.block, place.number + 1)))
         kind = _kind(func, args, kwargs)
@@ -137,7 +138,7 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if kwargs.get("generator") is not None:
         raise RandomnessError(
             f"{name} draws from a generator of its own, whose state is no part of the state. Leave "
-            "generator= out: the numbers then follow from the state's key and step"
+            "generator= out: the numbers then follow from the state's key and calls"
         )
     reads = [a for a in (args[1:] if packet in _FILLS else args) if isinstance(a, Tensor)]
     if packet in _FILLS and not reads:
@@ -172,18 +173,20 @@ def _maker(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable
 
 
 def draw(
-    makers: Sequence[Sequence[Callable[[], Tensor]]], seeds: Sequence[int], device: torch.device
+    makers: Sequence[Sequence[Callable[[], Tensor]]],
+    seeds: Sequence[Sequence[int]],
+    device: torch.device,
 ) -> list[Tensor]:
     """Draw all tensors, block by block.
 
     Args:
         makers: By block, in order.
-        seeds: Of each block.
+        seeds: Of each block, one for each member.
         device: Whose generator is seeded besides the CPU's.
     """
     drawn: list[Tensor] = []
-    for block, seed in zip(makers, seeds, strict=True):
+    for block, own in zip(makers, seeds, strict=True):
         if block:
-            with seeded(seed, device), torch.no_grad():
+            with drawing(own, device), torch.no_grad():
                 drawn += [make() for make in block]
     return drawn

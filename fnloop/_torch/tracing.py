@@ -59,6 +59,11 @@ def host_values(tensor: Tensor) -> list[int] | None:
     """
     if _here.recording is not None or torch.compiler.is_compiling():
         return None
+    return unwrapped(tensor).reshape(-1).tolist()
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor inside the wrappers of ``vmap`` and ``grad``; a member's is that of all."""
     while _is_wrapped(tensor):
         tensor = _unwrapped(tensor)
-    return tensor.reshape(-1).tolist()
+    return tensor

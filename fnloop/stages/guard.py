@@ -63,16 +63,14 @@ class Guard(StepStage):
             "seen": state.step.clone(),
         }
 
-    def taken_back(self, memory: Any) -> Any:
-        return {}  # what is inside is all there is to take back
-
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         before = state
         after, metrics = self.inner(before, x)
         bad, remembered, added = self._judge(after, metrics)
         good = invert(bad)
         if self.then == "skip":
-            own, old = {}, _parts(before, before.params, self._kept(before))
+            slots = {**before.slots, **self._kept(before)}
+            own, old = {}, _parts(before, before.params, slots)
         else:
             self._check_kept(before, after)
             own, old = self._keep(before, after, good)
@@ -82,7 +80,8 @@ class Guard(StepStage):
             state = after.replace(**_taken_back(good, new, old))
         if own or remembered:
             state = state.replace(slots={**state.slots, **own, **remembered})
-        return state, {**self._report(metrics, good, state), **added, self.name: Sum(_count(bad, state))}
+        reports = {**self._report(metrics, good, state), **added}
+        return state, {**reports, self.name: Sum(_count(bad, state))}
 
     def _judge(
         self, after: State, metrics: Mapping[str, Any]
@@ -248,9 +247,9 @@ def _parts(state: State, params: Tensors, slots: dict[str, Any]) -> dict[str, An
 
 def _taken_back(good: Flag, new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
     """The parts of a state after the step, or before it where it was bad."""
-    params = new["params"].select(old["params"])
-    params = new["params"].updated(select(good, params, old["params"]))
-    return {**select(good, {**new, "params": params}, {**old, "params": params})}
+    kept = new["params"].select(old["params"])
+    params = new["params"].updated(select(good, kept, old["params"]))
+    return {**select(good, new, {**old, "params": new["params"]}), "params": params}
 
 
 def _count(bad: Flag, state: State) -> Tensor:

@@ -9,9 +9,8 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from fnloop._torch.draws import Draws, RandomnessError
-from fnloop._torch.tracing import compiling
+from fnloop._torch.tracing import recording_into, unwrapped
 from fnloop.transforms.compile_errors import CompileError
-from fnloop.values.packed import Vectors
 from fnloop.values.state import State
 
 
@@ -20,36 +19,41 @@ class Recording:
 
     Args:
         draws: Where its random numbers come from.
-
-    Attributes:
-        vectors: Which dicts of tensors are parts of vectors.
     """
 
     def __init__(self, draws: Draws) -> None:
-        self.vectors = Vectors()
         self._draws = draws
         self._key: Tensor | None = None
-        self._step: Tensor | None = None
+        self._calls: Tensor | None = None
 
     @contextlib.contextmanager
     def of(self, state: State) -> Generator[None]:
         """Record what happens in this block with `state`."""
-        self._key, self._step = state.key, state.step
-        with self._draws, compiling(self):
+        self._key, self._calls = state.key, state.calls
+        with self._draws, recording_into(self):
             yield
 
     @contextlib.contextmanager
-    def seeded(self, key: Tensor, step: Tensor, micro: int) -> Generator[None]:
-        """In this block random numbers are those of (key, step, micro-batch)."""
+    def randomness(
+        self, key: Tensor, calls: Tensor, position: tuple[int | str, ...]
+    ) -> Generator[None]:
+        """In this block random numbers are those of (key, calls, position)."""
         before = len(self._draws.found)
-        with self._draws.block(micro):
+        with self._draws.block(position):
             yield
-        if len(self._draws.found) > before and (key is not self._key or step is not self._step):
+        if len(self._draws.found) > before and not (
+            _is(key, self._key) and _is(calls, self._calls)
+        ):
             raise RandomnessError(
-                "the loss draws random numbers after a stage has changed state.key or state.step, "
-                "and a compiled step draws them before it runs, from the key and the step that it "
-                "was given"
+                "random numbers are drawn after a stage has changed state.key or state.calls, "
+                "and a compiled step draws them before it runs, from the key and the calls that "
+                "it was given"
             )
+
+
+def _is(tensor: Tensor, given: Any) -> bool:
+    """Whether a tensor is the one that was given, or it as a transform shows it."""
+    return unwrapped(tensor) is given
 
 
 class Hidden:
@@ -63,7 +67,7 @@ class Hidden:
         raise CompileError(
             f"The step uses the slot {name!r}, which none of its stages owns; a compiled step "
             "takes the memory of its own stages. Let the stage that needs it own it: a class with "
-            f'a field name: str = "{name}" and a method memory(state).'
+            f'a field name: str = "{name}" and a method init_state(state).'
         )
 
     __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = __bool__ = _refuse
@@ -86,7 +90,7 @@ def check_after(before: State, after: State, known: set[str]) -> None:
         if name not in before.slots:
             raise CompileError(
                 f"The step adds the slot {name!r} to the state as it runs. Memory is made before "
-                "the first step: by the method memory(state) of the stage that owns it."
+                "the first step: by the method init_state(state) of the stage that owns it."
             )
         if name not in known and memory is not before.slots[name]:
             raise CompileError(f"The step changes the slot {name!r}, which is not its own.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from fnloop.trees.equal import table
 from fnloop.trees.paths import map_with_path, tree_items
 from fnloop.trees.show import short
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 
 
 def fill(state: State, name: str, fresh: Any) -> State:
@@ -37,6 +39,9 @@ def fill(state: State, name: str, fresh: Any) -> State:
 
 
 def _merge(old: Any, fresh: Any, path: str, clashes: list[tuple[str, ...]]) -> Any:
+    if isinstance(old, Mapping) and isinstance(fresh, Tensors):
+        named = _merge(dict(old), dict(fresh.items()), path, clashes)
+        return fresh.like(named) if named.keys() == fresh.keys() else Tensors(named)
     if isinstance(old, dict) and isinstance(fresh, dict):
         merged = {
             key: _merge(old[key], value, f"{path}/{key}", clashes) if key in old else value

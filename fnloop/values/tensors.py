@@ -47,11 +47,13 @@ class Tensors(Mapping[str, Tensor]):
     Tensors(w=f32[2], b=f32[])
     """
 
-    __slots__ = ("__weakref__", "_dtypes", "_norm", "_plain", "_storages", "_views", "layout", "seen")
+    __slots__ = ("__weakref__", "_dtypes", "_norm", "_plain", "_storages", "_views", "layout", "owned", "seen")
 
     layout: Layout
+    owned: bool
+    """Whether its memory was made for it alone, so that a step that donates may write over it."""
     seen: bool
-    """Whether somebody may have taken a tensor out of it; of interest to who owns its memory."""
+    """Whether somebody may have taken a tensor out of it since then."""
     _storages: Storages
     _views: Storages | None
     _dtypes: frozenset[torch.dtype] | None
@@ -116,6 +118,17 @@ class Tensors(Mapping[str, Tensor]):
         """What it is stored in."""
         self.seen = True
         return self._storages
+
+    def peek_storages(self) -> Storages:
+        """What it is stored in, for one who keeps nothing of it."""
+        return self._storages
+
+    def settle(self, layout: Layout) -> None:
+        """Move to another layout, in place: only for tensors that nobody has seen yet."""
+        if layout is not self.layout:
+            named = dict(zip(self.names, self.peek(), strict=True))
+            _set(self, layout, layout.join(named), None, None)
+        self.owned = True
 
     def peek(self) -> Storages:
         """The tensors in order, for one who keeps none of them."""
@@ -231,12 +244,13 @@ class Tensors(Mapping[str, Tensor]):
         """Half precision as float32, everything else as it is."""
         if self.dtypes.isdisjoint(_HALF):
             return self
-        return self._new(tuple([s.to(_wide(s.dtype)) for s in self._storages]))
+        return self._new(tuple([s.to(_wide(s.dtype)) for s in self.storages]))
 
     def cast(self, like: Tensors) -> Tensors:
         """In the dtypes of `like`."""
         if self.dtypes == like.dtypes and len(self.dtypes) == 1:
             return self
+        self.seen = True
         storages = like._aligned(self)
         return like._new(
             tuple([s.to(o.dtype) for s, o in zip(storages, like._storages, strict=True)])
@@ -329,6 +343,8 @@ class Tensors(Mapping[str, Tensor]):
         It must treat every value alike, since it may be given many tensors as one, and the real and
         imaginary parts of complex ones. Where shapes matter, see `map_named`.
         """
+        for tensors in (self, *others):
+            tensors.seen = True
         aligned = [self._aligned(other) for other in others]
         return self._new(tuple(map(function, self._storages, *aligned)))
 
@@ -338,7 +354,7 @@ class Tensors(Mapping[str, Tensor]):
         >>> Tensors({"w": torch.ones(2, 2)}).map_named(lambda w: w.sum() * w)["w"][0]
         tensor([4., 4.])
         """
-        named = [dict(zip(other.names, other.peek(), strict=True)) for other in (self, *others)]
+        named = [dict(other.items()) for other in (self, *others)]
         return self.like({n: function(*[tensors[n] for tensors in named]) for n in self.names})
 
     # Over all values together.
@@ -435,7 +451,7 @@ def _set(
     dtypes: frozenset[torch.dtype] | None,
 ) -> None:
     self.layout, self._storages, self._views, self._norm = layout, storages, None, None
-    self._plain, self._dtypes, self.seen = plain, dtypes, False
+    self._plain, self._dtypes, self.seen, self.owned = plain, dtypes, False, False
 
 
 def _is_complex(value: Any) -> bool:

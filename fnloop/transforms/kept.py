@@ -1,0 +1,300 @@
+"""The memory of a state that a compiled step has made, and whether somebody else looks at it."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnloop._torch.graph import LONE, storage_of, users_of
+from fnloop.transforms.plan import Plan, Plans, Unit
+from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
+
+
+class Kept:
+    """What a compiled step keeps with a state: its tensors as a graph takes them.
+
+    It goes with the state as long as the state is made of these tensors: see `State.replace`.
+
+    Attributes:
+        plan: Of the state.
+        units: What the state is made of: named tensors, and single ones.
+        inputs: What a graph takes: all storages and single tensors, then the parameters by name.
+    """
+
+    __slots__ = ("_foreign", "_parts", "_watch", "inputs", "plan", "units")
+
+    def __init__(self, plan: Plan, units: list[Unit], foreign: Set[int]) -> None:
+        self.plan = plan
+        self.units = units
+        self.inputs: list[Tensor] = []
+        for unit in units:
+            self.inputs += unit.peek_storages() if isinstance(unit, Tensors) else (unit,)
+        params: Any = units[plan.params]
+        self.inputs += params.peek()
+        self._parts: list[Any] = []
+        self._watch: _Watch | None = None
+        self._foreign = foreign  # single tensors that no step has made: not to be written to
+
+    @classmethod
+    def of(cls, state: State, plans: Plans) -> Kept:
+        """The memory of `state`; named tensors in another layout are copied into the plan's."""
+        kept: Kept | None = state.__dict__.get(_KEY)
+        if kept is not None and kept.plan in plans and kept.holds(state):
+            return kept
+        plan = plans.of(state)
+        units: list[Unit] = plan.flatten(state)
+        foreign: set[int] = set()
+        same = True
+        for i, (unit, place) in enumerate(zip(units, plan.places, strict=True)):
+            if isinstance(unit, Tensors):
+                if unit.layout is not place.layout:
+                    units[i] = _moved(unit, place.layout)
+                    same = False
+            else:
+                foreign.add(place.start)
+        new = cls(plan, units, foreign)
+        if same:
+            new._belong(state)
+        return new
+
+    @classmethod
+    def settle(cls, state: State, plans: Plans) -> None:
+        """Bring a state that nobody else has seen into the layouts of its plan, in place.
+
+        What has been copied is freed at once: there never is a second state.
+        """
+        plan = plans.of(state)
+        units: list[Unit] = plan.flatten(state)
+        for unit, place in zip(units, plan.places, strict=True):
+            if isinstance(unit, Tensors) and place.layout is not None:
+                unit.settle(place.layout)
+        del units
+
+    def holds(self, state: State) -> bool:
+        """Whether the state is made of this memory."""
+        try:
+            parts = self.plan.parts(state)
+        except KeyError:  # a slot is gone
+            return False
+        return all(map(operator.is_, parts, self._parts))
+
+    def alone(self, state: State, written: Set[int]) -> Kept:
+        """The same with copies, in `state` too, of what is to be written and others look at.
+
+        Args:
+            state: Of this memory, or of other tensors of the same values.
+            written: Places of the tensors that a graph writes to.
+        """
+        if state.__dict__.get(_KEY) is not self:  # it has been moved just now
+            kept = self._with_copies(written & self._foreign)
+        else:
+            if self._watch is None or self._watch.written is not written:
+                self._watch = _Watch(self, state, written)
+            seen = self._watch.seen(state)
+            if seen is None:
+                kept = self._with_copies(written & self._foreign) if self._foreign & written else self
+            else:
+                kept = self._with_copies(seen | (written & self._foreign))
+        if kept is not self or state.__dict__.get(_KEY) is not self:
+            state.__dict__.update(kept.plan.fields(state, kept.units))
+            kept._belong(state)
+        return kept
+
+    def advance(self, new: Mapping[int, Tensor], like: State, stable: bool) -> State:
+        """The next state.
+
+        Args:
+            new: The tensors that have changed, by their place. What has not is shared, and so is
+                what was written over.
+            like: The state before, where all other parts come from.
+            stable: Whether the new tensors have the strides of the old ones. If not, the next
+                state has another plan.
+        """
+        if not new and like.__dict__.get(_KEY) is self:
+            return like.replace()
+        kept = self._with(new)
+        after = self.plan.build(like, kept.units)
+        after.__dict__.pop(_KEY, None)
+        if stable:
+            kept._belong(after)
+        return after
+
+    def _belong(self, state: State) -> None:
+        self._parts = self.plan.parts(state)
+        state.__dict__[_KEY] = self
+
+    def _with(self, new: Mapping[int, Tensor]) -> Kept:
+        """The same memory with some other tensors, which are its own."""
+        units = list(self.units)
+        for i, place in enumerate(self.plan.places):
+            changed = [k for k in range(place.start, place.stop) if k in new]
+            if not changed:
+                continue
+            if place.layout is None:
+                units[i] = new[place.start]
+                continue
+            unit: Any = units[i]
+            old = unit.peek_storages()
+            storages = [new.get(k, old[k - place.start]) for k in range(place.start, place.stop)]
+            units[i] = Tensors.of(place.layout, storages)
+            units[i].owned = len(changed) == len(storages) or unit.owned  # type: ignore[union-attr]
+        return Kept(self.plan, units, self._foreign - new.keys())
+
+    def _with_copies(self, seen: Iterable[int]) -> Kept:
+        """The same memory with copies of some tensors; of named ones, of all together."""
+        copied = {self.plan.place_of(i) for i in seen}
+        units = list(self.units)
+        foreign = set(self._foreign)
+        for i in copied:
+            unit = units[i]
+            units[i] = unit.clone()
+            if isinstance(unit, Tensors):
+                units[i].owned = True  # type: ignore[union-attr]
+            foreign.discard(self.plan.places[i].start)
+        return Kept(self.plan, units, foreign)
+
+
+def _moved(unit: Tensors, layout: Any) -> Tensors:
+    named = dict(zip(unit.names, unit.peek(), strict=True))
+    moved = Tensors.of(layout, layout.join(named))
+    # A group of one is the tensor that it was, and still somebody else's.
+    old = {id(t) for t in (*unit.peek(), *unit.peek_storages())}
+    moved.owned = all([id(s) not in old for s in moved.peek_storages()])
+    return moved
+
+
+class _Watch:
+    """How often each tensor that is to be written, and each thing on the way, is held.
+
+    Whatever is held by more than one state and what is kept with it, is held by somebody who would
+    see it change. Named tensors are looked into only if a tensor may have been taken out of them.
+
+    Attributes:
+        written: Places of the tensors that are to be written.
+    """
+
+    def __init__(self, kept: Kept, state: State, written: Set[int]) -> None:
+        self.written = written
+        self._inputs = kept.inputs
+        plan = kept.plan
+        parts = {id(part) for part in plan.parts(state)}
+        singles: list[Tensor] = []
+        self._places: list[int] = []
+        self._named: list[tuple[Tensors, Set[int]]] = []
+        for unit, place in zip(kept.units, plan.places, strict=True):
+            own = written & set(range(place.start, place.stop))
+            if isinstance(unit, Tensors):
+                if own:
+                    self._named.append((unit, own))
+            elif own:
+                singles.append(unit)
+                self._places.append(place.start)
+        # Of singles: the state or a dict in it, the kept units and inputs, perhaps the parts.
+        self._singles = _Held(singles, [3 + (id(t) in parts) for t in singles])
+        self._single_users = _Shared(singles)
+        # Of named tensors: the state or a dict in it, the kept units, the list here, perhaps the
+        # parts. Of dicts: the state or another dict, perhaps the parts.
+        named = [unit for unit, _ in self._named]
+        targets = {id(t) for t in [*singles, *named]}
+        dicts: list[dict[str, Any]] = []
+        for part in plan.parts(state):
+            _collect(part, targets, dicts)
+        self._others = _Held(
+            [*named, *dicts],
+            [3 + (id(t) in parts) for t in named] + [1 + (id(d) in parts) for d in dicts],
+        )
+
+    def seen(self, state: State) -> Set[int] | None:
+        """The places of what somebody else looks at; None if there is nothing."""
+        if not self._others.by_nobody() or list(map(sys.getrefcount, [state.slots])) != [_ONCE + 1]:
+            return self.written
+        singles = self._singles.by_nobody() and self._single_users.by_nobody()
+        if singles and all([unit.owned and not unit.seen for unit, _ in self._named]):
+            return None
+        held = map(operator.or_, self._singles.held(), self._single_users.held())
+        found = {place for place, seen in zip(self._places, held, strict=True) if seen}
+        for unit, own in self._named:
+            if not unit.owned:
+                found |= own
+            elif unit.seen and _is_held(unit, self._inputs):
+                found |= own
+            else:
+                unit.seen = False
+        return found or None
+
+
+def _is_held(unit: Tensors, inputs: Sequence[Tensor]) -> bool:
+    """Whether somebody holds a tensor that was taken out of named ones, or a view of one."""
+    storages, views = unit.peek_storages(), unit.peek()
+    lists = [storages, inputs] if views is storages else [storages, views, inputs]
+    holders = Counter([id(tensor) for held in lists for tensor in held])
+    tensors = list({id(tensor): tensor for held in lists[:-1] for tensor in held}.values())
+    expected = [_ONCE + holders[id(tensor)] for tensor in tensors]
+    if list(map(sys.getrefcount, tensors)) != expected:
+        return True
+    memory = list(map(storage_of, tensors))
+    users = Counter([storage._cdata for storage in memory])
+    return any(
+        users_of(address) != LONE + n - 1 for address, n in users.items()
+    ) or any(n != _STORAGE + users[s._cdata] - 1 for n, s in zip(map(sys.getrefcount, memory), memory, strict=True))
+
+
+class _Held:
+    """Objects, and how often each is held if nobody else does."""
+
+    def __init__(self, objects: list[Any], holders: Iterable[int]) -> None:
+        self._objects = objects
+        self._expected = [_ONCE + n for n in holders]
+
+    def by_nobody(self) -> bool:
+        """Whether nobody else holds one."""
+        return list(map(sys.getrefcount, self._objects)) == self._expected
+
+    def held(self) -> list[bool]:
+        """Which of them somebody else holds."""
+        return list(map(operator.ne, map(sys.getrefcount, self._objects), self._expected))
+
+
+class _Shared:
+    """Single tensors, and whether other tensors share their memory."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._storages = list(map(storage_of, tensors))
+        self._addresses = [storage._cdata for storage in self._storages]
+
+    def by_nobody(self) -> bool:
+        """Whether nobody else has a view."""
+        return not any(self.held())
+
+    def held(self) -> list[bool]:
+        """Of which of them somebody else has one."""
+        users = [users_of(address) != LONE for address in self._addresses]
+        holders = [n != _STORAGE for n in map(sys.getrefcount, self._storages)]
+        return list(map(operator.or_, users, holders))
+
+
+def _collect(node: Any, targets: Set[int], found: list[dict[str, Any]]) -> bool:
+    """Add the dicts in `node` that lead to one of the targets; whether there are any."""
+    if type(node) is not dict:
+        return id(node) in targets
+    leads = [_collect(value, targets, found) for value in node.values()]
+    if any(leads):
+        found.append(node)
+    return any(leads)
+
+
+_ONCE = sum(map(sys.getrefcount, [object()]))
+"""What ``sys.getrefcount`` says of an object in one list; each further holder adds one."""
+
+_lone = torch.empty(1)
+_STORAGE = sum(map(sys.getrefcount, [storage_of(_lone)]))
+"""The same of a storage that nobody else asked its tensor for."""
+
+_KEY = "_kept"

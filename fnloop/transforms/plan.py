@@ -1,0 +1,218 @@
+"""How a state becomes the inputs of a graph, and the graph's outputs a state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import optree
+import torch
+from torch import Tensor
+
+from fnloop.stages.base import Stage
+from fnloop.transforms.kinds import kind_of
+from fnloop.values.layouts import Group, Layout, Packed, Separate
+from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
+
+Unit: TypeAlias = "Tensors | Tensor"
+"""What a state is made of: named tensors, and single ones."""
+
+
+class Span(NamedTuple):
+    """Where a unit's storages are among the graph's inputs.
+
+    Attributes:
+        start, stop: Of the range.
+        layout: The layout that the unit has there; None for a single tensor.
+    """
+
+    start: int
+    stop: int
+    layout: Layout | None
+
+
+class Plan:
+    """The order of a state's tensors in a graph, and their layouts.
+
+    Parameters, and whatever has their names and shapes (moments, averages), are packed; everything
+    else is an input of its own. A population is not packed: its products cannot be written into
+    parts of a storage.
+
+    Attributes:
+        slots: The slots that the step reads and writes; others pass by.
+        places: Of each unit of the state.
+        writable: Which of the inputs can be written over: nothing but dicts leads to them.
+        params: The number of the unit that is the parameters.
+    """
+
+    def __init__(self, state: State, slots: Iterable[str]) -> None:
+        self.slots = tuple(slots)
+        units, self._spec = optree.tree_flatten(self._tree(state), is_leaf=_is_named)
+        plain = [all([e.type is dict for e in way[1:]]) for way in self._spec.accessors()]
+        self.params = next(i for i, unit in enumerate(units) if unit is state.params)
+        groups = [] if state.step.ndim else _groups(state, units)
+        self.places: list[Span] = []
+        writable: set[int] = set()
+        start = 0
+        for unit, only_dicts in zip(units, plain, strict=True):
+            if isinstance(unit, Tensors):
+                layout = _packed(unit, groups)
+                shapes = _storages_of(unit, layout)
+            else:
+                layout, shapes = None, [unit]
+            self.places.append(Span(start, start + len(shapes), layout))
+            for i, tensor in enumerate(shapes, start):
+                if only_dicts and _can_be_written(tensor):
+                    writable.add(i)
+            start += len(shapes)
+        self.writable = frozenset(writable)
+        self.size = start
+
+    def parts(self, state: State) -> list[Any]:
+        """What the state is made of, as far as the step is concerned, without flattening it."""
+        slots = state.slots
+        return [
+            state.step,
+            state.calls,
+            state.params,
+            state.buffers,
+            state.key,
+            *[slots[name] for name in self.slots],
+        ]
+
+    def flatten(self, state: State) -> list[Any]:
+        """The state's units."""
+        return self._spec.flatten_up_to(self._tree(state))
+
+    def fields(self, like: State, units: Sequence[Unit]) -> dict[str, Any]:
+        """The fields of a state of these units; slots unknown to the step are those of `like`."""
+        step, calls, params, buffers, key, slots = self._spec.unflatten(units)
+        return {
+            "step": step,
+            "calls": calls,
+            "params": params,
+            "buffers": buffers,
+            "key": key,
+            "slots": {**like.slots, **slots},
+        }
+
+    def build(self, like: State, units: Sequence[Unit]) -> State:
+        """A state of these units."""
+        new = object.__new__(State)
+        new.__dict__.update(like.__dict__)
+        new.__dict__.update(self.fields(like, units))
+        return new
+
+    def place_of(self, i: int) -> int:
+        """The number of the unit that the input `i` belongs to."""
+        return next(n for n, place in enumerate(self.places) if place.start <= i < place.stop)
+
+    def _tree(self, state: State) -> Any:
+        slots = {name: state.slots[name] for name in self.slots}
+        return (state.step, state.calls, state.params, state.buffers, state.key, slots)
+
+
+class Plans:
+    """The plans of a step's states: one for all of the same structure, shapes and dtypes."""
+
+    def __init__(self, step: Stage) -> None:
+        stages = list(step.stages())
+        self._own = {stage.slot for stage in stages if stage.slot is not None}
+        self._all = any(stage.reads_any_slot for stage in stages)
+        self._plans: dict[Any, list[tuple[Any, Plan]]] = {}
+        self._made: set[Plan] = set()
+
+    def of(self, state: State) -> Plan:
+        """The plan of `state`."""
+        slots = [name for name in state.slots if self._all or name in self._own]
+        own = {name: state.slots[name] for name in slots}
+        tree: Any = (state.step, state.calls, state.params, state.buffers, state.key, own)
+        units, structure = optree.tree_flatten(tree, is_leaf=_is_named)
+        key = (state.skeleton, structure, tuple(map(_kind, units)))
+        for skeleton, plan in self._plans.setdefault(key, []):
+            if state.skeleton.behaves_like(skeleton):
+                return plan
+        plan = Plan(state, slots)
+        self._plans[key].append((state.skeleton, plan))
+        self._made.add(plan)
+        return plan
+
+    def __contains__(self, plan: Plan) -> bool:
+        return plan in self._made
+
+
+def _is_named(node: Any) -> bool:
+    return isinstance(node, Tensors)
+
+
+def _kind(unit: Unit) -> Any:
+    """What a plan depends on: by name, so that a state has one plan, packed or not."""
+    if isinstance(unit, Tensors):
+        return unit.names, tuple(map(_named_kind, unit.peek()))
+    return kind_of(unit)
+
+
+def _named_kind(tensor: Tensor) -> Any:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _packed(unit: Tensors, groups: Sequence[Group]) -> Layout:
+    """The layout of a unit: its groups, each of its other tensors alone."""
+    own = [group for group in groups if unit.keys() >= set(group.names)]
+    if not own:
+        return Separate(unit.names, unit.layout.pairs)
+    grouped = {name for group in own for name in group.names}
+    lone = [Group((name,), (None,), 0) for name in unit if name not in grouped]
+    return Packed([*own, *lone], unit.names, unit.layout.pairs)
+
+
+def _storages_of(unit: Tensors, layout: Layout) -> Sequence[Tensor]:
+    """Tensors like the storages of `unit` in `layout`, without values."""
+    if unit.layout is layout:
+        return unit.peek_storages()
+    named = zip(unit.names, unit.peek(), strict=True)
+    return layout.join({name: torch.empty_like(t, device="meta") for name, t in named})
+
+
+def _can_be_written(tensor: Tensor) -> bool:
+    """Whether there is memory to write to, and a copy of it has the same strides."""
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return False
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def _joins(tensor: Tensor) -> bool:
+    return (
+        tensor.is_floating_point()
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and tensor.numel() > 0
+    )
+
+
+def _groups(state: State, units: Sequence[Any]) -> list[Group]:
+    """Trained parameters that stand in the same units, and differ in their first dimension only."""
+    trained = {name: state.params[name] for name in state.skeleton.trainable}
+    alike: list[dict[str, Tensor]] = []
+    for unit in units:
+        if isinstance(unit, Tensors) and (unit is state.params or unit.keys() <= trained.keys()):
+            named = dict(zip(unit.names, unit.peek(), strict=True))
+            if all([t.shape == state.params[name].shape for name, t in named.items()]):
+                alike.append(named)
+    members: dict[Any, list[str]] = {}
+    for name, p in trained.items():
+        if all([_joins(unit[name]) for unit in alike if name in unit]):
+            where = tuple([(i, unit[name].dtype) for i, unit in enumerate(alike) if name in unit])
+            members.setdefault((where, p.device, p.shape[1:]), []).append(name)
+    groups: list[Group] = []
+    for names in members.values():
+        if len(names) == 1:
+            continue
+        # Those whose size is no multiple of a cache line go last, so that the others begin at one.
+        names.sort(key=lambda name: trained[name].nbytes % 64 != 0)
+        rows = tuple([trained[n].shape[0] if trained[n].ndim else None for n in names])
+        groups.append(Group(tuple(names), rows, max(0, trained[names[0]].ndim - 1)))
+    return groups
+
+
