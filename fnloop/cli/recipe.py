@@ -32,7 +32,7 @@ class Recipe:
         seed: Of ``step.init``: the root of all randomness.
 
     >>> import torch, fnloop as fl
-    >>> from fnloop.cli.recipe import Recipe
+    >>> from fnloop import Recipe
     >>> def recipe(lr: float = 0.1, folder: str = "runs/line") -> Recipe:
     ...     '''Fit a line.
     ...

@@ -23,7 +23,7 @@ from fnloop.values.metrics import Metrics, Stop
 def to_json(parts: Sequence[Metrics]) -> dict[str, Any]:
     """The numbers of each metric, in the order in which they came; what JSON lacks is left out.
 
-    >>> from fnloop.values.metrics import Mean
+    >>> from fnloop import Mean
     >>> to_json([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3)}])
     {'loss': {'kind': 'Mean', 'leaves': [[4.0, 1.0], [2, 3]]}}
     """
@@ -48,7 +48,7 @@ def to_json(parts: Sequence[Metrics]) -> dict[str, Any]:
 def from_json(held: Mapping[str, Any], metrics: Metrics) -> list[dict[str, Any]]:
     """The inverse of `to_json`, for the metrics that are like those in `metrics`.
 
-    >>> from fnloop.values.metrics import Mean
+    >>> from fnloop import Mean
     >>> held = to_json([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3)}])
     >>> from_json(held, {"loss": Mean(0.0, 1)})
     [{'loss': Mean(total=4.0, weight=2)}, {'loss': Mean(total=1.0, weight=3)}]

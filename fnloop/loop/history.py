@@ -43,8 +43,7 @@ class History(Effect):
         resumed: How it was resumed, by ``fl.fit(..., resume=folder)``; else None.
 
     >>> import torch
-    >>> from fnloop.values.cursor import Cursor
-    >>> from fnloop.values.metrics import Mean
+    >>> from fnloop import Cursor, Mean
     >>> from fnloop.values.start import start
     >>> state, history = start(torch.nn.Linear(2, 1)), History(every=2)
     >>> for count in (1, 2, 3, 4):

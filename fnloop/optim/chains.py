@@ -24,8 +24,7 @@ class chain(Optimizer):
         TypeError: One of them is no optimizer.
         ValueError: There is none, or two have one name.
 
-    >>> from fnloop.optim.transforms import add_decayed_weights
-    >>> from fnloop.optim.algorithms.sgd import sgd
+    >>> from fnloop.optim import add_decayed_weights, sgd
     >>> optimizer = chain(add_decayed_weights(0.1), sgd(1.0))
     >>> sorted(optimizer.hyperparameters())
     ['add_decayed_weights.weight_decay', 'sgd.lr', 'sgd.weight_decay']

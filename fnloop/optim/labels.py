@@ -33,8 +33,7 @@ class by_label(Optimizer):
             label, or one that is not in `optimizers`, or a name fits no parameter.
 
     >>> import torch
-    >>> from fnloop.optim.algorithms.adam import adamw
-    >>> from fnloop.optim.transforms import freeze
+    >>> from fnloop.optim import adamw, freeze
     >>> optimizer = by_label({"head": adamw(), "body": freeze()}, {"head": "head", "*": "body"})
     >>> sorted(optimizer.init(Tensors({"body.w": torch.ones(1), "head.w": torch.ones(1)})))
     ['body.freeze', 'head.adamw']

@@ -29,7 +29,7 @@ class masked(Optimizer):
     Raises:
         ValueError: At `init`, a name fits no parameter.
 
-    >>> from fnloop.optim.algorithms.sgd import sgd
+    >>> from fnloop.optim import sgd
     >>> optimizer = masked(sgd(1.0), ["head"])
     >>> params = Tensors({"body.w": torch.ones(1), "head.w": torch.ones(1)})
     >>> dict(optimizer.update(params, optimizer.init(params), params, step=0)[0])

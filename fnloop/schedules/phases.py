@@ -125,7 +125,7 @@ class join(Schedule):
         TypeError: Something in `schedules` is not one (a bare number: use `fl.schedules.constant`).
         ValueError: There is not one boundary fewer than schedules, or they do not increase.
 
-    >>> from fnloop.schedules.decay import constant, linear
+    >>> from fnloop.schedules import constant, linear
     >>> schedule = join((linear(0.0, 1.0, steps=10), constant(1.0), constant(0.1)), (10, 50))
     >>> [schedule(step) for step in (5, 49, 50)]
     [0.5, 1.0, 0.1]

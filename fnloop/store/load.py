@@ -77,7 +77,7 @@ def load(
         CheckpointError: There is no checkpoint, it is damaged, or it does not fit `like`.
 
     >>> import tempfile
-    >>> from fnloop.store.save import save
+    >>> from fnloop import save
     >>> from fnloop.values.start import start
     >>> state = start(torch.nn.Linear(2, 1), seed=0)
     >>> with tempfile.TemporaryDirectory() as folder:

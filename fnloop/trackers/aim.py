@@ -36,8 +36,8 @@ class Aim(Tracker):
         name: The run's name; default the one that Aim gives it.
         tags: Labels for the run.
 
-    >>> from fnloop.trackers.aim import Aim
-    >>> from fnloop.trackers.track import track
+    >>> from fnloop.trackers import Aim
+    >>> from fnloop import track
     >>> effect = track(Aim("runs", experiment="baseline"))
     """
 

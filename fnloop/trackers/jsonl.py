@@ -27,8 +27,8 @@ class JSONL(Tracker):
     Attributes:
         path: The file that is written.
 
-    >>> from fnloop.trackers.jsonl import JSONL
-    >>> from fnloop.trackers.track import track
+    >>> from fnloop.trackers import JSONL
+    >>> from fnloop import track
     >>> effect = track(JSONL("runs/a.jsonl"))
     """
 

@@ -28,8 +28,8 @@ class CSV(Tracker):
     Attributes:
         path: The file that is written.
 
-    >>> from fnloop.trackers.table import CSV
-    >>> from fnloop.trackers.track import track
+    >>> from fnloop.trackers import CSV
+    >>> from fnloop import track
     >>> effect = track(CSV("runs/a.csv"), every=10)
     """
 

@@ -25,8 +25,8 @@ class TensorBoard(Tracker):
     Raises:
         ImportError: In `open`, where the tensorboard package is missing.
 
-    >>> from fnloop.trackers.tensorboard import TensorBoard
-    >>> from fnloop.trackers.track import track
+    >>> from fnloop.trackers import TensorBoard
+    >>> from fnloop import track
     >>> effect = track(TensorBoard("runs/tensorboard"))
     """
 

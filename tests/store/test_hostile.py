@@ -517,8 +517,8 @@ BANNED = re.compile(
 )
 READING = [
     *sorted((ROOT / "fnloop" / "store").glob("*.py")),
-    ROOT / "fnloop" / "cli" / "show.py",
-    ROOT / "fnloop" / "cli" / "diff.py",
+    ROOT / "fnloop" / "cli" / "show_command.py",
+    ROOT / "fnloop" / "cli" / "diff_command.py",
 ]
 
 

@@ -88,7 +88,8 @@ def test_the_message_names_the_line_and_the_function(loss, caplog):
     with pytest.raises(fl.CompileError, match=UNRECORDABLE[loss]) as caught:
         step(state, batch())
     message = str(caught.value)
-    assert re.search(rf"test_errors\.py, line \d+, in {loss.__name__}: \S", message), message
+    place = rf"test_compile_errors\.py, line \d+, in {loss.__name__}: \S"
+    assert re.search(place, message), message
     assert "Without fl.compile the step runs as it is." in message
     assert any(loss.__name__ in note for note in caught.value.__notes__)
     assert not [r for r in caplog.records if r.name.startswith("torch._subclasses")]
