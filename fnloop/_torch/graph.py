@@ -49,7 +49,7 @@ def without_values(tensors: Sequence[Tensor], mode: FakeTensorMode) -> list[Tens
 
 
 def record(
-    function: Callable[..., Any], inputs: Sequence[Tensor], mode: FakeTensorMode
+    function: Callable[..., Any], inputs: Sequence[Tensor], mode: FakeTensorMode, members: int = 1
 ) -> GraphModule:
     """The operations of ``function(*inputs)``, its backward pass among them, as one graph.
 
@@ -57,6 +57,7 @@ def record(
         function: Takes tensors, returns a list of tensors.
         inputs: Of `mode`.
         mode: From `fake_mode`.
+        members: How many steps are vmapped in one: what is a scalar for each has so many values.
     """
     with mode, _without_onednn():
         graph = make_fx(
@@ -65,7 +66,7 @@ def record(
             decomposition_table={_aten.addmm.default: _addmm},
             _allow_non_fake_inputs=True,
         )(*inputs)
-    _keep_scalars(graph)
+    _keep_scalars(graph, members)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -190,29 +191,46 @@ def _addmm(bias: Tensor, x: Tensor, w: Tensor, beta: Any = 1, alpha: Any = 1) ->
     return torch.mm(x, w) - (-bias)
 
 
-def _keep_scalars(graph: GraphModule) -> None:
+def _keep_scalars(graph: GraphModule, members: int) -> None:
     """Have every scalar computed once, before the loop that uses it.
 
     Inductor puts the computation of a 0-d tensor (a schedule, Adam's bias correction) into the
     innermost loop of what it is used for, and takes its power once for every sixteen values. A view
-    by `as_strided` makes it keep the result in memory.
+    by `as_strided` makes it keep the result in memory. In a vmapped step, so for the scalars of the
+    members.
     """
     for node in list(graph.graph.nodes):
-        if node.op != "call_function" or not _is_scalar(node):
+        if node.op != "call_function" or not _is_scalar(node, members):
             continue
-        wide = [user for user in node.users if user.op == "call_function" and not _is_scalar(user)]
-        if not wide or node.meta["val"].device.type != "cpu":
+        if node.target is _aten.as_strided.default:
             continue
+        wide = [u for u in node.users if u.op == "call_function" and not _is_scalar(u, members)]
+        value = node.meta["val"]
+        if not wide or value.device.type != "cpu":
+            continue
+        shape = (list(value.shape), list(value.stride()))
         with graph.graph.inserting_after(node):
-            kept = graph.graph.call_function(_aten.as_strided.default, (node, [], []))
-            kept.meta["val"] = node.meta["val"]
+            kept = graph.graph.call_function(_aten.as_strided.default, (node, *shape))
+            kept.meta["val"] = value
         for user in wide:
             user.replace_input_with(node, kept)
 
 
-def _is_scalar(node: Node) -> bool:
+def _is_scalar(node: Node, members: int) -> bool:
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return value.ndim == 0 or 1 < value.numel() <= members
+
+
+def copies(tensors: Sequence[Any]) -> list[Any]:
+    """Copies of what a graph has returned, whose own memory the next call may write over."""
+    return [t.clone() if isinstance(t, Tensor) else t for t in tensors]
+
+
+def copy_all(to: list[Tensor], tensors: list[Tensor]) -> None:
+    """Copy tensors to others, by one call: no signal handler of Python comes in between."""
+    torch._foreach_copy_(to, tensors)
 
 
 def read_before_writing(graph: GraphModule, vector: int, cuts: Mapping[int, Any]) -> None:

@@ -17,7 +17,6 @@ from fnloop.cli.runs import OpenedRun, open_run, told
 from fnloop.data.bundle import Data
 from fnloop.data.sources import as_source
 from fnloop.loop.evaluate import evaluate, predict
-from fnloop.stages.grad import Grad
 from fnloop.values.state import State
 
 
@@ -54,7 +53,7 @@ def metrics_of(recipe: Recipe) -> Callable[..., Any]:
     if recipe.metrics is not None:
         return recipe.metrics
     stages = recipe.step.stages() if hasattr(recipe.step, "stages") else ()
-    losses = [stage.loss for stage in stages if isinstance(stage, Grad)]
+    losses = [loss for stage in stages if (loss := getattr(stage, "loss", None)) is not None]
     if len(losses) != 1:
         raise Problem(
             f"This step has {len(losses) or 'no'} losses, so say what to evaluate: "

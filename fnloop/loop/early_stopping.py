@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fnloop._torch.tracing import tracing
+from fnloop._torch.tracing import opaque
 from fnloop.stages.base import Callback
 from fnloop.trees.nodes import tree
 from fnloop.values.merging import find
@@ -68,11 +68,11 @@ class early_stopping(Callback):
             )
         super().__post_init__()
 
-    def memory(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:
+    def init_state(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:
         worst = float("inf") if self.mode == "min" else -float("inf")
         return {
-            "best": torch.tensor(worst, dtype=torch.float64, device=state.key.device),
-            "waited": torch.zeros((), dtype=torch.int64, device=state.key.device),
+            "best": torch.tensor(worst, dtype=torch.float64, device=state.step.device),
+            "waited": torch.zeros((), dtype=torch.int64, device=state.step.device),
         }
 
     def needs(self) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ class early_stopping(Callback):
         return state.put(self.name, memory), {**x, self.name: asked}
 
     def _asked(self, when: Tensor, value: Tensor, *others: Tensor) -> Stop:
-        if tracing() or value.ndim:
+        if opaque() or value.ndim:
             return stop(when, f"{self.monitor} has stopped improving")
         # One look at everything: on a device each would wait.
         facts = [fact.to(torch.float64) for fact in (when, value, *others)]

@@ -10,7 +10,7 @@ import torch
 from fnloop._torch.random import seeded
 from fnloop.data.sources import one_epoch
 from fnloop.stages.base import as_function, takes_state
-from fnloop.stages.measure import explain, measure_metrics
+from fnloop.stages.loss_result import explain, read_metrics
 from fnloop.values.key import fold
 from fnloop.values.merging import merge_all, numbers
 from fnloop.values.start import choose_params
@@ -49,7 +49,7 @@ def evaluate_metrics(
     """What `evaluate` makes numbers of; of the first `batches` only, if given."""
     who, parts = as_function(fn, "fn(model, batch)"), list[dict[str, Any]]()
     for i, (batch, result) in enumerate(_outputs(who, state, data, params, "evaluate")):
-        parts.append(measure_metrics(result, batch, who))
+        parts.append(read_metrics(result, batch, who))
         if i + 1 == batches:
             break
         if len(parts) == 64:
@@ -98,14 +98,14 @@ def _outputs(
     if not isinstance(state, State):
         raise TypeError(f"{place} takes a state, it was given {type(state).__name__}.")
     chosen, wants_state = choose_params(state, params), takes_state(fn)
-    key, step, device = int(state.key), int(state.step), state.key.device
+    key, calls, device = int(state.key), int(state.calls), state.step.device
     for i, batch in enumerate(one_epoch(data, key)):
 
         def output(model: Any, batch: Any = batch) -> Any:
             return fn(model, batch, state) if wants_state else fn(model, batch)
 
         # Nothing is held while the data is read: that may wait for another thread.
-        with torch.no_grad(), seeded(fold(key, step, place, i), device):
+        with torch.no_grad(), seeded(fold(key, calls, place, i), device):
             try:
                 result, _ = state.skeleton.call(output, chosen, state.buffers, training=False)
             except Exception as error:

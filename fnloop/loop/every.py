@@ -30,7 +30,7 @@ class Every(Callback):
     unit: str = "step"
     name: str = ""
 
-    def memory(self, state: State, metrics: Metrics) -> dict[str, Any]:
+    def init_state(self, state: State, metrics: Metrics) -> dict[str, Any]:
         if not self.inner.reads:
             return {}
         return {name: _as_tensors(m.empty()) for name, m in _windowed(metrics).items()}

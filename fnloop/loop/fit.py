@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from fnloop.loop.hyperparameters import hyperparameters
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.run import run
 from fnloop.stages.base import Callback
-from fnloop.transforms.compile import Compiled
 from fnloop.values.cursor import Cursor
 from fnloop.values.donated import Donated
 from fnloop.values.state import State
@@ -65,9 +65,9 @@ def fit(
     """
     if epochs is None and steps is None and seconds is None:
         raise ValueError("fit needs a limit: epochs=, steps= or seconds=.")
-    if isinstance(step, Compiled) and not step.donate:
-        # The states between the first and the last are nobody else's.
-        step, state = step.donating(), state.replace()
+    donating: Any = getattr(step, "donating", None)
+    if donating is not None:  # the states between the first and the last are nobody else's
+        step, state = donating(), state.replace()
     interrupt, given = Interrupt(), listed(callbacks)
     history = _history(given)
     everything = [*([] if history in given else [history]), *given, interrupt]
@@ -99,9 +99,11 @@ def fit(
         try:
             for state, _ in loop:  # noqa: B007
                 pass
-        except (Exception, KeyboardInterrupt) as error:
+        except BaseException as error:
             _keep(error, state, history)
             raise
+        finally:
+            loop.close()
     return state, history
 
 
@@ -122,9 +124,10 @@ def _history(callbacks: Sequence[Any]) -> History:
 def _keep(error: BaseException, state: State, history: History) -> None:
     """A failing step never costs the state."""
     kept: Any = error
-    kept.history = history
-    kept.state = getattr(error, "state", state)
-    if isinstance(kept.state, Donated):
+    with contextlib.suppress(Exception):  # an error may have no room for them
+        kept.history = history
+        kept.state = getattr(error, "state", state)
+    if not isinstance(getattr(error, "state", None), State) or isinstance(kept.state, Donated):
         return
     error.add_note(
         f"fnloop: the state before this failure (after {int(kept.state.cursor[2])} batches) is in "

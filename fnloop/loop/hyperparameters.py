@@ -11,7 +11,6 @@ from torch import Tensor
 from fnloop.optim.base import Optimizer
 from fnloop.optim.labels import by_label
 from fnloop.stages.base import Stage
-from fnloop.transforms.compile import Compiled
 from fnloop.trees.nodes import is_tree
 
 
@@ -28,7 +27,7 @@ def hyperparameters(step: Any) -> dict[str, Any]:
     """
     if not isinstance(step, Stage):
         return {}
-    found: dict[str, Any] = {"compiled": True} if isinstance(step, Compiled) else {}
+    found: dict[str, Any] = {} if step.uncompiled is step else {"compiled": True}
     for part in step.stages():
         found.update(_walk(part, part.slot or part.spelling, skip=("inner", "name", "loss")))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,9 @@ from fnloop.loop.checks import check_result, check_sent, check_slots, outline
 from fnloop.loop.interrupt import interrupted
 from fnloop.loop.limits import Limits
 from fnloop.stages.base import Callback
+from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
+from fnloop.values.donated import is_lent, newest
 from fnloop.values.metrics import Stop
 from fnloop.values.state import State
 
@@ -109,8 +112,7 @@ def _loop(
     about: Run,
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     status, opened, first = "failed", list[Effect](), True
-    donates = getattr(step, "donate", False)
-    cursor = Cursor.of(state.cursor)
+    cursor, calls = Cursor.of(state.cursor), _calls(state)
     batches = source.iterate(cursor, int(state.key))
     try:
         for effect in effects:
@@ -137,8 +139,11 @@ def _loop(
             state, metrics = result
             del result  # a state that stays alive cannot be written over
             state = state.replace(cursor=cursor.tensor())
-            if donates:  # the state before is gone: if a callback fails, this one is the newest
+            if not state.params.plain:  # a loop is not differentiated, or its past would pile up
+                state, metrics = tree_map(torch.detach, (state, metrics))
+            if lent := is_lent(state):  # if a callback fails, this state is the newest there is
                 about.state, about.cursor, about.whole = state, cursor, False
+                calls = _calls(state)
             if first:
                 state = init_callbacks(stages, effects, state, metrics)
             for callback in stages:
@@ -148,10 +153,10 @@ def _loop(
                 state, metrics = result
                 del result
             first = False
-            about.state, about.cursor, about.whole = state, cursor, True
+            about.state, about.cursor, about.whole, calls = state, cursor, True, _calls(state)
             for effect in effects:
                 effect(state, metrics)
-            if donates and (stages or effects):  # who has kept the shown one can go on reading it
+            if lent and (stages or effects):  # who has kept the shown one can go on reading it
                 about.state = state = state.replace()
             requests = [m for m in metrics.values() if isinstance(m, Stop) and m]
             sent = yield state, metrics
@@ -160,7 +165,8 @@ def _loop(
                 if not torch.equal(sent.cursor, state.cursor):
                     about.cursor = cursor = Cursor.of(sent.cursor)
                     batches = _restart(batches, source, cursor, sent)
-                about.state = state = sent
+                about.state, calls = sent, _calls(sent)
+                state = sent
                 sent = yield state, metrics
             if requests:
                 status = requests[0].status
@@ -169,13 +175,35 @@ def _loop(
     except GeneratorExit:  # the user's loop ended early
         status = "stopped"
         raise
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             status = "interrupted"
-        error.state = about.state  # type: ignore[attr-defined]  # pyright: ignore
+        _recover(about, cursor, calls)
+        with contextlib.suppress(Exception):  # an error may have no room for it
+            error.state = about.state  # type: ignore[attr-defined]  # pyright: ignore
         raise
     finally:
         _close(opened, batches, status)
+
+
+def _calls(state: State) -> int:
+    """Calls of the step so far; a population's are the same for all."""
+    return int(state.calls.max())
+
+
+def _recover(about: Run, cursor: Cursor, calls: int) -> None:
+    """Find the newest state, wherever in a step or after it an exception has come.
+
+    A step that donates writes the next state into the memory of the one before, in one go: how
+    often the step was called, which is in the state, tells which of the two it is.
+    """
+    state = newest(about.state)
+    if state is None:
+        return
+    if _calls(state) != calls:
+        state = state.replace(cursor=cursor.tensor())
+        about.cursor, about.whole = cursor, False
+    about.state = state
 
 
 def _restart(

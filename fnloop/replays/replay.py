@@ -12,7 +12,7 @@ from torch import Tensor
 from fnloop.replays.nonfinite_values import Nonfinite, in_batch, in_state
 from fnloop.replays.suspects import Suspect, suspects
 from fnloop.replays.watch import Watch, watched
-from fnloop.transforms.compile import Compiled
+from fnloop.stages.base import Stage
 from fnloop.trees.equal import tree_equal
 from fnloop.values.grads import Grads
 from fnloop.values.merging import numbers
@@ -104,15 +104,15 @@ def replay(step: Any, state: State, batch: Any) -> Replay:
     >>> found.first_nonfinite.kind, found.examples[0].index, found.skipped
     ('loss', 2, True)
     """
-    compiled = isinstance(step, Compiled)
-    step = step.inner if compiled else step
+    plain = step.uncompiled if isinstance(step, Stage) else step
+    compiled, step = plain is not step, plain
     watch = Watch()
     with watch.watching(state.skeleton):
         after, metrics = watched(step)(state, batch)
     gradients: dict[str, Tensor] = {}
     measured: dict[str, Any] = {}
     for grads in watch.grads:
-        gradients.update(_means(grads))
+        gradients.update(grads.mean.items())
         measured.update(grads.metrics)
     found = [*in_state(state), *in_batch(batch), *watch.outputs, *_loss(watch)]
     found += [*_in_gradients(watch, state, gradients), *_in_update(state, after)]
@@ -150,11 +150,6 @@ _SCALED = (
     "The loss is multiplied by {scale:g} (fl.amp): a gradient that only overflows float16 is an "
     "ordinary skip, after which the scale is smaller."
 )
-
-
-def _means(grads: Grads) -> dict[str, Tensor]:
-    weight = float(grads.weight) or 1.0
-    return {name: total / weight for name, total in grads.total.items()}
 
 
 def _loss(watch: Watch) -> Iterator[Nonfinite]:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fnloop.replays.watch import Call, is_bad
-from fnloop.stages.measure import leading_sizes
+from fnloop.stages.loss_result import leading_sizes
 from fnloop.trees.nodes import tree_map
 from fnloop.values.merging import numbers
 

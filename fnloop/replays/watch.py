@@ -6,19 +6,18 @@ import contextlib
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import optree
 import torch
 from torch import Tensor, nn
 
-from fnloop._torch.tracing import tracing
+from fnloop._torch.tracing import opaque
 from fnloop.replays.nonfinite_values import Nonfinite, tensors_in
-from fnloop.stages.base import Function, GradStage, takes_state
-from fnloop.stages.grad import Grad
-from fnloop.stages.measure import leading_sizes
+from fnloop.stages.base import Function, GradStage, Kind, Stage, takes_state
+from fnloop.stages.loss_result import leading_sizes
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
@@ -38,7 +37,7 @@ class Call(NamedTuple):
         offset: Examples in the micro-batches before this one; None if that cannot be told.
     """
 
-    stage: Grad
+    stage: GradStage
     state: State
     batch: Any
     offset: int | None
@@ -80,20 +79,17 @@ class Watch:
         finally:
             _WATCH.reset(token)
 
-    def call(
-        self, stage: GradStage, function: Callable[..., Any], state: State, batch: Any
-    ) -> tuple[State, Grads]:
+    def call(self, stage: GradStage, state: State, batch: Any) -> tuple[State, Grads]:
         """Call a gradient stage, and note what it did."""
         outermost, self._inside = not self._inside, True
-        if "micro" in state.context:
-            self._part = f"; in micro-batch {state.context['micro'] + 1}"
+        self._part = f"; in micro-batch {state.context.micro + 1}" if not outermost else self._part
         try:
             with self._following(state.skeleton):
-                after, grads = function(stage, state, batch)
+                after, grads = stage(state, batch)
         finally:
             self._inside = not outermost
         if isinstance(grads, Grads):  # pyright: ignore[reportUnnecessaryIsInstance]
-            if isinstance(stage, Grad):
+            if stage.loss is not None:
                 self._note(Call(stage, state, batch, self._offset(state, batch)), grads)
             if outermost:  # what comes next may write over it
                 self.grads.append(tree_map(_copy, grads))
@@ -110,13 +106,13 @@ class Watch:
                 leaf.register_hook(functools.partial(self._parameter_gradient, name))
 
     def _note(self, call: Call, grads: Grads) -> None:
-        scale = call.state.context.get("scale")
+        scale = call.state.context.scale
         self.scale = None if scale is None else float(scale)
         if self.culprit is None and is_bad(grads):
             self.culprit = call
 
     def _offset(self, state: State, batch: Any) -> int | None:
-        micro = state.context.get("micro", 0)
+        micro = state.context.micro
         sizes = leading_sizes(batch)
         self._sizes[micro] = next(iter(sizes)) if len(sizes) == 1 else None
         before = [self._sizes.get(i) for i in range(micro)]
@@ -139,7 +135,7 @@ class Watch:
             yield
 
     def _output(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if tracing() or threading.get_ident() != self._thread:
+        if opaque() or threading.get_ident() != self._thread:
             return
         kind = type(module).__name__
         for place, tensor in tensors_in(output):
@@ -152,7 +148,7 @@ class Watch:
                 tensor.register_hook(functools.partial(self._output_gradient, f"{path} ({kind})"))
 
     def _output_gradient(self, path: str, gradient: Tensor) -> None:
-        if tracing() or threading.get_ident() != self._thread:
+        if opaque() or threading.get_ident() != self._thread:
             return
         if found := Nonfinite.of("forward", path, gradient):
             self.arrived.append(dataclasses.replace(found, note=self._part.removeprefix("; ")))
@@ -160,7 +156,7 @@ class Watch:
             self.finite_at = path
 
     def _parameter_gradient(self, name: str, gradient: Tensor) -> None:
-        if tracing() or threading.get_ident() != self._thread:
+        if opaque() or threading.get_ident() != self._thread:
             return
         if found := Nonfinite.of("gradient", f"params/{name}", gradient):
             self.arrived.append(dataclasses.replace(found, note=self._part.removeprefix("; ")))
@@ -188,43 +184,44 @@ def is_bad(grads: Grads) -> bool:
     if not float(grads.weight):
         return False
     loss = numbers({"loss": grads.metrics["loss"]})["loss"] if "loss" in grads.metrics else 0.0
-    whole = all(bool(total.isfinite().all()) for total in grads.total.values())
+    whole = all(bool(mean.isfinite().all()) for mean in grads.mean.values())
     return not (whole and torch.tensor(loss).isfinite())
+
+
+@tree
+class Watched(GradStage):
+    """A gradient stage that reports to the `Watch` in force."""
+
+    wraps: ClassVar[Kind | None] = "grad"
+    spelling: ClassVar[str] = "watched"
+    inner: Any
+
+    def stages(self) -> Iterator[Stage]:
+        return self.inner.stages()
+
+    def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
+        watch = _WATCH.get()
+        if watch is None or opaque():
+            return self.inner(state, x)
+        return watch.call(self.inner, state, x)
 
 
 def _watched(leaf: Any) -> Any:
     if not isinstance(leaf, GradStage):
         return leaf
-    new = object.__new__(_kind(type(leaf)))  # a subclass: who asks for an fl.grad still finds one
-    new.__dict__.update(vars(leaf))
+    inner = object.__new__(type(leaf))
+    inner.__dict__.update(vars(leaf))
     for name in type(leaf).__tree_children__:  # pyright: ignore
-        new.__dict__[name] = watched(getattr(leaf, name))
-    if isinstance(leaf, Grad):
-        new.__dict__["loss"] = _loss(leaf.loss)
-    return new
-
-
-@functools.cache
-def _kind(kind: type[GradStage]) -> type[GradStage]:
-    def reporting(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: GradStage, state: State, x: Any) -> Any:
-            watch = _WATCH.get()
-            if watch is None or tracing():
-                return method(self, state, x)
-            return watch.call(self, method, state, x)
-
-        return call
-
-    names = ["__call__", *(["mean"] if issubclass(kind, Grad) else [])]
-    methods = {name: reporting(getattr(kind, name)) for name in names}
-    made: Any = type(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
-    return tree(made)
+        inner.__dict__[name] = watched(getattr(leaf, name))
+    if leaf.loss is not None:
+        inner.__dict__["loss"] = _loss(leaf.loss)
+    return Watched(inner)
 
 
 def _loss(loss: Any) -> Function:
     def call(model: Any, *rest: Any) -> Any:
         watch = _WATCH.get()
-        if watch is not None and not tracing():
+        if watch is not None and not opaque():
             watch.follow(model)
         return loss(model, *rest)
 

@@ -138,6 +138,8 @@ class GradStage(Stage):
     """A gradient stage: ``(state, batch) -> (state, Grads)``."""
 
     kind: ClassVar[Kind] = "grad"
+    loss: Any = None
+    """The loss function that it takes the gradients of; None if it wraps another stage."""
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         raise NotImplementedError

@@ -25,6 +25,7 @@ from fnloop.store.save import leaves_of, save
 from fnloop.store.staging import Staging
 from fnloop.store.topk import TopK
 from fnloop.values.cursor import Cursor, is_due
+from fnloop.values.donated import is_lent
 from fnloop.values.merging import find, numbers
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
@@ -136,9 +137,6 @@ class checkpoint(Effect):
             self._adopt(run, {count: on_disk[count] for count in later if count <= now})
         self._worker = Background() if self.background else None
         self._staging = None
-        if self.background and getattr(run.step, "donate", False):
-            self._staging = Staging()
-            self._staging.copy(run.state)  # so that the memory is there when it is needed
         self._demand.listen()
         if later and max(later) > now:
             warnings.warn(
@@ -160,8 +158,9 @@ class checkpoint(Effect):
             if self._worker is None:
                 self._tell(_failures(self._job(state, score, due, demanded, "running")))
                 return
-            if self._staging is not None:  # its memory is free when the last save is done
-                self._worker.wait()
+            if is_lent(state):  # the next step may write over it
+                self._staging = self._staging or Staging()
+                self._worker.wait()  # then the memory of the last copy is free
                 state = self._staging.copy(state)
             self._worker.do(self._job(state, score, due, demanded, "running"))
 

@@ -9,6 +9,7 @@ from torch import Tensor, empty_like
 
 from fnloop.trees.equal import tree_equal
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 
 
 def refreshed(like: State, loaded: State, slots: Collection[str]) -> dict[str, Any]:
@@ -28,13 +29,16 @@ def _refreshed(
 
     Zeros deep inside are an optimizer's, even where the parameters are zero too.
     """
-    if not isinstance(memory, dict) or not memory:
+    if not isinstance(memory, Mapping) or not memory:
         return memory
     if not all(_is_copy(leaf, old.get(name)) for name, leaf in memory.items()):
+        if isinstance(memory, Tensors):
+            return memory
         return {key: _refreshed(part, old, new, depth + 1) for key, part in memory.items()}
     if depth and not any(bool(leaf.any()) for leaf in memory.values()):
         return memory
-    return {name: empty_like(leaf).copy_(new[name]) for name, leaf in memory.items()}
+    copied = {name: empty_like(leaf).copy_(new[name]) for name, leaf in memory.items()}
+    return memory.like(copied) if isinstance(memory, Tensors) else copied
 
 
 def _is_copy(leaf: Any, old: Tensor | None) -> bool:

@@ -21,8 +21,9 @@ from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.store.read import leaves_in
 from fnloop.store.tensor_file import Leaf
 from fnloop.trees.equal import table
-from fnloop.trees.paths import split, tree_items
+from fnloop.trees.paths import map_with_path, split, tree_items
 from fnloop.trees.show import bytes_text, short
+from fnloop.values.context import EMPTY
 from fnloop.values.state import State
 
 
@@ -161,7 +162,7 @@ def load_one(
     manifest = read_manifest(folder, files=files)
     saved = leaves_in(manifest, folder)
     wanted = _wanted(saved, only, folder)
-    there = dict(tree_items(like.replace(context={})))
+    there = dict(tree_items(like.replace(context=EMPTY)))
     kept = {name for name, memory in like.slots.items() if optree.tree_leaves(memory)}
     unknown = [p for p in wanted if p not in there]
     new = [p for p in unknown if split(p)[0] == "slots" and split(p)[1] not in kept and not prune]
@@ -276,8 +277,7 @@ def _warn_missing(folder: Path, missing: Iterable[str]) -> None:
 
 
 def _with_leaves(like: State, found: Mapping[str, Tensor]) -> State:
-    structure: Any = optree.tree_structure(like)  # pyright: ignore[reportArgumentType]
-    return structure.unflatten([found.get(path, leaf) for path, leaf in tree_items(like)])
+    return map_with_path(lambda path, leaf: found.get(path, leaf), like)
 
 
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:

@@ -26,9 +26,11 @@ from fnloop.store.schema import fault_in_path
 from fnloop.store.text import encode
 from fnloop.trees.paths import join, tree_items
 from fnloop.trees.show import bytes_text
+from fnloop.values.context import EMPTY
 from fnloop.values.cursor import Cursor
 from fnloop.values.merging import numbers
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 
 
 def save(
@@ -125,7 +127,7 @@ def machine_of(state: State) -> dict[str, Any]:
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
-        "device": state.key.device.type,
+        "device": state.step.device.type,
     }
 
 
@@ -136,7 +138,7 @@ def leaves_of(state: State) -> dict[str, Tensor]:
         TypeError: A leaf is no dense tensor.
         ValueError: Two leaves have one path, or a path cannot be stored.
     """
-    items = tree_items(state.replace(context={}))
+    items = tree_items(state.replace(context=EMPTY))
     leaves = {path: tensor_file.check_storable(path, leaf) for path, leaf in items}
     paths = [path for path, _ in items]
     if len(leaves) < len(items):
@@ -229,6 +231,8 @@ def _containers(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
     """Where a slot's memory is in something other than a dict, or in one that is empty."""
     if isinstance(node, Tensor):
         return
+    if isinstance(node, Tensors):
+        node = dict(node.items())
     children, _, entries, *_ = optree.tree_flatten_one_level(node)
     kinds = {dict: "dict", list: "list", tuple: "tuple", type(None): "none"}
     kind = kinds.get(type(node), "tree")

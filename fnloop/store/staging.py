@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import optree
 import torch
 from torch import Tensor
 
 from fnloop.trees.equal import alike
-from fnloop.trees.paths import tree_items
 from fnloop.values.state import State
 
 
@@ -30,11 +27,9 @@ class Staging:
 
     def copy(self, state: State) -> State:
         """A copy of `state` that holds until the next call."""
-        state = state.replace(context={})
-        items = tree_items(state)
-        structure: Any = optree.tree_structure(state)  # pyright: ignore[reportArgumentType]
-        self._memory = {path: self._copied(path, leaf) for path, leaf in items}
-        return structure.unflatten([self._memory[path] for path, _ in items])
+        leaves, structure = optree.tree_flatten(state)  # pyright: ignore[reportArgumentType]
+        self._memory = {str(i): self._copied(str(i), leaf) for i, leaf in enumerate(leaves)}
+        return structure.unflatten(self._memory.values())
 
     def _copied(self, path: str, leaf: Tensor) -> Tensor:
         memory = self._memory.get(path)

@@ -14,18 +14,18 @@ import optree
 from torch import Tensor
 
 from fnloop._torch.graph import quiet
-from fnloop._torch.tracing import compilation, tracing
+from fnloop._torch.tracing import opaque, recording
 from fnloop.stages.base import Kind, Stage
 from fnloop.stages.lift import stage
-from fnloop.transforms.arena import Arena
 from fnloop.transforms.compile_errors import CompileError, check_leaf, translated
+from fnloop.transforms.kept import Kept
 from fnloop.transforms.kinds import ambient, kind_of
-from fnloop.transforms.layout import Layouts
+from fnloop.transforms.plan import Plans
 from fnloop.transforms.program import Inputs, Program
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values.donated import donate as give_away
+from fnloop.values.donated import give_away, release
 from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop.compile")
@@ -73,11 +73,11 @@ class Compiled(Stage):
     def init(self, model: Any, seed: int = 0) -> State:
         state = self.inner.init(model, seed)
         if not isinstance(model, State):  # the tensors are new, so they can move to where they go
-            Arena.settle(state, self._cache.layouts)
+            Kept.settle(state, self._cache.plans)
         return state
 
     def __call__(self, state: State, x: Any) -> tuple[State, Any]:
-        if tracing():
+        if opaque():
             return self._inside(state, x)
         if not isinstance(state, State):
             raise TypeError(
@@ -85,29 +85,32 @@ class Compiled(Stage):
             )
         cache = self._cache
         leaves, structure = optree.tree_flatten(x)
-        arena = Arena.of(state, cache.layouts)
-        key = (arena.layout, structure, tuple(map(kind_of, leaves)), self.donate, ambient())
+        if self.donate:
+            release(state)
+        kept = Kept.of(state, cache.plans)
+        key = (kept.plan, structure, tuple(map(kind_of, leaves)), self.donate, ambient())
         program = cache.programs.get(key)
         if program is None:
-            inputs = Inputs(state, arena, cache.step, (leaves, structure))
+            inputs = Inputs(state, kept, cache.step, (leaves, structure))
             program = cache.programs[key] = self._compile(inputs, x)
         if self.donate:
-            arena = arena.alone(state, program.written)
+            kept = kept.alone(state, program.written)
         others = [
             state.cursor,
             *cache.tensors,
             *[leaf for leaf in leaves if isinstance(leaf, Tensor)],
         ]
-        try:
-            changed, metrics = program(state, arena.inputs, others)
-        except KeyboardInterrupt:
-            if self.donate:  # half of it may be the next one's
-                give_away(state)
-            raise
-        after = arena.advance(changed, state, program.stable)
+        # From here on the memory of `state` may become that of the next one, all at once: which it
+        # is, `state.calls` tells, whatever is raised in between.
+        changed, metrics = program(state, kept.inputs, others)
+        after = kept.advance(changed, state, program.stable)
         if self.donate:
-            give_away(state)
+            give_away(state, after)
         return after, metrics
+
+    @property
+    def uncompiled(self) -> Stage:
+        return self.inner
 
     def donating(self) -> Compiled:
         """The same step, donating; it shares what has been compiled."""
@@ -141,7 +144,7 @@ class Compiled(Stage):
         return twin
 
     def _inside(self, state: State, x: Any) -> tuple[State, Any]:
-        if compilation() is not None:  # a part of what is being compiled
+        if recording() is not None:  # a part of what is being compiled
             return self.inner(state, x)
         raise CompileError(
             "A compiled step cannot be transformed by torch.func or torch.compile: it goes "
@@ -173,13 +176,13 @@ class Compiled(Stage):
 
 
 class _Cache:
-    """What a compiled step has learned: the layouts of its states, and its programs."""
+    """What a compiled step has learned: the plans of its states, and its programs."""
 
     def __init__(self, step: Stage) -> None:
         flat: Any = optree.tree_flatten(step)  # pyright: ignore[reportArgumentType]
         self.step = flat
         self.tensors = [leaf for leaf in self.step[0] if isinstance(leaf, Tensor)]
-        self.layouts = Layouts(step)
+        self.plans = Plans(step)
         self.programs: dict[Any, Program] = {}
 
 
@@ -193,8 +196,8 @@ def compile(
 
     The step is recorded at its first call and for each new shape of batch (the short last batch of
     an epoch takes one more graph), and built by Inductor, which keeps what it has built on disk:
-    the next start of the same program is quick. Parameters and what has their shape are joined into
-    long vectors, of which the state has views. Random numbers are those of the step that is not
+    the next start of the same program is quick. Parameters and what has their shape are packed into
+    a few long tensors (`fl.Tensors`), of which ``state.params["w"]`` is a view. Random numbers are those of the step that is not
     compiled, to the bit; everything else agrees to rounding (law 7).
 
     What cannot be recorded is an error with the line; nothing runs uncompiled in silence.

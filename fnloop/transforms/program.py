@@ -12,13 +12,15 @@ from torch import Tensor
 
 from fnloop._torch import graph
 from fnloop._torch.draws import Draws, draw
-from fnloop.transforms.arena import Arena
 from fnloop.transforms.compile_errors import CompileError
+from fnloop.transforms.kept import Kept
+from fnloop.transforms.plan import Plan
 from fnloop.transforms.recording import Hidden, Recording, check_after
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.key import fold
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 
 
 @dataclasses.dataclass
@@ -27,13 +29,13 @@ class Inputs:
 
     Attributes:
         state: As it was given.
-        arena: Its memory.
+        kept: Its memory.
         step: The step's leaves and their structure.
         batch: The batch's.
     """
 
     state: State
-    arena: Arena
+    kept: Kept
     step: tuple[list[Any], Any]
     batch: tuple[list[Any], Any]
 
@@ -41,7 +43,7 @@ class Inputs:
         """All of them, in the order in which a graph takes them."""
         leaves = [*self.step[0], *self.batch[0]]
         others = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        return [*self.arena.inputs, self.state.cursor, *others]
+        return [*self.kept.inputs, self.state.cursor, *others]
 
     def name(self, place: int) -> str:
         """What a person calls the tensor at `place`."""
@@ -49,13 +51,11 @@ class Inputs:
         batch = tree_items(structure.unflatten(leaves))
         known = {id(t): f"the batch ({path})" if path else "the batch" for path, t in batch}
         known.update((id(t), path) for path, t in tree_items(self.state))
-        for layout_place, views in zip(self.arena.layout.places, self.arena.views, strict=True):
-            if layout_place.pack is not None:
-                names = layout_place.pack.grouped
-                known.update((id(v), n) for n, v in zip(names, views or (), strict=True))
-                vectors = self.arena.tensors[layout_place.start :]
-                groups = zip(layout_place.pack.groups, vectors, strict=False)
-                known.update((id(vector), ", ".join(group.names)) for group, vector in groups)
+        for unit in self.kept.units:
+            if isinstance(unit, Tensors):
+                names = ", ".join(unit.names)
+                known.update((id(t), names) for t in unit.peek_storages())
+                known.update((id(t), n) for n, t in zip(unit.names, unit.peek(), strict=True))
         return known.get(id(self.tensors()[place]), "a tensor that it was given")
 
 
@@ -66,8 +66,8 @@ _WRITTEN = (
 
 _CHANGED = (
     "The step makes {now} of {what}, which was {was}. A state keeps its shapes, dtypes and devices "
-    "from step to step: make the memory so from the beginning, in memory(state), or convert back "
-    "(x.to(old.dtype))."
+    "from step to step: make the memory so from the beginning, in init_state(state), or convert "
+    "back (x.to(old.dtype))."
 )
 
 
@@ -81,8 +81,12 @@ class Program:
     """
 
     def __init__(self, inputs: Inputs, donate: bool, mode: str, backend: Any) -> None:
-        layout = inputs.arena.layout
-        self.written = layout.writable if donate else frozenset[int]()
+        plan = inputs.kept.plan
+        device = inputs.state.step.device
+        self.written = plan.writable if donate else frozenset[int]()
+        # Only a graph that is one call into machine code is sure to write all or nothing, whatever
+        # interrupts Python. And what a CUDA graph owns must not become the state.
+        self._writes = backend == "inductor" and device.type == "cpu"
         fakes = graph.fake_mode()
         tensors = graph.without_values(inputs.tensors(), fakes)
         draws = Draws()
@@ -91,7 +95,7 @@ class Program:
         places = self._draws = list(draws.found)
         blocks = range(len(draws.seeds))
         self._makers = [[m for p, m in draws.found.items() if p.block == i] for i in blocks]
-        self._micro = draws.seeds
+        self._positions = draws.seeds
         with fakes:
             drawn = [maker() for block in self._makers for maker in block]
 
@@ -99,42 +103,66 @@ class Program:
             replay = Draws(dict(zip(places, given[len(tensors) :], strict=True)))
             return self._record(inputs, given[: len(tensors)], replay)
 
-        recorded = graph.record(function, [*tensors, *drawn], fakes)
-        first = len(inputs.arena.tensors)
-        for vector in self.written & layout.vectors:
-            cuts = {first + i: cut for i, cut in layout.parts_of(vector)}
-            graph.read_before_writing(recorded, vector, cuts)
+        recorded = graph.record(function, [*tensors, *drawn], fakes, inputs.state.step.numel())
+        if self._writes:
+            self._order(recorded, inputs.kept)
         used = graph.prune(recorded)
         self._pick = itemgetter(*used) if len(used) > 1 else lambda given: [given[i] for i in used]
         self.operations = sum(node.op == "call_function" for node in recorded.graph.nodes)
-        options = graph.options(inputs.state.step.device, mode, self.operations)
+        options = graph.options(device, mode, self.operations)
         self._run = graph.build(recorded, self._pick([*tensors, *drawn]), backend, options)
+        self._clones = device.type != "cpu"
 
     def __call__(
         self, state: State, inputs: list[Tensor], others: list[Tensor]
     ) -> tuple[dict[int, Tensor], Any]:
         """The state's tensors that have changed, by their place, and the metrics.
 
+        Those that it writes over are written by one call into machine code.
+
         Args:
-            state: For its key and step, from which random numbers follow.
+            state: For its key and calls, from which random numbers follow.
             inputs: The state's.
             others: The cursor, and those of step and batch.
         """
         everything = inputs + others
         if self._draws:
-            key, step = int(state.key.item()), int(state.step.item())
-            seeds = [fold(key, step, micro) for micro in self._micro]
-            everything += draw(self._makers, seeds, state.key.device)
+            everything += draw(self._makers, self._seeds(state), state.step.device)
         results = self._run(list(self._pick(everything)))
+        if self._clones:
+            results = graph.copies(results)
+        if self._copied:
+            graph.copy_all(
+                [inputs[i] for i, _ in self._copied], [results[place] for _, place in self._copied]
+            )
         return {i: results[place] for i, place in self._changed}, self._metrics(results)
+
+    def _seeds(self, state: State) -> list[list[int]]:
+        keys, calls = (t.reshape(-1).tolist() for t in (state.key, state.calls))
+        members = list(zip(keys, calls, strict=True))
+        return [[fold(*member, *position) for member in members] for position in self._positions]
+
+    def _order(self, recorded: Any, kept: Kept) -> None:
+        """See that parameters are read by name before their storages are written over."""
+        params: Any = kept.units[kept.plan.params]
+        start, first = kept.plan.places[kept.plan.params].start, kept.plan.size
+        storages = [graph.storage_of(s)._cdata for s in params.peek_storages()]
+        cuts: dict[int, dict[int, Any]] = {start + i: {} for i in range(len(storages))}
+        for i, view in enumerate(params.peek()):
+            owner = start + storages.index(graph.storage_of(view)._cdata)
+            cuts[owner][first + i] = (view.shape, view.stride(), view.storage_offset())
+        for owner, views in cuts.items():
+            if owner in self.written:
+                graph.read_before_writing(recorded, owner, views)
 
     def _record(self, inputs: Inputs, fakes: Sequence[Tensor], draws: Draws) -> list[Tensor]:
         """Run the step on tensors without values; decide what the graph returns."""
-        layout, n, m = inputs.arena.layout, len(inputs.arena.tensors), len(inputs.arena.inputs)
+        plan, m = inputs.kept.plan, len(inputs.kept.inputs)
         recording = Recording(draws)
-        units = layout.noted(recording.vectors, fakes[:n], fakes[n:m])
-        state = layout.build(inputs.state, units)
-        hidden = {name: Hidden(name) for name in state.slots if name not in layout.slots}
+        units = _units(plan, inputs.kept, fakes[:m])
+        state = plan.build(inputs.state, units)
+        state.__dict__.pop("_kept", None)
+        hidden = {name: Hidden(name) for name in state.slots if name not in plan.slots}
         cursor, *others = fakes[m:]
         state = state.replace(cursor=cursor, slots={**state.slots, **hidden})
         rest = iter(others)
@@ -146,17 +174,17 @@ class Program:
         versions = [t._version for t in fakes]
         with recording.of(state):
             after, results = step(state, batch)
-            check_after(state, after, set(layout.slots))
+            check_after(state, after, set(plan.slots))
             written = [i for i, t in enumerate(fakes) if t._version != versions[i]]
             if written:
                 raise CompileError(_WRITTEN.format(what=inputs.name(written[0])))
-            new = layout.join(layout.flatten(after))
-            for i, (before, now) in enumerate(zip(fakes[:n], new, strict=True)):
+            new = _storages(units, plan.flatten(after))
+            for i, (before, now) in enumerate(zip(fakes[: plan.size], new, strict=True)):
                 if _kind(before) != _kind(now):
                     raise CompileError(
                         _CHANGED.format(what=inputs.name(i), was=short(before), now=short(now))
                     )
-            return self._outputs(fakes, fakes[:n], new, results)
+            return self._outputs(fakes, fakes[: plan.size], new, results)
 
     def _outputs(
         self, fakes: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[Tensor], metrics: Any
@@ -165,6 +193,7 @@ class Program:
         outputs: list[Tensor] = []
         writes: list[tuple[Tensor, Tensor]] = []
         self._changed: list[tuple[int, int]] = []
+        self._copied: list[tuple[int, int]] = []
         self.stable = True
         written: set[int] = set()
         for i, (before, after) in enumerate(zip(old, new, strict=True)):
@@ -172,11 +201,14 @@ class Program:
                 continue
             if i in self.written:
                 written.add(i)
-                writes.append((before, _apart(after, theirs)))
+                if self._writes:
+                    writes.append((before, _apart(after, theirs)))
+                    continue
+                self._copied.append((i, len(outputs)))
             else:
                 self._changed.append((i, len(outputs)))
-                outputs.append(_apart(after, theirs))
                 self.stable = self.stable and after.stride() == before.stride()
+            outputs.append(_apart(after, theirs))
         leaves, structure = optree.tree_flatten(metrics)
         places: list[int | None] = []
         for leaf in leaves:
@@ -197,6 +229,32 @@ class Program:
 
         self._metrics = rebuild
         return outputs
+
+
+def _units(plan: Plan, kept: Kept, fakes: Sequence[Tensor]) -> list[Any]:
+    """The units of a state that is recorded: tensors without values."""
+    units: list[Any] = []
+    for i, (start, stop, layout) in enumerate(plan.places):
+        if layout is None:
+            units.append(fakes[start])
+        elif i != plan.params:
+            units.append(Tensors.of(layout, fakes[start:stop]))
+        else:
+            # Parameters by name are inputs of their own: code that reads one is then the same for
+            # all layers of a kind, and is compiled once.
+            params: Any = kept.units[i]
+            same = params.peek() is params.peek_storages()
+            views = fakes[start:stop] if same else fakes[plan.size :]
+            units.append(Tensors.of(layout, fakes[start:stop], tuple(views)))
+    return units
+
+
+def _storages(before: Sequence[Any], after: Sequence[Any]) -> list[Tensor]:
+    """Units after the step as graph outputs, in the layouts of those before it."""
+    found: list[Tensor] = []
+    for old, new in zip(before, after, strict=True):
+        found += old.like(new).peek_storages() if isinstance(old, Tensors) else [new]
+    return found
 
 
 def _kind(tensor: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, NoReturn
 
 from fnloop._torch import pytree
@@ -25,13 +26,36 @@ class Donated(State):
         return "State(donated)"
 
 
-def donate(state: State) -> None:
-    """Mark `state` as given away: whoever reads it gets an error that says so."""
-    cursor = state.cursor
-    own = state.__dict__
-    own.clear()
-    own["_cursor"] = cursor
+def give_away(state: State, after: State) -> None:
+    """Mark `state` as given away to `after`: whoever reads it gets an error that says so.
+
+    Until `after` is given away in turn, `newest` finds it: an exception may come before the caller
+    has it.
+    """
+    after.__dict__["_from"] = weakref.ref(state)
+    object.__setattr__(state, "__dict__", {"_cursor": state.cursor, "_next": after})
     object.__setattr__(state, "__class__", Donated)
+
+
+def release(state: State) -> None:
+    """Let go of the tie to the state that `state` was made of."""
+    before = state.__dict__.pop("_from", None)
+    given = None if before is None else before()
+    if given is not None:
+        given.__dict__["_next"] = None
+
+
+def is_lent(state: State) -> bool:
+    """Whether a donating step has made `state`, so that the next one may write over it."""
+    return "_from" in state.__dict__
+
+
+def newest(state: State) -> State | None:
+    """What a state has become, if a step has written over it; None if that is not known."""
+    found: Any = state
+    while found is not None and "_next" in vars(found):
+        found = vars(found)["_next"]
+    return found
 
 
 def _refuse(state: Any) -> NoReturn:
