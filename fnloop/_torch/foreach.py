@@ -107,10 +107,11 @@ def norm(xs: Storages, bulk: bool) -> Tensor:
     """The Euclidean norm of all values together; float32 or wider, 0-d."""
     if not xs:
         return torch.zeros(())
-    if not bulk or not set(map(_DTYPE, xs)) <= _EXACT:
+    dtypes = set(map(_DTYPE, xs))
+    if not bulk or not dtypes <= _EXACT:
         norms = [torch.linalg.vector_norm(x, dtype=_wide(x)) for x in xs]
         return torch.linalg.vector_norm(torch.stack([n.to(_widest(norms)) for n in norms]))
-    if len(xs) > 1 and len(set(map(_DTYPE, xs))) == 1 and _are_small(xs):
+    if len(dtypes) == 1 and len(xs) > 1 and _are_small(xs):
         return torch.linalg.vector_norm(_flatten(xs))
     norms = torch._foreach_norm(xs)
     return torch.linalg.vector_norm(torch.stack([n.to(_widest(norms)) for n in norms]))

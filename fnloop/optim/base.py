@@ -98,24 +98,27 @@ class Optimizer:
         fields = self._reported()
         changes: dict[str, Any] = {}
         for field in fields:
-            value, factor = getattr(self, field), scale.get(f"{self.name}.{field}")
-            changes[field] = scaled(value, step, factor)
-        return replaced(self, **changes, _resolved=fields)
+            value = getattr(self, field)
+            number = scaled(value, step, scale.get(f"{self.name}.{field}"))
+            if number is not value:
+                changes[field] = number
+        return replaced(self, **changes, _shown=fields) if changes else self
 
     def at(self, step: Step, *fields: str) -> list[Any]:
         """The values of some hyperparameters at `step`."""
         return [at(getattr(self, field), step) for field in fields]
 
     def _reported(self) -> list[str]:
-        # Where a schedule was, there is a number once it is resolved.
-        if "_resolved" in self.__dict__:
-            return self.__dict__["_resolved"]
+        # Found once: where a schedule was, there is a number once it is resolved.
+        if "_shown" in self.__dict__:
+            return self.__dict__["_shown"]
         children: tuple[str, ...] = type(self).__tree_children__  # type: ignore[attr-defined]  # set by fl.tree
-        return [
+        self.__dict__["_shown"] = found = [
             field
             for field in children
             if field in self.reported or is_schedule(getattr(self, field))
         ]
+        return found
 
 
 class Transform(Optimizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -88,7 +89,10 @@ class chain(Optimizer):
         return {k: v for part in self.optimizers for k, v in part.hyperparameters().items()}
 
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
-        return replaced(self, optimizers=tuple([o.resolve(step, scale) for o in self.optimizers]))
+        resolved = tuple([optimizer.resolve(step, scale) for optimizer in self.optimizers])
+        if all(map(operator.is_, resolved, self.optimizers)):
+            return self
+        return replaced(self, optimizers=resolved)
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.optimizers))})"

@@ -124,7 +124,7 @@ class from_torch(Optimizer):
             field: scaled(self.numbers[field], step, scale.get(f"{self.name}.{field}"))
             for field in fields
         }
-        return replaced(self, numbers={**self.numbers, **numbers}, _resolved=fields)
+        return replaced(self, numbers={**self.numbers, **numbers}, _shown=fields)
 
     def __repr__(self) -> str:
         keywords = {**self.numbers, **dict(self.options)}
@@ -132,8 +132,8 @@ class from_torch(Optimizer):
         return f"from_torch({self.optimizer.__name__}{text})"
 
     def _reported(self) -> list[str]:
-        if "_resolved" in self.__dict__:
-            return self.__dict__["_resolved"]
+        if "_shown" in self.__dict__:
+            return self.__dict__["_shown"]
         return [k for k, v in self.numbers.items() if k in self.reported or is_schedule(v)]
 
     def _stepped(

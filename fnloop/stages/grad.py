@@ -131,7 +131,7 @@ def _is_recorded(stage: Grad, state: State, batch: Any) -> bool:
     """Whether autograd records what is computed from these."""
     if not (state.params.plain and state.buffers.plain):
         return True
-    return require_grad(tree_leaves((stage, batch)))
+    return torch.is_grad_enabled() and require_grad(tree_leaves((stage.loss, batch)))
 
 
 def _seed(result: LossResult, scale: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from fnloop.optim.base import Optimizer, narrowed, widened
 from fnloop.stages.base import GradStage, Kind, StepStage
@@ -14,7 +15,7 @@ from fnloop.trees.equal import table
 from fnloop.trees.nodes import tree
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values.choice import Flag, both, look, select
+from fnloop.values.choice import Flag, both, invert, look, select
 from fnloop.values.grads import Grads
 from fnloop.values.metrics import Last, Sum, as_tensor
 from fnloop.values.state import State
@@ -164,12 +165,14 @@ def _report(
     metrics: dict[str, Any], finite: Flag, optimizer: Optimizer, device: torch.device
 ) -> dict[str, Any]:
     """The metrics, blank for a skipped step, and the hyperparameters in force."""
-    skipped = Sum(as_tensor(0, device)), Sum(as_tensor(1, device))
-    shown = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
+    if finite is not True:
+        metrics = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
+    skipped = invert(finite)
+    count = skipped.to(torch.int64) if isinstance(skipped, Tensor) else as_tensor(int(skipped), device)
     values = optimizer.hyperparameters().items()
     return {
-        **shown,
-        "skipped": select(finite, *skipped),
+        **metrics,
+        "skipped": Sum(count),
         **{name: Last(as_tensor(value, device)) for name, value in values},
     }
 

@@ -38,6 +38,8 @@ def randomness(state: State, name: str) -> contextlib.AbstractContextManager[Any
     keys, calls = host_values(state.key), host_values(state.calls)
     if keys is None or calls is None:  # under torch.compile
         return contextlib.nullcontext()
+    if len(keys) == len(calls) == 1:
+        return drawing([fold(keys[0], calls[0], micro, name)], state.step.device)
     n = max(len(keys), len(calls))
     keys, calls = (values * n if len(values) == 1 else values for values in (keys, calls))
     seeds = [fold(key, count, micro, name) for key, count in zip(keys, calls, strict=True)]

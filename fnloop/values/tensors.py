@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fnloop._torch import foreach, pytree
-from fnloop._torch.autograd import require_grad
 from fnloop._torch.tracing import opaque
 from fnloop.trees.equal import tree_equal
 from fnloop.trees.named import Named
@@ -406,8 +405,15 @@ class Tensors(Mapping[str, Tensor]):
             return False
         if not torch.is_grad_enabled():
             return True
-        tensors = [other for other in others if isinstance(other, Tensors)]
-        return self.plain and all([t.plain for t in tensors]) and not require_grad(others)
+        if not self.plain:
+            return False
+        for other in others:
+            if isinstance(other, Tensors):
+                if not other.plain:
+                    return False
+            elif isinstance(other, Tensor) and other.requires_grad:
+                return False
+        return True
 
     def _aligned(self, other: Tensors) -> Storages:
         """The storages of `other` in this layout."""
@@ -415,9 +421,9 @@ class Tensors(Mapping[str, Tensor]):
 
     def _scalar(self, value: Scalar) -> Scalar:
         """A 0-d tensor as a number where it may be looked at: kernels want it so."""
-        if not isinstance(value, Tensor) or opaque() or not value.is_cpu:
+        if not isinstance(value, Tensor) or not value.is_cpu or value.ndim or opaque():
             return value
-        return value if value.ndim or require_grad([value]) else value.item()
+        return value if value.requires_grad and torch.is_grad_enabled() else value.item()
 
     def _both(self, kernel: Any, other: Any) -> Tensors:
         theirs = self._aligned(other) if isinstance(other, Tensors) else self._scalar(other)
