@@ -95,7 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             full = options.full or problem == "wide"
             print(f"{problem}, {mode}", file=sys.stderr, flush=True)
             try:
-                found = compare(options.other, problem, mode, full, options.rounds, options.pairs)
+                found = compare(
+                    options.other, problem, mode, full, options.rounds, options.pairs, malloc
+                )
                 cells = found.cells()
             except (RuntimeError, ValueError) as error:
                 print(f"FAILED {problem}, {mode}: {error}", file=sys.stderr, flush=True)
