@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 _NEEDS = {
-    "jax": ["problems_jax.py", "with_jax.py"],
+    "jax": ["population_jax.py", "problems_jax.py", "with_jax.py"],
     "pytorch_lightning": ["with_lightning.py"],
     "accelerate": ["with_accelerate.py"],
 }

@@ -6,9 +6,11 @@ import ctypes
 import gc
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .contenders import Contender
-from .problems import Problem
+if TYPE_CHECKING:
+    from .contenders import Contender
+    from .problems import Problem
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")

@@ -121,9 +121,9 @@ def cnn() -> Problem:
     return Problem("cnn", build, _classify, _labelled(1, 28, 28))
 
 
-def gpt() -> Problem:
+def gpt(file: Path = _EXAMPLE) -> Problem:
     """The model of ``examples/char_gpt.py``, 12 windows of 64 characters."""
-    spec = importlib.util.spec_from_file_location("char_gpt", _EXAMPLE)
+    spec = importlib.util.spec_from_file_location("char_gpt", file)
     assert spec is not None and spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = example  # Dynamo looks there
@@ -154,15 +154,16 @@ PROBLEMS: Mapping[str, Callable[[], Problem]] = {
 }
 
 
-def wide() -> Problem:
-    """Twelve layers of 2048 x 2048, 50 million parameters, batches of 16: for memory only."""
+def wide(width: int = 2048) -> Problem:
+    """Twelve layers of 2048 x 2048, 50 million parameters, batches of 16: for memory."""
 
     def build() -> nn.Module:
         return nn.Sequential(
-            *(layer for _ in range(12) for layer in (nn.Linear(2048, 2048), nn.ReLU()))
+            *(layer for _ in range(12) for layer in (nn.Linear(width, width), nn.ReLU()))
         )
 
-    return Problem("wide", build, _reconstruct, [torch.randn(16, 2048)])
+    batch = torch.randn(16, width, generator=torch.Generator().manual_seed(0))
+    return Problem("wide", build, _reconstruct, [batch])
 
 
 def little() -> Problem:

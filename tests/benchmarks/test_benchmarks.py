@@ -11,7 +11,9 @@ import time
 import pytest
 import torch
 
-from . import extras, machine, report, steps
+import fnloop as fl
+
+from . import compare_checkouts, extras, machine, population, report, steps
 from .__main__ import main
 from .compiling import cold_and_warm
 from .contenders import CONTENDERS, DONATED, FUSED, JAX, LIGHTNING, Contender, chosen, sort
@@ -229,6 +231,63 @@ def test_a_part_that_fails_is_said_and_fails_the_command(capsys, tmp_path):
     assert main(["step", "--case", "mlp", *words]) == 1
     assert "No contender is called 'nobody'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkout_is_as_fast_as_itself(capsys):
+    root = str(compare_checkouts.ROOT)
+    words = ["--problems", "mlp", "--modes", "eager", "--rounds", "3", "--pairs", "1"]
+    assert compare_checkouts.main([root, *words]) == 0
+    head, _, line = capsys.readouterr().out.splitlines()
+    cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    assert float(cells["this, us"]) > 0
+    assert 0.5 < float(cells["ratio"]) < 2
+
+
+def test_a_checkout_without_fnloop_is_said(tmp_path, capsys):
+    words = ["--problems", "mlp", "--modes", "eager", "--rounds", "1"]
+    assert compare_checkouts.main([str(tmp_path), *words]) == 1
+    assert "FAILED mlp, eager" in capsys.readouterr().err
+
+
+def test_who_goes_first_alternates():
+    asked = []
+
+    class Fake:
+        def __init__(self, name):
+            self.name = name
+
+        def block(self, n):
+            asked.append(self.name)
+            return n * 1e-2
+
+    samples = compare_checkouts.alternate({"a": Fake("a"), "b": Fake("b")}, rounds=3)
+    assert samples == {"a": pytest.approx([1e4] * 3), "b": pytest.approx([1e4] * 3)}
+    assert "".join(asked[-6:]) in ("abbaab", "baabba")
+
+
+@pytest.mark.parametrize("build", [population.singles, population.vmapped])
+def test_a_population_is_trained_as_its_members_are(build, monkeypatch):
+    monkeypatch.setattr(fl, "compile", lambda step, donate: step)
+    problem, models = population.population(members=3, size=8)
+    block, loss = build(problem, models)
+    assert block(3) > 0
+    alone = []
+    for model in models:
+        step = population.single(problem)
+        state = step.init(model)
+        for batch in problem.batches[:3]:
+            state, metrics = step(state, batch)
+        alone.append(float(metrics["loss"]))
+    assert len(set(alone)) == 3
+    assert loss() == pytest.approx(sum(alone) / 3, rel=1e-5)
+
+
+def test_a_population_against_its_members(monkeypatch, capsys):
+    monkeypatch.setattr(fl, "compile", lambda step, donate: step)
+    assert population.main(["--members", "2", "--batches", "8", "--rounds", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"| 8 | {population.VMAPPED} |" in out
+    assert f"| 8 | {population.SINGLES} |" in out
 
 
 def test_the_peak_of_memory_is_counted(tmp_path, capsys):
