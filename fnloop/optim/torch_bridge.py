@@ -175,9 +175,10 @@ class from_torch(Optimizer):
 
     def _check(self, params: Tensors, values: list[Any]) -> None:
         """Refuse where values may not be looked at, or a derivative would be lost."""
-        if not params.plain and torch.is_grad_enabled():
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        if torch.is_grad_enabled() and (not params.plain or any([t.requires_grad for t in tensors])):
             why = "differentiated"
-        elif any([isinstance(value, Tensor) for value in values]):
+        elif tensors:
             why = "compiled (fl.compile), nor run under torch.func, nor on an accelerator"
         else:
             return

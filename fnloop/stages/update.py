@@ -180,7 +180,10 @@ def _report(
 def _explain(error: Exception, stage: Update, state: State, own: dict[str, Any]) -> None:
     """Add a table to an error whose cause is memory that belongs to another model."""
     trained = state.params.select(state.skeleton.trainable)
-    wanted = dict(tree_items(stage.optimizer.init(trained)))
+    try:
+        wanted = dict(tree_items(stage.optimizer.init(trained)))
+    except Exception:  # it is the optimizer's own error
+        return
     there = dict(tree_items({name: own[name] for name in own if name != "scale"}))
     rows = [
         (f"slots/{stage.name}/{path}", short(there.get(path, "missing")), short(leaf))

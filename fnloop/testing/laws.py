@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,8 @@ from fnloop.store.load import load
 from fnloop.store.save import save
 from fnloop.transforms.compile import compile as compiled
 from fnloop.trees.equal import alike, same_structure, table, tree_diff, tree_equal
-from fnloop.trees.nodes import tree_map
+from fnloop.transforms.plan import packed
+from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.state import State
@@ -68,7 +70,7 @@ def check_pure(step: Step, state: State, x: Any, model: nn.Module | None = None)
     if not torch.equal(random, torch.get_rng_state()):
         raise LawError(
             f"law 1, purity: {_name(step)} changed torch's global random state; randomness is a "
-            "function of (state.key, state.step)"
+            "function of (state.key, state.calls): with fl.randomness(state, \"name\")"
         )
 
 
@@ -133,8 +135,8 @@ def check_accumulates(
     _, whole = grad(state, batch)
     for k in ks:
         _, parts = accumulate(k)(grad)(state, batch)
-        for name, total in whole.total.items():
-            expected, got = total / whole.weight, parts.total[name] / parts.weight
+        for name, expected in whole.mean.items():
+            got = parts.mean[name]
             if not torch.allclose(expected, got, rtol=rtol, atol=atol):
                 raise LawError(
                     f"law 4, accumulation: the gradient of {name} over {k} parts is off by "
@@ -322,6 +324,143 @@ def check_stable(step: Step, state: State, x: Any) -> None:
         raise LawError(f"law 11, stability: {_name(step)} changed the kind of {', '.join(wrong)}")
     if not same_structure(state, after):
         raise LawError(f"law 11, stability: {_name(step)} changed the state's static structure")
+
+
+def check_vmaps(
+    step: Step,
+    states: Sequence[State],
+    x: Any,
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
+) -> None:
+    """A step runs under ``torch.func.vmap``, and each member is what it is alone, to rounding.
+
+    Args:
+        step: A stage that is not compiled.
+        states: Of the members, alike in structure; with other seeds, say.
+        x: The batch, the same for all.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+
+    Raises:
+        LawError: With the leaves that differ.
+
+    >>> import fnloop as fl
+    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.adamw(0.1)))
+    >>> states = [step.init(lambda: nn.Linear(2, 1), seed=seed) for seed in range(3)]
+    >>> check_vmaps(step, states, torch.ones(4, 2))
+    """
+    stacked = tree_map(lambda *leaves: torch.stack(leaves), *states)
+    vmapped = torch.func.vmap(step, in_dims=(0, None), randomness="different")
+    after, reports = vmapped(stacked, x)
+    for i, state in enumerate(states):
+        expected = step(state, x)
+        member = tree_map(lambda leaf, i=i: leaf[i], (after, reports))
+        rows = _apart(expected, member, rtol, atol)
+        if rows:
+            raise LawError(
+                f"vmap: member {i} of {_name(step)} differs from the step alone:\n"
+                + table(("leaf", "alone", "vmapped", "difference"), rows)
+            )
+
+
+def check_layouts(
+    step: Step, state: State, x: Any, rtol: float = 1e-4, atol: float = 1e-5
+) -> None:
+    """Layouts agree: a step does the same whether its tensors are packed or not, to rounding.
+
+    Raises:
+        LawError: With the leaves that differ.
+
+    >>> import fnloop as fl
+    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.adamw(0.1)))
+    >>> check_layouts(step, step.init(nn.Linear(2, 1)), torch.ones(4, 2))
+    """
+    expected, got = step(state, x), step(packed(state), x)
+    rows = _apart(expected, got, rtol, atol)
+    if rows:
+        raise LawError(
+            f"layouts: {_name(step)} does otherwise on packed tensors:\n"
+            + table(("leaf", "separate", "packed", "difference"), rows)
+        )
+
+
+def check_differentiable(
+    step: Step, state: State, x: Any, steps: int = 2, rtol: float = 1e-5
+) -> None:
+    """Law 12: derivatives through a step agree with finite differences, or it refuses.
+
+    The derivative of everything floating that a few steps make of the parameters, and of the
+    tensors among the stage's hyperparameters, along one direction: by ``torch.autograd.grad``, by
+    ``torch.func.grad``, and by central differences.
+
+    Args:
+        step: A stage; hyperparameters that are float64 tensors are differentiated too.
+        state: In float64, or differences say nothing.
+        x: The batch.
+        steps: How many steps in a row.
+        rtol: Relative tolerance.
+
+    Raises:
+        LawError: Two of them disagree.
+
+    >>> import fnloop as fl
+    >>> rate = torch.tensor(0.1, dtype=torch.float64)
+    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(rate)))
+    >>> state = step.init(nn.Linear(2, 1).double())
+    >>> check_differentiable(step, state, torch.ones(4, 2).double())
+    """
+    leaves, structure = optree.tree_flatten((step, state.params))
+    places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+    start = [leaves[i].detach().double() for i in places]
+
+    def run_from(values: Sequence[Tensor]) -> Tensor:
+        given = list(leaves)
+        for i, value in zip(places, values, strict=True):
+            given[i] = value
+        stage, params = structure.unflatten(given)
+        after, made = state.replace(params=params), []
+        for _ in range(steps):
+            after, results = stage(after, x)
+            made.append(results)
+        return _projected((after.replace(step=state.step), made))
+
+    way = [torch.cos(torch.arange(v.numel(), dtype=torch.float64) + 1).view(v.shape) for v in start]
+
+    def at(t: float) -> float:
+        return float(run_from([v + t * w for v, w in zip(start, way, strict=True)]))
+
+    try:
+        inputs = [v.clone().requires_grad_() for v in start]
+        by_autograd = torch.autograd.grad(run_from(inputs), inputs, allow_unused=True)
+        by_func = torch.func.grad(lambda values: run_from(values))(start)
+    except RuntimeError as error:
+        if "cannot be differentiated" in str(error):
+            return
+        raise
+    h = 1e-5
+    expected = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+    for name, found in (("torch.autograd.grad", by_autograd), ("torch.func.grad", by_func)):
+        got = sum(float((g * w).sum()) for g, w in zip(found, way, strict=True) if g is not None)
+        if not math.isclose(got, expected, rel_tol=rtol, abs_tol=1e-7):
+            raise LawError(
+                f"law 12, derivatives: through {_name(step)}, {name} gives {got:.8g} where finite "
+                f"differences give {expected:.8g}"
+            )
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _projected(tree: Any) -> Tensor:
+    """One number that depends on every floating leaf of a tree."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i, leaf in enumerate(tree_leaves(tree)):
+        if _is_float(leaf):
+            weights = torch.sin(torch.arange(leaf.numel(), dtype=torch.float64) + i)
+            total = total + (leaf.double().reshape(-1) * weights).sum()
+    return total
 
 
 def _apart(expected: Any, got: Any, rtol: float, atol: float) -> list[tuple[str, ...]]:

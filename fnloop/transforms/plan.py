@@ -142,6 +142,21 @@ class Plans:
         return plan in self._made
 
 
+def packed(state: State) -> State:
+    """The same state, packed as a compiled step of all its slots would have it.
+
+    >>> from fnloop.values.start import start
+    >>> packed(start(torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(3)]))).params.layout
+    Packed(6 tensors in 2)
+    """
+    plan = Plan(state, state.slots)
+    units = [
+        Tensors.of(place.layout, place.layout.join(dict(unit.items()))) if place.layout else unit
+        for unit, place in zip(plan.flatten(state), plan.places, strict=True)
+    ]
+    return plan.build(state, units)
+
+
 def _is_named(node: Any) -> bool:
     return isinstance(node, Tensors)
 
