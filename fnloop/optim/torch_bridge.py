@@ -110,6 +110,7 @@ class from_torch(Optimizer):
     def apply(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
+        finite = look(finite)
         if finite is False:
             return params, memory
         new, memory = self._stepped(grads, memory, params, step, finite)

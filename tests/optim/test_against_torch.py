@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fnloop import optim
-from fnloop.optim.base import add_updates
+from fnloop.values.tensors import Tensors
 
 SHAPES = {"b": (3,), "conv": (2, 2, 3, 3), "gain": ()}
 STEPS = 100
@@ -161,11 +161,13 @@ RUNS = [
 def test_100_steps(theirs, ours, keywords, translate, dtype, default_dtype):
     generator = torch.Generator().manual_seed(0)
     shapes = {"w": (5, 3), "v": (3, 7)} if theirs is torch.optim.Muon else SHAPES
-    start = {n: torch.randn(s, generator=generator, dtype=dtype) for n, s in shapes.items()}
+    start = Tensors(
+        {n: torch.randn(s, generator=generator, dtype=dtype) for n, s in shapes.items()}
+    )
     optimizer = ours(**translate(dict(keywords)))
     modules = {n: p.clone().requires_grad_() for n, p in start.items()}
     reference = theirs(list(modules.values()), **keywords)
-    updated, applied = dict(start), dict(start)
+    updated, applied = start, start
     updated_memory = applied_memory = optimizer.init(start)
     for step in range(STEPS):
         # A pull towards zero, so that the sequence also depends on where the parameters are.
@@ -173,10 +175,10 @@ def test_100_steps(theirs, ours, keywords, translate, dtype, default_dtype):
         for name, p in modules.items():
             p.grad = noise[name] + 0.1 * p.detach()
         reference.step()
-        grads = {n: noise[n] + 0.1 * p for n, p in updated.items()}
+        grads = Tensors({n: noise[n] + 0.1 * p for n, p in updated.items()})
         updates, updated_memory = optimizer.update(grads, updated_memory, updated, step)
-        updated = add_updates(updated, updates)
-        grads = {n: noise[n] + 0.1 * p for n, p in applied.items()}
+        updated = updated.add(updates)
+        grads = Tensors({n: noise[n] + 0.1 * p for n, p in applied.items()})
         applied, applied_memory = optimizer.apply(grads, applied_memory, applied, step, True)
     # Muon iterates in bfloat16, where one rounding apart is 2**-8.
     rtol, atol = (1e-9, 1e-11) if dtype == torch.float64 else (2e-4, 2e-5)

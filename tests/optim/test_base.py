@@ -5,10 +5,12 @@ import torch
 
 from fnloop.optim.algorithms.adam import adamw
 from fnloop.optim.algorithms.sgd import sgd
-from fnloop.optim.base import add_updates, correction, keep_if
+from fnloop.optim.base import correction
 from fnloop.optim.chains import chain
 from fnloop.optim.transforms import clip_by_norm
 from fnloop.schedules.decay import constant, cosine
+from fnloop.values.choice import select
+from fnloop.values.tensors import Tensors
 
 
 def test_reported_are_the_learning_rate_the_decay_and_all_schedules():
@@ -42,16 +44,18 @@ def test_correction_keeps_its_digits_at_the_first_step():
 
 
 def test_updates_are_added_before_rounding_to_half_precision():
-    params = {"w": torch.tensor([256.0], dtype=torch.bfloat16)}  # the next one is 258
-    new = add_updates(params, {"w": torch.tensor([1.5])})
+    params = Tensors({"w": torch.tensor([256.0], dtype=torch.bfloat16)})  # the next one is 258
+    new = params.add(Tensors({"w": torch.tensor([1.5])}))
     assert new["w"].dtype == torch.bfloat16 and new["w"].item() == 258.0
 
 
-def test_keep_if_is_bitwise():
+def test_a_selection_is_bitwise():
     new, old = {"a": torch.tensor([torch.nan])}, {"a": torch.tensor([-0.0])}
-    assert keep_if(True, new, old) is new and keep_if(False, new, old) is old
-    assert torch.signbit(keep_if(torch.tensor(False), new, old)["a"])
-    assert keep_if(torch.tensor(True), new, old)["a"].isnan()
+    for new, old in ((new, old), (Tensors(new), Tensors(old))):
+        for false in (False, torch.tensor(False)):
+            assert torch.signbit(select(false, new, old)["a"])
+        for true in (True, torch.tensor(True)):
+            assert select(true, new, old)["a"].isnan()
 
 
 def test_what_they_make():

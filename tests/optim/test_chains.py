@@ -9,11 +9,12 @@ from fnloop.optim.algorithms.sgd import sgd
 from fnloop.optim.chains import chain
 from fnloop.optim.transforms import clip_by_norm, freeze
 from fnloop.schedules.decay import cosine
+from fnloop.values.tensors import Tensors
 
 
 def test_clipping_before_adamw_is_torch_s_loop():
     generator = torch.Generator().manual_seed(0)
-    draw = lambda: {n: torch.randn(s, generator=generator) for n, s in shapes.items()}  # noqa: E731
+    draw = lambda: Tensors({n: torch.randn(s, generator=generator) for n, s in shapes.items()})  # noqa: E731
     shapes = {"w": (4, 3), "b": (3,)}
     params = draw()
     reference = {name: p.clone().requires_grad_() for name, p in params.items()}
@@ -27,12 +28,12 @@ def test_clipping_before_adamw_is_torch_s_loop():
         torch.nn.utils.clip_grad_norm_(reference.values(), 1.5)
         torch_optimizer.step()
         params, memory = optimizer.apply(grads, memory, params, step, True)
-    torch.testing.assert_close(params, {n: p.detach() for n, p in reference.items()})
+    torch.testing.assert_close(dict(params), {n: p.detach() for n, p in reference.items()})
 
 
 def test_memory_and_hyperparameters_are_flat_by_name():
     optimizer = chain(clip_by_norm(1.0), chain(sgd(0.1, momentum=0.9), adamw(0.2)))
-    params = {"w": torch.ones(2)}
+    params = Tensors({"w": torch.ones(2)})
     assert list(optimizer.init(params)) == ["clip_by_norm", "sgd", "adamw"]
     assert optimizer.names() == ("clip_by_norm", "sgd", "adamw")
     assert optimizer.resolve(0, {"adamw.lr": 0.5, "sgd.lr": 2.0}).hyperparameters() == {
@@ -45,9 +46,9 @@ def test_memory_and_hyperparameters_are_flat_by_name():
 
 def test_earlier_memory_also_stays_where_the_step_is_not_finite():
     optimizer = chain(sgd(0.1, momentum=0.9), optim.scale_by(0.5))
-    params = {"w": torch.ones(2)}
+    params = Tensors({"w": torch.ones(2)})
     memory = optimizer.init(params)
-    grads = {"w": torch.tensor([1.0, torch.nan])}
+    grads = Tensors({"w": torch.tensor([1.0, torch.nan])})
     _, new = optimizer.apply(grads, memory, params, 0, torch.tensor(False))
     assert torch.equal(new["sgd"]["momentum"]["w"], torch.zeros(2))
 
@@ -75,7 +76,7 @@ def test_repr_reads_as_it_is_written():
 
 def test_ending_in_freeze_nothing_moves():
     optimizer = chain(adamw(0.1), freeze())
-    params = {"w": torch.ones(2)}
+    params = Tensors({"w": torch.ones(2)})
     new, memory = optimizer.apply(params, optimizer.init(params), params, 0, True)
     assert torch.equal(new["w"], params["w"]) and optimizer.makes == "zeros"
     assert float(memory["adamw"]["count"]) == 1.0

@@ -9,9 +9,12 @@ from fnloop.optim.chains import chain
 from fnloop.optim.labels import by_label
 from fnloop.optim.transforms import clip_by_norm, freeze
 from fnloop.schedules.decay import constant
+from fnloop.values.tensors import Tensors
 
-PARAMS = {"head.w": torch.ones(2, 2), "body.w": torch.ones(2, 2), "head.b": torch.ones(2)}
-GRADS = {name: torch.full_like(p, 3.0) for name, p in PARAMS.items()}
+PARAMS = Tensors(
+    {"head.w": torch.ones(2, 2), "body.w": torch.ones(2, 2), "head.b": torch.ones(2)}
+)
+GRADS = PARAMS.scale(3.0)
 
 
 def test_each_label_is_its_own_torch_optimizer():
@@ -27,14 +30,14 @@ def test_each_label_is_its_own_torch_optimizer():
     ]
     params, memory = PARAMS, optimizer.init(PARAMS)
     for step in range(20):
-        grads = {n: torch.randn(p.shape, generator=generator) for n, p in PARAMS.items()}
+        grads = PARAMS.map_named(lambda p: torch.randn(p.shape, generator=generator))
         for name, p in reference.items():
             p.grad = grads[name]
         for torch_optimizer in theirs:
             torch_optimizer.step()
         params, memory = optimizer.apply(grads, memory, params, step, True)
     assert list(params) == list(PARAMS)
-    torch.testing.assert_close(params, {n: p.detach() for n, p in reference.items()})
+    torch.testing.assert_close(dict(params), {n: p.detach() for n, p in reference.items()})
     assert params["head.b"] is PARAMS["head.b"]
 
 

@@ -9,9 +9,12 @@ from fnloop.optim.chains import chain
 from fnloop.optim.masks import masked
 from fnloop.optim.transforms import add_decayed_weights, clip_by_norm, freeze
 from fnloop.schedules.decay import constant
+from fnloop.values.tensors import Tensors
 
-PARAMS = {"body.w": torch.ones(2, 2), "body.b": torch.ones(2), "head.w": torch.ones(2, 2)}
-GRADS = {name: torch.full_like(p, 3.0) for name, p in PARAMS.items()}
+PARAMS = Tensors(
+    {"body.w": torch.ones(2, 2), "body.b": torch.ones(2), "head.w": torch.ones(2, 2)}
+)
+GRADS = PARAMS.scale(3.0)
 
 
 def test_an_optimizer_leaves_the_others_as_they_are():

@@ -6,6 +6,7 @@ import itertools
 import torch
 
 from fnloop.optim.patterns import as_where, chosen, matches
+from fnloop.values.tensors import Tensors
 
 
 def test_stars_are_those_of_fnmatch():
@@ -21,7 +22,7 @@ def test_a_name_is_a_parameter_or_a_module():
 
 
 def test_forms_of_where():
-    params = {"a.w": torch.ones(2, 2), "a.b": torch.ones(2), "c": torch.ones(())}
+    params = Tensors({"a.w": torch.ones(2, 2), "a.b": torch.ones(2), "c": torch.ones(())})
     assert chosen(as_where("a"), params) == ["a.w", "a.b"]
     assert chosen(as_where(["*.b", "c"]), params) == ["a.b", "c"]
     assert chosen(as_where(lambda name, p: p.ndim < 2), params) == ["a.b", "c"]

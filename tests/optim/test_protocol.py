@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fnloop import optim, schedules
-from fnloop.optim.base import add_updates
 from fnloop.trees.equal import tree_equal
 from fnloop.trees.nodes import tree_leaves, tree_map
+from fnloop.values.tensors import Tensors
 
 OPTIMIZERS = {
     "sgd": optim.sgd(0.1),
@@ -60,7 +60,8 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.b
 def make(seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     shapes = {"z": (3,), "w": (4, 3), "a": ()}
-    return {name: torch.randn(s, generator=generator).to(dtype) for name, s in shapes.items()}
+    drawn = {name: torch.randn(s, generator=generator) for name, s in shapes.items()}
+    return Tensors({name: t.to(dtype) for name, t in drawn.items()})
 
 
 def gradients(seed, dtype=torch.float32):
@@ -88,7 +89,7 @@ def test_apply_is_update_and_addition(optimizer, dtype):
     applied, applied_memory = optimizer.apply(grads, memory, params, 3, True)
     assert list(applied) == list(updates) == list(params)
     rtol, atol = (1e-6, 1e-7) if dtype != torch.bfloat16 else (2**-7, 1e-3)
-    torch.testing.assert_close(add_updates(params, updates), applied, rtol=rtol, atol=atol)
+    torch.testing.assert_close(params.add(updates), applied, rtol=rtol, atol=atol)
     torch.testing.assert_close(updated_memory, applied_memory, rtol=1e-6, atol=1e-7)
     if not isinstance(optimizer, optim.freeze):
         assert not tree_equal(params, applied)
@@ -125,7 +126,7 @@ def test_inputs_are_never_changed(optimizer, finite):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_step_that_is_not_finite_changes_no_bit(optimizer, finite, value):
     params, memory = warm(optimizer)
-    bad = {name: torch.full_like(p, value) for name, p in params.items()}
+    bad = params.zip_map(lambda p: torch.full_like(p, value))
     new_params, new_memory = optimizer.apply(bad, memory, params, 3, finite)
     assert tree_equal(new_params, params)
     assert tree_equal(new_memory, memory)
@@ -200,7 +201,7 @@ def test_hyperparameters_can_be_stacked_and_swept(optimizer):
         expected, _ = alone.apply(gradients(9), memory, params, 3, True)
         rtol = 0.02 if isinstance(optimizer, optim.by_label) else 1e-5
         member = {name: p[i] for name, p in together.items()}
-        torch.testing.assert_close(member, expected, rtol=rtol, atol=1e-6)
+        torch.testing.assert_close(member, dict(expected), rtol=rtol, atol=1e-6)
 
 
 SMOOTH = {
@@ -236,7 +237,7 @@ def test_derivative_through_six_steps_is_that_of_finite_differences(name, how):
         memory = optimizer.init(params)
         for step in range(6):
             # of 0.5 |p|^2 + sin p
-            grads = {n: p + p.cos() for n, p in params.items()}
+            grads = params.zip_map(lambda p: p + p.cos())
             params, memory = optimizer.apply(grads, memory, params, torch.tensor(step), True)
         return sum((p**2).sum() for p in params.values())
 
@@ -255,15 +256,15 @@ def test_derivative_through_six_steps_is_that_of_finite_differences(name, how):
 @pytest.mark.parametrize("make_optimizer", [optim.adamw, optim.radam, optim.rmsprop, optim.lamb])
 @pytest.mark.parametrize("how", ["func", "autograd"])
 def test_derivative_through_a_gradient_of_exactly_zero_is_finite(make_optimizer, how):
-    params = {"w": torch.tensor([1.0, 2.0])}
+    params = Tensors({"w": torch.tensor([1.0, 2.0])})
+    slopes = torch.tensor([1.0, 0.0])
 
     def train(lr):
         optimizer, p = make_optimizer(lr), params
         memory = optimizer.init(p)
         for step in range(3):
-            p, memory = optimizer.apply(
-                {"w": p["w"] * torch.tensor([1.0, 0.0])}, memory, p, step, True
-            )
+            grads = p.zip_map(lambda w: w * slopes)
+            p, memory = optimizer.apply(grads, memory, p, step, True)
         return p["w"].sum()
 
     lr = torch.tensor(0.1, requires_grad=how == "autograd")
@@ -273,11 +274,28 @@ def test_derivative_through_a_gradient_of_exactly_zero_is_finite(make_optimizer,
 
 @every_and_bridged
 def test_no_parameters_at_all(optimizer):
-    if isinstance(optimizer, (optim.masked, optim.by_label)):
-        return  # their patterns must fit something
-    memory = optimizer.init({})
-    assert optimizer.apply({}, memory, {}, 0, True)[0] == {}
-    assert optimizer.update({}, memory, {}, 0)[0] == {}
+    nothing = Tensors({})
+    try:
+        memory = optimizer.init(nothing)
+    except ValueError as error:  # a pattern must fit something
+        assert isinstance(optimizer, (optim.masked, optim.by_label))
+        assert "fits no parameter" in str(error)
+        memory = emptied(optimizer.init(make()))
+    assert optimizer.apply(nothing, memory, nothing, 0, True)[0] == nothing
+    assert optimizer.update(nothing, memory, nothing, 0)[0] == nothing
+
+
+def emptied(memory):
+    """Memory of whatever parameters, of which none is left."""
+    if isinstance(memory, dict):
+        return {name: emptied(inner) for name, inner in memory.items()}
+    return Tensors({}) if isinstance(memory, Tensors) else memory
+
+
+@every_and_bridged
+def test_a_dict_is_refused(optimizer):
+    with pytest.raises((TypeError, AttributeError)):
+        optimizer.init(dict(make()))
 
 
 @every_and_bridged

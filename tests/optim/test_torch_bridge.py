@@ -11,13 +11,14 @@ from fnloop.optim.transforms import clip_by_norm
 from fnloop.schedules.decay import cosine
 from fnloop.trees.equal import tree_equal
 from fnloop.trees.nodes import tree_map
+from fnloop.values.tensors import Tensors
 
 SHAPES = {"w": (4, 3), "b": (3,)}
 
 
 def draw(seed, shapes=SHAPES):
     generator = torch.Generator().manual_seed(seed)
-    return {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
+    return Tensors({n: torch.randn(s, generator=generator) for n, s in shapes.items()})
 
 
 class Heavy(torch.optim.Optimizer):
@@ -153,11 +154,12 @@ def test_behind_clipping_in_a_chain():
 
 
 def test_half_precision_parameters_are_optimised_in_float32():
-    params = {"w": torch.full((2,), 256.0, dtype=torch.bfloat16)}
+    params = Tensors({"w": torch.full((2,), 256.0, dtype=torch.bfloat16)})
     optimizer = from_torch(torch.optim.SGD, lr=1.0, momentum=0.9)
     memory = optimizer.init(params)
     assert memory["sgd"]["state"]["w"]["tensors"]["momentum_buffer"].dtype == torch.float32
-    new, _ = optimizer.apply({"w": torch.full((2,), -1.5)}, memory, params, 0, True)
+    grads = Tensors({"w": torch.full((2,), -1.5)})
+    new, _ = optimizer.apply(grads, memory, params, 0, True)
     assert new["w"].dtype == torch.bfloat16 and new["w"][0].item() == 258.0
 
 
@@ -190,7 +192,7 @@ def test_transforms_are_refused():
     memory = optimizer.init(params)
     with pytest.raises(RuntimeError, match="cannot be compiled"):
         torch.func.vmap(lambda g: optimizer.apply(g, memory, params, 0, True))(
-            {n: p[None] for n, p in params.items()}
+            params.map_named(lambda p: p[None])
         )
 
 

@@ -13,13 +13,16 @@ from fnloop.optim.transforms import (
     scale_by,
 )
 from fnloop.schedules.decay import constant, linear
+from fnloop.values.tensors import Tensors
 
 SHAPES = {"w": (4, 3), "b": (3,)}
 
 
 def draw(seed, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
-    return {n: torch.randn(s, generator=generator, dtype=dtype) for n, s in SHAPES.items()}
+    return Tensors(
+        {n: torch.randn(s, generator=generator, dtype=dtype) for n, s in SHAPES.items()}
+    )
 
 
 def clipped_by_torch(clip, grads, limit):
@@ -36,7 +39,7 @@ def test_clip_by_norm_is_that_of_torch(max_norm, dtype):
     grads = draw(0, dtype)
     ours, _ = clip_by_norm(max_norm).update(grads, {}, grads, 0)
     theirs = clipped_by_torch(torch.nn.utils.clip_grad_norm_, grads, max_norm)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    torch.testing.assert_close(dict(ours), theirs, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("limit", [0.1, 1.0, torch.tensor(0.3), constant(0.2)])
@@ -67,7 +70,7 @@ def test_decay_before_sgd_is_the_penalty_of_torch():
             p.grad = grads[name]
         torch_optimizer.step()
         params, memory = optimizer.apply(grads, memory, params, step, True)
-    torch.testing.assert_close(params, {n: p.detach() for n, p in reference.items()})
+    torch.testing.assert_close(dict(params), {n: p.detach() for n, p in reference.items()})
 
 
 def test_decay_keeps_the_order_and_refuses_names_that_fit_nothing():
@@ -92,5 +95,5 @@ def test_freeze_returns_the_parameters_themselves():
     params = draw(0)
     new, memory = freeze().apply(draw(1), {"freeze": {}}, params, 0, torch.tensor(True))
     assert new is params and memory == {"freeze": {}}
-    updates, _ = freeze().update({"w": torch.tensor([torch.nan])}, {}, params, 0)
+    updates, _ = freeze().update(Tensors({"w": torch.tensor([torch.nan])}), {}, params, 0)
     assert torch.equal(updates["w"], torch.zeros(1))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fnloop.optim.algorithms.lamb import lamb
+from fnloop.values.tensors import Tensors
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -19,9 +20,10 @@ def test_follows_algorithm_2_of_the_paper(decay):
         {n: 0 * p for n, p in start.items()},
         {n: 0 * p for n, p in start.items()},
     )
-    params, memory = dict(start), optimizer.init(start)
+    params = Tensors(start)
+    memory = optimizer.init(params)
     for t in range(1, 101):
-        grads = {n: draw(s) for n, s in shapes.items()}
+        grads = Tensors({n: draw(s) for n, s in shapes.items()})
         params, memory = optimizer.apply(grads, memory, params, t - 1, True)
         for name, g in grads.items():
             m[name] = b1 * m[name] + (1 - b1) * g
@@ -29,18 +31,19 @@ def test_follows_algorithm_2_of_the_paper(decay):
             r = (m[name] / (1 - b1**t)) / ((v[name] / (1 - b2**t)).sqrt() + eps)
             u = r + decay * x[name]
             x[name] = x[name] - lr * x[name].norm() / u.norm() * u
-    torch.testing.assert_close(params, x, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(dict(params), x, rtol=1e-9, atol=1e-11)
 
 
 def test_parameters_that_are_zero_move_by_the_direction_itself():
-    params = {"b": torch.zeros(4)}
+    params = Tensors({"b": torch.zeros(4)})
     optimizer = lamb(0.1, weight_decay=0.0, eps=0.0)
-    new, _ = optimizer.apply({"b": torch.full((4,), 3.0)}, optimizer.init(params), params, 0, True)
+    grads = Tensors({"b": torch.full((4,), 3.0)})
+    new, _ = optimizer.apply(grads, optimizer.init(params), params, 0, True)
     torch.testing.assert_close(new["b"], torch.full((4,), -0.1))
 
 
 def test_a_gradient_of_zero_moves_nothing():
-    params = {"b": torch.ones(4)}
+    params = Tensors({"b": torch.ones(4)})
     optimizer = lamb(0.1, weight_decay=0.0)
-    new, _ = optimizer.apply({"b": torch.zeros(4)}, optimizer.init(params), params, 0, True)
+    new, _ = optimizer.apply(params.zeros(), optimizer.init(params), params, 0, True)
     torch.testing.assert_close(new["b"], params["b"])

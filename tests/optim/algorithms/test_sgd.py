@@ -7,6 +7,7 @@ from fnloop.optim.algorithms.rmsprop import rmsprop
 from fnloop.optim.algorithms.sgd import sgd
 from fnloop.schedules.decay import constant, linear
 from fnloop.schedules.phases import join
+from fnloop.values.tensors import Tensors
 
 
 def test_nesterov_needs_momentum_and_no_dampening():
@@ -17,19 +18,20 @@ def test_nesterov_needs_momentum_and_no_dampening():
 
 
 def test_plain_has_no_memory():
-    assert sgd(0.1).init({"w": torch.ones(2)}) == {"sgd": {}}
+    assert sgd(0.1).init(Tensors({"w": torch.ones(2)})) == {"sgd": {}}
 
 
 @pytest.mark.parametrize("make", [sgd, rmsprop])
 def test_a_momentum_that_a_schedule_brings_to_zero_keeps_its_memory(make):
     # At step 1 the momentum is zero, and the memory is that step's direction alone.
     momentum = join((constant(0.9), linear(0.0, 0.9, steps=1)), (1,))
-    optimizer, params = make(1.0, momentum=momentum), {"w": torch.tensor([5.0])}
+    optimizer = make(1.0, momentum=momentum)
+    params = Tensors({"w": torch.tensor([5.0])})
     memory, moves = optimizer.init(params), []
     for step, g in enumerate((1.0, 1.0, 1.0)):
         resolved = optimizer.resolve(step, {})
         assert resolved.momentum == (0.9, 0.0, 0.9)[step]
-        grads = {"w": torch.tensor([g])}
+        grads = Tensors({"w": torch.tensor([g])})
         new, memory = resolved.apply(grads, memory, params, step, True)
         moves.append(float(params["w"] - new["w"]))
         params = new
