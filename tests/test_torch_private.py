@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 
 import optree
 import torch
@@ -30,11 +31,31 @@ def test_trees_can_be_registered_everywhere():
 
 def test_transforms_are_seen():
     seen = []
-    f = lambda x: (seen.append(tracing.tracing()), x.sum())[1]  # noqa: E731
+    f = lambda x: (seen.append((tracing.opaque(), tracing.transformed())), x.sum())[1]  # noqa: E731
     f(torch.ones(2))
     torch.func.grad(f)(torch.ones(2))
     torch.func.vmap(f)(torch.ones(2, 2))
-    assert seen == [False, True, True]
+    with tracing.recording_into("a step"):
+        assert tracing.recording() == "a step"
+        f(torch.ones(2))
+    assert tracing.recording() is None
+    nothing, both = (False, False), (True, True)
+    assert seen == [nothing, both, both, (True, False)]
+
+
+def test_values_are_seen_through_the_wrappers_of_transforms():
+    seen = []
+
+    def f(x):
+        seen.append(tracing.host_values(x))
+        return x.double().sum()
+
+    torch.func.vmap(f)(torch.tensor([3, 4]))
+    torch.func.grad(lambda y, x: f(x) * y)(torch.tensor(1.0), torch.tensor(5))
+    f(torch.tensor(6))
+    with tracing.recording_into("a step"):
+        f(torch.tensor(7))
+    assert seen == [[3, 4], [5], [6], None]
 
 
 def test_seeding_is_undone():
@@ -53,71 +74,91 @@ def test_the_engine_gives_what_autograd_grad_gives():
     inputs, seed = [*model.parameters(), unused], torch.tensor(3.0)
     loss = lambda: model(x).square().sum()  # noqa: E731
     expected = torch.autograd.grad(loss(), inputs, seed, materialize_grads=True)
-    for a, b in zip(autograd.gradients(loss(), inputs, seed), expected, strict=True):
-        assert torch.equal(a, b)
+    def found(tape):
+        weight, bias, _ = tape.leaves
+        return tape.backward(nn.functional.linear(x, weight, bias).square().sum(), seed)
+
+    *grads, none = autograd.gradients(found, inputs, False)
+    assert none is None and expected[-1].tolist() == [0, 0]
+    assert all(map(torch.equal, grads, expected))
+    functional = torch.func.vmap(lambda x: autograd.gradients(found, inputs, False)[:2])
+    assert [g.shape for g in functional(torch.ones(2))] == [(2, 2, 3), (2, 2)]
 
 
-def test_unscaling_finds_what_is_not_finite():
-    xs = [torch.ones(3), torch.full((2,), 4.0)]
-    assert foreach.unscale_(xs, torch.tensor(0.5)).item() == 0
-    assert xs[1].tolist() == [2, 2]
-    for bad in (torch.inf, -torch.inf, torch.nan):
-        assert (
-            foreach.unscale_([torch.ones(3), torch.tensor([1.0, bad])], torch.tensor(1.0)).item()
-            == 1
-        )
-
-
-def test_foreach_agrees_with_one_by_one():
-    xs = [torch.randn(3), torch.randn(2, 2)]
-    ys = [torch.randn(3), torch.randn(2, 2)]
-    eager = (
-        foreach.add(xs, ys, alpha=2.0),
-        foreach.lerp(xs, ys, 0.3),
-        foreach.div(xs, 3.0),
-        foreach.sqrt(foreach.abs(xs)),
-    )
-
-    def traced(x0):
-        xs_ = [x0, xs[1]]
-        return (
-            foreach.add(xs_, ys, alpha=2.0),
-            foreach.lerp(xs_, ys, 0.3),
-            foreach.div(xs_, 3.0),
-            foreach.sqrt(foreach.abs(xs_)),
-        )
-
-    batched = torch.func.vmap(traced, out_dims=0)(xs[0][None])
-    for a, b in zip(eager, batched, strict=True):
-        torch.testing.assert_close(a[0], b[0][0])
+def test_foreach_kernels_are_there_and_agree_with_one_by_one():
+    xs, ys = [torch.randn(3), torch.randn(2, 2)], [torch.randn(3), torch.randn(2, 2)]
+    for run in (
+        lambda bulk: foreach.add(xs, ys, bulk),
+        lambda bulk: foreach.lerp(xs, ys, 0.3, bulk),
+        lambda bulk: foreach.div(xs, 3.0, bulk),
+        lambda bulk: foreach.sqrt(foreach.abs(xs, bulk), bulk),
+        lambda bulk: foreach.clamp(xs, -0.5, 0.5, bulk),
+    ):
+        for a, b in zip(run(True), run(False), strict=True):
+            torch.testing.assert_close(a, b)
     whole = torch.linalg.vector_norm(torch.cat([x.flatten() for x in xs]))
-    torch.testing.assert_close(foreach.norm(xs), whole)  # in another order, so to rounding
-    assert foreach.norm([torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]) == 5  # exact
-    assert bool(foreach.all_finite(xs)) and not bool(
-        foreach.all_finite([torch.tensor([torch.nan])])
-    )
+    for bulk in (True, False):
+        torch.testing.assert_close(foreach.norm(xs, bulk), whole)  # in another order
+        assert foreach.norm([torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])], bulk) == 5  # exact
 
 
 def test_fused_kernels_are_there():
-    for name in ("_fused_adam_", "_fused_adamw_", "_fused_sgd_"):
-        assert hasattr(torch, name)
-    assert fused is not None
+    p, one = [torch.ones(2)], torch.tensor(1.0)
+    common = {"lr": 0.1, "weight_decay": 0.0, "maximize": False}
+    for made in (
+        fused.adam(p, p, [p, p], one, True, True, betas=(0.9, 0.9), eps=0.0, decoupled=False, **common),
+        fused.adam(p, p, [p, p], one, True, True, betas=(0.9, 0.9), eps=0.0, decoupled=True, **common),
+        fused.sgd(p, p, [p], True, True, momentum=0.9, nesterov=False, **common),
+        fused.adagrad(p, p, [p], one, True, True, lr_decay=0.0, eps=0.0, **common),
+    ):
+        assert made is not None and not torch.equal(made[0][0], p[0])
 
 
-def test_data_drawn_ahead_does_not_disturb_a_seeded_block():
+def test_one_thread_at_a_time_is_inside_a_seeded_block():
+    entered = threading.Event()
+
+    def other():
+        with random.seeded(2):
+            entered.set()
+
+    thread = threading.Thread(target=other)
+    with random.seeded(1):
+        first = torch.rand(3)
+        thread.start()
+        assert not entered.wait(0.2), "another thread has seeded the generators meanwhile"
+        second = torch.rand(3)
+    assert entered.wait(10)
+    thread.join()
+    generator = torch.Generator().manual_seed(1)
+    assert torch.equal(first, torch.rand(3, generator=generator))
+    assert torch.equal(second, torch.rand(3, generator=generator))
+
+
+def test_a_block_inside_a_block_of_the_same_thread_may_be_entered():
+    with random.seeded(1):
+        with random.seeded(2):
+            inner = torch.rand(2)
+        outer = torch.rand(2)
+    assert torch.equal(inner, torch.rand(2, generator=torch.Generator().manual_seed(2)))
+    assert torch.equal(outer, torch.rand(2, generator=torch.Generator().manual_seed(1)))
+
+
+def test_data_drawn_ahead_waits_for_a_seeded_block():
+    drawing = threading.Event()
+
     def noise(epoch):
         while True:
+            drawing.set()
             yield torch.rand(10)
 
-    def draw():
-        with random.seeded(1):
-            return [torch.rand(200).sum().item() for _ in range(10)]
-
-    expected = draw()
-    for i, _ in enumerate(prefetch(noise, depth=4).iterate()):
-        assert draw() == expected
-        if i == 100:
-            break
+    with random.seeded(1):
+        batches = prefetch(noise, depth=4).iterate()
+        ahead = threading.Thread(target=next, args=(batches,))
+        ahead.start()
+        assert not drawing.wait(0.2), "data was drawn while the generators were somebody else's"
+    assert drawing.wait(10)
+    ahead.join()
+    batches.close()
 
 
 def test_a_step_is_recorded_without_values_and_built():

@@ -29,6 +29,7 @@ class masked(Optimizer):
     Raises:
         ValueError: At `init`, a name fits no parameter.
 
+    >>> import torch
     >>> from fnloop.optim import sgd
     >>> optimizer = masked(sgd(1.0), ["head"])
     >>> params = Tensors({"body.w": torch.ones(1), "head.w": torch.ones(1)})

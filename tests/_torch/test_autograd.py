@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop._torch.autograd import gradients
+from fnloop._torch.autograd import NoGradientError, gradients, has_others
+
+
+def differentiated(loss, inputs, asked=False, seed=1.0):
+    """The gradients of ``loss(*inputs)``."""
+    return gradients(
+        lambda tape: tape.backward(loss(*tape.leaves), torch.tensor(seed)), inputs, asked
+    )
 
 
 @pytest.mark.parametrize(
@@ -23,17 +30,16 @@ from fnloop._torch.autograd import gradients
 )
 def test_layout(loss):
     w = torch.randn(3, 4, requires_grad=True)
-    (grad,) = gradients(loss(w), [w], torch.tensor(1.0))
+    (grad,) = differentiated(loss, [w])
     (expected,) = torch.autograd.grad(loss(w), [w])
     assert grad.stride() == w.stride()
     torch.testing.assert_close(grad, expected)
 
 
 def test_sparse_gradients_become_dense():
-    embedding = nn.Embedding(5, 3, sparse=True)
-    (grad,) = gradients(
-        embedding(torch.tensor([1, 1, 4])).sum(), [embedding.weight], torch.tensor(2.0)
-    )
+    places = torch.tensor([1, 1, 4])
+    loss = lambda w: nn.functional.embedding(places, w, sparse=True).sum()  # noqa: E731
+    (grad,) = differentiated(loss, [torch.randn(5, 3)], seed=2.0)
     assert grad.layout is torch.strided and grad.sum(1).tolist() == [0, 12, 0, 0, 6]
 
 
@@ -64,3 +70,59 @@ def test_channels_last_trains_as_torch_does(convert, optimizer):
         loss(model, x).backward()
         reference.step()
     torch.testing.assert_close(state.params["weight"], model.weight.detach())
+
+
+def test_what_the_loss_does_not_reach_has_no_gradient():
+    a, b = torch.ones(2), torch.ones(3)
+    grads = differentiated(lambda a, b: a.sum(), [a, b])
+    assert grads[0].tolist() == [1, 1] and grads[1] is None
+    inside = torch.func.vmap(lambda a: differentiated(lambda a, b: a.sum(), [a, b])[0])
+    assert inside(a[None]).tolist() == [[1, 1]]
+    assert torch.func.vmap(
+        lambda a: torch.ones(()) * (differentiated(lambda a, b: a.sum(), [a, b])[1] is None)
+    )(a[None]).tolist() == [1]
+
+
+def test_a_loss_that_reaches_nothing_is_told():
+    constant = torch.tensor(3.0)
+    with pytest.raises(NoGradientError):
+        differentiated(lambda a: constant, [torch.ones(2)])
+    with pytest.raises(NoGradientError):
+        torch.func.vmap(lambda a: differentiated(lambda a: constant, [a])[0])(torch.ones(1, 2))
+
+
+def test_both_engines_agree_and_can_be_differentiated_again():
+    def slope(x):
+        (grad,) = differentiated(lambda w: (w**3).sum(), [x], asked=x.requires_grad)
+        return grad
+
+    x = torch.tensor([1.0, 2.0])
+    assert not slope(x).requires_grad
+    again = x.clone().requires_grad_()
+    (second,) = torch.autograd.grad(slope(again).sum(), again)
+    inside = torch.func.grad(lambda x: slope(x).sum())(x)
+    for got in (second, inside):
+        torch.testing.assert_close(got, 6 * x)
+    torch.testing.assert_close(torch.func.vmap(slope)(x[None])[0], slope(x))
+
+
+def test_gradients_are_taken_under_no_grad_which_holds_again_after():
+    with torch.no_grad():
+        (grad,) = differentiated(lambda w: (w**2).sum(), [torch.tensor([3.0])])
+        assert not torch.is_grad_enabled() and grad.tolist() == [6] and not grad.requires_grad
+        with pytest.raises(NoGradientError):
+            differentiated(lambda w: torch.ones(()), [torch.ones(1)])
+        assert not torch.is_grad_enabled()
+
+
+def test_the_callers_tensors_get_no_gradient_and_no_history():
+    w = torch.ones(2, requires_grad=True)
+    differentiated(lambda w: (w**2).sum(), [w])
+    assert w.grad is None and w.is_leaf
+
+
+def test_tensors_from_outside_are_found_but_not_modules_parameters():
+    leaf = torch.ones(2, requires_grad=True)
+    other, teacher = torch.ones(2, requires_grad=True), nn.Linear(2, 1)
+    assert has_others((leaf * other).sum(), [leaf])
+    assert not has_others((leaf * 2).sum() + teacher(leaf).sum(), [leaf])

@@ -11,7 +11,7 @@ from fnloop._torch.graph import fake_mode
 from fnloop._torch.random import seeded
 
 
-def note(function, micro=0):
+def note(function, micro=(0,)):
     """The draws of a function that is run on tensors without values."""
     draws = Draws()
     with fake_mode(), draws, draws.block(micro):
@@ -22,13 +22,13 @@ def note(function, micro=0):
 def drawn(draws, seeds):
     blocks = range(len(draws.seeds))
     makers = [[m for place, m in draws.found.items() if place.block == i] for i in blocks]
-    values = draw(makers, seeds, torch.device("cpu"))
+    values = draw(makers, [[seed] for seed in seeds], torch.device("cpu"))
     return dict(zip(draws.found, values, strict=True))
 
 
 def replay(function, values):
     draws = Draws(values)
-    with draws, draws.block(0):
+    with draws, draws.block((0,)):
         return function()
 
 
@@ -57,10 +57,10 @@ def test_what_is_put_in_place_is_what_torchs_generator_draws():
 def test_each_block_starts_from_its_seed():
     draws = Draws()
     with fake_mode(), draws:
-        for micro in (0, 1, 0):
-            with draws.block(micro):
+        for position in ((0, "loss"), (1, "loss"), (0, "loss")):
+            with draws.block(position):
                 torch.rand(3)
-    assert draws.seeds == [0, 1, 0]
+    assert draws.seeds == [(0, "loss"), (1, "loss"), (0, "loss")]
     first, second, third = drawn(draws, [5, 6, 5]).values()
     with seeded(6):
         assert torch.equal(second, torch.rand(3))
@@ -139,3 +139,13 @@ def test_what_is_refused(function, message):
 def test_outside_of_a_block_nothing_may_be_drawn():
     with fake_mode(), Draws(), pytest.raises(RandomnessError, match="outside of the loss"):
         torch.rand(3)
+
+
+def test_members_draw_what_each_draws_alone():
+    draws = note(lambda: (torch.rand(2, 3), torch.empty(2, 4).normal_()))
+    makers = [list(draws.found.values())]
+    first, second = draw(makers, [[3, 8]], torch.device("cpu"))
+    for i, seed in enumerate((3, 8)):
+        with seeded(seed):
+            assert torch.equal(first[i], torch.rand(3))
+            assert torch.equal(second[i], torch.empty(4).normal_())

@@ -1,70 +1,117 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from fnloop._torch import fused
 
-P = {"w": torch.ones(2), "b": torch.ones(3)}
+P, G = [torch.full((2,), 2.0), torch.ones(3)], [torch.full((2,), 0.5), torch.full((3,), -1.0)]
+ONE = torch.tensor(1.0)
 
 
-def test_usable_where_the_kernels_are():
-    assert fused.usable(P, P, 0.1, 0.9)
-    assert fused.usable(P, P, torch.tensor(0.1), torch.tensor(0.9))
-    double = {name: p.double() for name, p in P.items()}
-    assert fused.usable(double, double, 0.1)
+def sgd(params=P, grads=G, finite=True, plain=True, momentum=0.9, lr=0.1, memory=None):
+    memory = [[torch.ones_like(p) for p in params]] if memory is None else memory
+    return fused.sgd(
+        params, grads, memory, finite, plain, lr=lr, momentum=momentum, weight_decay=0.1,
+        nesterov=False, maximize=False,
+    )  # fmt: skip
 
 
-def test_not_usable_elsewhere():
-    half = {name: p.bfloat16() for name, p in P.items()}
-    recorded = {name: p.clone().requires_grad_() for name, p in P.items()}
-    assert not fused.usable(P, half, 0.1)
-    assert not fused.usable(P, {**P, "b": P["b"].double()}, 0.1)
-    assert not fused.usable(recorded, P, 0.1)
-    assert not fused.usable(P, P, torch.tensor(0.1, requires_grad=True))
-    assert not fused.usable({}, {}, 0.1)
+def adam(params=P, grads=G, finite=True, plain=True, decoupled=True, weight_decay=0.1, lr=0.1):
+    memory = [[torch.full_like(p, m) for p in params] for m in (3.0, 4.0)]
+    return fused.adam(
+        params, grads, memory, ONE, finite, plain, decoupled=decoupled, lr=lr, betas=(0.9, 0.99),
+        eps=1e-8, weight_decay=weight_decay, maximize=False,
+    )  # fmt: skip
+
+
+def adagrad(params=P, grads=G, finite=True, plain=True, lr=0.1):
+    memory = [[torch.full_like(p, 3.0) for p in params]]
+    return fused.adagrad(
+        params, grads, memory, ONE, finite, plain, lr=lr, lr_decay=0.0, weight_decay=0.1, eps=1e-8,
+        maximize=False,
+    )  # fmt: skip
+
+
+every = pytest.mark.parametrize("kernel", [sgd, adam, adagrad])
+
+
+def double(tensors):
+    return [t.double() for t in tensors]
+
+
+@every
+def test_used_where_the_kernels_are(kernel):
+    assert kernel() is not None
+    assert kernel(lr=torch.tensor(0.1)) is not None
+    assert kernel(double(P), double(G)) is not None
     with torch.no_grad():
-        assert fused.usable(recorded, P, torch.tensor(0.1, requires_grad=True))
+        recorded = [p.clone().requires_grad_() for p in P]
+        assert kernel(recorded, plain=False) is not None
+        assert kernel(lr=torch.tensor(0.1, requires_grad=True)) is not None
+
+
+@every
+def test_not_used_elsewhere(kernel):
+    assert kernel(P, [g.bfloat16() for g in G]) is None
+    assert kernel([P[0], P[1].double()], G) is None
+    assert kernel(plain=False) is None
+    assert kernel(lr=torch.tensor(0.1, requires_grad=True)) is None
+    assert kernel([], []) is None
+    assert kernel(P, [G[0], torch.ones(1)]) is None
     seen = []
-    torch.func.vmap(lambda x: seen.append(fused.usable(P, P, 0.1)) or x)(torch.ones(2))
-    assert seen == [False]
+    torch.func.vmap(lambda x: seen.append(kernel()) or x)(torch.ones(2))
+    assert seen == [None]
 
 
-def test_copies_are_fresh_and_in_groups():
-    first, second = fused.copies(P, {name: torch.zeros_like(p) for name, p in P.items()})
-    assert [t.shape for t in first] == [t.shape for t in second] == [(2,), (3,)]
-    assert first[0].data_ptr() != P["w"].data_ptr()
+def test_memory_of_other_shapes_is_an_error_where_a_kernel_would_read_beyond_it():
+    with pytest.raises(ValueError, match="other shapes than the parameters"):
+        sgd(memory=[[torch.ones(1), torch.ones(3)]])
 
 
-def test_the_flag_stops_every_kernel():
-    flag = fused.found_inf(torch.tensor(False))
-    assert flag.item() == 1.0 and fused.found_inf(torch.tensor(True)).item() == 0.0
-    assert fused.found_inf(True) is None
-    bad, one = [torch.tensor([torch.nan])], torch.tensor(1.0)
-    for run in (
-        lambda p, m: fused.sgd_(
-            p, bad, m[:1], weight_decay=0.1, momentum=0.9, lr=0.1, dampening=0.0, nesterov=False,
-            maximize=False, is_first_step=False, grad_scale=None, found_inf=flag,
-        ),
-        lambda p, m: fused.adagrad_(
-            p, bad, m[:1], [one], lr=0.1, lr_decay=0.0, weight_decay=0.0, eps=1e-8, maximize=False,
-            grad_scale=None, found_inf=flag,
-        ),
-        *(
-            lambda p, m, kernel=kernel: kernel(
-                p, bad, m[:1], m[1:], [], [one], lr=0.1, beta1=0.9, beta2=0.9, weight_decay=0.1,
-                eps=1e-8, amsgrad=False, maximize=False, grad_scale=None, found_inf=flag,
-            )
-            for kernel in (fused.adam_, fused.adamw_)
-        ),
-    ):  # fmt: skip
-        p, m = [torch.tensor([2.0])], [torch.tensor([3.0]), torch.tensor([4.0])]
-        run(p, m)
-        assert [t.item() for t in (*p, *m)] == [2.0, 3.0, 4.0]
+def test_a_momentum_of_zero_with_memory_is_not_for_the_kernel():
+    assert sgd(momentum=0.0) is None
+    assert sgd(momentum=0.0, memory=[]) is not None
 
 
-def test_counted():
-    count = torch.tensor(2.0)
-    assert fused.counted(count, True).item() == 3.0
-    assert fused.counted(count, torch.tensor(True)).item() == 3.0
-    assert fused.counted(count, torch.tensor(False)).item() == 2.0
-    assert fused.counted(count, torch.tensor(False)).dtype == torch.float32
+def test_gradients_that_lie_otherwise_are_not_read_as_if_they_did_not():
+    params, grads = [torch.randn(3, 4)], [torch.randn(4, 3).t()]
+    assert sgd(params, grads) is None
+    params = [torch.randn(4, 3).t()]
+    (new,), _ = sgd(params, grads)
+    torch.testing.assert_close(new, params[0] - 0.1 * (0.9 + grads[0] + 0.1 * params[0]))
+
+
+@every
+def test_what_is_made_is_fresh_and_in_groups(kernel):
+    before = [t.clone() for t in [*P, *G]]
+    made = kernel()
+    assert all([t.shape for t in part] == [(2,), (3,)] for part in made)
+    addresses = {t.data_ptr() for part in made for t in part}
+    assert not addresses & {t.data_ptr() for t in [*P, *G]}
+    assert len(addresses) == 2 * len(made)
+    assert all(map(torch.equal, [*P, *G], before))
+
+
+@every
+def test_the_flag_stops_every_kernel(kernel):
+    for plain, flagged in zip(kernel(), kernel(finite=torch.tensor(True)), strict=True):
+        assert all(map(torch.equal, plain, flagged))
+    bad = [torch.full_like(g, torch.nan) for g in G]
+    kept = kernel(P, bad, finite=torch.tensor(False))
+    assert all(map(torch.equal, kept[0], P))
+    for part in kept[1:]:
+        assert all(t.isfinite().all() and t.unique().numel() == 1 for t in part)
+        assert float(part[0][0]) in (1.0, 3.0, 4.0)
+
+
+@pytest.mark.parametrize("finite", [True, torch.tensor(True), torch.tensor(False)], ids=str)
+def test_a_decay_that_is_a_tensor_is_taken_apart(finite):
+    number = adam(finite=finite)
+    for part, expected in zip(
+        adam(finite=finite, weight_decay=torch.tensor(0.1)), number, strict=True
+    ):
+        torch.testing.assert_close(part, expected)
+    if finite is not True and not finite:
+        kept = adam(finite=finite, weight_decay=torch.tensor(0.1))
+        assert all(map(torch.equal, kept[0], P))

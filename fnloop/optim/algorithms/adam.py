@@ -90,6 +90,7 @@ class adam(_Adam):
         maximize: Go uphill.
         name: Of its memory and hyperparameters.
 
+    >>> import torch
     >>> optimizer = adam(1e-3)
     >>> params = Tensors({"w": torch.ones(2)})
     >>> updates, memory = optimizer.update(params, optimizer.init(params), params, step=0)
