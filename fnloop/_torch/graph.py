@@ -177,6 +177,9 @@ _lone = torch.empty(1)
 LONE = users_of(storage_of(_lone)._cdata)
 """What `users_of` says of a tensor's storage that nothing else shares."""
 
+holders_of: Callable[[Tensor], int] = torch.Tensor._use_count  # pyright: ignore
+"""How often PyTorch holds a tensor: once for Python, once for each view of it, and so on."""
+
 
 def _addmm(bias: Tensor, x: Tensor, w: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
     # A bias is added for nothing by the loop that follows (an activation, say), where the matrix

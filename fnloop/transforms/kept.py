@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnloop._torch.graph import LONE, storage_of, users_of
+from fnloop._torch.graph import LONE, holders_of, storage_of, users_of
 from fnloop.transforms.plan import Plan, Plans, Unit
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
@@ -232,18 +232,32 @@ class _Watch:
 
 def _is_held(unit: Tensors, inputs: Sequence[Tensor]) -> bool:
     """Whether somebody holds a tensor that was taken out of named ones, or a view of one."""
+    if list(map(sys.getrefcount, _tuples(unit))) not in _OWN_TUPLES:
+        return True
     storages, views = unit.peek_storages(), unit.peek()
     lists = [storages, inputs] if views is storages else [storages, views, inputs]
-    holders = Counter([id(tensor) for held in lists for tensor in held])
     tensors = list({id(tensor): tensor for held in lists[:-1] for tensor in held}.values())
-    expected = [_ONCE + holders[id(tensor)] for tensor in tensors]
+    # Other tensors of PyTorch: views hold what they are views of.
+    views_of = Counter([id(t._base) for t in tensors if t._is_view()])
+    expected = [1 + views_of[id(tensor)] for tensor in tensors]
+    if list(map(holders_of, tensors)) != expected:
+        return True
+    # Objects of Python.
+    holders = Counter([id(tensor) for held in lists for tensor in held])
+    expected = [_ONCE + holders[id(t)] + (views_of[id(t)] and _VIEWED) for t in tensors]
     if list(map(sys.getrefcount, tensors)) != expected:
         return True
+    # Other tensors on the same memory, and storages.
     memory = list(map(storage_of, tensors))
     users = Counter([storage._cdata for storage in memory])
-    return any(
-        users_of(address) != LONE + n - 1 for address, n in users.items()
-    ) or any(n != _STORAGE + users[s._cdata] - 1 for n, s in zip(map(sys.getrefcount, memory), memory, strict=True))
+    if any([users_of(address) != LONE + n - 1 for address, n in users.items()]):
+        return True
+    expected = [_STORAGE + users[storage._cdata] - 1 for storage in memory]
+    return list(map(sys.getrefcount, memory)) != expected  # in one go: a loop would hold one, too
+
+
+def _tuples(unit: Tensors) -> list[Any]:
+    return [unit.peek_storages(), unit.peek()]
 
 
 class _Held:
@@ -296,5 +310,12 @@ _ONCE = sum(map(sys.getrefcount, [object()]))
 _lone = torch.empty(1)
 _STORAGE = sum(map(sys.getrefcount, [storage_of(_lone)]))
 """The same of a storage that nobody else asked its tensor for."""
+
+_views = _lone.split(1)
+_VIEWED = sum(map(sys.getrefcount, [_lone])) - 1 - _ONCE
+"""How many more holders of Python's a tensor has that has views."""
+
+_OWN_TUPLES = ([_ONCE + 1, _ONCE + 1], [_ONCE + 3, _ONCE + 3])
+"""The same of a unit's tuples, if nobody else has one: of two, and of one that is both."""
 
 _KEY = "_kept"
