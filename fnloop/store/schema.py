@@ -10,7 +10,7 @@ from fnloop.store.text import is_shallow
 
 Check = Callable[[Any], bool]
 
-LONE = ("step", "cursor", "key")
+LONE = ("step", "calls", "cursor", "key")
 """Fields of a state that are one leaf each."""
 _FIELDS = (*LONE, "params", "buffers", "slots")
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fnloop.trees.equal import alike
+from fnloop.values.context import EMPTY
 from fnloop.values.state import State
 
 
@@ -27,6 +28,7 @@ class Staging:
 
     def copy(self, state: State) -> State:
         """A copy of `state` that holds until the next call."""
+        state = state.replace(context=EMPTY)
         leaves, structure = optree.tree_flatten(state)  # pyright: ignore[reportArgumentType]
         self._memory = {str(i): self._copied(str(i), leaf) for i, leaf in enumerate(leaves)}
         return structure.unflatten(self._memory.values())

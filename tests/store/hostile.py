@@ -60,6 +60,7 @@ def arrays() -> dict[str, Array]:
     """A state with one parameter of two numbers, as a linear layer without bias has."""
     return {
         "step": Array("int64", (), bytes(8)),
+        "calls": Array("int64", (), bytes(8)),
         "cursor": Array("int64", (3,), struct.pack("<3q", 0, COUNT, COUNT)),
         "params/weight": Array("float32", (1, 2), ONE + ONE),
         "key": Array("int64", (), bytes(8)),

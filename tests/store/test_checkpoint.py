@@ -15,7 +15,7 @@ from fnloop.store.manifest import read_manifest
 from fnloop.store.save import save
 from fnloop.trees.equal import tree_equal
 from fnloop.values.cursor import Cursor
-from fnloop.values.donated import donate
+from fnloop.values.donated import give_away
 from fnloop.values.metrics import Last, Mean, Metric
 from fnloop.values.start import start
 
@@ -261,7 +261,7 @@ def test_a_full_disk_at_the_end_is_warned_of(tmp_path, monkeypatch):
 
 def test_a_state_that_a_failed_step_consumed_is_warned_of(tmp_path):
     effect = go(begin(checkpoint(tmp_path)), [1])
-    donate(effect._run.state)
+    give_away(effect._run.state, state_at(2))
     with pytest.warns(UserWarning, match="last state of the run is not saved"):
         effect.close("failed")
 

@@ -101,15 +101,17 @@ def test_numpy_alone_can_make_a_checkpoint(tmp_path):
     step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.0)))
     arrays = {
         "step": Array("int64", (), struct.pack("<q", 7)),
+        "calls": Array("int64", (), struct.pack("<q", 8)),
         "cursor": Array("int64", (3,), struct.pack("<3q", 0, 9, 9)),
         "key": Array("int64", (), struct.pack("<q", 5)),
         "params/weight": Array("float32", (1, 2), weight.tobytes()),
     }
     like = step.init(torch.nn.Linear(2, 1, bias=False))
     state = fl.load(by_hand.write(tmp_path, arrays), like=like)
-    assert state.step.item() == 7 and state.params["weight"].tolist() == weight.tolist()
+    assert (state.step.item(), state.calls.item()) == (7, 8)
+    assert state.params["weight"].tolist() == weight.tolist()
     state, _ = step(state, torch.ones(1, 2))
-    assert state.step.item() == 8
+    assert (state.step.item(), state.calls.item()) == (8, 9)
 
 
 def test_entries_that_a_reader_does_not_know_are_left_alone(tmp_path):

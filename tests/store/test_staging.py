@@ -2,6 +2,7 @@ import torch
 
 from fnloop.store.staging import Staging
 from fnloop.trees.equal import tree_equal
+from fnloop.values.context import EMPTY
 from fnloop.values.start import start
 
 
@@ -39,4 +40,4 @@ def test_what_has_another_shape_or_dtype_gets_new_memory():
 
 
 def test_the_context_is_left_out():
-    assert Staging().copy(state().replace(context={"scale": torch.ones(())})).context == {}
+    assert Staging().copy(state().within(micro=3, scale=torch.ones(()))).context == EMPTY
