@@ -285,7 +285,10 @@ def check_effects(
 
 
 def check_skips(step: Step, state: State, bad: Any) -> None:
-    """Law 10: a batch with a non-finite gradient moves nothing but the loss scale.
+    """Law 10: a batch with a non-finite gradient moves nothing but what counts such batches.
+
+    That is ``state.calls``, and memory that a stage keeps when a step is taken back (see
+    `Stage.taken_back`), such as the loss scale.
 
     Args:
         step: A training step.
@@ -296,8 +299,9 @@ def check_skips(step: Step, state: State, bad: Any) -> None:
         LawError: With a table of the leaves that moved.
     """
     after, metrics = step(state, bad)
-    frozen = {name: memory for name, memory in after.slots.items() if not _is_scale(memory)}
-    expected = state.replace(slots={**after.slots, **{name: state.slots[name] for name in frozen}})
+    kept = _kept_slots(step, state)
+    frozen = {name: state.slots[name] for name in after.slots if name not in kept}
+    expected = state.replace(calls=after.calls, slots={**after.slots, **frozen})
     if not tree_equal(expected, after):
         raise LawError(
             f"law 10, skipping: a bad batch changed the state:\n{tree_diff(expected, after)}"
@@ -493,8 +497,15 @@ def _difference(x: Any, y: Any, rtol: float, atol: float) -> str:
     return f"{int(off.sum())} of {off.numel()} values, at most {float(most):.3g}"
 
 
-def _is_scale(memory: Any) -> bool:
-    return isinstance(memory, dict) and set(memory) == {"scale", "good"}
+def _kept_slots(step: Step, state: State) -> set[str]:
+    """The slots that stay as they are when a step is taken back."""
+    parts = step.stages() if isinstance(step, Stage) else ()
+    owned = [part for part in parts if part.slot is not None]
+    return {
+        part.slot
+        for part in owned
+        if part.slot is not None and state[part.slot] != {} and part.taken_back(state[part.slot]) == {}
+    }
 
 
 def _copy(value: Any) -> Any:

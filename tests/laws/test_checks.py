@@ -118,7 +118,7 @@ def test_stable_sees_another_dtype():
     def bad(state, batch):
         return state.replace(params={k: p.double() for k, p in state.params.items()}), {}
 
-    with pytest.raises(LawError, match="params/bias, params/weight"):
+    with pytest.raises(LawError, match="params/weight, params/bias"):
         testing.check_stable(bad, state(), None)
 
 

@@ -51,7 +51,7 @@ def test_a_rule_has_its_memory_before_the_first_step():
         "spike",
         "spike('loss', name='other')",
     )
-    assert fl.tree_equal(part.memory(STATE), spike("loss").memory(STATE, {}))
+    assert fl.tree_equal(part.init_state(STATE), spike("loss").init_state(STATE, {}))
 
 
 @fl.tree
@@ -60,7 +60,7 @@ class Late(fl.Callback):
     monitor: str
     name: str = "late"
 
-    def memory(self, state: Any, metrics: Any) -> Any:
+    def init_state(self, state: Any, metrics: Any) -> Any:
         return torch.as_tensor(metrics[self.monitor].value())
 
 
