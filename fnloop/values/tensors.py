@@ -134,8 +134,9 @@ class Tensors(Mapping[str, Tensor]):
         if self._views is not None:
             return self._views
         views = self.layout.views(self._storages)
-        # A view that was made while something records or transforms must not outlive that.
-        if views is self._storages or not (opaque() or torch.is_grad_enabled() and not self.plain):
+        # A view that was made while something transforms must not outlive that, nor one without
+        # its derivative, as under no_grad.
+        if views is self._storages or (self.plain and not opaque()):
             self._views = views
         return views
 
@@ -364,7 +365,7 @@ class Tensors(Mapping[str, Tensor]):
             return self._norm
         bulk = self._bulk()
         norm = foreach.norm(self._storages, bulk)
-        if bulk:
+        if bulk and self.plain:  # under no_grad, the norm is without its derivative
             self._norm = norm
         return norm
 
