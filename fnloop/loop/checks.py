@@ -8,6 +8,7 @@ from typing import Any
 
 from fnloop.stages.base import Stage
 from fnloop.trees.equal import alike, same_structure, table
+from fnloop.trees.named import by_name
 from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
@@ -35,8 +36,8 @@ def check_slots(step: Any, state: State) -> None:
 
 
 def outline(state: State) -> State:
-    """A state of the same structure, shapes, dtypes and devices, that holds no memory."""
-    return tree_map(lambda leaf: leaf.new_empty(()).expand(leaf.shape), state)
+    """What `state` is by name: structure, shapes, dtypes and devices, without the memory."""
+    return tree_map(lambda leaf: leaf.new_empty(()).expand(leaf.shape), by_name(state))
 
 
 def check_result(stage: Any, before: State, result: Any) -> None:
@@ -64,7 +65,7 @@ def check_result(stage: Any, before: State, result: Any) -> None:
                 "so it must say how: fl.Mean(total, weight), fl.Sum, fl.Max, fl.Last(value), ... "
                 "."
             )
-    left, right = before.replace(cursor=after.cursor), after
+    left, right = by_name(before).replace(cursor=after.cursor), by_name(after)
     if same_structure(left, right) and all(map(alike, tree_leaves(left), tree_leaves(right))):
         return
     raise ValueError(

@@ -474,9 +474,9 @@ header_case("a header of 2**64-1 bytes", lambda header: b"\xff" * 8 + header[8:]
 header_case("a header of no bytes", lambda header: bytes(8) + header[8:])
 header_case("a header of lists", lambda header: header[:8] + b"[" * (len(header) - 8))
 header_case("a header that is no UTF-8", lambda header: header[:8] + b"\xff" * (len(header) - 8))
-header_case("overlapping tensors", lambda header: header.replace(b"[24,32]", b"[16,24]"))
-header_case("a tensor beyond the end", lambda header: header.replace(b"[40,48]", b"[80,88]"))
-header_case("a negative offset", lambda header: header.replace(b"[40,48]", b"[-8,48]"))
+header_case("overlapping tensors", lambda header: header.replace(b"[32,40]", b"[24,32]"))
+header_case("a tensor beyond the end", lambda header: header.replace(b"[48,56]", b"[88,96]"))
+header_case("a negative offset", lambda header: header.replace(b"[48,56]", b"[-8,56]"))
 header_case("a tensor of another name", lambda header: header.replace(b'"key"', b'"yek"'))
 header_case("a hole", lambda header: header.replace(b"[32,40]", b"[33,40]"))
 header_case(
