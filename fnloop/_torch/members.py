@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fnloop._torch.random import generators, seeded
 
+_aten: Any = torch.ops.aten
 _peek: Any = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
 
 
@@ -35,6 +36,7 @@ class MemberDraws(TorchDispatchMode):
         self._guard = seeded(0, device)
         self._generators = generators(device)
         self._states = [_states(self._generators, seed) for seed in seeds]
+        self._turn = -1  # the member that drew a permutation last
 
     def __enter__(self) -> Any:
         self._guard.__enter__()
@@ -53,6 +55,12 @@ class MemberDraws(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         n = len(self._states)
+        if func.overloadpacket is _aten.randperm:  # `vmap` asks for one member after the other
+            self._turn = (self._turn + 1) % n
+            return self._as_member(self._turn, functools.partial(func, *args, **kwargs))
+        if func.overloadpacket is _aten.multinomial:  # and here for the rows of all
+            draws = [functools.partial(func, p, *args[1:], **kwargs) for p in args[0].chunk(n)]
+            return torch.cat([self._as_member(i, draw) for i, draw in enumerate(draws)])
         parts = [
             self._as_member(i, functools.partial(func, *[_part(a, i, n) for a in args], **kwargs))
             for i in range(n)
