@@ -109,10 +109,10 @@ def test_each_micro_batch_draws_its_own():
     assert float(metrics["first"]) != float(metrics["least"])
 
 
-def test_another_key_and_another_step_draw_other_numbers_without_a_new_graph():
+def test_another_key_and_another_call_draw_other_numbers_without_a_new_graph():
     step, state = drawn_by(torch.rand_like, batch()[0])
     fast = compiled(step)
-    states = [state, state.replace(key=state.key + 1), state.replace(step=state.step + 1)]
+    states = [state, state.replace(key=state.key + 1), state.replace(calls=state.calls + 1)]
     drawn = [fast(s, batch())[1]["drawn"].value() for s in states]
     for s, values in zip(states, drawn, strict=True):
         assert torch.equal(values, step(s, batch())[1]["drawn"].value())
@@ -170,7 +170,7 @@ class Sharpness(fl.GradStage):
 
     def __call__(self, state, x):
         _, grads = self.inner(state, x)
-        uphill = {name: p + 0.05 * grads.total[name] for name, p in state.params.items()}
+        uphill = {name: p + 0.05 * grads.mean[name] for name, p in state.params.items()}
         after, grads = self.inner(state.replace(params=uphill), x)
         return after.replace(params=state.params), grads
 
@@ -219,7 +219,7 @@ def test_a_second_step_may_draw_nothing():
     state = step.init(nn.Linear(4, 2))
     assert distance(step(state, batch())[0], compiled(step)(state, batch())[0]) < 1e-6
     noisy = step.init(lambda: Noisy(F.dropout))
-    with pytest.raises(fl.CompileError, match=r"state\.key or state\.step"):
+    with pytest.raises(fl.CompileError, match=r"state\.key or state\.calls"):
         compiled(step)(noisy, batch())
 
 

@@ -49,7 +49,7 @@ class Memory(fl.StepStage):
     change: Callable
     name: str = "mine"
 
-    def memory(self, state):
+    def init_state(self, state):
         return self.make()
 
     def __call__(self, state, x):
