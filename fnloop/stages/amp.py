@@ -68,9 +68,9 @@ class Amp(GradStage):
         scale, good = state[self.name]["scale"], state[self.name]["good"] + 1
         after, grads = self.inner(state.within(autocast=dtype, scale=scale), x)
         finite, grows = grads.finite & grads.mean.all_finite(), good >= self.interval
-        grown = torch.where(grows, scale * self.growth, scale)
+        grown = torch.where(grows, (scale * self.growth).to(scale.dtype), scale)
         grown = torch.where(grown.isfinite(), grown, scale)
-        shrunk = torch.maximum(scale * self.backoff, torch.full_like(scale, self.min_scale))
+        shrunk = (scale * self.backoff).clamp(min=self.min_scale).to(scale.dtype)
         memory = {
             **state[self.name],
             "scale": torch.where(finite, grown, torch.minimum(shrunk, scale)),
