@@ -75,6 +75,9 @@ class Kept:
         for unit, place in zip(units, plan.places, strict=True):
             if isinstance(unit, Tensors) and place.layout is not None:
                 unit.settle(place.layout)
+                # A stage may have put the same tensors into two places, or somebody else's.
+                unit.seen = True
+                unit.owned = all([storage_of(s).resizable() for s in unit.peek_storages()])
         del units
 
     def holds(self, state: State) -> bool:
@@ -93,18 +96,14 @@ class Kept:
             written: Places of the tensors that a graph writes to.
         """
         if state.__dict__.get(_KEY) is not self:  # it has been moved just now
-            kept = self._with_copies(written & self._foreign)
-        else:
-            if self._watch is None or self._watch.written is not written:
-                self._watch = _Watch(self, state, written)
-            seen = self._watch.seen(state)
-            if seen is None:
-                kept = self._with_copies(written & self._foreign) if self._foreign & written else self
-            else:
-                kept = self._with_copies(seen | (written & self._foreign))
-        if kept is not self or state.__dict__.get(_KEY) is not self:
-            state.__dict__.update(kept.plan.fields(state, kept.units))
-            kept._belong(state)
+            self._fill(state)
+        if self._watch is None or self._watch.written is not written:
+            self._watch = _Watch(self, state, written)
+        seen = self._watch.seen(state) | (written & self._foreign)
+        if not seen:
+            return self
+        kept = self._with_copies(seen)
+        kept._fill(state)
         return kept
 
     def advance(self, new: Mapping[int, Tensor], like: State, stable: bool) -> State:
@@ -125,6 +124,11 @@ class Kept:
         if stable:
             kept._belong(after)
         return after
+
+    def _fill(self, state: State) -> None:
+        """Make `state` of this memory, which has the same values."""
+        state.__dict__.update(self.plan.fields(state, self.units))
+        self._belong(state)
 
     def _belong(self, state: State) -> None:
         self._parts = self.plan.parts(state)
@@ -211,13 +215,13 @@ class _Watch:
             [3 + (id(t) in parts) for t in named] + [1 + (id(d) in parts) for d in dicts],
         )
 
-    def seen(self, state: State) -> Set[int] | None:
-        """The places of what somebody else looks at; None if there is nothing."""
+    def seen(self, state: State) -> Set[int]:
+        """The places of what somebody else looks at."""
         if not self._others.by_nobody() or list(map(sys.getrefcount, [state.slots])) != [_ONCE + 1]:
             return self.written
         singles = self._singles.by_nobody() and self._single_users.by_nobody()
         if singles and all([unit.owned and not unit.seen for unit, _ in self._named]):
-            return None
+            return _NOTHING
         held = map(operator.or_, self._singles.held(), self._single_users.held())
         found = {place for place, seen in zip(self._places, held, strict=True) if seen}
         for unit, own in self._named:
@@ -227,7 +231,7 @@ class _Watch:
                 found |= own
             else:
                 unit.seen = False
-        return found or None
+        return found
 
 
 def _is_held(unit: Tensors, inputs: Sequence[Tensor]) -> bool:
@@ -317,5 +321,7 @@ _VIEWED = sum(map(sys.getrefcount, [_lone])) - 1 - _ONCE
 
 _OWN_TUPLES = ([_ONCE + 1, _ONCE + 1], [_ONCE + 3, _ONCE + 3])
 """The same of a unit's tuples, if nobody else has one: of two, and of one that is both."""
+
+_NOTHING: frozenset[int] = frozenset()
 
 _KEY = "_kept"

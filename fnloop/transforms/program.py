@@ -189,7 +189,7 @@ class Program:
     def _outputs(
         self, fakes: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[Tensor], metrics: Any
     ) -> list[Tensor]:
-        theirs = {t.untyped_storage()._cdata for t in fakes}
+        taken = {t.untyped_storage()._cdata for t in fakes}
         outputs: list[Tensor] = []
         writes: list[tuple[Tensor, Tensor]] = []
         self._changed: list[tuple[int, int]] = []
@@ -202,19 +202,19 @@ class Program:
             if i in self.written:
                 written.add(i)
                 if self._writes:
-                    writes.append((before, _apart(after, theirs)))
+                    writes.append((before, _apart(after, taken)))
                     continue
                 self._copied.append((i, len(outputs)))
             else:
                 self._changed.append((i, len(outputs)))
                 self.stable = self.stable and after.stride() == before.stride()
-            outputs.append(_apart(after, theirs))
+            outputs.append(_apart(after, taken))
         leaves, structure = optree.tree_flatten(metrics)
         places: list[int | None] = []
         for leaf in leaves:
             places.append(len(outputs) if isinstance(leaf, Tensor) else None)
             if isinstance(leaf, Tensor):
-                outputs.append(_apart(leaf, theirs))
+                outputs.append(_apart(leaf, taken))
         constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.written = frozenset(written)
         for before, after in writes:  # after everything has been read
@@ -261,8 +261,10 @@ def _kind(tensor: Tensor) -> Any:
     return tensor.shape, tensor.dtype, tensor.device
 
 
-def _apart(tensor: Tensor, theirs: set[int]) -> Tensor:
-    """`tensor`, or a copy where it shares memory with an input, which may be written over."""
-    if tensor.untyped_storage()._cdata in theirs:
+def _apart(tensor: Tensor, taken: set[int]) -> Tensor:
+    """`tensor`, or a copy where it shares memory with an input or another output."""
+    address = tensor.untyped_storage()._cdata
+    if address in taken:  # which may be written over
         return tensor.clone()
+    taken.add(address)
     return tensor.detach() if tensor.requires_grad else tensor
