@@ -111,7 +111,7 @@ def norm(xs: Storages, bulk: bool) -> Tensor:
     if not bulk or not dtypes <= _EXACT:
         norms = [torch.linalg.vector_norm(x, dtype=_wide(x)) for x in xs]
         return torch.linalg.vector_norm(torch.stack([n.to(_widest(norms)) for n in norms]))
-    if len(dtypes) == 1 and len(xs) > 1 and _are_small(xs):
+    if len(dtypes) == 1 and len(xs) > 1 and are_small(xs):
         return torch.linalg.vector_norm(_flatten(xs))
     norms = torch._foreach_norm(xs)
     return torch.linalg.vector_norm(torch.stack([n.to(_widest(norms)) for n in norms]))
@@ -124,6 +124,16 @@ def all_finite(xs: Storages) -> Tensor:
     # What is not finite, less itself, is nan. A compiler vectorises this sum, where it would not
     # vectorise a search. (It folds a product with zero away.)
     return torch.stack([(x - x).sum().to(torch.float32) for x in xs]).sum() == 0
+
+
+def all_finite_(xs: Storages) -> bool:
+    """The same for float32 on the CPU, sooner: values are written again, as they are, IN PLACE."""
+    found = torch.zeros((), dtype=torch.float32, device="cpu")
+    torch._amp_foreach_non_finite_check_and_unscale_(xs, found, _ONE)
+    return not found.item()
+
+
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 def select(condition: Tensor, xs: Storages, ys: Storages) -> Storages:
@@ -168,7 +178,8 @@ def _same_dtypes(xs: Storages, ys: Storages) -> bool:
     return list(map(_DTYPE, xs)) == list(map(_DTYPE, ys))
 
 
-def _are_small(xs: Storages) -> bool:
+def are_small(xs: Storages) -> bool:
+    """Whether a kernel's start costs more than its work, on average."""
     return sum(map(Tensor.numel, xs)) < SMALL * len(xs)
 
 

@@ -1,6 +1,6 @@
 """torch's fused optimizer kernels: parameters and memory updated in one pass, on fresh copies.
 
-They write in place, know no derivative, and take hyperparameters as Python numbers. Each function
+They write in place, know no derivative, which the caller sees to, and take hyperparameters as Python numbers. Each function
 returns None where its kernel cannot be used.
 """
 
@@ -23,9 +23,14 @@ Number: TypeAlias = float | Tensor
 Made: TypeAlias = list[list[Tensor]]
 """The new parameters, then each part of the new memory."""
 
-_DTYPES = {torch.float32, torch.float64}
+_KINDS = {
+    (dtype, torch.strided, *device)
+    for dtype in (torch.float32, torch.float64)
+    for device in ((True, False), (False, True))
+}
 # By attrgetter and map: a loop in Python over the tensors costs three times as much.
-_DTYPE, _IS_CPU, _LAYOUT, _SHAPE = map(attrgetter, ("dtype", "is_cpu", "layout", "shape"))
+_SHAPE = attrgetter("shape")
+_KIND = attrgetter("dtype", "layout", "is_cpu", "is_cuda")
 
 _adam_ = torch._fused_adam_
 _adamw_ = torch._fused_adamw_
@@ -39,7 +44,7 @@ def adam(
     memory: Sequence[Storages],
     count: Tensor,
     finite: bool | Tensor,
-    plain: bool,
+    quick: bool,
     *,
     decoupled: bool,
     lr: Number,
@@ -54,13 +59,13 @@ def adam(
         params, grads, memory: Lists of tensors, alike.
         count: float32[]; the number of this update.
         finite: Whether to update at all; else the copies are returned as they are.
-        plain: Whether autograd has nothing to do with these tensors.
+        quick: Whether all are known to be contiguous, alike, on the CPU, and of one exact dtype.
         decoupled: AdamW's weight decay.
         lr, betas, eps, weight_decay, maximize: As in torch.
     """
     apart = decoupled and isinstance(weight_decay, Tensor)  # the kernel wants it as a number
     decay = 0.0 if apart else weight_decay
-    made = _copies(params, grads, memory, plain, lr, *betas, eps, decay)
+    made = _copies(params, grads, memory, quick, lr, *betas, eps, decay)
     if made is None:
         return None
     if apart:
@@ -92,7 +97,7 @@ def sgd(
     grads: Storages,
     memory: Sequence[Storages],
     finite: bool | Tensor,
-    plain: bool,
+    quick: bool,
     *,
     lr: Number,
     momentum: Number,
@@ -103,7 +108,7 @@ def sgd(
     """SGD; `memory` is the sum of gradients, or empty without momentum."""
     if memory and not isinstance(momentum, Tensor) and momentum == 0:
         return None  # for which the kernel wants no memory
-    made = _copies(params, grads, memory, plain, lr, momentum, weight_decay)
+    made = _copies(params, grads, memory, quick, lr, momentum, weight_decay)
     if made is None:
         return None
     _sgd_(
@@ -129,7 +134,7 @@ def adagrad(
     memory: Sequence[Storages],
     count: Tensor,
     finite: bool | Tensor,
-    plain: bool,
+    quick: bool,
     *,
     lr: Number,
     lr_decay: Number,
@@ -138,7 +143,7 @@ def adagrad(
     maximize: bool,
 ) -> Made | None:
     """Adagrad; `memory` is the sum of squares."""
-    made = _copies(params, grads, memory, plain, lr, lr_decay, weight_decay, eps)
+    made = _copies(params, grads, memory, quick, lr, lr_decay, weight_decay, eps)
     if made is None:
         return None
     _adagrad_(
@@ -161,32 +166,22 @@ def _copies(
     params: Storages,
     grads: Storages,
     memory: Sequence[Storages],
-    plain: bool,
+    quick: bool,
     lr: Number,
     *others: Number,
 ) -> Made | None:
     """Fresh copies of parameters and memory, laid out alike; None if no kernel can take them."""
-    if not params or opaque() or not (plain or not torch.is_grad_enabled()):
+    if not params or opaque():
         return None
-    if require_grad((lr, *others)):
+    numbers = [value for value in (lr, *others) if isinstance(value, Tensor)]
+    if numbers and (require_grad(numbers) or any([not n.is_cpu for n in numbers if n is not lr])):
         return None
-    if any([isinstance(value, Tensor) and not value.is_cpu for value in others]):
-        return None
-    everything = [*params, *grads]
-    dtypes = set(map(_DTYPE, everything))
-    if len(dtypes) > 1 or not dtypes <= _DTYPES:
-        return None
-    if not all(map(_IS_CPU, everything)) and {t.device.type for t in everything} != {"cuda"}:
-        return None
-    shapes = list(map(_SHAPE, params))
-    if any([list(map(_SHAPE, part)) != shapes for part in memory]):
-        raise ValueError("The optimizer's memory has other shapes than the parameters.")
-    if list(map(_SHAPE, grads)) != shapes or not _same_layout(grads, params):
+    if not quick and not _fit(params, grads, memory):
         return None
     n = len(params)
     fresh = list(torch._foreach_clone([*params, *[t for part in memory for t in part]]))
     groups = [fresh[i : i + n] for i in range(0, len(fresh), n)]
-    if all(map(Tensor.is_contiguous, fresh)):
+    if quick or all(map(Tensor.is_contiguous, fresh)):
         return groups
     return [
         group if _same_layout(group, groups[0]) else list(map(_like, group, groups[0]))
@@ -194,10 +189,26 @@ def _copies(
     ]
 
 
+def _fit(params: Storages, grads: Storages, memory: Sequence[Storages]) -> bool:
+    """Whether a kernel can take these.
+
+    Raises:
+        ValueError: The memory is that of other parameters.
+    """
+    tensors = [*params, *grads]
+    kinds = set(map(_KIND, tensors))
+    if len(kinds) > 1 or not kinds <= _KINDS:
+        return False
+    shapes = list(map(_SHAPE, params))
+    if any([list(map(_SHAPE, part)) != shapes for part in memory]):
+        raise ValueError("The optimizer's memory has other shapes than the parameters.")
+    if list(map(_SHAPE, grads)) != shapes or not _same_layout(grads, params):
+        return False
+    return True
+
+
 def _same_layout(some: Storages, others: Storages) -> bool:
     """Whether tensors lie in memory alike, pair by pair: the kernels run through raw memory."""
-    if set(map(_LAYOUT, some)) != {torch.strided}:
-        return False
     if all(map(Tensor.is_contiguous, some)) and all(map(Tensor.is_contiguous, others)):
         return True
     return [t.stride() for t in some] == [t.stride() for t in others]

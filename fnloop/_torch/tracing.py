@@ -12,6 +12,7 @@ from torch import Tensor
 
 _peek: Any = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
 _unwrapped: Any = torch._C._functorch.get_unwrapped  # pyright: ignore
+_is_compiling: Any = torch.compiler.is_dynamo_compiling
 _is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore
 
 
@@ -28,12 +29,12 @@ def opaque() -> bool:
     There, Python may not look at a tensor's value, and kernels that write in place or that have
     no batching rule may not be used.
     """
-    return _here.recording is not None or torch.compiler.is_compiling() or _peek() is not None
+    return _here.recording is not None or _peek() is not None or _is_compiling()
 
 
 def transformed() -> bool:
     """True inside ``torch.func`` transforms and ``torch.compile``: autograd's engine cannot run."""
-    return torch.compiler.is_compiling() or _peek() is not None
+    return _peek() is not None or _is_compiling()
 
 
 def recording() -> Any:
@@ -52,14 +53,18 @@ def recording_into(about: Any) -> Generator[None]:
         _here.recording = before
 
 
-def host_values(tensor: Tensor) -> list[int] | None:
-    """The integers in a CPU tensor, also where ``vmap`` or ``grad`` wraps it; one a member.
+def host_values(a: Tensor, b: Tensor) -> list[tuple[int, int]] | None:
+    """The integers in two CPU tensors, also where ``vmap`` or ``grad`` wraps them; one a member.
 
-    None where there are no values: while a step is recorded, or under ``torch.compile``.
+    None where there are no values: under ``torch.compile``.
     """
-    if _here.recording is not None or torch.compiler.is_compiling():
+    if _is_compiling():
         return None
-    return unwrapped(tensor).reshape(-1).tolist()
+    a, b = unwrapped(a), unwrapped(b)
+    if not a.ndim and not b.ndim:
+        return [(a.item(), b.item())]  # type: ignore[list-item]
+    a, b = torch.broadcast_tensors(a.reshape(-1), b.reshape(-1))
+    return list(zip(a.tolist(), b.tolist(), strict=True))
 
 
 def unwrapped(tensor: Tensor) -> Tensor:

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.autograd import NoGradientError, Tape, gradients, has_others, require_grad
-from fnloop.stages.base import GradStage, as_function, takes_state
+from fnloop.stages.base import Function, GradStage, as_function, takes_state
 from fnloop.stages.loss_result import LossResult, explain, loss_of, read_loss
 from fnloop.trees.nodes import tree, tree_leaves
 from fnloop.trees.show import short
 from fnloop.values.grads import Grads
 from fnloop.values.randomness import randomness
 from fnloop.values.state import State
-from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -46,8 +45,7 @@ class Grad(GradStage):
                 # The backward too: activation checkpointing runs the model again there.
                 result = self._run(state, model, x, tape)
                 found = tape.backward(result.loss, _seed(result, scale))
-                reached = {n: g for n, g in zip(trained.names, found, strict=True) if g is not None}
-                return _mean(trained, reached), result.weight, result.metrics
+                return trained.gradients(found), result.weight, result.metrics
 
             return state.skeleton.call(run, params, state.buffers, training=True)
 
@@ -129,9 +127,13 @@ _NO_GRADIENT = (
 
 def _is_recorded(stage: Grad, state: State, batch: Any) -> bool:
     """Whether autograd records what is computed from these."""
+    if not torch.is_grad_enabled():
+        return False
     if not (state.params.plain and state.buffers.plain):
         return True
-    return torch.is_grad_enabled() and require_grad(tree_leaves((stage.loss, batch)))
+    loss = () if type(stage.loss) is Function else tree_leaves(stage.loss)
+    plain = type(batch) is tuple and all([type(leaf) is Tensor for leaf in batch])
+    return require_grad(loss) or require_grad(batch if plain else tree_leaves(batch))
 
 
 def _seed(result: LossResult, scale: Tensor | None) -> Tensor:
@@ -146,9 +148,3 @@ def _seed(result: LossResult, scale: Tensor | None) -> Tensor:
     divisor = torch.where(weight > 0, weight, torch.ones_like(weight))
     return ((1.0 if scale is None else scale) / divisor).to(loss.dtype)
 
-
-def _mean(trained: Tensors, reached: dict[str, Tensor]) -> Tensors:
-    """The gradients of the parameters that the loss reaches, stored as the parameters are."""
-    if len(reached) == len(trained):
-        return trained.like(reached)
-    return trained.select(reached).like(reached)

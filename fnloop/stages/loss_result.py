@@ -13,7 +13,8 @@ from torch import Tensor
 from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values.metrics import Mean, Metric, as_tensor
+from fnloop.values.choice import look
+from fnloop.values.metrics import Mean, Metric, as_tensor, exact
 from fnloop.values.state import State
 
 
@@ -85,8 +86,9 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
         )
     count = examples(batch, who)
     weight = as_tensor(count, result.device)
-    value = as_tensor(result.detach() if detach else result, result.device)
-    metrics = _reported(Mean(value * count, weight), extra, batch, who, detach)
+    value = look(result.detach() if detach else result)
+    total = as_tensor(exact(value) * count, result.device)
+    metrics = _reported(Mean(total, weight), extra, batch, who, detach)
     return LossResult(result, count, weight, metrics)
 
 

@@ -68,8 +68,8 @@ class Update(StepStage):
         after, grads = self.inner(state, x)
         _check(grads, state)
         own, step = state[self.name], look(state.step)
-        finite = both(look(grads.finite), look(grads.weight > 0))
-        finite = both(finite, look(grads.mean.all_finite()))
+        finite = both(look(grads.finite), look(grads.weight) > 0)
+        finite = both(finite, grads.mean.is_finite())
         factors = {name: look(factor) for name, factor in own["scale"].items()}
         optimizer = self.optimizer.resolve(step, factors)
         params, memory = self._apply(optimizer, state, grads.mean, own, step, finite)
@@ -141,7 +141,8 @@ def _check(grads: Any, state: State) -> None:
             f"update got {type(grads).__name__} from the gradient stage, which must return "
             "(state, fl.Grads)."
         )
-    wrong = grads.mean.keys() - state.skeleton.trainable if len(grads.mean) else set[str]()
+    names = state.skeleton.trainable
+    wrong = () if grads.mean.names == names else grads.mean.keys() - names
     if wrong:
         raise ValueError(
             "The gradients are not those of the trained parameters: "

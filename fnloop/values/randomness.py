@@ -31,16 +31,12 @@ def randomness(state: State, name: str) -> contextlib.AbstractContextManager[Any
     ...     print(torch.equal(first, torch.rand(3)))
     True
     """
-    micro = state.context.micro
+    position = (state.context.micro, name)
     about = recording()
     if about is not None:
-        return about.randomness(state.key, state.calls, (micro, name))
-    keys, calls = host_values(state.key), host_values(state.calls)
-    if keys is None or calls is None:  # under torch.compile
+        return about.randomness(state.key, state.calls, position)
+    members = host_values(state.key, state.calls)
+    if members is None:  # under torch.compile
         return contextlib.nullcontext()
-    if len(keys) == len(calls) == 1:
-        return drawing([fold(keys[0], calls[0], micro, name)], state.step.device)
-    n = max(len(keys), len(calls))
-    keys, calls = (values * n if len(values) == 1 else values for values in (keys, calls))
-    seeds = [fold(key, count, micro, name) for key, count in zip(keys, calls, strict=True)]
+    seeds = [fold(key, calls, *position) for key, calls in members]
     return drawing(seeds, state.step.device)

@@ -70,9 +70,9 @@ class State:
         new = object.__new__(type(self))
         own = new.__dict__
         own.update(self.__dict__)
-        if "params" in changes or "buffers" in changes:
-            changes = _as_tensors(changes)
         own.update(changes)
+        if type(own["params"]) is not Tensors or type(own["buffers"]) is not Tensors:
+            _as_tensors(own)
         if len(own) > len(self.__dict__):
             unknown = sorted(set(changes) - set(self.__dict__))
             raise TypeError(
@@ -114,6 +114,6 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(State))
 def _as_tensors(fields: dict[str, Any]) -> dict[str, Any]:
     for name in ("params", "buffers"):
         value = fields.get(name)
-        if isinstance(value, Mapping) and not isinstance(value, Tensors):
+        if type(value) is not Tensors and isinstance(value, Mapping):
             fields[name] = Tensors(value)
     return fields

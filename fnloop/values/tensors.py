@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, TypeAlias
 
@@ -18,8 +19,10 @@ from fnloop.values.layouts import Layout, Separate, Storages, stored
 
 Scalar: TypeAlias = Any  # a number or a 0-d tensor
 
-_DTYPE = attrgetter("dtype")
+_FACTS = attrgetter("shape", "dtype", "is_cpu", "layout")
 _HALF = frozenset((torch.float16, torch.bfloat16))
+_SINGLE = frozenset((torch.float32,))
+_DOUBLE = frozenset((torch.float64,))
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -46,7 +49,7 @@ class Tensors(Mapping[str, Tensor]):
     Tensors(w=f32[2], b=f32[])
     """
 
-    __slots__ = ("__weakref__", "_dtypes", "_norm", "_plain", "_storages", "_views", "layout", "owned", "seen")
+    __slots__ = ("__weakref__", "_fresh", "_kinds", "_norm", "_plain", "_storages", "_views", "layout", "owned", "seen")
 
     layout: Layout
     owned: bool
@@ -55,14 +58,15 @@ class Tensors(Mapping[str, Tensor]):
     """Whether somebody may have taken a tensor out of it since then."""
     _storages: Storages
     _views: Storages | None
-    _dtypes: frozenset[torch.dtype] | None
+    _kinds: Kinds | None
     _norm: Tensor | None
     _plain: bool | None  # whether no storage requires gradients, if that is known
+    _fresh: bool  # made by a backward pass: its own values may be written into it again
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         pairs = [name for name, t in named.items() if _is_complex(t)]
         storages = tuple([stored(t, True) for t in named.values()] if pairs else named.values())
-        _set(self, Separate(named, pairs), storages, None, None)
+        _set(self, Separate(named, pairs), storages)
 
     @classmethod
     def of(cls, layout: Layout, storages: Iterable[Any], views: Storages | None = None) -> Tensors:
@@ -74,7 +78,7 @@ class Tensors(Mapping[str, Tensor]):
             views: The tensors by name, where they are there already.
         """
         self = object.__new__(cls)
-        _set(self, layout, tuple(storages), None, None)
+        _set(self, layout, tuple(storages))
         self._views = views
         return self
 
@@ -109,8 +113,8 @@ class Tensors(Mapping[str, Tensor]):
         self.seen = True
         return self.peek()
 
-    def items(self) -> Iterator[tuple[str, Tensor]]:  # type: ignore[override]  # pyright: ignore
-        return zip(self.layout.names, self.values(), strict=True)
+    def items(self) -> tuple[tuple[str, Tensor], ...]:  # type: ignore[override]  # pyright: ignore
+        return tuple(zip(self.layout.names, self.values(), strict=True))
 
     @property
     def storages(self) -> Storages:
@@ -126,7 +130,7 @@ class Tensors(Mapping[str, Tensor]):
         """Move to another layout, in place: only for tensors that nobody has seen yet."""
         if layout is not self.layout:
             named = dict(zip(self.names, self.peek(), strict=True))
-            _set(self, layout, layout.join(named), None, None)
+            _set(self, layout, layout.join(named))
         self.owned = True
 
     def peek(self) -> Storages:
@@ -168,9 +172,14 @@ class Tensors(Mapping[str, Tensor]):
     @property
     def dtypes(self) -> frozenset[torch.dtype]:
         """Of the storages: the reals of complex tensors."""
-        if self._dtypes is None:
-            self._dtypes = frozenset(map(_DTYPE, self._storages))
-        return self._dtypes
+        return self.kinds.dtypes
+
+    @property
+    def kinds(self) -> Kinds:
+        """What kernels ask of the storages."""
+        if self._kinds is None:
+            self._kinds = Kinds.of(self._storages)
+        return self._kinds
 
     @property
     def plain(self) -> bool:
@@ -180,6 +189,22 @@ class Tensors(Mapping[str, Tensor]):
         return self._plain
 
     # Other names, layouts, dtypes.
+
+    def gradients(self, found: Sequence[Tensor | None]) -> Tensors:
+        """Gradients with respect to these, which a backward pass has just made, in this layout.
+
+        Args:
+            found: In the order of the names; those that are None are left out.
+        """
+        if any([g is None for g in found]):
+            reached = {n: g for n, g in zip(self.names, found, strict=True) if g is not None}
+            made = self.select(reached).like(reached)
+        elif type(self.layout) is Separate and not self.layout.pairs:
+            made = self._new(tuple(found))  # type: ignore[arg-type]  # none is None
+        else:
+            made = self.like(dict(zip(self.names, found, strict=True)))  # type: ignore[arg-type]
+        made._fresh = True
+        return made
 
     def like(self, named: Mapping[str, Tensor]) -> Tensors:
         """Other tensors in this layout, from a mapping with at least its names.
@@ -192,8 +217,9 @@ class Tensors(Mapping[str, Tensor]):
         missing = [name for name in self.names if name not in named]
         if missing:
             raise KeyError(f"There is no tensor for {', '.join(missing[:8])}.")
-        peeked = dict(zip(named.names, named.peek(), strict=True)) if isinstance(named, Tensors) else named
-        return Tensors.of(self.layout, self.layout.join(peeked))
+        if isinstance(named, Tensors):  # `join` takes some tensors as they are
+            named = dict(named.items())
+        return Tensors.of(self.layout, self.layout.join(named))
 
     def select(self, names: Iterable[str]) -> Tensors:
         """Those of `names`, in that order.
@@ -371,13 +397,20 @@ class Tensors(Mapping[str, Tensor]):
 
     def all_finite(self) -> Tensor:
         """bool[]: whether no value is infinite or nan."""
-        if not self._bulk():
-            return foreach.all_finite(self._storages)
+        flag = self.is_finite()
+        return flag if isinstance(flag, Tensor) else torch.full((), flag, device=self.device)
+
+    def is_finite(self) -> bool | Tensor:
+        """The same; a bool where values may be looked at without waiting."""
+        storages = self._storages
+        if not self._bulk() or not storages or not storages[0].is_cpu:
+            return foreach.all_finite(storages)
+        if self._fresh and self.dtypes == _SINGLE and foreach.are_small(storages):
+            return foreach.all_finite_(storages)
         # What is not finite is in the norm too; only one that overflows says nothing.
-        finite = self.norm().isfinite()
-        if finite.is_cpu and bool(finite):
-            return finite
-        return foreach.all_finite([s.detach() for s in self._storages])
+        if math.isfinite(self.norm().item()):
+            return True
+        return bool(foreach.all_finite([s.detach() for s in storages]))
 
     def fused(
         self,
@@ -391,10 +424,13 @@ class Tensors(Mapping[str, Tensor]):
 
         The new parameters, then each part of the new memory; None where it cannot be used.
         """
-        plain = self.plain and grads.plain and all([part.plain for part in memory])
+        if torch.is_grad_enabled() and not all([part.plain for part in (self, grads, *memory)]):
+            return None
         parts = [self._aligned(part) for part in memory]
+        kinds = self.kinds
+        quick = kinds.quick and grads.kinds == kinds and all([part.kinds == kinds for part in memory])
         made = kernel(
-            self._storages, self._aligned(grads), parts, *arguments, plain, **hyperparameters
+            self._storages, self._aligned(grads), parts, *arguments, quick, **hyperparameters
         )
         return None if made is None else [self._bulky(storages) for storages in made]
 
@@ -441,24 +477,49 @@ class Tensors(Mapping[str, Tensor]):
         """What a kernel has made; in bulk, without derivatives."""
         new = self._new(tuple(storages))
         if bulk:
-            new._plain, new._dtypes = True, self._dtypes
+            new._plain, new._kinds = True, self._kinds
         return new
 
     def _new(self, storages: Storages) -> Tensors:
         new = object.__new__(Tensors)
-        _set(new, self.layout, storages, None, None)
+        _set(new, self.layout, storages)
         return new
 
 
-def _set(
-    self: Tensors,
-    layout: Layout,
-    storages: Storages,
-    plain: bool | None,
-    dtypes: frozenset[torch.dtype] | None,
-) -> None:
+class Kinds:
+    """Shapes, dtypes and places of storages, found once for a value and what is made of it.
+
+    Attributes:
+        dtypes: Of the storages.
+        quick: Whether they are contiguous, on the CPU, and of one dtype, float32 or float64.
+    """
+
+    __slots__ = ("_facts", "dtypes", "quick")
+
+    @classmethod
+    def of(cls, storages: Storages) -> Kinds:
+        """Those of some storages."""
+        self = object.__new__(cls)
+        self._facts = list(map(_FACTS, storages))
+        self.dtypes = frozenset([facts[1] for facts in self._facts])
+        self.quick = (
+            (self.dtypes == _SINGLE or self.dtypes == _DOUBLE)
+            and all([facts[2] and facts[3] is torch.strided for facts in self._facts])
+            and all(map(Tensor.is_contiguous, storages))
+        )
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Kinds) and self._facts == other._facts)
+
+    def __hash__(self) -> int:
+        return hash(self.dtypes)
+
+
+def _set(self: Tensors, layout: Layout, storages: Storages) -> None:
     self.layout, self._storages, self._views, self._norm = layout, storages, None, None
-    self._plain, self._dtypes, self.seen, self.owned = plain, dtypes, False, False
+    self._plain, self._kinds, self._fresh = None, None, False
+    self.seen = self.owned = False
 
 
 def _is_complex(value: Any) -> bool:
