@@ -112,7 +112,8 @@ def _loop(
     about: Run,
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     status, opened, first = "failed", list[Effect](), True
-    cursor, calls = Cursor.of(state.cursor), _calls(state)
+    cursor = Cursor.of(state.cursor)
+    calls: int | None = _calls(state)  # of the newest state; None if no step can write over it
     batches = source.iterate(cursor, int(state.key))
     try:
         for effect in effects:
@@ -153,7 +154,9 @@ def _loop(
                 state, metrics = result
                 del result
             first = False
-            about.state, about.cursor, about.whole, calls = state, cursor, True, _calls(state)
+            about.state, about.cursor, about.whole, calls = state, cursor, True, None
+            if lent:
+                calls = _calls(state)
             for effect in effects:
                 effect(state, metrics)
             if lent and (stages or effects):  # who has kept the shown one can go on reading it
@@ -188,10 +191,11 @@ def _loop(
 
 def _calls(state: State) -> int:
     """Calls of the step so far; a population's are the same for all."""
-    return int(state.calls.max())
+    calls: Any = state.calls
+    return calls.item() if not calls.ndim else int(calls.max())
 
 
-def _recover(about: Run, cursor: Cursor, calls: int) -> None:
+def _recover(about: Run, cursor: Cursor, calls: int | None) -> None:
     """Find the newest state, wherever in a step or after it an exception has come.
 
     A step that donates writes the next state into the memory of the one before, in one go: how
@@ -200,7 +204,7 @@ def _recover(about: Run, cursor: Cursor, calls: int) -> None:
     state = newest(about.state)
     if state is None:
         return
-    if _calls(state) != calls:
+    if calls is not None and _calls(state) != calls:
         state = state.replace(cursor=cursor.tensor())
         about.cursor, about.whole = cursor, False
     about.state = state

@@ -16,20 +16,33 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fnloop as fl
+from fnloop._torch import random
 
 aten: Any = torch.ops.aten
 STEPS = 200
 
 
 class Clock:
-    """The batch that is being worked on; a list of looks, each with the batch it came at."""
+    """The batch that is being worked on; a list of looks, each with the batch it came at.
+
+    Looks at what lies on the CPU, whatever the device, are not counted: cursor, calls and key.
+    """
 
     def __init__(self):
         self.batch = 0
         self.looks = []
+        self.near = set()
 
     def note(self):
         self.looks.append(self.batch)
+
+    def note_at(self, tensor):
+        if tensor.untyped_storage().data_ptr() not in self.near:
+            self.note()
+
+    def stay_near(self, *states):
+        tensors = [t for s in states for t in (s.cursor, s.calls, s.key)]
+        self.near = {t.untyped_storage().data_ptr() for t in tensors}
 
     def batches(self):
         for _ in range(STEPS):
@@ -38,10 +51,7 @@ class Clock:
 
 
 class Looks(TorchFunctionMode):
-    """Notes each call that turns a tensor into Python's numbers, but for the cursor's.
-
-    The cursor lies on the CPU, whatever the device.
-    """
+    """Notes each call that turns a tensor into Python's numbers."""
 
     WAYS = frozenset(
         getattr(Tensor, name)
@@ -56,8 +66,8 @@ class Looks(TorchFunctionMode):
         self.clock = clock
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in self.WAYS and tuple(args[0].shape) != (3,):
-            self.clock.note()
+        if func in self.WAYS and tuple(args[0].shape) != (3,):  # the loop makes cursors, too
+            self.clock.note_at(args[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -70,7 +80,7 @@ class Scalars(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in (aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default):
-            self.clock.note()
+            self.clock.note_at(args[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -119,6 +129,26 @@ def loss(model, batch):
     }
 
 
+def network():
+    return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+
+
+class Near:
+    """A step; what it takes and gives on the CPU may be looked at."""
+
+    def __init__(self, step, clock):
+        self.step, self.clock = step, clock
+
+    def __call__(self, state, batch):
+        self.clock.stay_near(state)
+        after, metrics = self.step(state, batch)
+        self.clock.stay_near(after)
+        return after, metrics
+
+    def donating(self):
+        return Near(self.step.donating(), self.clock)
+
+
 def pipeline(*around):
     optimizer = fl.optim.chain(
         fl.optim.clip_by_norm(1.0), fl.optim.adamw(fl.schedules.cosine(1e-2, steps=STEPS))
@@ -138,14 +168,34 @@ def clock():
 )
 def test_a_compiled_step_does_not_look(clock, around, donate):
     step = fl.compile(pipeline(*around), donate=donate, backend="aot_eager")
-    state, (batch, *_) = step.init(nn.Linear(3, 2)), clock.batches()
+    state, (batch, *_) = step.init(network), clock.batches()
     for _ in range(2):
         state, metrics = step(state, batch)
+    near = Near(step, clock)
     with Scalars(clock), Looks(clock):
         for _ in range(3):
-            state, metrics = step(state, batch)
+            state, metrics = near(state, batch)
     assert clock.looks == []
     assert step.graphs == 1 and int(state.step) == 5 and float(metrics["skipped"]) == 0
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("around", [(), (fl.accumulate(2),)], ids=str)
+def test_no_step_reads_from_a_device(monkeypatch, around, compiled):
+    """The device "meta" keeps no values: whatever reads one, raises."""
+    generator = torch.Generator()  # it has none, and draws nothing
+    monkeypatch.setattr(random, "_of", lambda device: generator)
+    step = pipeline(*around)
+    if compiled:
+        step = fl.compile(step, backend="aot_eager")
+    state = step.init(network).to("meta")
+    batch = torch.ones(4, 3, device="meta"), torch.ones(4, dtype=torch.int64, device="meta")
+    with pytest.raises(RuntimeError, match="meta"):
+        float(batch[0].sum())
+    for _ in range(3):
+        state, metrics = step(state, batch)
+    assert int(state.calls) == 3 and {t.device.type for t in state.params.values()} == {"meta"}
+    assert state.step.is_meta and metrics["loss"].total.is_meta and metrics["skipped"].total.is_meta
 
 
 def test_looks_are_seen(clock):
@@ -161,7 +211,7 @@ def test_looks_are_seen(clock):
     assert far.device.type != "cpu" and float(torch.stack([far, far + 1])[1]) == 3.0
     far.tolist(), far.cpu(), far.to(torch.float64)  # the last one stays there
     assert len(clock.looks) == 10
-    eager, state = pipeline(), pipeline().init(nn.Linear(3, 2))
+    eager, state = pipeline(), pipeline().init(network)
     with Scalars(clock):
         eager(state, next(clock.batches()))
     assert len(clock.looks) > 10  # on the CPU, where it costs nothing
@@ -175,7 +225,7 @@ def far_step():
         state, metrics = compiled(state, batch)
         return state, fl.tree_map(_far, metrics)
 
-    return step, compiled.init(nn.Linear(3, 2))
+    return step, compiled.init(network)
 
 
 def read(state, metrics):
@@ -259,10 +309,10 @@ def test_nobody_looks_between_occasions_with_everything_on(clock, tmp_path, monk
         fl.checkpoint(tmp_path / "checkpoints", monitor="val/loss", every=100, unit="step"),
     ]
     clock.batch = 0
-    state = step.init(nn.Linear(3, 2))
+    state = step.init(network)
     step(state, next(Clock().batches()))  # compiles
     with Looks(clock):
-        _, history = fl.fit(step, state, clock.batches(), steps=STEPS, callbacks=callbacks)
+        _, history = fl.fit(Near(step, clock), state, clock.batches(), steps=STEPS, callbacks=callbacks)
     # 0: the run reads its key; 1: callbacks are checked with the first metrics.
     assert set(clock.looks) <= {0, 1, 50, 100, 150, 200}
     assert {50, 100, 150, 200} <= set(clock.looks)
