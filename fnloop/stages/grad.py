@@ -66,13 +66,9 @@ class Grad(GradStage):
 
     def _run(self, state: State, model: Any, batch: Any, tape: Tape) -> LossResult:
         arguments = (model, batch, state) if takes_state(self.loss) else (model, batch)
-        autocast = state.context.autocast
         try:
-            if autocast is None:
+            with state.context.casting(state.step.device):
                 result = self.loss(*arguments)
-            else:
-                with torch.autocast(state.step.device.type, dtype=autocast):
-                    result = self.loss(*arguments)
         except Exception as error:
             explain(error, self.loss, state, batch)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Self
 
 import torch
@@ -29,6 +30,12 @@ class Context:
         new.__dict__.update(self.__dict__)
         new.__dict__.update(changes)
         return new
+
+    def casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """Within the block, a model on `device` runs in the dtype of `autocast`, if there is one."""
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self.autocast)
 
 
 EMPTY = Context()
