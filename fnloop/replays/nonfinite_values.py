@@ -11,6 +11,7 @@ import optree
 import torch
 from torch import Tensor
 
+from fnloop.trees.named import by_name
 from fnloop.trees.paths import join, tree_items
 from fnloop.values.state import State
 
@@ -118,7 +119,7 @@ def in_state(state: State, kind: Origin = "state") -> Iterator[Nonfinite]:
         has_nan = leaf.is_floating_point() and bool(leaf.isnan().any())
         if has_nan and (found := Nonfinite.of(kind, f"buffers/{name}", leaf)):
             yield found
-    paths, leaves, _ = optree.tree_flatten_with_path(state.slots)  # pyright: ignore
+    paths, leaves, _ = optree.tree_flatten_with_path(by_name(state.slots))  # pyright: ignore
     for parts, leaf in zip(paths, leaves, strict=True):
         if parts[-1] in state.params and (
             found := Nonfinite.of(kind, f"slots/{join(parts)}", leaf)

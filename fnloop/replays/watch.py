@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator
 from contextvars import ContextVar
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import optree
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fnloop._torch.tracing import opaque
 from fnloop.replays.nonfinite_values import Nonfinite, tensors_in
-from fnloop.stages.base import Function, GradStage, Kind, Stage, takes_state
+from fnloop.stages.base import Function, GradStage, takes_state
 from fnloop.stages.loss_result import leading_sizes
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.paths import tree_items
@@ -79,13 +79,15 @@ class Watch:
         finally:
             _WATCH.reset(token)
 
-    def call(self, stage: GradStage, state: State, batch: Any) -> tuple[State, Grads]:
-        """Call a gradient stage, and note what it did."""
+    def call(
+        self, stage: GradStage, method: Callable[..., Any], state: State, batch: Any
+    ) -> tuple[State, Grads]:
+        """Call a gradient stage by its own method, and note what it did."""
         outermost, self._inside = not self._inside, True
         self._part = f"; in micro-batch {state.context.micro + 1}" if not outermost else self._part
         try:
             with self._following(state.skeleton):
-                after, grads = stage(state, batch)
+                after, grads = method(stage, state, batch)
         finally:
             self._inside = not outermost
         if isinstance(grads, Grads):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -188,34 +190,28 @@ def is_bad(grads: Grads) -> bool:
     return not (whole and torch.tensor(loss).isfinite())
 
 
-@tree
-class Watched(GradStage):
-    """A gradient stage that reports to the `Watch` in force."""
-
-    wraps: ClassVar[Kind | None] = "grad"
-    spelling: ClassVar[str] = "watched"
-    inner: Any
-
-    def stages(self) -> Iterator[Stage]:
-        return self.inner.stages()
-
-    def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
-        watch = _WATCH.get()
-        if watch is None or opaque():
-            return self.inner(state, x)
-        return watch.call(self.inner, state, x)
-
-
 def _watched(leaf: Any) -> Any:
     if not isinstance(leaf, GradStage):
         return leaf
-    inner = object.__new__(type(leaf))
-    inner.__dict__.update(vars(leaf))
+    new = object.__new__(_kind(type(leaf)))  # a subclass: who asks for an fl.grad still finds one
+    new.__dict__.update(vars(leaf))
     for name in type(leaf).__tree_children__:  # pyright: ignore
-        inner.__dict__[name] = watched(getattr(leaf, name))
+        new.__dict__[name] = watched(getattr(leaf, name))
     if leaf.loss is not None:
-        inner.__dict__["loss"] = _loss(leaf.loss)
-    return Watched(inner)
+        new.__dict__["loss"] = _loss(leaf.loss)
+    return new
+
+
+@functools.cache
+def _kind(kind: type[GradStage]) -> type[GradStage]:
+    def call(self: GradStage, state: State, x: Any) -> tuple[State, Grads]:
+        watch = _WATCH.get()
+        if watch is None or opaque():
+            return kind.__call__(self, state, x)
+        return watch.call(self, kind.__call__, state, x)
+
+    made: Any = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+    return tree(made)
 
 
 def _loss(loss: Any) -> Function:

@@ -42,8 +42,7 @@ def weighted(model, batch):
 def lifted(state, batch):
     """A user's own gradient stage: twice the gradients."""
     state, grads = Grad(loss)(state, batch)
-    total = {name: 2 * g for name, g in grads.total.items()}
-    return state, dataclasses.replace(grads, total=total)
+    return state, grads.replace(mean=grads.mean.scale(2.0))
 
 
 @fl.tree
@@ -56,8 +55,9 @@ class Halved(fl.GradStage):
 
     def __call__(self, state, x):
         assert isinstance(self.inner, Grad)
-        state, grads = self.inner.mean(state, x)
-        return state, dataclasses.replace(grads, weight=grads.weight * 2)
+        assert self.inner.loss is not None
+        state, grads = self.inner(state, x)
+        return state, grads.replace(weight=grads.weight * 2)
 
 
 ADAM = fl.optim.chain(fl.optim.clip_by_norm(0.5), fl.optim.adamw(1e-2))
@@ -233,14 +233,14 @@ def test_a_state_that_was_bad_before_is_said_to_be(slot, batch):
         state = state.replace(params={**state.params, "0.weight": bad})
         path = "params/0.weight"
     elif slot == "ema":
-        state = state.put("ema", {**state["ema"], "0.weight": bad})
+        state = state.put("ema", fl.Tensors({**state["ema"], "0.weight": bad}))
         path = "slots/ema/0.weight"
     else:
         name = next(p for p in fl.tree_paths(state["update"]) if p.endswith("/0.weight"))
         where = name.split("/")
         memory = copy.copy(state["update"])
-        memory[where[0]] = {**memory[where[0]], where[1]: {**memory[where[0]][where[1]]}}
-        memory[where[0]][where[1]]["0.weight"] = bad
+        moments = fl.Tensors({**memory[where[0]][where[1]], "0.weight": bad})
+        memory[where[0]] = {**memory[where[0]], where[1]: moments}
         state = state.put("update", memory)
         path = f"slots/update/{name}"
     found = replay(step, state, batch)

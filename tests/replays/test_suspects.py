@@ -13,10 +13,9 @@ def loss(model, batch):
     return model(batch["x"]).square().mean()
 
 
-def call(batch, function=loss, model=None, offset=0, context=None):
+def call(batch, function=loss, model=None, offset=0):
     stage = fl.grad(function)
-    state = stage.init(model or nn.Linear(2, 1))
-    return Call(stage, state.replace(context=context or {}), batch, offset)
+    return Call(stage, stage.init(model or nn.Linear(2, 1)), batch, offset)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 16, 33])
