@@ -16,7 +16,7 @@ comparisons with the baseline in the same round, so they hold on a machine that 
 (and counts what fnloop's other threads do as well).
 
 What is measured is kept in a folder, and ``--write`` or ``report`` puts all that is there into
-``docs/benchmarks.md`` and ``docs/images/``.
+``docs/internals/benchmarks.md`` and ``docs/images/``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .results import load, save
 from .timing import Row, table
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "internals" / "benchmarks.md"
 LIMIT = 900  # seconds for a first step or a peak of memory
 
 
@@ -179,7 +179,7 @@ def write(folder: Path) -> None:
     results = load(folder, list(PROBLEMS))
     charts = {}
     for threads, cases in results.step.items():
-        charts[threads] = f"images/benchmarks-{threads}.png"
+        charts[threads] = f"../images/benchmarks-{threads}.png"
         chart.draw(cases, threads, PAGE.parent / charts[threads])
     report.write(PAGE, results, charts)
 
@@ -200,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="how often each is timed")
     parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time")
     parser.add_argument("--quick", action="store_true", help="few rounds; compiling only for mlp")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="write docs/internals/benchmarks.md")
     parser.add_argument(
         "--results",
         type=lambda path: Path(path).resolve(),

@@ -1,4 +1,4 @@
-"""The checkpoint format as docs/explanation/checkpoint-format.md gives it: json, hashlib, struct.
+"""The checkpoint format as docs/internals/checkpoint-format.md gives it: json, hashlib, struct.
 
 Nothing of fnloop is used here. What this writes, `fl.load` reads; what `fl.save` writes, this
 reads.

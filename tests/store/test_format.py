@@ -1,4 +1,4 @@
-"""The format is what docs/explanation/checkpoint-format.md says: others can write and read it."""
+"""The format is what docs/internals/checkpoint-format.md says: others can write and read it."""
 
 from __future__ import annotations
 
