@@ -55,6 +55,8 @@ class Grad(GradStage):
                     compute, trained.peek(), _is_recorded(self, state, x)
                 )
         except NoGradientError:
+            if torch.is_inference_mode_enabled():
+                raise RuntimeError(_INFERENCE) from None
             raise ValueError(_NO_GRADIENT.format(loss=self.loss)) from None
         mean = mean.wide()
         if scale is not None:
@@ -118,6 +120,12 @@ _NO_GRADIENT = (
     "the loss was computed under torch.no_grad(), or detached (.item(), .numpy()); it uses a "
     "model from "
     "outside instead of the one that it is given; or all parameters are frozen."
+)
+
+
+_INFERENCE = (
+    "Inside torch.inference_mode() there are no gradients, so no training step. Leave that block, or "
+    "write torch.no_grad() instead, in which a step runs as always."
 )
 
 

@@ -69,7 +69,7 @@ class Update(StepStage):
         _check(grads, state)
         own, step = state[self.name], look(state.step)
         finite = both(look(grads.finite), look(grads.weight) > 0)
-        finite = both(finite, grads.mean.is_finite())
+        finite = both(finite, look(grads.mean.is_finite()))
         factors = {name: look(factor) for name, factor in own["scale"].items()}
         optimizer = self.optimizer.resolve(step, factors)
         params, memory = self._apply(optimizer, state, grads.mean, own, step, finite)

@@ -115,3 +115,37 @@ def test_the_backward_is_not_under_autocast():
 def test_wrong_precision():
     with pytest.raises(ValueError, match="fp8"):
         fl.amp("fp8")(fl.grad(loss))
+
+
+def test_the_scale_has_a_floor_and_recovers():
+    step = fl.pipe(
+        loss, fl.grad, fl.amp("fp16", init_scale=8.0, interval=2), fl.update(fl.optim.sgd(0.1))
+    )
+    state = step.init(net())
+    for x in batches(200, bad=range(200)):
+        state, metrics = step(state, x)
+        assert float(metrics["skipped"]) == 1
+    assert float(state["amp"]["scale"]) == 1.0 and int(state.step) == 0
+    for x in batches(6):
+        state, metrics = step(state, x)
+        assert float(metrics["skipped"]) == 0
+    assert float(state["amp"]["scale"]) == 8.0 and int(state.step) == 6
+
+
+def test_a_floor_of_ones_own():
+    amp = fl.amp("fp16", init_scale=4.0, min_scale=2.0**-10, backoff=0.25)
+    step = fl.pipe(loss, fl.grad, amp, fl.update(fl.optim.sgd(0.1)))
+    state = step.init(net())
+    for x in batches(20, bad=range(20)):
+        state, _ = step(state, x)
+    assert float(state["amp"]["scale"]) == 2.0**-10
+    below = fl.pipe(loss, fl.grad, fl.amp("fp16", init_scale=0.5), fl.update(fl.optim.sgd(0.1)))
+    state, _ = below(below.init(net()), next(batches(1, bad=(0,))))
+    assert float(state["amp"]["scale"]) == 0.5  # a floor does not raise it
+
+
+@pytest.mark.parametrize("field", ["init_scale", "min_scale"])
+@pytest.mark.parametrize("value", [0, 0.0, float("inf"), float("nan"), 1e-45, -1, 1e300])
+def test_a_scale_that_could_not_be_undone_is_refused(field, value):
+    with pytest.raises(ValueError, match=rf"amp\({field}=.*normal float32"):
+        fl.amp("fp16", **{field: value})(fl.grad(loss))
