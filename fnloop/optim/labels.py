@@ -115,6 +115,8 @@ class by_label(Optimizer):
     ) -> tuple[Tensors, Memory]:
         results, memory = params, dict(memory)
         for label, names in self._groups(params).items():
+            if not names:  # nothing of it is reached, and its memory rests
+                continue
             optimizer = self.optimizers[label]
             own = {name: memory[f"{label}.{name}"] for name in optimizer.names()}
             made, own = run(optimizer, grads.select(names), own, params.select(names))

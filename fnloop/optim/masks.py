@@ -62,10 +62,12 @@ class masked(Optimizer):
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         names = chosen(self.where, params)
+        others = grads.zeros() if self.makes == "updates" else grads.wide()
+        if not names:  # nothing of it is reached, and its memory rests
+            return others, memory
         made, memory = self.optimizer.update(
             grads.select(names), memory, params.select(names), step
         )
-        others = grads.zeros() if self.makes == "updates" else grads.wide()
         return others.updated(made), memory
 
     def apply(
@@ -74,6 +76,8 @@ class masked(Optimizer):
         if self.makes != "updates":
             return super().apply(grads, memory, params, step, finite)
         names = chosen(self.where, params)
+        if not names:
+            return params, memory
         made, memory = self.optimizer.apply(
             grads.select(names), memory, params.select(names), step, finite
         )

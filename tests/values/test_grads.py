@@ -71,7 +71,7 @@ def test_finite_only_if_both_are():
 @pytest.mark.parametrize("how", ["plain", "accumulated", "amp"])
 def test_what_is_written_into_a_result_does_not_change_a_later_call(how):
     loss = lambda model, x: model(x).square().mean()  # noqa: E731
-    parts = {"plain": [], "accumulated": [fl.accumulate(2)], "amp": [fl.amp(torch.bfloat16)]}
+    parts = {"plain": [], "accumulated": [fl.accumulate(2)], "amp": [fl.amp("bf16")]}
     stage = fl.pipe(loss, fl.grad, *parts[how])
     step = fl.pipe(loss, fl.grad, *parts[how], fl.update(fl.optim.adamw(0.1)), fl.ema(0.9))
     state, x = step.init(torch.nn.Linear(2, 1)), torch.ones(4, 2)
