@@ -17,10 +17,10 @@ from fnloop._torch.workers import with_parts
 from fnloop.data.batches import START
 from fnloop.data.fingerprint import name_of
 from fnloop.data.iterables import END, Once, Pairs, length, too_short
-from fnloop.data.json_state import decode, encode
 from fnloop.data.loader import about_loader, announce, collates, is_map_style, lent, samplers
 from fnloop.data.seeding import seeding
 from fnloop.data.worker_parts import SeededDataset, ShowDataset
+from fnloop.trees.json_codec import decode, encode
 from fnloop.values.cursor import Cursor
 from fnloop.values.key import fold
 
@@ -193,7 +193,10 @@ class Stateful:
         try:
             return encode(self._get())
         except ValueError as error:
-            return error
+            return ValueError(
+                f"The data loader cannot be resumed exactly: {error} Have state_dict() give it in "
+                "these terms."
+            )
 
 
 class StatefulOnce(Stateful):

@@ -14,8 +14,8 @@ import optree
 import torch
 from torch import Tensor
 
-from fnloop.data.json_state import decode, encode
 from fnloop.trees.equal import alike
+from fnloop.trees.json_codec import decode, encode
 from fnloop.trees.nodes import tree_leaves
 from fnloop.values.metrics import Metrics, Stop
 

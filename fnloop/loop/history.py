@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import html
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,7 +106,7 @@ class History(Effect):
     def memo(self) -> Any:
         """Complete rows by column, the row that was cut short, and what it is made of.
 
-        What a row has not is None, and nan and infinities are strings.
+        What a row has not is None.
         """
         self._settle()
         return {
@@ -256,7 +255,7 @@ def _rows(points: Sequence[Point]) -> list[Row]:
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
     names = ["epoch", "step", *_names(rows)]
-    return {name: [_to_json(row.get(name)) for row in rows] for name in names}
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _from_columns(columns: dict[str, list[Any]]) -> list[Row]:
@@ -283,7 +282,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return str(value) if isinstance(value, int) else f"{value:.4g}"
-
-
-def _to_json(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

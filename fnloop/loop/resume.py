@@ -20,7 +20,7 @@ from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import as_path, files_for
 from fnloop.store.load import Loaded, load_at
 from fnloop.store.save import machine_of
-from fnloop.store.text import encode
+from fnloop.trees.json_codec import plain
 from fnloop.trees.paths import split
 from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
@@ -89,7 +89,7 @@ def resume(
     _recall(effects, loaded)
     state, moved = _place(loaded, source)
     changes = [
-        *_changes("", loaded.manifest["config"], encode(config, other=str)),
+        *_changes("", loaded.manifest["config"], plain(config)),
         *_changes("data.", _about(loaded), _now(source)),
         *moved,
         *_machine(loaded.manifest, state),
@@ -140,7 +140,7 @@ def _about(loaded: Loaded) -> Mapping[str, Any]:
 
 
 def _now(source: Any) -> dict[str, Any]:
-    return encode(source.about(), other=str) if hasattr(source, "about") else {}
+    return plain(source.about()) if hasattr(source, "about") else {}
 
 
 def _changes(prefix: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

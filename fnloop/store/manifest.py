@@ -15,7 +15,7 @@ from fnloop.store import schema
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, as_path, files_for, write_all
 from fnloop.store.leaves import leaves_from
-from fnloop.store.text import from_text, to_text, too_many_in
+from fnloop.trees.json_codec import from_text, to_text, too_many_in
 
 FORMAT = 1
 MANIFEST = "manifest.json"

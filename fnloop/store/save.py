@@ -23,7 +23,7 @@ from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import target_of
 from fnloop.store.manifest import FORMAT, TENSORS, put_manifest, read_manifest
 from fnloop.store.schema import fault_in_path
-from fnloop.store.text import encode
+from fnloop.trees.json_codec import as_json, plain
 from fnloop.trees.paths import join, tree_items
 from fnloop.trees.show import bytes_text
 from fnloop.values.context import EMPTY
@@ -101,7 +101,7 @@ def save(
         "status": status,
         "metrics": numbers(metrics or {}),
         "monitor": monitor,
-        "config": encode(config or {}, other=str),
+        "config": plain(config or {}),
         "data": dict(data or {}),
         "memos": {name: _memo(name, memo) for name, memo in (memos or {}).items()},
         "structure": dict(_containers(state.slots, ("slots",))),
@@ -244,7 +244,7 @@ def _containers(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
 
 def _memo(name: str, memo: Any) -> Any:
     try:
-        return encode(memo)
+        return as_json(memo)
     except TypeError as error:
         raise TypeError(f"The memo of the effect {name!r} cannot be saved: {error}") from None
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from fnloop.store.text import is_shallow
+from fnloop.trees.json_codec import is_shallow
 
 Check = Callable[[Any], bool]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.plain_values import jsonable
 from fnloop.trackers.run_files import claim, end_last_line
+from fnloop.trees.json_codec import jsonable
 
 
 class JSONL(Tracker):

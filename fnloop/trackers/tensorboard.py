@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.plain_values import jsonable
+from fnloop.trees.json_codec import jsonable
 
 
 class TensorBoard(Tracker):

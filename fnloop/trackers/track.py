@@ -9,9 +9,9 @@ from typing import Any
 from fnloop.effects.effect import Effect, Run
 from fnloop.effects.points import Points
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.plain_values import plain
 from fnloop.trackers.run_files import is_name
 from fnloop.trackers.worker import Worker
+from fnloop.trees.json_codec import plain
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
 

@@ -312,7 +312,9 @@ def test_nobody_looks_between_occasions_with_everything_on(clock, tmp_path, monk
     state = step.init(network)
     step(state, next(Clock().batches()))  # compiles
     with Looks(clock):
-        _, history = fl.fit(Near(step, clock), state, clock.batches(), steps=STEPS, callbacks=callbacks)
+        _, history = fl.fit(
+            Near(step, clock), state, clock.batches(), steps=STEPS, callbacks=callbacks
+        )
     # 0: the run reads its key; 1: callbacks are checked with the first metrics.
     assert set(clock.looks) <= {0, 1, 50, 100, 150, 200}
     assert {50, 100, 150, 200} <= set(clock.looks)

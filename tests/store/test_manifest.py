@@ -6,7 +6,6 @@ import pytest
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import Disk
 from fnloop.store.manifest import MANIFEST, amend, put_manifest, read_manifest
-from fnloop.store.text import encode
 
 DISK = Disk()
 
@@ -116,9 +115,3 @@ def test_amend_changes_what_is_named(tmp_path):
     amend(tmp_path, DISK, status="completed")
     read = read_manifest(tmp_path)
     assert read["status"] == "completed" and math.isnan(read["metrics"]["loss"])
-
-
-def test_encode_refuses_what_json_lacks_unless_told_what_to_make_of_it():
-    with pytest.raises(TypeError, match="set"):
-        encode({"a": {1, 2}})
-    assert encode({"a": (1, {2})}, other=str) == {"a": [1, "{2}"]}
