@@ -124,12 +124,13 @@ def _history(callbacks: Sequence[Any]) -> History:
 def _keep(error: BaseException, state: State, history: History) -> None:
     """A failing step never costs the state."""
     kept: Any = error
-    with contextlib.suppress(Exception):  # an error may have no room for them
+    with contextlib.suppress(Exception):  # an error may have no room for it
         kept.history = history
-        kept.state = getattr(error, "state", state)
-    if not isinstance(getattr(error, "state", None), State) or isinstance(kept.state, Donated):
-        return
-    error.add_note(
-        f"fnloop: the state before this failure (after {int(kept.state.cursor[2])} batches) is in "
-        "error.state."
-    )
+    with contextlib.suppress(Exception):
+        if not hasattr(error, "state"):
+            kept.state = state
+        if isinstance(kept.state, State) and not isinstance(kept.state, Donated):
+            kept.add_note(
+                f"fnloop: the state before this failure (after {int(kept.state.cursor[2])} "
+                "batches) is in error.state."
+            )

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -37,24 +37,21 @@ class Interrupt(Callback):
         asked = stop(True, f"interrupted by {self.came}", status="interrupted")
         return state, {**x, "interrupt": asked}
 
-    @contextlib.contextmanager
-    def listening(self) -> Generator[None]:
+    def listening(self) -> contextlib.AbstractContextManager[Any]:
         """Take the signals over for a block; only the main thread can, elsewhere nothing changes.
 
         A signal that the process ignores, as one started with ``nohup`` may, stays ignored.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {signum: signal.getsignal(signum) for signum in _NAMES}
-        for signum, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(signum, self._note)
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+        # No generator: contextlib writes to an error that passes through, which a frozen one
+        # does not let it.
+        block = contextlib.ExitStack()
+        if threading.current_thread() is threading.main_thread():
+            for signum in _NAMES:
+                before = signal.getsignal(signum)
+                block.callback(signal.signal, signum, before)
+                if before is not signal.SIG_IGN:
+                    signal.signal(signum, self._note)
+        return block
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker of the data, which has inherited this

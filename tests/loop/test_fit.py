@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 
@@ -96,6 +97,59 @@ def test_a_failing_step_does_not_cost_the_state():
     assert caught.value.state == expected
     assert caught.value.history.status == "failed"
     assert "after 3 batches" in caught.value.__notes__[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    number: int = 1
+
+
+class ReadOnly(Exception):
+    @property
+    def state(self):
+        return "of the error"
+
+
+class Failing(Exception):
+    @property
+    def state(self):
+        raise RuntimeError("there is none")
+
+
+@pytest.mark.parametrize("kind", [Frozen, ReadOnly, Failing])
+@pytest.mark.parametrize("place", ["data", "callback", "effect"])
+def test_an_error_without_room_for_the_state_comes_through(kind, place):
+    calls, closed = [], []
+
+    def breaking(where):
+        calls.append(where)
+        if calls.count(where) == 2 and where == place:
+            raise kind
+
+    def callback(s, metrics):
+        breaking("callback")
+        return s, metrics
+
+    def batches():
+        try:
+            for batch in data():
+                breaking("data")
+                yield batch
+        finally:
+            closed.append("data")
+
+    class Closing(fl.Effect):
+        def __call__(self, s, metrics):
+            breaking("effect")
+
+        def close(self, status):
+            closed.append(status)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(kind):
+        fl.fit(STEP, state(), batches(), steps=5, callbacks=[callback, Closing()])
+    assert sorted(closed) == ["data", "failed"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_resume_finishes_what_was_left(tmp_path):
