@@ -287,6 +287,34 @@ def _read_by(user: Node, before: set[Node]) -> bool:
     return all(_read_by(further, before) for further in user.users)
 
 
+def take_count(graph: GraphModule, counter: int, output: int) -> int | None:
+    """Take a counter on the CPU out of a graph that may run elsewhere; what it is counted up by.
+
+    A CUDA graph has no place for it, and whoever reads it would have to wait.
+
+    Args:
+        graph: From `record`.
+        counter: The place of the input.
+        output: The place of what it has become; there is None there afterwards.
+
+    Returns:
+        None if the graph does something else than add numbers to it, and is left as it is.
+    """
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    (end,) = graph.graph.find_nodes(op="output")
+    node, total = end.args[0][output], 0
+    while isinstance(node, Node) and node.target is _aten.add.Tensor and type(node.args[1]) is int:
+        node, total = node.args[0], total + node.args[1]
+    if node is not inputs[counter]:
+        return None
+    results = list(end.args[0])
+    results[output] = None
+    end.args = (results,)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return total
+
+
 def prune(graph: GraphModule) -> list[int]:
     """Take inputs that nothing reads out of the graph; the places of the others."""
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]

@@ -87,6 +87,7 @@ class Program:
         # Only a graph that is one call into machine code is sure to write all or nothing, whatever
         # interrupts Python. And what a CUDA graph owns must not become the state.
         self._writes = backend == "inductor" and device.type == "cpu"
+        self._calls: tuple[int, int] | None = None
         fakes = graph.fake_mode()
         tensors = graph.without_values(inputs.tensors(), fakes)
         draws = Draws()
@@ -106,6 +107,8 @@ class Program:
         recorded = graph.record(function, [*tensors, *drawn], fakes, inputs.state.step.numel())
         if self._writes:
             self._order(recorded, inputs.kept)
+        else:
+            self._calls = self._take_calls(recorded, inputs)
         used = graph.prune(recorded)
         self._pick = itemgetter(*used) if len(used) > 1 else lambda given: [given[i] for i in used]
         self.operations = sum(node.op == "call_function" for node in recorded.graph.nodes)
@@ -131,11 +134,23 @@ class Program:
         results = self._run(list(self._pick(everything)))
         if self._clones:
             results = graph.copies(results)
+        if self._calls is not None:
+            place, count = self._calls
+            results = [*results[:place], state.calls + count, *results[place + 1 :]]
         if self._copied:
             graph.copy_all(
                 [inputs[i] for i, _ in self._copied], [results[place] for _, place in self._copied]
             )
         return {i: results[place] for i, place in self._changed}, self._metrics(results)
+
+    def _take_calls(self, recorded: Any, inputs: Inputs) -> tuple[int, int] | None:
+        """Where among the results the number of calls is, and what to add: it stays on the CPU."""
+        own = next(
+            i for i, tensor in enumerate(inputs.kept.inputs) if tensor is inputs.state.calls
+        )
+        found = [place for i, place in (*self._copied, *self._changed) if i == own]
+        count = graph.take_count(recorded, own, found[0]) if found else None
+        return None if count is None else (found[0], count)
 
     def _seeds(self, state: State) -> list[list[int]]:
         keys, calls = (t.reshape(-1).tolist() for t in (state.key, state.calls))
