@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from fnloop._torch.autograd import require_grad
 from fnloop.optim.base import Memory, Number, Optimizer, Step, at, is_schedule, replaced, scaled
 from fnloop.optim.torch_state import differences, pack, unpack, zeros
 from fnloop.trees.nodes import static, tree
@@ -142,7 +143,7 @@ class from_torch(Optimizer):
     ) -> tuple[Tensors, Memory]:
         own, numbers = memory[self.name], {k: look(at(v, step)) for k, v in self.numbers.items()}
         started = {name: look(own["started"][name]) for name in params}
-        self._check(params, [finite, *started.values(), *numbers.values()])
+        self._check(params, grads, [finite, *started.values(), *numbers.values()])
         copies = _copies(params)
         if not copies:
             return params, memory
@@ -174,10 +175,11 @@ class from_torch(Optimizer):
             {name: p.detach() for name, p in zip(params, copies, strict=True)}
         ), {**memory, self.name: new}
 
-    def _check(self, params: Tensors, values: list[Any]) -> None:
+    def _check(self, params: Tensors, grads: Tensors, values: list[Any]) -> None:
         """Refuse where values may not be looked at, or a derivative would be lost."""
         tensors = [value for value in values if isinstance(value, Tensor)]
-        if torch.is_grad_enabled() and (not params.plain or any([t.requires_grad for t in tensors])):
+        recorded = torch.is_grad_enabled() and not (params.plain and grads.plain)
+        if recorded or require_grad(tensors):
             why = "differentiated"
         elif tensors:
             why = "compiled (fl.compile), nor run under torch.func, nor on an accelerator"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -85,7 +86,7 @@ class Grad(GradStage):
             loss = loss_of(result)
             known = loss is not None and has_others(loss, tape.leaves)
             self.__dict__["_closed_over"] = known
-        return known
+        return known or _has_recorded_cells(self.loss)
 
     def describe(self) -> str:
         return "grad"
@@ -138,6 +139,18 @@ def _is_recorded(stage: Grad, state: State, batch: Any) -> bool:
     loss = () if type(stage.loss) is Function else tree_leaves(stage.loss)
     plain = type(batch) is tuple and all([type(leaf) is Tensor for leaf in batch])
     return require_grad(loss) or require_grad(batch if plain else tree_leaves(batch))
+
+
+def _has_recorded_cells(loss: Any) -> bool:
+    """Whether a function's closure has a tensor that requires gradients."""
+    function = getattr(loss, "call", None)
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # it is empty yet
+            value = cell.cell_contents
+            is_own = isinstance(value, Tensor) and not isinstance(value, torch.nn.Parameter)
+            if is_own and value.requires_grad:
+                return True
+    return False
 
 
 def _seed(result: LossResult, scale: Tensor | None) -> Tensor:

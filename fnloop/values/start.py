@@ -11,6 +11,7 @@ import torch
 from fnloop._torch.random import seeded
 from fnloop.trees.show import short
 from fnloop.values.cursor import Cursor
+from fnloop.values.key import fold
 from fnloop.values.skeleton import dissect, is_model
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
@@ -37,7 +38,8 @@ def start(model: Any, seed: int = 0) -> State:
                 "init takes an nn.Module, a tree (@fl.tree) with __call__, a function that "
                 f"builds one, or a State; it was given {type(model).__name__}."
             )
-        with seeded(seed):
+        # torch's generator takes 32 bits of a seed.
+        with seeded(seed if 0 <= seed < 2**32 else fold(seed, "seed")):
             built = model()
         if not is_model(built):
             raise TypeError(

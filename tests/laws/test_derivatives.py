@@ -77,7 +77,6 @@ def test_with_respect_to_a_tensor_that_the_loss_closes_over():
     agree(function, torch.linspace(0.5, 1.5, 6, dtype=DOUBLE))
 
 
-@pytest.mark.xfail(strict=True, reason="a stage follows the graph of its loss once only")
 def test_one_step_with_a_closure_whose_tensor_begins_to_require_gradients():
     weight = torch.tensor(1.0, dtype=DOUBLE)
     step = step_of(lambda model, batch: weight * square(model, batch), fl.optim.sgd(0.1))
@@ -285,7 +284,6 @@ def test_from_torch_refuses_each_of_them():
         step(state.replace(params=wanted), (x, y))
 
 
-@pytest.mark.xfail(strict=True, reason="from_torch looks at parameters and numbers only")
 @pytest.mark.parametrize("wanted", ["batch", "closure"])
 def test_from_torch_refuses_gradients_that_could_be_differentiated(wanted):
     weight = torch.tensor(2.0, dtype=DOUBLE, requires_grad=wanted == "closure")

@@ -130,7 +130,6 @@ def test_seeds_are_integers_of_whatever_kind(name):
             step.init(net, seed=wrong)
 
 
-@pytest.mark.xfail(strict=True, reason="torch's generator for the CPU takes 32 bits of a seed")
 @pytest.mark.parametrize(("a", "b"), [(-1, 2**63 - 1), (3, 2**32 + 3)])
 def test_other_seeds_give_other_parameters(a, b):
     step = STEPS["plain"]
