@@ -46,16 +46,18 @@ def test_transforms_are_seen():
 def test_values_are_seen_through_the_wrappers_of_transforms():
     seen = []
 
-    def f(x):
-        seen.append(tracing.host_values(x))
-        return x.double().sum()
+    def f(a, b):
+        seen.append(tracing.host_values(a, b))
+        return a.double().sum() + b
 
-    torch.func.vmap(f)(torch.tensor([3, 4]))
-    torch.func.grad(lambda y, x: f(x) * y)(torch.tensor(1.0), torch.tensor(5))
-    f(torch.tensor(6))
-    with tracing.recording_into("a step"):
-        f(torch.tensor(7))
-    assert seen == [[3, 4], [5], [6], None]
+    five = torch.tensor(5)
+    torch.func.vmap(f, in_dims=(0, None))(torch.tensor([3, 4]), five)
+    torch.func.vmap(f)(torch.tensor([3, 4]), torch.tensor([6, 7]))
+    torch.func.vmap(torch.func.grad(lambda y, a: f(a, five) * y), in_dims=(None, 0))(
+        torch.tensor(1.0), torch.tensor([8, 9])
+    )
+    f(five, five + 1)
+    assert seen == [[(3, 5), (4, 5)], [(3, 6), (4, 7)], [(8, 5), (9, 5)], [(5, 6)]]
 
 
 def test_seeding_is_undone():
@@ -74,6 +76,7 @@ def test_the_engine_gives_what_autograd_grad_gives():
     inputs, seed = [*model.parameters(), unused], torch.tensor(3.0)
     loss = lambda: model(x).square().sum()  # noqa: E731
     expected = torch.autograd.grad(loss(), inputs, seed, materialize_grads=True)
+
     def found(tape):
         weight, bias, _ = tape.leaves
         return tape.backward(nn.functional.linear(x, weight, bias).square().sum(), seed)
@@ -106,8 +109,12 @@ def test_fused_kernels_are_there():
     p, one = [torch.ones(2)], torch.tensor(1.0)
     common = {"lr": 0.1, "weight_decay": 0.0, "maximize": False}
     for made in (
-        fused.adam(p, p, [p, p], one, True, True, betas=(0.9, 0.9), eps=0.0, decoupled=False, **common),
-        fused.adam(p, p, [p, p], one, True, True, betas=(0.9, 0.9), eps=0.0, decoupled=True, **common),
+        fused.adam(
+            p, p, [p, p], one, True, True, betas=(0.9, 0.9), eps=0.0, decoupled=False, **common
+        ),
+        fused.adam(
+            p, p, [p, p], one, True, True, betas=(0.9, 0.9), eps=0.0, decoupled=True, **common
+        ),
         fused.sgd(p, p, [p], True, True, momentum=0.9, nesterov=False, **common),
         fused.adagrad(p, p, [p], one, True, True, lr_decay=0.0, eps=0.0, **common),
     ):

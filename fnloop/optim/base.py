@@ -51,11 +51,7 @@ class Optimizer:
 
     def init(self, params: Tensors) -> Memory:
         """The memory before the first step, flat by transform name: ``{"adamw": {...}}``."""
-        if not isinstance(params, Tensors):
-            raise TypeError(
-                f"An optimizer takes parameters as fl.Tensors, such as state.params, and was given "
-                f"{type(params).__name__}: fl.Tensors({{'w': ...}})."
-            )
+        check_named(params)
         return {self.name: self.init_state(params)}
 
     def update(
@@ -209,6 +205,19 @@ def widened(memory: Any, old: Any) -> Any:
     if isinstance(memory, dict) and isinstance(old, dict):
         return {k: widened(v, old[k]) if k in old else v for k, v in memory.items()}
     return memory
+
+
+def check_named(params: Any) -> None:
+    """Raise if parameters are not given as named tensors.
+
+    Raises:
+        TypeError: They are a dict, say.
+    """
+    if not isinstance(params, Tensors):
+        raise TypeError(
+            f"An optimizer takes parameters as fl.Tensors, such as state.params, and was given "
+            f"{type(params).__name__}: fl.Tensors({{'w': ...}})."
+        )
 
 
 def refuse_complex(owner: str, params: Tensors) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Self, TypeAlias
 
 from torch import Tensor
 
-from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, replaced
+from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, check_named, replaced
 from fnloop.optim.patterns import check_patterns, matches
 from fnloop.trees.nodes import static, tree
 from fnloop.values.choice import Flag
@@ -69,6 +69,7 @@ class by_label(Optimizer):
         return tuple(f"{label}.{n}" for label, o in self.optimizers.items() for n in o.names())
 
     def init(self, params: Tensors) -> Memory:
+        check_named(params)
         if not callable(self.labels):
             check_patterns("by_label", [pattern for pattern, _ in self.labels], params)
         memory: Memory = {}

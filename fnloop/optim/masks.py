@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, replaced
+from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, check_named, replaced
 from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
 from fnloop.trees.nodes import static, tree
 from fnloop.values.choice import Flag
@@ -54,6 +54,7 @@ class masked(Optimizer):
         return self.optimizer.names()
 
     def init(self, params: Tensors) -> Memory:
+        check_named(params)
         if not callable(self.where):
             check_patterns("masked", self.where, params)
         return self.optimizer.init(params.select(chosen(self.where, params)))

@@ -23,8 +23,9 @@ class from_torch(Optimizer):
 
     The slow bridge: each step builds the torch optimizer anew on copies of the parameters and of
     its state, so that nothing given to it is changed. It can be neither compiled nor differentiated
-    nor transformed by ``torch.func``. Memory is the torch optimizer's state, and what it changes in its parameter
-    group. There is one group, with all parameters: for several see `fl.optim.by_label`.
+    nor transformed by ``torch.func``. Memory is the torch optimizer's state, and what it changes in
+    its parameter group. There is one group, with all parameters: for several see
+    `fl.optim.by_label`.
 
     Args:
         optimizer: The class, such as ``torch.optim.Rprop``.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from fnloop.optim.base import Makes, Memory, Optimizer, Step, Transform, at
@@ -25,6 +24,7 @@ class clip_by_norm(Transform):
         max_norm: Largest Euclidean norm.
         name: Of its hyperparameters.
 
+    >>> import torch
     >>> grads = Tensors({"w": torch.tensor([3.0, 4.0])})
     >>> dict(clip_by_norm(1.0).update(grads, {}, grads, step=0)[0])
     {'w': tensor([0.6000, 0.8000])}
@@ -49,6 +49,7 @@ class clip_by_value(Transform):
         limit: Largest absolute value.
         name: Of its hyperparameters.
 
+    >>> import torch
     >>> grads = Tensors({"w": torch.tensor([3.0, -0.5])})
     >>> dict(clip_by_value(1.0).update(grads, {}, grads, step=0)[0])
     {'w': tensor([ 1.0000, -0.5000])}
@@ -77,6 +78,7 @@ class add_decayed_weights(Transform):
     Raises:
         ValueError: At `init`, a name fits no parameter.
 
+    >>> import torch
     >>> params = Tensors({"w": torch.ones(1), "bias": torch.ones(1)})
     >>> decay = add_decayed_weights(0.1, where=lambda name, p: name != "bias")
     >>> dict(decay.update(params, decay.init(params), params, step=0)[0])
@@ -121,6 +123,7 @@ class scale_by(Transform):
         factor: A number, tensor or schedule.
         name: Of its hyperparameters.
 
+    >>> import torch
     >>> grads = Tensors({"w": torch.tensor([3.0])})
     >>> dict(scale_by(-0.5).update(grads, {}, grads, step=0)[0])
     {'w': tensor([-1.5000])}
@@ -143,6 +146,7 @@ class freeze(Optimizer):
     Args:
         name: Of its (empty) memory.
 
+    >>> import torch
     >>> params = Tensors({"w": torch.ones(1)})
     >>> dict(freeze().update(params, {}, params, step=0)[0])
     {'w': tensor([0.])}

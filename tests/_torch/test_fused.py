@@ -9,26 +9,26 @@ P, G = [torch.full((2,), 2.0), torch.ones(3)], [torch.full((2,), 0.5), torch.ful
 ONE = torch.tensor(1.0)
 
 
-def sgd(params=P, grads=G, finite=True, plain=True, momentum=0.9, lr=0.1, memory=None):
+def sgd(params=P, grads=G, finite=True, quick=False, momentum=0.9, lr=0.1, memory=None):
     memory = [[torch.ones_like(p) for p in params]] if memory is None else memory
     return fused.sgd(
-        params, grads, memory, finite, plain, lr=lr, momentum=momentum, weight_decay=0.1,
+        params, grads, memory, finite, quick, lr=lr, momentum=momentum, weight_decay=0.1,
         nesterov=False, maximize=False,
     )  # fmt: skip
 
 
-def adam(params=P, grads=G, finite=True, plain=True, decoupled=True, weight_decay=0.1, lr=0.1):
+def adam(params=P, grads=G, finite=True, quick=False, decoupled=True, weight_decay=0.1, lr=0.1):
     memory = [[torch.full_like(p, m) for p in params] for m in (3.0, 4.0)]
     return fused.adam(
-        params, grads, memory, ONE, finite, plain, decoupled=decoupled, lr=lr, betas=(0.9, 0.99),
+        params, grads, memory, ONE, finite, quick, decoupled=decoupled, lr=lr, betas=(0.9, 0.99),
         eps=1e-8, weight_decay=weight_decay, maximize=False,
     )  # fmt: skip
 
 
-def adagrad(params=P, grads=G, finite=True, plain=True, lr=0.1):
+def adagrad(params=P, grads=G, finite=True, quick=False, lr=0.1):
     memory = [[torch.full_like(p, 3.0) for p in params]]
     return fused.adagrad(
-        params, grads, memory, ONE, finite, plain, lr=lr, lr_decay=0.0, weight_decay=0.1, eps=1e-8,
+        params, grads, memory, ONE, finite, quick, lr=lr, lr_decay=0.0, weight_decay=0.1, eps=1e-8,
         maximize=False,
     )  # fmt: skip
 
@@ -43,11 +43,12 @@ def double(tensors):
 @every
 def test_used_where_the_kernels_are(kernel):
     assert kernel() is not None
+    assert kernel(quick=True) is not None
     assert kernel(lr=torch.tensor(0.1)) is not None
     assert kernel(double(P), double(G)) is not None
     with torch.no_grad():
         recorded = [p.clone().requires_grad_() for p in P]
-        assert kernel(recorded, plain=False) is not None
+        assert kernel(recorded) is not None
         assert kernel(lr=torch.tensor(0.1, requires_grad=True)) is not None
 
 
@@ -55,13 +56,13 @@ def test_used_where_the_kernels_are(kernel):
 def test_not_used_elsewhere(kernel):
     assert kernel(P, [g.bfloat16() for g in G]) is None
     assert kernel([P[0], P[1].double()], G) is None
-    assert kernel(plain=False) is None
     assert kernel(lr=torch.tensor(0.1, requires_grad=True)) is None
-    assert kernel([], []) is None
+    assert kernel([], []) is None and kernel([], [], quick=True) is None
+    assert kernel(quick=True, lr=torch.tensor(0.1, requires_grad=True)) is None
     assert kernel(P, [G[0], torch.ones(1)]) is None
     seen = []
-    torch.func.vmap(lambda x: seen.append(kernel()) or x)(torch.ones(2))
-    assert seen == [None]
+    torch.func.vmap(lambda x: seen.append([kernel(), kernel(quick=True)]) or x)(torch.ones(2))
+    assert seen == [[None, None]]
 
 
 def test_memory_of_other_shapes_is_an_error_where_a_kernel_would_read_beyond_it():
@@ -91,6 +92,12 @@ def test_what_is_made_is_fresh_and_in_groups(kernel):
     assert not addresses & {t.data_ptr() for t in [*P, *G]}
     assert len(addresses) == 2 * len(made)
     assert all(map(torch.equal, [*P, *G], before))
+
+
+@every
+def test_the_quick_way_is_the_same_way(kernel):
+    for slow, quick in zip(kernel(), kernel(quick=True), strict=True):
+        assert all(map(torch.equal, slow, quick))
 
 
 @every

@@ -51,7 +51,8 @@ def test_updates_are_added_before_rounding_to_half_precision():
 
 def test_a_selection_is_bitwise():
     new, old = {"a": torch.tensor([torch.nan])}, {"a": torch.tensor([-0.0])}
-    for new, old in ((new, old), (Tensors(new), Tensors(old))):
+    for kind in (dict, Tensors):
+        new, old = kind(new), kind(old)
         for false in (False, torch.tensor(False)):
             assert torch.signbit(select(false, new, old)["a"])
         for true in (True, torch.tensor(True)):

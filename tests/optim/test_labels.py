@@ -11,9 +11,7 @@ from fnloop.optim.transforms import clip_by_norm, freeze
 from fnloop.schedules.decay import constant
 from fnloop.values.tensors import Tensors
 
-PARAMS = Tensors(
-    {"head.w": torch.ones(2, 2), "body.w": torch.ones(2, 2), "head.b": torch.ones(2)}
-)
+PARAMS = Tensors({"head.w": torch.ones(2, 2), "body.w": torch.ones(2, 2), "head.b": torch.ones(2)})
 GRADS = PARAMS.scale(3.0)
 
 

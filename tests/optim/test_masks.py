@@ -11,9 +11,7 @@ from fnloop.optim.transforms import add_decayed_weights, clip_by_norm, freeze
 from fnloop.schedules.decay import constant
 from fnloop.values.tensors import Tensors
 
-PARAMS = Tensors(
-    {"body.w": torch.ones(2, 2), "body.b": torch.ones(2), "head.w": torch.ones(2, 2)}
-)
+PARAMS = Tensors({"body.w": torch.ones(2, 2), "body.b": torch.ones(2), "head.w": torch.ones(2, 2)})
 GRADS = PARAMS.scale(3.0)
 
 

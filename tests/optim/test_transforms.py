@@ -20,9 +20,7 @@ SHAPES = {"w": (4, 3), "b": (3,)}
 
 def draw(seed, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
-    return Tensors(
-        {n: torch.randn(s, generator=generator, dtype=dtype) for n, s in SHAPES.items()}
-    )
+    return Tensors({n: torch.randn(s, generator=generator, dtype=dtype) for n, s in SHAPES.items()})
 
 
 def clipped_by_torch(clip, grads, limit):

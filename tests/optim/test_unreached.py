@@ -88,7 +88,9 @@ def batch(seed=0):
 
 def of(state, head):
     """What the state holds of one head: its parameters and their memory, by path."""
-    leaves = {p: leaf.clone() for p, leaf in zip(fl.tree_paths(state), leaves_of(state), strict=True)}
+    leaves = {
+        p: leaf.clone() for p, leaf in zip(fl.tree_paths(state), leaves_of(state), strict=True)
+    }
     return {path: leaf for path, leaf in leaves.items() if f"/{head}." in path}
 
 

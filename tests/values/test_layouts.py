@@ -149,7 +149,9 @@ def test_the_backward_of_all_views_of_a_group_is_one_concatenation(engine):
 
 def test_a_packed_state_is_the_same_to_people():
     def net():
-        return torch.nn.Sequential(*[torch.nn.Linear(3, 3) for _ in range(3)], torch.nn.BatchNorm1d(3))
+        return torch.nn.Sequential(
+            *[torch.nn.Linear(3, 3) for _ in range(3)], torch.nn.BatchNorm1d(3)
+        )
 
     step = fl.pipe(
         lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.adamw(0.1)), fl.ema(0.9)
@@ -166,7 +168,9 @@ def test_a_packed_state_is_the_same_to_people():
     assert new.params.layout is twin.params.layout and new.params["1.bias"].tolist() == [0, 0, 0]
     assert new != state and len(fl.tree_diff(new, state).splitlines()) == 2
     assert "params/1.bias" in fl.tree_diff(new, state)
-    moment = fl.tree_at(lambda s: s.slots["update"]["adamw"]["mu"]["0.weight"], twin, torch.ones(3, 3))
+    moment = fl.tree_at(
+        lambda s: s.slots["update"]["adamw"]["mu"]["0.weight"], twin, torch.ones(3, 3)
+    )
     assert moment["update"]["adamw"]["mu"]["0.weight"].sum() == 9
     assert pickle.loads(pickle.dumps(twin)) == state and copy.deepcopy(twin) == state
     module = fl.to_module(twin)

@@ -47,7 +47,9 @@ def layout(kind, how):
 def named(kind, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(shape, generator=generator, dtype=torch.promote_types(d, torch.float32)).to(d)
+        name: torch.randn(
+            shape, generator=generator, dtype=torch.promote_types(d, torch.float32)
+        ).to(d)
         for (name, shape), d in zip(SHAPES.items(), KINDS[kind].values(), strict=True)
     }
 
@@ -137,7 +139,9 @@ METHODS = {
     ),
     "add what is wider": (
         lambda a, b: a.add(b.wide()),
-        by_parts(lambda x, y: x + y if x.dtype not in HALF else (x.float() + y.float()).to(x.dtype)),
+        by_parts(
+            lambda x, y: x + y if x.dtype not in HALF else (x.float() + y.float()).to(x.dtype)
+        ),
     ),
     "lerp to what is wider": (
         lambda a, b: a.lerp(b.wide(), 0.375),

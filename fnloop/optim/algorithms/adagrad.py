@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from fnloop._torch import fused
 from fnloop.optim.base import Memory, Optimizer, Step, at, counter, descent
 from fnloop.trees.nodes import tree
