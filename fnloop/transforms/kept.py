@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.graph import LONE, holders_of, storage_of, users_of
-from fnloop.transforms.plan import Plan, Plans, Unit
+from fnloop.transforms.plan import Plan, Plans, Unit, dense
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -44,14 +44,19 @@ class Kept:
 
     @classmethod
     def of(cls, state: State, plans: Plans) -> Kept:
-        """The memory of `state`; named tensors in another layout are copied into the plan's."""
+        """The memory of `state`, with copies of what has another layout or strides."""
         kept: Kept | None = state.__dict__.get(_KEY)
         if kept is not None and kept.plan in plans and kept.holds(state):
             return kept
         plan = plans.of(state)
         units: list[Unit] = plan.flatten(state)
+        filled = list(map(dense, units))
+        same = all(map(operator.is_, filled, units))
+        if not same:  # it can be written to only then
+            state = plan.build(state, filled)
+            plan = plans.of(state)
+            units = plan.flatten(state)
         foreign: set[int] = set()
-        same = True
         for i, (unit, place) in enumerate(zip(units, plan.places, strict=True)):
             if isinstance(unit, Tensors):
                 if unit.layout is not place.layout:
@@ -99,7 +104,7 @@ class Kept:
             self._fill(state)
         if self._watch is None or self._watch.written is not written:
             self._watch = _Watch(self, state, written)
-        seen = self._watch.seen(state) | (written & self._foreign)
+        seen = self._watch.seen(state) | (written & (self._foreign | self.plan.guarded))
         if not seen:
             return self
         kept = self._with_copies(seen)
@@ -193,7 +198,7 @@ class _Watch:
         self._places: list[int] = []
         self._named: list[tuple[Tensors, Set[int]]] = []
         for unit, place in zip(kept.units, plan.places, strict=True):
-            own = written & set(range(place.start, place.stop))
+            own = written & set(range(place.start, place.stop)) - plan.guarded
             if isinstance(unit, Tensors):
                 if own:
                     self._named.append((unit, own))

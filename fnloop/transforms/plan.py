@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -42,7 +43,9 @@ class Plan:
     Attributes:
         slots: The slots that the step reads and writes; others pass by.
         places: Of each unit of the state.
-        writable: Which of the inputs can be written over: nothing but dicts leads to them.
+        writable: Which of the inputs can be written over.
+        guarded: Those of them to which a container leads that is no dict: whether somebody holds
+            that is not known.
         params: The number of the unit that is the parameters.
     """
 
@@ -54,6 +57,7 @@ class Plan:
         groups = [] if state.step.ndim else _groups(state, units)
         self.places: list[Span] = []
         writable: set[int] = set()
+        guarded: set[int] = set()
         start = 0
         for unit, only_dicts in zip(units, plain, strict=True):
             if isinstance(unit, Tensors):
@@ -63,10 +67,13 @@ class Plan:
                 layout, shapes = None, [unit]
             self.places.append(Span(start, start + len(shapes), layout))
             for i, tensor in enumerate(shapes, start):
-                if only_dicts and _can_be_written(tensor):
+                if _can_be_written(tensor):
                     writable.add(i)
+                    if not only_dicts:
+                        guarded.add(i)
             start += len(shapes)
         self.writable = frozenset(writable)
+        self.guarded = frozenset(guarded)
         self.size = start
 
     def parts(self, state: State) -> list[Any]:
@@ -188,6 +195,23 @@ def _storages_of(unit: Tensors, layout: Layout) -> Sequence[Tensor]:
         return unit.peek_storages()
     named = zip(unit.names, unit.peek(), strict=True)
     return layout.join({name: torch.empty_like(t, device="meta") for name, t in named})
+
+
+def dense(unit: Unit) -> Unit:
+    """`unit`, or a copy where it has no memory of its own for each value, or has gaps in it."""
+    if not isinstance(unit, Tensors):
+        return _dense(unit)
+    storages = list(map(_dense, unit.peek_storages()))
+    if all(map(operator.is_, storages, unit.peek_storages())):
+        return unit
+    return Tensors.of(unit.layout, storages)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    odd = tensor.layout is torch.strided and tensor.numel() and not tensor.is_contiguous()
+    if not odd or _can_be_written(tensor):
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _can_be_written(tensor: Tensor) -> bool:

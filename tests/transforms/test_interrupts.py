@@ -1,0 +1,248 @@
+"""A donating step that is interrupted, wherever that may be, leaves one whole state."""
+
+from __future__ import annotations
+
+import dis
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fnloop as fl
+
+ROOT = Path(fl.__file__).parent
+WATCHED = {
+    str(ROOT / name)
+    for name in (
+        "transforms/compile.py",
+        "transforms/kept.py",
+        "transforms/program.py",
+        "values/donated.py",
+        "values/state.py",
+        "loop/run.py",
+    )
+}
+
+
+NOP = dis.opmap["NOP"]
+
+
+class Stop(BaseException):
+    """What nobody catches."""
+
+
+@fl.tree
+class Pair:
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+@fl.tree
+class Memory(fl.StepStage):
+    """Has memory in every kind of container, and one of odd strides."""
+
+    wraps = "step"
+    spelling = "memory"
+    inner: object
+    name: str = "mine"
+
+    def init_state(self, state):
+        one = torch.ones(2)
+        return {
+            "list": [one, one],
+            "pair": Pair(one, torch.ones(())),
+            "odd": torch.arange(6.0)[::2],
+            "empty": torch.zeros(0),
+        }
+
+    def __call__(self, state, x):
+        after, metrics = self.inner(state, x)
+        return after.put(self.name, fl.tree_map(lambda t: t * 2 + 1, after[self.name])), metrics
+
+
+def mse(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def step_of(backend):
+    step = fl.pipe(mse, fl.grad, fl.update(fl.optim.adamw(0.1)), fl.ema(0.9), Memory)
+    return fl.compile(step, donate=True, backend=backend)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    return fl.Batches((torch.randn(12, 3, generator=generator), torch.randn(12, 1)), 4, seed=1)
+
+
+class Interrupted:
+    """The run without an interrupt, and what is checked of one that has been interrupted."""
+
+    def __init__(self, backend):
+        torch.manual_seed(0)
+        self.step, self.data, self.seen = step_of(backend), data(), []
+        self.states = [self.step.init(net())]
+        state = fl.tree_map(torch.clone, self.states[0])
+        for state, _ in fl.run(self.step, state, self.data, steps=7):
+            self.states.append(fl.tree_map(torch.clone, state))
+
+    def callbacks(self):
+        def count(state, metrics):
+            return state.put("mine", {**state["mine"]}), metrics
+
+        return [count, fl.effect(lambda state, metrics: self.seen.append(1))]
+
+    def turns(self, step, first, last):
+        state = fl.tree_map(torch.clone, self.states[first])
+        return fl.run(step, state, self.data, steps=last - first, callbacks=self.callbacks())
+
+    def check(self, error, known=(2, 3, 4)):
+        """The state in the error is one of the run, and goes on as it does."""
+        state = error.state
+        count = int(state.cursor[2])
+        assert count in known and int(state.calls) == count
+        assert fl.tree_diff(self.states[count], state) == ""
+        for state, _ in fl.run(self.step, state, self.data, steps=1):
+            pass
+        assert fl.tree_diff(self.states[count + 1], state) == ""
+        return count
+
+
+@pytest.fixture(scope="module")
+def eager():
+    return Interrupted("aot_eager")
+
+
+@pytest.fixture(scope="module")
+def inductor():
+    return Interrupted("inductor")
+
+
+class Tracer:
+    """Raises an error at the n-th opcode of the watched files; None: notes where they are."""
+
+    def __init__(self, n=None, error=None):
+        self.n, self.error, self.places = n, error, []
+
+    def __call__(self, frame, event, arg):
+        if frame.f_code.co_filename not in WATCHED:
+            return None
+        frame.f_trace_opcodes = True
+        return self.local
+
+    def local(self, frame, event, arg):
+        code, at = frame.f_code, frame.f_lasti
+        if event == "opcode" and code.co_code[at] != NOP:  # at which nothing can be raised
+            self.places.append((code, at))
+            if len(self.places) - 1 == self.n:
+                raise self.error
+        return self.local
+
+
+def traced(case, step, tracer):
+    """Two steps, and what the loop does after each; the error if there is one."""
+    turns = case.turns(step, 1, 4)
+    next(turns)
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        next(turns)
+        next(turns)
+    except (Stop, KeyboardInterrupt) as error:
+        return error
+    finally:
+        sys.settrace(before)
+        turns.close()
+    return None
+
+
+def opcodes(case, step, again=2):
+    """The numbers of all opcodes in two steps, each place in the code so many times at most."""
+    tracer, seen = Tracer(), Counter()
+    assert traced(case, step, tracer) is None
+    for n, place in enumerate(tracer.places):
+        seen[place] += 1
+        if seen[place] <= again:
+            yield n
+
+
+def interrupt(case, step, n, error):
+    tracer = Tracer(n, error)
+    caught = traced(case, step, tracer)
+    assert caught is error
+    try:
+        return case.check(caught)
+    except Exception as wrong:
+        code, at = tracer.places[-1]
+        lines = [line for start, line in dis.findlinestarts(code) if start <= at]
+        wrong.add_note(f"at opcode {n}, in {code.co_filename}, line {lines[-1]}")
+        raise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+def test_an_exception_at_any_bytecode_leaves_one_whole_state(eager, error):
+    found = {interrupt(eager, eager.step, n, error()) for n in opcodes(eager, eager.step)}
+    assert found == {2, 3, 4}
+
+
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+def test_an_exception_at_many_a_bytecode_leaves_one_whole_state(eager, error):
+    numbers = list(opcodes(eager, eager.step))
+    first = [Stop, KeyboardInterrupt].index(error)
+    found = {interrupt(eager, eager.step, n, error()) for n in numbers[first::17]}
+    assert found == {2, 3, 4}
+
+
+def test_machine_code_writes_all_or_nothing(inductor):
+    numbers = list(opcodes(inductor, inductor.step))
+    found = {interrupt(inductor, inductor.step, n, Stop()) for n in numbers[::29]}
+    assert found == {2, 3, 4}
+
+
+def test_a_wrapper_around_the_step_changes_nothing_about_that(eager):
+    wrapped = lambda state, batch: eager.step(state, batch)  # noqa: E731
+    numbers = list(opcodes(eager, wrapped))
+    found = {interrupt(eager, wrapped, n, Stop()) for n in numbers[5::37]}
+    assert found == {2, 3, 4}
+
+
+@pytest.mark.parametrize("name", ["eager", "inductor"])
+def test_a_signal_at_any_instant_leaves_one_whole_state(name, request):
+    case, generator = request.getfixturevalue(name), random.Random(0)
+
+    def handler(number, frame):
+        raise Stop
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        start = time.perf_counter()
+        for _ in case.turns(case.step, 1, 6):
+            pass
+        whole = time.perf_counter() - start
+        found = set()
+        for _ in range(200):
+            turns = case.turns(case.step, 1, 6)
+            next(turns)  # its tensors are its own from here on
+            try:
+                signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-5, whole))
+                for _ in turns:
+                    pass
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Stop as error:
+                if hasattr(error, "state"):  # it may come outside of the loop, too
+                    found.add(case.check(error, known=range(1, 7)))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(found) >= 3
