@@ -22,7 +22,6 @@ from fnloop.values.micro import Micro as Micro
 from fnloop.values.state import State as State
 from fnloop.values.tensors import Tensors as Tensors
 from fnloop.values.randomness import randomness as randomness
-from fnloop.values.key import fold as fold
 from fnloop.values.start import to_module as to_module
 from fnloop.values.mode import training as training
 

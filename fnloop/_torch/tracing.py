@@ -63,6 +63,11 @@ def host_values(a: Tensor, b: Tensor) -> list[tuple[int, int]] | None:
     a, b = unwrapped(a), unwrapped(b)
     if not a.ndim and not b.ndim:
         return [(a.item(), b.item())]  # type: ignore[list-item]
+    if a.ndim > 1 or b.ndim > 1:
+        raise NotImplementedError(
+            "Random numbers under vmap in vmap are not supported: map over all members at once, "
+            "with one leading dimension."
+        )
     a, b = torch.broadcast_tensors(a.reshape(-1), b.reshape(-1))
     return list(zip(a.tolist(), b.tolist(), strict=True))
 

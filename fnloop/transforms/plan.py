@@ -54,14 +54,15 @@ class Plan:
         units, self._spec = optree.tree_flatten(self._tree(state), is_leaf=_is_named)
         plain = [all([e.type is dict for e in way[1:]]) for way in self._spec.accessors()]
         self.params = next(i for i, unit in enumerate(units) if unit is state.params)
-        groups = [] if state.step.ndim else _groups(state, units)
+        alike = [] if state.step.ndim else _alike(state, units)
+        groups = _groups(state, alike)
         self.places: list[Span] = []
         writable: set[int] = set()
         guarded: set[int] = set()
         start = 0
         for unit, only_dicts in zip(units, plain, strict=True):
             if isinstance(unit, Tensors):
-                layout = _packed(unit, groups)
+                layout = _packed(unit, groups if any([unit is each for each in alike]) else [])
                 shapes = _storages_of(unit, layout)
             else:
                 layout, shapes = None, [unit]
@@ -230,15 +231,22 @@ def _joins(tensor: Tensor) -> bool:
     )
 
 
-def _groups(state: State, units: Sequence[Any]) -> list[Group]:
-    """Trained parameters that stand in the same units, and differ in their first dimension only."""
-    trained = {name: state.params[name] for name in state.skeleton.trainable}
-    alike: list[dict[str, Tensor]] = []
+def _alike(state: State, units: Sequence[Any]) -> list[Tensors]:
+    """The parameters, and what has the names and shapes of trained ones."""
+    trained, found = set(state.skeleton.trainable), list[Tensors]()
     for unit in units:
-        if isinstance(unit, Tensors) and (unit is state.params or unit.keys() <= trained.keys()):
-            named = dict(zip(unit.names, unit.peek(), strict=True))
-            if all([t.shape == state.params[name].shape for name, t in named.items()]):
-                alike.append(named)
+        if unit is state.params:
+            found.append(unit)
+        elif isinstance(unit, Tensors) and unit.keys() <= trained:
+            named = zip(unit.names, unit.peek(), strict=True)
+            if all([tensor.shape == state.params[name].shape for name, tensor in named]):
+                found.append(unit)
+    return found
+
+
+def _groups(state: State, alike: Sequence[Tensors]) -> list[Group]:
+    """Trained parameters that are in the same units, and differ in their first dimension only."""
+    trained = {name: state.params[name] for name in state.skeleton.trainable} if alike else {}
     members: dict[Any, list[str]] = {}
     for name, p in trained.items():
         if all([_joins(unit[name]) for unit in alike if name in unit]):
@@ -253,5 +261,3 @@ def _groups(state: State, units: Sequence[Any]) -> list[Group]:
         rows = tuple([trained[n].shape[0] if trained[n].ndim else None for n in names])
         groups.append(Group(tuple(names), rows, max(0, trained[names[0]].ndim - 1)))
     return groups
-
-

@@ -32,7 +32,7 @@ class Context:
         return new
 
     def casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        """Within the block, a model on `device` runs in the dtype of `autocast`, if there is one."""
+        """Within the block, a model on `device` runs in the dtype of `autocast`, if any."""
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(device.type, dtype=self.autocast)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -12,20 +11,16 @@ from torch import Tensor
 
 from fnloop._torch import foreach, pytree
 from fnloop._torch.tracing import opaque
-from fnloop.trees.equal import tree_equal
-from fnloop.trees.named import Named
-from fnloop.trees.show import short
-from fnloop.values.layouts import Layout, Separate, Storages, stored
+from fnloop.values.layouts import Separate
+from fnloop.values.named_tensors import NamedTensors
+from fnloop.values.storage_kinds import SINGLE
 
 Scalar: TypeAlias = Any  # a number or a 0-d tensor
 
-_FACTS = attrgetter("shape", "dtype", "is_cpu", "layout")
 _HALF = frozenset((torch.float16, torch.bfloat16))
-_SINGLE = frozenset((torch.float32,))
-_DOUBLE = frozenset((torch.float64,))
 
 
-class Tensors(Mapping[str, Tensor]):
+class Tensors(NamedTensors):
     """Named tensors of one kind: parameters, buffers, gradients, moments, averages.
 
     A mapping by name, and a value with arithmetic: nothing changes it, every method returns a new
@@ -49,221 +44,19 @@ class Tensors(Mapping[str, Tensor]):
     Tensors(w=f32[2], b=f32[])
     """
 
-    __slots__ = ("__weakref__", "_fresh", "_kinds", "_norm", "_plain", "_storages", "_views", "layout", "owned", "seen")
+    __slots__ = ()
 
-    layout: Layout
-    owned: bool
-    """Whether its memory was made for it alone, so that a step that donates may write over it."""
-    seen: bool
-    """Whether somebody may have taken a tensor out of it since then."""
-    _storages: Storages
-    _views: Storages | None
-    _kinds: Kinds | None
-    _norm: Tensor | None
-    _plain: bool | None  # whether no storage requires gradients, if that is known
-    _fresh: bool  # made by a backward pass: its own values may be written into it again
-
-    def __init__(self, named: Mapping[str, Tensor]) -> None:
-        pairs = [name for name, t in named.items() if _is_complex(t)]
-        storages = tuple([stored(t, True) for t in named.values()] if pairs else named.values())
-        _set(self, Separate(named, pairs), storages)
-
-    @classmethod
-    def of(cls, layout: Layout, storages: Iterable[Any], views: Storages | None = None) -> Tensors:
-        """Tensors in a layout, from their storages.
-
-        Args:
-            layout: The layout.
-            storages: As it wants them; not checked, since transformations put other things there.
-            views: The tensors by name, where they are there already.
-        """
-        self = object.__new__(cls)
-        _set(self, layout, tuple(storages))
-        self._views = views
-        return self
-
-    # What people see: a mapping by name.
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names, in order."""
-        return self.layout.names
-
-    def __getitem__(self, name: str) -> Tensor:
-        try:
-            place = self.layout.index[name]
-        except KeyError:
-            known = ", ".join(self.names[:8]) + (", ..." if len(self) > 8 else "")
-            raise KeyError(f"There is no tensor {name!r}; there are: {known or 'none'}.") from None
-        return self.values()[place]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.layout.names)
-
-    def __len__(self) -> int:
-        return len(self.layout.names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.layout.index
-
-    def keys(self) -> KeysView[str]:
-        return self.layout.index.keys()
-
-    def values(self) -> Storages:  # type: ignore[override]  # pyright: ignore
-        self.seen = True
-        return self.peek()
-
-    def items(self) -> tuple[tuple[str, Tensor], ...]:  # type: ignore[override]  # pyright: ignore
-        return tuple(zip(self.layout.names, self.values(), strict=True))
-
-    @property
-    def storages(self) -> Storages:
-        """What it is stored in."""
-        self.seen = True
-        return self._storages
-
-    def peek_storages(self) -> Storages:
-        """What it is stored in, for one who keeps nothing of it."""
-        return self._storages
-
-    def settle(self, layout: Layout) -> None:
-        """Move to another layout, in place: only for tensors that nobody has seen yet."""
-        if layout is not self.layout:
-            named = dict(zip(self.names, self.peek(), strict=True))
-            _set(self, layout, layout.join(named))
-        self.owned = True
-
-    def peek(self) -> Storages:
-        """The tensors in order, for one who keeps none of them."""
-        if self._views is not None:
-            return self._views
-        views = self.layout.views(self._storages)
-        # A view that was made while something transforms must not outlive that, nor one without
-        # its derivative, as under no_grad.
-        if views is self._storages or (self.plain and not opaque()):
-            self._views = views
-        return views
-
-    def __eq__(self, other: object) -> bool:
-        """Whether names and bits are the same, in whichever layout."""
-        return isinstance(other, Tensors) and tree_equal(self, other)
-
-    def __hash__(self) -> int:
-        return hash(self.layout.names)
-
-    def __repr__(self) -> str:
-        shown = [f"{name}={short(t)}" for name, t in list(self.items())[:6]]
-        more = [f"{len(self) - 6} more"] if len(self) > 6 else []
-        return f"Tensors({', '.join([*shown, *more])})"
-
-    def __tree_named__(self) -> Named:
-        return Named(self.names, self.values(), self.like)
-
-    def __reduce__(self) -> Any:
-        return Tensors.of, (self.layout, self.storages)
-
-    # Facts.
-
-    @property
-    def device(self) -> torch.device | None:
-        """Of the tensors; None if there are none."""
-        return self._storages[0].device if self._storages else None
-
-    @property
-    def dtypes(self) -> frozenset[torch.dtype]:
-        """Of the storages: the reals of complex tensors."""
-        return self.kinds.dtypes
-
-    @property
-    def kinds(self) -> Kinds:
-        """What kernels ask of the storages."""
-        if self._kinds is None:
-            self._kinds = Kinds.of(self._storages)
-        return self._kinds
-
-    @property
-    def plain(self) -> bool:
-        """Whether autograd has nothing to do with them."""
-        if self._plain is None:
-            self._plain = not any([s.requires_grad for s in self._storages])
-        return self._plain
-
-    # Other names, layouts, dtypes.
-
-    def gradients(self, found: Sequence[Tensor | None]) -> Tensors:
-        """Gradients with respect to these, which a backward pass has just made, in this layout.
-
-        Args:
-            found: In the order of the names; those that are None are left out.
-        """
-        if any([g is None for g in found]):
-            reached = {n: g for n, g in zip(self.names, found, strict=True) if g is not None}
-            made = self.select(reached).like(reached)
-        elif type(self.layout) is Separate and not self.layout.pairs:
-            made = self._new(tuple(found))  # type: ignore[arg-type]  # none is None
-        else:
-            made = self.like(dict(zip(self.names, found, strict=True)))  # type: ignore[arg-type]
-        made._fresh = True
-        return made
-
-    def like(self, named: Mapping[str, Tensor]) -> Tensors:
-        """Other tensors in this layout, from a mapping with at least its names.
-
-        Raises:
-            KeyError: A name is missing.
-        """
-        if isinstance(named, Tensors) and named.layout is self.layout:
-            return named
-        missing = [name for name in self.names if name not in named]
-        if missing:
-            raise KeyError(f"There is no tensor for {', '.join(missing[:8])}.")
-        if isinstance(named, Tensors):  # `join` takes some tensors as they are
-            named = dict(named.items())
-        return Tensors.of(self.layout, self.layout.join(named))
-
-    def select(self, names: Iterable[str]) -> Tensors:
-        """Those of `names`, in that order.
-
-        >>> Tensors({"w": torch.ones(2), "b": torch.ones(1)}).select(["b"])
-        Tensors(b=f32[1])
-        """
-        wanted = names.names if isinstance(names, Tensors) else tuple(names)
-        if wanted == self.layout.names:
-            return self
-        unknown = [name for name in wanted if name not in self.layout.index]
-        if unknown:
-            raise KeyError(f"There is no tensor {unknown[0]!r}.")
-        self.seen = True
-        found = self.layout.select(wanted)
-        if found is None:
-            views = self.peek()
-            return Tensors({name: views[self.layout.index[name]] for name in wanted})
-        layout, pick = found
-        new = Tensors.of(layout, pick(self._storages))
-        new._plain = self._plain
-        return new
-
-    def updated(self, new: Tensors) -> Tensors:
-        """These tensors, but those of `new` where it has them."""
-        if new.layout is self.layout or new.names == self.names:
-            return new if new.layout is self.layout else self.like(new)
-        if not new:
-            return self
-        mine, theirs = self.layout.select(new.names), new.layout
-        if mine is not None and mine[0] is theirs:  # whole storages are replaced
-            places = mine[1](tuple(range(len(self._storages))))  # type: ignore[arg-type]
-            storages = list(self._storages)
-            for place, storage in zip(places, new._storages, strict=True):
-                storages[place] = storage  # type: ignore[call-overload]
-            self.seen = new.seen = True
-            return Tensors.of(self.layout, storages)
-        named = dict(zip(self.names, self.values(), strict=True))
-        return self.like({**named, **dict(new.items())})
+    # The same names with other values.
 
     def zeros(self) -> Tensors:
         """Zeros of the same names, shapes and layout; float32 for half precision."""
         return self._new(
-            tuple([torch.zeros_like(s, dtype=_wide(s.dtype), requires_grad=False) for s in self._storages])
+            tuple(
+                [
+                    torch.zeros_like(s, dtype=_wide(s.dtype), requires_grad=False)
+                    for s in self._storages
+                ]
+            )
         )
 
     def wide(self) -> Tensors:
@@ -293,6 +86,22 @@ class Tensors(Mapping[str, Tensor]):
     def detach(self) -> Tensors:
         """Without their derivatives."""
         return self if self.plain else self._new(tuple([s.detach() for s in self.storages]))
+
+    def gradients(self, found: Sequence[Tensor | None]) -> Tensors:
+        """Gradients with respect to these, which a backward pass has just made, in this layout.
+
+        Args:
+            found: In the order of the names; those that are None are left out.
+        """
+        if any([g is None for g in found]):
+            reached = {n: g for n, g in zip(self.names, found, strict=True) if g is not None}
+            made = self.select(reached).like(reached)
+        elif type(self.layout) is Separate and not self.layout.pairs:
+            made = self._new(tuple(found))  # type: ignore[arg-type]  # none is None
+        else:
+            made = self.like(dict(zip(self.names, found, strict=True)))  # type: ignore[arg-type]
+        made._fresh = True
+        return made
 
     # Arithmetic, value by value.
 
@@ -405,7 +214,7 @@ class Tensors(Mapping[str, Tensor]):
         storages = self._storages
         if not self._bulk() or not storages or not storages[0].is_cpu:
             return foreach.all_finite(storages)
-        if self._fresh and self.dtypes == _SINGLE and foreach.are_small(storages):
+        if self._fresh and self.dtypes == SINGLE and foreach.are_small(storages):
             return foreach.all_finite_(storages)
         # What is not finite is in the norm too; only one that overflows says nothing.
         if math.isfinite(self.norm().item()):
@@ -428,7 +237,9 @@ class Tensors(Mapping[str, Tensor]):
             return None
         parts = [self._aligned(part) for part in memory]
         kinds = self.kinds
-        quick = kinds.quick and grads.kinds == kinds and all([part.kinds == kinds for part in memory])
+        quick = (
+            kinds.quick and grads.kinds == kinds and all([part.kinds == kinds for part in memory])
+        )
         made = kernel(
             self._storages, self._aligned(grads), parts, *arguments, quick, **hyperparameters
         )
@@ -451,10 +262,6 @@ class Tensors(Mapping[str, Tensor]):
             elif isinstance(other, Tensor) and other.requires_grad:
                 return False
         return True
-
-    def _aligned(self, other: Tensors) -> Storages:
-        """The storages of `other` in this layout."""
-        return other._storages if other.layout is self.layout else self.like(other)._storages
 
     def _scalar(self, value: Scalar) -> Scalar:
         """A 0-d tensor as a number where it may be looked at: kernels want it so."""
@@ -480,51 +287,6 @@ class Tensors(Mapping[str, Tensor]):
             new._plain, new._kinds = True, self._kinds
         return new
 
-    def _new(self, storages: Storages) -> Tensors:
-        new = object.__new__(Tensors)
-        _set(new, self.layout, storages)
-        return new
-
-
-class Kinds:
-    """Shapes, dtypes and places of storages, found once for a value and what is made of it.
-
-    Attributes:
-        dtypes: Of the storages.
-        quick: Whether they are contiguous, on the CPU, and of one dtype, float32 or float64.
-    """
-
-    __slots__ = ("_facts", "dtypes", "quick")
-
-    @classmethod
-    def of(cls, storages: Storages) -> Kinds:
-        """Those of some storages."""
-        self = object.__new__(cls)
-        self._facts = list(map(_FACTS, storages))
-        self.dtypes = frozenset([facts[1] for facts in self._facts])
-        self.quick = (
-            (self.dtypes == _SINGLE or self.dtypes == _DOUBLE)
-            and all([facts[2] and facts[3] is torch.strided for facts in self._facts])
-            and all(map(Tensor.is_contiguous, storages))
-        )
-        return self
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Kinds) and self._facts == other._facts)
-
-    def __hash__(self) -> int:
-        return hash(self.dtypes)
-
-
-def _set(self: Tensors, layout: Layout, storages: Storages) -> None:
-    self.layout, self._storages, self._views, self._norm = layout, storages, None, None
-    self._plain, self._kinds, self._fresh = None, None, False
-    self.seen = self.owned = False
-
-
-def _is_complex(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_complex()
-
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in _HALF else dtype
@@ -535,7 +297,9 @@ pytree.register_node(
     children=lambda tensors: tensors.storages,
     static=lambda tensors: tensors.layout,
     build=Tensors.of,
-    entries=lambda tensors: tensors.names
-    if len(tensors.names) == len(tensors.storages)
-    else tuple(range(len(tensors.storages))),
+    entries=lambda tensors: (
+        tensors.names
+        if len(tensors.names) == len(tensors.storages)
+        else tuple(range(len(tensors.storages)))
+    ),
 )

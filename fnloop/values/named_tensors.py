@@ -1,0 +1,251 @@
+"""Named tensors as people see them: a mapping by name, whatever the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, KeysView, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from fnloop._torch.tracing import opaque
+from fnloop.trees.equal import tree_equal
+from fnloop.trees.named import Named
+from fnloop.trees.show import short
+from fnloop.values.layouts import Layout, Separate, Storages, stored
+from fnloop.values.storage_kinds import Kinds
+
+
+class NamedTensors(Mapping[str, Tensor]):
+    """What `Tensors` is but for its arithmetic: names, storages, and who has seen them.
+
+    Attributes:
+        layout: How the tensors are stored; static.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_fresh",
+        "_kinds",
+        "_norm",
+        "_plain",
+        "_storages",
+        "_views",
+        "layout",
+        "owned",
+        "seen",
+    )
+
+    layout: Layout
+    owned: bool
+    """Whether its memory was made for it alone, so that a step that donates may write over it."""
+    seen: bool
+    """Whether somebody may have taken a tensor out of it since then."""
+    _storages: Storages
+    _views: Storages | None
+    _kinds: Kinds | None
+    _norm: Tensor | None
+    _plain: bool | None  # whether no storage requires gradients, if that is known
+    _fresh: bool  # made by a backward pass: its own values may be written into it again
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        pairs = [name for name, t in named.items() if _is_complex(t)]
+        storages = tuple([stored(t, True) for t in named.values()] if pairs else named.values())
+        _set(self, Separate(named, pairs), storages)
+
+    @classmethod
+    def of(cls, layout: Layout, storages: Iterable[Any], views: Storages | None = None) -> Self:
+        """Tensors in a layout, from their storages.
+
+        Args:
+            layout: The layout.
+            storages: As it wants them; not checked, since transformations put other things there.
+            views: The tensors by name, where they are there already.
+        """
+        self = object.__new__(cls)
+        _set(self, layout, tuple(storages))
+        self._views = views
+        return self
+
+    # What people see: a mapping by name.
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, in order."""
+        return self.layout.names
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            place = self.layout.index[name]
+        except KeyError:
+            known = ", ".join(self.names[:8]) + (", ..." if len(self) > 8 else "")
+            raise KeyError(f"There is no tensor {name!r}; there are: {known or 'none'}.") from None
+        return self.values()[place]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout.names)
+
+    def __len__(self) -> int:
+        return len(self.layout.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.layout.index
+
+    def keys(self) -> KeysView[str]:
+        return self.layout.index.keys()
+
+    def values(self) -> Storages:  # type: ignore[override]  # pyright: ignore
+        self.seen = True
+        return self.peek()
+
+    def items(self) -> tuple[tuple[str, Tensor], ...]:  # type: ignore[override]  # pyright: ignore
+        return tuple(zip(self.layout.names, self.values(), strict=True))
+
+    @property
+    def storages(self) -> Storages:
+        """What it is stored in."""
+        self.seen = True
+        return self._storages
+
+    def peek_storages(self) -> Storages:
+        """What it is stored in, for one who keeps nothing of it."""
+        return self._storages
+
+    def settle(self, layout: Layout) -> None:
+        """Move to another layout, in place: only for tensors that nobody has seen yet."""
+        if layout is not self.layout:
+            named = dict(zip(self.names, self.peek(), strict=True))
+            _set(self, layout, layout.join(named))
+        self.owned = True
+
+    def peek(self) -> Storages:
+        """The tensors in order, for one who keeps none of them."""
+        if self._views is not None:
+            return self._views
+        views = self.layout.views(self._storages)
+        # A view that was made while something transforms must not outlive that, nor one without
+        # its derivative, as under no_grad.
+        if views is self._storages or (self.plain and not opaque()):
+            self._views = views
+        return views
+
+    def __eq__(self, other: object) -> bool:
+        """Whether names and bits are the same, in whichever layout."""
+        return isinstance(other, NamedTensors) and tree_equal(self, other)
+
+    def __hash__(self) -> int:
+        return hash(self.layout.names)
+
+    def __repr__(self) -> str:
+        shown = [f"{name}={short(t)}" for name, t in list(self.items())[:6]]
+        more = [f"{len(self) - 6} more"] if len(self) > 6 else []
+        return f"{type(self).__name__}({', '.join([*shown, *more])})"
+
+    def __tree_named__(self) -> Named:
+        return Named(self.names, self.values(), self.like)
+
+    def __reduce__(self) -> Any:
+        return type(self).of, (self.layout, self.storages)
+
+    # Facts.
+
+    @property
+    def device(self) -> torch.device | None:
+        """Of the tensors; None if there are none."""
+        return self._storages[0].device if self._storages else None
+
+    @property
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """Of the storages: the reals of complex tensors."""
+        return self.kinds.dtypes
+
+    @property
+    def kinds(self) -> Kinds:
+        """What kernels ask of the storages."""
+        if self._kinds is None:
+            self._kinds = Kinds.of(self._storages)
+        return self._kinds
+
+    @property
+    def plain(self) -> bool:
+        """Whether autograd has nothing to do with them."""
+        if self._plain is None:
+            self._plain = not any([s.requires_grad for s in self._storages])
+        return self._plain
+
+    # Other names.
+
+    def like(self, named: Mapping[str, Tensor]) -> Self:
+        """Other tensors in this layout, from a mapping with at least its names.
+
+        Raises:
+            KeyError: A name is missing.
+        """
+        if isinstance(named, NamedTensors) and named.layout is self.layout:
+            return named  # type: ignore[return-value]  # of one class
+        missing = [name for name in self.names if name not in named]
+        if missing:
+            raise KeyError(f"There is no tensor for {', '.join(missing[:8])}.")
+        if isinstance(named, NamedTensors):  # `join` takes some tensors as they are
+            named = dict(named.items())
+        return self.of(self.layout, self.layout.join(named))
+
+    def select(self, names: Iterable[str]) -> Self:
+        """Those of `names`, in that order.
+
+        >>> from fnloop.values.tensors import Tensors
+        >>> Tensors({"w": torch.ones(2), "b": torch.ones(1)}).select(["b"])
+        Tensors(b=f32[1])
+        """
+        wanted = names.names if isinstance(names, NamedTensors) else tuple(names)
+        if wanted == self.layout.names:
+            return self
+        unknown = [name for name in wanted if name not in self.layout.index]
+        if unknown:
+            raise KeyError(f"There is no tensor {unknown[0]!r}.")
+        self.seen = True
+        found = self.layout.select(wanted)
+        if found is None:
+            views = self.peek()
+            return type(self)({name: views[self.layout.index[name]] for name in wanted})
+        layout, pick = found
+        new = self.of(layout, pick(self._storages))
+        new._plain = self._plain
+        return new
+
+    def updated(self, new: Self) -> Self:
+        """These tensors, but those of `new` where it has them."""
+        if new.layout is self.layout or new.names == self.names:
+            return new if new.layout is self.layout else self.like(new)
+        if not new:
+            return self
+        mine, theirs = self.layout.select(new.names), new.layout
+        if mine is not None and mine[0] is theirs:  # whole storages are replaced
+            places = mine[1](tuple(range(len(self._storages))))  # type: ignore[arg-type]
+            storages = list(self._storages)
+            for place, storage in zip(places, new._storages, strict=True):
+                storages[place] = storage  # type: ignore[call-overload]
+            self.seen = new.seen = True
+            return self.of(self.layout, storages)
+        named = dict(zip(self.names, self.values(), strict=True))
+        return self.like({**named, **dict(new.items())})
+
+    def _aligned(self, other: Self) -> Storages:
+        """The storages of `other` in this layout."""
+        return other._storages if other.layout is self.layout else self.like(other)._storages
+
+    def _new(self, storages: Storages) -> Self:
+        """Other tensors of this layout."""
+        new = object.__new__(type(self))
+        _set(new, self.layout, storages)
+        return new
+
+
+def _set(self: NamedTensors, layout: Layout, storages: Storages) -> None:
+    self.layout, self._storages, self._views, self._norm = layout, storages, None, None
+    self._plain, self._kinds, self._fresh = None, None, False
+    self.seen = self.owned = False
+
+
+def _is_complex(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_complex()

@@ -1,0 +1,43 @@
+"""What kernels ask of the tensors that they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+_FACTS = attrgetter("shape", "dtype", "is_cpu", "layout")
+SINGLE = frozenset((torch.float32,))
+DOUBLE = frozenset((torch.float64,))
+
+
+class Kinds:
+    """Shapes, dtypes and places of storages, found once for a value and what is made of it.
+
+    Attributes:
+        dtypes: Of the storages.
+        quick: Whether they are contiguous, on the CPU, and of one dtype, float32 or float64.
+    """
+
+    __slots__ = ("_facts", "dtypes", "quick")
+
+    @classmethod
+    def of(cls, storages: Sequence[Tensor]) -> Kinds:
+        """Those of some storages."""
+        self = object.__new__(cls)
+        self._facts = list(map(_FACTS, storages))
+        self.dtypes = frozenset([facts[1] for facts in self._facts])
+        self.quick = (
+            (self.dtypes == SINGLE or self.dtypes == DOUBLE)
+            and all([facts[2] and facts[3] is torch.strided for facts in self._facts])
+            and all(map(Tensor.is_contiguous, storages))
+        )
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Kinds) and self._facts == other._facts)
+
+    def __hash__(self) -> int:
+        return hash(self.dtypes)
