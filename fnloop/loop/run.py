@@ -140,11 +140,11 @@ def _loop(
             state, metrics = result
             del result  # a state that stays alive cannot be written over
             state = state.replace(cursor=cursor.tensor())
-            if not state.params.plain:  # a loop is not differentiated, or its past would pile up
-                state, metrics = tree_map(torch.detach, (state, metrics))
             if lent := is_lent(state):  # if a callback fails, this state is the newest there is
                 about.state, about.cursor, about.whole = state, cursor, False
                 calls = _calls(state)
+            elif not state.params.plain:  # a loop is not differentiated: its past would pile up
+                state, metrics = tree_map(torch.detach, (state, metrics))
             if first:
                 state = init_callbacks(stages, effects, state, metrics)
             for callback in stages:
@@ -154,9 +154,9 @@ def _loop(
                 state, metrics = result
                 del result
             first = False
-            about.state, about.cursor, about.whole, calls = state, cursor, True, None
-            if lent:
-                calls = _calls(state)
+            about.state, about.cursor, about.whole = state, cursor, True
+            if stages or not lent:
+                calls = _calls(state) if lent else None
             for effect in effects:
                 effect(state, metrics)
             if lent and (stages or effects):  # who has kept the shown one can go on reading it

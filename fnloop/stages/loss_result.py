@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -152,10 +153,11 @@ _PLAIN = (Tensor, np.ndarray, int, float, complex, str, bytes)
 
 def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
     """Add to an error in the user's function where it happened, and on what."""
-    error.add_note(
-        f"fnloop: this happened in {_name(who)}, called with the model {state.skeleton} and the "
-        f"batch {short(batch)}."
-    )
+    with contextlib.suppress(Exception):  # a frozen error has no room for it
+        error.add_note(
+            f"fnloop: this happened in {_name(who)}, called with the model {state.skeleton} and "
+            f"the batch {short(batch)}."
+        )
 
 
 def _reported(

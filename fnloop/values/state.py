@@ -79,7 +79,8 @@ class State:
                 f"State has no field {', '.join(unknown)}; it has: {', '.join(_FIELDS)}."
             )
         kept = own.get("_kept")
-        if kept is not None and not kept.holds(new):  # or what was replaced would stay alive
+        # What was replaced must not stay alive; cursor and context are not kept.
+        if kept is not None and not changes.keys() <= _NOT_KEPT and not kept.holds(new):
             del own["_kept"]
         return new
 
@@ -108,6 +109,7 @@ class State:
         return tree_show(self, depth=3)
 
 
+_NOT_KEPT = frozenset(("cursor", "context"))
 _FIELDS = tuple(field.name for field in dataclasses.fields(State))
 
 

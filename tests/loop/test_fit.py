@@ -117,7 +117,7 @@ class Failing(Exception):
 
 
 @pytest.mark.parametrize("kind", [Frozen, ReadOnly, Failing])
-@pytest.mark.parametrize("place", ["data", "callback", "effect"])
+@pytest.mark.parametrize("place", ["loss", "data", "callback", "effect"])
 def test_an_error_without_room_for_the_state_comes_through(kind, place):
     calls, closed = [], []
 
@@ -125,6 +125,10 @@ def test_an_error_without_room_for_the_state_comes_through(kind, place):
         calls.append(where)
         if calls.count(where) == 2 and where == place:
             raise kind
+
+    def breaking_loss(model, batch):
+        breaking("loss")
+        return loss(model, batch)
 
     def callback(s, metrics):
         breaking("callback")
@@ -145,9 +149,10 @@ def test_an_error_without_room_for_the_state_comes_through(kind, place):
         def close(self, status):
             closed.append(status)
 
+    step = fl.pipe(breaking_loss, fl.grad, fl.update(fl.optim.adamw(1e-2)), fl.ema(0.9))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(kind):
-        fl.fit(STEP, state(), batches(), steps=5, callbacks=[callback, Closing()])
+        fl.fit(step, state(), batches(), steps=5, callbacks=[callback, Closing()])
     assert sorted(closed) == ["data", "failed"]
     assert signal.getsignal(signal.SIGINT) is before
 
