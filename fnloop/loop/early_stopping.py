@@ -48,7 +48,7 @@ class early_stopping(Callback):
     (True, 'val/loss has not improved on 1 for 2 checks')
     """
 
-    spelling: ClassVar[str] = "early_stopping"
+    label: ClassVar[str] = "early_stopping"
     monitor: str
     patience: int = 3
     min_delta: float = 0.0

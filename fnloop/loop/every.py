@@ -24,7 +24,7 @@ Unit = Literal["step", "epoch"]
 class Every(Callback):
     """The callback that `every` makes; its memory is the merge of the metrics since it last ran."""
 
-    spelling: ClassVar[str] = "every"
+    label: ClassVar[str] = "every"
     n: int
     inner: Any
     unit: str = "step"

@@ -29,7 +29,7 @@ def hyperparameters(step: Any) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {} if step.uncompiled is step else {"compiled": True}
     for part in step.stages():
-        found.update(_walk(part, part.slot or part.spelling, skip=("inner", "name", "loss")))
+        found.update(_walk(part, part.slot or part.label, skip=("inner", "name", "loss")))
     return found
 
 

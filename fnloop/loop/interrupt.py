@@ -22,7 +22,7 @@ _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 class Interrupt(Callback):
     """A callback that asks for a stop once a signal has come."""
 
-    spelling: ClassVar[str] = "interrupt"
+    label: ClassVar[str] = "interrupt"
 
     def __init__(self) -> None:
         self.came: str | None = None  # which signal

@@ -19,7 +19,7 @@ from fnloop.loop.limits import Limits
 from fnloop.stages.base import Callback
 from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
-from fnloop.values.donated import is_lent, newest
+from fnloop.values.donated import may_be_overwritten, newest
 from fnloop.values.metrics import Stop
 from fnloop.values.state import State
 
@@ -140,7 +140,7 @@ def _loop(
             state, metrics = result
             del result  # a state that stays alive cannot be written over
             state = state.replace(cursor=cursor.tensor())
-            if lent := is_lent(state):  # if a callback fails, this state is the newest there is
+            if lent := may_be_overwritten(state):  # if a callback fails, this state is the newest there is
                 about.state, about.cursor, about.whole = state, cursor, False
                 calls = _calls(state)
             elif not state.params.plain:  # a loop is not differentiated: its past would pile up

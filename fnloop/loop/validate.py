@@ -47,7 +47,7 @@ class validate(Callback):
     True
     """
 
-    spelling: ClassVar[str] = "validate"
+    label: ClassVar[str] = "validate"
     reads: ClassVar[bool] = False
     fn: Any
     data: Any = static()  # in a `Same`

@@ -23,7 +23,7 @@ class Accumulate(GradStage):
     """The stage that `accumulate` makes."""
 
     wraps: ClassVar[Kind | None] = "grad"
-    spelling: ClassVar[str] = "accumulate"
+    label: ClassVar[str] = "accumulate"
     inner: Any
     k: int
 

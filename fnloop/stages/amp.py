@@ -24,7 +24,7 @@ class Amp(GradStage):
     """The stage that `amp` makes."""
 
     wraps: ClassVar[Kind | None] = "grad"
-    spelling: ClassVar[str] = "amp"
+    label: ClassVar[str] = "amp"
     inner: Any
     precision: str
     init_scale: float = 2.0**16

@@ -30,17 +30,17 @@ class Stage:
     Attributes:
         kind: What it is.
         wraps: The kind of stage that ``inner`` must be, if it has one.
-        spelling: The function that makes it, for messages and ``repr``; default the class's name.
+        label: The function that makes it, for messages and ``repr``; default the class's name.
     """
 
     kind: ClassVar[Kind]
     wraps: ClassVar[Kind | None] = None
-    spelling: ClassVar[str]
+    label: ClassVar[str]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if cls.__module__ != __name__ and not hasattr(cls, "spelling"):
-            cls.spelling = cls.__name__
+        if cls.__module__ != __name__ and not hasattr(cls, "label"):
+            cls.label = cls.__name__
 
     def __post_init__(self) -> None:
         if self.wraps is not None:
@@ -54,7 +54,7 @@ class Stage:
                 raise ValueError(
                     f"Two stages keep their memory under the name {name!r}: "
                     f"{owners[name].describe()} and {owner.describe()}. Give one of them another "
-                    f'name: {owner.spelling}(..., name="...").'
+                    f'name: {owner.label}(..., name="...").'
                 )
             owners[name] = owner
 
@@ -120,7 +120,7 @@ class Stage:
             for field, value in values
             if field is fields[0] or not is_default(field, value)
         ]
-        return f"{self.spelling}({', '.join(parts)})"
+        return f"{self.label}({', '.join(parts)})"
 
     def __repr__(self) -> str:
         inner = getattr(self, "inner", None)
@@ -152,7 +152,7 @@ class StepStage(Stage):
     >>> @fl.tree
     ... class Halve(fl.StepStage):
     ...     wraps = "step"
-    ...     spelling = "halve"
+    ...     label = "halve"
     ...     inner: Any
     ...     def __call__(self, state, x):
     ...         state, metrics = self.inner(state, x)
@@ -177,7 +177,7 @@ class Callback(Stage):
     >>> import torch, fnloop as fl
     >>> @fl.tree
     ... class lowest(fl.Callback):
-    ...     spelling = "lowest"
+    ...     label = "lowest"
     ...     monitor: str
     ...     name: str = "lowest"
     ...     def init_state(self, state, metrics):
@@ -287,8 +287,8 @@ def _check_inner(stage: Stage, inner: Any) -> None:
     wanted = _KINDS[stage.wraps]
     if getattr(inner, "outermost", False):
         raise TypeError(
-            f"{stage.spelling} wraps {inner.spelling}, which makes one graph of all that it wraps "
-            f"and goes last: fl.pipe(..., {stage.spelling}(...), fl.{inner.spelling})."
+            f"{stage.label} wraps {inner.label}, which makes one graph of all that it wraps "
+            f"and goes last: fl.pipe(..., {stage.label}(...), fl.{inner.label})."
         )
     if isinstance(inner, Stage):
         if inner.kind == stage.wraps:
@@ -296,15 +296,15 @@ def _check_inner(stage: Stage, inner: Any) -> None:
         got = f"{inner.describe()}, {_KINDS[inner.kind]}"
         if stage.wraps == "grad" and inner.kind == "step":
             hint = (
-                f"Put it before the update: fl.pipe(loss, fl.grad, ..., {stage.spelling}(...), "
+                f"Put it before the update: fl.pipe(loss, fl.grad, ..., {stage.label}(...), "
                 "fl.update(optimizer))."
             )
-            if stage.spelling == "update":
+            if stage.label == "update":
                 hint = "One pipeline has one update; fl.optim.chain combines gradient transforms."
         elif stage.wraps == "step" and inner.kind == "grad":
             hint = (
                 f"Put it after the update: fl.pipe(loss, fl.grad, ..., fl.update(optimizer), "
-                f"{stage.spelling}(...))."
+                f"{stage.label}(...))."
             )
         else:
             hint = "Callbacks go into fl.run(..., callbacks=[...])."
@@ -316,4 +316,4 @@ def _check_inner(stage: Stage, inner: Any) -> None:
             if callable(inner)
             else "The first thing in a pipe is a loss function."
         )
-    raise TypeError(f"{stage.spelling} wraps {wanted}, but was given {got}. {hint}")
+    raise TypeError(f"{stage.label} wraps {wanted}, but was given {got}. {hint}")

@@ -19,7 +19,7 @@ class Ema(StepStage):
     """The stage that `ema` makes."""
 
     wraps: ClassVar[Kind | None] = "step"
-    spelling: ClassVar[str] = "ema"
+    label: ClassVar[str] = "ema"
     inner: Any
     decay: Any = 0.999
     name: str = "ema"

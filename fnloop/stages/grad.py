@@ -27,7 +27,7 @@ class Grad(GradStage):
         loss: ``(model, batch) -> loss``; a bare function, or a tree with ``__call__``.
     """
 
-    spelling: ClassVar[str] = "grad"
+    label: ClassVar[str] = "grad"
     loss: Any
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ class Guard(StepStage):
     """The stage that `guard` makes."""
 
     wraps: ClassVar[Kind | None] = "step"
-    spelling: ClassVar[str] = "guard"
+    label: ClassVar[str] = "guard"
     inner: Any
     rule: Any
     then: str = "skip"

@@ -38,7 +38,7 @@ class Lifted:
 class LiftedGrad(Lifted, GradStage):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A function ``(state, batch) -> (state, Grads)`` as a stage."""
 
-    spelling: ClassVar[str] = "stage"
+    label: ClassVar[str] = "stage"
     reports: ClassVar[str] = "fl.Grads"
     function: Any
 
@@ -47,7 +47,7 @@ class LiftedGrad(Lifted, GradStage):  # pyright: ignore[reportIncompatibleMethod
 class LiftedStep(Lifted, StepStage):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A function ``(state, batch) -> (state, metrics)`` as a stage."""
 
-    spelling: ClassVar[str] = "stage"
+    label: ClassVar[str] = "stage"
     reports: ClassVar[str] = "metrics"
     function: Any
 
@@ -62,7 +62,7 @@ class LiftedStep(Lifted, StepStage):  # pyright: ignore[reportIncompatibleMethod
 class LiftedCallback(Lifted, Callback):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A function ``(state, metrics) -> (state, metrics)`` as a stage."""
 
-    spelling: ClassVar[str] = "stage"
+    label: ClassVar[str] = "stage"
     reports: ClassVar[str] = "metrics"
     function: Any
 

@@ -35,7 +35,7 @@ class nonfinite(Rule):
     [False, True]
     """
 
-    spelling: ClassVar[str] = "nonfinite"
+    label: ClassVar[str] = "nonfinite"
     monitor: str = "loss"
     patience: int = 1
     name: str = "nonfinite"

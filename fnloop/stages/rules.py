@@ -56,8 +56,8 @@ class RulePart(Stage):
         return self.inner.slot
 
     @property
-    def spelling(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.spelling
+    def label(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.label
 
     def stages(self) -> Iterator[Stage]:
         yield self

@@ -44,7 +44,7 @@ class spike(Rule):
     [0, 0, 0, 0, 0, 1, 0]
     """
 
-    spelling: ClassVar[str] = "spike"
+    label: ClassVar[str] = "spike"
     monitor: str = "loss"
     sigmas: float = 6.0
     window: int = 100

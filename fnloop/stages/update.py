@@ -27,7 +27,7 @@ class Update(StepStage):
     """The stage that `update` makes."""
 
     wraps: ClassVar[Kind | None] = "grad"
-    spelling: ClassVar[str] = "update"
+    label: ClassVar[str] = "update"
     inner: Any
     optimizer: Any
     name: str = "update"

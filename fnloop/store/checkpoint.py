@@ -25,7 +25,7 @@ from fnloop.store.save import leaves_of, save
 from fnloop.store.staging import Staging
 from fnloop.store.topk import TopK
 from fnloop.values.cursor import Cursor, is_due
-from fnloop.values.donated import is_lent
+from fnloop.values.donated import may_be_overwritten
 from fnloop.values.merging import find, numbers
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
@@ -158,7 +158,7 @@ class checkpoint(Effect):
             if self._worker is None:
                 self._tell(_failures(self._job(state, score, due, demanded, "running")))
                 return
-            if is_lent(state):  # the next step may write over it
+            if may_be_overwritten(state):  # the next step may write over it
                 self._staging = self._staging or Staging()
                 self._worker.wait()  # then the memory of the last copy is free
                 state = self._staging.copy(state)

@@ -44,7 +44,7 @@ class Compiled(Stage):
     """
 
     outermost: ClassVar[bool] = True
-    spelling: ClassVar[str] = "compile"
+    label: ClassVar[str] = "compile"
     inner: Any
     donate: bool = False
     mode: str = "default"
@@ -73,7 +73,7 @@ class Compiled(Stage):
     def init(self, model: Any, seed: int = 0) -> State:
         state = self.inner.init(model, seed)
         if not isinstance(model, State):  # the tensors are new, so they can move to where they go
-            Kept.settle(state, self._cache.plans)
+            Kept.repack(state, self._cache.plans)
         return state
 
     def __call__(self, state: State, x: Any) -> tuple[State, Any]:

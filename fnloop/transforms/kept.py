@@ -70,7 +70,7 @@ class Kept:
         return new
 
     @classmethod
-    def settle(cls, state: State, plans: Plans) -> None:
+    def repack(cls, state: State, plans: Plans) -> None:
         """Bring a state that nobody else has seen into the layouts of its plan, in place.
 
         What has been copied is freed at once: there never is a second state.
@@ -79,7 +79,7 @@ class Kept:
         units: list[Unit] = plan.flatten(state)
         for unit, place in zip(units, plan.places, strict=True):
             if isinstance(unit, Tensors) and place.layout is not None:
-                unit.settle(place.layout)
+                unit.repack(place.layout)
                 # A stage may have put the same tensors into two places, or somebody else's.
                 unit.seen = True
                 unit.owned = all([storage_of(s).resizable() for s in unit.peek_storages()])

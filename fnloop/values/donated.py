@@ -26,40 +26,64 @@ class Donated(State):
         return "State(donated)"
 
 
+class _Line:
+    """States each of which was written over the one before: where the newest is.
+
+    Those that were given away hold it, so that it ends with the last of them.
+    """
+
+    def __init__(self) -> None:
+        self._newest: State | None = None
+        self._used: weakref.ref[State] | None = None
+
+    def set(self, state: State) -> None:
+        self._newest = state
+
+    def let_go(self, state: State) -> None:
+        """Do not keep `state`, which is the newest, alive while a step uses it."""
+        self._used, self._newest = weakref.ref(state), None
+
+    def get(self) -> State | None:
+        return self._newest if self._newest is not None or self._used is None else self._used()
+
+
 def give_away(state: State, after: State) -> None:
     """Mark `state` as given away to `after`: whoever reads it gets an error that says so.
 
-    Until `after` is given away in turn, `newest` finds it: an exception may come before the caller
-    has it.
+    From then on `newest` finds `after`: an exception may come before the caller has it.
     """
-    after.__dict__["_from"] = weakref.ref(state)
-    object.__setattr__(state, "__dict__", {"_cursor": state.cursor, "_next": after})
+    line = _line_of(state) or _Line()
+    after.__dict__["_line"] = weakref.ref(line)
+    line.set(after)
+    object.__setattr__(state, "__dict__", {"_given": state.cursor, "_next": line})
     object.__setattr__(state, "__class__", Donated)
 
 
 def release(state: State) -> None:
-    """Let go of the tie to the state that `state` was made of."""
-    before = state.__dict__.pop("_from", None)
-    given = None if before is None else before()
-    if given is not None:
-        given.__dict__["_next"] = None
+    """Let nobody but the caller hold `state` on behalf of those that it was written over."""
+    line = _line_of(state)
+    if line is not None:
+        line.let_go(state)
 
 
 def is_lent(state: State) -> bool:
     """Whether a donating step has made `state`, so that the next one may write over it."""
-    return "_from" in state.__dict__
+    return "_line" in state.__dict__
 
 
 def newest(state: State) -> State | None:
-    """What a state has become, if a step has written over it; None if that is not known."""
-    found: Any = state
-    while found is not None and "_next" in vars(found):
-        found = vars(found)["_next"]
-    return found
+    """What a state has become, if steps have written over it; None if that is not known."""
+    own = vars(state)
+    return own["_next"].get() if "_given" in own else state
+
+
+def _line_of(state: State) -> _Line | None:
+    line = vars(state).get("_line")
+    return None if line is None else line()
 
 
 def _refuse(state: Any) -> NoReturn:
-    count = Cursor.of(object.__getattribute__(state, "__dict__")["_cursor"]).count
+    count = Cursor.of(object.__getattribute__(state, "__dict__")["_given"]).count
     raise DonatedError(
         f"This state (after {count} batches) was donated to a compiled step, which has written "
         "the next state into its memory. Go on with the state that the step returned. To keep "

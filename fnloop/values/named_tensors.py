@@ -111,7 +111,7 @@ class NamedTensors(Mapping[str, Tensor]):
         """What it is stored in, for one who keeps nothing of it."""
         return self._storages
 
-    def settle(self, layout: Layout) -> None:
+    def repack(self, layout: Layout) -> None:
         """Move to another layout, in place: only for tensors that nobody has seen yet."""
         if layout is not self.layout:
             named = dict(zip(self.names, self.peek(), strict=True))

@@ -153,7 +153,7 @@ def test_every_exported_stage_is_covered():
         if getattr(value, "__module__", "").startswith("fnloop.stages")
         and inspect.isfunction(value)
     }
-    covered = {part.spelling for step in STAGES.values() for part in step.stages()}
+    covered = {part.label for step in STAGES.values() for part in step.stages()}
     assert factories <= {*covered, "pipe", "compose", "scale", "stage"}, "add the new stage here"
 
 

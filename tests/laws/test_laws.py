@@ -224,12 +224,12 @@ def test_law_4_accumulation_is_one_big_batch(weights):
 
 
 @pytest.mark.parametrize(
-    "stage", [s for many in GRAD_STAGES.values() for s in many], ids=lambda s: s.func.spelling
+    "stage", [s for many in GRAD_STAGES.values() for s in many], ids=lambda s: s.func.label
 )
 def test_law_4_under_every_gradient_stage(stage):
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     grad = stage(fl.grad(loss))
-    rtol = 3e-2 if grad.spelling == "amp" else 1e-4  # half precision rounds
+    rtol = 3e-2 if grad.label == "amp" else 1e-4  # half precision rounds
     testing.check_accumulates(
         grad, grad.init(model), arrays(11), rtol=rtol, atol=2e-3 if rtol > 1e-3 else 1e-6
     )

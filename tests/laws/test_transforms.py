@@ -156,7 +156,7 @@ SCALES = ("init_scale", "min_scale", "growth", "backoff")
 
 
 def tolerance(step):
-    half = any(part.spelling == "amp" for part in step.stages()) or "muon" in repr(step)
+    half = any(part.label == "amp" for part in step.stages()) or "muon" in repr(step)
     return {"rtol": 3e-2, "atol": 1e-2} if half else {}  # half precision rounds
 
 
@@ -174,7 +174,7 @@ def test_every_exported_stage_and_optimizer_has_an_example():
         kinds = [type(part) for example in many for part in parts_of(example)]
         assert OPTIMIZERS[name] in kinds
     for name in ("accumulate", "amp", "ema", "guard", "update", "grad", "nonfinite", "spike"):
-        assert any(name in {p.spelling for p in s.stages()} for s in STAGES[name])
+        assert any(name in {p.label for p in s.stages()} for s in STAGES[name])
 
 
 def parts_of(optimizer):

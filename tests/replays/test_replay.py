@@ -50,7 +50,7 @@ class Halved(fl.GradStage):
     """One that asks what it wraps, and calls it in its own way."""
 
     wraps: ClassVar[str] = "grad"
-    spelling: ClassVar[str] = "halved"
+    label: ClassVar[str] = "halved"
     inner: Any
 
     def __call__(self, state, x):

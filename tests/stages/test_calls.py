@@ -90,7 +90,7 @@ class Tally(fl.StepStage):
     """A stage of a user's own, whose memory counts the calls, taken back or not."""
 
     wraps: ClassVar[Any] = "step"
-    spelling: ClassVar[str] = "tally"
+    label: ClassVar[str] = "tally"
     inner: Any
     survives: bool
     name: str = "tally"

@@ -46,7 +46,7 @@ def test_anything_else_is_refused(given, message):
 
 def test_a_rule_has_its_memory_before_the_first_step():
     part = RulePart(spike("loss", name="other"))
-    assert (part.slot, part.spelling, part.describe()) == (
+    assert (part.slot, part.label, part.describe()) == (
         "other",
         "spike",
         "spike('loss', name='other')",
@@ -56,7 +56,7 @@ def test_a_rule_has_its_memory_before_the_first_step():
 
 @fl.tree
 class Late(fl.Callback):
-    spelling: ClassVar[str] = "late"
+    label: ClassVar[str] = "late"
     monitor: str
     name: str = "late"
 

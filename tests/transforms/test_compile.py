@@ -494,7 +494,7 @@ class Shrink(fl.StepStage):
     """A stage as a user writes it, with `fl.tree_map` over the parameters."""
 
     wraps = "step"
-    spelling = "shrink"
+    label = "shrink"
     inner: object
 
     def __call__(self, state, x):

@@ -7,6 +7,7 @@ import gc
 import itertools
 import pickle
 import signal
+import weakref
 
 import pytest
 import torch
@@ -67,6 +68,13 @@ TAKEN = {
     "a detached tensor": lambda s: s["update"]["adamw"]["mu"]["0.bias"].detach(),
     "a moment": lambda s: s["update"]["adamw"]["nu"]["2.bias"],
     "the parameters": lambda s: s.params,
+    "the storages": lambda s: s.params.storages,
+    "a storage": lambda s: s["ema"].storages[0],
+    "names and tensors": lambda s: s.params.items(),
+    "some parameters": lambda s: s.params.select(["0.weight", "2.bias"]),
+    "another layout": lambda s: fl.Tensors(dict.fromkeys(s.params, torch.ones(()))).like(s.params),
+    "updated parameters": lambda s: s.params.updated(fl.Tensors({"0.bias": torch.ones(3)})),
+    "one or the other": lambda s: s.params.where(True, s["ema"]),
     "the average": lambda s: s["ema"],
     "the moments": lambda s: s["update"]["adamw"]["mu"],
     "an optimizer's memory": lambda s: s["update"]["adamw"],
@@ -91,7 +99,8 @@ def look(taken):
     """The values of what was taken, copied."""
     if isinstance(taken, memoryview):
         return [torch.tensor(taken.tolist())]
-    return [torch.as_tensor(leaf).detach().clone() for leaf in fl.tree_leaves(taken)]
+    leaves = [leaf for leaf in fl.tree_leaves(taken) if not isinstance(leaf, str)]
+    return [torch.as_tensor(leaf).detach().clone() for leaf in leaves]
 
 
 def close(expected, got):
@@ -245,12 +254,17 @@ def test_a_pickle_is_a_copy():
     assert fl.tree_equal(before, look(pickle.loads(text)))
 
 
-def test_what_autograd_saved_stays_as_it_was():
+@pytest.mark.parametrize(
+    "get",
+    [lambda s: s.params["0.weight"], lambda s: s.params["0.bias"], lambda s: s.params.storages[0]],
+)
+def test_what_autograd_saved_stays_as_it_was(get):
     state = after()
-    x = torch.ones_like(state.params["0.weight"], requires_grad=True)
-    product = (x * state.params["0.weight"]).sum()
-    expected = state.params["0.weight"].clone()
-    STEP(state, batch())
+    x = torch.ones_like(get(state), requires_grad=True)
+    product = (x * get(state)).sum()
+    expected = get(state).clone()
+    for i in range(2):
+        state, _ = STEP(state, batch(seed=i))
     assert torch.equal(torch.autograd.grad(product, x)[0], expected)
 
 
@@ -313,6 +327,54 @@ def test_the_first_state_and_its_parts_are_left_alone():
     STEP(state, batch())
     assert fl.tree_equal(before, look(kept))
     assert fl.tree_equal(look(params), look(kept.params))
+
+
+def test_a_state_in_another_layout_and_its_parts_are_left_alone():
+    theirs = STEP.inner.init(net())
+    before = look(theirs)
+    state = theirs.replace()
+    for i in range(3):
+        state, _ = STEP(state, batch(seed=i))
+    assert fl.tree_equal(before, look(theirs))
+
+
+def test_what_is_held_is_seen_beside_what_has_another_layout():
+    state = after()
+    moments, before = state["update"]["adamw"]["mu"], look(state["update"]["adamw"]["mu"])
+    state = state.replace(params=dict(state.params))
+    for i in range(2):
+        state, _ = STEP(state, batch(seed=i))
+    assert fl.tree_equal(before, look(moments))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.replace(slots={}),
+        lambda s: s.replace(params=fl.tree_map(torch.zeros_like, s.params)),
+        lambda s: s.put("ema", None),
+    ],
+)
+def test_what_is_replaced_is_freed(change):
+    state = after()
+    old = [weakref.ref(t.untyped_storage()) for t in fl.tree_leaves((state.params, state.slots))]
+    state = change(state)
+    new = {id(t.untyped_storage()) for t in fl.tree_leaves((state.params, state.slots))}
+    gc.collect()
+    assert all(ref() is None or id(ref()) in new for ref in old)
+    assert sum(ref() is None for ref in old) >= 3
+
+
+def test_a_state_is_freed_with_the_last_name_for_it():
+    state = first = after()
+    for i in range(3):
+        state, _ = STEP(state, batch(seed=i))
+    storage = weakref.ref(state.params["0.weight"].untyped_storage())
+    del first
+    assert storage() is not None
+    del state
+    gc.collect()
+    assert storage() is None
 
 
 READ = {
@@ -391,6 +453,83 @@ def test_fit_works_in_place():
     fl.fit(STEP, STEP.init(net()), fl.Batches(batch(12), 4), steps=8, callbacks=watch)
     assert len(seen) == 8
     assert len(set(seen[1:])) == 1
+
+
+def storages(state):
+    own = (state.params, state["update"], state["ema"])
+    return [t.untyped_storage().data_ptr() for t in fl.tree_leaves(own)]
+
+
+@pytest.mark.parametrize("name", ["step", "wrapped", "inductor"])
+def test_fit_makes_no_copies_however_many_look_on(name, capsys):
+    step = {
+        "step": STEP,
+        "wrapped": lambda state, batch: STEP(state, batch),
+        "inductor": fl.compile(STEP.inner, donate=True),
+    }[name]
+    seen, effect = record(storages)
+    watch = [
+        lambda state, metrics: (state, {**metrics, "norm": fl.Last(state.params.norm())}),
+        fl.every(3, fl.validate(mse, fl.Batches(batch(8), 4), params="ema")),
+        fl.every(4, fl.effect(lambda state, metrics: float(state.params["0.bias"].sum()))),
+        fl.early_stopping("loss", patience=99),
+        fl.History(),
+        fl.progress(),
+        effect,
+    ]
+    state = fl.compile(STEP.inner).init(net()) if name == "inductor" else STEP.init(net())
+    fl.fit(step, state, fl.Batches(batch(12), 4), steps=21, callbacks=watch)
+    assert len(seen) == 21
+    assert all(places == seen[1] for places in seen[1:])
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_states_in_a_background_checkpoint_and_in_callbacks_are_whole(tmp_path, wrapped):
+    step = (lambda state, batch: STEP(state, batch)) if wrapped else STEP
+    kept, shown = [], []
+
+    def keep(state, metrics):
+        kept.append((state, look(state)))
+        return state, metrics
+
+    callbacks = [
+        keep,
+        fl.effect(lambda state, metrics: shown.append((state, look(state)))),
+        fl.checkpoint(tmp_path, every=2, keep_last=None, background=True),
+    ]
+    data = fl.Batches(batch(12), 4)
+    expected = {}
+    for state, _ in fl.run(STEP, STEP.init(net()), data, steps=6):
+        expected[int(state.step)] = fl.tree_map(torch.clone, state)
+    fl.fit(step, STEP.init(net()), data, steps=6, callbacks=callbacks)
+    for _, before in kept:  # a callback is shown what the loop goes on with
+        assert before
+    for state, before in shown:
+        assert fl.tree_equal(look(state), before)
+    found = sorted(tmp_path.glob("step-*"))
+    assert len(found) >= 3
+    for path in found:
+        saved = fl.load(path, like=state)
+        assert fl.tree_diff(saved, expected[int(saved.step)]) == ""
+
+
+def test_an_error_after_two_steps_on_one_batch_has_the_newest_state():
+    def twice(state, batch):
+        for _ in range(2):
+            state, metrics = STEP(state, batch)
+        if int(state.step) == 6:
+            raise RuntimeError("stop")
+        return state, metrics
+
+    data = fl.Batches(batch(12), 4)
+    expected = STEP.init(net())
+    for state, _ in fl.run(twice, STEP.init(net()), data, steps=2):
+        expected = state
+    with pytest.raises(RuntimeError) as caught:
+        for _ in fl.run(twice, STEP.init(net()), data, steps=9):
+            pass
+    assert int(expected.step) == 4
+    assert int(caught.value.state.step) == int(caught.value.state.calls) == 6
 
 
 def test_fit_copies_only_for_the_checkpoints_that_it_writes(tmp_path):
@@ -514,7 +653,7 @@ class Remember(fl.StepStage):
     """Keeps the parameters of the step before, and of the one before that."""
 
     wraps = "step"
-    spelling = "remember"
+    label = "remember"
     inner: object
     name: str = "before"
 

@@ -48,7 +48,7 @@ class Memory(fl.StepStage):
     """Has memory in every kind of container, and one of odd strides."""
 
     wraps = "step"
-    spelling = "memory"
+    label = "memory"
     inner: object
     name: str = "mine"
 

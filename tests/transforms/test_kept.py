@@ -43,7 +43,7 @@ class Memory(fl.StepStage):
     """Has the memory that it is told to make, and changes it as it is told."""
 
     wraps = "step"
-    spelling = "memory"
+    label = "memory"
     inner: object
     make: Callable
     change: Callable
@@ -122,6 +122,70 @@ def strict(graph, inputs):
         return graph.forward(*given)
 
     return run
+
+
+def test_memory_in_odd_containers_costs_no_copy_of_the_rest():
+    step = donating(remembering(in_two_places, doubled))
+    state, _ = step(step.init(net()), batch())
+    place = address(state)
+    for i in range(3):
+        state, _ = step(state, batch(seed=i))
+        assert address(state) == place
+
+
+OUTSIDE = {
+    "an array": lambda array: {"t": fl.Tensors({"weight": torch.from_numpy(array)})},
+    "a tensor": lambda array: {"t": fl.Tensors({"weight": torch.as_tensor(array)})},
+    "a list": lambda array: {"t": [torch.from_numpy(array)]},
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_named_memory_that_comes_from_outside_is_not_written_to(name):
+    array = np.ones((2, 4), np.float32)
+    step = donating(remembering(lambda: OUTSIDE[name](array), doubled))
+    state = step.init(net())
+    for i in range(3):
+        state, _ = step(state, batch(seed=i))
+    assert np.array_equal(array, np.ones((2, 4), np.float32))
+    assert fl.tree_leaves(state["mine"])[0].unique().tolist() == [15.0]
+
+
+@fl.tree
+class Mirror(fl.StepStage):
+    """Its memory is the new parameters themselves, and so is a metric."""
+
+    wraps = "step"
+    label = "mirror"
+    inner: object
+    name: str = "mirror"
+
+    def init_state(self, state):
+        return {"all": state.params, "one": state.params["weight"]}
+
+    def __call__(self, state, x):
+        after, metrics = self.inner(state, x)
+        memory = {"all": after.params, "one": after.params["weight"]}
+        return after.put(self.name, memory), {**metrics, "w": fl.Last(after.params["weight"])}
+
+
+@pytest.mark.parametrize("donate", [True, False])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_what_stands_in_two_places_is_taken_apart(donate, backend):
+    step = fl.pipe(mse, fl.grad, fl.update(fl.optim.adamw(0.1)), Mirror)
+    fast = fl.compile(step, donate=donate, backend=backend)
+    state = fast.init(net())
+    for i in range(4):
+        expected, wanted = step(fl.tree_map(torch.clone, state), batch(seed=i))
+        kept = state.params["weight"], state.params["weight"].clone()
+        state, metrics = (fast.donating() if i % 2 else fast)(state, batch(seed=i))
+        torch.testing.assert_close(dict(expected.params), dict(state.params))
+        torch.testing.assert_close(dict(expected["mirror"]["all"]), dict(state["mirror"]["all"]))
+        torch.testing.assert_close(wanted["w"].value(), metrics["w"].value())
+        before = metrics["w"].value().clone()
+        after, _ = fast.donating()(fl.tree_map(torch.clone, state), batch(seed=i))
+        state = state.replace()
+        assert torch.equal(*kept) and torch.equal(before, metrics["w"].value())
 
 
 def test_memory_that_comes_from_outside_is_not_written_to():

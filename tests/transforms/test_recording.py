@@ -165,7 +165,7 @@ class Sharpness(fl.GradStage):
     """Sharpness-aware minimization: the gradient at a point uphill, on the same batch."""
 
     wraps = "grad"
-    spelling = "sharpness"
+    label = "sharpness"
     inner: object
 
     def __call__(self, state, x):
@@ -206,7 +206,7 @@ def test_what_cannot_be_drawn_beforehand_is_an_error(name):
 @fl.tree
 class Twice(fl.StepStage):
     wraps = "step"
-    spelling = "twice"
+    label = "twice"
     inner: object
 
     def __call__(self, state, x):
@@ -229,7 +229,7 @@ def changes(change):
     @fl.tree
     class Changing(fl.StepStage):
         wraps = "step"
-        spelling = "changing"
+        label = "changing"
         inner: object
 
         def __call__(self, state, x):
