@@ -66,7 +66,7 @@ def release(state: State) -> None:
         line.let_go(state)
 
 
-def is_lent(state: State) -> bool:
+def may_be_overwritten(state: State) -> bool:
     """Whether a donating step has made `state`, so that the next one may write over it."""
     return "_line" in state.__dict__
 
