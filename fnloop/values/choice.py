@@ -1,4 +1,4 @@
-"""Looking at values or selecting by them: decided here, for all stages and optimizers."""
+"""Data-dependent choices: Python branches on the CPU, `torch.where` under a trace or on a GPU."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fnloop.trees.nodes import tree_map
 from fnloop.values.tensors import Tensors
 
 Flag: TypeAlias = bool | Tensor
-"""A bool where values may be looked at, else bool[]."""
+"""A Python bool where `look` can read the value, else a tensor bool[]."""
 
 
 def look(value: Any) -> Any:
-    """A 0-d tensor as a number, where Python may look at it without waiting; else as it is.
+    """Return a 0-d tensor as a Python number where that is free and safe; else return it unchanged.
 
-    It may not inside ``torch.func`` transforms and `fl.compile`, where there is no value, nor on an
-    accelerator, which would have to be waited for, nor where the derivative would be lost.
+    It stays a tensor inside ``torch.func`` transforms and `fl.compile` (it has no concrete value),
+    on an accelerator (reading it would synchronize), and where it requires gradients.
 
     >>> look(torch.tensor(3)), torch.func.vmap(lambda x: look(x) + 1)(torch.zeros(2))
     (3, tensor([1., 1.]))
@@ -32,29 +32,29 @@ def look(value: Any) -> Any:
 
 
 def invert(flag: Flag) -> Flag:
-    """The opposite."""
+    """Logical not."""
     return ~flag if isinstance(flag, Tensor) else not flag
 
 
 def both(a: Flag, b: Flag) -> Flag:
-    """Whether both are true."""
+    """Logical and."""
     if a is True or b is False:
         return b
     return a if b is True or a is False else a & b
 
 
 def either(a: Flag, b: Flag) -> Flag:
-    """Whether one of them is true."""
+    """Logical or."""
     return invert(both(invert(a), invert(b)))
 
 
 def select(flag: Flag, new: Any, old: Any) -> Any:
-    """`new` if `flag`, else `old`: a choice, or a selection leaf by leaf.
+    """Return `new` if `flag`, else `old`. A tensor flag selects leaf by leaf.
 
     Args:
-        flag: Which of the two.
+        flag: A bool or bool[].
         new: A tree of tensors.
-        old: One of the same structure; in dicts, what is in `new` alone stays.
+        old: A tree of the same structure. Dict keys that only `new` has keep their value.
 
     >>> select(True, {"a": 1}, {"a": 2})
     {'a': 1}
@@ -75,5 +75,5 @@ def select(flag: Flag, new: Any, old: Any) -> Any:
 
 
 def stepped(before: Any, after: Any) -> Flag:
-    """Whether a training step was not skipped: whether ``state.step`` has moved."""
+    """Whether the training step from `before` to `after` was committed (``state.step`` moved)."""
     return False if after.step is before.step else look(after.step != before.step)

@@ -1,4 +1,4 @@
-"""What stages tell those that they wrap, during a call."""
+"""What a stage passes down to the stages that it wraps, during one call."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Context:
     """`State.context`: empty outside a call, and never saved.
 
     Attributes:
-        micro: The number of the logical micro-batch, counted in one flat cut of the batch.
-        autocast: The dtype that the model runs in; None without `fl.amp`.
-        scale: float32[]; what the loss is multiplied by before the backward pass, or None.
+        micro: Index of the micro-batch; nested `fl.accumulate` stages count in one flat sequence.
+        autocast: The autocast dtype of the model; None without `fl.amp`.
+        scale: float32[]; the loss scale, applied before the backward pass; or None.
     """
 
     micro: int = 0
@@ -32,7 +32,7 @@ class Context:
         return new
 
     def casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        """Within the block, a model on `device` runs in the dtype of `autocast`, if any."""
+        """A context manager: autocast on `device` to the dtype of `autocast`, if there is one."""
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(device.type, dtype=self.autocast)

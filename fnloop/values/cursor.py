@@ -1,4 +1,4 @@
-"""Where the next unread batch is."""
+"""The position of the next unread batch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 class Cursor(NamedTuple):
     """`State.cursor` as Python numbers.
 
-    The end of an epoch has one form: ``(epoch + 1, 0, count)``.
+    At the end of an epoch it is ``(epoch + 1, 0, count)``.
 
     Attributes:
-        epoch: Epochs finished.
-        index: Examples read in this epoch (batches, where the source cannot count examples).
-        count: Batches ever drawn; ``steps=``, `fl.every` and checkpoint names count it.
+        epoch: Finished epochs.
+        index: Examples read in this epoch; batches, if the source cannot count examples.
+        count: Batches drawn since the start. ``steps=``, `fl.every` and checkpoint names use it.
 
     >>> Cursor.of(Cursor(1, 64, 10).tensor())
     Cursor(epoch=1, index=64, count=10)
@@ -29,12 +29,12 @@ class Cursor(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Cursor:
-        """Read a state's cursor."""
+        """Read a cursor from an int64[3] tensor."""
         return cls(*tensor.tolist())
 
     def tensor(self) -> Tensor:
-        """int64[3], on the CPU."""
-        # a third of the time of torch.tensor
+        """The cursor as int64[3] on the CPU."""
+        # Three times as fast as torch.tensor.
         return torch.frombuffer(bytearray(_PACK(*self)), dtype=torch.int64)
 
 
@@ -51,7 +51,12 @@ def epoch_of(cursor: Cursor) -> int:
 
 
 def is_due(n: int, unit: str, cursor: Cursor) -> bool:
-    """Whether a rhythm of `n` fires after the batch before `cursor`.
+    """Whether an action due every `n` steps or epochs runs at `cursor`.
+
+    Args:
+        n: The period.
+        unit: ``"step"`` or ``"epoch"``.
+        cursor: The cursor after the last batch.
 
     >>> within, at_its_end = Cursor(0, 64, 2), Cursor(1, 0, 3)
     >>> is_due(2, "step", within), is_due(1, "epoch", within), is_due(1, "epoch", at_its_end)

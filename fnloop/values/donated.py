@@ -1,4 +1,4 @@
-"""A state whose memory was given away."""
+"""Donated states: a compiled step reused their memory for the next state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DonatedError(RuntimeError):
 
 
 class Donated(State):
-    """What a state becomes when a compiled step has written its successor into its memory."""
+    """A state whose memory now holds a later state. Reading any attribute raises."""
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -27,9 +27,9 @@ class Donated(State):
 
 
 class _Line:
-    """States each of which was written over the one before: where the newest is.
+    """A chain of states, each written over the one before; it knows the newest.
 
-    Those that were given away hold it, so that it ends with the last of them.
+    Only donated states hold a strong reference to it, so it dies with the last of them.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class _Line:
         self._newest = state
 
     def let_go(self, state: State) -> None:
-        """Do not keep `state`, which is the newest, alive while a step uses it."""
+        """Hold `state`, the newest, by a weak reference only."""
         self._used, self._newest = weakref.ref(state), None
 
     def get(self) -> State | None:
@@ -48,9 +48,9 @@ class _Line:
 
 
 def give_away(state: State, after: State) -> None:
-    """Mark `state` as given away to `after`: whoever reads it gets an error that says so.
+    """Mark `state` as donated to `after`: reading it raises `DonatedError`.
 
-    From then on `newest` finds `after`: an exception may come before the caller has it.
+    ``newest(state)`` then returns `after`, even if an exception keeps it from the caller.
     """
     line = _line_of(state) or _Line()
     after.__dict__["_line"] = weakref.ref(line)
@@ -60,19 +60,19 @@ def give_away(state: State, after: State) -> None:
 
 
 def release(state: State) -> None:
-    """Let nobody but the caller hold `state` on behalf of those that it was written over."""
+    """Drop the strong reference that earlier donated states hold to `state`."""
     line = _line_of(state)
     if line is not None:
         line.let_go(state)
 
 
 def may_be_overwritten(state: State) -> bool:
-    """Whether a donating step has made `state`, so that the next one may write over it."""
+    """Whether a donating step made `state`, so that the next one may overwrite it."""
     return "_line" in state.__dict__
 
 
 def newest(state: State) -> State | None:
-    """What a state has become, if steps have written over it; None if that is not known."""
+    """The latest state written over `state`; `state` itself if there is none; None if unknown."""
     own = vars(state)
     return own["_next"].get() if "_given" in own else state
 

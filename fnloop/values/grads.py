@@ -1,4 +1,4 @@
-"""Gradients as a weighted monoid."""
+"""Mean gradients with their weight; they merge by a weighted mean (a monoid)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from fnloop.values.tensors import Tensors
 
 @tree
 class Grads:
-    """Mean gradients, and the weight of what they are the mean of.
+    """Mean gradients and their total weight.
 
-    Merging is a weighted mean: over micro-batches, ranks and examples alike.
+    Merging takes the weighted mean, over micro-batches, ranks or examples.
 
     Attributes:
-        mean: Gradient of the weighted mean of the losses, by parameter name; float32 where the
-            parameter is float16 or bfloat16. Parameters that the loss does not reach are not in it.
-        weight: The sum of the weights, a number of examples, say: int64[], or float64[].
-        finite: bool[]; whether every value in `mean` is finite, as far as a stage has looked.
-        metrics: What the loss reported.
+        mean: Gradient of the weighted mean loss, by parameter name; float32 if the parameter is
+            float16 or bfloat16. Parameters that the loss does not use are absent.
+        weight: Sum of the weights, such as the number of examples: int64[] or float64[].
+        finite: bool[]; False if a stage found a value in `mean` that is not finite. True also
+            means that no stage has checked yet.
+        metrics: The metrics that the loss reported.
 
     >>> a = Grads(Tensors({"w": torch.tensor(1.0)}), torch.tensor(1), torch.tensor(True), {})
     >>> b = a.replace(mean=Tensors({"w": torch.tensor(5.0)}), weight=torch.tensor(3))
@@ -46,39 +47,43 @@ class Grads:
         return new
 
     def merge(self, other: Self) -> Self:
-        """The gradients of both parts together. A part of weight zero changes nothing."""
+        """Merge with the gradients of another part. A part of weight zero changes nothing."""
         return self._merged(other, False)
 
     @classmethod
     def fold(cls, parts: Iterable[Self]) -> Self:
-        """The gradients of all parts together, each let go of before the next is made."""
+        """Merge all parts in order. Each part is freed before the next is computed.
+
+        Raises:
+            ValueError: `parts` is empty.
+        """
         merged: Self | None = None
         for i, part in enumerate(parts):
-            # What has been merged here is nobody else's, and can be written over.
+            # From the second merge on, `merged` was made here and can be updated in place.
             merged = part if merged is None else merged._merged(part, i > 1)
             del part
         if merged is None:
-            raise ValueError("There are no gradients to fold: there is no part.")
+            raise ValueError("There are no gradients to fold: got no part.")
         return merged
 
-    def _merged(self, other: Self, own: bool) -> Self:
+    def _merged(self, other: Self, in_place: bool) -> Self:
         total = self.weight + other.weight
         share = look(other.weight.double() / torch.where(total > 0, total, torch.ones_like(total)))
         ours, theirs = _same_names(self.mean, other.mean)
         if isinstance(share, Tensor):
-            # Chosen, not computed: zero times what is not finite would be nan.
+            # Select the parts of weight zero away: zero times inf or nan would be nan.
             mean = ours.lerp(theirs, share).where(other.weight > 0, ours)
             mean = mean.where(self.weight > 0, theirs)
         elif share in (0.0, 1.0):
             mean = select(share == 1.0, theirs, ours)
         else:
-            mean = ours.lerped(theirs, share, own and ours is self.mean)
+            mean = ours.lerped(theirs, share, in_place and ours is self.mean)
         metrics = merge((self.metrics, other.metrics))
         return type(self)(mean, total, self.finite & other.finite, metrics)
 
 
 def _same_names(a: Tensors, b: Tensors) -> tuple[Tensors, Tensors]:
-    """Both with the names of both: where the loss reaches no parameter, the gradient is zero."""
+    """Give both the union of their names; a missing gradient is zero."""
     if a.names == b.names:
         return a, b
     only_a = [name for name in a if name not in b]

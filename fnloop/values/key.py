@@ -1,4 +1,4 @@
-"""Randomness as a function of position: nothing advances, so there is nothing to restore."""
+"""Counter-based randomness: a function of the key and a position, without generator state."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ _MASK = (1 << 64) - 1
 
 
 def fold(key: int, *positions: int | str) -> int:
-    """A new 64-bit key from `key` and a position (step, micro-batch, name, ...).
+    """Derive a 64-bit key from `key` and a position (step, micro-batch, name, ...).
 
-    Each position in turn goes through SplitMix64's finaliser (Steele, Lea & Flood, 2014), together
-    with the key so far, which is multiplied by the golden ratio; a name counts as its BLAKE2b
-    digest.
+    For each position: multiply the key by the golden ratio constant, add the position, and apply
+    SplitMix64's finalizer (Steele, Lea & Flood, 2014). A name counts as its 64-bit BLAKE2b digest.
 
     Args:
-        key: Any integer; its low 64 bits count.
+        key: Any integer; its low 64 bits are used.
         positions: Integers or names.
 
     Returns:

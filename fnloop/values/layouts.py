@@ -1,7 +1,7 @@
-"""How named tensors are stored: one by one, or many in a few long ones.
+"""Layouts: how named tensors are stored, one by one or concatenated into a few long tensors.
 
-A layout turns names into storages (`join`) and storages into tensors by name (`views`). It is
-static: it compares and hashes by what it says, and one that says the same is the same object.
+A layout turns named tensors into storages (`join`) and storages into named tensors (`views`).
+Layouts are static, hashable and interned: equal layouts are the same object.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ Pick: TypeAlias = Callable[[Storages], Storages]
 
 
 class Layout:
-    """What all layouts have.
+    """Base class of the layouts.
 
     Attributes:
-        names: Of the tensors, in their order.
-        index: The place of each name.
-        pairs: The names of complex tensors. They are stored as pairs of reals, in a trailing
-            dimension of two, and all arithmetic is done on those, as ``torch.optim`` does it.
+        names: Names of the tensors, in order.
+        index: Position of each name in `names`.
+        pairs: Names of the complex tensors. They are stored as real tensors with a trailing
+            dimension of size 2 (``view_as_real``), and arithmetic runs on those, as in
+            ``torch.optim``.
     """
 
     __slots__ = ("__weakref__", "_hash", "_picks", "index", "names", "pairs")
@@ -40,17 +41,17 @@ class Layout:
         self._picks: dict[tuple[str, ...], tuple[Layout, Pick] | None] = {}
 
     def views(self, storages: Storages) -> Storages:
-        """The tensors, in the order of the names."""
+        """The tensors in the order of `names`, as views of the storages."""
         raise NotImplementedError
 
     def join(self, named: Mapping[str, Tensor]) -> Storages:
-        """The storages of tensors given by name."""
+        """Build the storages from tensors given by name."""
         raise NotImplementedError
 
     def select(self, names: tuple[str, ...]) -> tuple[Layout, Pick] | None:
-        """The layout of some of the tensors, and what picks their storages.
+        """The layout of a subset, and a function that picks its storages from a tuple.
 
-        None where they do not have storages of their own.
+        None if a storage of the subset also holds other tensors.
         """
         if names not in self._picks:
             self._picks[names] = self._select(names)
@@ -67,7 +68,7 @@ class Layout:
 
 
 class Separate(Layout):
-    """One storage a name.
+    """One storage per tensor.
 
     >>> Separate(("w", "b")) is Separate(("w", "b"))
     True
@@ -110,16 +111,16 @@ class Separate(Layout):
 
 
 class Group(NamedTuple):
-    """Tensors that lie one after another in one storage, joined along one dimension.
+    """Tensors concatenated along one dimension into one storage.
 
-    They agree in all dimensions after that one. (Were they flattened first, a compiler would make
-    each gradient apart and copy it; so it writes a matrix product where it belongs.) The dimension
-    is counted from the end: a leading dimension of members changes nothing.
+    Their dimensions after that one are equal. They are not flattened, so that a compiler can write
+    a gradient (a matrix product) directly into its slice instead of copying it. The dimension is
+    counted from the end, so a leading batch dimension (vmap) changes nothing.
 
     Attributes:
-        names: In the order of the storage.
-        rows: The size of each along that dimension; None for a 0-d tensor.
-        trailing: The number of dimensions after that one.
+        names: Names in storage order.
+        rows: Size of each tensor along the dimension; None for a 0-d tensor.
+        trailing: Number of dimensions after it.
     """
 
     names: tuple[str, ...]
@@ -127,14 +128,14 @@ class Group(NamedTuple):
     trailing: int
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The storage: a copy, unless it has one part only."""
+        """Concatenate into the storage. A single tensor is returned as it is, without a copy."""
         if len(parts) == 1:
             return parts[0]
         parts = [p.unsqueeze(-1) if r is None else p for p, r in zip(parts, self.rows, strict=True)]
         return torch.cat(parts, dim=-1 - self.trailing)
 
     def split(self, storage: Tensor) -> Sequence[Tensor]:
-        """Its tensors: views. By one split, the backward of which is one concatenation."""
+        """The tensors as views, made by one split: its backward is one concatenation."""
         if len(self.names) == 1:
             return (storage,)
         sizes = [1 if rows is None else rows for rows in self.rows]
@@ -143,7 +144,7 @@ class Group(NamedTuple):
 
 
 class Packed(Layout):
-    """Groups of tensors, each in one long storage: a few loops instead of thousands."""
+    """One storage per group of tensors, so that an update needs few kernels."""
 
     __slots__ = ("_places", "groups")
 
@@ -189,7 +190,7 @@ class Packed(Layout):
         wanted = set(names)
         whole = [i for i, group in enumerate(self.groups) if wanted.issuperset(group.names)]
         if sum(len(self.groups[i].names) for i in whole) < len(names):
-            return None  # a group is cut
+            return None  # a group is only partly wanted
         layout = Packed([self.groups[i] for i in whole], names, self.pairs & wanted)
         return layout, picking(whole)
 
@@ -205,14 +206,19 @@ _PACKED: WeakValueDictionary[Any, Packed] = WeakValueDictionary()
 
 
 def picking(places: Sequence[int]) -> Pick:
-    """What takes the items at `places` out of a tuple."""
+    """A function that picks the items at `places` from a tuple."""
     if len(places) > 1:
         return itemgetter(*places)
     return lambda items: tuple([items[i] for i in places])
 
 
 def stored(tensor: Tensor, pair: bool) -> Tensor:
-    """A tensor as it is stored: a complex one as pairs of reals."""
+    """The stored form of a tensor: a complex tensor as real, with a trailing dimension of 2.
+
+    Args:
+        tensor: The tensor.
+        pair: Whether the layout stores it as pairs of reals.
+    """
     if not pair or not tensor.is_complex():
         return tensor
     return torch.view_as_real(tensor.resolve_conj())

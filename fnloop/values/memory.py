@@ -1,4 +1,4 @@
-"""Give a slot its memory without losing what is in it."""
+"""Initialize a stage's slot, keeping the leaves that it already has."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fnloop.values.tensors import Tensors
 
 
 def fill(state: State, name: str, fresh: Any) -> State:
-    """Add to slot `name` those leaves of `fresh` that it does not have yet.
+    """Add to slot `name` the leaves of `fresh` that it lacks.
 
-    Leaves that are there stay, also those that `fresh` does not have. The structure is that of
-    `fresh`: what was loaded as nested dicts becomes the tree that the stage wants.
+    Existing leaves keep their values, also those that `fresh` lacks. The result has the structure
+    of `fresh`: nested dicts, as loaded from a checkpoint, become the stage's pytree.
 
     Raises:
-        ValueError: A leaf is there with another shape or dtype; the message has a table.
+        ValueError: An existing leaf has another shape or dtype; the message lists them in a table.
     """
     if name not in state.slots:
         return state.put(name, fresh)

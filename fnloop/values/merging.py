@@ -1,4 +1,4 @@
-"""Metrics of many steps, merged; and as numbers."""
+"""Merge the metrics of many steps, and convert metrics to floats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fnloop.values.metrics import Last, Mean, Metric, Metrics, Stop, Sum
 
 
 def merge(parts: Iterable[Metrics]) -> dict[str, Any]:
-    """Merge metrics in order, over the union of their names.
+    """Merge dicts of metrics in order; the result has the union of their names.
 
     >>> merged = merge([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3), "lr": Last(0.1)}])
     >>> {name: float(metric) for name, metric in merged.items()}
@@ -28,7 +28,7 @@ def merge(parts: Iterable[Metrics]) -> dict[str, Any]:
 
 
 def merge_all(parts: Sequence[Metrics]) -> dict[str, Any]:
-    """`merge` in bulk: a few operations for many parts, where merging pairs takes many.
+    """Like `merge`, but with few tensor operations for many parts.
 
     >>> float(merge_all([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3)}])["loss"])
     1.0
@@ -60,7 +60,7 @@ def _merge_column(column: list[Any]) -> Any:
 
 
 def _total(values: list[Any]) -> Any:
-    """The sum in double precision, or None where the values are not alike."""
+    """The sum, in float64 or int64; None if the values cannot be stacked."""
     first = values[0]
     try:
         if not isinstance(first, Tensor):
@@ -75,9 +75,7 @@ def _total(values: list[Any]) -> Any:
 
 
 def numbers_of(many: Iterable[Metrics]) -> list[dict[str, float]]:
-    """Each as floats, like `fl.numbers`, waiting for the device once for all of them.
-
-    What is no single number is left out.
+    """Apply `fl.numbers` to each, with one device synchronization for all.
 
     >>> numbers_of([{"loss": Mean(4.0, 2)}, {"loss": Mean(torch.tensor(9.0), 3), "lr": Last(0.1)}])
     [{'loss': 2.0}, {'loss': 3.0, 'lr': 0.1}]
@@ -90,7 +88,7 @@ def numbers_of(many: Iterable[Metrics]) -> list[dict[str, float]]:
             if isinstance(value, Tensor) and value.is_cpu:
                 row[name] = float(value)
             elif isinstance(value, Tensor):
-                row[name] = 0.0  # keeps its place in the order
+                row[name] = 0.0  # a placeholder: keeps the order of the names
                 waiting.setdefault(value.device, []).append((row, name, value))
             else:
                 row[name] = value
@@ -118,12 +116,13 @@ def _entries(metrics: Metrics) -> Iterable[tuple[str, Any]]:
 
 
 def numbers(metrics: Metrics) -> dict[str, float]:
-    """Every metric as a float; a dict of values gives ``name/key`` entries.
+    """Convert every metric to a float; a metric with a dict of values gives ``name/key`` entries.
 
-    This is where the device is waited for. What is no number (a confusion matrix) is left out.
+    Synchronizes with the device. Metrics that are not a single number, such as a confusion matrix,
+    are left out.
 
     Args:
-        metrics: Names to metrics.
+        metrics: Metrics by name.
 
     >>> numbers({"loss": Mean(4.0, 2), "matrix": Sum(torch.ones(2, 2))})
     {'loss': 2.0}
@@ -132,7 +131,9 @@ def numbers(metrics: Metrics) -> dict[str, float]:
 
 
 def find(metrics: Metrics, name: str) -> Any:
-    """The value of the metric `name`, or None: also one value of a metric that has several.
+    """The value of the metric `name`, or None if there is none.
+
+    ``"metric/key"`` finds one value of a metric that has several.
 
     >>> import fnloop as fl
     >>> found = {"val/digits": fl.metrics.confusion(torch.eye(2), torch.tensor([0, 1]))}

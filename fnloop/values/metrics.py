@@ -1,4 +1,4 @@
-"""Metrics are monoids: they merge over micro-batches, steps, ranks and validation batches alike."""
+"""Metrics: monoids that merge over micro-batches, steps, ranks and validation batches."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Number: TypeAlias = float | Tensor
 
 
 class Metric:
-    """What every metric has: an associative `merge`, and a `value` to look at.
+    """Base class of metrics: an associative `merge` and a `value` to report.
 
-    Subclass it with `fl.tree` for a metric of your own; its fields are tensors. Formatting and
-    comparing a metric are those of its value.
+    For a metric of your own, subclass it and decorate with `fl.tree`; its fields are tensors.
+    Formatting and comparison use its value.
 
     Attributes:
-        reduction: How each field is reduced across ranks: ``"sum"``, ``"min"``, ``"max"`` or
-            ``"same"`` (equal on every rank), ``"merge"`` (gathered, and merged in rank order).
+        reduction: How each field is reduced across ranks: ``"sum"``, ``"min"``, ``"max"``,
+            ``"same"`` (equal on every rank), or ``"merge"`` (gathered and merged in rank order).
 
     >>> @tree
     ... class Count(Metric):
@@ -39,15 +39,15 @@ class Metric:
     reduction: ClassVar[str] = "sum"
 
     def merge(self, other: Any) -> Self:
-        """The metric of both parts; `other` is the later one."""
+        """Combine with the metric of a later part, `other`."""
         raise NotImplementedError(f"{type(self).__name__} must define merge(self, other).")
 
     def value(self) -> Any:
-        """What people look at: a tensor or a number, or a dict of them."""
+        """The reported value: a tensor, a number, or a dict of them."""
         raise NotImplementedError(f"{type(self).__name__} must define value(self).")
 
     def empty(self) -> Self:
-        """The metric of no data, of the same shape: merging it changes nothing."""
+        """The identity of `merge`, with the same shapes: the metric of no data."""
         return tree_map(_zeros, self)
 
     def __float__(self) -> float:
@@ -70,13 +70,13 @@ class Metric:
 
 
 Metrics: TypeAlias = Mapping[str, Any]
-"""What a stage reports: names to `Metric` objects. A plain dict."""
+"""What a stage reports: a dict of `Metric` objects by name."""
 
 
 def exact(value: Any) -> Any:
-    """A number in the dtype that metrics keep it in: int64 for integers, else float64.
+    """Widen a tensor to the dtype of metrics: int64 for integers and bools, else float64.
 
-    Ten thousand small losses must not be rounded away, nor pixels overflow.
+    Long sums then neither lose small terms nor overflow. Python numbers are returned unchanged.
 
     >>> exact(torch.tensor(3, dtype=torch.uint8)).dtype, exact(torch.tensor(0.5)).dtype
     (torch.int64, torch.float64)
@@ -92,7 +92,7 @@ _EXACT = frozenset((torch.float64, torch.int64, torch.complex64, torch.complex12
 
 
 def as_tensor(value: Any, device: torch.device) -> Any:
-    """A number of a metric as a tensor: `exact`, on `device` if it is a Python number."""
+    """Convert a number to a tensor of an `exact` dtype. Only Python numbers move to `device`."""
     if isinstance(value, Tensor):
         return exact(value)
     if not isinstance(value, (bool, int, float)):
@@ -148,7 +148,7 @@ class Sum(Metric):
 
 @tree
 class Min(Metric):
-    """The smallest value; a nan wins, so that it is seen.
+    """The smallest value; nan if any value is nan.
 
     >>> float(Min(2.0).merge(Min(3.0)))
     2.0
@@ -169,7 +169,7 @@ class Min(Metric):
 
 @tree
 class Max(Metric):
-    """The largest value; a nan wins, so that it is seen.
+    """The largest value; nan if any value is nan.
 
     >>> float(Max(2.0).merge(Max(3.0)))
     3.0
@@ -211,7 +211,7 @@ class Last(Metric):
 
 @tree
 class Stop(Metric):
-    """A request to stop: see `stop`."""
+    """A request to stop the run, made by `stop`."""
 
     reduction: ClassVar[str] = "max"
     when: Any
@@ -235,9 +235,9 @@ def stop(when: bool | Tensor, reason: str, status: str = "stopped") -> Stop:
     """A metric that asks the loop to stop after this step if `when` is true.
 
     Args:
-        when: Whether to stop: a bool or a 0-d bool tensor.
-        reason: Why, for `fl.History` and the progress line.
-        status: What the run's status becomes.
+        when: Whether to stop: a bool or bool[].
+        reason: Why; shown in `fl.History` and the progress line.
+        status: The status of the run after the stop.
 
     >>> def enough(state, metrics):
     ...     return state, {**metrics, "enough": stop(float(metrics["loss"]) < 0.1, "loss < 0.1")}

@@ -1,4 +1,4 @@
-"""Micro-batches that the user cut."""
+"""Micro-batches split by the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fnloop.trees.nodes import tree
 
 @tree
 class Micro:
-    """A batch that comes as ready-made micro-batches, for `fl.accumulate`.
+    """A batch that is already split into micro-batches, for `fl.accumulate`.
 
     Attributes:
         parts: The micro-batches, in order; their sizes and shapes may differ.

@@ -1,4 +1,4 @@
-"""Whether a model trains or is evaluated; for models that are trees."""
+"""Training or evaluation mode, for models that are trees."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _mode = threading.local()
 
 
 def training() -> bool:
-    """Whether the model runs in training mode now; for models that are trees.
+    """Whether the model runs in training mode; for models that are trees.
 
-    True inside a training stage and outside any stage; False in `fl.evaluate`, `fl.predict` and
-    `fl.validate`.
+    True inside a training stage and outside any stage; False inside `fl.evaluate`, `fl.predict`
+    and `fl.validate`.
 
     >>> training()
     True

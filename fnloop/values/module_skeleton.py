@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class ModuleSkeleton:
-    """The skeleton of an ``nn.Module``: a private copy of it, with placeholders for its tensors."""
+    """The skeleton of an ``nn.Module``: a private copy with meta tensors as placeholders."""
 
     def __init__(self, module: nn.Module) -> None:
         _refuse(module)
@@ -59,8 +59,8 @@ class ModuleSkeleton:
         self._hash = hash(self._identity)
         self._empty()
         self._placeholders = self._standing()
-        # The attributes of modules that may write them as they run; torch's own do not, unless a
-        # hook does it for them.
+        # Attributes of modules that may assign them in forward. torch's own modules do not, unless
+        # a forward pre-hook does.
         self._attributes = [
             (child.__dict__, dict(child.__dict__))
             for child in modules.values()
@@ -74,7 +74,7 @@ class ModuleSkeleton:
         ]
 
     def _empty(self) -> None:
-        """Let go of the tensors: placeholders keep shape and dtype only."""
+        """Replace the tensors by placeholders, which keep only shape and dtype."""
         placeholders: dict[str, Tensor] = {}
         for tensors, key, name in self._places:
             if name not in placeholders:
@@ -88,9 +88,9 @@ class ModuleSkeleton:
         buffers: dict[str, Tensor],
         training: bool,
     ) -> tuple[T, dict[str, Tensor]]:
-        # The tensors go straight into the modules' own dicts: functional_call costs 50 us more.
-        # Placeholders take their place afterwards, so that nothing is kept alive; inside another
-        # call, what stood there before.
+        # Write the tensors directly into the modules' dicts: functional_call takes 50 us more.
+        # Afterwards restore the placeholders, so that no tensor stays alive; in a nested call,
+        # restore the outer call's tensors.
         with self._lock:
             nested = self._depth > 0
             before = self._standing() if nested else self._placeholders
@@ -120,7 +120,7 @@ class ModuleSkeleton:
                     self._forget()
 
     def _forget(self) -> None:
-        """Undo what the model wrote on itself: only tensors in the state are state."""
+        """Undo attribute assignments made by the model: only the state's tensors persist."""
         for own, kept in self._attributes:
             if len(own) == len(kept) and all(map(operator.is_, own.values(), kept.values())):
                 continue
@@ -132,8 +132,8 @@ class ModuleSkeleton:
             if buffers[key] is not None:
                 buffers[key] = None
                 raise ValueError(
-                    f"The model fills its buffer {name!r}, which was registered as None, as it "
-                    "runs. A buffer that is to be kept must be a tensor from the start: "
+                    f"The model's forward assigns its buffer {name!r}, which was registered as "
+                    "None. A buffer in the state must be a tensor from the start: "
                     f'self.register_buffer("{key}", torch.zeros(...)).'
                 )
 
@@ -203,7 +203,7 @@ class ModuleSkeleton:
 
 
 def _alike(module: nn.Module, other: nn.Module) -> bool:
-    """Whether modules have the same attributes, besides what torch keeps in them."""
+    """Whether two modules have equal attributes; dicts, such as torch's own, are not compared."""
     own, theirs = (
         {k: v for k, v in m.__dict__.items() if k != "training" and not isinstance(v, dict)}
         for m in (module, other)
@@ -223,7 +223,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _kind(module: nn.Module) -> type:
-    """The class; with parametrizations, which make one of their own, the one before."""
+    """The module's class; for a parametrized module, the original class."""
     return parametrize.type_before_parametrizations(module)
 
 
@@ -253,14 +253,13 @@ _WRAPPERS = ("DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"
 def _refuse(module: nn.Module) -> None:
     if any(is_lazy(p) for p in module.parameters()):
         raise ValueError(
-            "The model has lazy layers that have not seen a batch yet, so their shapes are "
-            "unknown. Run one batch through it first: model(x)."
+            "The model has uninitialized lazy layers, so their shapes are unknown. Run one batch "
+            "through it first: model(x)."
         )
     kinds = [base.__name__ for base in type(module).__mro__]
     wrapper = next((name for name in _WRAPPERS if name in kinds), None)
     if wrapper:
         raise TypeError(
-            f"The model is wrapped in {wrapper}, which works by changing the module and its "
-            "gradients behind the scenes: under pure functions it would give wrong gradients. "
-            "Pass the plain module."
+            f"The model is wrapped in {wrapper}, which changes the module and its gradients in "
+            "place, so fnloop would compute wrong gradients. Pass the plain module."
         )

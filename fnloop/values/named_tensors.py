@@ -1,4 +1,4 @@
-"""Named tensors as people see them: a mapping by name, whatever the layout."""
+"""Named tensors as a mapping by name, independent of the layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fnloop.values.storage_kinds import Kinds
 
 
 class NamedTensors(Mapping[str, Tensor]):
-    """What `Tensors` is but for its arithmetic: names, storages, and who has seen them.
+    """`Tensors` without the arithmetic: names, storages and ownership.
 
     Attributes:
         layout: How the tensors are stored; static.
@@ -38,15 +38,15 @@ class NamedTensors(Mapping[str, Tensor]):
 
     layout: Layout
     owned: bool
-    """Whether its memory was made for it alone, so that a step that donates may write over it."""
+    """Whether its memory was allocated for it alone, so that a donating step may overwrite it."""
     seen: bool
-    """Whether somebody may have taken a tensor out of it since then."""
+    """Whether the storages or views may have been handed out since then."""
     _storages: Storages
     _views: Storages | None
     _kinds: Kinds | None
     _norm: Tensor | None
-    _plain: bool | None  # whether no storage requires gradients, if that is known
-    _fresh: bool  # made by a backward pass: its own values may be written into it again
+    _plain: bool | None  # whether no storage requires gradients; None if not known yet
+    _fresh: bool  # made by a backward pass: a kernel may rewrite its own values in place
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         pairs = [name for name, t in named.items() if _is_complex(t)]
@@ -55,19 +55,20 @@ class NamedTensors(Mapping[str, Tensor]):
 
     @classmethod
     def of(cls, layout: Layout, storages: Iterable[Any], views: Storages | None = None) -> Self:
-        """Tensors in a layout, from their storages.
+        """Build from a layout and its storages.
 
         Args:
             layout: The layout.
-            storages: As it wants them; not checked, since transformations put other things there.
-            views: The tensors by name, where they are there already.
+            storages: One per storage of the layout; not checked, since pytree transformations put
+                arbitrary objects there.
+            views: The tensors in the order of the names, if the caller has them already.
         """
         self = object.__new__(cls)
         _set(self, layout, tuple(storages))
         self._views = views
         return self
 
-    # What people see: a mapping by name.
+    # The mapping by name.
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,34 +104,34 @@ class NamedTensors(Mapping[str, Tensor]):
 
     @property
     def storages(self) -> Storages:
-        """What it is stored in."""
+        """The storages."""
         self.seen = True
         return self._storages
 
     def peek_storages(self) -> Storages:
-        """What it is stored in, for one who keeps nothing of it."""
+        """The storages, for a caller that keeps no reference to them."""
         return self._storages
 
     def repack(self, layout: Layout) -> None:
-        """Move to another layout, in place: only for tensors that nobody has seen yet."""
+        """Move to another layout, in place. Only for values that have not been handed out."""
         if layout is not self.layout:
             named = dict(zip(self.names, self.peek(), strict=True))
             _set(self, layout, layout.join(named))
         self.owned = True
 
     def peek(self) -> Storages:
-        """The tensors in order, for one who keeps none of them."""
+        """The tensors in order, for a caller that keeps no reference to them."""
         if self._views is not None:
             return self._views
         views = self.layout.views(self._storages)
-        # A view that was made while something transforms must not outlive that, nor one without
-        # its derivative, as under no_grad.
+        # Do not cache views made under a transform (they must not outlive it), nor views that
+        # lost their graph under no_grad.
         if views is self._storages or (self.plain and not opaque()):
             self._views = views
         return views
 
     def __eq__(self, other: object) -> bool:
-        """Whether names and bits are the same, in whichever layout."""
+        """Whether names and bits are equal; the layouts may differ."""
         return isinstance(other, NamedTensors) and tree_equal(self, other)
 
     def __hash__(self) -> int:
@@ -147,51 +148,54 @@ class NamedTensors(Mapping[str, Tensor]):
     def __reduce__(self) -> Any:
         return type(self).of, (self.layout, self.storages)
 
-    # Facts.
+    # Properties.
 
     @property
     def device(self) -> torch.device | None:
-        """Of the tensors; None if there are none."""
+        """The device of the first tensor; None if there is no tensor."""
         return self._storages[0].device if self._storages else None
 
     @property
     def dtypes(self) -> frozenset[torch.dtype]:
-        """Of the storages: the reals of complex tensors."""
+        """The dtypes of the storages; for a complex tensor, its real dtype."""
         return self.kinds.dtypes
 
     @property
     def kinds(self) -> Kinds:
-        """What kernels ask of the storages."""
+        """Shapes, dtypes and placement of the storages, cached."""
         if self._kinds is None:
             self._kinds = Kinds.of(self._storages)
         return self._kinds
 
     @property
     def plain(self) -> bool:
-        """Whether autograd has nothing to do with them."""
+        """Whether no storage requires gradients."""
         if self._plain is None:
             self._plain = not any([s.requires_grad for s in self._storages])
         return self._plain
 
-    # Other names.
+    # Other names or values.
 
     def like(self, named: Mapping[str, Tensor]) -> Self:
-        """Other tensors in this layout, from a mapping with at least its names.
+        """Put the tensors of a mapping into this layout. Extra names are ignored.
 
         Raises:
             KeyError: A name is missing.
         """
         if isinstance(named, NamedTensors) and named.layout is self.layout:
-            return named  # type: ignore[return-value]  # of one class
+            return named  # type: ignore[return-value]  # there is only one subclass
         missing = [name for name in self.names if name not in named]
         if missing:
             raise KeyError(f"There is no tensor for {', '.join(missing[:8])}.")
-        if isinstance(named, NamedTensors):  # `join` takes some tensors as they are
+        if isinstance(named, NamedTensors):  # `join` may alias its inputs: mark them as seen
             named = dict(named.items())
         return self.of(self.layout, self.layout.join(named))
 
     def select(self, names: Iterable[str]) -> Self:
-        """Those of `names`, in that order.
+        """The tensors `names`, in that order.
+
+        Raises:
+            KeyError: A name is unknown.
 
         >>> from fnloop.values.tensors import Tensors
         >>> Tensors({"w": torch.ones(2), "b": torch.ones(1)}).select(["b"])
@@ -214,13 +218,13 @@ class NamedTensors(Mapping[str, Tensor]):
         return new
 
     def updated(self, new: Self) -> Self:
-        """These tensors, but those of `new` where it has them."""
+        """These tensors, with those of `new` in place of the ones of the same name."""
         if new.layout is self.layout or new.names == self.names:
             return new if new.layout is self.layout else self.like(new)
         if not new:
             return self
         mine, theirs = self.layout.select(new.names), new.layout
-        if mine is not None and mine[0] is theirs:  # whole storages are replaced
+        if mine is not None and mine[0] is theirs:  # replace whole storages
             places = mine[1](tuple(range(len(self._storages))))  # type: ignore[arg-type]
             storages = list(self._storages)
             for place, storage in zip(places, new._storages, strict=True):
@@ -230,12 +234,12 @@ class NamedTensors(Mapping[str, Tensor]):
         named = dict(zip(self.names, self.values(), strict=True))
         return self.like({**named, **dict(new.items())})
 
-    def _aligned(self, other: Self) -> Storages:
+    def _aligned(self, other: NamedTensors) -> Storages:
         """The storages of `other` in this layout."""
         return other._storages if other.layout is self.layout else self.like(other)._storages
 
     def _new(self, storages: Storages) -> Self:
-        """Other tensors of this layout."""
+        """Build from other storages of this layout."""
         new = object.__new__(type(self))
         _set(new, self.layout, storages)
         return new

@@ -1,4 +1,4 @@
-"""``randomness``: random numbers of a stage of one's own."""
+"""``randomness``: reproducible random numbers inside a custom stage."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fnloop.values.state import State
 
 
 def randomness(state: State, name: str) -> contextlib.AbstractContextManager[Any]:
-    """Within the block, torch draws the random numbers of this stage, at this call.
+    """A context manager that seeds torch's random numbers for this stage and this call.
 
-    They are a function of ``state.key``, ``state.calls``, the number of the micro-batch, and
-    `name`: nothing advances, so they are the same when the call is done again, compiled, after a
-    resume, and for each member of a population (``vmap`` with ``randomness="different"``). torch's
-    global generators are put back afterwards.
+    The numbers are a function of ``state.key``, ``state.calls``, the micro-batch index and `name`.
+    They are the same when the call is repeated, compiled or resumed, and for each member of a
+    population (``vmap`` with ``randomness="different"``). torch's global generators are restored
+    on exit.
 
     Args:
-        state: As the stage was given it.
-        name: Of the stream; two streams of one name draw the same numbers. The stage's own name.
+        state: The state that the stage received.
+        name: Name of the stream, usually the stage's name. Equal names draw equal numbers.
 
     >>> import torch, fnloop as fl
     >>> state = fl.grad(lambda model, batch: model(batch).mean()).init(torch.nn.Linear(2, 1))

@@ -1,4 +1,4 @@
-"""A model without its tensors, and how to run code on it with a state's tensors in place."""
+"""Skeletons: models without their tensors, which run on the tensors of a state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Skeleton(Protocol):
-    """What `State.skeleton` offers. It compares and hashes by what it is, not by identity."""
+    """The interface of `State.skeleton`. Equality and hash go by structure, not identity."""
 
     trainable: tuple[str, ...]
     """Names of the parameters that require gradients, in the model's order."""
@@ -28,22 +28,22 @@ class Skeleton(Protocol):
         buffers: dict[str, Tensor],
         training: bool,
     ) -> tuple[T, dict[str, Tensor]]:
-        """Return ``function(model)``, and the buffers after it; nothing given is changed."""
+        """Return ``function(model)`` and the buffers after it; the inputs are not modified."""
         ...
 
     def build(self, params: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
-        """A new model that owns copies of these tensors."""
+        """Build a new model from copies of these tensors."""
         ...
 
     def behaves_like(self, other: Any) -> bool:
-        """Whether an equal skeleton computes the same: also its plain attributes are the same."""
+        """Whether `other` is equal and its modules' plain attributes are equal too."""
         ...
 
     def __str__(self) -> str: ...
 
 
 def dissect(model: Any) -> tuple[Skeleton, dict[str, Tensor], dict[str, Tensor]]:
-    """Take a model apart: its skeleton, and copies of its parameters and of its buffers."""
+    """Split a model into its skeleton and copies of its parameters and buffers, by name."""
     if isinstance(model, nn.Module):
         skeleton = ModuleSkeleton(model)
         params = {name: p.detach().clone() for name, p in model.named_parameters()}

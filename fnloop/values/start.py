@@ -1,4 +1,4 @@
-"""From a model to a state, and back."""
+"""Convert a model to a state, and back."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from fnloop.values.tensors import Tensors
 
 
 def start(model: Any, seed: int = 0) -> State:
-    """The state of a run that has not begun: the model's tensors, and no stage's memory.
+    """The state before the first step: the model's tensors, without any stage's memory.
 
     Args:
         model: An ``nn.Module``; a tree (`fl.tree`) with ``__call__``; a function that builds one
-            (it is called under `seed`, so that the initial weights depend on nothing else); or a
-            `State`, which is returned as it is.
-        seed: Root of all randomness, an int64.
+            (called with torch's generators seeded by `seed`, so that the initial weights are
+            reproducible); or a `State`, which is returned unchanged.
+        seed: Root of all randomness; must fit an int64.
+
+    Raises:
+        TypeError: `model` is none of these, or `seed` is not an integer.
+        ValueError: `seed` does not fit an int64.
 
     >>> start(lambda: torch.nn.Linear(2, 1), 3) == start(lambda: torch.nn.Linear(2, 1), 3)
     True
@@ -38,12 +42,12 @@ def start(model: Any, seed: int = 0) -> State:
                 "init takes an nn.Module, a tree (@fl.tree) with __call__, a function that "
                 f"builds one, or a State; it was given {type(model).__name__}."
             )
-        # torch's generator takes 32 bits of a seed.
+        # torch's CPU generator uses only 32 bits of a seed, so a longer one is hashed.
         with seeded(seed if 0 <= seed < 2**32 else fold(seed, "seed")):
             built = model()
         if not is_model(built):
             raise TypeError(
-                f"The model function returned {type(built).__name__}, which is no model."
+                f"The model function returned {type(built).__name__}, which is not a model."
             )
         model = built
     skeleton, params, buffers = dissect(model)
@@ -62,11 +66,15 @@ def start(model: Any, seed: int = 0) -> State:
 
 
 def to_module(state: State, params: str | None = None) -> Any:
-    """The trained model: a new ``nn.Module`` (or tree) of the user's class that owns its tensors.
+    """Build the trained model: a new ``nn.Module`` (or tree) with copies of the state's tensors.
 
     Args:
         state: Any state.
-        params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
+        params: A slot to take the parameters from, such as ``"ema"``; default ``state.params``.
+
+    Raises:
+        KeyError: There is no such slot.
+        ValueError: The slot holds no parameters.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> torch.equal(to_module(start(model)).weight, model.weight)
@@ -76,7 +84,10 @@ def to_module(state: State, params: str | None = None) -> Any:
 
 
 def choose_params(state: State, name: str | None) -> Tensors:
-    """The live parameters, or those that slot `name` holds an average of."""
+    """``state.params``, with those replaced that slot `name` holds an average of.
+
+    The result has the dtypes of ``state.params``. `name` None means no replacement.
+    """
     if name is None:
         return state.params
     averaged = state[name]
@@ -90,10 +101,11 @@ def choose_params(state: State, name: str | None) -> Tensors:
 
 
 def as_seed(seed: Any) -> int:
-    """A seed as a Python integer: any integer from -2**63 to 2**63 - 1, NumPy's too.
+    """Convert a seed to a Python int: any integer that fits an int64, NumPy's and torch's too.
 
     Raises:
-        TypeError, ValueError: It is none.
+        TypeError: It is not an integer.
+        ValueError: It does not fit an int64.
 
     >>> as_seed(3), as_seed(torch.tensor(3))
     (3, 3)

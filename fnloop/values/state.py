@@ -1,4 +1,4 @@
-"""The state: everything that persists, in one immutable tree of tensors."""
+"""The state: everything that persists between steps, as one immutable pytree of tensors."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fnloop.trees.show import tree_show
 from fnloop.trees.nodes import static, tree, tree_map
+from fnloop.trees.show import tree_show
 from fnloop.values.context import EMPTY, Context
 from fnloop.values.tensors import Tensors
 
 
 @tree
 class State:
-    """All that a training run carries from one step to the next.
+    """Everything that a training run carries from one step to the next.
 
-    Every leaf is a tensor. Stages return a new `State` and never change the one they were given.
+    Every leaf is a tensor. Stages return a new `State` and never modify their input.
 
     Attributes:
-        step: int64[]; committed optimizer steps. Schedules and averages count it.
-        calls: int64[] on the CPU; calls of the training step, skipped ones too. Randomness counts
-            it. The step itself moves it.
-        cursor: int64[3] on the CPU; ``(epoch, index, count)`` of the next unread batch: examples
-            read in this epoch, batches ever drawn. Only the loop moves it.
-        params: Parameters by dotted name, tied ones once, under their first name.
+        step: int64[]; committed optimizer steps. Schedules and averages use it.
+        calls: int64[] on the CPU; calls of the training step, including skipped ones. Randomness
+            depends on it. The step increments it.
+        cursor: int64[3] on the CPU; the position of the next unread batch, ``(epoch, index,
+            count)``: `index` is examples read in this epoch, `count` is batches drawn since the
+            start. Only the loop moves it.
+        params: Parameters by dotted name; tied parameters once, under their first name.
         buffers: The model's other tensors by dotted name.
-        key: int64[] on the CPU; the root of all randomness. It never advances.
-        slots: The memory of each stage, by the stage's name; ``state["ema"]`` is short for it.
-        skeleton: The model's structure, without its tensors; static.
-        context: What stages tell those they wrap during a call; empty outside one, never saved.
+        key: int64[] on the CPU; the root of all randomness. It is constant.
+        slots: The memory of each stage, by its name; ``state["ema"]`` is ``state.slots["ema"]``.
+        skeleton: The model's structure without its tensors; static.
+        context: What a stage passes to the stages it wraps during a call. Empty outside a call;
+            never saved.
     """
 
     step: Tensor
@@ -66,7 +68,7 @@ class State:
         >>> int(state.replace(step=state.step + 1).step), int(state.step)
         (1, 0)
         """
-        # dataclasses.replace costs 5 us, and this runs several times in every step.
+        # dataclasses.replace takes 5 us; this runs several times per step.
         new = object.__new__(type(self))
         own = new.__dict__
         own.update(self.__dict__)
@@ -79,17 +81,17 @@ class State:
                 f"State has no field {', '.join(unknown)}; it has: {', '.join(_FIELDS)}."
             )
         kept = own.get("_kept")
-        # What was replaced must not stay alive; cursor and context are not kept.
+        # A compiled step's cache must not keep replaced tensors alive.
         if kept is not None and not changes.keys() <= _NOT_KEPT and not kept.holds(new):
             del own["_kept"]
         return new
 
     def put(self, name: str, memory: Any) -> Self:
-        """A copy in which slot `name` holds `memory`."""
+        """A copy with `memory` in slot `name`."""
         return self.replace(slots={**self.slots, name: memory})
 
     def within(self, **facts: Any) -> Self:
-        """A copy that tells what is wrapped some facts: see `Context`."""
+        """A copy with some fields of its `context` changed."""
         return self.replace(context=self.context.replace(**facts))
 
     def to(self, device: torch.device | str) -> Self:
@@ -102,7 +104,7 @@ class State:
         return moved.replace(cursor=self.cursor, calls=self.calls, key=self.key)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What a compiled step keeps with a state is of no use to a copy.
+        # Leave out what a compiled step caches on the state.
         return {name: value for name, value in self.__dict__.items() if name in _FIELDS}
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What kernels ask of the tensors that they are given."""
+"""Cached shapes, dtypes and placement of storages, to choose kernels by."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ DOUBLE = frozenset((torch.float64,))
 
 
 class Kinds:
-    """Shapes, dtypes and places of storages, found once for a value and what is made of it.
+    """Shapes, dtypes and placement of storages; computed once and shared with derived values.
 
     Attributes:
-        dtypes: Of the storages.
-        quick: Whether they are contiguous, on the CPU, and of one dtype, float32 or float64.
+        dtypes: The dtypes of the storages.
+        quick: Whether all are contiguous, on the CPU, and of one dtype: float32 or float64.
     """
 
     __slots__ = ("_facts", "dtypes", "quick")
 
     @classmethod
     def of(cls, storages: Sequence[Tensor]) -> Kinds:
-        """Those of some storages."""
+        """Read them from the storages."""
         self = object.__new__(cls)
         self._facts = list(map(_FACTS, storages))
         self.dtypes = frozenset([facts[1] for facts in self._facts])

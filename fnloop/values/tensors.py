@@ -23,19 +23,18 @@ _HALF = frozenset((torch.float16, torch.bfloat16))
 class Tensors(NamedTensors):
     """Named tensors of one kind: parameters, buffers, gradients, moments, averages.
 
-    A mapping by name, and a value with arithmetic: nothing changes it, every method returns a new
-    one. How the tensors are stored, one by one or many in a few long ones, is its layout's
-    business: whatever is written in these methods is right for all layouts, compiled, vmapped and
-    differentiated too. People see names: paths, equality, tables and checkpoints go by them.
-    Transformations (``vmap``, ``grad``, ``tree_map``) see the storages.
+    An immutable mapping by name with arithmetic: every method returns a new value. The layout says
+    how the tensors are stored, one by one or concatenated. All methods work for every layout, and
+    when compiled, vmapped or differentiated. Paths, equality, tables and checkpoints use the names;
+    pytree transformations (``vmap``, ``grad``, ``tree_map``) use the storages.
 
-    Where a method takes other tensors, they go by name. A scalar is a number or a 0-d tensor.
+    Two operands are matched by name. A scalar is a number or a 0-d tensor.
 
     Args:
         named: Tensors by name.
 
     Attributes:
-        layout: How they are stored; static.
+        layout: How the tensors are stored; static.
 
     >>> w = Tensors({"w": torch.tensor([3.0, 4.0]), "b": torch.tensor(0.0)})
     >>> w.scale(2.0)["w"], w.norm()
@@ -46,10 +45,10 @@ class Tensors(NamedTensors):
 
     __slots__ = ()
 
-    # The same names with other values.
+    # Same names, other values.
 
     def zeros(self) -> Tensors:
-        """Zeros of the same names, shapes and layout; float32 for half precision."""
+        """Zeros with the same names, shapes and layout; float32 for half precision."""
         return self._new(
             tuple(
                 [
@@ -60,13 +59,13 @@ class Tensors(NamedTensors):
         )
 
     def wide(self) -> Tensors:
-        """Half precision as float32, everything else as it is."""
+        """Convert float16 and bfloat16 to float32; other dtypes stay."""
         if self.dtypes.isdisjoint(_HALF):
             return self
         return self._new(tuple([s.to(_wide(s.dtype)) for s in self.storages]))
 
     def cast(self, like: Tensors) -> Tensors:
-        """In the dtypes of `like`."""
+        """Convert to the dtypes of `like`, which has the same names."""
         if self.dtypes == like.dtypes and len(self.dtypes) == 1:
             return self
         self.seen = True
@@ -76,22 +75,22 @@ class Tensors(NamedTensors):
         )
 
     def to(self, device: torch.device | str) -> Tensors:
-        """On another device."""
+        """Move to a device."""
         return self._new(tuple([s.to(device) for s in self.storages]))
 
     def clone(self) -> Tensors:
-        """A copy."""
+        """Copy every tensor."""
         return self._bulky(foreach.clone(self._storages, self._bulk()))
 
     def detach(self) -> Tensors:
-        """Without their derivatives."""
+        """Detach from the autograd graph."""
         return self if self.plain else self._new(tuple([s.detach() for s in self.storages]))
 
     def gradients(self, found: Sequence[Tensor | None]) -> Tensors:
-        """Gradients with respect to these, which a backward pass has just made, in this layout.
+        """Put new gradients from a backward pass into this layout.
 
         Args:
-            found: In the order of the names; those that are None are left out.
+            found: One per name, in order. Names with None are left out of the result.
         """
         if any([g is None for g in found]):
             reached = {n: g for n, g in zip(self.names, found, strict=True) if g is not None}
@@ -103,10 +102,10 @@ class Tensors(NamedTensors):
         made._fresh = True
         return made
 
-    # Arithmetic, value by value.
+    # Elementwise arithmetic.
 
     def add(self, other: Tensors | Scalar) -> Tensors:
-        """``self + other``, in these dtypes."""
+        """``self + other``, in the dtypes of `self`."""
         if isinstance(other, Tensors) and other.dtypes != self.dtypes:
             return self.wide()._both(foreach.add, other).cast(self)
         return self._both(foreach.add, other)
@@ -128,19 +127,19 @@ class Tensors(NamedTensors):
         return self._both(foreach.div, other)
 
     def maximum(self, other: Tensors) -> Tensors:
-        """The larger of each pair of values."""
+        """The elementwise maximum."""
         return self._both(foreach.maximum, other)
 
     def lerp(self, other: Tensors, weight: Scalar) -> Tensors:
-        """``self + weight * (other - self)``, in these dtypes."""
+        """``self + weight * (other - self)``, in the dtypes of `self`."""
         theirs, weight = self._aligned(other), self._scalar(weight)
         bulk = self._bulk(other, weight)
         return self._bulky(foreach.lerp(self._storages, theirs, weight, bulk), bulk)
 
-    def lerped(self, other: Tensors, weight: float, own: bool) -> Tensors:
-        """`lerp`, written over `self` if that is `own`: if nobody else holds it, now or later."""
+    def lerped(self, other: Tensors, weight: float, in_place: bool) -> Tensors:
+        """`lerp`, in place if allowed: pass `in_place` only if nothing else refers to `self`."""
         theirs = self._aligned(other)
-        if own and self._bulk(other) and len(self.dtypes | other.dtypes) == 1:
+        if in_place and self._bulk(other) and len(self.dtypes | other.dtypes) == 1:
             foreach.lerp_(self._storages, theirs, weight)
             self._norm = None
             return self
@@ -159,13 +158,13 @@ class Tensors(NamedTensors):
         return self._each(foreach.sign)
 
     def clamp(self, low: Scalar, high: Scalar) -> Tensors:
-        """Values cut to ``[low, high]``."""
+        """Clamp every value to ``[low, high]``."""
         low, high = self._scalar(low), self._scalar(high)
         bulk = self._bulk(low, high)
         return self._bulky(foreach.clamp(self._storages, low, high, bulk), bulk)
 
     def where(self, flag: bool | Tensor, other: Tensors) -> Tensors:
-        """`self` if `flag`, else `other`: one flag, bool or bool[], for all values."""
+        """`self` if `flag`, else `other`. One flag, a bool or bool[], selects for all values."""
         if flag is True or other is self:
             return self
         if flag is False:
@@ -173,10 +172,10 @@ class Tensors(NamedTensors):
         return self._new(tuple(foreach.select(flag, self._storages, self._aligned(other))))
 
     def zip_map(self, function: Callable[..., Tensor], *others: Tensors) -> Tensors:
-        """`function` of tensors, value by value.
+        """Apply an elementwise `function` to the storages.
 
-        It must treat every value alike, since it may be given many tensors as one, and the real and
-        imaginary parts of complex ones. Where shapes matter, see `map_named`.
+        A storage may hold many tensors, and complex tensors are stored as real pairs, so
+        `function` must not depend on shapes or positions; if it does, use `map_named`.
         """
         for tensors in (self, *others):
             tensors.seen = True
@@ -184,7 +183,7 @@ class Tensors(NamedTensors):
         return self._new(tuple(map(function, self._storages, *aligned)))
 
     def map_named(self, function: Callable[..., Tensor], *others: Tensors) -> Tensors:
-        """`function` of each tensor by itself, for what depends on its shape.
+        """Apply `function` to each tensor separately; it may depend on the shape.
 
         >>> Tensors({"w": torch.ones(2, 2)}).map_named(lambda w: w.sum() * w)["w"][0]
         tensor([4., 4.])
@@ -192,31 +191,31 @@ class Tensors(NamedTensors):
         named = [dict(other.items()) for other in (self, *others)]
         return self.like({n: function(*[tensors[n] for tensors in named]) for n in self.names})
 
-    # Over all values together.
+    # Reductions over all values.
 
     def norm(self) -> Tensor:
-        """The Euclidean norm of all values together; float32 or wider, 0-d."""
+        """The Euclidean norm of all values together: 0-d, float32 or wider."""
         if self._norm is not None:
             return self._norm
         bulk = self._bulk()
         norm = foreach.norm(self._storages, bulk)
-        if bulk and self.plain:  # under no_grad, the norm is without its derivative
+        if bulk and self.plain:  # do not cache a norm that lost its graph under no_grad
             self._norm = norm
         return norm
 
     def all_finite(self) -> Tensor:
-        """bool[]: whether no value is infinite or nan."""
+        """Whether every value is finite: bool[]."""
         flag = self.is_finite()
         return flag if isinstance(flag, Tensor) else torch.full((), flag, device=self.device)
 
     def is_finite(self) -> bool | Tensor:
-        """The same; a bool where values may be looked at without waiting."""
+        """Like `all_finite`, but a Python bool on the CPU outside of transforms."""
         storages = self._storages
         if not self._bulk() or not storages or not storages[0].is_cpu:
             return foreach.all_finite(storages)
         if self._fresh and self.dtypes == SINGLE and foreach.are_small(storages):
             return foreach.all_finite_(storages)
-        # What is not finite is in the norm too; only one that overflows says nothing.
+        # A finite norm means finite values. The norm may overflow, so otherwise check the values.
         if math.isfinite(self.norm().item()):
             return True
         return bool(foreach.all_finite([s.detach() for s in storages]))
@@ -229,9 +228,10 @@ class Tensors(NamedTensors):
         *arguments: Any,
         **hyperparameters: Any,
     ) -> list[Tensors] | None:
-        """What a fused optimizer kernel makes of parameters, gradients and memory.
+        """Run a fused optimizer kernel on parameters (`self`), gradients and memory.
 
-        The new parameters, then each part of the new memory; None where it cannot be used.
+        Returns:
+            The new parameters, then each part of the new memory; None if the kernel cannot be used.
         """
         if torch.is_grad_enabled() and not all([part.plain for part in (self, grads, *memory)]):
             return None
@@ -245,10 +245,10 @@ class Tensors(NamedTensors):
         )
         return None if made is None else [self._bulky(storages) for storages in made]
 
-    # How it is done: by storages, in bulk where that is possible.
+    # Dispatch: per storage, with multi-tensor (foreach) kernels where possible.
 
     def _bulk(self, *others: Any) -> bool:
-        """Whether kernels for many tensors at once may be used, which know no derivative."""
+        """Whether multi-tensor (foreach) kernels may be used; they are not differentiable."""
         if opaque():
             return False
         if not torch.is_grad_enabled():
@@ -264,7 +264,7 @@ class Tensors(NamedTensors):
         return True
 
     def _scalar(self, value: Scalar) -> Scalar:
-        """A 0-d tensor as a number where it may be looked at: kernels want it so."""
+        """Convert a 0-d CPU tensor to a number where possible, for the foreach kernels."""
         if not isinstance(value, Tensor) or not value.is_cpu or value.ndim or opaque():
             return value
         return value if value.requires_grad and torch.is_grad_enabled() else value.item()
@@ -272,7 +272,7 @@ class Tensors(NamedTensors):
     def _both(self, kernel: Any, other: Any) -> Tensors:
         theirs = self._aligned(other) if isinstance(other, Tensors) else self._scalar(other)
         bulk = self._bulk(other if isinstance(other, Tensors) else theirs)
-        if bulk and isinstance(theirs, Tensor):  # on an accelerator: it would widen 0-d tensors
+        if bulk and isinstance(theirs, Tensor):  # foreach would promote 0-d operands on a GPU
             bulk = False
         return self._bulky(kernel(self._storages, theirs, bulk), bulk)
 
@@ -281,7 +281,7 @@ class Tensors(NamedTensors):
         return self._bulky(kernel(self._storages, bulk), bulk)
 
     def _bulky(self, storages: Any, bulk: bool = True) -> Tensors:
-        """What a kernel has made; in bulk, without derivatives."""
+        """Wrap a kernel's results; foreach kernels give tensors without a graph."""
         new = self._new(tuple(storages))
         if bulk:
             new._plain, new._kinds = True, self._kinds

@@ -1,4 +1,4 @@
-"""The skeleton of a model that is a tree."""
+"""The skeleton of a model that is a tree (`fl.tree`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class TreeSkeleton:
-    """The skeleton of a model that is a tree with ``__call__``: its structure and static leaves."""
+    """The skeleton of a tree with ``__call__``: its structure and its non-tensor leaves."""
 
     def __init__(self, model: Any) -> None:
         self._structure = optree.tree_structure(model)
