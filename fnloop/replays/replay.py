@@ -14,7 +14,6 @@ from fnloop.replays.suspects import Suspect, suspects
 from fnloop.replays.watch import Watch, watched
 from fnloop.stages.base import Stage
 from fnloop.trees.equal import tree_equal
-from fnloop.values.grads import Grads
 from fnloop.values.merging import numbers
 from fnloop.values.state import State
 

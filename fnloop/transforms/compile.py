@@ -197,8 +197,8 @@ def compile(
     The step is recorded at its first call and for each new shape of batch (the short last batch of
     an epoch takes one more graph), and built by Inductor, which keeps what it has built on disk:
     the next start of the same program is quick. Parameters and what has their shape are packed into
-    a few long tensors (`fl.Tensors`), of which ``state.params["w"]`` is a view. Random numbers are those of the step that is not
-    compiled, to the bit; everything else agrees to rounding (law 7).
+    a few long tensors (`fl.Tensors`), of which ``state.params["w"]`` is a view. Random numbers are
+    those of the step that is not compiled, to the bit; everything else agrees to rounding (law 7).
 
     What cannot be recorded is an error with the line; nothing runs uncompiled in silence.
 

@@ -230,9 +230,7 @@ class _Watch:
         held = map(operator.or_, self._singles.held(), self._single_users.held())
         found = {place for place, seen in zip(self._places, held, strict=True) if seen}
         for unit, own in self._named:
-            if not unit.owned:
-                found |= own
-            elif unit.seen and _is_held(unit, self._inputs):
+            if not unit.owned or (unit.seen and _is_held(unit, self._inputs)):
                 found |= own
             else:
                 unit.seen = False

@@ -145,9 +145,7 @@ class Program:
 
     def _take_calls(self, recorded: Any, inputs: Inputs) -> tuple[int, int] | None:
         """Where among the results the number of calls is, and what to add: it stays on the CPU."""
-        own = next(
-            i for i, tensor in enumerate(inputs.kept.inputs) if tensor is inputs.state.calls
-        )
+        own = next(i for i, tensor in enumerate(inputs.kept.inputs) if tensor is inputs.state.calls)
         found = [place for i, place in (*self._copied, *self._changed) if i == own]
         count = graph.take_count(recorded, own, found[0]) if found else None
         return None if count is None else (found[0], count)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any, ClassVar
 
 import pytest
