@@ -12,7 +12,6 @@ from torch import Tensor
 
 _peek: Any = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
 _unwrapped: Any = torch._C._functorch.get_unwrapped  # pyright: ignore
-_is_compiling: Any = torch.compiler.is_dynamo_compiling
 _is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore
 
 
@@ -24,17 +23,17 @@ _here = _Local()
 
 
 def opaque() -> bool:
-    """True inside ``torch.func`` transforms, `fl.compile` and ``torch.compile``.
+    """True inside ``torch.func`` transforms and `fl.compile`.
 
     There, Python may not look at a tensor's value, and kernels that write in place or that have
     no batching rule may not be used.
     """
-    return _here.recording is not None or _peek() is not None or _is_compiling()
+    return _here.recording is not None or _peek() is not None
 
 
 def transformed() -> bool:
-    """True inside ``torch.func`` transforms and ``torch.compile``: autograd's engine cannot run."""
-    return _peek() is not None or _is_compiling()
+    """True inside ``torch.func`` transforms: autograd's engine cannot be called directly."""
+    return _peek() is not None
 
 
 def recording() -> Any:
@@ -53,13 +52,8 @@ def recording_into(about: Any) -> Generator[None]:
         _here.recording = before
 
 
-def host_values(a: Tensor, b: Tensor) -> list[tuple[int, int]] | None:
-    """The integers in two CPU tensors, also where ``vmap`` or ``grad`` wraps them; one a member.
-
-    None where there are no values: under ``torch.compile``.
-    """
-    if _is_compiling():
-        return None
+def host_values(a: Tensor, b: Tensor) -> list[tuple[int, int]]:
+    """The integers in two CPU tensors, also where ``vmap`` or ``grad`` wraps them; one a member."""
     a, b = unwrapped(a), unwrapped(b)
     if not a.ndim and not b.ndim:
         return [(a.item(), b.item())]  # type: ignore[list-item]

@@ -136,9 +136,11 @@ def _is_recorded(stage: Grad, state: State, batch: Any) -> bool:
         return False
     if not (state.params.plain and state.buffers.plain):
         return True
-    loss = () if type(stage.loss) is Function else tree_leaves(stage.loss)
-    plain = type(batch) is tuple and all([type(leaf) is Tensor for leaf in batch])
-    return require_grad(loss) or require_grad(batch if plain else tree_leaves(batch))
+    if type(stage.loss) is not Function and require_grad(tree_leaves(stage.loss)):
+        return True
+    if type(batch) is not tuple or any([type(leaf) is not Tensor for leaf in batch]):
+        batch = tree_leaves(batch)
+    return any([leaf.requires_grad for leaf in batch if isinstance(leaf, Tensor)])
 
 
 def _has_recorded_cells(loss: Any) -> bool:

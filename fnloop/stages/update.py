@@ -15,7 +15,7 @@ from fnloop.trees.equal import table
 from fnloop.trees.nodes import tree
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values.choice import Flag, both, invert, look, select
+from fnloop.values.choice import Flag, both, invert, look, look_all, select
 from fnloop.values.grads import Grads
 from fnloop.values.metrics import Last, Sum, as_tensor
 from fnloop.values.state import State
@@ -67,10 +67,12 @@ class Update(StepStage):
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         after, grads = self.inner(state, x)
         _check(grads, state)
-        own, step = state[self.name], look(state.step)
-        finite = both(look(grads.finite), look(grads.weight) > 0)
-        finite = both(finite, look(grads.mean.is_finite()))
-        factors = {name: look(factor) for name, factor in own["scale"].items()}
+        own = state[self.name]
+        step, weight, finite, *multipliers = look_all(
+            (state.step, grads.weight, grads.finite, *own["scale"].values())
+        )
+        finite = both(both(finite, weight > 0), look(grads.mean.is_finite()))
+        factors = dict(zip(own["scale"], multipliers, strict=True))
         optimizer = self.optimizer.resolve(step, factors)
         params, memory = self._apply(optimizer, state, grads.mean, own, step, finite)
         memory = _rested(memory, own, factors)

@@ -394,8 +394,9 @@ def check_differentiable(
 ) -> None:
     """Law 12: derivatives through a step agree with finite differences, or it refuses.
 
-    The derivative of everything floating that a few steps make of the parameters, and of the
-    tensors among the stage's hyperparameters, along one direction: by ``torch.autograd.grad``, by
+    Use a smooth model (tanh, not ReLU) and smooth metrics: differences across a kink or a jump say
+    nothing. The derivative of everything floating that a few steps make of the parameters, and of
+    the tensors among the stage's hyperparameters, along one direction: by ``torch.autograd.grad``, by
     ``torch.func.grad``, and by central differences.
 
     Args:
@@ -441,6 +442,11 @@ def check_differentiable(
     except RuntimeError as error:
         if "cannot be differentiated" in str(error):
             return
+        if "does not require grad" in str(error):
+            raise LawError(
+                f"law 12, derivatives: {_name(step)} cuts the derivatives off, and does not say so; "
+                "the usual causes are detach() and torch.no_grad() in a stage"
+            ) from error
         raise
     h = 1e-5
     expected = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)

@@ -102,12 +102,21 @@ def bytes_text(count: int) -> str:
 
 def _children(node: Any) -> dict[str, Any] | None:
     if hasattr(type(node), "__tree_children__"):
-        return {name: getattr(node, name) for name in type(node).__tree_children__}
+        children = {name: getattr(node, name) for name in type(node).__tree_children__}
+        return {name: child for name, child in children.items() if not _is_empty(child)}
     if isinstance(node, Mapping):
         return {str(key): child for key, child in node.items()}
     if isinstance(node, (list, tuple)):
         return {str(i): child for i, child in enumerate(node)}
     return None
+
+
+def _is_empty(node: Any) -> bool:
+    """Whether there is nothing to show: None, or a tree whose children are all None."""
+    if node is None:
+        return True
+    names = getattr(type(node), "__tree_children__", ())
+    return bool(names) and all(getattr(node, name) is None for name in names)
 
 
 def _size(node: Any) -> str:

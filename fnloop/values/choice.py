@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -29,6 +30,19 @@ def look(value: Any) -> Any:
     if not value.is_cpu or (value.requires_grad and torch.is_grad_enabled()):
         return value
     return value.item()
+
+
+def look_all(values: Iterable[Any]) -> list[Any]:
+    """`look` at several values at once."""
+    if opaque():
+        return list(values)
+    recorded = torch.is_grad_enabled()
+    return [
+        v.item()
+        if isinstance(v, Tensor) and v.is_cpu and not v.ndim and not (recorded and v.requires_grad)
+        else v
+        for v in values
+    ]
 
 
 def invert(flag: Flag) -> Flag:

@@ -36,7 +36,5 @@ def randomness(state: State, name: str) -> contextlib.AbstractContextManager[Any
     if about is not None:
         return about.randomness(state.key, state.calls, position)
     members = host_values(state.key, state.calls)
-    if members is None:  # under torch.compile
-        return contextlib.nullcontext()
     seeds = [fold(key, calls, *position) for key, calls in members]
     return drawing(seeds, state.step.device)
