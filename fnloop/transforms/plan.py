@@ -95,7 +95,8 @@ class Plan:
 
     def fields(self, like: State, units: Sequence[Unit]) -> dict[str, Any]:
         """The fields of a state of these units; slots unknown to the step are those of `like`."""
-        step, calls, params, buffers, key, slots = self._spec.unflatten(units)
+        parts: Any = self._spec.unflatten(units)
+        step, calls, params, buffers, key, slots = parts
         return {
             "step": step,
             "calls": calls,
