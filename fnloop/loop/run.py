@@ -140,7 +140,7 @@ def _loop(
             state, metrics = result
             del result  # a state that stays alive cannot be written over
             state = state.replace(cursor=cursor.tensor())
-            if lent := may_be_overwritten(state):  # if a callback fails, this state is the newest there is
+            if lent := may_be_overwritten(state):  # if a callback fails, it is the newest there is
                 about.state, about.cursor, about.whole = state, cursor, False
                 calls = _calls(state)
             elif not state.params.plain:  # a loop is not differentiated: its past would pile up

@@ -399,10 +399,11 @@ def test_the_layout_in_memory_is_not_in_the_file(tmp_path, quiet, saved_packed, 
 
 def test_a_slot_that_like_lacks_gets_its_structure_from_the_stage(tmp_path, quiet):
     step = adamw_and_average()
-    state, begun = trained(step), start(torch.nn.Sequential(*[torch.nn.Linear(3, 3)] * 3))
+    state = trained(step)
+    begun = start(torch.nn.Sequential(*[torch.nn.Linear(3, 3) for _ in range(3)]))
     loaded = load(save(packed(state), tmp_path), like=begun)
-    assert type(loaded["ema"]) is dict and tree_items(loaded["ema"]) == tree_items(state["ema"])
-    assert tree_equal(step.init(loaded), state)
+    assert type(loaded["ema"]) is dict and tree_equal(loaded["ema"], dict(state["ema"]))
+    assert tree_equal(step.init(loaded).slots, state.slots)
 
 
 def test_complex_parameters_are_saved_as_what_they_are(tmp_path, quiet):
