@@ -1,1 +1,1 @@
-"""Stages: ``(state, x) -> (state, y)``, one file each, all with the same skeleton."""
+"""Stages: ``(state, x) -> (state, y)``, one file each, all with the same structure."""

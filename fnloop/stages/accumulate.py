@@ -1,4 +1,4 @@
-"""``accumulate``: a big batch in small pieces."""
+"""``accumulate``: gradient accumulation over micro-batches."""
 
 from __future__ import annotations
 
@@ -79,15 +79,19 @@ _CUT_OR_KEPT = (Tensor, np.ndarray, int, float, complex)
 
 
 def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
-    """Fold the gradients over `k` micro-batches: the memory of one, the gradient of all.
+    """Accumulate gradients over `k` micro-batches: the memory of one, the gradient of all.
 
-    Cuts the batch's leading dimension into `k` nearly equal parts; ready-made parts come as
-    ``fl.Micro((b1, b2, ...))``. Because gradients are weighted means, the result is that of the one
-    big batch, ragged or not, with any weights (law 4); batch statistics and dropout see one
-    micro-batch at a time. BatchNorm's buffers pass from part to part.
+    Splits the batch along its leading dimension into `k` nearly equal parts. To split it yourself,
+    pass ``fl.Micro((b1, b2, ...))``. The result equals the gradient of the whole batch, for unequal
+    parts and any weights, because gradients merge by a weighted mean (law 4). Batch statistics and
+    dropout see one micro-batch at a time; BatchNorm buffers carry over from part to part.
 
     Args:
-        k: Number of parts, at least 1; a batch with fewer examples is cut into that many.
+        k: Number of parts, at least 1. A batch with fewer examples is split into single examples.
+
+    Raises:
+        ValueError: `k` is below 1; or, at the call, the batch has no tensor, leading dimensions
+            that differ, or leaves that cannot be split.
 
     >>> import torch, fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()

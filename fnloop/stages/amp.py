@@ -41,13 +41,13 @@ class Amp(GradStage):
             value = getattr(self, field)
             if isinstance(value, (int, float)) and not _SMALLEST <= value <= _LARGEST:
                 raise ValueError(
-                    f"amp({field}=...) takes a number whose inverse is a normal float32 too, from "
-                    f"{_SMALLEST:.3g} to {_LARGEST:.3g}, got {value}. Usual: init_scale=2.0**16."
+                    f"amp({field}=...) takes a number from {_SMALLEST:.3g} to {_LARGEST:.3g}, so "
+                    f"that its inverse is a normal float32, got {value}. Usual: init_scale=2.0**16."
                 )
         super().__post_init__()
 
     def taken_back(self, memory: Any) -> Any:
-        return {}  # the scale of a step that overflowed must not come back
+        return {}  # keep the reduced loss scale: restoring it would repeat the overflow
 
     @property
     def slot(self) -> str | None:
@@ -90,24 +90,27 @@ def amp(
     min_scale: float = 1.0,
     name: str = "amp",
 ) -> Callable[[GradStage], Amp]:
-    """Run the model under autocast; parameters, gradients and optimizer stay float32.
+    """Run the model under autocast; parameters, gradients and optimizer state stay float32.
 
-    This is for training: `fl.evaluate`, `fl.validate` and `fl.predict` run without autocast.
+    Applies to training only: `fl.evaluate`, `fl.validate` and `fl.predict` run without autocast.
 
-    For ``"fp16"`` the loss is multiplied by a scale, kept in ``state["amp"]``, so that small
-    gradients do not vanish: a non-finite gradient skips the step and multiplies the scale by
-    `backoff`, `interval` finite ones in a row multiply it by `growth` (Micikevicius et al., 2018;
-    the rule and defaults of ``torch.amp.GradScaler``).
+    ``"fp16"`` adds loss scaling, so that small gradients do not underflow. The scale is kept in
+    ``state["amp"]`` and reported as ``"amp.scale"``. A non-finite gradient skips the step and
+    multiplies the scale by `backoff`; `interval` finite steps in a row multiply it by `growth`
+    (Micikevicius et al., 2018; the rule and defaults of ``torch.amp.GradScaler``).
 
     Args:
-        precision: ``"bf16"`` (needs no scale) or ``"fp16"``.
+        precision: ``"bf16"`` (without loss scaling) or ``"fp16"``.
         init_scale: The first loss scale.
         growth: Factor after `interval` finite steps in a row.
-        backoff: Factor after a non-finite one.
-        interval: Steps.
-        min_scale: The scale does not fall below it, however many steps in a row are not finite:
-            at zero it could not recover. A run that reports this scale has other trouble.
-        name: Of the slot.
+        backoff: Factor after a non-finite step.
+        interval: Finite steps in a row before the scale grows.
+        min_scale: Lower bound of the scale. A run that stays at this bound has another problem
+            than overflow.
+        name: Name of the slot.
+
+    Raises:
+        ValueError: `precision` is unknown, or a scale is outside ``[2**-126, 2**126]``.
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()

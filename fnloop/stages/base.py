@@ -1,4 +1,4 @@
-"""The one shape: ``(state, x) -> (state, y)``."""
+"""The base classes of stages: functions ``(state, x) -> (state, y)``."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ _KINDS = {"grad": "a gradient stage", "step": "a training step", "callback": "a 
 
 
 class Stage:
-    """What all stages have in common.
+    """Base class of all stages.
 
-    A stage is a tree (`fl.tree`) whose fields are its hyperparameters. One that wraps another
-    holds it in its field ``inner``; one that remembers defines `init_state`, and finds its memory
-    again in ``state[self.name]``.
+    A stage is a tree (`fl.tree`) whose fields are its hyperparameters. A stage that wraps another
+    has it in its field ``inner``. A stage with memory has a field ``name`` and defines
+    `init_state`; its memory is ``state[self.name]``.
 
     Attributes:
-        kind: What it is.
-        wraps: The kind of stage that ``inner`` must be, if it has one.
-        label: The function that makes it, for messages and ``repr``; default the class's name.
+        kind: ``"grad"``, ``"step"`` or ``"callback"``.
+        wraps: The required kind of ``inner``; None without ``inner``.
+        label: Name of the function that makes it, for messages and ``repr``; by default the class
+            name.
     """
 
     kind: ClassVar[Kind]
@@ -60,26 +61,27 @@ class Stage:
 
     @property
     def slot(self) -> str | None:
-        """The name of the slot that it owns; None if it keeps no memory."""
+        """Name of the slot that it owns; None if it has no memory."""
         return getattr(self, "name", None)
 
     def stages(self) -> Iterator[Stage]:
-        """The stage and all that it is made of, innermost first."""
+        """The stage and the stages inside it, innermost first."""
         inner = getattr(self, "inner", None)
         if isinstance(inner, Stage):
             yield from inner.stages()
         yield self
 
     def init(self, model: Any, seed: int = 0) -> State:
-        """Ask every stage for its memory; fills only what is missing, by leaf path.
+        """Make a state with the memory of every stage. Existing leaves of a state are kept.
 
         Args:
             model: An ``nn.Module``, a tree with ``__call__``, a function that builds one, or a
                 `State` (of an earlier run, or of a pipeline with fewer stages).
-            seed: Root of all randomness; not used for a `State`, which has its own.
+            seed: Root of all randomness. Ignored for a `State`, which has its own key.
 
         Raises:
-            ValueError: A leaf is there already with another shape or dtype.
+            TypeError: `model` is none of these.
+            ValueError: An existing leaf has another shape or dtype.
         """
         state = start(model, seed)
         for part in self.stages():
@@ -88,31 +90,31 @@ class Stage:
         return state
 
     def init_state(self, state: State) -> Any:
-        """The stage's memory before the first step: new tensors, `fl.Tensors` and dicts of them."""
+        """The stage's initial memory: new tensors, `fl.Tensors`, or dicts of them."""
         raise NotImplementedError(
             f"{type(self).__name__} has a slot, so it must define init_state(state)."
         )
 
     def taken_back(self, memory: Any) -> Any:
-        """The part of its memory that goes back when a step is taken back (`fl.guard`).
+        """The part of its memory that `fl.guard` restores when it undoes a step.
 
-        Default all of it; what must survive a skipped step, as a loss scale does, is left out.
+        By default all of it. Leave out what must survive an undone step, such as a loss scale.
         """
         return memory
 
     reads_any_slot: ClassVar[bool] = False
-    """Whether it may read and write slots that it does not own."""
+    """Whether it may read and write slots of other stages."""
 
     @property
     def uncompiled(self) -> Stage:
-        """The same stage, but run as it is."""
+        """The same stage without compilation."""
         return self
 
     def __call__(self, state: State, x: Any) -> tuple[State, Any]:
         raise NotImplementedError
 
     def describe(self) -> str:
-        """The stage itself, without what it wraps: ``accumulate(4)``."""
+        """Its own part of the ``repr``, without the wrapped stage: ``accumulate(4)``."""
         fields = [f for f in dataclasses.fields(self) if f.name not in ("inner", "loss")]  # pyright: ignore
         values = [(field, getattr(self, field.name)) for field in fields]
         parts = [
@@ -130,7 +132,7 @@ class Stage:
         return "pipe(\n" + "".join(f"    {line},\n" for line in lines) + ")"
 
     def lines(self) -> list[str]:
-        """What it contributes to the pipeline's text."""
+        """Its lines in the ``repr`` of the pipeline."""
         return [self.describe()]
 
 
@@ -139,7 +141,7 @@ class GradStage(Stage):
 
     kind: ClassVar[Kind] = "grad"
     loss: Any = None
-    """The loss function that it takes the gradients of; None if it wraps another stage."""
+    """The loss function that it differentiates; None if it wraps another stage."""
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         raise NotImplementedError
@@ -172,7 +174,7 @@ class StepStage(Stage):
 
 
 class Callback(Stage):
-    """A callback: ``(state, metrics) -> (state, metrics)``, after every training step.
+    """A callback: ``(state, metrics) -> (state, metrics)``, called after every training step.
 
     >>> import torch, fnloop as fl
     >>> @fl.tree
@@ -197,35 +199,35 @@ class Callback(Stage):
     kind: ClassVar[Kind] = "callback"
 
     def init(self, state: State, metrics: Mapping[str, Any]) -> State:  # type: ignore[override]  # pyright: ignore
-        """Give the callback its memory; called after the first step.
+        """Add the callback's memory to the state. The loop calls it after the first step.
 
         Args:
             state: The state after the first step.
-            metrics: That step's metrics, with what earlier callbacks will add, as an example.
+            metrics: That step's metrics, with examples of those that earlier callbacks add.
         """
         if self.slot is None:
             return state
         return fill(state, self.slot, self.init_state(state, metrics))
 
     def init_state(self, state: State, metrics: Mapping[str, Any]) -> Any:  # type: ignore[override]  # pyright: ignore
-        """The callback's memory before its first call: new tensors, and dicts of them."""
+        """The callback's initial memory: new tensors, `fl.Tensors`, or dicts of them."""
         raise NotImplementedError(
             f"{type(self).__name__} has a slot, so it must define init_state(state, metrics)."
         )
 
     reads: ClassVar[bool] = True
-    """Whether it looks at the metrics that it is given; under `fl.every` they are merged for it."""
+    """Whether it reads its metrics; if so, `fl.every` merges those between two calls."""
 
     def needs(self) -> tuple[str, ...]:
-        """Names of metrics without which it can never do anything."""
+        """Names of the metrics that it requires."""
         return ()
 
     def adds(self, state: State, metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """An example of the metrics that it adds; None if that cannot be told in advance."""
+        """An example of the metrics that it adds; None if they are not known in advance."""
         return {}
 
     def stopped(self, state: State) -> str | None:
-        """Why it had asked for a stop at `state`, by its memory: asked when a run is resumed."""
+        """The reason if its memory in `state` says that it stopped the run; checked on resume."""
         return None
 
     def __call__(self, state: State, x: Any) -> tuple[State, Mapping[str, Any]]:
@@ -234,7 +236,7 @@ class Callback(Stage):
 
 @tree
 class Function:
-    """A bare function as a field of a stage; it compares by identity and prints as its name."""
+    """Wraps a plain function as a field of a stage. Equality is identity; ``repr`` is its name."""
 
     call: Callable[..., Any]
 
@@ -246,9 +248,16 @@ class Function:
 
 
 def as_function(value: Any, arguments: str) -> Any:
-    """`value` if it is a tree already, else wrapped in `Function`.
+    """Return a tree unchanged, and wrap any other callable in `Function`.
 
-    A function that is a tree keeps its fields visible: they can be swept and differentiated.
+    The fields of a tree stay leaves of the stage, so they can be swept and differentiated.
+
+    Args:
+        value: The function.
+        arguments: Its expected signature, for the error message.
+
+    Raises:
+        TypeError: `value` is not callable.
     """
     if is_tree(value):
         return value
@@ -258,13 +267,13 @@ def as_function(value: Any, arguments: str) -> Any:
 
 
 def takes_state(function: Any) -> bool:
-    """Whether a loss wants ``(model, batch, state)`` rather than ``(model, batch)``."""
+    """Whether a loss has the signature ``(model, batch, state)``, not ``(model, batch)``."""
     call = function.call if isinstance(function, Function) else function
     if is_tree(call):
-        return _takes_three(type(call).__call__, 4)  # with self
+        return _takes_three(type(call).__call__, 4)  # including self
     try:
         return _takes_three(call)
-    except TypeError:  # no hash
+    except TypeError:  # not hashable
         return _takes_three.__wrapped__(call)
 
 
@@ -287,8 +296,8 @@ def _check_inner(stage: Stage, inner: Any) -> None:
     wanted = _KINDS[stage.wraps]
     if getattr(inner, "outermost", False):
         raise TypeError(
-            f"{stage.label} wraps {inner.label}, which makes one graph of all that it wraps "
-            f"and goes last: fl.pipe(..., {stage.label}(...), fl.{inner.label})."
+            f"{stage.label} wraps {inner.label}, which compiles everything before it into one "
+            f"graph and goes last: fl.pipe(..., {stage.label}(...), fl.{inner.label})."
         )
     if isinstance(inner, Stage):
         if inner.kind == stage.wraps:
@@ -311,8 +320,8 @@ def _check_inner(stage: Stage, inner: Any) -> None:
     else:
         got = f"the {type(inner).__name__} {short(inner)}"
         hint = (
-            "A loss function becomes a gradient stage by fl.grad: fl.pipe(loss, fl.grad, "
-            "fl.update(optimizer)); any other function by fl.stage(f, kind)."
+            "fl.grad makes a gradient stage from a loss function: fl.pipe(loss, fl.grad, "
+            "fl.update(optimizer)); fl.stage(f, kind) makes a stage from any other function."
             if callable(inner)
             else "The first thing in a pipe is a loss function."
         )

@@ -40,16 +40,19 @@ class Ema(StepStage):
 
 
 def ema(decay: Any = 0.999, name: str = "ema") -> Callable[[StepStage], Ema]:
-    """Keep an exponential moving average of the trained parameters, in ``state["ema"]``.
+    """Keep an exponential moving average of the trained parameters in ``state["ema"]``.
 
-    After each step that was not skipped: ``average = decay * average + (1 - decay) * parameter``,
-    starting from the initial parameters (Polyak & Juditsky, 1992). Evaluate it with
-    ``fl.evaluate(..., params="ema")``, export it with ``fl.to_module(state, params="ema")``. The
+    After each step that is not skipped: ``average = decay * average + (1 - decay) * parameter``,
+    starting from the initial parameters (Polyak & Juditsky, 1992). To evaluate it, use
+    ``fl.evaluate(..., params="ema")``; to export it, ``fl.to_module(state, params="ema")``. The
     average of half-precision parameters is float32.
 
     Args:
-        decay: Between 0 and 1; a number or a schedule.
-        name: Of the slot: two averages in one pipeline need two names.
+        decay: A number in [0, 1], or a schedule.
+        name: Name of the slot. Two averages in one pipeline need two names.
+
+    Raises:
+        ValueError: `decay` is not in [0, 1].
 
     >>> import torch, fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()

@@ -1,17 +1,18 @@
-"""``grad``: from a loss function to its gradients."""
+"""``grad``: the gradients of a loss function."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fnloop._torch.autograd import NoGradientError, Tape, gradients, has_others, require_grad
-from fnloop.stages.base import Function, GradStage, as_function, takes_state
-from fnloop.stages.loss_result import LossResult, explain, loss_of, read_loss
+from fnloop._torch.autograd import NoGradientError, Tape, gradients, require_grad
+from fnloop.stages.base import GradStage, as_function, takes_state
+from fnloop.stages.closure import closed_over
+from fnloop.stages.loss_result import LossResult, explain, read_loss
 from fnloop.trees.nodes import tree, tree_leaves
 from fnloop.trees.show import short
 from fnloop.values.grads import Grads
@@ -24,7 +25,7 @@ class Grad(GradStage):
     """The stage that `grad` makes.
 
     Attributes:
-        loss: ``(model, batch) -> loss``; a bare function, or a tree with ``__call__``.
+        loss: ``(model, batch) -> loss``; a function, or a tree with ``__call__``.
     """
 
     label: ClassVar[str] = "grad"
@@ -43,7 +44,8 @@ class Grad(GradStage):
                 params = {**dict(state.params.items()), **params}
 
             def run(model: Any) -> tuple[Any, ...]:
-                # The backward too: activation checkpointing runs the model again there.
+                # The backward pass runs here too: activation checkpointing recomputes the forward
+                # pass in it, which needs this model.
                 result = self._run(state, model, x, tape)
                 found = tape.backward(result.loss, _seed(result, scale))
                 return trained.gradients(found), result.weight, result.metrics
@@ -75,18 +77,11 @@ class Grad(GradStage):
         except Exception as error:
             explain(error, self.loss, state, batch)
             raise
-        if tape.asked and self._closes_over(result, tape):
-            tape.kept = True
         return read_loss(result, batch, self.loss, detach=not tape.kept)
 
-    def _closes_over(self, result: Any, tape: Tape) -> bool:
-        """Whether the loss uses a tensor from outside that somebody may want the derivative of."""
-        known = self.__dict__.get("_closed_over")
-        if known is None:  # following the graph takes time, so it is done once
-            loss = loss_of(result)
-            known = loss is not None and has_others(loss, tape.leaves)
-            self.__dict__["_closed_over"] = known
-        return known or _has_recorded_cells(self.loss)
+    @functools.cached_property
+    def _closed_over(self) -> tuple[Tensor, ...]:
+        return closed_over(self.loss)
 
     def describe(self) -> str:
         return "grad"
@@ -99,13 +94,19 @@ def grad(loss: Callable[..., Any]) -> Grad:
     """Gradients of a loss: the first stage of a pipeline.
 
     The loss is called as ``loss(model, batch)``, with the model in training mode, or as
-    ``loss(model, batch, state)`` if it takes three arguments. It returns a scalar, which is the
-    mean over the batch's examples; or ``fl.Mean(total, weight)``; or either with a dict of metrics.
-    Parameters that do not require gradients are left alone, and so are those that the loss does not
-    reach: they have no gradient.
+    ``loss(model, batch, state)`` if it takes three arguments. It returns the mean over the batch's
+    examples as a scalar, or ``fl.Mean(total, weight)``, or a tuple of either with a dict of
+    metrics. Parameters that do not require gradients, or that the loss does not use, get no
+    gradient and are not updated.
 
     Args:
         loss: A function, or a tree (`fl.tree`) with ``__call__``.
+
+    Raises:
+        TypeError: `loss` is not callable; or, at the call, returns something else.
+        ValueError: At the call, the loss depends on no parameter that requires gradients, or is
+            not a scalar.
+        RuntimeError: It is called inside ``torch.inference_mode()``.
 
     >>> step = grad(lambda model, batch: model(batch).square().mean())
     >>> state = step.init(torch.nn.Linear(2, 1))
@@ -118,47 +119,34 @@ def grad(loss: Callable[..., Any]) -> Grad:
 
 _NO_GRADIENT = (
     "The loss {loss} does not depend on any parameter that requires gradients. The usual causes: "
-    "the loss was computed under torch.no_grad(), or detached (.item(), .numpy()); it uses a "
-    "model from "
-    "outside instead of the one that it is given; or all parameters are frozen."
+    "the loss was computed under torch.no_grad(), or detached (.item(), .numpy()); it uses another "
+    "model than its argument; or all parameters are frozen."
 )
 
 
 _INFERENCE = (
-    "Inside torch.inference_mode() there are no gradients, so no training step. Leave that block, or "
-    "write torch.no_grad() instead, in which a step runs as always."
+    "A training step cannot run inside torch.inference_mode(), which has no gradients. Leave that "
+    "block, or use torch.no_grad() instead: a step runs inside it as usual."
 )
 
 
 def _is_recorded(stage: Grad, state: State, batch: Any) -> bool:
-    """Whether autograd records what is computed from these."""
+    """Whether autograd records what is computed from what the stage is given, or closes over."""
     if not torch.is_grad_enabled():
         return False
     if not (state.params.plain and state.buffers.plain):
         return True
-    if type(stage.loss) is not Function and require_grad(tree_leaves(stage.loss)):
+    if stage._closed_over and require_grad(stage._closed_over):
         return True
     if type(batch) is not tuple or any([type(leaf) is not Tensor for leaf in batch]):
         batch = tree_leaves(batch)
     return any([leaf.requires_grad for leaf in batch if isinstance(leaf, Tensor)])
 
 
-def _has_recorded_cells(loss: Any) -> bool:
-    """Whether a function's closure has a tensor that requires gradients."""
-    function = getattr(loss, "call", None)
-    for cell in getattr(function, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # it is empty yet
-            value = cell.cell_contents
-            is_own = isinstance(value, Tensor) and not isinstance(value, torch.nn.Parameter)
-            if is_own and value.requires_grad:
-                return True
-    return False
-
-
 def _seed(result: LossResult, scale: Tensor | None) -> Tensor:
-    """What the backward pass starts from: its result is then the gradient of the mean loss.
+    """The gradient to start the backward pass with, so that it gives the gradient of the mean loss.
 
-    It is multiplied by the loss scale, so that float16 keeps its range whatever the weight.
+    A weighted sum is divided by its weight here; with a loss scale, both are applied at once.
     """
     loss = result.loss
     if result.examples is not None:
@@ -166,4 +154,3 @@ def _seed(result: LossResult, scale: Tensor | None) -> Tensor:
     weight = result.weight.double()
     divisor = torch.where(weight > 0, weight, torch.ones_like(weight))
     return ((1.0 if scale is None else scale) / divisor).to(loss.dtype)
-

@@ -1,4 +1,4 @@
-"""``guard``: take back a step that a rule calls bad."""
+"""``guard``: undo a step that a rule calls bad."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ class Guard(StepStage):
         inside = [p for p in self.inner.stages() if isinstance(p, Guard) and p.then == "rewind"]
         if inside and self.then == "rewind":
             raise ValueError(
-                f"{self.describe()} is around {inside[0].describe()}: once the outer one has gone "
-                "back, what the inner one keeps belongs to a past that never was. Let one of them "
-                'skip, or make one rule of the two: a function that adds "bad".'
+                f"{self.describe()} wraps {inside[0].describe()}: two rewinding guards cannot be "
+                "nested, because the snapshots of the inner one are stale once the outer one "
+                'rewinds. Use then="skip" for one of them, or combine the rules into one function '
+                'that adds "bad".'
             )
 
     def stages(self) -> Iterator[Stage]:
@@ -86,25 +87,25 @@ class Guard(StepStage):
     def _judge(
         self, after: State, metrics: Mapping[str, Any]
     ) -> tuple[Flag, dict[str, Any], dict[str, Any]]:
-        """Whether the step was bad; the rule's memory, by slot; metrics that it adds."""
+        """Return whether the step was bad, the rule's memory by slot, and the metrics it adds."""
         for name in self.rule.needs():
             if find(metrics, name) is None:
                 raise ValueError(
                     f"{self.describe()} waits for the metric {name!r}, which the step inside does "
-                    f"not report; it reports: {', '.join(sorted(metrics))}. What a callback adds "
-                    "(val/...) comes after the step."
+                    f"not report; it reports: {', '.join(sorted(metrics))}. Metrics of callbacks "
+                    "(val/...) are only computed after the step."
                 )
         judged, told = self.rule(after, metrics)
         if "bad" not in told:
             raise ValueError(
-                f'The rule of {self.describe()} must tell its verdict as the metric "bad": return '
-                'state, {**metrics, "bad": metrics["loss"].value() > 10}.'
+                f'The rule of {self.describe()} must report its verdict as the metric "bad": '
+                'return state, {**metrics, "bad": metrics["loss"].value() > 10}.'
             )
         verdict = told["bad"].value() if isinstance(told["bad"], Metric) else told["bad"]
         if isinstance(verdict, Tensor) and verdict.ndim:
             raise ValueError(
-                f'The rule of {self.describe()} gives {short(verdict)} as "bad"; it must be one '
-                "value: take .any() or .all() of it."
+                f'The rule of {self.describe()} reports {short(verdict)} as "bad"; it must be one '
+                "value: use .any() or .all()."
             )
         inside = {part.slot for part in self.inner.stages()} | {self.name}
         remembered = {
@@ -116,11 +117,11 @@ class Guard(StepStage):
         return truth(verdict), remembered, added
 
     def _keep(self, before: State, after: State, good: Flag) -> tuple[dict[str, Any], Any]:
-        """The guard's memory after the step, and what to go back to if it was bad."""
+        """Return the guard's memory after the step, and the snapshot to restore if it was bad."""
         own = before[self.name]
         older, newer, since = own["older"], own["newer"], own["since"]
         other = look(before.step != own["seen"])
-        if other is not False:  # not the state that it left: such as one that was loaded
+        if other is not False:  # not the state that the guard returned last, e.g. a loaded one
             first, zero = self._snapshot(before), torch.zeros_like(since)
             older, newer, since = (
                 select(invert(other), kept, now)
@@ -133,7 +134,8 @@ class Guard(StepStage):
         if due is not False:
             latest = select(invert(due), newer, self._snapshot(after))
             older = select(invert(due), older, newer)
-        # The younger may be damaged already: after going back there is only the older one.
+        # A rewind restores the older snapshot and drops the newer one: the damage may have
+        # started before it was taken.
         return {
             self.name: {
                 **own,
@@ -145,7 +147,7 @@ class Guard(StepStage):
         }, back
 
     def _kept(self, state: State) -> dict[str, Any]:
-        """The memory that goes back with a step: of the stages inside, what each says."""
+        """The memory of the stages inside that is restored with a step (`Stage.taken_back`)."""
         return {
             part.slot: part.taken_back(state[part.slot])
             for part in self.inner.stages()
@@ -157,7 +159,7 @@ class Guard(StepStage):
         return _parts(state, state.params.select(state.skeleton.trainable), slots)
 
     def _check_kept(self, before: State, after: State) -> None:
-        """Nothing that the snapshot does not have has changed."""
+        """Raise if the step changed something that the snapshot does not contain."""
         kept, own = before[self.name]["older"], {part.slot for part in self.stages()}
         lost = [f"slots/{n}" for n, m in after.slots.items() if m is not before.slots.get(n)]
         lost = [path for path in lost if path.removeprefix("slots/") not in own]
@@ -167,13 +169,13 @@ class Guard(StepStage):
         if lost:
             raise ValueError(
                 f"{self.describe()} cannot go back: the step changes {', '.join(lost)}, which it "
-                "has no copy of. It keeps the parameters that require gradients, and the slots "
-                "that the stages inside own: give a class of your own a field name and a method "
-                "init_state(state)."
+                "has no copy of. It copies the parameters that require gradients, and the slots "
+                "that the stages inside own. To own a slot, a stage class needs a field name and a "
+                "method init_state(state)."
             )
 
     def _report(self, metrics: Mapping[str, Any], good: Flag, state: State) -> dict[str, Any]:
-        """Blank metrics for a bad step, as `update` reports a skipped one."""
+        """Metrics of weight zero for a bad step, as `update` reports a skipped one."""
         shown = dict(metrics)
         zero, one = (Sum(as_tensor(n, state.step.device)) for n in (0, 1))
         shown["skipped"] = select(good, shown.get("skipped", zero), one)
@@ -191,43 +193,45 @@ def guard(
     every: int = 100,
     name: str = "guard",
 ) -> Callable[[StepStage], Guard]:
-    """Take back a step that a rule calls bad. Put it last: it guards what stands before it.
+    """Undo a step that a rule calls bad. It guards the stages before it, so put it last.
 
-    A rule is a callback: `fl.spike`, `fl.nonfinite`, one of your own, or a bare function
-    ``(state, metrics) -> (state, metrics)``. It sees the state after the step, and tells its
+    A rule is a callback: `fl.spike`, `fl.nonfinite`, one of your own, or a function
+    ``(state, metrics) -> (state, metrics)``. It receives the state after the step, and reports its
     verdict as the metric ``"bad"``: a bool, a tensor bool[], or a metric such as ``fl.Sum(1.0)``.
-    Of what it changes in the state only its own memory is kept.
+    Of its changes to the state, only those to its own slot are kept.
 
-    After a bad step
+    After a bad step:
 
-    - ``then="skip"``: parameters, buffers, the memory of all stages inside and ``state.step`` are
-      those from before it, to the bit.
-    - ``then="rewind"``: they are those of a snapshot, from `every` to twice as many good steps
-      ago (after the start, or the last time it went back, perhaps less), and the next batch
-      follows: a spike often shows only after the damage is done. (PaLM, Chowdhery et al., 2022,
-      section 5.1, went back about 100 steps, and on with other batches.) Two snapshots are in
-      ``state["guard"]``, and are saved with it.
+    - ``then="skip"`` restores parameters, buffers, the memory of all stages inside and
+      ``state.step`` from before the step, bit for bit.
+    - ``then="rewind"`` restores them from a snapshot that is `every` to ``2 * every`` good steps
+      old (less after the start or a rewind), and continues with the next batch: a spike often
+      shows only after the damage is done. (PaLM, Chowdhery et al., 2022, section 5.1, rewound
+      about 100 steps and skipped batches.) ``state["guard"]`` holds two snapshots, which are saved
+      with it.
 
-    What moves on in both cases: the cursor, ``state.calls`` (so the steps that follow draw random
-    numbers of their own), the loss scale of `fl.amp`, the multipliers of
-    `fl.scale`, the memory of rules and of callbacks. The metrics of a bad step have weight zero,
-    its ``skipped`` is one, and so is its ``guard``, which is zero for every other step. As long as
-    the rule finds nothing, the step does what it does without a guard, to the bit.
+    Not restored are the cursor, ``state.calls`` (so later steps draw new random numbers), the loss
+    scale of `fl.amp`, the multipliers of `fl.scale`, and the memory of rules and callbacks. A bad
+    step reports metrics of weight zero, and one for ``skipped`` and for ``guard``; a good step
+    reports zero for ``guard``. Until the rule finds a bad step, results equal those without a
+    guard, bit for bit.
 
-    In an eager step on the CPU a snapshot costs no time, and shares its memory with the states of
-    the run. A compiled step and one on another device look at no value: they select, which reads
-    and writes both snapshots in every step.
+    In an eager step on the CPU a snapshot takes no time, and shares memory with the states of the
+    run. Compiled or on an accelerator, every step selects by the verdict, which reads and writes
+    both snapshots.
 
     Args:
-        rule: Which steps are bad.
+        rule: Decides which steps are bad.
         then: ``"skip"`` or ``"rewind"``.
-        every: Good steps from one snapshot to the next; only for ``"rewind"``. Take it well below
-            the steps from one spike to the next, or the run goes back to one snapshot for ever.
-        name: Of the slot, and of the metric.
+        every: Good steps between two snapshots; only for ``"rewind"``. Choose it well below the
+            number of steps between spikes, or the run keeps rewinding to the same snapshot.
+        name: Name of the slot and of the metric.
 
     Raises:
-        TypeError: It stands around something that is no training step; the rule is no callback.
-        ValueError: The rule tells no verdict, or waits for a metric that the step does not report.
+        TypeError: It wraps something other than a training step, or `rule` is not a callback.
+        ValueError: `then` or `every` is invalid, or two rewinding guards are nested; or, at the
+            call, the rule reports no verdict or needs a metric that the step does not report, or
+            the step changes something that the guard has no copy of.
 
     >>> import torch, fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
@@ -246,14 +250,14 @@ def _parts(state: State, params: Tensors, slots: dict[str, Any]) -> dict[str, An
 
 
 def _taken_back(good: Flag, new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a state after the step, or before it where it was bad."""
+    """The fields of the state after the step if it was good, else the old ones."""
     kept = new["params"].select(old["params"])
     params = new["params"].updated(select(good, kept, old["params"]))
     return {**select(good, new, {**old, "params": new["params"]}), "params": params}
 
 
 def _are_same(a: Tensors, b: Tensors, name: str) -> bool:
-    """Whether both hold the same tensor: itself, or where it is stored."""
+    """Whether both hold the same tensor object, or the same storage for it."""
     if a[name] is b[name]:
         return True
     ours, theirs = a.select([name]).peek_storages(), b.select([name]).peek_storages()
@@ -261,7 +265,9 @@ def _are_same(a: Tensors, b: Tensors, name: str) -> bool:
 
 
 def _count(bad: Flag, state: State) -> Tensor:
-    return bad.to(torch.int64) if isinstance(bad, Tensor) else as_tensor(int(bad), state.step.device)
+    return (
+        bad.to(torch.int64) if isinstance(bad, Tensor) else as_tensor(int(bad), state.step.device)
+    )
 
 
 def _is_some(memory: Any) -> bool:

@@ -1,4 +1,4 @@
-"""``stage``: a bare function as a stage."""
+"""``stage``: a plain function as a stage."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fnloop.values.state import State
 
 
 class Lifted:
-    """A bare function as a stage."""
+    """What the stages made from plain functions share."""
 
-    reports: ClassVar[str]  # what it returns besides the state
+    reports: ClassVar[str]  # the second return value, for messages
     reads_any_slot: ClassVar[bool] = True
     function: Any
 
@@ -53,7 +53,7 @@ class LiftedStep(Lifted, StepStage):  # pyright: ignore[reportIncompatibleMethod
 
     def __call__(self, state: State, x: Any) -> Any:
         after, metrics = super().__call__(state, x)
-        if after.calls is state.calls:  # the function has counted nothing itself
+        if after.calls is state.calls:  # the function did not count the call itself
             after = after.replace(calls=state.calls + 1)
         return after, metrics
 
@@ -71,12 +71,16 @@ class LiftedCallback(Lifted, Callback):  # pyright: ignore[reportIncompatibleMet
 
 
 def stage(function: Callable[[State, Any], Any], kind: Kind) -> Any:
-    """Make a bare function a stage.
+    """Make a stage from a plain function.
 
     Args:
         function: ``(state, x) -> (state, y)``, pure.
-        kind: ``"grad"`` (from batch to `Grads`), ``"step"`` (from batch to metrics) or
-            ``"callback"`` (from metrics to metrics).
+        kind: ``"grad"`` (batch to `Grads`), ``"step"`` (batch to metrics) or ``"callback"``
+            (metrics to metrics).
+
+    Raises:
+        TypeError: `function` is not callable; or, at the call, returns something else.
+        ValueError: `kind` is unknown.
 
     >>> def halve(state, batch):
     ...     return state.replace(params=state.params.scale(0.5), step=state.step + 1), {}

@@ -1,4 +1,4 @@
-"""What a loss may return, in one form."""
+"""Normalize and check the results of loss and evaluation functions."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fnloop.values.state import State
 
 
 class LossResult(NamedTuple):
-    """What a loss has returned.
+    """The normalized result of a loss function.
 
     Attributes:
-        loss: 0-d; the mean loss if `examples` is given, else the weighted sum of losses.
-        examples: The number of examples that a mean is over.
+        loss: 0-d float; the mean loss if `examples` is not None, else the weighted sum of losses.
+        examples: The number of examples in the mean, or None.
         weight: int64[] or float64[] on the loss's device.
-        metrics: Everything reported, "loss" included.
+        metrics: All reported metrics, including "loss".
     """
 
     loss: Tensor
@@ -36,25 +36,27 @@ class LossResult(NamedTuple):
 
 
 def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossResult:
-    """Bring the result of a loss function into one form.
+    """Normalize the result of a loss function.
 
     Args:
         result: A scalar tensor (the mean over the batch's examples), `fl.Mean`, or a tuple of
             either with a dict of metrics.
-        batch: What the loss was computed on; its leading dimension weighs a scalar.
+        batch: The batch; its leading dimension is the weight of a scalar.
         who: The function, for messages.
-        detach: Whether what is reported leaves the derivatives behind.
+        detach: Whether to detach the reported metrics.
 
     Raises:
-        TypeError, ValueError: The result is something else.
+        TypeError: The result has another type.
+        ValueError: The loss is not 0-d; it reports a metric "loss" or "skipped"; or the number of
+            examples is unknown.
     """
     extra: Any = {}
     if isinstance(result, tuple):
         if len(result) != 2 or not isinstance(result[1], Mapping):
             raise TypeError(
                 f"The loss {_name(who)} returned a tuple of {', '.join(map(short, result))}; a "
-                "loss returns a "
-                "scalar or fl.Mean, or that and a dict of metrics: return loss, {'accuracy': ...}."
+                "loss returns a scalar or fl.Mean, optionally with a dict of metrics: return "
+                "loss, {'accuracy': ...}."
             )
         result, extra = result
     if isinstance(result, Mean):
@@ -93,17 +95,8 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
     return LossResult(result, count, weight, metrics)
 
 
-def loss_of(result: Any) -> Tensor | None:
-    """The tensor that a loss has returned, whatever else came with it."""
-    if isinstance(result, tuple) and result:
-        result = result[0]
-    if isinstance(result, Mean):
-        result = result.total
-    return result if isinstance(result, Tensor) else None
-
-
 def read_metrics(result: Any, batch: Any, who: Any) -> dict[str, Any]:
-    """The metrics of an evaluation function: what a loss may return, or a dict of metrics alone."""
+    """The metrics of an evaluation function, which returns a loss result or a dict of metrics."""
     if isinstance(result, Mapping):
         return {str(name): _metric(name, value, batch, who) for name, value in result.items()}
     return read_loss(result, batch, who).metrics
@@ -112,10 +105,12 @@ def read_metrics(result: Any, batch: Any, who: Any) -> dict[str, Any]:
 def examples(batch: Any, who: Any) -> int:
     """The number of examples: the common leading dimension of the batch's tensors and arrays.
 
+    It is 1 if they are all 0-d.
+
     Raises:
-        ValueError: They disagree, or there is none to tell.
+        ValueError: The dimensions differ, or the batch has leaves of unknown types only.
     """
-    if type(batch) is tuple and len(batch) == 2:  # (x, y): the common case, without a tree walk
+    if type(batch) is tuple and len(batch) == 2:  # fast path for (x, y): no tree traversal
         x, y = batch
         if isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim:
             size = x.shape[0]
@@ -126,21 +121,21 @@ def examples(batch: Any, who: Any) -> int:
         found = ", ".join(f"{path or 'the batch'} has {size}" for size, path in sizes.items())
         raise ValueError(
             f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; but "
-            f"the leading dimensions of the batch's tensors disagree: {found}. Say the weight "
-            "yourself: return fl.Mean(total, weight)."
+            f"the leading dimensions of the batch's tensors disagree: {found}. Return the weight "
+            "too: fl.Mean(total, weight)."
         )
     unknown = [leaf for _, leaf in tree_items(batch) if not isinstance(leaf, _PLAIN)]
     if not sizes and unknown:
         raise ValueError(
             f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; "
-            f"but the batch is of {type(unknown[0]).__name__}, in which no tensor is seen. Give "
+            f"but no tensor was found in the batch of type {type(unknown[0]).__name__}. Use "
             "batches that are dicts or tuples of tensors, or return fl.Mean(total, weight)."
         )
     return next(iter(sizes), 1)
 
 
 def leading_sizes(batch: Any) -> dict[int, str]:
-    """The leading dimensions of the batch's tensors and arrays, each with the path of one."""
+    """The distinct leading dimensions of the batch's tensors and arrays, each with one path."""
     sizes: dict[int, str] = {}
     for path, leaf in tree_items(batch):
         if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim:
@@ -152,8 +147,8 @@ _PLAIN = (Tensor, np.ndarray, int, float, complex, str, bytes)
 
 
 def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
-    """Add to an error in the user's function where it happened, and on what."""
-    with contextlib.suppress(Exception):  # a frozen error has no room for it
+    """Add a note to an error from the user's function: which function, model and batch."""
+    with contextlib.suppress(Exception):  # an exception class may not allow notes
         error.add_note(
             f"fnloop: this happened in {_name(who)}, called with the model {state.skeleton} and "
             f"the batch {short(batch)}."
@@ -189,7 +184,7 @@ def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
 
 
 def _device(batch: Any) -> torch.device:
-    """Of the first tensor of a batch, where Python numbers go."""
+    """The device of the batch's first tensor, else the CPU. Metrics that are numbers go there."""
     for leaf in tree_leaves(batch):
         if isinstance(leaf, Tensor):
             return leaf.device

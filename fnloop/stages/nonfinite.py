@@ -1,4 +1,4 @@
-"""``nonfinite``: a rule that finds a metric that is nan or infinite."""
+"""``nonfinite``: a rule for metrics that are nan or infinite."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from fnloop.values.state import State
 class nonfinite(Rule):
     """A rule for `fl.guard`: a step is bad if `monitor` is nan or infinite.
 
-    `fl.update` skips a step whose gradient is not finite by itself. This finds what it cannot see:
-    a loss that is not finite while its gradient is. Steps that were skipped count as bad too: so,
-    with ``then="rewind"`` and some `patience`, parameters from which no batch leads on are left.
-    (A batch of weight zero is skipped as well, and counts.)
+    `fl.update` already skips a step whose gradient is not finite. This rule also finds a loss that
+    is not finite while its gradient is. Skipped steps count as bad too (also those of weight zero),
+    so with ``then="rewind"`` and a `patience` above 1 the run escapes from parameters for which
+    every step is skipped.
 
     Args:
         monitor: Name of the metric.
-        patience: How many such steps in a row make a bad one; those before it are accepted.
-        name: Of the slot; with a patience of 1 there is nothing to remember, and no slot.
+        patience: The verdict is bad from the `patience`-th such step in a row; earlier ones pass.
+        name: Name of the slot. With a patience of 1 there is no slot.
+
+    Raises:
+        ValueError: `patience` is below 1; or, at the call, the metric is not a single number.
 
     >>> import torch, fnloop as fl
     >>> rule = nonfinite("loss")

@@ -1,4 +1,4 @@
-"""``pipe`` and ``compose``: put functions and stages together, with types."""
+"""``pipe`` and ``compose``: combine functions and stages, with types."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ def pipe(
 @overload
 def pipe(value: Any, /, *functions: Callable[[Any], Any]) -> Any: ...
 def pipe(value: Any, /, *functions: Callable[[Any], Any]) -> Any:
-    """Hand `value` through `functions`, left to right; the first value of a pipeline is a loss.
+    """Apply `functions` to `value`, left to right. The first value of a pipeline is a loss.
+
+    Raises:
+        TypeError: One of `functions` is not callable.
 
     >>> pipe(3, lambda x: x + 1, str)
     '4'
@@ -73,8 +76,8 @@ def pipe(value: Any, /, *functions: Callable[[Any], Any]) -> Any:
     for function in functions:
         if not callable(function):
             raise TypeError(
-                f"pipe hands its first value through functions, and {function!r} is none. An "
-                "optimizer goes into one: fl.update(optimizer)."
+                f"pipe applies functions to its first value; {function!r} is not a function. Wrap "
+                "an optimizer: fl.update(optimizer)."
             )
     return toolz.pipe(value, *functions)
 
@@ -94,7 +97,7 @@ def compose(
 @overload
 def compose(*functions: Callable[[Any], Any]) -> Callable[[Any], Any]: ...
 def compose(*functions: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """One function of several, applied left to right: a reusable piece of a pipeline.
+    """Compose functions, applied left to right, into one: a reusable part of a pipeline.
 
     >>> compose(abs, str)(-3)
     '3'

@@ -1,4 +1,4 @@
-"""Rules, which say whether a step was a bad one: what they share, and how a guard takes them."""
+"""Rules decide whether a step was bad: their base class, and how a guard uses them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fnloop.values.state import State
 
 
 class Rule(Callback):
-    """A callback that looks at one metric, and tells its verdict as the metric ``"bad"``."""
+    """A callback that reads one metric and reports its verdict as the metric ``"bad"``."""
 
     monitor: str
 
@@ -31,11 +31,15 @@ class Rule(Callback):
         return {"bad": Sum(as_tensor(0, state.step.device))}
 
     def found(self, metrics: Mapping[str, Any]) -> Any:
-        """What it looks at; None where that is not there."""
+        """The value of the monitored metric; None if it is missing.
+
+        Raises:
+            ValueError: The metric has several values.
+        """
         found = find(metrics, self.monitor)
         if isinstance(found, Mapping) or (isinstance(found, Tensor) and found.ndim):
             raise ValueError(
-                f"{self.describe()} watches one number, and the metric {self.monitor!r} has "
+                f"{self.describe()} monitors one number, but the metric {self.monitor!r} has "
                 f"several: {short(found)}."
             )
         return found
@@ -43,13 +47,13 @@ class Rule(Callback):
 
 @tree
 class RulePart(Stage):
-    """A rule as a part of a step: its memory is made before there are metrics."""
+    """Adapts a rule to a part of a training step; its memory is made before the first metrics."""
 
     kind: ClassVar[Kind] = "callback"
     inner: Any
 
     def taken_back(self, memory: Any) -> Any:
-        return {}  # a rule remembers the bad steps too
+        return {}  # a rule keeps its memory of bad steps
 
     @property
     def slot(self) -> str | None:
@@ -67,8 +71,8 @@ class RulePart(Stage):
             return self.inner.init_state(state, {})
         except KeyError as error:
             error.add_note(
-                f"fnloop: {self.describe()} is the rule of a guard, and makes its memory before "
-                "the first step, when there are no metrics."
+                f"fnloop: {self.describe()} is the rule of a guard, so its init_state runs before "
+                "the first step, without metrics."
             )
             raise
 
@@ -76,15 +80,19 @@ class RulePart(Stage):
         return self.inner.describe()
 
     def lines(self) -> list[str]:
-        return []  # the guard's line shows it
+        return []  # it is part of the guard's line
 
 
 def as_rule(rule: Any) -> Callback:
-    """`rule` as a callback; a bare function is lifted."""
+    """Convert a rule to a callback; a plain function is wrapped.
+
+    Raises:
+        TypeError: It is neither.
+    """
     if isinstance(rule, Callback):
         return rule
-    waits = isinstance(rule, functools.partial) and isinstance(rule.func, type)  # fl.ema(0.9)
-    if callable(rule) and not waits and not isinstance(rule, (Stage, type)):
+    unfinished = isinstance(rule, functools.partial) and isinstance(rule.func, type)  # fl.ema(0.9)
+    if callable(rule) and not unfinished and not isinstance(rule, (Stage, type)):
         return stage(rule, "callback")
     got = rule.describe() if isinstance(rule, Stage) else short(rule)
     raise TypeError(
@@ -95,13 +103,13 @@ def as_rule(rule: Any) -> Callback:
 
 
 def number(value: Any) -> Any:
-    """A float where values may be looked at, else float64[]."""
+    """A Python float where `look` can read the value, else float64[]."""
     found = look(value)
     return found.double() if isinstance(found, Tensor) else float(found)
 
 
 def skipped(metrics: Mapping[str, Any]) -> Flag:
-    """Whether the step was skipped; its metrics are then blank."""
+    """Whether the step was skipped; its metrics then have weight zero."""
     return truth(metrics["skipped"].value() if "skipped" in metrics else False)
 
 
@@ -112,6 +120,8 @@ def truth(value: Any) -> Flag:
 
 
 def verdict(bad: Flag, state: State) -> dict[str, Any]:
-    """What a rule adds to the metrics."""
-    count = bad.to(torch.int64) if isinstance(bad, Tensor) else as_tensor(int(bad), state.step.device)
+    """The metric ``"bad"`` that a rule adds: a `Sum` of 0 or 1, int64[]."""
+    count = (
+        bad.to(torch.int64) if isinstance(bad, Tensor) else as_tensor(int(bad), state.step.device)
+    )
     return {"bad": Sum(count)}

@@ -1,4 +1,4 @@
-"""``scale``: multiply a hyperparameter from outside, between two steps."""
+"""``scale``: multiply a hyperparameter between two steps."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ def scale(
     to: float | None = None,
     name: str = "update",
 ) -> State:
-    """Multiply a reported hyperparameter, from the next step on: a state with another multiplier.
+    """Multiply a reported hyperparameter from the next step on. Returns a new state.
 
     Args:
-        state: A state that went through `init` of a step with `update`.
-        hyperparameter: As it is reported: ``"adamw.lr"``, under `fl.optim.by_label`
-            ``"head.adamw.lr"``.
-        factor: On top of earlier factors; a learning rate times 0 freezes: the parameters stay as
-            they are, without decay, and so does the optimizer's memory of them.
-        to: The whole multiplier, in place of a factor: ``to=1.0`` undoes all earlier ones.
-        name: The slot of the update.
+        state: A state initialized for a step with `update`.
+        hyperparameter: Its reported name: ``"adamw.lr"``, or ``"head.adamw.lr"`` under
+            `fl.optim.by_label`.
+        factor: Multiplies the current multiplier. A learning rate times 0 freezes the parameters,
+            without weight decay, and their optimizer state.
+        to: Sets the multiplier instead: ``to=1.0`` undoes all earlier factors.
+        name: Slot of the update.
+
+    Raises:
+        KeyError: There is no such slot or hyperparameter.
+        TypeError: Both or neither of `factor` and `to` are given.
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
@@ -39,7 +43,7 @@ def scale(
             f"There is no hyperparameter {hyperparameter!r} to scale; there are: {known}."
         )
     if (factor is None) == (to is None):
-        raise TypeError("scale takes a factor, or to=, one of the two.")
+        raise TypeError("scale takes either a factor or to=, exactly one of the two.")
     old = memory["scale"][hyperparameter]
     new = old * factor if to is None else torch.full_like(old, to)
     return state.put(name, {**memory, "scale": {**memory["scale"], hyperparameter: new}})

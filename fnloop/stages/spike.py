@@ -1,4 +1,4 @@
-"""``spike``: a rule that finds a metric far above its running mean."""
+"""``spike``: a rule for metrics far above their running mean."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ from fnloop.values.state import State
 class spike(Rule):
     """A rule for `fl.guard`: a step is bad if `monitor` is far above its running mean.
 
-    That is: more than `sigmas` standard deviations above it, or not finite. (The z-score of ZClip,
-    Kumar et al., 2025, there for the norm of the gradient.) The mean and the variance are those of
-    the values so far, in double precision, each weighing ``1 - 1 / window`` times as much as the
-    next (West, 1979, is the recursion; so there is no bias at the start). A bad value does not
-    count, nor does a step that was skipped, which is not judged.
+    It is bad if it is more than `sigmas` standard deviations above the mean, or not finite (the
+    z-score test of ZClip, Kumar et al., 2025, which applies it to the gradient norm). Mean and
+    variance are exponentially weighted in float64: each value weighs ``1 - 1 / window`` times as
+    much as the next (recursion of West, 1979; unbiased from the start). Bad values do not enter
+    them. Skipped steps neither enter them nor are judged.
 
     Args:
         monitor: Name of the metric; lower is better.
-        sigmas: Standard deviations above the mean that are still good, more than 0.
-        window: How many values the mean remembers, roughly; at least 2.
-        warmup: Values without a verdict at the start, but for what is not finite; at least 2.
-        patience: That many values in a row that are too high are no spike but another level: mean
-            and variance then start anew, with a new warm-up. What is not finite does not count.
-        name: Of the slot.
+        sigmas: Largest accepted distance above the mean, in standard deviations; above 0.
+        window: Approximate number of values in the mean; at least 2.
+        warmup: Number of values before the first verdict; at least 2. Non-finite values are bad
+            even then.
+        patience: After this many too high values in a row, mean and variance restart, with a new
+            warm-up: that is a new level, not a spike. Non-finite values do not count.
+        name: Name of the slot.
+
+    Raises:
+        ValueError: An argument is out of range; or, at the call, the metric is not a single number.
 
     >>> import torch, fnloop as fl
     >>> rule = spike("loss", warmup=4)

@@ -1,4 +1,4 @@
-"""``update``: from gradients to a training step."""
+"""``update``: apply an optimizer to gradients, which makes a training step."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Update(StepStage):
         if not isinstance(self.optimizer, Optimizer):
             raise TypeError(
                 "update takes an optimizer such as fl.optim.adamw(1e-3), got "
-                f"{short(self.optimizer)}. A torch.optim class becomes one by "
+                f"{short(self.optimizer)}. Wrap a torch.optim class: "
                 "fl.optim.from_torch(torch.optim.AdamW, lr=1e-3)."
             )
         if self.optimizer.makes == "gradients":
             raise TypeError(
-                f"{short(self.optimizer)} transforms gradients, but turns them into no update. "
+                f"{short(self.optimizer)} transforms gradients, but makes no update from them. "
                 f"Put an optimizer after it: fl.optim.chain({short(self.optimizer)}, "
                 "fl.optim.sgd(0.1))."
             )
@@ -53,7 +53,7 @@ class Update(StepStage):
         super().__post_init__()
 
     def taken_back(self, memory: Any) -> Any:
-        # Multipliers are set from outside: see `fl.scale`.
+        # The multipliers of `fl.scale` stay.
         return {name: own for name, own in memory.items() if name != "scale"}
 
     def init_state(self, state: State) -> dict[str, Any]:
@@ -93,9 +93,9 @@ class Update(StepStage):
         step: Any,
         finite: Flag,
     ) -> tuple[Tensors, dict[str, Any]]:
-        """The parameters that the loss reaches, and the memory, after the step."""
+        """Return the parameters that have a gradient, and the memory, after the step."""
         names = state.skeleton.trainable
-        some = grads.names != names  # what is not reached is left alone, its memory too
+        some = grads.names != names  # without a gradient, a parameter and its memory stay
         params = state.params.select(grads)
         try:
             memory = narrowed(own, set(names).difference(grads.names)) if some else own
@@ -107,21 +107,25 @@ class Update(StepStage):
 
 
 def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], Update]:
-    """Apply an optimizer to the gradients: what comes out is a training step.
+    """Apply an optimizer to the gradients; the result is a training step.
 
-    If a gradient has a value that is not finite, or the batch's weight is zero, the step is skipped:
-    parameters, optimizer memory, averages and buffers stay as they were, to the bit; ``state.step``
-    does not move; the metrics have weight zero, and ``skipped`` is one. Parameters that the loss
-    does not reach have no gradient, and are left alone with their memory, as ``torch.optim`` leaves
-    them.
+    A step with a non-finite gradient or a batch of weight zero is skipped: parameters, optimizer
+    state, averages and buffers keep their values bit for bit, ``state.step`` does not increase, the
+    metrics have weight zero, and ``skipped`` is one. Parameters that the loss does not use have no
+    gradient; they and their optimizer state stay unchanged, as in ``torch.optim``.
 
-    Reports the values in force of the learning rate and weight decay, and of every hyperparameter
-    given by a schedule, as ``"adamw.lr"``. Each has a multiplier in the state: see `fl.scale`.
+    Reports the current learning rate and weight decay, and every hyperparameter given by a
+    schedule, under names such as ``"adamw.lr"``. `fl.scale` multiplies them.
 
     Args:
         optimizer: Such as ``fl.optim.adamw(1e-3)`` or
             ``fl.optim.chain(fl.optim.clip_by_norm(1.0), fl.optim.sgd(0.1))``.
-        name: Of the slot.
+        name: Name of the slot.
+
+    Raises:
+        TypeError: `optimizer` is not an optimizer, or a chain without one.
+        ValueError: The optimizer is named ``"scale"``; or, at the call, gradients have names that
+            are no trained parameters.
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
@@ -147,7 +151,7 @@ def _check(grads: Any, state: State) -> None:
     wrong = () if grads.mean.names == names else grads.mean.keys() - names
     if wrong:
         raise ValueError(
-            "The gradients are not those of the trained parameters: "
+            "The gradient stage returned gradients of names that are no trained parameters: "
             f"{', '.join(sorted(wrong))}."
         )
 
@@ -155,7 +159,7 @@ def _check(grads: Any, state: State) -> None:
 def _rested(
     memory: dict[str, Any], before: dict[str, Any], factors: dict[str, Any]
 ) -> dict[str, Any]:
-    """While a learning rate's multiplier is zero, the memory of its optimizer rests."""
+    """Keep an optimizer's old memory while the multiplier of its learning rate is zero."""
     for name, factor in factors.items():
         owner = name.removesuffix(".lr")
         if owner != name:
@@ -167,11 +171,13 @@ def _rested(
 def _report(
     metrics: dict[str, Any], finite: Flag, optimizer: Optimizer, device: torch.device
 ) -> dict[str, Any]:
-    """The metrics, blank for a skipped step, and the hyperparameters in force."""
+    """The metrics (of weight zero for a skipped step) and the current hyperparameters."""
     if finite is not True:
         metrics = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
     skipped = invert(finite)
-    count = skipped.to(torch.int64) if isinstance(skipped, Tensor) else as_tensor(int(skipped), device)
+    count = (
+        skipped.to(torch.int64) if isinstance(skipped, Tensor) else as_tensor(int(skipped), device)
+    )
     values = optimizer.hyperparameters().items()
     return {
         **metrics,
@@ -181,11 +187,11 @@ def _report(
 
 
 def _explain(error: Exception, stage: Update, state: State, own: dict[str, Any]) -> None:
-    """Add a table to an error whose cause is memory that belongs to another model."""
+    """Add a table to an error if the optimizer state in the slot does not fit the model."""
     trained = state.params.select(state.skeleton.trainable)
     try:
         wanted = dict(tree_items(stage.optimizer.init(trained)))
-    except Exception:  # it is the optimizer's own error
+    except Exception:  # the optimizer itself fails
         return
     there = dict(tree_items({name: own[name] for name in own if name != "scale"}))
     rows = [
@@ -195,8 +201,8 @@ def _explain(error: Exception, stage: Update, state: State, own: dict[str, Any])
     ]
     if rows:
         error.add_note(
-            "The optimizer's memory in the state does not fit the model's parameters:\n"
+            "The optimizer state does not fit the model's parameters:\n"
             + table(("leaf", "the state has", "the optimizer wants"), rows)
             + "\nThe usual cause is a state from another model or optimizer; step.init(state) "
-            "fills what is missing."
+            "adds what is missing."
         )

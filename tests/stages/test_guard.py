@@ -421,7 +421,7 @@ STEP = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
         (
             lambda: guard(never, "rewind", name="b")(guard(never, "rewind")(STEP)),
             ValueError,
-            "a past that never was",
+            "snapshots of the inner one are stale",
         ),
         (lambda: guard(never)(fl.compile(STEP)), TypeError, "goes last"),
     ],
@@ -443,7 +443,7 @@ def test_a_rule_that_tells_nothing_is_an_error():
 
     model, x = nn.Linear(2, 1), torch.ones(3, 2)
     for rule, message in (
-        (silent, r'rule of guard\(silent\) must tell its verdict as the metric "bad"'),
+        (silent, r'rule of guard\(silent\) must report its verdict as the metric "bad"'),
         (many, r'gives f32\[3\] as "bad"; it must be one value'),
         (spike("lss"), r"guard\(spike\('lss'\)\) waits for the metric 'lss', .* reports: loss,"),
     ):

@@ -83,5 +83,5 @@ def test_gradients_of_other_parameters_are_refused():
         return state, grads.replace(mean=fl.Tensors({"w": torch.ones(1)}))
 
     step = fl.pipe(fl.stage(other, "grad"), fl.update(fl.optim.sgd(0.1)))
-    with pytest.raises(ValueError, match="not those of the trained parameters: w"):
+    with pytest.raises(ValueError, match="that are no trained parameters: w"):
         step(step.init(nn.Linear(2, 1)), torch.ones(4, 2))

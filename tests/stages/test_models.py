@@ -208,7 +208,7 @@ def test_weights_of_batches_that_are_no_tensors():
     state = fl.grad(loss).init(nn.Linear(5, 3))
     fn = lambda m, b: torch.tensor(float(np.mean(b)))  # noqa: E731
     assert fl.evaluate(fn, state, [np.array([1.0, 2.0, 3.0]), np.array([10.0])])["loss"] == 4.0
-    with pytest.raises(ValueError, match="UserDict, in which no tensor is seen"):
+    with pytest.raises(ValueError, match="no tensor was found in the batch of type UserDict"):
         fl.evaluate(lambda m, b: torch.tensor(1.0), state, [UserDict(x=torch.ones(3))])
     step = fl.pipe(lambda m, b: m(b["x"]).mean(), fl.grad, fl.accumulate(2))
     with pytest.raises(ValueError, match=r"there is a str.*fl\.Micro"):

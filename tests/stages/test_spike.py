@@ -140,7 +140,7 @@ def test_its_settings_may_be_tensors():
 
 def test_a_metric_of_several_numbers_is_an_error():
     rule = spike("loss")
-    with pytest.raises(ValueError, match=r"spike\('loss'\) watches one number, .*: f32\[3\]"):
+    with pytest.raises(ValueError, match=r"spike\('loss'\) monitors one number, .*: f32\[3\]"):
         rule(rule.init(STATE, {}), {"loss": fl.Last(torch.ones(3))})
 
 
