@@ -30,11 +30,9 @@ class Tape:
         kept: Whether what comes out may be differentiated in turn.
     """
 
-    def __init__(self, leaves: list[Tensor], kept: bool, asked: bool) -> None:
+    def __init__(self, leaves: list[Tensor], kept: bool) -> None:
         self.leaves = leaves
         self.kept = kept
-        self.asked = asked and not kept
-        """Whether somebody might ask for other derivatives, of which nothing is known yet."""
 
     def backward(self, loss: Tensor, seed: Tensor) -> list[Tensor | None]:
         """The gradients of the 0-d `loss` times the 0-d `seed`.
@@ -91,7 +89,7 @@ def gradients(function: Callable[[Tape], T], inputs: Sequence[Tensor], asked: bo
         with _nested.grad_increment_nesting() as level, torch.enable_grad():
             inner = [_nested._wrap_for_grad(t, level) for t in inputs]
             _nested._create_differentiable(inner, level)
-            result = function(_InnerTape(inner, True, False))
+            result = function(_InnerTape(inner, True))
             return optree.tree_map(
                 lambda t: _nested._unwrap_for_grad(t, level) if isinstance(t, Tensor) else t,
                 result,
@@ -102,7 +100,7 @@ def gradients(function: Callable[[Tape], T], inputs: Sequence[Tensor], asked: bo
     leaves = [
         t.view_as(t) if kept and t.requires_grad else t.detach().requires_grad_() for t in inputs
     ]
-    tape = Tape(leaves, kept, before)
+    tape = Tape(leaves, kept)
     if before:
         return function(tape)
     torch.set_grad_enabled(True)
@@ -118,28 +116,6 @@ def _in_layout_of(leaf: Tensor, grad: Tensor) -> Tensor:
     if grad.layout is torch.strided and grad.stride() == leaf.stride():
         return grad
     return torch.zeros_like(leaf, requires_grad=False).copy_(grad.to_dense())
-
-
-def has_others(loss: Tensor, leaves: Iterable[Tensor]) -> bool:
-    """Whether a derivative of `loss` may be asked with respect to a tensor besides `leaves`.
-
-    The parameters of other modules (of a teacher, say) do not count: they require gradients by
-    default, whether or not anybody asks for them.
-    """
-    ours = {id(leaf) for leaf in leaves}
-    seen: set[Any] = set()
-    waiting = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        foreign = variable is not None and id(variable) not in ours
-        if foreign and not isinstance(variable, torch.nn.Parameter):
-            return True
-        waiting += [parent for parent, _ in node.next_functions]
-    return False
 
 
 def require_grad(values: Iterable[Any]) -> bool:

@@ -94,7 +94,8 @@ class Draws(TorchDispatchMode):
             raise RandomnessError(
                 f"{func.overloadpacket.__name__} draws random numbers outside of the loss and of "
                 "fl.randomness, or after torch.manual_seed; in a compiled step they come from the "
-                'state\'s key and calls alone. In a stage of your own: with fl.randomness(state, "name")'
+                "state's key and calls alone. In a stage of your own: with "
+                'fl.randomness(state, "name")'
             )
         torch.default_generator.manual_seed(_number(Place(place.block, place.number + 1)))
         kind = _kind(func, args, kwargs)

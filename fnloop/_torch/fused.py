@@ -1,7 +1,7 @@
 """torch's fused optimizer kernels: parameters and memory updated in one pass, on fresh copies.
 
-They write in place, know no derivative, which the caller sees to, and take hyperparameters as Python numbers. Each function
-returns None where its kernel cannot be used.
+They write in place, have no derivative (the caller sees to that), and take hyperparameters as
+Python numbers. Each function returns None where its kernel cannot be used.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -202,9 +202,7 @@ def _fit(params: Storages, grads: Storages, memory: Sequence[Storages]) -> bool:
     shapes = list(map(_SHAPE, params))
     if any([list(map(_SHAPE, part)) != shapes for part in memory]):
         raise ValueError("The optimizer's memory has other shapes than the parameters.")
-    if list(map(_SHAPE, grads)) != shapes or not _same_layout(grads, params):
-        return False
-    return True
+    return list(map(_SHAPE, grads)) == shapes and _same_layout(grads, params)
 
 
 def _same_layout(some: Storages, others: Storages) -> bool:

@@ -70,8 +70,9 @@ def register_node(
         return build(metadata[0], tuple(kept))
 
     def with_keys(obj: Any) -> tuple[list[Any], Any]:
+        key = torch_pytree.GetAttrKey
         pairs = zip(entries(obj), children(obj), strict=True)
-        named = [(torch_pytree.GetAttrKey(str(n)), child) for n, child in pairs if child is not None]
+        named = [(key(str(name)), child) for name, child in pairs if child is not None]
         return named, flatten(obj)[1]
 
     register_in_torch(cls, flatten, unflatten, flatten_with_keys_fn=with_keys)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import optree
+import torch
 from torch import Tensor
 
 from fnloop._torch.graph import quiet
@@ -83,6 +84,12 @@ class Compiled(Stage):
             raise TypeError(
                 f"A step takes a state, from step.init(model); got {type(state).__name__}."
             )
+        if torch.is_grad_enabled() and not state.params.plain:
+            raise CompileError(
+                "The parameters require gradients, but nothing can be differentiated through a "
+                "compiled step: detach them (state.params.detach()), or run the step without "
+                "fl.compile."
+            )
         cache = self._cache
         leaves, structure = optree.tree_flatten(x)
         if self.donate:
@@ -147,8 +154,8 @@ class Compiled(Stage):
         if recording() is not None:  # a part of what is being compiled
             return self.inner(state, x)
         raise CompileError(
-            "A compiled step cannot be transformed by torch.func or torch.compile: it goes "
-            "outermost, as in fl.compile(fl.ensemble(step, n))."
+            "A compiled step cannot be transformed by torch.func: fl.compile goes outermost, as in "
+            'fl.compile(fl.stage(torch.func.vmap(step, in_dims=(0, None)), "step")).'
         )
 
     def _compile(self, inputs: Inputs, x: Any) -> Program:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop._torch.autograd import NoGradientError, gradients, has_others
+from fnloop._torch.autograd import NoGradientError, gradients
 
 
 def differentiated(loss, inputs, asked=False, seed=1.0):
@@ -119,10 +119,3 @@ def test_the_callers_tensors_get_no_gradient_and_no_history():
     w = torch.ones(2, requires_grad=True)
     differentiated(lambda w: (w**2).sum(), [w])
     assert w.grad is None and w.is_leaf
-
-
-def test_tensors_from_outside_are_found_but_not_modules_parameters():
-    leaf = torch.ones(2, requires_grad=True)
-    other, teacher = torch.ones(2, requires_grad=True), nn.Linear(2, 1)
-    assert has_others((leaf * other).sum(), [leaf])
-    assert not has_others((leaf * 2).sum() + teacher(leaf).sum(), [leaf])

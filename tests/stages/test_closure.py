@@ -1,0 +1,84 @@
+"""Tensors that a loss brings along from outside."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import nn
+
+import fnloop as fl
+from fnloop.stages.closure import closed_over
+
+GLOBAL = torch.tensor(3.0)
+
+
+def by_global(model, batch):
+    return GLOBAL * model(batch)
+
+
+def calls_another(model, batch):
+    return by_global(model, batch)
+
+
+def ids(tensors):
+    return {id(tensor) for tensor in tensors}
+
+
+def test_cells_defaults_globals_partials_containers_and_functions_are_searched():
+    a, b, c = (torch.tensor(float(i)) for i in range(3))
+    table = {"weights": [a, (b,)]}
+
+    def inner(model):
+        return c * model
+
+    def loss(model, batch, *, scale=b):
+        return table["weights"][0] * inner(model) * scale
+
+    assert ids(closed_over(loss)) == ids((a, b, c))
+    assert ids(closed_over(by_global)) == ids((GLOBAL,))
+    assert ids(closed_over(calls_another)) == ids((GLOBAL,))
+    assert ids(closed_over(functools.partial(lambda model, batch, w: w, w=a))) == ids((a,))
+
+
+def test_fields_of_a_tree_and_the_object_of_a_method():
+    @fl.tree
+    class Weighted:
+        weight: torch.Tensor
+
+        def __call__(self, model, batch):
+            return self.weight * model(batch)
+
+        def loss(self, model, batch):
+            return self(model, batch)
+
+    weighted = Weighted(torch.tensor(2.0))
+    assert ids(closed_over(weighted)) == ids((weighted.weight,))
+    assert ids(closed_over(weighted.loss)) == ids((weighted.weight,))
+
+
+def test_parameters_of_modules_are_left_out():
+    teacher = nn.Linear(2, 1)
+    weight = teacher.weight
+    assert closed_over(lambda model, batch: teacher(batch) + weight) == ()
+
+
+def test_a_cell_that_is_empty_and_a_function_that_calls_itself():
+    def loss(model, batch):
+        return loss(model, later)
+
+    assert closed_over(loss) == ()
+    later = torch.ones(())
+    assert ids(closed_over(loss)) == ids((later,))
+
+
+def test_a_tensor_made_inside_the_loss_keeps_no_graph():
+    def penalised(model, batch):
+        x = batch.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return slope.square().mean()
+
+    step = fl.pipe(penalised, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    state = step.init(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)))
+    after, metrics = step(state, torch.ones(3, 2))
+    assert after.params.plain and not metrics["loss"].value().requires_grad
