@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import optree
 import torch
 from torch import Tensor
@@ -29,7 +31,8 @@ class Staging:
     def copy(self, state: State) -> State:
         """A copy of `state` that holds until the next call."""
         state = state.replace(context=EMPTY)
-        leaves, structure = optree.tree_flatten(state)  # pyright: ignore[reportArgumentType]
+        flat: Any = optree.tree_flatten(state)  # pyright: ignore[reportArgumentType]
+        leaves, structure = flat[0], flat[1]
         self._memory = {str(i): self._copied(str(i), leaf) for i, leaf in enumerate(leaves)}
         return structure.unflatten(self._memory.values())
 
