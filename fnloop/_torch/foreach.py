@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fnloop._torch.tracing import recording
 
-Storages: TypeAlias = Sequence[Tensor]
+Storages: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 Scalar: TypeAlias = Any  # a number or a 0-d tensor
 
 _DTYPE = attrgetter("dtype")

@@ -18,7 +18,7 @@ from torch import Tensor
 from fnloop._torch.autograd import require_grad
 from fnloop._torch.tracing import opaque
 
-Storages: TypeAlias = Sequence[Tensor]
+Storages: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 Number: TypeAlias = float | Tensor
 Made: TypeAlias = list[list[Tensor]]
 """The new parameters, then each part of the new memory."""
@@ -32,10 +32,10 @@ _KINDS = {
 _SHAPE = attrgetter("shape")
 _KIND = attrgetter("dtype", "layout", "is_cpu", "is_cuda")
 
-_adam_ = torch._fused_adam_
-_adamw_ = torch._fused_adamw_
-_sgd_ = torch._fused_sgd_
-_adagrad_ = torch._fused_adagrad_
+_adam_: Any = torch._fused_adam_
+_adamw_: Any = torch._fused_adamw_
+_sgd_: Any = torch._fused_sgd_
+_adagrad_: Any = torch._fused_adagrad_
 
 
 def adam(

@@ -233,7 +233,7 @@ def copies(tensors: Sequence[Any]) -> list[Any]:
 
 def copy_all(to: list[Tensor], tensors: list[Tensor]) -> None:
     """Copy tensors to others, by one call: no signal handler of Python comes in between."""
-    torch._foreach_copy_(to, tensors)
+    torch._foreach_copy_(to, tensors)  # pyright: ignore
 
 
 def read_before_writing(graph: GraphModule, vector: int, cuts: Mapping[int, Any]) -> None:

@@ -30,7 +30,7 @@ def register_node(
     cls: type,
     children: Callable[[Any], Iterable[Any]],
     static: Callable[[Any], Any],
-    build: Callable[[Any, Iterable[Any]], Any],
+    build: Callable[[Any, Any], Any],
     entries: Callable[[Any], tuple[Any, ...]],
     entry_type: Any = optree.MappingEntry,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Optimizers, gradient transforms, and what combines them."""
+"""Optimizers, gradient transforms, and combinators of them."""
 
 from fnloop.optim.algorithms.adadelta import adadelta as adadelta
 from fnloop.optim.algorithms.adafactor import adafactor as adafactor

@@ -1,4 +1,4 @@
-"""The protocol of optimizers, and what they share."""
+"""The base classes of optimizers and gradient transforms, and shared helpers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Makes: TypeAlias = Literal["updates", "gradients", "zeros"]
 
 
 class Optimizer:
-    """What every optimizer and every gradient transform is: a tree with these methods.
+    """Base class of optimizers and gradient transforms.
 
-    A subclass is made by `fl.tree`; its fields are its hyperparameters, and where a number goes, a
-    tensor or a schedule (`fl.schedules.cosine`, ...) goes. It defines `init_state` and `update`,
-    in the methods of `fl.Tensors`: it then runs eager, compiled, vmapped and differentiated. It may
-    define `apply` where there is a fused kernel for it.
+    Decorate a subclass with `fl.tree`. Its fields are its hyperparameters; each may be a number, a
+    tensor or a schedule (`fl.schedules.cosine`, ...). Define `init_state` and `update` with the
+    methods of `fl.Tensors`, so that they run eagerly, compiled, vmapped and differentiated. Define
+    `apply` too if there is a fused kernel.
 
     Attributes:
-        name: Under which its memory and its hyperparameters are found: ``"adamw.lr"``.
-        reported: Hyperparameters that are reported, and can be scaled (`fl.scale`), even when they
-            are constant. Those given by a schedule always are.
+        name: Key of its memory and prefix of its hyperparameters: ``"adamw.lr"``.
+        reported: Hyperparameters that are reported and can be scaled (`fl.scale`) even if they are
+            constant. Those given by a schedule always are.
     """
 
     name: str
@@ -38,41 +38,50 @@ class Optimizer:
 
     @property
     def makes(self) -> Makes:
-        """What `update` returns: updates, or (a transform such as clipping) gradients still."""
+        """What `update` returns: ``"updates"``; ``"gradients"`` if it transforms them, as clipping
+        does; ``"zeros"`` if it leaves parameters alone.
+        """
         return "updates"
 
     def names(self) -> tuple[str, ...]:
-        """The keys of its memory: its name, or those of its parts."""
+        """The keys of its memory: its name, or the names of its parts."""
         return (self.name,)
 
     def init_state(self, params: Tensors) -> dict[str, Any]:
-        """Its own memory before the first step: tensors, by name."""
+        """Its initial memory: `Tensors` and tensors by name."""
         return {}
 
     def init(self, params: Tensors) -> Memory:
-        """The memory before the first step, flat by transform name: ``{"adamw": {...}}``."""
+        """The initial memory, a flat dict by optimizer name: ``{"adamw": {...}}``.
+
+        Raises:
+            TypeError: `params` is not `fl.Tensors`.
+        """
         check_named(params)
         return {self.name: self.init_state(params)}
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
-        """Turn mean gradients into updates (to be added to the parameters). Pure.
+        """Compute the updates, which are added to the parameters, from mean gradients. Pure.
 
         Args:
             grads: Mean gradients, float32 or wider.
-            memory: As `init` made it; entries of other transforms are passed on untouched.
-            params: Parameters of the same names.
+            memory: Memory made by `init`. Entries of other optimizers are returned unchanged.
+            params: Parameters with the same names as `grads`.
             step: Committed optimizer steps so far: an int, or int64[].
+
+        Returns:
+            The updates (float32 or wider) and the new memory.
         """
         raise NotImplementedError
 
     def apply(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
-        """`update` and the addition in one; where `finite` is false nothing changes, to the bit.
+        """Compute the new parameters and memory. If not `finite`, both stay unchanged bit for bit.
 
-        Agrees with `update`, and may use fused kernels on fresh copies.
+        Agrees with `update`, but may use fused kernels on fresh copies.
         """
         if finite is False:
             return params, memory
@@ -81,15 +90,15 @@ class Optimizer:
         return new_params.where(finite, params), select(finite, new_memory, memory)
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Reported hyperparameters, by ``"<name>.<field>"``: numbers or schedules."""
+        """The reported hyperparameters by ``"<name>.<field>"``: numbers or schedules."""
         return {f"{self.name}.{field}": getattr(self, field) for field in self._reported()}
 
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
-        """A copy whose reported hyperparameters are numbers: the schedule at `step`, times `scale`.
+        """A copy whose reported hyperparameters are numbers: values at `step` times `scale`.
 
         Args:
             step: Committed optimizer steps so far.
-            scale: Multipliers by hyperparameter name; a missing one is 1.
+            scale: Multipliers by hyperparameter name; default 1.
         """
         fields = self._reported()
         changes: dict[str, Any] = {}
@@ -105,7 +114,7 @@ class Optimizer:
         return [at(getattr(self, field), step) for field in fields]
 
     def _reported(self) -> list[str]:
-        # Found once: where a schedule was, there is a number once it is resolved.
+        # Cached, because `resolve` replaces schedules by numbers.
         if "_shown" in self.__dict__:
             return self.__dict__["_shown"]
         children: tuple[str, ...] = type(self).__tree_children__  # type: ignore[attr-defined]  # set by fl.tree
@@ -118,7 +127,7 @@ class Optimizer:
 
 
 class Transform(Optimizer):
-    """An optimizer whose `update` gives gradients, for what stands after it in a chain."""
+    """Base class of gradient transforms: `update` returns gradients for the rest of a chain."""
 
     reported: ClassVar[tuple[str, ...]] = ()
 
@@ -128,7 +137,7 @@ class Transform(Optimizer):
 
 
 def replaced(optimizer: Any, /, **changes: Any) -> Any:
-    """A copy with other fields: ``dataclasses.replace`` without its checks, for the hot path."""
+    """A copy with changed fields: ``dataclasses.replace`` without checks, for the hot path."""
     new: Any = object.__new__(type(optimizer))
     new.__dict__.update(optimizer.__dict__)
     new.__dict__.update(changes)
@@ -142,40 +151,40 @@ def is_schedule(value: Any) -> bool:
 
 def at(value: Any, step: Step) -> Any:
     """A hyperparameter's value at `step`."""
-    if type(value) is float:  # before the slower question: this runs several times in every step
+    if type(value) is float:  # fast path: this runs several times per step
         return value
     return value(step) if is_schedule(value) else value
 
 
 def scaled(value: Any, step: Step, factor: Number | None) -> Any:
-    """A hyperparameter's value at `step`, times `factor`; a constant zero stays a plain number."""
+    """A hyperparameter's value at `step`, times `factor`; the number zero is returned unchanged."""
     number = at(value, step)
     if factor is None or is_zero(number) or (isinstance(factor, float) and factor == 1.0):
         return number
-    # In double precision, as Python multiplies where the factor is known.
+    # In float64, like the multiplication of Python floats.
     return number * (factor.double() if isinstance(factor, Tensor) else factor)
 
 
 def is_zero(value: Any) -> bool:
-    """Whether a hyperparameter is the number zero, so that what it scales can be left out."""
+    """Whether a hyperparameter is the Python number zero, so that its term can be skipped."""
     return isinstance(value, (int, float)) and value == 0
 
 
 def counter(params: Tensors) -> Tensor:
-    """float32[]: updates made so far, none; float32 because the fused kernels ask for it."""
+    """A new update counter at zero: float32[], the dtype that the fused kernels require."""
     return torch.zeros((), dtype=torch.float32, device=params.device)
 
 
 def correction(beta: Number, count: Tensor) -> Tensor:
-    """float64[]: ``1 - beta**count``, the weight of a running mean that began at zero."""
-    # In float32 the difference would lose four digits at the first steps.
+    """The bias correction ``1 - beta**count`` of a moving average started at zero: float64[]."""
+    # float32 would lose four digits in the first steps.
     return 1 - beta ** count.double()
 
 
 def descent(
     grads: Tensors, params: Tensors, weight_decay: Number = 0.0, maximize: bool = False
 ) -> Tensors:
-    """Gradients of what goes down: negated if `maximize`, plus those of the L2 penalty."""
+    """The gradients to descend along: negated if `maximize`, plus ``weight_decay * parameter``."""
     g = grads.wide()
     if maximize:
         g = g.scale(-1.0)
@@ -183,14 +192,14 @@ def descent(
 
 
 def decayed(updates: Tensors, params: Tensors, lr: Number, weight_decay: Number) -> Tensors:
-    """Updates with decoupled weight decay: ``- lr * weight_decay * parameter``."""
+    """Add decoupled weight decay to updates: ``-lr * weight_decay * parameter``."""
     if is_zero(weight_decay):
         return updates
     return updates.add(params.wide().scale(-lr * weight_decay))
 
 
 def narrowed(memory: Any, gone: Collection[str]) -> Any:
-    """Memory without the tensors of some parameters."""
+    """Remove the tensors of the parameters `gone` from an optimizer's memory."""
     if isinstance(memory, Tensors):
         return memory.select([name for name in memory if name not in gone])
     if isinstance(memory, dict):
@@ -199,7 +208,7 @@ def narrowed(memory: Any, gone: Collection[str]) -> Any:
 
 
 def widened(memory: Any, old: Any) -> Any:
-    """The inverse of `narrowed`: with the tensors of `old` where they were left out."""
+    """The inverse of `narrowed`: take the removed tensors from `old`."""
     if isinstance(memory, Tensors) and isinstance(old, Tensors):
         return old.updated(memory)
     if isinstance(memory, dict) and isinstance(old, dict):
@@ -208,27 +217,27 @@ def widened(memory: Any, old: Any) -> Any:
 
 
 def check_named(params: Any) -> None:
-    """Raise if parameters are not given as named tensors.
+    """Check that parameters are `fl.Tensors`.
 
     Raises:
-        TypeError: They are a dict, say.
+        TypeError: They are something else, such as a dict.
     """
     if not isinstance(params, Tensors):
         raise TypeError(
-            f"An optimizer takes parameters as fl.Tensors, such as state.params, and was given "
-            f"{type(params).__name__}: fl.Tensors({{'w': ...}})."
+            f"An optimizer takes parameters as fl.Tensors, such as state.params or "
+            f"fl.Tensors({{'w': ...}}); it was given {type(params).__name__}."
         )
 
 
 def refuse_complex(owner: str, params: Tensors) -> None:
-    """Raise if a parameter is complex.
+    """Check that no parameter is complex, for optimizers not defined for complex numbers.
 
     Raises:
-        TypeError: For an optimizer that has no meaning for complex numbers.
+        TypeError: One is.
     """
     found = [f"{name} {short(p)}" for name, p in params.items() if p.is_complex()]
     if found:
         raise TypeError(
-            f"{owner} is not defined for complex parameters ({', '.join(found[:4])}). Give them "
-            "to another optimizer: fl.optim.by_label(...), or fl.optim.adam() for all."
+            f"{owner} is not defined for complex parameters ({', '.join(found[:4])}). Use another "
+            "optimizer for them: fl.optim.by_label(...), or fl.optim.adam() for all."
         )

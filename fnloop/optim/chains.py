@@ -1,4 +1,4 @@
-"""Transforms in a row."""
+"""Gradient transforms applied in sequence."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fnloop.values.tensors import Tensors
 
 @tree
 class chain(Optimizer):
-    """Transforms in a row: what one makes of the gradients is the gradients of the next.
+    """Apply gradient transforms and optimizers in sequence: each gets the output of the last.
 
-    Memory and hyperparameters are those of the parts, under the parts' names.
+    Memory and hyperparameters keep the names of the parts.
 
     Args:
         *optimizers: Gradient transforms and, usually last, an optimizer.
 
     Raises:
-        TypeError: One of them is no optimizer.
-        ValueError: There is none, or two have one name.
+        TypeError: One of them is not an optimizer.
+        ValueError: There is none, or two have the same name.
 
     >>> from fnloop.optim import add_decayed_weights, sgd
     >>> optimizer = chain(add_decayed_weights(0.1), sgd(1.0))
@@ -47,8 +47,8 @@ class chain(Optimizer):
         for name in (name for optimizer in optimizers for name in optimizer.names()):
             if name in seen:
                 raise ValueError(
-                    f"chain: two transforms are named {name!r}, and their memory would be one. "
-                    'Name one of them otherwise: adamw(..., name="second").'
+                    f"chain: two transforms are named {name!r}, so their memory would collide. "
+                    'Rename one of them: adamw(..., name="second").'
                 )
             seen.add(name)
         object.__setattr__(self, "optimizers", optimizers)

@@ -18,19 +18,19 @@ Labels: TypeAlias = Callable[[str, Tensor], str] | tuple[tuple[str, str], ...]
 
 @tree
 class by_label(Optimizer):
-    """An optimizer for each label.
+    """Use one optimizer per label; each parameter has a label.
 
-    Memory and hyperparameters have the label in front: ``"head.adamw.lr"``.
+    Memory and hyperparameters are prefixed with the label: ``"head.adamw.lr"``.
 
     Args:
-        optimizers: By label.
-        labels: A parameter's label: a function of its name and value, or a dict from names (of
-            parameters or modules, or globs) to labels, of which the first that fits holds.
+        optimizers: Optimizers by label.
+        labels: A function ``(name, parameter) -> label``, or a dict from patterns to labels. A
+            pattern is a parameter's name, a module's name, or a glob; the first match counts.
 
     Raises:
-        TypeError: A value of `optimizers` is no optimizer.
-        ValueError: Optimizers and gradient transforms are mixed; at `init`, a parameter has no
-            label, or one that is not in `optimizers`, or a name fits no parameter.
+        TypeError: A value of `optimizers` is not an optimizer.
+        ValueError: Optimizers and gradient transforms are mixed; or, at `init`, a parameter has no
+            label or an unknown one, or a pattern matches no parameter.
 
     >>> import torch
     >>> from fnloop.optim import adamw, freeze
@@ -116,7 +116,7 @@ class by_label(Optimizer):
     ) -> tuple[Tensors, Memory]:
         results, memory = params, dict(memory)
         for label, names in self._groups(params).items():
-            if not names:  # nothing of it is reached, and its memory rests
+            if not names:  # none of its parameters has a gradient: keep its memory
                 continue
             optimizer = self.optimizers[label]
             own = {name: memory[f"{label}.{name}"] for name in optimizer.names()}

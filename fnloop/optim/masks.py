@@ -1,4 +1,4 @@
-"""A transform for some of the parameters."""
+"""An optimizer or gradient transform for a subset of the parameters."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fnloop.values.tensors import Tensors
 
 @tree
 class masked(Optimizer):
-    """A transform that sees only some of the parameters.
+    """Apply an optimizer or gradient transform to a subset of the parameters.
 
-    The others stay as they are, if it is an optimizer; their gradients pass through unchanged, if
-    it is a gradient transform (and through ``masked(freeze(), ...)``).
+    The other parameters stay unchanged under an optimizer. Under a gradient transform, or under
+    ``masked(freeze(), ...)``, the other gradients pass through unchanged.
 
     Args:
-        optimizer: What the chosen parameters are given to.
-        where: Which these are: a function of a parameter's name and value, or names; a name may
-            be that of a module, or a glob (``"*.bias"``).
+        optimizer: The optimizer or gradient transform.
+        where: A function ``(name, parameter) -> bool``, or patterns. A pattern is a parameter's
+            name, a module's name, or a glob (``"*.bias"``).
 
     Raises:
-        ValueError: At `init`, a name fits no parameter.
+        ValueError: At `init`, a pattern matches no parameter.
 
     >>> import torch
     >>> from fnloop.optim import sgd
@@ -64,7 +64,7 @@ class masked(Optimizer):
     ) -> tuple[Tensors, Memory]:
         names = chosen(self.where, params)
         others = grads.zeros() if self.makes == "updates" else grads.wide()
-        if not names:  # nothing of it is reached, and its memory rests
+        if not names:  # none of its parameters has a gradient: keep its memory
             return others, memory
         made, memory = self.optimizer.update(
             grads.select(names), memory, params.select(names), step

@@ -1,4 +1,4 @@
-"""Which parameters are meant: by a function, or by names."""
+"""Select parameters by a function or by name patterns."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Where: TypeAlias = Callable[[str, Tensor], bool] | tuple[str, ...]
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether `pattern` is the name, or a module that it lies in; ``*`` stands for anything.
+    """Whether `pattern` is the name, or a module that contains it; ``*`` matches any text.
 
     >>> [matches("head.0.bias", pattern) for pattern in ("head", "*.bias", "hea", "head.0.bias")]
     [True, True, False, True]
     """
     if "*" not in pattern:
         return name == pattern or name.startswith(pattern + ".")
-    # By hand, because torch.compile warns about fnmatch's cache.
+    # Not fnmatch: torch.compile warns about its cache.
     first, *middle, last = pattern.split("*")
     if not name.startswith(first) or not name.endswith(last):
         return False
@@ -33,24 +33,24 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def as_where(where: Callable[[str, Tensor], bool] | Iterable[str]) -> Where:
-    """A function as it is, names as a tuple."""
+    """Return a function unchanged, and patterns as a tuple."""
     if callable(where):
         return where
     return (where,) if isinstance(where, str) else tuple(where)
 
 
 def chosen(where: Where, params: Tensors) -> list[str]:
-    """The names of the parameters that are meant, in order."""
+    """The names of the selected parameters, in order."""
     if callable(where):
         return [name for name, p in params.items() if where(name, p)]
     return [name for name in params if any(matches(name, pattern) for pattern in where)]
 
 
 def check_patterns(owner: str, patterns: Iterable[str], params: Tensors) -> None:
-    """Raise if a pattern fits no parameter.
+    """Check that every pattern matches a parameter.
 
     Raises:
-        ValueError: Naming the pattern and the parameters there are.
+        ValueError: One matches none; the message lists the parameters.
     """
     for pattern in patterns:
         if not any(matches(name, pattern) for name in params):

@@ -1,4 +1,4 @@
-"""Any ``torch.optim.Optimizer`` as an optimizer."""
+"""Adapter for any ``torch.optim.Optimizer``."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from fnloop.values.tensors import Tensors
 
 @tree
 class from_torch(Optimizer):
-    """Any ``torch.optim.Optimizer``, third-party ones included, as an optimizer.
+    """Use any ``torch.optim.Optimizer`` class, also third-party ones.
 
-    The slow bridge: each step builds the torch optimizer anew on copies of the parameters and of
-    its state, so that nothing given to it is changed. It can be neither compiled nor differentiated
-    nor transformed by ``torch.func``. Memory is the torch optimizer's state, and what it changes in
-    its parameter group. There is one group, with all parameters: for several see
-    `fl.optim.by_label`.
+    Slow: each step rebuilds the torch optimizer on copies of the parameters and of its state, so
+    its inputs are never modified. It cannot be compiled, differentiated, transformed by
+    ``torch.func``, or run on an accelerator. Its memory is the torch optimizer's state and the
+    entries of the parameter group that it changes. All parameters are in one group; for several,
+    use `fl.optim.by_label`.
 
     Args:
         optimizer: The class, such as ``torch.optim.Rprop``.
-        name: Of its memory and hyperparameters; the class's name in lower case if None.
-        **keywords: As for the class; where a float goes, a schedule goes.
+        name: Key of its memory and prefix of its hyperparameters; default the lowercase class name.
+        **keywords: Arguments of the class; a schedule may replace a float.
 
     Raises:
-        TypeError: `optimizer` is no such class, or a keyword is unknown; the optimizer needs a
-            closure (as ``LBFGS``); at `init`, it keeps something that is neither tensor, number,
-            None, dict nor list, or keeps it in attributes of its own.
-        RuntimeError: It is compiled or transformed; or what the optimizer keeps changes its
-            structure after the second step.
+        TypeError: `optimizer` is not such a class, or needs a closure (as ``LBFGS``); a keyword is
+            unknown; or, at `init`, its state contains something other than tensors, numbers, None,
+            dicts and lists, or is kept in attributes.
+        RuntimeError: It is compiled or transformed; or the structure of its state changes after the
+            second step.
 
     >>> optimizer = from_torch(torch.optim.Rprop, lr=0.1)
     >>> params = Tensors({"w": torch.ones(2)})
@@ -78,10 +78,10 @@ class from_torch(Optimizer):
         object.__setattr__(self, "name", title.lower() if name is None else name)
 
     def init_state(self, params: Tensors) -> dict[str, Any]:
-        # What the state will be shows only after a step: two on copies, with gradients that are
-        # not zero, so that what changes in the parameter group is seen to change.
+        # torch creates the state in the first step. Run two steps on copies, with nonzero
+        # gradients, to see which entries of the parameter group change.
         copies = _copies(params)
-        if not copies:  # torch refuses to optimise nothing
+        if not copies:  # torch refuses an empty parameter list
             return {}
         torch_optimizer = self._build(copies, 0)
         before, attributes = _group(torch_optimizer), _attributes(torch_optimizer)
@@ -91,8 +91,8 @@ class from_torch(Optimizer):
         after = _group(torch_optimizer)
         if hidden := _moved(attributes, _attributes(torch_optimizer)):
             raise TypeError(
-                f"from_torch: {self.optimizer.__name__} keeps what it needs from step to step in "
-                f"its own attributes ({', '.join(hidden)}) and not in its state."
+                f"from_torch: {self.optimizer.__name__} keeps state in its own attributes "
+                f"({', '.join(hidden)}), not in optimizer.state."
             )
         arguments = _parameters(self.optimizer)
         moved = {*_moved(before, after), *(key for key in after if key not in arguments)}
@@ -169,15 +169,15 @@ class from_torch(Optimizer):
         lost = [f"param_groups[0][{key!r}]" for key in _moved(before, after) if key not in kept]
         if wrong := lost + differences(own, new):
             raise RuntimeError(
-                f"{self!r}: this optimizer changed after its first steps what it keeps, which "
-                f"from_torch cannot follow: {', '.join(wrong)}."
+                f"{self!r}: this optimizer changed the structure of its state after its first "
+                f"steps, which from_torch does not support: {', '.join(wrong)}."
             )
         return params.wide().like(
             {name: p.detach() for name, p in zip(params, copies, strict=True)}
         ), {**memory, self.name: new}
 
     def _check(self, params: Tensors, grads: Tensors, values: list[Any]) -> None:
-        """Refuse where values may not be looked at, or a derivative would be lost."""
+        """Raise where values cannot be read, or a derivative would be lost."""
         tensors = [value for value in values if isinstance(value, Tensor)]
         recorded = torch.is_grad_enabled() and not (params.plain and grads.plain)
         if recorded or require_grad(tensors):
@@ -187,8 +187,8 @@ class from_torch(Optimizer):
         else:
             return
         raise RuntimeError(
-            f"from_torch({self.optimizer.__name__}) runs a torch.optim optimizer, which writes in "
-            f"place and keeps Python numbers: it cannot be {why}. Use one of fnloop's own "
+            f"from_torch({self.optimizer.__name__}) runs a torch.optim optimizer, which works in "
+            f"place and on Python numbers: it cannot be {why}. Use one of fnloop's own "
             "optimizers there."
         )
 
@@ -211,7 +211,7 @@ class from_torch(Optimizer):
 
 
 def _parameters(optimizer: Any) -> dict[str, inspect.Parameter]:
-    """What the class takes after the parameters, by name."""
+    """The arguments of the class after `params`, by name."""
     if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
         raise TypeError(
             f"from_torch takes a class and its keywords, from_torch(torch.optim.SGD, lr=0.1); got "
@@ -220,8 +220,8 @@ def _parameters(optimizer: Any) -> dict[str, inspect.Parameter]:
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise TypeError(
-            f"from_torch: {optimizer.__name__} evaluates the loss several times in a step "
-            "(it needs a closure); an update is a function of one gradient."
+            f"from_torch: {optimizer.__name__} needs a closure to evaluate the loss several times "
+            "per step; an update is a function of one gradient."
         )
     known = list(inspect.signature(optimizer).parameters.items())
     return dict(known[1:])
@@ -238,12 +238,12 @@ def _step(optimizer: torch.optim.Optimizer, params: list[Tensor], grads: list[Te
 
 
 def _group(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The numbers and tensors of the parameter group, as they are now."""
+    """A copy of the numbers and tensors in the parameter group."""
     return _values(optimizer.param_groups[0])
 
 
 def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's numbers and tensors elsewhere, and how much an optimizer in it keeps."""
+    """The numbers and tensors in its attributes, and the state size of optimizers inside it."""
     found = _values(vars(optimizer))
     for name, value in vars(optimizer).items():
         if isinstance(value, torch.optim.Optimizer):
@@ -261,7 +261,7 @@ def _values(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _moved(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Entries that are new or have another value."""
+    """The keys of entries that are new or have changed."""
 
     def same(a: Any, b: Any) -> bool:
         return torch.equal(torch.as_tensor(a), torch.as_tensor(b))

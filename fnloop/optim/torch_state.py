@@ -1,4 +1,4 @@
-"""A torch optimizer's state as tensors, and back."""
+"""Convert a torch optimizer's state to tensors, and back."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 Packed: TypeAlias = dict[str, dict[str, Any]]
 
-# Each keeps its type by where it lies, a Python number also by its tensor's dtype.
+# The kind of an entry is the sub-dict that it is in; a number's type is its tensor's dtype.
 _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
 def pack(state: Mapping[Any, Any], where: str) -> Packed:
-    """All that is in `state` as tensors: tensors, numbers, None, and dicts and lists of these.
+    """Convert `state` to tensors: tensors, numbers, None, and dicts and lists of them.
 
     Args:
-        state: What a torch optimizer keeps.
-        where: Its place, for messages.
+        state: The state of a torch optimizer.
+        where: Its location, for messages.
 
     Raises:
-        TypeError: There is something else in it.
+        TypeError: It contains something else.
 
     >>> packed = pack({"step": 3, "mean": torch.zeros(2), "best": None}, "state")
     >>> packed["numbers"]
@@ -47,14 +47,14 @@ def pack(state: Mapping[Any, Any], where: str) -> Packed:
             packed["lists"][key] = pack({str(i): item for i, item in enumerate(value)}, place)
         else:
             raise TypeError(
-                f"from_torch: {place} is {value!r} ({type(value).__name__}); it can only keep "
-                "tensors, numbers, None, and dicts and lists of these."
+                f"from_torch: {place} is {value!r} ({type(value).__name__}); only tensors, "
+                "numbers, None, and dicts and lists of them are supported."
             )
     return packed
 
 
 def unpack(packed: Packed) -> dict[str, Any]:
-    """What `pack` was given, in fresh copies."""
+    """The inverse of `pack`; tensors are copied."""
     return {
         **{key: tensor.clone() for key, tensor in packed["tensors"].items()},
         **{key: tensor.item() for key, tensor in packed["numbers"].items()},
@@ -69,14 +69,14 @@ def _listed(items: dict[str, Any]) -> list[Any]:
 
 
 def zeros(packed: Any) -> Any:
-    """Zeros of the same structure."""
+    """Zeros with the same structure."""
     if isinstance(packed, Tensor):
         return torch.zeros_like(packed)
     return {key: zeros(value) for key, value in packed.items()}
 
 
 def differences(a: Any, b: Any, place: str = "") -> list[str]:
-    """Places where structure, shape or dtype differ."""
+    """The locations where structure, shape or dtype differ."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         same = isinstance(a, Tensor) and isinstance(b, Tensor)
         return [] if same and (a.shape, a.dtype) == (b.shape, b.dtype) else [place]

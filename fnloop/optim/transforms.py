@@ -1,4 +1,4 @@
-"""Gradient transforms: what stands before an optimizer in a chain."""
+"""Gradient transforms, which precede an optimizer in a chain."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fnloop.values.tensors import Tensors
 
 @tree
 class clip_by_norm(Transform):
-    """Scale all gradients down so that their norm, taken together, is at most `max_norm`.
+    """Scale the gradients down so that their global norm is at most `max_norm`.
 
-    As ``torch.nn.utils.clip_grad_norm_`` (Pascanu et al., 2013, algorithm 1).
+    Like ``torch.nn.utils.clip_grad_norm_`` (Pascanu et al., 2013, algorithm 1).
 
     Args:
-        max_norm: Largest Euclidean norm.
-        name: Of its hyperparameters.
+        max_norm: Upper bound of the Euclidean norm of all gradients together.
+        name: Prefix of its hyperparameters.
 
     >>> import torch
     >>> grads = Tensors({"w": torch.tensor([3.0, 4.0])})
@@ -43,11 +43,11 @@ class clip_by_norm(Transform):
 
 @tree
 class clip_by_value(Transform):
-    """Cut every component of the gradients to ``[-limit, limit]``; ``clip_grad_value_``.
+    """Clamp every gradient value to ``[-limit, limit]``; ``torch.nn.utils.clip_grad_value_``.
 
     Args:
         limit: Largest absolute value.
-        name: Of its hyperparameters.
+        name: Prefix of its hyperparameters.
 
     >>> import torch
     >>> grads = Tensors({"w": torch.tensor([3.0, -0.5])})
@@ -67,16 +67,16 @@ class clip_by_value(Transform):
 
 @tree
 class add_decayed_weights(Transform):
-    """Add ``weight_decay * parameter`` to the gradients: before `sgd`, the L2 penalty.
+    """Add ``weight_decay * parameter`` to the gradients; before `sgd`, this is an L2 penalty.
 
     Args:
-        weight_decay: That factor.
-        where: To which parameters, all if None: a function of a parameter's name and value, or
-            names (of parameters or modules, or globs).
-        name: Of its hyperparameters.
+        weight_decay: The factor.
+        where: The parameters to decay; None means all. A function ``(name, parameter) -> bool``, or
+            patterns: names of parameters or modules, or globs.
+        name: Prefix of its hyperparameters.
 
     Raises:
-        ValueError: At `init`, a name fits no parameter.
+        ValueError: At `init`, a pattern matches no parameter.
 
     >>> import torch
     >>> params = Tensors({"w": torch.ones(1), "bias": torch.ones(1)})
@@ -117,11 +117,11 @@ class add_decayed_weights(Transform):
 
 @tree
 class scale_by(Transform):
-    """Multiply gradients, or the updates of what stands before it.
+    """Multiply the gradients, or the updates of the optimizer before it in a chain.
 
     Args:
         factor: A number, tensor or schedule.
-        name: Of its hyperparameters.
+        name: Prefix of its hyperparameters.
 
     >>> import torch
     >>> grads = Tensors({"w": torch.tensor([3.0])})
@@ -141,10 +141,10 @@ class scale_by(Transform):
 
 @tree
 class freeze(Optimizer):
-    """Leave the parameters as they are.
+    """Leave the parameters unchanged.
 
     Args:
-        name: Of its (empty) memory.
+        name: Key of its (empty) memory.
 
     >>> import torch
     >>> params = Tensors({"w": torch.ones(1)})

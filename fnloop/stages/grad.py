@@ -55,7 +55,7 @@ class Grad(GradStage):
         try:
             with randomness(state, "loss"):
                 (mean, weight, metrics), buffers = gradients(
-                    compute, trained.peek(), _is_recorded(self, state, x)
+                    compute, trained.peek(), _is_recorded(self, state, x), trained.kinds.quick
                 )
         except NoGradientError:
             if torch.is_inference_mode_enabled():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import optree
 import torch
@@ -415,7 +415,8 @@ def check_differentiable(
     >>> state = step.init(nn.Linear(2, 1).double())
     >>> check_differentiable(step, state, torch.ones(4, 2).double())
     """
-    leaves, structure = optree.tree_flatten((step, state.params))
+    tree: Any = (step, state.params)
+    leaves, structure = optree.tree_flatten(tree)
     places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
     start = [leaves[i].detach().double() for i in places]
 
@@ -423,7 +424,7 @@ def check_differentiable(
         given = list(leaves)
         for i, value in zip(places, values, strict=True):
             given[i] = value
-        stage, params = structure.unflatten(given)
+        stage, params = cast("tuple[Any, Any]", structure.unflatten(given))
         after, made = state.replace(params=params), []
         for _ in range(steps):
             after, results = stage(after, x)
@@ -450,7 +451,11 @@ def check_differentiable(
         raise
     h = 1e-5
     expected = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
-    for name, found in (("torch.autograd.grad", by_autograd), ("torch.func.grad", by_func)):
+    engines: list[tuple[str, Any]] = [
+        ("torch.autograd.grad", by_autograd),
+        ("torch.func.grad", by_func),
+    ]
+    for name, found in engines:
         got = sum(float((g * w).sum()) for g, w in zip(found, way, strict=True) if g is not None)
         if not math.isclose(got, expected, rel_tol=rtol, abs_tol=1e-7):
             raise LawError(

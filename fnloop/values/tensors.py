@@ -97,6 +97,7 @@ class Tensors(NamedTensors):
             made = self.select(reached).like(reached)
         elif type(self.layout) is Separate and not self.layout.pairs:
             made = self._new(tuple(found))  # type: ignore[arg-type]  # none is None
+            made._kinds = self.kinds if self.kinds.quick else None  # as the backward pass sees to
         else:
             made = self.like(dict(zip(self.names, found, strict=True)))  # type: ignore[arg-type]
         made._fresh = True

@@ -175,7 +175,7 @@ def test_global_random_state_is_left_alone_by_init():
 
 
 def test_closures_are_refused():
-    with pytest.raises(TypeError, match="LBFGS evaluates the loss several times"):
+    with pytest.raises(TypeError, match="LBFGS needs a closure"):
         from_torch(torch.optim.LBFGS, lr=0.1)
 
 

@@ -444,7 +444,7 @@ def test_a_rule_that_tells_nothing_is_an_error():
     model, x = nn.Linear(2, 1), torch.ones(3, 2)
     for rule, message in (
         (silent, r'rule of guard\(silent\) must report its verdict as the metric "bad"'),
-        (many, r'gives f32\[3\] as "bad"; it must be one value'),
+        (many, r'reports f32\[3\] as "bad"; it must be one value'),
         (spike("lss"), r"guard\(spike\('lss'\)\) waits for the metric 'lss', .* reports: loss,"),
     ):
         step = guard(rule)(STEP)

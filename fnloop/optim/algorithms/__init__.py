@@ -1,1 +1,1 @@
-"""The optimizers, one file for each family of update rules."""
+"""The optimizers, one file per family of update rules."""

@@ -14,12 +14,12 @@ class adadelta(Optimizer):
     """Adadelta (Zeiler, 2012, algorithm 1); ``torch.optim.Adadelta``.
 
     Args:
-        lr: Factor on the update; 1 in the paper.
-        rho: Decay of both running means.
-        eps: Added under both roots.
+        lr: Learning rate; 1 in the paper.
+        rho: Decay rate of both moving averages.
+        eps: Added inside both square roots.
         weight_decay: L2 penalty, added to the gradient.
-        maximize: Go uphill.
-        name: Of its memory and hyperparameters.
+        maximize: Maximize the loss instead of minimizing it.
+        name: Key of its memory and prefix of its hyperparameters.
 
     >>> import torch
     >>> optimizer = adadelta()

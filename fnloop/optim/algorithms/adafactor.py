@@ -14,20 +14,24 @@ from fnloop.values.tensors import Tensors
 
 @tree
 class adafactor(Optimizer):
-    """Factored second moments (Shazeer & Stern, 2018, algorithm 5); ``torch.optim.Adafactor``.
+    """Adafactor (Shazeer & Stern, 2018, algorithm 5); ``torch.optim.Adafactor``.
 
-    As torch's: `lr` is the largest relative step size, and `eps1` bounds the second moment from
-    below instead of being added to the squared gradient.
+    Second moments are factored. As in torch, `lr` is the largest relative step size, and `eps1` is
+    a lower bound of the second moment instead of being added to the squared gradient.
 
     Args:
-        lr: Largest relative step size, and factor of the weight decay.
-        beta2_decay: The second moment's decay at update t is ``1 - t ** beta2_decay``.
-        eps1: Least root of the second moment; None is the machine epsilon of the parameter's dtype.
-        eps2: Least root mean square of a parameter that its step is relative to.
-        clip_threshold: Largest root mean square of the direction.
-        weight_decay: Fraction of ``lr * parameter`` taken off each step.
-        maximize: Go uphill.
-        name: Of its memory and hyperparameters.
+        lr: Largest relative step size; also multiplies the weight decay.
+        beta2_decay: The second moment's decay rate at update t is ``1 - t ** beta2_decay``.
+        eps1: Lower bound of the second moment's square root; None is the machine epsilon of the
+            parameter's dtype.
+        eps2: Lower bound of a parameter's root mean square, which scales its step.
+        clip_threshold: Upper bound of the root mean square of the update direction.
+        weight_decay: Decoupled; each step subtracts ``lr * weight_decay * parameter``.
+        maximize: Maximize the loss instead of minimizing it.
+        name: Key of its memory and prefix of its hyperparameters.
+
+    Raises:
+        TypeError: At `init`, a parameter is complex.
 
     >>> optimizer = adafactor()
     >>> memory = optimizer.init(Tensors({"w": torch.ones(3, 4), "b": torch.ones(3)}))["adafactor"]

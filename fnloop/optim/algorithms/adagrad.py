@@ -17,12 +17,12 @@ class adagrad(Optimizer):
 
     Args:
         lr: Learning rate.
-        lr_decay: The learning rate is divided by ``1 + lr_decay * updates so far``.
+        lr_decay: Divides the learning rate by ``1 + lr_decay * t`` after t updates.
         weight_decay: L2 penalty, added to the gradient.
-        initial_accumulator: The sum of squares begins with it.
-        eps: Added to the root of the sum of squares.
-        maximize: Go uphill.
-        name: Of its memory and hyperparameters.
+        initial_accumulator: Initial value of the sum of squares.
+        eps: Added to the square root of the sum of squares.
+        maximize: Maximize the loss instead of minimizing it.
+        name: Key of its memory and prefix of its hyperparameters.
 
     >>> import torch
     >>> optimizer = adagrad(0.1)

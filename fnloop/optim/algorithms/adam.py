@@ -50,7 +50,7 @@ class _Adam(Optimizer):
         new = {**own, "mu": mu, "nu": nu, "count": count}
         if self.amsgrad:
             nu = new["nu_max"] = own["nu_max"].maximum(nu)
-        # With the root of the correction multiplied out, each value costs one division, not two.
+        # With the correction factored out of the root, each value needs one division, not two.
         root = correction(b2, count) ** 0.5
         updates = mu.scale(-lr * root / correction(b1, count)).div(nu.sqrt().add(eps * root))
         if self.decoupled:
@@ -82,13 +82,13 @@ class adam(_Adam):
 
     Args:
         lr: Learning rate.
-        b1: Decay of the gradient's running mean.
-        b2: Decay of the squared gradient's running mean.
+        b1: Decay rate of the moving average of the gradient.
+        b2: Decay rate of the moving average of the squared gradient.
         eps: Added to the denominator.
-        weight_decay: L2 penalty, added to the gradient (`adamw` decouples it).
+        weight_decay: L2 penalty, added to the gradient (decoupled in `adamw`).
         amsgrad: Use the largest second moment so far (Reddi et al., 2018).
-        maximize: Go uphill.
-        name: Of its memory and hyperparameters.
+        maximize: Maximize the loss instead of minimizing it.
+        name: Key of its memory and prefix of its hyperparameters.
 
     >>> import torch
     >>> optimizer = adam(1e-3)
@@ -112,17 +112,17 @@ class adam(_Adam):
 
 @tree
 class adamw(_Adam):
-    """Decoupled weight decay (Loshchilov & Hutter, 2019, algorithm 2); ``torch.optim.AdamW``.
+    """AdamW (Loshchilov & Hutter, 2019, algorithm 2); ``torch.optim.AdamW``.
 
     Args:
         lr: Learning rate.
-        b1: Decay of the gradient's running mean.
-        b2: Decay of the squared gradient's running mean.
+        b1: Decay rate of the moving average of the gradient.
+        b2: Decay rate of the moving average of the squared gradient.
         eps: Added to the denominator.
-        weight_decay: Fraction of ``lr * parameter`` taken off each step.
+        weight_decay: Decoupled; each step subtracts ``lr * weight_decay * parameter``.
         amsgrad: Use the largest second moment so far (Reddi et al., 2018).
-        maximize: Go uphill.
-        name: Of its memory and hyperparameters.
+        maximize: Maximize the loss instead of minimizing it.
+        name: Key of its memory and prefix of its hyperparameters.
 
     >>> optimizer = adamw(3e-4, weight_decay=0.1)
     >>> optimizer.hyperparameters()

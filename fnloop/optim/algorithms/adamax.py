@@ -15,12 +15,12 @@ class adamax(Optimizer):
 
     Args:
         lr: Learning rate.
-        b1: Decay of the gradient's running mean.
-        b2: Decay of the gradient's running maximum.
+        b1: Decay rate of the moving average of the gradient.
+        b2: Decay rate of the running maximum of the gradient's absolute value.
         eps: Added to the gradient's absolute value.
         weight_decay: L2 penalty, added to the gradient.
-        maximize: Go uphill.
-        name: Of its memory and hyperparameters.
+        maximize: Maximize the loss instead of minimizing it.
+        name: Key of its memory and prefix of its hyperparameters.
 
     >>> import torch
     >>> optimizer = adamax(0.1)

@@ -14,18 +14,18 @@ from fnloop.values.tensors import Tensors
 
 @tree
 class lamb(Optimizer):
-    """Layer-wise adaptive moments (You et al., 2020, algorithm 2, with the identity for phi).
+    """LAMB (You et al., 2020, algorithm 2, with phi the identity).
 
-    Each parameter moves by ``lr`` times its own norm, in Adam's direction; by ``lr`` times the
-    direction itself where one of the two is zero.
+    The update of each parameter is ``lr`` times Adam's direction, rescaled to the parameter's norm.
+    It is not rescaled if one of the two norms is zero.
 
     Args:
         lr: Learning rate.
-        b1: Decay of the gradient's running mean.
-        b2: Decay of the squared gradient's running mean.
+        b1: Decay rate of the moving average of the gradient.
+        b2: Decay rate of the moving average of the squared gradient.
         eps: Added to the denominator.
-        weight_decay: Fraction of the parameter added to the direction.
-        name: Of its memory and hyperparameters.
+        weight_decay: Adds ``weight_decay * parameter`` to the direction before rescaling.
+        name: Key of its memory and prefix of its hyperparameters.
 
     >>> optimizer = lamb(0.1)
     >>> params = Tensors({"w": torch.tensor([3.0, 4.0])})
@@ -61,7 +61,7 @@ class lamb(Optimizer):
 
 
 def _trusted(direction: Tensor, param: Tensor) -> Tensor:
-    """The direction, as long as the parameter."""
+    """Rescale the direction to the norm of the parameter."""
     size, length = torch.linalg.vector_norm(param), torch.linalg.vector_norm(direction)
     usable = (size > 0) & (length > 0)
     return direction * torch.where(usable, size / torch.where(usable, length, 1.0), 1.0)

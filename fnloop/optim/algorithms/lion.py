@@ -11,14 +11,14 @@ from fnloop.values.tensors import Tensors
 
 @tree
 class lion(Optimizer):
-    """Evolved sign momentum (Chen et al., 2023, algorithm 2).
+    """Lion: evolved sign momentum (Chen et al., 2023, algorithm 2).
 
     Args:
-        lr: Learning rate; 3 to 10 times smaller than for AdamW.
-        b1: Weight of the momentum in the direction whose sign is followed.
-        b2: Decay of the momentum.
-        weight_decay: Fraction of ``lr * parameter`` taken off each step.
-        name: Of its memory and hyperparameters.
+        lr: Learning rate; typically 3 to 10 times smaller than for AdamW.
+        b1: Weight of the momentum in the interpolation whose sign is the update direction.
+        b2: Decay rate of the momentum.
+        weight_decay: Decoupled; each step subtracts ``lr * weight_decay * parameter``.
+        name: Key of its memory and prefix of its hyperparameters.
 
     >>> import torch
     >>> optimizer = lion(0.01)

@@ -15,27 +15,28 @@ from fnloop.values.tensors import Tensors
 
 @tree
 class muon(Optimizer):
-    """Momentum orthogonalised by Newton and Schulz (Jordan et al., 2024); ``torch.optim.Muon``.
+    """Muon (Jordan et al., 2024); ``torch.optim.Muon``.
 
-    For the matrices of hidden layers; embeddings, heads, biases and gains go to another optimizer:
+    Orthogonalizes the momentum by Newton-Schulz iterations, in bfloat16. For the weight matrices of
+    hidden layers only; use another optimizer for embeddings, heads, biases and gains:
     ``fl.optim.by_label({"matrix": fl.optim.muon(), "rest": fl.optim.adamw()}, labels)``.
 
     Args:
         lr: Learning rate.
-        weight_decay: Fraction of ``lr * parameter`` taken off each step.
-        momentum: Decay of the gradient's running mean.
-        nesterov: Look ahead along the momentum.
-        ns_coefficients: Of the quintic iteration.
-        ns_steps: Iterations.
-        eps: Least norm that the iteration divides by.
-        adjust_lr: How the learning rate depends on the shape ``(rows, columns)``: "original",
-            times ``sqrt(max(1, rows / columns))``; "match_rms_adamw", times
-            ``0.2 * sqrt(max(rows, columns))`` (Liu et al., 2025, eq. 4), so that learning rates
-            tuned for AdamW can be kept.
-        name: Of its memory and hyperparameters.
+        weight_decay: Decoupled; each step subtracts ``lr * weight_decay * parameter``.
+        momentum: Decay rate of the moving average of the gradient.
+        nesterov: Use Nesterov momentum.
+        ns_coefficients: Coefficients of the quintic Newton-Schulz iteration.
+        ns_steps: Number of iterations.
+        eps: Lower bound of the norm that the iteration divides by.
+        adjust_lr: Factor on the learning rate by shape ``(rows, columns)``. "original":
+            ``sqrt(max(1, rows / columns))``. "match_rms_adamw": ``0.2 * sqrt(max(rows, columns))``
+            (Liu et al., 2025, eq. 4), which allows learning rates tuned for AdamW.
+        name: Key of its memory and prefix of its hyperparameters.
 
     Raises:
-        ValueError: `adjust_lr` is unknown; at `init`, a parameter is not a matrix.
+        TypeError: At `init`, a parameter is complex.
+        ValueError: `adjust_lr` is unknown; or, at `init`, a parameter is not a matrix.
 
     >>> optimizer = muon(0.1, weight_decay=0.0)
     >>> params = Tensors({"w": torch.diag(torch.tensor([1.0, 100.0]))})
@@ -65,8 +66,8 @@ class muon(Optimizer):
         others = [f"{name} {tuple(p.shape)}" for name, p in params.items() if p.ndim != 2]
         if others:
             raise ValueError(
-                f"muon takes matrices only; got {', '.join(others)}. Give these to another "
-                'optimizer: by_label({"matrix": muon(), "rest": adamw()}, lambda name, p: "matrix" '
+                f"muon takes matrices only; got {', '.join(others)}. Use another optimizer for "
+                'them: by_label({"matrix": muon(), "rest": adamw()}, lambda name, p: "matrix" '
                 'if p.ndim == 2 else "rest").'
             )
         return {"momentum": params.zeros()}

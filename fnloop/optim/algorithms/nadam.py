@@ -17,14 +17,14 @@ class nadam(Optimizer):
 
     Args:
         lr: Learning rate.
-        b1: Decay of the gradient's running mean.
-        b2: Decay of the squared gradient's running mean.
+        b1: Decay rate of the moving average of the gradient.
+        b2: Decay rate of the moving average of the squared gradient.
         eps: Added to the denominator.
-        weight_decay: L2 penalty, or decoupled weight decay.
-        momentum_decay: How fast the momentum warms up to `b1`.
-        decoupled: Take ``lr * weight_decay * parameter`` off instead of adding to the gradient.
-        maximize: Go uphill.
-        name: Of its memory and hyperparameters.
+        weight_decay: Coefficient of the L2 penalty, or of decoupled weight decay.
+        momentum_decay: Rate at which the momentum warms up to `b1`.
+        decoupled: Use decoupled weight decay instead of the L2 penalty.
+        maximize: Maximize the loss instead of minimizing it.
+        name: Key of its memory and prefix of its hyperparameters.
 
     >>> import torch
     >>> optimizer = nadam(0.1)

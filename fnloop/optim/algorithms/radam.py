@@ -18,13 +18,13 @@ class radam(Optimizer):
 
     Args:
         lr: Learning rate.
-        b1: Decay of the gradient's running mean.
-        b2: Decay of the squared gradient's running mean.
+        b1: Decay rate of the moving average of the gradient.
+        b2: Decay rate of the moving average of the squared gradient.
         eps: Added to the denominator.
-        weight_decay: L2 penalty, or decoupled weight decay.
-        decoupled: Take ``lr * weight_decay * parameter`` off instead of adding to the gradient.
-        maximize: Go uphill.
-        name: Of its memory and hyperparameters.
+        weight_decay: Coefficient of the L2 penalty, or of decoupled weight decay.
+        decoupled: Use decoupled weight decay instead of the L2 penalty.
+        maximize: Maximize the loss instead of minimizing it.
+        name: Key of its memory and prefix of its hyperparameters.
 
     >>> optimizer = radam(0.1)
     >>> params = Tensors({"w": torch.ones(2)})
@@ -57,7 +57,7 @@ class radam(Optimizer):
         longest = 2 / (1 - b2) - 1
         length = longest - 2 * count.double() * b2 ** count.double() / correction2
         tractable = length > 5
-        # The root's argument is kept positive also where it is not used, for its derivative.
+        # Keep the argument of the root positive where it is unused, or its gradient would be nan.
         safe = torch.where(tractable, length, 6.0)
         rectification = (
             (safe - 4) * (safe - 2) * longest / ((longest - 4) * (longest - 2) * safe)

@@ -15,13 +15,13 @@ class rmsprop(Optimizer):
 
     Args:
         lr: Learning rate.
-        alpha: Decay of the squared gradient's running mean.
-        eps: Added to the root of the squared gradient's mean.
+        alpha: Decay rate of the moving average of the squared gradient.
+        eps: Added to the square root of that average.
         weight_decay: L2 penalty, added to the gradient.
-        momentum: Decay of the sum of scaled gradients that is followed.
+        momentum: Decay rate of the momentum, a sum of scaled gradients.
         centered: Divide by the standard deviation instead of the root mean square.
-        maximize: Go uphill.
-        name: Of its memory and hyperparameters.
+        maximize: Maximize the loss instead of minimizing it.
+        name: Key of its memory and prefix of its hyperparameters.
 
     >>> import torch
     >>> optimizer = rmsprop(0.01)
@@ -62,7 +62,7 @@ class rmsprop(Optimizer):
             mu = new["mu"] = own["mu"].lerp(g, 1 - alpha)
             nu = nu.sub(mu.mul(mu))
         direction = g.div(nu.sqrt().add(eps))
-        # A momentum that a schedule has brought to zero still has its memory.
+        # A schedule may reach zero: the momentum buffer then stays in use.
         if not is_zero(momentum) or "momentum" in own:
             direction = new["momentum"] = own["momentum"].scale(momentum).add(direction)
         return direction.scale(-lr), {**memory, self.name: new}

@@ -19,12 +19,12 @@ class sgd(Optimizer):
 
     Args:
         lr: Learning rate.
-        momentum: Decay of the sum of gradients that is followed.
-        dampening: Fraction of each gradient, the first one excepted, left out of that sum.
+        momentum: Decay rate of the momentum, a sum of gradients.
+        dampening: Adds ``1 - dampening`` times each gradient, except the first, to that sum.
         weight_decay: L2 penalty, added to the gradient.
-        nesterov: Look ahead along the momentum.
-        maximize: Go uphill.
-        name: Of its memory and hyperparameters.
+        nesterov: Use Nesterov momentum.
+        maximize: Maximize the loss instead of minimizing it.
+        name: Key of its memory and prefix of its hyperparameters.
 
     Raises:
         ValueError: `nesterov` without momentum, or with dampening.
@@ -65,7 +65,7 @@ class sgd(Optimizer):
             step, "lr", "momentum", "dampening", "weight_decay"
         )
         g = descent(grads, params, decay, self.maximize)
-        # A momentum that a schedule has brought to zero still has its memory.
+        # A schedule may reach zero: the momentum buffer then stays in use.
         if is_zero(momentum) and "momentum" not in own:
             return g.scale(-lr), memory
         taken, new = g, dict(own)
