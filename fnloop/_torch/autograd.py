@@ -130,9 +130,10 @@ def _all_contiguous(found: Sequence[Tensor | None]) -> bool:
 def _in_layout_of(leaf: Tensor, grad: Tensor) -> Tensor:
     # The engine gives an expanded, sparse or channels-last gradient as it is, and fused kernels
     # read memory as if it lay like the parameter's: they would be wrong without a word.
-    if grad.layout is torch.strided:
-        if grad.is_contiguous() and leaf.is_contiguous() or grad.stride() == leaf.stride():
-            return grad
+    if grad.layout is torch.strided and (
+        (grad.is_contiguous() and leaf.is_contiguous()) or grad.stride() == leaf.stride()
+    ):
+        return grad
     return torch.zeros_like(leaf, requires_grad=False).copy_(grad.to_dense())
 
 

@@ -141,9 +141,7 @@ def select(condition: Tensor, xs: Storages, ys: Storages) -> Storages:
     return [torch.where(condition, x, y) for x, y in zip(xs, ys, strict=True)]
 
 
-def _each(
-    many: Callable[..., Any], one: Callable[..., Any], xs: Storages, bulk: bool
-) -> Storages:
+def _each(many: Callable[..., Any], one: Callable[..., Any], xs: Storages, bulk: bool) -> Storages:
     if not bulk:
         return [one(x) for x in xs]
     return many(xs) if xs else ()

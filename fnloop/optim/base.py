@@ -224,8 +224,8 @@ def check_named(params: Any) -> None:
     """
     if not isinstance(params, Tensors):
         raise TypeError(
-            f"An optimizer takes parameters as fl.Tensors, such as state.params or "
-            f"fl.Tensors({{'w': ...}}); it was given {type(params).__name__}."
+            f"An optimizer takes parameters as fl.Tensors, such as state.params, and was given "
+            f"{type(params).__name__}. Convert it: fl.Tensors({{'w': ...}})."
         )
 
 

@@ -14,7 +14,7 @@ from fnloop.values.tensors import Tensors
 
 @tree
 class chain(Optimizer):
-    """Apply gradient transforms and optimizers in sequence: each gets the output of the last.
+    """Apply gradient transforms and optimizers in sequence: each gets the previous output.
 
     Memory and hyperparameters keep the names of the parts.
 

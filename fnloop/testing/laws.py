@@ -18,8 +18,8 @@ from fnloop.stages.base import GradStage, Stage
 from fnloop.store.load import load
 from fnloop.store.save import save
 from fnloop.transforms.compile import compile as compiled
-from fnloop.trees.equal import alike, same_structure, table, tree_diff, tree_equal
 from fnloop.transforms.plan import packed
+from fnloop.trees.equal import alike, same_structure, table, tree_diff, tree_equal
 from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
@@ -70,7 +70,7 @@ def check_pure(step: Step, state: State, x: Any, model: nn.Module | None = None)
     if not torch.equal(random, torch.get_rng_state()):
         raise LawError(
             f"law 1, purity: {_name(step)} changed torch's global random state; randomness is a "
-            "function of (state.key, state.calls): with fl.randomness(state, \"name\")"
+            'function of (state.key, state.calls): with fl.randomness(state, "name")'
         )
 
 
@@ -368,9 +368,7 @@ def check_vmaps(
             )
 
 
-def check_layouts(
-    step: Step, state: State, x: Any, rtol: float = 1e-4, atol: float = 1e-5
-) -> None:
+def check_layouts(step: Step, state: State, x: Any, rtol: float = 1e-4, atol: float = 1e-5) -> None:
     """Layouts agree: a step does the same whether its tensors are packed or not, to rounding.
 
     Raises:
@@ -394,10 +392,10 @@ def check_differentiable(
 ) -> None:
     """Law 12: derivatives through a step agree with finite differences, or it refuses.
 
-    Use a smooth model (tanh, not ReLU) and smooth metrics: differences across a kink or a jump say
-    nothing. The derivative of everything floating that a few steps make of the parameters, and of
-    the tensors among the stage's hyperparameters, along one direction: by ``torch.autograd.grad``, by
-    ``torch.func.grad``, and by central differences.
+    Compares the derivative of everything floating that a few steps make of the parameters, and of
+    the tensors among the stage's hyperparameters, along one direction: by ``torch.autograd.grad``,
+    by ``torch.func.grad``, and by central differences. Use a smooth model (tanh, not ReLU) and
+    smooth metrics: differences across a kink or a jump say nothing.
 
     Args:
         step: A stage; hyperparameters that are float64 tensors are differentiated too.
@@ -445,7 +443,7 @@ def check_differentiable(
             return
         if "does not require grad" in str(error):
             raise LawError(
-                f"law 12, derivatives: {_name(step)} cuts the derivatives off, and does not say so; "
+                f"law 12, derivatives: {_name(step)} cuts derivatives off and does not say so; "
                 "the usual causes are detach() and torch.no_grad() in a stage"
             ) from error
         raise
@@ -515,7 +513,9 @@ def _kept_slots(step: Step, state: State) -> set[str]:
     return {
         part.slot
         for part in owned
-        if part.slot is not None and state[part.slot] != {} and part.taken_back(state[part.slot]) == {}
+        if part.slot is not None
+        and state[part.slot] != {}
+        and part.taken_back(state[part.slot]) == {}
     }
 
 

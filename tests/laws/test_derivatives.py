@@ -287,9 +287,7 @@ def test_from_torch_refuses_each_of_them():
 @pytest.mark.parametrize("wanted", ["batch", "closure"])
 def test_from_torch_refuses_gradients_that_could_be_differentiated(wanted):
     weight = torch.tensor(2.0, dtype=DOUBLE, requires_grad=wanted == "closure")
-    step = step_of(
-        lambda m, b: weight * square(m, b), fl.optim.from_torch(torch.optim.SGD, lr=0.1)
-    )
+    step = step_of(lambda m, b: weight * square(m, b), fl.optim.from_torch(torch.optim.SGD, lr=0.1))
     x, y = batch()
     with pytest.raises(RuntimeError, match="cannot be differentiated"):
         step(step.init(net()), (x.clone().requires_grad_(wanted == "batch"), y))

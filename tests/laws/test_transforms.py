@@ -221,9 +221,7 @@ def test_a_loss_scale_takes_tensors_as_well():
     assert float(states[0]["amp"]["scale"]) == 2.0**9
 
 
-RATES = [
-    name for name in OPTIMIZERS if name not in ALONE and hasattr(OPTIMIZERS[name], "lr")
-]
+RATES = [name for name in OPTIMIZERS if name not in ALONE and hasattr(OPTIMIZERS[name], "lr")]
 
 
 @pytest.mark.parametrize("name", RATES)

@@ -90,7 +90,7 @@ def test_inside_inference_mode_a_step_runs_or_says_what_to_do(name):
         try:
             got = step(state, x)
         except RuntimeError as error:
-            assert "inference_mode" in "\n".join([str(error), *getattr(error, "__notes__", [])])  # noqa: PT017
+            assert "inference_mode" in "\n".join([str(error), *getattr(error, "__notes__", [])])
             return
     assert fl.tree_diff(expected, got) == ""
 

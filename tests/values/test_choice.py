@@ -60,7 +60,11 @@ def test_it_looks_only_where_values_may_be_looked_at():
     assert torch.func.vmap(traced)(torch.tensor([0.0, 2.0])).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("kinds", list(itertools.product((bool, torch.tensor), repeat=2)), ids=str)
+@pytest.mark.parametrize(
+    "kinds",
+    list(itertools.product((bool, torch.tensor), repeat=2)),
+    ids=lambda kinds: "-".join(kind.__name__ for kind in kinds),
+)
 def test_flags_combine_whether_known_or_not(kinds):
     for a, b in itertools.product((False, True), repeat=2):
         x, y = (kind(flag) for kind, flag in zip(kinds, (a, b), strict=True))

@@ -22,13 +22,9 @@ def test_positions_give_distinct_int64_keys():
 
 
 def test_names_are_positions():
-    assert (
-        len({fold(0, name) for name in ("a", "b", "ab", "generator", "discriminator", "")}) == 6
-    )
+    assert len({fold(0, name) for name in ("a", "b", "ab", "generator", "discriminator", "")}) == 6
 
 
 def test_one_bit_of_the_position_flips_half_of_the_key():
-    flips = [
-        bin((fold(7, i) ^ fold(7, i ^ 1)) & (2**64 - 1)).count("1") for i in range(0, 2000, 2)
-    ]
+    flips = [bin((fold(7, i) ^ fold(7, i ^ 1)) & (2**64 - 1)).count("1") for i in range(0, 2000, 2)]
     assert 31 < sum(flips) / len(flips) < 33
