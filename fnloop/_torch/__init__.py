@@ -1,4 +1,4 @@
-"""Every private PyTorch (and optree) API that fnloop relies on, one file each.
+"""Wrappers of all private PyTorch and optree APIs that fnloop uses, one file each.
 
-``tests/test_torch_private.py`` fails when a new release moves one of them.
+``tests/test_torch_private.py`` fails if a new release changes one of them.
 """

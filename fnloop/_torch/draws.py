@@ -1,9 +1,9 @@
 """Random numbers of a compiled step: drawn before the graph runs, in the order of the eager step.
 
-A graph has no place for a generator that is seeded anew for each micro-batch, and compilers draw
-other numbers than torch's generator does. So each random operation becomes an input of the graph,
-and what it would have drawn is drawn beforehand by the same operation, from the same seed: the
-compiled step has the masks of the eager one, to the bit.
+A graph cannot reseed a generator for each micro-batch, and compilers draw other numbers than
+torch's generator. So each random operation becomes an input of the graph. Before the graph runs,
+the same operation draws that input eagerly, from the same seed: a compiled step has the masks of
+the eager step, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fnloop._torch.random import seeded
 
 _aten: Any = torch.ops.aten
 
-# Operations that overwrite their first argument, and those that make a new tensor; neither looks at
-# a value of a tensor.
+# Operations that fill their first argument in place, and operations that return a new tensor.
+# Neither kind depends on the values of a tensor.
 _FILLS = frozenset(
     getattr(_aten, name)
     for name in (
@@ -44,11 +44,11 @@ class RandomnessError(NotImplementedError):
 
 
 class Place(NamedTuple):
-    """Where in a step a random operation stands.
+    """The position of a random operation in a step.
 
     Attributes:
-        block: Of those that are seeded anew.
-        number: In the block.
+        block: Index of the seeded block.
+        number: Index of the operation in the block.
     """
 
     block: int
@@ -56,14 +56,14 @@ class Place(NamedTuple):
 
 
 class Draws(TorchDispatchMode):
-    """Within it, random operations are noted; or, given `drawn`, replaced by these tensors.
+    """A dispatch mode that records random operations, or replaces their results by `drawn`.
 
     Args:
-        drawn: What to hand out; None to note.
+        drawn: The results by place; None to record.
 
     Attributes:
-        seeds: What each block's seed is folded with: its position.
-        found: What draws each tensor, from torch's own generator.
+        seeds: The position of each block; the key is folded with it to get the block's seed.
+        found: Functions that draw each tensor from torch's generator.
     """
 
     def __init__(self, drawn: Mapping[Place, Tensor] | None = None) -> None:
@@ -75,10 +75,14 @@ class Draws(TorchDispatchMode):
 
     @contextlib.contextmanager
     def block(self, position: tuple[int | str, ...]) -> Generator[None]:
-        """A block of operations whose generator is seeded anew, for a position in the step."""
+        """A context manager for one block of operations with its own seed.
+
+        Args:
+            position: Position of the block in the step.
+        """
         self.seeds.append(position)
-        # The place is the seed of torch's generator: who takes its state and puts it back (as
-        # activation checkpointing does, to draw the same mask again) goes back to that place.
+        # The place is encoded in the seed of torch's generator. Code that saves and restores the
+        # generator's state (activation checkpointing, to repeat a mask) so restores the place.
         with seeded(_number(Place(len(self.seeds) - 1, 0))):
             yield
 
@@ -93,16 +97,16 @@ class Draws(TorchDispatchMode):
         if not self.seeds or place is None:
             raise RandomnessError(
                 f"{func.overloadpacket.__name__} draws random numbers outside of the loss and of "
-                "fl.randomness, or after torch.manual_seed; in a compiled step they come from the "
-                "state's key and calls alone. In a stage of your own: with "
+                "fl.randomness, or after torch.manual_seed; in a compiled step they must come from "
+                "the state's key and calls. In a stage of your own, use: with "
                 'fl.randomness(state, "name")'
             )
         torch.default_generator.manual_seed(_number(Place(place.block, place.number + 1)))
         kind = _kind(func, args, kwargs)
         if self._kinds.setdefault(place, kind) != kind:
             raise RandomnessError(
-                f"{kind} draws again what {self._kinds[place]} has drawn: torch's generator was "
-                "set back between them"
+                f"{kind} repeats the draw of {self._kinds[place]}, because the state of torch's "
+                "generator was set back between them"
             )
         if self._drawn is None:
             self.found.setdefault(place, _maker(func, args, kwargs))
@@ -112,7 +116,7 @@ class Draws(TorchDispatchMode):
         return self._drawn[place].clone()
 
 
-_BASE = 0x464E << 46  # so that a seed of somebody else's is hardly taken for a place
+_BASE = 0x464E << 46  # makes it unlikely that a user's seed is mistaken for a place
 
 
 def _number(place: Place) -> int:
@@ -127,7 +131,7 @@ def _place(seed: int) -> Place | None:
 def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False
-    # Attention is called random even where its dropout is zero.
+    # Attention has the random tag even if its dropout is zero.
     arguments = func._schema.arguments
     named = {a.name: a.default_value for a in arguments if a.has_default_value()}
     named.update(zip([a.name for a in arguments], args, strict=False), **kwargs)
@@ -138,8 +142,8 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     packet, name = func.overloadpacket, func.overloadpacket.__name__
     if kwargs.get("generator") is not None:
         raise RandomnessError(
-            f"{name} draws from a generator of its own, whose state is no part of the state. Leave "
-            "generator= out: the numbers then follow from the state's key and calls"
+            f"{name} draws from a generator of its own, which is not part of the training state. "
+            "Leave generator= out: the numbers then follow from the state's key and calls"
         )
     reads = [a for a in (args[1:] if packet in _FILLS else args) if isinstance(a, Tensor)]
     if packet in _FILLS and not reads:
@@ -147,10 +151,10 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if packet in _MAKES and (name.endswith("_like") or func is _aten.bernoulli.p or not reads):
         return
     raise RandomnessError(
-        f"{name} draws numbers in a way that depends on a tensor's values, and a compiled step "
-        "draws all its random numbers before it runs. Say the same by torch.rand_like, randn_like, "
-        "or bernoulli_(p) with a number p: torch.rand_like(p) < p for a Bernoulli draw, the Gumbel "
-        "trick for a categorical one"
+        f"{name} draws numbers that depend on a tensor's values, but a compiled step draws all its "
+        "random numbers before it runs. Use torch.rand_like, randn_like, or bernoulli_(p) with a "
+        "number p: for example torch.rand_like(p) < p for a Bernoulli draw, or the Gumbel trick "
+        "for a categorical one"
     )
 
 
@@ -160,7 +164,7 @@ def _kind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 
 
 def _maker(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Tensor]:
-    """What makes the real tensor: the same operation, on memory of the same layout."""
+    """A function that draws the tensor: the same operation, on memory with the same strides."""
     if not (args and isinstance(args[0], Tensor)):
         return lambda: func(*args, **kwargs)
     like, rest = args[0], args[1:]
@@ -181,9 +185,9 @@ def draw(
     """Draw all tensors, block by block.
 
     Args:
-        makers: By block, in order.
-        seeds: Of each block, one for each member.
-        device: Whose generator is seeded besides the CPU's.
+        makers: The functions that draw, by block, in order.
+        seeds: For each block, one seed per member.
+        device: Its generator is seeded too, besides the CPU's.
     """
     drawn: list[Tensor] = []
     for block, own in zip(makers, seeds, strict=True):

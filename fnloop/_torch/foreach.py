@@ -1,8 +1,8 @@
-"""Arithmetic over lists of tensors: multi-tensor kernels in bulk, or one tensor after the other.
+"""Arithmetic over lists of tensors, by multi-tensor (foreach) kernels or one tensor at a time.
 
-The ``torch._foreach_*`` functions have no batching rule, and fail in the backward pass where only a
-scalar is differentiated. `bulk` says whether they may be used; the caller knows. All functions are
-out of place, unless their name ends in an underscore.
+The ``torch._foreach_*`` functions have no batching rule, and their backward pass fails if only a
+scalar operand requires gradients. The caller says by `bulk` whether to use them. Functions work out
+of place, unless their name ends in an underscore.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -26,7 +26,7 @@ _EXACT = frozenset((torch.float32, torch.float64))
 _flatten: Any = torch._utils._flatten_dense_tensors  # pyright: ignore
 
 SMALL = 1 << 14
-"""Mean number of values below which a kernel's start costs more than its work."""
+"""Mean number of values per tensor below which a kernel's launch takes longer than its work."""
 
 
 def add(xs: Storages, ys: Any, bulk: bool) -> Storages:
@@ -50,15 +50,15 @@ def div(xs: Storages, ys: Any, bulk: bool) -> Storages:
 
 
 def maximum(xs: Storages, ys: Any, bulk: bool) -> Storages:
-    """The larger of each pair of values."""
+    """The elementwise maximum; `ys` is a list or one scalar."""
     return _both(torch._foreach_maximum, torch.maximum, xs, ys, bulk)
 
 
 def sqrt(xs: Storages, bulk: bool) -> Storages:
     """Square roots, with a derivative of zero at zero.
 
-    The second moment of a gradient that is exactly zero stands still there, but the chain rule
-    would multiply that zero with the root's infinite slope.
+    The second moment of a gradient that is always zero is zero, with derivative zero. The chain
+    rule would multiply that by the root's infinite derivative, which gives nan.
     """
     if bulk:
         return torch._foreach_sqrt(xs) if xs else ()
@@ -92,19 +92,19 @@ def lerp(xs: Storages, ys: Storages, weight: Scalar, bulk: bool) -> Storages:
 
 
 def lerp_(xs: Storages, ys: Storages, weight: float) -> None:
-    """The same IN PLACE, for tensors of one dtype that nobody else holds."""
+    """`lerp` in place. All tensors have one dtype; nothing else may refer to those of `xs`."""
     torch._foreach_lerp_(xs, ys, weight)
 
 
 def clamp(xs: Storages, low: Scalar, high: Scalar, bulk: bool) -> Storages:
-    """Values cut to ``[low, high]``."""
+    """Clamp every value to ``[low, high]``."""
     if not bulk or isinstance(low, Tensor) or isinstance(high, Tensor):
         return [x.clamp(_like(low, x), _like(high, x)) for x in xs]
     return torch._foreach_clamp_max(torch._foreach_clamp_min(xs, low), high) if xs else ()
 
 
 def norm(xs: Storages, bulk: bool) -> Tensor:
-    """The Euclidean norm of all values together; float32 or wider, 0-d."""
+    """The Euclidean norm of all values together: 0-d, float32 or wider."""
     if not xs:
         return torch.zeros(())
     dtypes = set(map(_DTYPE, xs))
@@ -118,16 +118,16 @@ def norm(xs: Storages, bulk: bool) -> Tensor:
 
 
 def all_finite(xs: Storages) -> Tensor:
-    """bool[]: whether no value is infinite or nan."""
+    """Whether every value is finite: bool[]."""
     if not xs:
         return torch.ones((), dtype=torch.bool)
-    # What is not finite, less itself, is nan. A compiler vectorises this sum, where it would not
-    # vectorise a search. (It folds a product with zero away.)
+    # x - x is nan if x is not finite, else 0. Inductor vectorizes this sum, but not a reduction of
+    # isfinite; it would simplify 0 * x away.
     return torch.stack([(x - x).sum().to(torch.float32) for x in xs]).sum() == 0
 
 
 def all_finite_(xs: Storages) -> bool:
-    """The same for float32 on the CPU, sooner: values are written again, as they are, IN PLACE."""
+    """`all_finite` for float32 on the CPU, faster. Rewrites the values in place, unchanged."""
     found = torch.zeros((), dtype=torch.float32, device="cpu")
     torch._amp_foreach_non_finite_check_and_unscale_(xs, found, _ONE)
     return not found.item()
@@ -137,7 +137,7 @@ _ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 def select(condition: Tensor, xs: Storages, ys: Storages) -> Storages:
-    """`xs` where the 0-d `condition` is true, else `ys`."""
+    """`xs` if the bool[] `condition` is true, else `ys`."""
     return [torch.where(condition, x, y) for x, y in zip(xs, ys, strict=True)]
 
 
@@ -156,11 +156,11 @@ def _both(
 
 
 def _boxed(ys: Any, xs: Storages, bulk: bool) -> Any:
-    """A number as a 0-d tensor for tensors on the CPU, where it makes the kernels twice as fast."""
+    """Convert a float to a 0-d tensor if the tensors are on the CPU: kernels are twice as fast."""
     if not bulk or not isinstance(ys, float) or not xs or not xs[0].is_cpu:
         return ys
     dtype, *others = set(map(_DTYPE, xs))
-    # Of their own dtype, or it would widen those that are 0-d; half precision would round it.
+    # In the tensors' dtype, or it would promote 0-d tensors. Half precision would round it.
     return ys if others or dtype not in _EXACT else torch.scalar_tensor(ys, dtype=dtype)
 
 
@@ -177,7 +177,7 @@ def _same_dtypes(xs: Storages, ys: Storages) -> bool:
 
 
 def are_small(xs: Storages) -> bool:
-    """Whether a kernel's start costs more than its work, on average."""
+    """Whether the tensors have fewer than `SMALL` values on average."""
     return sum(map(Tensor.numel, xs)) < SMALL * len(xs)
 
 

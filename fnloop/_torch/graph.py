@@ -1,4 +1,4 @@
-"""From a Python function to one graph of tensor operations, and from there to machine code."""
+"""Trace a Python function into one FX graph, transform it, and compile it."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _aten: Any = torch.ops.aten
 DATA_DEPENDENT = (DataDependentOutputException,)
 DYNAMIC_SHAPE = (DynamicOutputShapeException,)
 NO_META = (UnsupportedOperatorException,)
-"""What an operation raises that cannot be recorded."""
+"""What an operation raises that cannot be traced with fake tensors."""
 
 Runnable = Callable[[list[Tensor]], Sequence[Any]]
-"""From a list of tensors, which it may empty, to the results."""
+"""A function from a list of tensors, which it may empty, to the results."""
 
 
 def fake_mode() -> FakeTensorMode:
-    """A mode in which tensors have shapes, dtypes and devices, and no values.
+    """A mode for fake tensors, which have shapes, dtypes and devices but no values.
 
-    Real tensors that a function brings along (class weights, a mask) become constants.
+    Real tensors that a function closes over (class weights, a mask) become constants.
     """
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def without_values(tensors: Sequence[Tensor], mode: FakeTensorMode) -> list[Tensor]:
-    """Tensors of `mode` of the same kinds; no two share memory, whatever the real ones do."""
+    """Fake tensors of the same shapes, strides, dtypes and devices. No two of them share memory."""
     with mode:
         return [
             torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
@@ -51,13 +51,14 @@ def without_values(tensors: Sequence[Tensor], mode: FakeTensorMode) -> list[Tens
 def record(
     function: Callable[..., Any], inputs: Sequence[Tensor], mode: FakeTensorMode, members: int = 1
 ) -> GraphModule:
-    """The operations of ``function(*inputs)``, its backward pass among them, as one graph.
+    """Trace ``function(*inputs)``, including its backward pass, into one graph.
 
     Args:
-        function: Takes tensors, returns a list of tensors.
-        inputs: Of `mode`.
+        function: Takes tensors and returns a list of tensors.
+        inputs: Fake tensors of `mode`.
         mode: From `fake_mode`.
-        members: How many steps are vmapped in one: what is a scalar for each has so many values.
+        members: Number of steps vmapped into one; a scalar of each member is then a tensor of this
+            size.
     """
     with mode, _without_onednn():
         graph = make_fx(
@@ -75,14 +76,14 @@ def record(
 def build(
     graph: GraphModule, inputs: Sequence[Tensor], backend: Any, options: dict[str, Any]
 ) -> Runnable:
-    """Machine code for a graph.
+    """Compile a graph.
 
     Args:
-        graph: From `record`; inputs that it writes to are written to.
-        inputs: The fake ones that it was recorded with.
+        graph: From `record`. It may write to its inputs in place.
+        inputs: The fake tensors that it was traced with.
         backend: ``"inductor"``, the name of another backend of ``torch.compile``, or a function
             ``(graph, inputs) -> function``.
-        options: Of Inductor.
+        options: Options of Inductor; other backends ignore them.
     """
     if backend == "inductor":
         return _inductor(graph, list(inputs), options)
@@ -95,8 +96,8 @@ def build(
 
 
 def inductor() -> Any:
-    """Inductor's module of compilers, imported when it is needed: that takes a second."""
-    with warnings.catch_warnings():  # of what torch itself uses
+    """Inductor's ``compile_fx`` module, imported on first use because that takes a second."""
+    with warnings.catch_warnings():  # torch itself uses deprecated functions
         warnings.simplefilter("ignore", DeprecationWarning)
         from torch._inductor import compile_fx
 
@@ -104,10 +105,10 @@ def inductor() -> Any:
 
 
 def _inductor(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Runnable:
-    """What Inductor builds, called directly.
+    """Compile by Inductor, and return its code without AOTAutograd's wrapper.
 
-    AOTAutograd prepares the graph for it, and puts a wrapper around what it returns, for gradients
-    and for outputs that share memory with inputs: a tenth of a small step's time, for nothing here.
+    The wrapper handles gradients and outputs that alias inputs, which do not occur here; it takes a
+    tenth of a small step's time.
     """
     compiler = inductor()
     built: list[tuple[int, int, Runnable]] = []
@@ -121,7 +122,7 @@ def _inductor(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any])
     from torch._functorch import config
 
     with (
-        config.patch(enable_autograd_cache=False),  # it would keep the wrapper only
+        config.patch(enable_autograd_cache=False),  # a cache hit returns only the wrapper
         _room_for(len(graph.graph.nodes)),
     ):
         wrapped = compiler.compile_fx(graph, inputs, inner_compile=keep, config_patches=options)
@@ -133,7 +134,7 @@ def _inductor(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any])
 
 @contextlib.contextmanager
 def _room_for(nodes: int) -> Generator[None]:
-    """Let Inductor follow a chain of so many nodes (a thousand layers) by recursion."""
+    """Raise the recursion limit: Inductor recurses along chains of nodes (a thousand layers)."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(before + 10 * nodes)
     try:
@@ -144,7 +145,7 @@ def _room_for(nodes: int) -> Generator[None]:
 
 @contextlib.contextmanager
 def _without_onednn() -> Generator[None]:
-    """Record a recurrent layer step by step: the backward of oneDNN's cannot be recorded."""
+    """Disable oneDNN: the backward pass of its recurrent layers cannot be traced."""
     before = torch._C._get_mkldnn_enabled()  # pyright: ignore
     torch._C._set_mkldnn_enabled(False)  # pyright: ignore
     try:
@@ -155,7 +156,7 @@ def _without_onednn() -> Generator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """Keep torch from logging an error that is raised, and explained, anyway."""
+    """Keep torch from logging an error that fnloop raises with its own explanation."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before = log.disabled
     log.disabled = True
@@ -166,25 +167,25 @@ def quiet() -> Generator[None]:
 
 
 def storage_of(tensor: Tensor) -> Any:
-    """Its storage; the same object each time, whose address is ``_cdata``."""
+    """The tensor's storage; its attribute ``_cdata`` is the address of the storage object."""
     return tensor.untyped_storage()
 
 
 users_of: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore
-"""How many tensors (and others) use the storage at an address: `LONE` and one for each view."""
+"""The reference count of the storage at an address: `LONE`, plus one per view."""
 
 _lone = torch.empty(1)
 LONE = users_of(storage_of(_lone)._cdata)
-"""What `users_of` says of a tensor's storage that nothing else shares."""
+"""The result of `users_of` for a storage that only one tensor uses."""
 
 holders_of: Callable[[Tensor], int] = torch.Tensor._use_count  # pyright: ignore
-"""How often PyTorch holds a tensor: once for Python, once for each view of it, and so on."""
+"""PyTorch's reference count of a tensor: one for Python, one per view of it, and so on."""
 
 
 def _addmm(bias: Tensor, x: Tensor, w: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    # A bias is added for nothing by the loop that follows (an activation, say), where the matrix
-    # product of the library first copies it. As a difference, because Inductor would put a sum of a
-    # product and a vector together again.
+    # The library's addmm first copies the bias into the output. Separate, the addition fuses with
+    # the loop that follows (an activation, say). Written as a difference, because Inductor would
+    # fuse a sum back into an addmm.
     if (
         (beta, alpha, bias.ndim) != (1, 1, 1)
         or bias.device.type != "cpu"
@@ -195,12 +196,11 @@ def _addmm(bias: Tensor, x: Tensor, w: Tensor, beta: Any = 1, alpha: Any = 1) ->
 
 
 def _keep_scalars(graph: GraphModule, members: int) -> None:
-    """Have every scalar computed once, before the loop that uses it.
+    """Make Inductor compute every scalar once, before the loop that uses it.
 
-    Inductor puts the computation of a 0-d tensor (a schedule, Adam's bias correction) into the
-    innermost loop of what it is used for, and takes its power once for every sixteen values. A view
-    by `as_strided` makes it keep the result in memory. In a vmapped step, so for the scalars of the
-    members.
+    Inductor inlines the computation of a 0-d tensor (a schedule, Adam's bias correction) into the
+    innermost loop that uses it, and so computes a power for every sixteen values. An `as_strided`
+    view makes it store the result. In a vmapped step, the scalars of the members are stored too.
     """
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not _is_scalar(node, members):
@@ -227,27 +227,27 @@ def _is_scalar(node: Node, members: int) -> bool:
 
 
 def copies(tensors: Sequence[Any]) -> list[Any]:
-    """Copies of what a graph has returned, whose own memory the next call may write over."""
+    """Copy the results of a graph: the next call may overwrite their memory."""
     return [t.clone() if isinstance(t, Tensor) else t for t in tensors]
 
 
 def copy_all(to: list[Tensor], tensors: list[Tensor]) -> None:
-    """Copy tensors to others, by one call: no signal handler of Python comes in between."""
+    """Copy `tensors` into `to` by one call, so that no Python signal handler can interrupt it."""
     torch._foreach_copy_(to, tensors)  # pyright: ignore
 
 
 def read_before_writing(graph: GraphModule, vector: int, cuts: Mapping[int, Any]) -> None:
-    """Make sure that the parts of an input are read before it is written over.
+    """Make sure that views of an input are read before the input is overwritten.
 
-    A vector and the views into it are inputs side by side: code that reads a view is then the same
-    for all layers of a kind, and is compiled once. But a compiler cannot know that they share
-    memory. What the vector's new value is computed from has been read by then; for everything else
-    the view is cut out of the vector itself, which the compiler does know.
+    A vector and its views are separate inputs: code that reads a view is then the same for all
+    layers of a kind, and is compiled once. But the compiler does not know that they alias. Reads
+    that the vector's new value depends on happen before the write. For all other reads, replace the
+    view by an `as_strided` of the vector, an alias that the compiler does know.
 
     Args:
         graph: From `record`.
-        vector: The place of an input that the graph may write to, at its end.
-        cuts: Shape, strides and offset of the views into it, by their places.
+        vector: Index of an input that the graph may overwrite, at its end.
+        cuts: Shape, strides and offset of each view, by the index of its input.
     """
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     writes = [user for user in inputs[vector].users if user.target is _aten.copy_.default]
@@ -276,7 +276,7 @@ def _ancestors(node: Node) -> set[Node]:
 
 
 def _read_by(user: Node, before: set[Node]) -> bool:
-    """Whether `user`, and whatever sees the same memory through it, is in `before`."""
+    """Whether `user`, and every user of an output that aliases its input, is in `before`."""
     if user not in before:
         return False
     schema = getattr(user.target, "_schema", None)
@@ -288,17 +288,18 @@ def _read_by(user: Node, before: set[Node]) -> bool:
 
 
 def take_count(graph: GraphModule, counter: int, output: int) -> int | None:
-    """Take a counter on the CPU out of a graph that may run elsewhere; what it is counted up by.
+    """Remove a counter on the CPU from a graph that may run on another device.
 
-    A CUDA graph has no place for it, and whoever reads it would have to wait.
+    CUDA graphs do not support CPU tensors, and reading a counter on the device would synchronize.
 
     Args:
         graph: From `record`.
-        counter: The place of the input.
-        output: The place of what it has become; there is None there afterwards.
+        counter: Index of the counter among the inputs.
+        output: Index of its new value among the outputs, which becomes None.
 
     Returns:
-        None if the graph does something else than add numbers to it, and is left as it is.
+        The increment; None if the graph does anything but add constants to the counter, and is left
+        unchanged.
     """
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     (end,) = graph.graph.find_nodes(op="output")
@@ -316,7 +317,7 @@ def take_count(graph: GraphModule, counter: int, output: int) -> int | None:
 
 
 def prune(graph: GraphModule) -> list[int]:
-    """Take inputs that nothing reads out of the graph; the places of the others."""
+    """Remove unused inputs from the graph; return the indices of the others."""
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     used = [i for i, node in enumerate(places) if node.users]
     for node in places:
@@ -327,22 +328,28 @@ def prune(graph: GraphModule) -> list[int]:
 
 
 LARGE = 1000
-"""Operations in a graph from which on the function that calls its kernels is not optimised."""
+"""Number of operations from which the function that calls a graph's kernels is not optimized."""
 
 
 def options(device: torch.device, mode: str, operations: int) -> dict[str, Any]:
-    """Inductor's options that suit a training step on `device` of so many operations."""
-    # Shapes and strides need no check in the machine code: a graph is found by them.
+    """Inductor's options for a training step.
+
+    Args:
+        device: The device of the step.
+        mode: ``"max-autotune"`` benchmarks kernels; any other value does not.
+        operations: Number of operations in the graph.
+    """
+    # No runtime checks of shapes and strides: graphs are looked up by them.
     options: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False}
     if mode == "max-autotune":
         options["max_autotune"] = True
     if device.type == "cuda":
         return {**options, "triton.cudagraphs": True}  # one launch for all kernels
-    # One call into C++ for the whole graph, in place of Python between the kernels; and a loop goes
-    # to several threads only where it takes longer than waking them.
+    # One C++ function calls all kernels, without Python in between. Only loops that take longer
+    # than waking threads are parallelized.
     options = {**options, "cpp_wrapper": True, "cpp.min_chunk_size": 16384}
     if operations >= LARGE:
-        # Optimising that one long function takes a compiler minutes, and saves no time that shows.
+        # Optimizing that long function takes minutes to compile, without a measurable gain.
         options["cpp_wrapper_build_separate"] = True
         options["aot_inductor.compile_wrapper_opt_level"] = "O0"
     return options

@@ -1,4 +1,4 @@
-"""Random numbers for many members at once: each member's are those that it draws alone."""
+"""Random numbers under vmap: each member draws the same numbers as it would alone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _peek: Any = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
 
 
 def drawing(seeds: Sequence[int], device: torch.device) -> Any:
-    """Within the block, torch's generators start from a seed; from one each for several members.
+    """A context manager that seeds torch's generators, with one seed per member.
 
-    Several members are a leading dimension of every tensor that is drawn.
+    With several members, every tensor that is drawn has a leading dimension for them.
     """
     if len(seeds) == 1:
         return seeded(seeds[0], device)
@@ -28,7 +28,7 @@ def drawing(seeds: Sequence[int], device: torch.device) -> Any:
 
 
 class MemberDraws(TorchDispatchMode):
-    """Draws member by member what ``vmap`` draws at once."""
+    """A dispatch mode that splits the batched draws of ``vmap`` into one draw per member."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class MemberDraws(TorchDispatchMode):
         self._guard = seeded(0, device)
         self._generators = generators(device)
         self._states = [_states(self._generators, seed) for seed in seeds]
-        self._turn = -1  # the member that drew a permutation last
+        self._turn = -1  # the last member that drew a permutation
 
     def __enter__(self) -> Any:
         self._guard.__enter__()
@@ -55,10 +55,10 @@ class MemberDraws(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         n = len(self._states)
-        if func.overloadpacket is _aten.randperm:  # `vmap` asks for one member after the other
+        if func.overloadpacket is _aten.randperm:  # vmap calls it once per member
             self._turn = (self._turn + 1) % n
             return self._as_member(self._turn, functools.partial(func, *args, **kwargs))
-        if func.overloadpacket is _aten.multinomial:  # and here for the rows of all
+        if func.overloadpacket is _aten.multinomial:  # vmap concatenates the members' rows
             draws = [functools.partial(func, p, *args[1:], **kwargs) for p in args[0].chunk(n)]
             return torch.cat([self._as_member(i, draw) for i, draw in enumerate(draws)])
         parts = [
@@ -66,7 +66,7 @@ class MemberDraws(TorchDispatchMode):
             for i in range(n)
         ]
         if func.overloadpacket.__name__.endswith("_"):
-            return args[0]  # each member has written to its part of it
+            return args[0]  # each member has filled its part in place
         return torch.stack(parts) if isinstance(parts[0], Tensor) else parts[0]
 
     def _as_member(self, i: int, draw: Callable[[], Any]) -> Any:
@@ -78,7 +78,7 @@ class MemberDraws(TorchDispatchMode):
 
 
 def _part(argument: Any, i: int, n: int) -> Any:
-    """A member's part of an argument: of a tensor with a leading dimension, or of a size."""
+    """Member `i`'s part of an argument: index a batched tensor, or drop `n` from a size."""
     if isinstance(argument, Tensor):
         return argument[i] if argument.ndim and argument.shape[0] == n else argument
     if isinstance(argument, (list, tuple)) and argument and argument[0] == n:

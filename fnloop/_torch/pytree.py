@@ -1,4 +1,4 @@
-"""Register a class as a pytree node in optree and in torch at once."""
+"""Register a class as a pytree node in both optree and torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import optree
 import torch.utils._pytree as torch_pytree
 
-# torch.func only sees classes that are registered with torch, and optree only those that are
-# registered with optree. Its global namespace makes `optree.tree_map(f, state)` work as it is.
+# torch.func uses torch's registry. optree has its own; in its global namespace, no namespace
+# argument is needed: optree.tree_map(f, state).
 _registry: Any = sys.modules["optree.registry"]
 _GLOBAL_NAMESPACE: Any = _registry.__dict__["__GLOBAL_NAMESPACE"]
 
@@ -20,9 +20,9 @@ def register(
     fields: tuple[str, ...],
     children: Callable[[Any], tuple[Any, ...]],
     static: Callable[[Any], tuple[Any, ...]],
-    build: Callable[[tuple[Any, ...], tuple[Any, ...]], Any],
+    build: Callable[[tuple[Any, ...], Iterable[Any]], Any],
 ) -> None:
-    """Make `cls` a node with children named `fields` and metadata ``static(obj)``."""
+    """Register `cls` as a node with children named `fields` and metadata ``static(obj)``."""
     register_node(cls, children, static, build, lambda obj: fields, optree.GetAttrEntry)
 
 
@@ -34,19 +34,19 @@ def register_node(
     entries: Callable[[Any], tuple[Any, ...]],
     entry_type: Any = optree.MappingEntry,
 ) -> None:
-    """Make `cls` a node.
+    """Register `cls` as a node.
 
-    ``None`` is no leaf: optree takes it for an empty node, and torch is told of the other children
-    only.
+    ``None`` is not a leaf: optree treats it as an empty node, and torch sees only the other
+    children.
 
     Args:
         cls: The class.
-        children: Of an object.
-        static: What else an object is made of; it must compare and hash.
-        build: From ``static(obj)`` and children to an object; without checks, since
-            transformations put placeholders where the leaves were.
-        entries: The names of the children.
-        entry_type: How optree reaches a child by its name.
+        children: Returns the children of an object.
+        static: Returns the metadata of an object, which must be comparable and hashable.
+        build: Makes an object from ``static(obj)`` and children. It must not check them, since
+            transformations put placeholders in place of leaves.
+        entries: Returns the names of the children.
+        entry_type: optree's way to access a child by its name.
     """
     register_in_optree: Any = optree.register_pytree_node
     register_in_torch: Any = torch_pytree.register_pytree_node

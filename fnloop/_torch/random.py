@@ -1,4 +1,4 @@
-"""Seed torch's own generators for a block, and put their state back."""
+"""Seed torch's global generators inside a block, and restore their state afterwards."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _LOCK = threading.RLock()
 
 
 class seeded:
-    """Within the block, torch's generators for the CPU and for `device` start from `seed`.
+    """A context manager that seeds torch's generators for the CPU and for `device`.
 
-    The generators belong to the whole process, so one thread at a time is inside a block: data that
-    is drawn ahead by another thread must not disturb a step, nor the step the data.
+    The generators are global to the process, so a lock lets in one thread at a time: a thread that
+    draws data ahead and a training step must not disturb each other.
 
-    A hand-written context manager: ``torch.random.fork_rng`` costs 145 us, this 3 us.
+    It takes 3 us; ``torch.random.fork_rng`` takes 145 us.
     """
 
     __slots__ = ("_other", "_saved", "_saved_other", "_seed")
@@ -46,7 +46,7 @@ class seeded:
 
 
 def generators(device: torch.device) -> list[torch.Generator]:
-    """torch's generators that `seeded` seeds: the CPU's, and that of `device`."""
+    """The generators that `seeded` seeds: those of the CPU and of `device`."""
     return [_CPU] if device.type == "cpu" else [_CPU, _of(device)]
 
 

@@ -1,4 +1,4 @@
-"""Whether tensors have values that may be looked at: the one place that knows."""
+"""Detect transforms and traces, inside which Python must not read tensor values."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _here = _Local()
 def opaque() -> bool:
     """True inside ``torch.func`` transforms and `fl.compile`.
 
-    There, Python may not look at a tensor's value, and kernels that write in place or that have
-    no batching rule may not be used.
+    There, Python must not read a tensor's value, and kernels that work in place or have no batching
+    rule must not be used.
     """
     return _here.recording is not None or _peek() is not None
 
@@ -37,13 +37,17 @@ def transformed() -> bool:
 
 
 def recording() -> Any:
-    """What `recording_into` was given, inside its block in this thread; else None."""
+    """The argument of the enclosing `recording_into` in this thread; None outside of one."""
     return _here.recording
 
 
 @contextlib.contextmanager
 def recording_into(about: Any) -> Generator[None]:
-    """In this block a step is recorded for `fl.compile`, not run."""
+    """A context manager inside which a step is traced for `fl.compile`, not run.
+
+    Args:
+        about: The trace, which `recording` returns inside the block.
+    """
     before = _here.recording
     _here.recording = about
     try:
@@ -53,13 +57,17 @@ def recording_into(about: Any) -> Generator[None]:
 
 
 def host_values(a: Tensor, b: Tensor) -> list[tuple[int, int]]:
-    """The integers in two CPU tensors, also where ``vmap`` or ``grad`` wraps them; one a member."""
+    """The integers in two CPU tensors, one pair per member, also under ``vmap`` and ``grad``.
+
+    Raises:
+        NotImplementedError: They are under two nested vmaps.
+    """
     a, b = unwrapped(a), unwrapped(b)
     if not a.ndim and not b.ndim:
         return [(a.item(), b.item())]  # type: ignore[list-item]
     if a.ndim > 1 or b.ndim > 1:
         raise NotImplementedError(
-            "Random numbers under vmap in vmap are not supported: map over all members at once, "
+            "Random numbers under nested vmaps are not supported: use one vmap over all members, "
             "with one leading dimension."
         )
     a, b = torch.broadcast_tensors(a.reshape(-1), b.reshape(-1))
@@ -67,7 +75,7 @@ def host_values(a: Tensor, b: Tensor) -> list[tuple[int, int]]:
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
-    """The tensor inside the wrappers of ``vmap`` and ``grad``; a member's is that of all."""
+    """Remove the wrappers of ``vmap`` and ``grad``; under vmap, the result holds all members."""
     while _is_wrapped(tensor):
         tensor = _unwrapped(tensor)
     return tensor

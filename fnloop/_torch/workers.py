@@ -1,4 +1,4 @@
-"""A ``DataLoader`` with another dataset or sampler, and what its workers see of it."""
+"""Replace parts of a ``DataLoader``, and the dataset that its workers see."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.utils.data._utils import worker
 
 
 def with_parts(loader: Any, **parts: Any) -> Any:
-    """A copy that shares everything with `loader` but `parts` and running workers.
+    """A shallow copy of `loader` with some attributes replaced, without its running workers.
 
-    A loader refuses that its dataset or sampler is set once it is built.
+    A ``DataLoader`` itself does not allow setting its dataset or sampler after construction.
     """
     copied = copy.copy(loader)
     vars(copied).update(parts, _iterator=None)
@@ -20,7 +20,7 @@ def with_parts(loader: Any, **parts: Any) -> Any:
 
 
 def show_dataset(dataset: Any) -> None:
-    """In a worker: let ``get_worker_info().dataset`` be `dataset`, whichever the loader has."""
+    """Inside a worker process, make ``get_worker_info().dataset`` return `dataset`."""
     info: Any = get_worker_info()
     if info is None:
         return
