@@ -27,7 +27,6 @@ from fnloop.cli.settings import Settings
 from fnloop.cli.source import build, load_function, parameters
 from fnloop.loop.fit import fit
 from fnloop.loop.history import History
-from fnloop.store.checkpoint import checkpoint
 from fnloop.store.folders import best, target_of
 from fnloop.store.load import load
 from fnloop.store.manifest import MANIFEST, read_manifest
@@ -147,9 +146,9 @@ def _train(job: Job) -> int:
 
 def _is_saved(state: State, job: Job) -> bool:
     """Whether the last state is on the disk, if that was asked for."""
-    wanted = [e for e in effects_of(job.recipe) if isinstance(e, checkpoint) and e.last]
+    folders = [e.saves_to for e in effects_of(job.recipe) if e.saves_last and e.saves_to]
     count = Cursor.of(state.cursor).count
-    places = [target_of(effect.folder, count) for effect in wanted]
+    places = [target_of(folder, count) for folder in folders]
     return count == 0 or all((place / MANIFEST).is_file() for place in places)
 
 

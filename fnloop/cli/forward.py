@@ -17,10 +17,8 @@ from fnloop.cli.runs import checkpoint_folders, told
 from fnloop.data.bundle import Data
 from fnloop.data.sources import Source
 from fnloop.loop.callbacks import sort
-from fnloop.loop.every import Every
 from fnloop.loop.progress import progress
 from fnloop.loop.run import run
-from fnloop.loop.validate import validate
 from fnloop.replays.replay import Replay, replay
 from fnloop.stages.base import Callback
 from fnloop.store.checkpoint_errors import CheckpointError
@@ -161,13 +159,9 @@ def reach(recipe: Recipe, source: Source, state: State, number: int | None) -> R
 
 def _that_matter(stages: list[Callback]) -> list[Callback]:
     """Without validation at the end, whose metrics nobody but effects would see."""
-    while stages and _only_validates(stages[-1]):
+    while stages and stages[-1].only_evaluates:
         stages = stages[:-1]
     return stages
-
-
-def _only_validates(stage: Any) -> bool:
-    return isinstance(stage.inner if isinstance(stage, Every) else stage, validate)
 
 
 def _is_finite(value: float) -> bool:

@@ -14,7 +14,6 @@ from fnloop.cli.messages import Problem, shown, usage
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.source import build, load_function
 from fnloop.effects.effect import Effect
-from fnloop.store.checkpoint import checkpoint
 from fnloop.store.folders import best, latest, listing
 from fnloop.store.load import load
 from fnloop.store.manifest import MANIFEST, read_manifest
@@ -132,7 +131,7 @@ def folder_of(recipe: Recipe) -> Path | None:
     """The folder of the run that a recipe describes."""
     if recipe.folder is not None:
         return Path(recipe.folder)
-    return next((e.folder for e in effects_of(recipe) if isinstance(e, checkpoint)), None)
+    return next((e.saves_to for e in effects_of(recipe) if e.saves_to is not None), None)
 
 
 def checkpoint_folders(run: Path | None, recipe: Recipe | None = None) -> list[Path]:
@@ -141,7 +140,7 @@ def checkpoint_folders(run: Path | None, recipe: Recipe | None = None) -> list[P
     found = [path for path in [*([run] if run else []), *inside] if listing(path)]
     if found or recipe is None:
         return found
-    named = [effect.folder for effect in effects_of(recipe) if isinstance(effect, checkpoint)]
+    named = [e.saves_to for e in effects_of(recipe) if e.saves_to is not None]
     return [folder for folder in named if listing(folder)]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fnloop.values.cursor import Cursor
@@ -73,7 +74,9 @@ class Effect:
 
     Attributes:
         name: Under which its memo is kept.
-        closing: Seconds that `close` will take, about: a time limit ends the run so much earlier.
+        closing: Seconds that `close` takes, roughly; a time limit ends the run that much earlier.
+        saves_to: The folder that it saves checkpoints to; None if it saves none.
+        saves_last: Whether it saves the last state of a run there.
 
     >>> import torch, fnloop as fl
     >>> class count(fl.Effect):
@@ -91,6 +94,8 @@ class Effect:
 
     name: str = "effect"
     closing: float = 0.0
+    saves_to: Path | None = None
+    saves_last: bool = False
 
     def open(self, run: Run) -> None:
         """Called before the first step; the place to find out that a folder cannot be written."""
@@ -112,6 +117,9 @@ class Effect:
 
     def recall(self, memo: Any) -> None:
         """Given back what `memo` returned, when a run is resumed; called before `open`."""
+
+    def note_damaged(self, paths: Collection[Path]) -> None:
+        """Told which checkpoints resuming found damaged and skipped; called before `recall`."""
 
 
 class effect(Effect):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, overload
 
 import torch
@@ -37,6 +38,10 @@ class Every(Callback):
 
     def init(self, state: State, metrics: Metrics) -> State:  # type: ignore[override]
         return super().init(self.inner.init(state, metrics), metrics)
+
+    @property
+    def only_evaluates(self) -> bool:  # type: ignore[override]  # pyright: ignore
+        return self.inner.only_evaluates
 
     def needs(self) -> tuple[str, ...]:
         return self.inner.needs()
@@ -85,6 +90,14 @@ class EveryEffect(Effect):
     def closing(self) -> float:  # type: ignore[override]  # pyright: ignore
         return self.inner.closing
 
+    @property
+    def saves_to(self) -> Path | None:  # type: ignore[override]  # pyright: ignore
+        return self.inner.saves_to
+
+    @property
+    def saves_last(self) -> bool:  # type: ignore[override]  # pyright: ignore
+        return self.inner.saves_last
+
     def open(self, run: Run) -> None:
         self._parts, self._run = [], run
         self.inner.open(run)
@@ -107,6 +120,9 @@ class EveryEffect(Effect):
 
     def recall(self, memo: Any) -> None:
         self.inner.recall(memo)
+
+    def note_damaged(self, paths: Collection[Path]) -> None:
+        self.inner.note_damaged(paths)
 
 
 @overload

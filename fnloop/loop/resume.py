@@ -15,7 +15,6 @@ from fnloop.data.resumed import resumed_index
 from fnloop.data.sources import Source
 from fnloop.effects.effect import Effect, named
 from fnloop.stages.base import Stage
-from fnloop.store.checkpoint import checkpoint
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import as_path, files_for
 from fnloop.store.load import Loaded, load_at
@@ -84,8 +83,8 @@ def resume(
     for path, why in loaded.skipped:
         warnings.warn(f"The checkpoint {path} was skipped: {why}", stacklevel=3)
     effects = [callback for callback in callbacks if isinstance(callback, Effect)]
-    for saving in (effect for effect in effects if isinstance(effect, checkpoint)):
-        saving.damaged = frozenset(path.absolute() for path, _ in loaded.skipped)
+    for effect in effects:
+        effect.note_damaged([path.absolute() for path, _ in loaded.skipped])
     _recall(effects, loaded)
     state, moved = _place(loaded, source)
     changes = [

@@ -49,6 +49,7 @@ class validate(Callback):
 
     label: ClassVar[str] = "validate"
     reads: ClassVar[bool] = False
+    only_evaluates: ClassVar[bool] = True
     fn: Any
     data: Any = static()  # in a `Same`
     name: str = "val"

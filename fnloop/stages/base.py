@@ -218,6 +218,9 @@ class Callback(Stage):
     reads: ClassVar[bool] = True
     """Whether it reads its metrics; if so, `fl.every` merges those between two calls."""
 
+    only_evaluates: ClassVar[bool] = False
+    """Whether it only evaluates data: it adds metrics and changes nothing in the state."""
+
     def needs(self) -> tuple[str, ...]:
         """Names of the metrics that it requires."""
         return ()

@@ -7,7 +7,7 @@ import functools
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from fnloop.store import tensor_file
 from fnloop.store.background import Background
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.commit import discard, prepare, sweep
-from fnloop.store.demand import Demand
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import listing, target_of
 from fnloop.store.manifest import amend, read_manifest
 from fnloop.store.retention import Retention
 from fnloop.store.save import leaves_of, save
+from fnloop.store.save_request import SaveRequest
 from fnloop.store.staging import Staging
 from fnloop.store.topk import TopK
 from fnloop.values.cursor import Cursor, is_due
@@ -89,17 +89,17 @@ class checkpoint(Effect):
             raise ValueError(f"checkpoint: every={every}; expected 1 or more.")
         if keep is not None and (keep < 0 or (keep == 0 and monitor is None)):
             raise ValueError(f"checkpoint: keep={keep}; expected 1 or more, or None for all.")
-        self.folder = as_path(folder)
+        self.folder = self.saves_to = as_path(folder)
         self.files = files or files_for(self.folder)
         self.monitor = monitor
         self.every = every or 1
         self.unit = unit
-        self.last = last
+        self.last = self.saves_last = last
         self.background = background
         self.name = name or (f"checkpoint/{monitor}" if monitor else "checkpoint")
         self._kept = Retention(TopK(keep, mode), keep if monitor is None else int(last))
-        self._demand = Demand()
-        self.damaged: frozenset[Path] = frozenset()  # what a resumed run has told of
+        self._request = SaveRequest()
+        self._damaged: frozenset[Path] = frozenset()
         self._recalled = False
         self._worker: Background | None = None
         self._staging: Staging | None = None
@@ -115,9 +115,9 @@ class checkpoint(Effect):
 
     def open(self, run: Run) -> None:
         """Find out before training that the folder cannot be written."""
-        self.folder = self.folder.absolute()
-        others = [e for e in run.effects if isinstance(e, checkpoint) and e is not self]
-        if any(other.folder.absolute() == self.folder for other in others):
+        self.folder = self.saves_to = self.folder.absolute()
+        folders = [e.saves_to.absolute() for e in run.effects if e.saves_to is not None]
+        if folders.count(self.folder) > 1:
             raise ValueError(
                 f"Two checkpoint effects write to {self.folder}, and would delete each other's "
                 "checkpoints; give each a folder of its own."
@@ -132,12 +132,12 @@ class checkpoint(Effect):
         on_disk = listing(self.folder, self.files)
         now = Cursor.of(run.state.cursor).count
         self._kept = self._kept.only({count for count in on_disk if count <= now})
-        later = [count for count, path in on_disk.items() if path not in self.damaged]
+        later = [count for count, path in on_disk.items() if path not in self._damaged]
         if self._recalled:
             self._adopt(run, {count: on_disk[count] for count in later if count <= now})
         self._worker = Background() if self.background else None
         self._staging = None
-        self._demand.listen()
+        self._request.listen()
         if later and max(later) > now:
             warnings.warn(
                 f"checkpoint: {self.folder} holds a checkpoint of step {max(later)}, and this "
@@ -153,20 +153,20 @@ class checkpoint(Effect):
         cursor = Cursor.of(state.cursor)
         due = is_due(self.every, self.unit, cursor)
         score = self._score(metrics) if self.monitor else None
-        demanded = self._demand.taken()
-        if self._kept.add(cursor.count, score, due, demanded) is not None:
+        requested = self._request.taken()
+        if self._kept.add(cursor.count, score, due, requested) is not None:
             if self._worker is None:
-                self._tell(_failures(self._job(state, score, due, demanded, "running")))
+                self._tell(_failures(self._job(state, score, due, requested, "running")))
                 return
             if may_be_overwritten(state):  # the next step may write over it
                 self._staging = self._staging or Staging()
                 self._worker.wait()  # then the memory of the last copy is free
                 state = self._staging.copy(state)
-            self._worker.do(self._job(state, score, due, demanded, "running"))
+            self._worker.do(self._job(state, score, due, requested, "running"))
 
     def close(self, status: str) -> None:
         """Save the last state too, and note in its manifest how the run ended."""
-        self._demand.stop_listening()
+        self._request.stop_listening()
         run = self._run
         if run is None:
             return
@@ -193,6 +193,9 @@ class checkpoint(Effect):
             )
         self._kept = self._kept.recall(memo, same)
         self._recalled = True
+
+    def note_damaged(self, paths: Collection[Path]) -> None:
+        self._damaged = frozenset(paths)
 
     def _adopt(self, run: Run, on_disk: Mapping[int, Path]) -> None:
         """Take over what this effect saved after the checkpoint that is resumed from was.
@@ -229,15 +232,15 @@ class checkpoint(Effect):
                 amend(place, self.files, status=status, memos=run.memos())
                 self._delete()
             else:
-                demanded = status == "interrupted"
+                requested = status == "interrupted"
                 score = self._score(self._metrics)
-                self._job(run.state, score, self.last, demanded, status)()
+                self._job(run.state, score, self.last, requested, status)()
         except Exception as error:  # a full disk, or a state that a failed step has consumed
             self._warned = False
             self._warn(f"{error}. {lost}")
 
     def _job(
-        self, state: State, score: float | None, due: bool, demanded: bool, status: str
+        self, state: State, score: float | None, due: bool, requested: bool, status: str
     ) -> Callable[[], None]:
         """What is to be saved, as it is now; it is written when the job is called."""
         run = self._run
@@ -247,7 +250,7 @@ class checkpoint(Effect):
         return functools.partial(
             self._consider,
             state,
-            (score, due, demanded),
+            (score, due, requested),
             own,
             memos=memos,
             metrics=numbers(self._metrics),

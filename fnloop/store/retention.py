@@ -32,7 +32,7 @@ class Retention:
     unneeded: tuple[int, ...] = ()
 
     def add(
-        self, count: int, score: float | None, due: bool, demanded: bool = False
+        self, count: int, score: float | None, due: bool, requested: bool = False
     ) -> Retention | None:
         """What is kept once the state at `count` is saved; None if it need not be saved.
 
@@ -40,14 +40,14 @@ class Retention:
             count: Batches drawn.
             score: The monitored metric, if it was reported.
             due: Whether it is time for one of the newest.
-            demanded: Whether somebody asks for it now, whatever the settings.
+            requested: Whether somebody asks for it now, whatever the settings.
         """
         top = self.top if score is None else self.top.add(count, score)
-        if top is self.top and not demanded and not (due and self.newest != 0):
+        if top is self.top and not requested and not (due and self.newest != 0):
             return None
         recent = self.recent
-        if demanded and self.newest == 0:
-            recent = (count,)  # until the next that is demanded
+        if requested and self.newest == 0:
+            recent = (count,)  # until the next that is requested
         elif self.newest != 0:
             recent = _last(self.newest, (*recent, count))
         return dataclasses.replace(self, top=top, recent=recent)._without(self.counts)
@@ -94,7 +94,7 @@ class Retention:
         top = dataclasses.replace(self.top, entries=())
         for count, score in best.items() if same_monitor else ():
             top = top.add(count, score)
-        # Without `last` at most one that was demanded: perhaps it is what the run goes on from.
+        # Without `last` at most one that was requested: perhaps it is what the run goes on from.
         newest = 1 if self.newest == 0 else self.newest
         kept = dataclasses.replace(self, top=top, recent=_last(newest, tuple(recent)))
         return kept._without(known | best.keys() if same_monitor else known - best.keys())

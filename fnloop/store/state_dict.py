@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, empty_like
 
 from fnloop.store.checkpoint_errors import CheckpointError
-from fnloop.store.foreign import read_weights
+from fnloop.store.external_weights import read_weights
 from fnloop.store.fresh import refreshed
 from fnloop.trees.equal import table, tree_equal
 from fnloop.trees.show import short

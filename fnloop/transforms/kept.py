@@ -28,9 +28,9 @@ class Kept:
         inputs: What a graph takes: all storages and single tensors, then the parameters by name.
     """
 
-    __slots__ = ("_foreign", "_parts", "_watch", "inputs", "plan", "units")
+    __slots__ = ("_parts", "_read_only", "_watch", "inputs", "plan", "units")
 
-    def __init__(self, plan: Plan, units: list[Unit], foreign: Set[int]) -> None:
+    def __init__(self, plan: Plan, units: list[Unit], read_only: Set[int]) -> None:
         self.plan = plan
         self.units = units
         self.inputs: list[Tensor] = []
@@ -40,7 +40,7 @@ class Kept:
         self.inputs += params.peek()
         self._parts: list[Any] = []
         self._watch: _Watch | None = None
-        self._foreign = foreign  # single tensors that no step has made: not to be written to
+        self._read_only = read_only  # single tensors that no step has made: not to be written to
 
     @classmethod
     def of(cls, state: State, plans: Plans) -> Kept:
@@ -56,15 +56,15 @@ class Kept:
             state = plan.build(state, filled)
             plan = plans.of(state)
             units = plan.flatten(state)
-        foreign: set[int] = set()
+        read_only: set[int] = set()
         for i, (unit, place) in enumerate(zip(units, plan.places, strict=True)):
             if isinstance(unit, Tensors):
                 if unit.layout is not place.layout:
                     units[i] = _moved(unit, place.layout)
                     same = False
             else:
-                foreign.add(place.start)
-        new = cls(plan, units, foreign)
+                read_only.add(place.start)
+        new = cls(plan, units, read_only)
         if same:
             new._belong(state)
         return new
@@ -104,7 +104,7 @@ class Kept:
             self._fill(state)
         if self._watch is None or self._watch.written is not written:
             self._watch = _Watch(self, state, written)
-        seen = self._watch.seen(state) | (written & (self._foreign | self.plan.guarded))
+        seen = self._watch.seen(state) | (written & (self._read_only | self.plan.guarded))
         if not seen:
             return self
         kept = self._with_copies(seen)
@@ -154,20 +154,20 @@ class Kept:
             storages = [new.get(k, old[k - place.start]) for k in range(place.start, place.stop)]
             units[i] = Tensors.of(place.layout, storages)
             units[i].owned = len(changed) == len(storages) or unit.owned  # type: ignore[union-attr]
-        return Kept(self.plan, units, self._foreign - new.keys())
+        return Kept(self.plan, units, self._read_only - new.keys())
 
     def _with_copies(self, seen: Iterable[int]) -> Kept:
         """The same memory with copies of some tensors; of named ones, of all together."""
         copied = {self.plan.place_of(i) for i in seen}
         units = list(self.units)
-        foreign = set(self._foreign)
+        read_only = set(self._read_only)
         for i in copied:
             unit = units[i]
             units[i] = unit.clone()
             if isinstance(unit, Tensors):
                 units[i].owned = True  # type: ignore[union-attr]
-            foreign.discard(self.plan.places[i].start)
-        return Kept(self.plan, units, foreign)
+            read_only.discard(self.plan.places[i].start)
+        return Kept(self.plan, units, read_only)
 
 
 def _moved(unit: Tensors, layout: Any) -> Tensors:

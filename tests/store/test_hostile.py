@@ -531,7 +531,7 @@ def test_nothing_that_reads_checkpoints_can_run_or_import_what_is_in_them(file):
         ):
             node.body[0] = ast.Pass()
     found = set(BANNED.findall(ast.unparse(tree)))  # which drops comments
-    if file.name in ("state_dict.py", "foreign.py"):  # weights of others, and weights only
+    if file.name in ("state_dict.py", "external_weights.py"):  # weights of others, and weights only
         calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
         loads = [call for call in calls if ast.unparse(call.func) == "torch.load"]
         assert all("weights_only=True" in ast.unparse(call) for call in loads)

@@ -44,11 +44,11 @@ def test_what_need_not_be_saved_is_nothing():
     assert kept.add(2, None, due=True) is None
 
 
-def test_what_is_demanded_is_kept_until_the_next():
-    kept = Retention(TopK(1), 0).add(1, 1.0, due=False).add(2, None, due=False, demanded=True)
+def test_what_is_requested_is_kept_until_the_next():
+    kept = Retention(TopK(1), 0).add(1, 1.0, due=False).add(2, None, due=False, requested=True)
     assert kept.counts == {1, 2}
     assert kept.add(3, 0.5, due=False).counts == {2, 3}
-    assert kept.add(3, None, due=False, demanded=True).counts == {1, 3}
+    assert kept.add(3, None, due=False, requested=True).counts == {1, 3}
 
 
 def test_a_memo_brings_it_back():
@@ -66,7 +66,7 @@ def test_with_another_monitor_the_best_so_far_are_left_alone():
     assert (again.top.counts, again.recent, again.unneeded) == ((), (3,), (2,))
 
 
-def test_what_was_demanded_outlives_the_resume_from_it():
-    kept = Retention(TopK(1), 0).add(1, 1.0, due=False).add(2, None, due=False, demanded=True)
+def test_what_was_requested_outlives_the_resume_from_it():
+    kept = Retention(TopK(1), 0).add(1, 1.0, due=False).add(2, None, due=False, requested=True)
     again = Retention(TopK(1), 0).recall(kept.memo(), same_monitor=True)
     assert again == kept and again.unneeded == ()

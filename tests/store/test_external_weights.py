@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fnloop.store.checkpoint_errors import CheckpointError
-from fnloop.store.foreign import read_weights
+from fnloop.store.external_weights import read_weights
 
 
 class Evil:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fnloop as fl
-from fnloop.store.demand import Demand
+from fnloop.store.save_request import SaveRequest
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
 
@@ -17,11 +17,11 @@ def press():
 
 def test_the_signal_is_noted_once_and_given_back():
     before = signal.getsignal(signal.SIGUSR1)
-    demand = Demand()
-    demand.listen()
+    request = SaveRequest()
+    request.listen()
     press()
-    assert (demand.taken(), demand.taken()) == (True, False)
-    demand.stop_listening()
+    assert (request.taken(), request.taken()) == (True, False)
+    request.stop_listening()
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
@@ -29,7 +29,7 @@ def test_whoever_listened_before_hears_it_too():
     heard = []
     before = signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
     try:
-        one, two = Demand(), Demand()
+        one, two = SaveRequest(), SaveRequest()
         one.listen()
         two.listen()
         press()
@@ -43,8 +43,8 @@ def test_whoever_listened_before_hears_it_too():
 
 
 def test_in_another_thread_nothing_is_taken_over():
-    before, demand = signal.getsignal(signal.SIGUSR1), Demand()
-    thread = threading.Thread(target=demand.listen)
+    before, request = signal.getsignal(signal.SIGUSR1), SaveRequest()
+    thread = threading.Thread(target=request.listen)
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGUSR1) is before

@@ -13,7 +13,7 @@ _log = logging.getLogger("fnloop")
 _SIGNAL: Any = getattr(signal, "SIGUSR1", None)  # Windows has none
 
 
-class Demand:
+class SaveRequest:
     """Notes the signal, and passes it on to whoever listened before.
 
     Only the main thread can listen; elsewhere nothing changes.
