@@ -1,4 +1,4 @@
-"""Metrics: functions from predictions and targets to monoids."""
+"""Metrics: functions of predictions and targets that return mergeable values."""
 
 from fnloop.metrics.accuracies import accuracy as accuracy
 from fnloop.metrics.accuracies import top_k_accuracy as top_k_accuracy

@@ -1,4 +1,4 @@
-"""The fraction of right predictions."""
+"""The fraction of correct predictions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fnloop.values.metrics import Mean
 
 
 def accuracy(logits: Tensor, targets: Tensor, ignore_index: int | None = None) -> Mean:
-    """The fraction of targets that have the largest logit (if binary: a logit of the right sign).
+    """The fraction of targets whose logit is the largest, or has the right sign if binary.
 
     Args:
-        logits: float[N, C, ...], as for ``cross_entropy``; float[N, ...] if binary, one logit each
-            (several labels per example count one by one); or predicted labels, int64[N, ...].
-        targets: int64[N, ...]; binary ones may be bool or float.
-        ignore_index: A target that does not count, such as -100 for padding.
+        logits: float[N, C, ...], as for ``cross_entropy``; float[N, ...] for binary targets (each
+            label of a multi-label example counts separately); or predicted labels, int64[N, ...].
+        targets: int64[N, ...]; binary targets may be bool or float.
+        ignore_index: Targets of this value are ignored, such as -100 for padding.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: The shapes do not match.
 
     >>> float(accuracy(torch.tensor([[0.1, 2.0], [1.0, -1.0]]), torch.tensor([1, 1])))
     0.5
@@ -31,16 +31,16 @@ def accuracy(logits: Tensor, targets: Tensor, ignore_index: int | None = None) -
 def top_k_accuracy(
     logits: Tensor, targets: Tensor, k: int = 5, ignore_index: int | None = None
 ) -> Mean:
-    """The fraction of targets that are among the `k` largest logits.
+    """The fraction of targets whose logit is among the `k` largest.
 
     Args:
         logits: float[N, C, ...], as for ``cross_entropy``.
         targets: int64[N, ...].
         k: From 1 to C.
-        ignore_index: A target that does not count, such as -100 for padding.
+        ignore_index: Targets of this value are ignored, such as -100 for padding.
 
     Raises:
-        ValueError: If the shapes do not fit, or `k` is out of range.
+        ValueError: The shapes do not match, or `k` is out of range.
 
     >>> logits = torch.tensor([[0.1, 0.2, 0.3], [3.0, 2.0, 1.0]])
     >>> float(top_k_accuracy(logits, torch.tensor([1, 2]), k=2))

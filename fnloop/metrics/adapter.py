@@ -1,4 +1,4 @@
-"""torchmetrics as monoids."""
+"""Adapter for metrics of torchmetrics."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from fnloop.values.metrics import Metric
 
 
 class _Template:
-    """A torchmetrics object that lends its functions; it is compared by identity.
+    """A private copy of a torchmetrics object, compared by identity.
 
-    (The object itself can be no static field: its ``==`` builds another metric.)
+    The object itself cannot be a static field, because its ``==`` builds a new metric.
     """
 
     def __init__(self, metric: Any) -> None:
         self.metric = copy.deepcopy(metric)
         self.metric.reset()
         self.lock = threading.RLock()
-        # A state is folded where its reduction says how; else (lists, raw tensors) parts are kept.
+        # A state with a reduction is merged by it. For others (lists, raw tensors, concatenations)
+        # the parts are kept.
         self.folded: dict[str, Callable[..., Any]] = {}
         for name, reduction in self.metric._reductions.items():
             kind = getattr(reduction, "__name__", "")
@@ -41,10 +42,10 @@ class Torchmetric(Metric):
     """The state of a torchmetrics metric after some updates; see `fl.metrics.from_torchmetrics`.
 
     Attributes:
-        folded: States that are reduced when they are merged, by name.
-        parts: All other states: for each update that has some, its tensors.
-        updates: float64[]; how many updates it stands for.
-        part_updates: The same for each of `parts`: 1, or 0 if that update was skipped.
+        folded: States that are reduced when merged, by name.
+        parts: All other states by name, one dict per update.
+        updates: float64[]; number of updates.
+        part_updates: For each of `parts`, float64[]: 1, or 0 if that update was skipped.
     """
 
     reduction: ClassVar[str] = "merge"
@@ -98,20 +99,20 @@ class Torchmetric(Metric):
 
 
 def from_torchmetrics(metric: Any) -> Callable[..., Torchmetric]:
-    """Make a torchmetrics metric a function that gives a monoid, as `fl.metrics.accuracy` does.
+    """Make a pure metric function, such as `fl.metrics.accuracy`, from a torchmetrics metric.
 
-    Pure: `metric` itself is copied, and never updated. States are merged by the reductions that the
-    metric declares for several processes; so it is right for every metric that is right there. It
-    works eagerly only (not under ``torch.func`` or `fl.compile`).
+    `metric` is copied and never updated. States merge by the reductions that the metric declares
+    for distributed training, so the result is correct for every metric that is correct there. It
+    only works eagerly, not under ``torch.func`` or `fl.compile`.
 
     Args:
-        metric: An instance of a ``torchmetrics.Metric``.
+        metric: An instance of ``torchmetrics.Metric``.
 
     Returns:
-        A function that takes what ``metric.update`` takes.
+        A function with the arguments of ``metric.update``. It returns an `fl.Metric`.
 
     Raises:
-        TypeError: If `metric` is no such instance (a ``MetricCollection`` is not; give each alone).
+        TypeError: `metric` is not such an instance. For a ``MetricCollection``, convert each member.
 
     >>> from torchmetrics import MeanSquaredError
     >>> error = from_torchmetrics(MeanSquaredError())
@@ -139,7 +140,7 @@ def from_torchmetrics(metric: Any) -> Callable[..., Torchmetric]:
                 template.metric.to(device)
             template.metric.reset()
             template.metric.update(*tensors, **named)
-            # Lists are cleared by reset, so they are copied; tensors are replaced.
+            # reset clears lists in place, so copy them; it replaces tensors.
             states: dict[str, Any] = {
                 name: tuple(x) if isinstance(x, list) else x
                 for name, x in template.metric.metric_state.items()
@@ -158,13 +159,13 @@ def _fold(
 ) -> Tensor:
     (x, n), (y, m) = a, b
     if reduction.__name__ == "dim_zero_mean":
-        # torchmetrics weights every process alike; here a part stands for its updates.
+        # torchmetrics weighs all processes equally; here a part weighs its number of updates.
         return (x * n + y * m) / (n + m).clamp(min=1)
     return reduction(torch.stack([x, y.to(x.dtype)]))
 
 
 def _joined(parts: list[dict[str, Any]], metric: Any) -> dict[str, Any]:
-    """The states of all parts as torchmetrics has them after its own synchronisation."""
+    """Join the states of all parts as torchmetrics does when it synchronizes processes."""
     states: dict[str, Any] = {}
     for name in parts[0] if parts else ():
         values = [part[name] for part in parts]

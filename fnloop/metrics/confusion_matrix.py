@@ -1,4 +1,4 @@
-"""The confusion matrix, and what follows from it."""
+"""The confusion matrix, and the scores computed from it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from fnloop.values.metrics import Metric
 
 @tree
 class Confusion(Metric):
-    """How often each class was taken for each.
+    """A confusion matrix of counts.
 
-    Its value is a dict: accuracy, and precision, recall and F1 averaged over the classes that occur
-    (in targets or predictions). A ratio without cases is 0, as in scikit-learn.
+    Its value is a dict: accuracy, and the macro averages of precision, recall and F1 over the
+    classes that occur in targets or predictions. A ratio with denominator 0 is 0, as in
+    scikit-learn.
 
     Attributes:
         matrix: int64[C, C]; rows are targets, columns predictions.
@@ -39,17 +40,17 @@ class Confusion(Metric):
 
     @property
     def precision(self) -> Tensor:
-        """float64[C]: of the predictions of a class, the fraction that is right."""
+        """float64[C]; correct predictions of each class, divided by its predictions."""
         return ratio(self.matrix.diagonal(), self.matrix.sum(0))
 
     @property
     def recall(self) -> Tensor:
-        """float64[C]: of the examples of a class, the fraction that was found."""
+        """float64[C]; correct predictions of each class, divided by its targets."""
         return ratio(self.matrix.diagonal(), self.matrix.sum(1))
 
     @property
     def f1(self) -> Tensor:
-        """float64[C]: the harmonic mean of precision and recall."""
+        """float64[C]; the harmonic mean of precision and recall of each class."""
         return ratio(2 * self.matrix.diagonal(), self.matrix.sum(0) + self.matrix.sum(1))
 
 
@@ -61,11 +62,11 @@ def confusion(
     Args:
         logits: As for `fl.metrics.accuracy`.
         targets: int64[N, ...], each in ``range(classes)`` or `ignore_index`.
-        classes: Number of classes; default as many as there are logits (2 if binary).
-        ignore_index: A target that does not count, such as -100 for padding.
+        classes: Number of classes; default C of the logits, or 2 if binary.
+        ignore_index: Targets of this value are ignored, such as -100 for padding.
 
     Raises:
-        ValueError: If the shapes do not fit, or `classes` is needed.
+        ValueError: The shapes do not match, or `classes` is missing for predicted labels.
 
     >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), classes=2).matrix.tolist()
     [[1, 1], [0, 1]]
@@ -77,5 +78,5 @@ def confusion(
 
 
 def ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """``part / whole``, float64; 0 where there is no case."""
+    """``part / whole`` in float64; 0 where both are 0."""
     return part.double() / torch.clamp(whole, min=1)

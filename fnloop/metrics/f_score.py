@@ -16,12 +16,12 @@ Average: TypeAlias = Literal["macro", "micro", "weighted", "binary"]
 
 @tree
 class F1(Metric):
-    """The harmonic mean of precision and recall, from counts by class.
+    """The harmonic mean of precision and recall, from counts per class.
 
     Attributes:
-        right: int64[C]; right predictions.
-        predictions: int64[C]; predictions.
-        targets: int64[C]; targets.
+        right: int64[C]; number of correct predictions.
+        predictions: int64[C]; number of predictions.
+        targets: int64[C]; number of targets.
         average: See `fl.metrics.f1`.
     """
 
@@ -61,14 +61,15 @@ def f1(
     Args:
         logits: As for `fl.metrics.accuracy`.
         targets: int64[N, ...], each in ``range(classes)`` or `ignore_index`.
-        average: ``"binary"`` (the score of class 1; default if there is one logit each),
-            ``"macro"`` (the mean over the classes that occur; default otherwise), ``"weighted"``
-            (by the number of targets) or ``"micro"`` (over all cases alike).
-        classes: Number of classes; default as many as there are logits (2 if binary).
-        ignore_index: A target that does not count, such as -100 for padding.
+        average: ``"binary"`` (the score of class 1; default for binary logits), ``"macro"`` (the
+            mean over the classes that occur; default otherwise), ``"weighted"`` (the mean weighted
+            by the number of targets) or ``"micro"`` (one score from the counts of all classes).
+        classes: Number of classes; default C of the logits, or 2 if binary.
+        ignore_index: Targets of this value are ignored, such as -100 for padding.
 
     Raises:
-        ValueError: If the shapes do not fit, `classes` is needed, or `average` is not known.
+        ValueError: The shapes do not match, `classes` is missing for predicted labels, `average` is
+            unknown, or it is ``"binary"`` for more than 2 classes.
 
     >>> import torch
     >>> float(f1(torch.tensor([2.0, -1.0, 3.0]), torch.tensor([1, 1, 1])))

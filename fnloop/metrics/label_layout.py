@@ -1,4 +1,4 @@
-"""What logits and targets look like: as in ``torch.nn.functional.cross_entropy``."""
+"""Shapes of logits and targets, as in ``torch.nn.functional.cross_entropy``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def class_dim(logits: Tensor, targets: Tensor) -> int | None:
-    """The dimension of `logits` that holds the classes; None if they are binary, or labels.
+    """The class dimension of `logits`; None for binary logits or predicted labels.
 
     Args:
-        logits: float[N, C, ...] (or float[C]); float[N, ...] if binary, one logit each; or integers
-            of the targets' shape, which are labels already.
-        targets: int64[N, ...] (or int64[]).
+        logits: float[N, C, ...] or float[C]; float[N, ...] if binary; or predicted labels, integers
+            of the targets' shape.
+        targets: int64[N, ...] or int64[].
 
     Raises:
-        ValueError: If the shapes fit none of these, or there is only one class.
+        ValueError: The shapes are none of these, or there is only one class.
     """
     if logits.shape == targets.shape:
         return None
@@ -45,12 +45,16 @@ def predicted(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def true_labels(targets: Tensor) -> Tensor:
-    """Targets as int64; binary ones may be floats."""
+    """Convert targets to int64; float targets are binary, with threshold 0.5."""
     return targets.gt(0.5).long() if targets.is_floating_point() else targets.long()
 
 
 def class_count(logits: Tensor, targets: Tensor, classes: int | None) -> int:
-    """How many classes there are: `classes`, or as many as the logits have."""
+    """The number of classes: `classes` if given, else C of the logits, or 2 if binary.
+
+    Raises:
+        ValueError: `classes` is missing for predicted labels.
+    """
     if classes is not None:
         return classes
     dim = class_dim(logits, targets)
@@ -62,16 +66,16 @@ def class_count(logits: Tensor, targets: Tensor, classes: int | None) -> int:
 
 
 def count(labels: Tensor, classes: int, chosen: Tensor | None) -> Tensor:
-    """int64[classes]: how often each label occurs, where `chosen` (all, if None)."""
+    """Count each label, where the mask `chosen` is true (None means all): int64[classes]."""
     flat = labels.reshape(-1)
     zeros = torch.zeros(classes, dtype=torch.int64, device=labels.device)
     if chosen is None:
         return zeros.index_add(0, flat, torch.ones_like(flat))
-    # Not by indexing with a mask, whose result has a size that the device would have to tell.
+    # No indexing with a mask: the size of its result depends on values, which would synchronize.
     chosen = chosen.reshape(-1)
     return zeros.index_add(0, torch.where(chosen, flat, 0), chosen.long())
 
 
 def kept(labels: Tensor, ignore_index: int | None) -> Tensor | None:
-    """Which targets count; None if all do."""
+    """The mask of targets that are not ignored, bool of their shape; None if all count."""
     return None if ignore_index is None else labels != ignore_index

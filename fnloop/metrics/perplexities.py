@@ -27,13 +27,16 @@ def perplexity(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Per
 def perplexity(
     logits: Tensor | Mean, targets: Tensor | None = None, ignore_index: int = -100
 ) -> Perplexity:
-    """The perplexity of a language model: exact over batches of any size, as the mean is kept.
+    """The perplexity of a language model. Merging batches of different sizes is exact.
 
     Args:
-        logits: float[N, C, ...], as for ``cross_entropy``; or the loss, if that is a `fl.Mean` of
-            the negative log-likelihood over tokens.
+        logits: float[N, C, ...], as for ``cross_entropy``; or the loss as an `fl.Mean` of the
+            negative log-likelihood in nats over tokens.
         targets: int64[N, ...].
-        ignore_index: A target that does not count.
+        ignore_index: Targets of this value are ignored.
+
+    Raises:
+        TypeError: `targets` is missing for logits.
 
     >>> float(perplexity(Mean(torch.tensor(0.0), 7)))
     1.0
@@ -44,7 +47,7 @@ def perplexity(
         return Perplexity(_detached(logits.total), _detached(logits.weight))
     if targets is None:
         raise TypeError("perplexity takes logits and targets, or a Mean.")
-    # Log-softmax is computed in at least single precision.
+    # Compute log-softmax in float32 or wider.
     wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     total = cross_entropy(wide, targets, ignore_index=ignore_index, reduction="sum")
     return Perplexity(total.double(), (targets != ignore_index).sum(dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Errors of numbers: mse, rmse, mae, r2."""
+"""Regression metrics: mse, rmse, mae, r2."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def rmse(predictions: Tensor, targets: Tensor) -> Rmse:
 class R2(Metric):
     """The coefficient of determination.
 
-    Merged by the pairwise update of Chan, Golub & LeVeque (1983), which does not cancel where the
-    targets' mean is large.
+    Merges by the pairwise update of Chan, Golub & LeVeque (1983), which avoids cancellation if the
+    mean of the targets is large.
 
     Attributes:
-        weight: float64[]; examples.
+        weight: float64[]; number of examples.
         mean: float64[...]; mean of the targets.
         spread: float64[...]; sum of the targets' squared deviations from their mean.
         residual: float64[...]; sum of the squared errors.
@@ -112,8 +112,8 @@ class R2(Metric):
 def r2(predictions: Tensor, targets: Tensor) -> R2:
     """The fraction of the targets' variance that is explained; ``sklearn.metrics.r2_score``.
 
-    The mean over the outputs, if there are several. For constant targets it is 1 if all are hit,
-    else 0; for fewer than two examples it is nan.
+    Averaged over several outputs. For constant targets it is 1 if every prediction is exact, else
+    0. For fewer than two examples it is nan.
 
     Args:
         predictions: float[N, ...].
@@ -134,11 +134,11 @@ def r2(predictions: Tensor, targets: Tensor) -> R2:
 
 
 def _difference(predictions: Tensor, targets: Tensor) -> Tensor:
-    """float64; computed in that precision, so that large numbers do not cancel."""
+    """``predictions - targets``, computed in float64 to avoid cancellation of large numbers."""
     if predictions.shape != targets.shape:
         raise ValueError(
             f"Predictions of shape {tuple(predictions.shape)} and targets of shape "
-            f"{tuple(targets.shape)} differ, and broadcasting would compare each with each. Usual "
-            "cause: a last dimension of 1; use predictions.squeeze(-1)."
+            f"{tuple(targets.shape)} differ, and broadcasting would compare every prediction with "
+            "every target. Usual cause: a last dimension of 1; use predictions.squeeze(-1)."
         )
     return predictions.detach().double() - targets.detach().double()

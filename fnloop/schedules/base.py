@@ -1,4 +1,4 @@
-"""What a schedule is, and arithmetic that numbers and tensors share."""
+"""The base class of schedules, and arithmetic on both numbers and tensors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 class Schedule:
     """A pure function of the number of committed optimizer steps.
 
-    A subclass is made by `fl.tree` and defines `compute`. Its values (``peak``, ``end``) are
-    children: they can be swept and differentiated; step counts are part of the structure.
+    Decorate a subclass with `fl.tree` and define `compute`. Its values (``peak``, ``end``) are
+    children, so they can be swept and differentiated; step counts are static.
     """
 
     def compute(self, step: Any) -> Any:
-        """The value at `step`: an int, or float64[]; without branches on a tensor's value."""
+        """The value at `step`, an int or float64[]. Must not branch on a tensor's value."""
         raise NotImplementedError
 
     def __call__(self, step: int | Tensor) -> Any:
@@ -27,8 +27,8 @@ class Schedule:
             step: An int, or int64[].
 
         Returns:
-            A float (computed in double precision) for an int, float32[] for a tensor; float64[]
-            where the schedule's own values are float64 tensors.
+            A float for an int; float32[] for a tensor, or float64[] if the schedule has float64
+            tensors as values. Computed in float64.
         """
         if not isinstance(step, Tensor):
             return self.compute(step)
@@ -43,28 +43,28 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 
 
 def clip(x: Any, low: float, high: float = math.inf) -> Any:
-    """`x` cut to ``[low, high]``."""
+    """`x` clamped to ``[low, high]``."""
     return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)
 
 
 def fraction(step: Any, start: Any, end: Any) -> Any:
-    """How far `step` is from `start` to `end`: 0 up to `start`, 1 from `end` on."""
+    """The progress of `step` from `start` to `end`: 0 up to `start`, 1 from `end` on."""
     if not isinstance(end, Tensor) and end == start:
-        end = start + 0.5  # a jump: no whole step lies between
+        end = start + 0.5  # a jump: no integer step lies between
     return clip((step - start) / (end - start), 0.0, 1.0)
 
 
 def bend(t: Any) -> Any:
-    """Half a cosine: 1 at 0, 0 at 1."""
+    """Half a cosine period: from 1 at ``t = 0`` to 0 at ``t = 1``."""
     cos = torch.cos(math.pi * t) if isinstance(t, Tensor) else math.cos(math.pi * t)
     return 0.5 * (1 + cos)
 
 
 def check_count(schedule: Any, field: str, least: int = 0, most: str | None = None) -> None:
-    """Raise unless the field is a whole number from `least` to the field `most`.
+    """Check that a field is an int from `least` to the value of the field named `most`.
 
     Raises:
-        TypeError: It is not a whole number.
+        TypeError: It is not an int.
         ValueError: It is out of range.
     """
     name, value = type(schedule).__name__, getattr(schedule, field)
@@ -78,7 +78,7 @@ def check_count(schedule: Any, field: str, least: int = 0, most: str | None = No
     if most is not None and value > getattr(schedule, most):
         raise ValueError(
             f"{name}: {field} is {value}, but {most} is {getattr(schedule, most)}. {most} counts "
-            f"all steps of the schedule, {field} among them."
+            f"all steps of the schedule, including {field}."
         )
 
 

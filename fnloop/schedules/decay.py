@@ -1,4 +1,4 @@
-"""Schedules of one curve, after an optional linear warm-up."""
+"""Schedules with one curve, after an optional linear warm-up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class constant(Schedule):
     """One value at every step.
 
     Args:
-        value: That value.
+        value: The value.
 
     >>> constant(0.1)(1000)
     0.1
@@ -32,8 +32,8 @@ class linear(Schedule):
     Args:
         start: Value at the beginning of the line.
         end: Value from step `steps` on.
-        steps: Steps in all, warm-up included.
-        warmup: Steps in which the value goes up from zero to `start`.
+        steps: Total number of steps, including the warm-up.
+        warmup: Number of steps in which the value rises linearly from zero to `start`.
 
     Raises:
         TypeError: A step count is not an int.
@@ -64,8 +64,8 @@ class cosine(Schedule):
 
     Args:
         peak: Value at the end of the warm-up.
-        steps: Steps in all, warm-up included.
-        warmup: Steps in which the value goes up from zero to `peak`, linearly.
+        steps: Total number of steps, including the warm-up.
+        warmup: Number of steps in which the value rises linearly from zero to `peak`.
         end: Value from step `steps` on.
 
     Raises:
@@ -98,9 +98,9 @@ class polynomial(Schedule):
     Args:
         start: Value at the beginning of the curve.
         end: Value from step `steps` on.
-        steps: Steps in all, warm-up included.
+        steps: Total number of steps, including the warm-up.
         power: Exponent; 1 is a straight line.
-        warmup: Steps in which the value goes up from zero to `start`, linearly.
+        warmup: Number of steps in which the value rises linearly from zero to `start`.
 
     Raises:
         TypeError: A step count is not an int.
@@ -133,7 +133,7 @@ class exponential(Schedule):
     Args:
         start: Value at step zero.
         rate: Factor over `steps` steps.
-        steps: Steps in which the value is multiplied by `rate`.
+        steps: Number of steps over which the value is multiplied by `rate`.
 
     Raises:
         TypeError: `steps` is not an int.
@@ -160,8 +160,8 @@ class step_decay(Schedule):
 
     Args:
         start: Value at step zero.
-        rate: Factor between one stair and the next.
-        steps: Length of a stair.
+        rate: Factor after every `steps` steps.
+        steps: Number of steps with a constant value.
 
     Raises:
         TypeError: `steps` is not an int.
@@ -189,7 +189,7 @@ class inverse_sqrt(Schedule):
 
     Args:
         peak: Value at step `warmup`.
-        warmup: Steps in which the value goes up from zero.
+        warmup: Number of steps in which the value rises from zero to `peak`.
 
     Raises:
         TypeError: `warmup` is not an int.
@@ -212,5 +212,5 @@ class inverse_sqrt(Schedule):
 
 
 def _warmed(step: Any, warmup: int, peak: Any, then: Any) -> Any:
-    """`then`, after `warmup` steps in which the value goes up from zero to `peak`."""
+    """A linear warm-up from zero to `peak` in `warmup` steps, followed by `then`."""
     return where(step < warmup, peak * (step / warmup), then) if warmup else then

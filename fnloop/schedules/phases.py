@@ -1,4 +1,4 @@
-"""Schedules of several phases."""
+"""Schedules with several phases."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from fnloop.trees.nodes import tree
 
 @tree
 class one_cycle(Schedule):
-    """Up to `peak`, and down to almost nothing (Smith & Topin, 2018); ``OneCycleLR``.
+    """Rise to `peak`, then fall to nearly zero (Smith & Topin, 2018); ``OneCycleLR``.
 
-    The last value is that of step ``steps - 1``.
+    The last value is reached at step ``steps - 1``.
 
     Args:
         peak: The largest value.
-        steps: Steps in all.
-        pct_start: Fraction of the steps that go up.
+        steps: Total number of steps.
+        pct_start: Fraction of the steps that rise.
         div_factor: The first value is ``peak / div_factor``.
         final_div_factor: The last value is ``peak / div_factor / final_div_factor``.
-        anneal: "cos" or "linear".
-        three_phase: Go down as slowly as up, and then on to the last value.
+        anneal: Shape of the phases, "cos" or "linear".
+        three_phase: Fall to the first value in as many steps as the rise, then to the last value.
 
     Raises:
         TypeError: `steps` is not an int.
-        ValueError: There is no room for a phase, or `anneal` is unknown.
+        ValueError: A phase would have no step, or `anneal` is unknown.
 
     >>> schedule = one_cycle(1.0, steps=101, pct_start=0.5)
     >>> round(schedule(0), 3), round(schedule(50), 3), round(schedule(100), 6)
@@ -73,13 +73,13 @@ class one_cycle(Schedule):
 
 @tree
 class warmup_stable_decay(Schedule):
-    """Up, along, and down in straight lines (Hu et al., 2024, MiniCPM, section 4).
+    """Linear warm-up, a constant phase, and linear decay (Hu et al., 2024, MiniCPM, section 4).
 
     Args:
         peak: Value between warm-up and decay.
-        steps: Steps in all.
-        warmup: Steps in which the value goes up from zero to `peak`.
-        decay: The last steps, in which the value goes down to `end`.
+        steps: Total number of steps.
+        warmup: Number of steps in which the value rises from zero to `peak`.
+        decay: Number of last steps, in which the value falls to `end`.
         end: Value from step `steps` on.
 
     Raises:
@@ -104,7 +104,7 @@ class warmup_stable_decay(Schedule):
         if self.warmup + self.decay > self.steps:
             raise ValueError(
                 f"warmup_stable_decay: warmup and decay are {self.warmup} + {self.decay} steps, "
-                f"but steps, which counts all, is {self.steps}."
+                f"but the total, steps, is {self.steps}."
             )
 
     def compute(self, step: Any) -> Any:
@@ -115,15 +115,17 @@ class warmup_stable_decay(Schedule):
 
 @tree
 class join(Schedule):
-    """One schedule after another, each counting its own steps; ``SequentialLR``.
+    """Run schedules one after another, each from its own step 0; ``SequentialLR``.
 
     Args:
         schedules: At least one.
         boundaries: Steps at which the second, the third, ... begins.
 
     Raises:
-        TypeError: Something in `schedules` is not one (a bare number: use `fl.schedules.constant`).
-        ValueError: There is not one boundary fewer than schedules, or they do not increase.
+        TypeError: An item of `schedules` is not a schedule (for a number use
+            `fl.schedules.constant`).
+        ValueError: The number of boundaries is not one less than that of schedules, or the
+            boundaries are not positive and increasing.
 
     >>> from fnloop.schedules import constant, linear
     >>> schedule = join((linear(0.0, 1.0, steps=10), constant(1.0), constant(0.1)), (10, 50))
@@ -140,7 +142,7 @@ class join(Schedule):
         for schedule in self.schedules:
             if not callable(schedule):
                 raise TypeError(
-                    f"join takes schedules; got {schedule!r}. A number is written "
+                    f"join takes schedules; got {schedule!r}. For a number use "
                     f"constant({schedule!r})."
                 )
         if len(self.boundaries) != len(self.schedules) - 1:
@@ -155,7 +157,7 @@ class join(Schedule):
 
     def compute(self, step: Any) -> Any:
         starts, ends = (0, *self.boundaries), (*self.boundaries, math.inf)
-        # Each stays within its own steps: outside, an exponential overflows.
+        # Clip each to its own steps: outside of them, an exponential may overflow.
         parts = [
             schedule(clip(step - start, 0, end - start))
             for schedule, start, end in zip(self.schedules, starts, ends, strict=True)
