@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 import torch
 from torch import Tensor
 
-from fnloop.trees.nodes import is_tree
+from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.show import short
 from fnloop.values.choice import Flag, select
 from fnloop.values.tensors import Tensors
@@ -142,18 +142,6 @@ def replaced(optimizer: Any, /, **changes: Any) -> Any:
     new.__dict__.update(optimizer.__dict__)
     new.__dict__.update(changes)
     return new
-
-
-def is_schedule(value: Any) -> bool:
-    """Whether `value` is a hyperparameter that depends on the step."""
-    return callable(value) and is_tree(value)
-
-
-def at(value: Any, step: Step) -> Any:
-    """A hyperparameter's value at `step`."""
-    if type(value) is float:  # fast path: this runs several times per step
-        return value
-    return value(step) if is_schedule(value) else value
 
 
 def scaled(value: Any, step: Step, factor: Number | None) -> Any:

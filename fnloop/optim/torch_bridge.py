@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.autograd import require_grad
-from fnloop.optim.base import Memory, Number, Optimizer, Step, at, is_schedule, replaced, scaled
+from fnloop.optim.base import Memory, Number, Optimizer, Step, replaced, scaled
 from fnloop.optim.torch_state import differences, pack, unpack, zeros
+from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.nodes import static, tree
 from fnloop.values.choice import Flag, look
 from fnloop.values.tensors import Tensors

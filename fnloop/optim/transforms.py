@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fnloop.optim.base import Makes, Memory, Optimizer, Step, Transform, at
+from fnloop.optim.base import Makes, Memory, Optimizer, Step, Transform
 from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
+from fnloop.schedules.base import at
 from fnloop.trees.nodes import static, tree
 from fnloop.values.choice import Flag
 from fnloop.values.tensors import Tensors

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fnloop.trees.nodes import is_tree
+
 
 class Schedule:
     """A pure function of the number of committed optimizer steps.
@@ -33,6 +35,18 @@ class Schedule:
         if not isinstance(step, Tensor):
             return self.compute(step)
         return self.compute(step.double()).to(torch.float64 if _double(self) else torch.float32)
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether `value` is a hyperparameter that depends on the step."""
+    return callable(value) and is_tree(value)
+
+
+def at(value: Any, step: int | Tensor) -> Any:
+    """A hyperparameter's value at `step`."""
+    if type(value) is float:  # fast path: this runs several times per step
+        return value
+    return value(step) if is_schedule(value) else value
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:

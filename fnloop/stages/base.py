@@ -8,8 +8,10 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from fnloop.schedules.base import at
 from fnloop.trees.nodes import is_tree, tree
 from fnloop.trees.show import is_default, short
+from fnloop.values.choice import look
 from fnloop.values.grads import Grads
 from fnloop.values.memory import fill
 from fnloop.values.start import start
@@ -101,6 +103,26 @@ class Stage:
         By default all of it. Leave out what must survive an undone step, such as a loss scale.
         """
         return memory
+
+    def at(self, state: State, *fields: str) -> list[Any]:
+        """The values of some hyperparameters at ``state.step``; each may be a schedule.
+
+        Args:
+            state: The state that the stage was called with: at its step the optimizer's schedules
+                are evaluated, too.
+            *fields: Names of fields.
+
+        Returns:
+            Numbers or 0-d tensors, in the order of `fields`.
+
+        >>> import torch, fnloop as fl
+        >>> stage = fl.pipe(lambda m, b: m(b).sum(), fl.grad, fl.update(fl.optim.sgd(0.1)),
+        ...                 fl.ema(fl.schedules.linear(0.9, 1.0, steps=10)))
+        >>> stage.at(stage.init(torch.nn.Linear(2, 1)), "decay")
+        [0.9]
+        """
+        step = look(state.step)
+        return [at(getattr(self, field), step) for field in fields]
 
     reads_any_slot: ClassVar[bool] = False
     """Whether it may read and write slots of other stages."""

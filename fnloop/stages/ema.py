@@ -6,10 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from fnloop.optim.base import at
 from fnloop.stages.base import Kind, StepStage
 from fnloop.trees.nodes import tree
-from fnloop.values.choice import look, stepped
+from fnloop.values.choice import stepped
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -33,9 +32,10 @@ class Ema(StepStage):
         return state.params.select(state.skeleton.trainable).wide().clone()
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
+        (decay,) = self.at(state, "decay")
         after, metrics = self.inner(state, x)
         old = after[self.name]
-        new = old.lerp(after.params.select(old), 1 - at(self.decay, look(state.step)))
+        new = old.lerp(after.params.select(old), 1 - decay)
         return after.put(self.name, new.where(stepped(state, after), old)), metrics
 
 

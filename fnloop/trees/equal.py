@@ -1,4 +1,4 @@
-"""Whether two trees are the same, and where they are not."""
+"""Compare pytrees, and list their differences."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
+from fnloop.trees.containers import container_rows
 from fnloop.trees.named import by_name
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
@@ -17,7 +18,8 @@ from fnloop.trees.show import short
 def tree_equal(a: Any, b: Any) -> bool:
     """Whether `a` and `b` have the same structure and bitwise equal leaves.
 
-    ``nan`` equals the same ``nan``, and ``0.0`` differs from ``-0.0``.
+    ``nan`` equals a ``nan`` with the same bits; ``0.0`` differs from ``-0.0``. The layouts of
+    `fl.Tensors` may differ.
 
     >>> x = {"w": torch.tensor([1.0, float("nan")])}
     >>> tree_equal(x, {"w": x["w"].clone()}), tree_equal(x, {"w": x["w"] + 0.1})
@@ -31,7 +33,7 @@ def tree_equal(a: Any, b: Any) -> bool:
 
 
 def same_structure(a: Any, b: Any) -> bool:
-    """Whether `a` and `b` differ in nothing but their leaves."""
+    """Whether `a` and `b` have the same structure; their leaves may differ."""
     return optree.tree_structure(by_name(a)) == optree.tree_structure(by_name(b))
 
 
@@ -43,7 +45,9 @@ def alike(a: Any, b: Any) -> bool:
 
 
 def tree_diff(a: Any, b: Any) -> str:
-    """A table of the leaves that differ between `a` and `b`; an empty string if none does.
+    """A table of the differences between `a` and `b`, by path; empty if they are equal.
+
+    Lists leaves, then containers and static fields.
 
     >>> print(tree_diff({"w": torch.zeros(2), "n": 1}, {"w": torch.ones(2), "n": 1}))
     path  a       b       difference
@@ -59,13 +63,12 @@ def tree_diff(a: Any, b: Any) -> str:
         elif not _same(left[path], right[path]):
             x, y = left[path], right[path]
             rows.append((path, short(x), short(y), _difference(x, y)))
-    if not rows and not same_structure(a, b):
-        rows.append(("", type(a).__name__, type(b).__name__, "static fields or containers"))
+    rows += container_rows(a, b)
     return table(("path", "a", "b", "difference"), rows) if rows else ""
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Rows of text in aligned columns."""
+    """Format rows of text as aligned columns."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [
         "  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in [header, *rows]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 import torch
 
@@ -60,3 +63,61 @@ def test_a_difference_says_where_and_how_much():
     ]
     assert fl.tree_diff(a, a) == ""
     assert "bits only" in fl.tree_diff(torch.tensor(0.0), torch.tensor(-0.0))
+
+
+@fl.tree
+class Scaled:
+    factor: float
+    power: int = 2
+    inner: Any = None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "row"),
+    [
+        ((1, 2), [1, 2], ["", "tuple", "list", "container"]),
+        (None, {}, ["", "None", "dict", "container"]),
+        (
+            {"slots": {"every.x": {"loss": fl.Mean(1.0, 1.0)}}},
+            {"slots": {"every.x": {"loss": {"total": 1.0, "weight": 1.0}}}},
+            ["slots/every.x/loss", "Mean", "dict", "container"],
+        ),
+        ({"s": Scaled(1.0, 2)}, {"s": Scaled(1.0, 3)}, ["s/power", "2", "3", "static field"]),
+        (
+            [Scaled(1.0, inner=())],
+            [Scaled(1.0, inner=[])],
+            ["0/inner", "tuple", "list", "container"],
+        ),
+        ({"x": 1, "m": {}}, {"x": 1}, ["m", "dict", "-", "only in a"]),
+        ({"x": 1}, {"x": 1, "m": ()}, ["m", "-", "tuple", "only in b"]),
+        (
+            fl.Tensors({"a": torch.ones(1), "b": torch.ones(1)}),
+            fl.Tensors({"b": torch.ones(1), "a": torch.ones(1)}),
+            ["", "Tensors", "Tensors", "order or static data"],
+        ),
+    ],
+)
+def test_a_difference_of_containers_says_where(a, b, row):
+    lines = fl.tree_diff(a, b).splitlines()
+    found = re.split(r"\s{2,}", lines[-1])
+    assert found == row
+    assert fl.tree_diff(a, a) == ""
+
+
+def test_containers_are_listed_besides_leaves():
+    a, b = {"x": 1, "y": (1,)}, {"x": 2, "y": [1]}
+    assert [line.split() for line in fl.tree_diff(a, b).splitlines()[1:]] == [
+        ["x", "1", "2", "value"],
+        ["y", "tuple", "list", "container"],
+    ]
+
+
+def test_a_long_static_field_is_cut():
+    @fl.tree
+    class Named:
+        leaf: float
+        text: str
+
+    row = fl.tree_diff(Named(1.0, "a" * 200), Named(1.0, "b" * 200)).splitlines()[1]
+    assert len(row) < 160
+    assert "..." in row

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fnloop._torch import fused
-from fnloop.optim.base import Memory, Optimizer, Step, at, counter, descent
+from fnloop.optim.base import Memory, Optimizer, Step, counter, descent
+from fnloop.schedules.base import at
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, select
 from fnloop.values.tensors import Tensors
