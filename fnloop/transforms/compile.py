@@ -32,7 +32,7 @@ from fnloop.values.state import State
 _log = logging.getLogger("fnloop.compile")
 
 MANY = 8
-"""Graphs of one step after which a warning says that the batches' shapes vary."""
+"""Number of graphs of one step at which a warning says that the batch shapes vary."""
 
 
 @tree
@@ -65,7 +65,7 @@ class Compiled(Stage):
 
     @property
     def graphs(self) -> int:
-        """How many graphs there are now: one for each shape of batch that it has seen."""
+        """Number of graphs so far: one for each batch shape seen."""
         return len(self._cache.programs)
 
     def stages(self) -> Iterator[Stage]:
@@ -73,7 +73,7 @@ class Compiled(Stage):
 
     def init(self, model: Any, seed: int = 0) -> State:
         state = self.inner.init(model, seed)
-        if not isinstance(model, State):  # the tensors are new, so they can move to where they go
+        if not isinstance(model, State):  # the tensors are new: they can be repacked in place
             Kept.repack(state, self._cache.plans)
         return state
 
@@ -101,14 +101,14 @@ class Compiled(Stage):
             inputs = Inputs(state, kept, cache.step, (leaves, structure))
             program = cache.programs[key] = self._compile(inputs, x)
         if self.donate:
-            kept = kept.alone(state, program.written)
+            kept = kept.unshared(state, program.written)
         others = [
             state.cursor,
             *cache.tensors,
             *[leaf for leaf in leaves if isinstance(leaf, Tensor)],
         ]
-        # From here on the memory of `state` may become that of the next one, all at once: which it
-        # is, `state.calls` tells, whatever is raised in between.
+        # From here on the next state may overwrite the memory of `state`, in one call. After an
+        # error, `state.calls` tells whether that has happened.
         changed, metrics = program(state, kept.inputs, others)
         after = kept.advance(changed, state, program.stable)
         if self.donate:
@@ -120,7 +120,7 @@ class Compiled(Stage):
         return self.inner
 
     def donating(self) -> Compiled:
-        """The same step, donating; it shares what has been compiled."""
+        """The same step, donating; both share the compiled graphs."""
         return self if self.donate else self._donating
 
     def describe(self) -> str:
@@ -183,7 +183,7 @@ class Compiled(Stage):
 
 
 class _Cache:
-    """What a compiled step has learned: the plans of its states, and its programs."""
+    """What a compiled step caches: the plans of its states, and its programs."""
 
     def __init__(self, step: Stage) -> None:
         flat: Any = optree.tree_flatten(step)  # pyright: ignore[reportArgumentType]
@@ -201,26 +201,28 @@ def compile(
 ) -> Any:
     """Make one graph of a whole step: forward, backward, clipping, optimizer, averages, metrics.
 
-    The step is recorded at its first call and for each new shape of batch (the short last batch of
-    an epoch takes one more graph), and built by Inductor, which keeps what it has built on disk:
-    the next start of the same program is quick. Parameters and what has their shape are packed into
-    a few long tensors (`fl.Tensors`), of which ``state.params["w"]`` is a view. Random numbers are
-    those of the step that is not compiled, to the bit; everything else agrees to rounding (law 7).
+    The step is recorded at its first call and for each new batch shape (the short last batch of an
+    epoch takes one more graph), and compiled by Inductor, which caches its results on disk: the
+    next start of the same program is quick. Parameters, and moments and averages of their shapes,
+    are packed into a few long tensors (`fl.Tensors`); ``state.params["w"]`` is a view of one.
+    Random numbers equal those of the uncompiled step to the bit; the rest agrees to rounding
+    (law 7).
 
-    What cannot be recorded is an error with the line; nothing runs uncompiled in silence.
+    Code that cannot be recorded raises an error that names its line; nothing silently runs
+    uncompiled.
 
     Args:
         step: A training step, another stage, or a function ``(state, batch) -> (state, metrics)``.
-        donate: Write the new state into the old one's memory. The old one can then not be read any
-            more, which is an error; a tensor, or a dict of them, that was taken out of it stays
-            good, and costs a copy. `fl.fit` does this by itself with the states that it makes.
+        donate: Write the new state into the old one's memory. Reading the old state is then an
+            error. Tensors, or dicts of them, that were taken out of it stay valid, at the cost of
+            a copy. `fl.fit` turns this on for the states that it makes.
         mode: "max-autotune" also tries several kernels for each matrix product.
-        backend: Another backend of ``torch.compile``, by name: ``"aot_eager"`` records and does
-            not build, which is quick and enough for a test.
+        backend: Another backend of ``torch.compile``, by name: ``"aot_eager"`` only records, which
+            is quick and enough for a test.
 
     Raises:
-        CompileError: At the first call: the step asks for a tensor's value, has a result whose
-            shape depends on values, or draws random numbers that do.
+        CompileError: At the first call, if the step reads a tensor's value, or if the shape of a
+            result or of random numbers depends on values.
 
     >>> import torch
     >>> import fnloop as fl

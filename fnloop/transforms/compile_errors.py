@@ -1,4 +1,4 @@
-"""What cannot be part of one graph, said with the line of the user's code and a way out."""
+"""Errors for code that cannot be part of one graph: the user's line, and a fix."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fnloop._torch.graph import DATA_DEPENDENT, DYNAMIC_SHAPE, NO_META
 _HOMES = (
     Path(torch.__file__).parent,
     Path(__file__).parents[1],
-    Path(contextlib.__file__).parent,  # the standard library's, but not what is installed in it
+    Path(contextlib.__file__).parent,  # the standard library, without its site-packages
 )
 
 
 class CompileError(RuntimeError):
-    """A step cannot be one graph; the message says which line stands in the way, and what to do."""
+    """A step cannot be compiled into one graph; the message names the line and a fix."""
 
 
 def translated(error: Exception) -> Exception:
-    """`error` as a `CompileError` if its cause is the recording; any other as it is."""
+    """`error` as a `CompileError` if recording caused it; otherwise `error` itself."""
     if isinstance(error, DATA_DEPENDENT) or "FakeTensor.__format__" in str(error):
         what = (
             "a value of a tensor is asked for (by item(), float(), a format, an if), and values "
@@ -77,7 +77,7 @@ def _users_line(error: Exception) -> str:
 
 
 def check_leaf(path: str, leaf: Any) -> None:
-    """A batch has tensors, and plain values that hardly ever change."""
+    """Refuse a leaf that a graph cannot take: only dense tensors and plain values are allowed."""
     if isinstance(leaf, torch.Tensor):
         if leaf.layout is not torch.strided:
             raise CompileError(

@@ -1,4 +1,4 @@
-"""The memory of a state that a compiled step has made, and whether somebody else looks at it."""
+"""The tensors of a state as a graph takes them, and whether anything else refers to them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fnloop.values.tensors import Tensors
 
 
 class Kept:
-    """What a compiled step keeps with a state: its tensors as a graph takes them.
+    """A state's tensors in the form in which a graph takes them, cached on the state.
 
-    It goes with the state as long as the state is made of these tensors: see `State.replace`.
+    The cache is valid as long as the state consists of these tensors: see `State.replace`.
 
     Attributes:
-        plan: Of the state.
-        units: What the state is made of: named tensors, and single ones.
-        inputs: What a graph takes: all storages and single tensors, then the parameters by name.
+        plan: The state's plan.
+        units: The elements of the state: `Tensors`, and single tensors.
+        inputs: The graph's inputs: all storages and single tensors, then the parameters by name.
     """
 
     __slots__ = ("_parts", "_read_only", "_watch", "inputs", "plan", "units")
@@ -40,11 +40,11 @@ class Kept:
         self.inputs += params.peek()
         self._parts: list[Any] = []
         self._watch: _Watch | None = None
-        self._read_only = read_only  # single tensors that no step has made: not to be written to
+        self._read_only = read_only  # single tensors that no step has made: never overwritten
 
     @classmethod
     def of(cls, state: State, plans: Plans) -> Kept:
-        """The memory of `state`, with copies of what has another layout or strides."""
+        """The tensors of `state`, copied where layout or strides differ from the plan's."""
         kept: Kept | None = state.__dict__.get(_KEY)
         if kept is not None and kept.plan in plans and kept.holds(state):
             return kept
@@ -52,7 +52,7 @@ class Kept:
         units: list[Unit] = plan.flatten(state)
         filled = list(map(dense, units))
         same = all(map(operator.is_, filled, units))
-        if not same:  # it can be written to only then
+        if not same:  # only dense tensors can be overwritten
             state = plan.build(state, filled)
             plan = plans.of(state)
             units = plan.flatten(state)
@@ -71,36 +71,38 @@ class Kept:
 
     @classmethod
     def repack(cls, state: State, plans: Plans) -> None:
-        """Bring a state that nobody else has seen into the layouts of its plan, in place.
+        """Convert a new state, which nothing else refers to, to its plan's layouts, in place.
 
-        What has been copied is freed at once: there never is a second state.
+        Old tensors are freed as they are copied, so the memory never holds two states.
         """
         plan = plans.of(state)
         units: list[Unit] = plan.flatten(state)
         for unit, place in zip(units, plan.places, strict=True):
             if isinstance(unit, Tensors) and place.layout is not None:
                 unit.repack(place.layout)
-                # A stage may have put the same tensors into two places, or somebody else's.
+                # A stage may have put the same tensors into two places, or tensors of the user.
                 unit.seen = True
                 unit.owned = all([storage_of(s).resizable() for s in unit.peek_storages()])
         del units
 
     def holds(self, state: State) -> bool:
-        """Whether the state is made of this memory."""
+        """Whether `state` consists of these tensors."""
         try:
             parts = self.plan.parts(state)
         except KeyError:  # a slot is gone
             return False
         return all(map(operator.is_, parts, self._parts))
 
-    def alone(self, state: State, written: Set[int]) -> Kept:
-        """The same with copies, in `state` too, of what is to be written and others look at.
+    def unshared(self, state: State, written: Set[int]) -> Kept:
+        """Copy the tensors that will be overwritten and are referred to elsewhere.
+
+        The copies replace the originals in `state`, too.
 
         Args:
-            state: Of this memory, or of other tensors of the same values.
-            written: Places of the tensors that a graph writes to.
+            state: A state of these tensors, or of other tensors with the same values.
+            written: Indices of the inputs that the graph overwrites.
         """
-        if state.__dict__.get(_KEY) is not self:  # it has been moved just now
+        if state.__dict__.get(_KEY) is not self:  # `of` has just copied it
             self._fill(state)
         if self._watch is None or self._watch.written is not written:
             self._watch = _Watch(self, state, written)
@@ -115,11 +117,11 @@ class Kept:
         """The next state.
 
         Args:
-            new: The tensors that have changed, by their place. What has not is shared, and so is
-                what was written over.
-            like: The state before, where all other parts come from.
+            new: Changed tensors by input index. All others, also those written in place, are
+                shared with `like`.
+            like: The state before; everything else comes from it.
             stable: Whether the new tensors have the strides of the old ones. If not, the next
-                state has another plan.
+                state needs another plan.
         """
         if not new and like.__dict__.get(_KEY) is self:
             return like.replace()
@@ -131,7 +133,7 @@ class Kept:
         return after
 
     def _fill(self, state: State) -> None:
-        """Make `state` of this memory, which has the same values."""
+        """Put these tensors, which have the same values, into `state`."""
         state.__dict__.update(self.plan.fields(state, self.units))
         self._belong(state)
 
@@ -140,7 +142,7 @@ class Kept:
         state.__dict__[_KEY] = self
 
     def _with(self, new: Mapping[int, Tensor]) -> Kept:
-        """The same memory with some other tensors, which are its own."""
+        """The same with some tensors replaced by new ones, which it owns."""
         units = list(self.units)
         for i, place in enumerate(self.plan.places):
             changed = [k for k in range(place.start, place.stop) if k in new]
@@ -157,7 +159,7 @@ class Kept:
         return Kept(self.plan, units, self._read_only - new.keys())
 
     def _with_copies(self, seen: Iterable[int]) -> Kept:
-        """The same memory with copies of some tensors; of named ones, of all together."""
+        """The same with some tensors copied; a `Tensors` is copied as a whole."""
         copied = {self.plan.place_of(i) for i in seen}
         units = list(self.units)
         read_only = set(self._read_only)
@@ -173,20 +175,20 @@ class Kept:
 def _moved(unit: Tensors, layout: Any) -> Tensors:
     named = dict(zip(unit.names, unit.peek(), strict=True))
     moved = Tensors.of(layout, layout.join(named))
-    # A group of one is the tensor that it was, and still somebody else's.
+    # A group of one tensor is that tensor itself, not a copy: it is not owned.
     old = {id(t) for t in (*unit.peek(), *unit.peek_storages())}
     moved.owned = all([id(s) not in old for s in moved.peek_storages()])
     return moved
 
 
 class _Watch:
-    """How often each tensor that is to be written, and each thing on the way, is held.
+    """Reference counts of the tensors to be overwritten, and of the containers around them.
 
-    Whatever is held by more than one state and what is kept with it, is held by somebody who would
-    see it change. Named tensors are looked into only if a tensor may have been taken out of them.
+    If a count is higher than the state and its `Kept` account for, somebody else would see the
+    tensor change. The tensors in a `Tensors` are counted only if one may have been taken out.
 
     Attributes:
-        written: Places of the tensors that are to be written.
+        written: Indices of the inputs to be overwritten.
     """
 
     def __init__(self, kept: Kept, state: State, written: Set[int]) -> None:
@@ -205,11 +207,12 @@ class _Watch:
             elif own:
                 singles.append(unit)
                 self._places.append(place.start)
-        # Of singles: the state or a dict in it, the kept units and inputs, perhaps the parts.
+        # References to a single tensor: from the state or a dict in it, the kept units, the kept
+        # inputs, perhaps the parts.
         self._singles = _Held(singles, [3 + (id(t) in parts) for t in singles])
         self._single_users = _Shared(singles)
-        # Of named tensors: the state or a dict in it, the kept units, the list here, perhaps the
-        # parts. Of dicts: the state or another dict, perhaps the parts.
+        # References to a `Tensors`: from the state or a dict in it, the kept units, the list here,
+        # perhaps the parts. To a dict: from the state or another dict, perhaps the parts.
         named = [unit for unit, _ in self._named]
         targets = {id(t) for t in [*singles, *named]}
         dicts: list[dict[str, Any]] = []
@@ -221,7 +224,7 @@ class _Watch:
         )
 
     def seen(self, state: State) -> Set[int]:
-        """The places of what somebody else looks at."""
+        """Indices of the inputs that somebody else refers to."""
         if not self._others.by_nobody() or list(map(sys.getrefcount, [state.slots])) != [_ONCE + 1]:
             return self.written
         singles = self._singles.by_nobody() and self._single_users.by_nobody()
@@ -238,29 +241,29 @@ class _Watch:
 
 
 def _is_held(unit: Tensors, inputs: Sequence[Tensor]) -> bool:
-    """Whether somebody holds a tensor that was taken out of named ones, or a view of one."""
+    """Whether somebody else refers to a tensor of `unit`, or to a view of one."""
     if list(map(sys.getrefcount, _tuples(unit))) not in _OWN_TUPLES:
         return True
     storages, views = unit.peek_storages(), unit.peek()
     lists = [storages, inputs] if views is storages else [storages, views, inputs]
     tensors = list({id(tensor): tensor for held in lists[:-1] for tensor in held}.values())
-    # Other tensors of PyTorch: views hold what they are views of.
+    # References from C++: a view refers to its base.
     views_of = Counter([id(t._base) for t in tensors if t._is_view()])
     expected = [1 + views_of[id(tensor)] for tensor in tensors]
     if list(map(holders_of, tensors)) != expected:
         return True
-    # Objects of Python.
+    # References from Python.
     holders = Counter([id(tensor) for held in lists for tensor in held])
     expected = [_ONCE + holders[id(t)] + (views_of[id(t)] and _VIEWED) for t in tensors]
     if list(map(sys.getrefcount, tensors)) != expected:
         return True
-    # Other tensors on the same memory, and storages.
+    # Other tensors on the same memory, and references to the storages from Python.
     memory = list(map(storage_of, tensors))
     users = Counter([storage._cdata for storage in memory])
     if any([users_of(address) != LONE + n - 1 for address, n in users.items()]):
         return True
     expected = [_STORAGE + users[storage._cdata] - 1 for storage in memory]
-    return list(map(sys.getrefcount, memory)) != expected  # in one go: a loop would hold one, too
+    return list(map(sys.getrefcount, memory)) != expected  # a loop variable would be a reference
 
 
 def _tuples(unit: Tensors) -> list[Any]:
@@ -268,18 +271,18 @@ def _tuples(unit: Tensors) -> list[Any]:
 
 
 class _Held:
-    """Objects, and how often each is held if nobody else does."""
+    """Objects, and the reference count of each if nobody else refers to it."""
 
     def __init__(self, objects: list[Any], holders: Iterable[int]) -> None:
         self._objects = objects
         self._expected = [_ONCE + n for n in holders]
 
     def by_nobody(self) -> bool:
-        """Whether nobody else holds one."""
+        """Whether nobody else refers to any of them."""
         return list(map(sys.getrefcount, self._objects)) == self._expected
 
     def held(self) -> list[bool]:
-        """Which of them somebody else holds."""
+        """Which of them somebody else refers to."""
         return list(map(operator.ne, map(sys.getrefcount, self._objects), self._expected))
 
 
@@ -291,18 +294,18 @@ class _Shared:
         self._addresses = [storage._cdata for storage in self._storages]
 
     def by_nobody(self) -> bool:
-        """Whether nobody else has a view."""
+        """Whether none shares its memory."""
         return not any(self.held())
 
     def held(self) -> list[bool]:
-        """Of which of them somebody else has one."""
+        """Which of them share their memory."""
         users = [users_of(address) != LONE for address in self._addresses]
         holders = [n != _STORAGE for n in map(sys.getrefcount, self._storages)]
         return list(map(operator.or_, users, holders))
 
 
 def _collect(node: Any, targets: Set[int], found: list[dict[str, Any]]) -> bool:
-    """Add the dicts in `node` that lead to one of the targets; whether there are any."""
+    """Append the dicts on the way to targets in `node` to `found`; whether there is a target."""
     if type(node) is not dict:
         return id(node) in targets
     leads = [_collect(value, targets, found) for value in node.values()]
@@ -312,18 +315,18 @@ def _collect(node: Any, targets: Set[int], found: list[dict[str, Any]]) -> bool:
 
 
 _ONCE = sum(map(sys.getrefcount, [object()]))
-"""What ``sys.getrefcount`` says of an object in one list; each further holder adds one."""
+"""What ``sys.getrefcount`` returns for an object in one list; each other reference adds one."""
 
 _lone = torch.empty(1)
 _STORAGE = sum(map(sys.getrefcount, [storage_of(_lone)]))
-"""The same of a storage that nobody else asked its tensor for."""
+"""The same for a tensor's storage, which nobody else refers to."""
 
 _views = _lone.split(1)
 _VIEWED = sum(map(sys.getrefcount, [_lone])) - 1 - _ONCE
-"""How many more holders of Python's a tensor has that has views."""
+"""How many more references from Python a tensor has that has views."""
 
 _OWN_TUPLES = ([_ONCE + 1, _ONCE + 1], [_ONCE + 3, _ONCE + 3])
-"""The same of a unit's tuples, if nobody else has one: of two, and of one that is both."""
+"""The same for the two tuples of a `Tensors`, storages and views; or one tuple that is both."""
 
 _NOTHING: frozenset[int] = frozenset()
 

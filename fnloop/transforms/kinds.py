@@ -1,4 +1,4 @@
-"""What a graph depends on besides the code: if it differs, it takes another graph."""
+"""What a graph depends on besides the code: if it changes, another graph is needed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def kind_of(leaf: Any) -> Any:
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
     if isinstance(leaf, (int, str, bytes)):
         return type(leaf), leaf
-    return type(leaf), repr(leaf)  # by which -0.0 is not 0.0, and nan is nan
+    return type(leaf), repr(leaf)  # repr tells -0.0 from 0.0, and nan equals nan
 
 
 def ambient() -> Any:
-    """What else a graph depends on; the number of threads is written into its machine code."""
+    """The global settings that a graph depends on; its machine code has the number of threads."""
     autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
     return (
         torch.get_num_threads(),

@@ -17,15 +17,15 @@ from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
 Unit: TypeAlias = "Tensors | Tensor"
-"""What a state is made of: named tensors, and single ones."""
+"""An element of a state: named tensors, or a single tensor."""
 
 
 class Span(NamedTuple):
     """Where a unit's storages are among the graph's inputs.
 
     Attributes:
-        start, stop: Of the range.
-        layout: The layout that the unit has there; None for a single tensor.
+        start, stop: The range of indices.
+        layout: The unit's layout there; None for a single tensor.
     """
 
     start: int
@@ -37,16 +37,16 @@ class Plan:
     """The order of a state's tensors in a graph, and their layouts.
 
     Parameters, and whatever has their names and shapes (moments, averages), are packed; everything
-    else is an input of its own. A population is not packed: its products cannot be written into
-    parts of a storage.
+    else is an input of its own. A population is not packed: Inductor cannot write a batched matrix
+    product into part of a storage.
 
     Attributes:
-        slots: The slots that the step reads and writes; others pass by.
-        places: Of each unit of the state.
-        writable: Which of the inputs can be written over.
-        guarded: Those of them to which a container leads that is no dict: whether somebody holds
-            that is not known.
-        params: The number of the unit that is the parameters.
+        slots: The slots that the step reads and writes; others pass through unchanged.
+        places: The span of each unit of the state.
+        writable: Indices of the inputs that can be overwritten.
+        guarded: Those of them inside a container that is no dict: references to such a container
+            are not counted.
+        params: Index of the unit that holds the parameters.
     """
 
     def __init__(self, state: State, slots: Iterable[str]) -> None:
@@ -78,7 +78,7 @@ class Plan:
         self.size = start
 
     def parts(self, state: State) -> list[Any]:
-        """What the state is made of, as far as the step is concerned, without flattening it."""
+        """The parts of the state that the step uses, not flattened."""
         slots = state.slots
         return [
             state.step,
@@ -94,7 +94,7 @@ class Plan:
         return self._spec.flatten_up_to(self._tree(state))
 
     def fields(self, like: State, units: Sequence[Unit]) -> dict[str, Any]:
-        """The fields of a state of these units; slots unknown to the step are those of `like`."""
+        """The fields of a state of these units; slots that the step does not use are `like`'s."""
         parts: Any = self._spec.unflatten(units)
         step, calls, params, buffers, key, slots = parts
         return {
@@ -107,14 +107,14 @@ class Plan:
         }
 
     def build(self, like: State, units: Sequence[Unit]) -> State:
-        """A state of these units."""
+        """A state of these units; everything else is that of `like`."""
         new = object.__new__(State)
         new.__dict__.update(like.__dict__)
         new.__dict__.update(self.fields(like, units))
         return new
 
     def place_of(self, i: int) -> int:
-        """The number of the unit that the input `i` belongs to."""
+        """Index of the unit that the input `i` belongs to."""
         return next(n for n, place in enumerate(self.places) if place.start <= i < place.stop)
 
     def _tree(self, state: State) -> Any:
@@ -123,7 +123,7 @@ class Plan:
 
 
 class Plans:
-    """The plans of a step's states: one for all of the same structure, shapes and dtypes."""
+    """The plans of a step's states; states of equal structure, shapes and dtypes share one."""
 
     def __init__(self, step: Stage) -> None:
         stages = list(step.stages())
@@ -152,7 +152,7 @@ class Plans:
 
 
 def packed(state: State) -> State:
-    """The same state, packed as a compiled step of all its slots would have it.
+    """The same state, packed as by a compiled step that uses all its slots.
 
     >>> from fnloop.values.start import start
     >>> packed(start(torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(3)]))).params.layout
@@ -171,7 +171,7 @@ def _is_named(node: Any) -> bool:
 
 
 def _kind(unit: Unit) -> Any:
-    """What a plan depends on: by name, so that a state has one plan, packed or not."""
+    """What a plan depends on; by name, so that a state has the same plan packed or not."""
     if isinstance(unit, Tensors):
         return unit.names, tuple(map(_named_kind, unit.peek()))
     return kind_of(unit)
@@ -182,7 +182,7 @@ def _named_kind(tensor: Tensor) -> Any:
 
 
 def _packed(unit: Tensors, groups: Sequence[Group]) -> Layout:
-    """The layout of a unit: its groups, each of its other tensors alone."""
+    """The layout of a unit: its groups, and each other tensor by itself."""
     own = [group for group in groups if unit.keys() >= set(group.names)]
     if not own:
         return Separate(unit.names, unit.layout.pairs)
@@ -200,7 +200,7 @@ def _storages_of(unit: Tensors, layout: Layout) -> Sequence[Tensor]:
 
 
 def dense(unit: Unit) -> Unit:
-    """`unit`, or a copy where it has no memory of its own for each value, or has gaps in it."""
+    """`unit`, with contiguous copies of tensors whose elements overlap or leave gaps in memory."""
     if not isinstance(unit, Tensors):
         return _dense(unit)
     storages = list(map(_dense, unit.peek_storages()))
@@ -217,7 +217,7 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _can_be_written(tensor: Tensor) -> bool:
-    """Whether there is memory to write to, and a copy of it has the same strides."""
+    """Whether it has memory to write to, and a copy would have the same strides."""
     if tensor.layout is not torch.strided or not tensor.numel():
         return False
     return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
@@ -233,7 +233,7 @@ def _joins(tensor: Tensor) -> bool:
 
 
 def _alike(state: State, units: Sequence[Any]) -> list[Tensors]:
-    """The parameters, and what has the names and shapes of trained ones."""
+    """The parameters, and each `Tensors` with the names and shapes of trained parameters."""
     trained, found = set(state.skeleton.trainable), list[Tensors]()
     for unit in units:
         if unit is state.params:
@@ -246,7 +246,7 @@ def _alike(state: State, units: Sequence[Any]) -> list[Tensors]:
 
 
 def _groups(state: State, alike: Sequence[Tensors]) -> list[Group]:
-    """Trained parameters that are in the same units, and differ in their first dimension only."""
+    """Groups of trained parameters of the same units that differ in their first dimension only."""
     trained = {name: state.params[name] for name in state.skeleton.trainable} if alike else {}
     members: dict[Any, list[str]] = {}
     for name, p in trained.items():
@@ -257,7 +257,7 @@ def _groups(state: State, alike: Sequence[Tensors]) -> list[Group]:
     for names in members.values():
         if len(names) == 1:
             continue
-        # Those whose size is no multiple of a cache line go last, so that the others begin at one.
+        # Sizes that are no multiple of a cache line go last, so that the others stay aligned.
         names.sort(key=lambda name: trained[name].nbytes % 64 != 0)
         rows = tuple([trained[n].shape[0] if trained[n].ndim else None for n in names])
         groups.append(Group(tuple(names), rows, max(0, trained[names[0]].ndim - 1)))

@@ -25,13 +25,13 @@ from fnloop.values.tensors import Tensors
 
 @dataclasses.dataclass
 class Inputs:
-    """What a graph is recorded from; values of tensors are not looked at.
+    """What a graph is recorded from; tensor values are not read.
 
     Attributes:
-        state: As it was given.
-        kept: Its memory.
+        state: The given state.
+        kept: Its tensors.
         step: The step's leaves and their structure.
-        batch: The batch's.
+        batch: The batch's leaves and their structure.
     """
 
     state: State
@@ -40,13 +40,13 @@ class Inputs:
     batch: tuple[list[Any], Any]
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in the order in which a graph takes them."""
+        """All tensors, in the order in which the graph takes them."""
         leaves = [*self.step[0], *self.batch[0]]
         others = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         return [*self.kept.inputs, self.state.cursor, *others]
 
     def name(self, place: int) -> str:
-        """What a person calls the tensor at `place`."""
+        """The name of the input at `place`, for messages."""
         leaves, structure = self.batch
         batch = tree_items(structure.unflatten(leaves))
         known = {id(t): f"the batch ({path})" if path else "the batch" for path, t in batch}
@@ -75,17 +75,17 @@ class Program:
     """A step as a function from tensors to tensors.
 
     Attributes:
-        operations: The number of operations in the graph.
-        written: Places of the state's tensors that it writes over.
-        stable: Whether the other tensors that have changed have the strides that they had.
+        operations: Number of operations in the graph.
+        written: Indices of the state's tensors that it overwrites.
+        stable: Whether the other changed tensors keep their strides.
     """
 
     def __init__(self, inputs: Inputs, donate: bool, mode: str, backend: Any) -> None:
         plan = inputs.kept.plan
         device = inputs.state.step.device
         self.written = plan.writable if donate else frozenset[int]()
-        # Only a graph that is one call into machine code is sure to write all or nothing, whatever
-        # interrupts Python. And what a CUDA graph owns must not become the state.
+        # Only a graph that is one call into machine code writes all or nothing when Python is
+        # interrupted. And memory that a CUDA graph owns must not become the state.
         self._writes = backend == "inductor" and device.type == "cpu"
         self._calls: tuple[int, int] | None = None
         fakes = graph.fake_mode()
@@ -119,14 +119,14 @@ class Program:
     def __call__(
         self, state: State, inputs: list[Tensor], others: list[Tensor]
     ) -> tuple[dict[int, Tensor], Any]:
-        """The state's tensors that have changed, by their place, and the metrics.
+        """Run the step: the state's changed tensors by index, and the metrics.
 
-        Those that it writes over are written by one call into machine code.
+        Tensors that it overwrites are written by one call into machine code.
 
         Args:
-            state: For its key and calls, from which random numbers follow.
-            inputs: The state's.
-            others: The cursor, and those of step and batch.
+            state: Its key and calls determine the random numbers.
+            inputs: The state's tensors.
+            others: The cursor, and the tensors of step and batch.
         """
         everything = inputs + others
         if self._draws:
@@ -144,7 +144,7 @@ class Program:
         return {i: results[place] for i, place in self._changed}, self._metrics(results)
 
     def _take_calls(self, recorded: Any, inputs: Inputs) -> tuple[int, int] | None:
-        """Where among the results the number of calls is, and what to add: it stays on the CPU."""
+        """Take the count of calls, which stays on the CPU, out: its place, and what to add."""
         own = next(i for i, tensor in enumerate(inputs.kept.inputs) if tensor is inputs.state.calls)
         found = [place for i, place in (*self._copied, *self._changed) if i == own]
         count = graph.take_count(recorded, own, found[0]) if found else None
@@ -156,7 +156,7 @@ class Program:
         return [[fold(*member, *position) for member in members] for position in self._positions]
 
     def _order(self, recorded: Any, kept: Kept) -> None:
-        """See that parameters are read by name before their storages are written over."""
+        """Order the graph so that parameters are read by name before they are overwritten."""
         params: Any = kept.units[kept.plan.params]
         start, first = kept.plan.places[kept.plan.params].start, kept.plan.size
         storages = [graph.storage_of(s)._cdata for s in params.peek_storages()]
@@ -169,7 +169,7 @@ class Program:
                 graph.read_before_writing(recorded, owner, views)
 
     def _record(self, inputs: Inputs, fakes: Sequence[Tensor], draws: Draws) -> list[Tensor]:
-        """Run the step on tensors without values; decide what the graph returns."""
+        """Run the step on fake tensors, and choose what the graph returns."""
         plan, m = inputs.kept.plan, len(inputs.kept.inputs)
         recording = Recording(draws)
         units = _units(plan, inputs.kept, fakes[:m])
@@ -245,7 +245,7 @@ class Program:
 
 
 def _units(plan: Plan, kept: Kept, fakes: Sequence[Tensor]) -> list[Any]:
-    """The units of a state that is recorded: tensors without values."""
+    """The units of the state that is recorded, made of fake tensors."""
     units: list[Any] = []
     for i, (start, stop, layout) in enumerate(plan.places):
         if layout is None:
@@ -253,8 +253,8 @@ def _units(plan: Plan, kept: Kept, fakes: Sequence[Tensor]) -> list[Any]:
         elif i != plan.params:
             units.append(Tensors.of(layout, fakes[start:stop]))
         else:
-            # Parameters by name are inputs of their own: code that reads one is then the same for
-            # all layers of a kind, and is compiled once.
+            # Parameters by name are separate inputs: code that reads one is then the same for all
+            # layers of a kind, and is compiled once.
             params: Any = kept.units[i]
             same = params.peek() is params.peek_storages()
             views = fakes[start:stop] if same else fakes[plan.size :]
@@ -275,7 +275,7 @@ def _kind(tensor: Tensor) -> Any:
 
 
 def _apart(tensor: Tensor, taken: set[int]) -> Tensor:
-    """`tensor`, or a copy where it shares memory with an input or another output."""
+    """`tensor`, or a copy if it shares memory with an input or another output."""
     address = tensor.untyped_storage()._cdata
     if address in taken:  # which may be written over
         return tensor.clone()

@@ -28,7 +28,7 @@ class Recording:
 
     @contextlib.contextmanager
     def of(self, state: State) -> Generator[None]:
-        """Record what happens in this block with `state`."""
+        """Record this block, in which the step runs on `state`."""
         self._key, self._calls = state.key, state.calls
         with self._draws, recording_into(self):
             yield
@@ -37,7 +37,7 @@ class Recording:
     def randomness(
         self, key: Tensor, calls: Tensor, position: tuple[int | str, ...]
     ) -> Generator[None]:
-        """In this block random numbers are those of (key, calls, position)."""
+        """Random numbers in this block are a function of (key, calls, position)."""
         before = len(self._draws.found)
         with self._draws.block(position):
             yield
@@ -52,12 +52,12 @@ class Recording:
 
 
 def _is(tensor: Tensor, given: Any) -> bool:
-    """Whether a tensor is the one that was given, or it as a transform shows it."""
+    """Whether `tensor` is `given`, perhaps wrapped by a transform."""
     return unwrapped(tensor) is given
 
 
 class Hidden:
-    """In the place of a slot that no stage of the step owns."""
+    """Stands for a slot that no stage of the step owns; any use of it is an error."""
 
     def __init__(self, name: str) -> None:
         self.__dict__["_name"] = name
@@ -66,8 +66,8 @@ class Hidden:
         name = self.__dict__["_name"]
         raise CompileError(
             f"The step uses the slot {name!r}, which none of its stages owns; a compiled step "
-            "takes the memory of its own stages. Let the stage that needs it own it: a class with "
-            f'a field name: str = "{name}" and a method init_state(state).'
+            "sees only the memory of its own stages. Let the stage that needs it own it: a class "
+            f'with a field name: str = "{name}" and a method init_state(state).'
         )
 
     __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = __bool__ = _refuse
@@ -76,7 +76,7 @@ class Hidden:
 
 
 def check_after(before: State, after: State, known: set[str]) -> None:
-    """The step has changed nothing that it has no memory for."""
+    """Refuse a step that changes what it does not own."""
     if not isinstance(after, State):
         raise CompileError(f"The step returned {type(after).__name__} in place of a State.")
     if after.cursor is not before.cursor:
