@@ -1,4 +1,4 @@
-"""Effects tell the world about a run; they cannot change it."""
+"""Effects: callbacks that see a run but cannot change it (logging, saving, plotting)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from fnloop.values.state import State
 
 @dataclasses.dataclass
 class Run:
-    """What an effect may know about the run that it watches.
+    """What an effect is told about its run.
 
     Attributes:
-        step: The training step (a stage), or the function that stands in for it.
-        state: The newest state: in `open` the one before the first step, in `close` the last. (An
-            effect that keeps a state itself costs a compiled step that donates a copy.)
-        config: Hyperparameters for people and trackers: names to plain values.
+        step: The training step: a stage, or a function.
+        state: The newest state: in `open` the one before the first step, in `close` the last. (If
+            an effect keeps a state, a compiled step that donates must copy it.)
+        config: Hyperparameters: plain values by name.
         effects: All effects of the run, in order.
-        batches: Batches in an epoch; None if the data cannot tell.
-        total: Batches that this run will draw; None if that is not known.
-        whole: Whether the callbacks have seen the newest state. If one of them fails in a step that
-            donates, the newest state is that of the step alone.
-        reason: Why the run has ended, where no metric says so; known in `close`.
-        cursor: That of the newest state, as the data gave it; None before the first step.
-        data: What the data is (kind, sizes, a digest of a sample), as JSON values.
-        position: Where the data stands after the newest state's batch, for data that keeps that
-            itself: a function that returns JSON values, or None.
+        batches: Batches in an epoch; None if unknown.
+        total: Batches that this run will draw; None if unknown.
+        whole: Whether the callbacks have run on the newest state. False if one of them failed
+            after a step that donates: the newest state is then the step's result.
+        reason: Why the run has ended, if no metric says so; set before `close`.
+        cursor: The cursor of the newest state, as the data gave it; None before the first step.
+        data: A description of the data (kind, sizes, a digest of a sample), as JSON values.
+        position: For data that keeps its own position: a function that returns the position after
+            the newest state's batch, as JSON values. Else it returns None.
     """
 
     step: Any
@@ -46,7 +46,7 @@ class Run:
     position: Callable[[], Any] = lambda: None
 
     def data_now(self) -> dict[str, Any]:
-        """What the data is and where it stands: JSON values, kept with every checkpoint."""
+        """Description and position of the data: JSON values, kept with every checkpoint."""
         return {"about": dict(self.data), "position": self.position()}
 
     def memos(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Effect:
     Subclass it, or lift a function with `fl.effect`.
 
     Attributes:
-        name: Under which its memo is kept.
+        name: The key of its memo in a checkpoint.
         closing: Seconds that `close` takes, roughly; a time limit ends the run that much earlier.
         saves_to: The folder that it saves checkpoints to; None if it saves none.
         saves_last: Whether it saves the last state of a run there.
@@ -98,14 +98,14 @@ class Effect:
     saves_last: bool = False
 
     def open(self, run: Run) -> None:
-        """Called before the first step; the place to find out that a folder cannot be written."""
+        """Called before the first step; check here that files can be written."""
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         """Called after each step, after all callbacks that are stages."""
         raise NotImplementedError
 
     def close(self, status: str) -> None:
-        """Called once, whatever happened.
+        """Called once, also after an error.
 
         Args:
             status: "completed", "stopped", "interrupted" or "failed".
@@ -116,7 +116,7 @@ class Effect:
         return None
 
     def recall(self, memo: Any) -> None:
-        """Given back what `memo` returned, when a run is resumed; called before `open`."""
+        """Restore what `memo` returned, when a run is resumed; called before `open`."""
 
     def note_damaged(self, paths: Collection[Path]) -> None:
         """Told which checkpoints resuming found damaged and skipped; called before `recall`."""

@@ -1,4 +1,4 @@
-"""A run's metrics as points: merged over a stretch of batches, never lost, cheap to collect."""
+"""A run's metrics as points, each merged over several batches."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Point(NamedTuple):
 
     Attributes:
         epoch: The epoch of the last batch, counted from 1.
-        step: Batches drawn up to and with the last one.
-        metrics: Merged metrics, on whatever device they were.
+        step: Batches drawn, including the last one.
+        metrics: Merged metrics, on their device.
     """
 
     epoch: int
@@ -30,13 +30,13 @@ class Points:
     """Cuts a run into points.
 
     A point ends at every `every`-th batch, at the end of each epoch, and at a step that reports a
-    metric with a prefix (``val/loss``) that not every step reports: validation results are
-    seen at the very step they belong to.
+    metric with a prefix (``val/loss``) that not every step reports, so that validation results
+    appear at the step they belong to.
 
     Args:
-        every: Batches from one point to the next; None for 50, or for one point an epoch where
-            an epoch has fewer than 100 (points of unequal length make a ragged curve).
-        fold_after: Batches after which metrics are folded, to bound memory.
+        every: Batches from one point to the next; None for 50, or for one point an epoch if an
+            epoch has fewer than 100 (points of unequal length make a ragged curve).
+        fold_after: Batches after which metrics are merged, to bound memory.
     """
 
     def __init__(self, every: int | None, fold_after: int = 256) -> None:
@@ -46,17 +46,17 @@ class Points:
         self._chosen = every is not None
         self._fold_after = fold_after
         self._parts: list[Metrics] = []
-        self._held: dict[str, Any] = {}  # what waited when the run was stopped
+        self._held: dict[str, Any] = {}  # JSON of an unfinished point, from a checkpoint
         self._always: set[str] | None = None  # names that every step has reported
         self._cursor = [0, 0, 0]
 
     def open(self, batches: int | None) -> None:
-        """Settle the rhythm, now that the number of batches in an epoch is known (or None)."""
+        """Choose the length of a point from the batches in an epoch (None if unknown)."""
         if not self._chosen:
             self.every = 50 if batches is None or batches >= 100 else 1 << 62
 
     def add(self, state: State, metrics: Metrics) -> Point | None:
-        """Take in one step; return the point that it completes, if it completes one."""
+        """Add one step; return the point that it completes, or None."""
         if self._held:
             self._parts = [*window.from_json(self._held, metrics)]
             self._held = {}
@@ -84,27 +84,27 @@ class Points:
         return point
 
     def goes_on(self, state: State) -> bool:
-        """Whether what waits here ends where the run that begins with `state` begins."""
+        """Whether a run that starts at `state` continues the unfinished point."""
         return bool(self._held) or self._cursor == state.cursor.tolist()
 
     def memo(self) -> dict[str, Any]:
-        """What waits for the end of its point, as JSON values."""
+        """The metrics of the unfinished point, as JSON values."""
         return self._held or window.to_json(self._parts)
 
     def recall(self, memo: dict[str, Any]) -> None:
-        """Go on in the middle of a point."""
+        """Continue an unfinished point."""
         self._parts, self._held = [], memo
 
     def _surprising(self, metrics: Metrics) -> bool:
         if self._always is None:
-            # The first step here may be one of validation: a resumed run can begin anywhere.
+            # The first step of a resumed run may be one with validation.
             self._always = {name for name in metrics if subset_of(name)[1] == "train"}
         self._always.intersection_update(metrics)
         return any("/" in name and name not in self._always for name in metrics)
 
 
 def reason_in(metrics: Metrics, status: str) -> str:
-    """Why a run with these last metrics ended so; empty where none of them asked for it."""
+    """The reason of the metric that asked for a stop; empty if none did."""
     if status not in ("stopped", "interrupted"):
         return ""
     return next((m.reason for m in metrics.values() if isinstance(m, Stop) and m), "")
@@ -114,7 +114,7 @@ _SUBSET = re.compile(r"(train|valid|validation|val|eval|test)([-_.\d][^/]*)?")
 
 
 def subset_of(name: str) -> tuple[str, str]:
-    """A metric's name without the prefix that says on which data, and that prefix.
+    """A metric's name without the prefix for its data, and that prefix.
 
     >>> subset_of("val/loss"), subset_of("loss"), subset_of("accuracy/cat")
     (('loss', 'val'), ('loss', 'train'), ('accuracy/cat', 'train'))

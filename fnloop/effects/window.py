@@ -1,7 +1,7 @@
-"""Metrics that wait to be merged, as JSON: so that a resumed run goes on in the middle of a point.
+"""Metrics not yet merged, as JSON, so that a resumed run can continue an unfinished point.
 
-Where a metric's numbers go in it is not kept: that is told by the first metric of that name in the
-resumed run.
+A metric's structure is not stored: it is that of the first metric of the same name in the resumed
+run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fnloop.values.metrics import Metrics, Stop
 
 
 def to_json(parts: Sequence[Metrics]) -> dict[str, Any]:
-    """The numbers of each metric, in the order in which they came; what JSON lacks is left out.
+    """The numbers of each metric, in order; values that JSON cannot hold are left out.
 
     >>> from fnloop import Mean
     >>> to_json([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3)}])
@@ -40,13 +40,13 @@ def to_json(parts: Sequence[Metrics]) -> dict[str, Any]:
                 "kind": type(column[0]).__name__,
                 "leaves": [_packed(list(leaf)) for leaf in leaves],
             }
-        except ValueError:  # metrics of different shape, or numbers that JSON lacks
+        except ValueError:  # metrics of different shape, or values that JSON cannot hold
             continue
     return found
 
 
 def from_json(held: Mapping[str, Any], metrics: Metrics) -> list[dict[str, Any]]:
-    """The inverse of `to_json`, for the metrics that are like those in `metrics`.
+    """The inverse of `to_json`, for metrics of the same kind as in `metrics`.
 
     >>> from fnloop import Mean
     >>> held = to_json([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3)}])

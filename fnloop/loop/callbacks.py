@@ -1,4 +1,4 @@
-"""Sort what a run was given as callbacks, and give callbacks their memory."""
+"""Sort a run's callbacks, and add their memory to the state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fnloop.values.state import State
 
 
 def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effect]]:
-    """Callbacks and effects, each in their order; `step` has slots that they may not have."""
+    """Callbacks and effects, each in order; refuses slots that `step` has already."""
     stages: list[Callback] = []
     effects: list[Effect] = []
     for callback in listed(callbacks):
@@ -28,7 +28,7 @@ def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effe
             )
         elif isinstance(callback, type):
             raise TypeError(
-                f"callbacks has the class {callback.__name__} in it, not one of its objects: write "
+                f"callbacks has the class {callback.__name__} in it, not an instance: write "
                 f"{callback.__name__}(...)."
             )
         elif callable(callback):
@@ -43,10 +43,10 @@ def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effe
 
 
 def listed(callbacks: Any) -> Sequence[Any]:
-    """`callbacks`, if it is a list."""
+    """`callbacks`; an error if it is no list."""
     if not isinstance(callbacks, Sequence):
         raise TypeError(
-            f"callbacks is a list, and was given {type(callbacks).__name__}: write callbacks=[...]."
+            f"callbacks is a list, got {type(callbacks).__name__}: write callbacks=[...]."
         )
     return callbacks
 
@@ -68,7 +68,7 @@ def _check_slots(stages: Sequence[Callback], step: Any) -> None:
 def init_callbacks(
     stages: Sequence[Callback], effects: Sequence[Effect], state: State, metrics: Mapping[str, Any]
 ) -> State:
-    """Give callbacks their memory, and refuse those that wait for a metric that nobody makes."""
+    """Add callbacks' memory to the state; refuse those that wait for a metric nobody reports."""
     example = dict(metrics)
     complete = True
     for callback in stages:

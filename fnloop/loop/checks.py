@@ -1,4 +1,4 @@
-"""Early checks of a run, whose only product is a clear message."""
+"""Early checks of a run, for clear error messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fnloop.values.state import State
 
 
 def check_slots(step: Any, state: State) -> None:
-    """The state went through the step's `init`."""
+    """Check that the state has all memory that the step needs."""
     if not isinstance(step, Stage):
         return
     if step.kind != "step":
@@ -29,19 +29,19 @@ def check_slots(step: Any, state: State) -> None:
     for part in step.stages():
         if part.slot is not None and part.slot not in state.slots:
             raise ValueError(
-                f"The state has no memory for {part.describe()} (no slot {part.slot!r}). Ask for "
-                "it with state = step.init(state), which keeps all that is there; or start with "
+                f"The state has no memory for {part.describe()} (no slot {part.slot!r}). Add it "
+                "with state = step.init(state), which keeps all that is there; or start with "
                 "step.init(model)."
             )
 
 
 def outline(state: State) -> State:
-    """What `state` is by name: structure, shapes, dtypes and devices, without the memory."""
+    """`state` by name with its structure, shapes, dtypes and devices, but without its data."""
     return tree_map(lambda leaf: leaf.new_empty(()).expand(leaf.shape), by_name(state))
 
 
 def check_result(stage: Any, before: State, result: Any) -> None:
-    """A step or a callback returned a state like the one that it was given, and metrics."""
+    """Check that a step or callback returned metrics and a state like the one it was given."""
     who = f"The {stage.kind if isinstance(stage, Stage) else 'step'} "
     who += stage.describe() if isinstance(stage, Stage) else short(stage)
     if not isinstance(result, tuple) or len(result) != 2:
@@ -75,13 +75,13 @@ def check_result(stage: Any, before: State, result: Any) -> None:
 
 
 def check_sent(sent: Any) -> None:
-    """What was given to ``send`` is a state."""
+    """Check that ``send`` was given a state."""
     if not isinstance(sent, State):
         raise TypeError(f"send takes a state, it was given {type(sent).__name__}.")
 
 
 def check_metric_names(who: str, names: Iterable[str], available: Mapping[str, Any]) -> None:
-    """Every metric that somebody waits for can come."""
+    """Check that `available` has each of the metrics `names`."""
     for name in names:
         if find(available, name) is not None:
             continue

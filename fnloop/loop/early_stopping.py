@@ -20,13 +20,13 @@ from fnloop.values.state import State
 class early_stopping(Callback):
     """Ask for a stop when `monitor` has not improved for `patience` checks.
 
-    A check happens whenever the metric is there: after each validation. The first rule that holds
-    decides, as in PyTorch Lightning's EarlyStopping: not finite; better than `stopping_threshold`;
-    worse than `divergence_threshold`; improved by MORE than `min_delta` (then the wait starts
-    anew); else one more check without improvement, and a stop at the `patience`-th in a row.
+    A check happens whenever the metric is reported: after each validation. As in PyTorch
+    Lightning's EarlyStopping, the first rule that applies decides: not finite; better than
+    `stopping_threshold`; worse than `divergence_threshold`; improved by MORE than `min_delta` (the
+    count of checks restarts); else one more check without improvement, and a stop at the
+    `patience`-th in a row.
 
-    Its memory (the best value, the checks waited) is in the state: a resumed run goes on waiting
-    where it was.
+    The best value and the count of checks are in the state, so a resumed run goes on counting.
 
     Args:
         monitor: Name of the metric, such as ``"val/loss"``.
@@ -91,7 +91,7 @@ class early_stopping(Callback):
             return state, x
         best, waited = state[self.name]["best"], state[self.name]["waited"]
         value = torch.as_tensor(found, dtype=torch.float64, device=best.device)
-        # In terms of "lower is better", whatever the mode.
+        # Multiplied by `sign`, lower is better in both modes.
         sign = 1.0 if self.mode == "min" else -1.0
         nothing = torch.zeros_like(value, dtype=torch.bool)
         not_finite = ~value.isfinite() if self.check_finite else nothing
@@ -119,7 +119,7 @@ class early_stopping(Callback):
     def _asked(self, when: Tensor, value: Tensor, *others: Tensor) -> Stop:
         if opaque() or value.ndim:
             return stop(when, f"{self.monitor} has stopped improving")
-        # One look at everything: on a device each would wait.
+        # One transfer for all values: each transfer waits for the device.
         facts = [fact.to(torch.float64) for fact in (when, value, *others)]
         asked, number, best, waited, *rules = torch.stack(facts).tolist()
         return stop(bool(asked), self._reason(number, best, int(waited), *map(bool, rules)))

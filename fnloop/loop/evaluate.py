@@ -20,12 +20,12 @@ from fnloop.values.state import State
 def evaluate(
     fn: Callable[..., Any], state: State, data: Any, params: str | None = None
 ) -> dict[str, float]:
-    """Metrics of the model over all of `data`, weighted: a short last batch counts for what it is.
+    """Metrics of the model over all of `data`, weighted: a short last batch counts for less.
 
     Args:
-        fn: What a loss may be, ``(model, batch) -> loss`` or ``(loss, metrics)``; or a function
-            that returns a dict of metrics.
-        state: Whose model to evaluate; it is not changed.
+        fn: A loss, ``(model, batch) -> loss`` or ``(loss, metrics)``; or a function that returns a
+            dict of metrics.
+        state: The state with the model; it is not changed.
         data: Whatever `fl.run` takes; one epoch of it.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
 
@@ -46,7 +46,7 @@ def evaluate_metrics(
     params: str | None = None,
     batches: int | None = None,
 ) -> dict[str, Any]:
-    """What `evaluate` makes numbers of; of the first `batches` only, if given."""
+    """As `evaluate`, but metrics and not numbers; of the first `batches` only, if given."""
     who, parts = as_function(fn, "fn(model, batch)"), list[dict[str, Any]]()
     for i, (batch, result) in enumerate(_outputs(who, state, data, params, "evaluate")):
         parts.append(read_metrics(result, batch, who))
@@ -66,7 +66,7 @@ def predict(
 
     Args:
         fn: ``(model, batch) -> output``.
-        state: Whose model; it is not changed.
+        state: The state with the model; it is not changed.
         data: Whatever `fl.run` takes; one epoch of it, not shuffled.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
 
@@ -94,7 +94,7 @@ def predict(
 def _outputs(
     fn: Any, state: State, data: Any, params: str | None, place: str
 ) -> Iterator[tuple[Any, Any]]:
-    """Each batch of one epoch, and what `fn` makes of it."""
+    """Each batch of one epoch, and the result of `fn` for it."""
     if not isinstance(state, State):
         raise TypeError(f"{place} takes a state, it was given {type(state).__name__}.")
     chosen, wants_state = choose_params(state, params), takes_state(fn)
@@ -104,7 +104,7 @@ def _outputs(
         def output(model: Any, batch: Any = batch) -> Any:
             return fn(model, batch, state) if wants_state else fn(model, batch)
 
-        # Nothing is held while the data is read: that may wait for another thread.
+        # Enter these contexts only around the call, not while the data is read.
         with torch.no_grad(), seeded(fold(key, calls, place, i), device):
             try:
                 result, _ = state.skeleton.call(output, chosen, state.buffers, training=False)

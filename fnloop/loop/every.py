@@ -1,4 +1,4 @@
-"""``every``: call a callback or an effect now and then."""
+"""``every``: call a callback or an effect every n batches or epochs."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class Every(Callback):
     def __call__(self, state: State, x: Metrics) -> tuple[State, Metrics]:
         due = is_due(self.n, self.unit, Cursor.of(state.cursor))
         memory = state[self.name]
-        if not memory:  # what is inside does not read the metrics
+        if not memory:  # the inner callback does not read the metrics
             return self.inner(state, x) if due else (state, x)
-        # What is no metric was loaded from a run whose metric this one does not have.
+        # Entries that are no `Metric` were loaded from a run with a metric that this one lacks.
         own = {n: m for n, m in memory.items() if isinstance(m, Metric)}
         gone = {n: m for n, m in memory.items() if n not in own}
         window = {
@@ -111,7 +111,7 @@ class EveryEffect(Effect):
             self._parts = [merge_all(self._parts)]
 
     def close(self, status: str) -> None:
-        if self._parts and self._run is not None:  # what came since it last ran
+        if self._parts and self._run is not None:  # metrics since it last ran
             self.inner(self._run.state, merge_all(self._parts))
         self.inner.close(status)
 
@@ -144,15 +144,15 @@ def every(
 ) -> Any:
     """Call a callback at every `n`-th batch, or at the end of every `n`-th epoch.
 
-    It is given the merge of the metrics since it last ran. Batches are counted over the whole life
-    of the state, so that a resumed run keeps the rhythm.
+    It is given the merge of the metrics since it last ran. Batches are counted by the state's
+    cursor, so a resumed run keeps the schedule.
 
     Args:
         n: How often, at least 1.
         callback: A callback, an effect, or a bare function ``(state, metrics) -> (state,
             metrics)``.
         unit: ``"step"`` (batches drawn) or ``"epoch"``.
-        name: Of its slot; default made from the callback's name.
+        name: Name of its slot; default ``"every."`` and the callback's name.
 
     >>> import torch, fnloop as fl
     >>> seen = []
@@ -179,9 +179,8 @@ def every(
     label = getattr(inner, "name", None) or inner.describe()
     if name is None and " at 0x" in label:
         raise ValueError(
-            f"every keeps its memory under a name made of the callback's, and {label} has none "
-            "that "
-            'lasts: every(..., name="...").'
+            f"every names its slot after the callback, and {label} has no name that stays the same "
+            'in the next process: every(..., name="...").'
         )
     return Every(n, inner, unit, name or f"every.{label}")
 
@@ -200,8 +199,8 @@ def _shapes(metric: Metric) -> list[Any]:
 
 
 def _as_tensors(metric: Any) -> Any:
-    """The state holds tensors only; sums are kept in double precision."""
-    # This runs for every metric of every step: a tree walk only where there is a tree to walk.
+    """The metric with tensors as leaves, floats in float64."""
+    # This runs for every metric at every step: walk the tree only if it is nested.
     leaves = [(name, getattr(metric, name)) for name in type(metric).__tree_children__]
     if not all([isinstance(leaf, (Tensor, float, int)) for _, leaf in leaves]):
         return tree_map(_as_tensor, metric)

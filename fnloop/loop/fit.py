@@ -1,4 +1,4 @@
-"""``fit``: `run` to its end, with a history."""
+"""``fit``: `run` until it ends, and keep a history."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def fit(
 ) -> tuple[State, History]:
     """Train to the end, and keep a history.
 
-    The first Ctrl-C finishes the step, closes everything (so `fl.checkpoint` saves) and returns the
-    state, with ``history.status == "interrupted"``; the second raises. SIGTERM does the same;
-    ``history.reason`` says which it was. If a step fails, the error carries the last good state:
-    ``error.state``, ``error.history``.
+    The first Ctrl-C or SIGTERM finishes the step, closes everything (so `fl.checkpoint` saves) and
+    returns the state, with ``history.status == "interrupted"``; ``history.reason`` names the
+    signal. The second raises ``KeyboardInterrupt``. If a step fails, the error has the last good
+    state: ``error.state``, ``error.history``.
 
-    A compiled step (`fl.compile`) is run with donation: the states between the first and the last
-    share one memory. An effect or callback that keeps one of them keeps a copy.
+    A compiled step (`fl.compile`) runs with donation: each new state overwrites the one before, but
+    not the given one. If an effect or a callback keeps such a state, it is copied.
 
     Args:
         step, state, data, epochs, steps, seconds, callbacks: As in `fl.run`; at least one limit.
-        resume: A folder of checkpoints: go on from the newest one there that is whole, if there is
-            one; or a checkpoint. `epochs` and `steps` are then totals, counted from batch 0. What
-            has changed since then is logged, and is in ``history.resumed``. A run that early
-            stopping has ended is left as it is, while its patience is no greater.
+        resume: A checkpoint; or a folder of checkpoints: resume from its newest undamaged one, if
+            there is one. `epochs` and `steps` are then totals, counted from batch 0. What has
+            changed since the checkpoint is logged, and is in ``history.resumed``. A run that was
+            ended by early stopping is not continued, unless its patience was raised.
         config: Hyperparameters to keep with the run, besides those of `step`.
 
     Returns:
@@ -66,7 +66,7 @@ def fit(
     if epochs is None and steps is None and seconds is None:
         raise ValueError("fit needs a limit: epochs=, steps= or seconds=.")
     donating: Any = getattr(step, "donating", None)
-    if donating is not None:  # the states between the first and the last are nobody else's
+    if donating is not None:  # nobody else refers to the states between the first and the last
         step, state = donating(), state.replace()
     interrupt, given = Interrupt(), listed(callbacks)
     history = _history(given)
@@ -80,7 +80,7 @@ def fit(
         epochs = None if epochs is None else max(0, epochs - cursor.epoch)
         if stopped := _stopped(everything, state):
             history.status, history.reason = "stopped", stopped
-            _log.warning("%s: the run had stopped there, and nothing is done", stopped)
+            _log.warning("%s: the run had stopped there, so no step is done", stopped)
             return state, history
         if 0 in (steps, epochs):
             done = (cursor.epoch, cursor.count)
@@ -108,13 +108,13 @@ def fit(
 
 
 def _stopped(callbacks: Sequence[Any], state: State) -> str | None:
-    """Why the run that is resumed had been stopped by a callback, which still would."""
+    """Why a callback stopped the run that is resumed, and still would; else None."""
     stages = (callback for callback in callbacks if isinstance(callback, Callback))
     return next((why for callback in stages if (why := callback.stopped(state))), None)
 
 
 def _history(callbacks: Sequence[Any]) -> History:
-    """The one among the callbacks, or a new one."""
+    """The history among the callbacks, or a new one."""
     found = [callback for callback in callbacks if isinstance(callback, History)]
     if len(found) > 1:
         raise ValueError("fit keeps one history, and callbacks has two fl.History.")
@@ -122,9 +122,9 @@ def _history(callbacks: Sequence[Any]) -> History:
 
 
 def _keep(error: BaseException, state: State, history: History) -> None:
-    """A failing step never costs the state."""
+    """Attach the last good state and the history to the error."""
     kept: Any = error
-    with contextlib.suppress(Exception):  # an error may have no room for it
+    with contextlib.suppress(Exception):  # some errors allow no attributes
         kept.history = history
     with contextlib.suppress(Exception):
         if not hasattr(error, "state"):

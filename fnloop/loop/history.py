@@ -1,4 +1,4 @@
-"""What a run reported, to look at afterwards."""
+"""``History``: the metrics of a run as rows."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class History(Effect):
     A row is the merge of all metrics since the row before: one every `every` batches, one at the
     end of each epoch, one at the end of the run, and one at each step with validation metrics. It
     is a dict of ``"epoch"`` (counted from 1), ``"step"`` (batches drawn so far) and the metrics
-    that were reported. Metrics stay on the device until somebody looks. A resumed run goes on with
-    the rows that were there.
+    that were reported. Metrics stay on the device until they are read. A resumed run keeps the
+    earlier rows.
 
     Args:
         every: Batches from one row to the next; default 50, or the whole epoch where an epoch has
             fewer than 100.
-        states: How many of the last states to keep; each is the one after a step and its
-            callbacks. States of an eager step share what has not changed, and keeping one copies
-            nothing. A compiled step that donates, as in `fl.fit`, copies what it would write over.
+        states: How many of the last states to keep, each as it was after a step and its callbacks.
+            Keeping a state of an eager step copies nothing. A compiled step that donates, as in
+            `fl.fit`, copies the tensors that it would overwrite.
 
     Attributes:
         status: ``"running"``, then how it ended: ``"completed"``, ``"stopped"``,
             ``"interrupted"`` or ``"failed"``.
-        reason: Why it stopped, where a callback asked for it; else empty.
-        resumed: How it was resumed, by ``fl.fit(..., resume=folder)``; else None.
+        reason: Why it stopped, if a callback asked for it; else empty.
+        resumed: How ``fl.fit(..., resume=folder)`` resumed it; else None.
 
     >>> import torch
     >>> from fnloop import Cursor, Mean
@@ -79,7 +79,7 @@ class History(Effect):
         self._latest: Metrics = {}
         self._rows: list[Row] = []
         self._waiting: list[Point] = []
-        self._last: list[Row] = []  # of a point that was cut short, and may go on
+        self._last: list[Row] = []  # the row of a point that was cut short and may continue
 
     def open(self, run: Run) -> None:
         self.status, self.reason, self._run = "running", "", run
@@ -104,9 +104,9 @@ class History(Effect):
         self._last = self._cut()
 
     def memo(self) -> Any:
-        """Complete rows by column, the row that was cut short, and what it is made of.
+        """Complete rows by column, the row that was cut short, and the metrics merged in it.
 
-        What a row has not is None.
+        Missing values are None.
         """
         self._settle()
         return {
@@ -122,7 +122,7 @@ class History(Effect):
 
     @property
     def rows(self) -> list[Row]:
-        """All rows, oldest first. Looking waits for the device."""
+        """All rows, oldest first. Reading them waits for the device."""
         self._settle()
         return [*self._rows, *self._last]
 
@@ -137,7 +137,7 @@ class History(Effect):
         return _names(self.rows)
 
     def steps(self, name: str) -> list[int]:
-        """Where `name` was reported, in batches drawn; as long as ``history[name]``."""
+        """At how many batches drawn `name` was reported; as long as ``history[name]``."""
         return [row["step"] for row in self._with(name)]
 
     @overload
@@ -147,7 +147,7 @@ class History(Effect):
     @overload
     def __getitem__(self, key: slice) -> list[Row]: ...
     def __getitem__(self, key: str | int | slice) -> Any:
-        """A metric's values where it was reported, by name; or rows, by position."""
+        """The reported values of a metric, by name; or rows, by position."""
         if isinstance(key, str):
             return [row[key] for row in self._with(key)]
         return self.rows[key]
@@ -194,7 +194,7 @@ class History(Effect):
 
         Args:
             path: Image file to write (.png, .pdf, .svg); default none.
-            names: Metrics to draw, without the prefix that says on which data; default all.
+            names: Metrics to draw, without prefix (``val/``); default all.
 
         Returns:
             A matplotlib ``Figure``.

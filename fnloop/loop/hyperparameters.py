@@ -15,7 +15,7 @@ from fnloop.trees.nodes import is_tree
 
 
 def hyperparameters(step: Any) -> dict[str, Any]:
-    """What trackers show: every number, flag and word in the pipeline, by dotted name.
+    """Every number, bool and string in the pipeline by dotted name, as trackers show them.
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).mean()

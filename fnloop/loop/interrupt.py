@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first finishes the step, the second stops at once."""
+"""Signal handlers for Ctrl-C and SIGTERM: the first finishes the step, the second stops at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Interrupt(Callback):
-    """A callback that asks for a stop once a signal has come."""
+    """A callback that asks for a stop after a signal."""
 
     label: ClassVar[str] = "interrupt"
 
@@ -38,12 +38,11 @@ class Interrupt(Callback):
         return state, {**x, "interrupt": asked}
 
     def listening(self) -> contextlib.AbstractContextManager[Any]:
-        """Take the signals over for a block; only the main thread can, elsewhere nothing changes.
+        """Install the signal handlers for a block, in the main thread; elsewhere do nothing.
 
-        A signal that the process ignores, as one started with ``nohup`` may, stays ignored.
+        A signal that the process ignores, as under ``nohup``, stays ignored.
         """
-        # No generator: contextlib writes to an error that passes through, which a frozen one
-        # does not let it.
+        # Not a generator: contextlib sets attributes of exceptions, which a frozen one refuses.
         block = contextlib.ExitStack()
         if threading.current_thread() is threading.main_thread():
             for signum in _NAMES:
@@ -54,7 +53,7 @@ class Interrupt(Callback):
         return block
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker of the data, which has inherited this
+        if os.getpid() != self._process:  # a data worker, which inherited the handler
             return
         if self.came is not None:
             raise KeyboardInterrupt
@@ -64,6 +63,6 @@ class Interrupt(Callback):
 
 
 def interrupted(stages: Iterable[Any]) -> str:
-    """The reason to stop, if a signal has come; else empty."""
+    """The reason to stop after a signal; else empty."""
     came = next((stage.came for stage in stages if isinstance(stage, Interrupt)), None)
     return f"interrupted by {came}" if came else ""

@@ -1,4 +1,4 @@
-"""How long a run goes on."""
+"""The limits of a run: steps, epochs, seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fnloop.values.cursor import Cursor
 
 
 class Limits:
-    """When to draw no further batch."""
+    """Tells when to stop drawing batches."""
 
     def __init__(
         self, start: Cursor, steps: int | None, epochs: int | None, seconds: float | None
@@ -29,7 +29,7 @@ class Limits:
             self.deadline = time.monotonic() + self.seconds
 
     def reached(self, cursor: Cursor, effects: Sequence[Effect]) -> bool:
-        """Whether to end before the batch at `cursor`, in time for the effects to close."""
+        """Whether to end before the batch at `cursor`, which leaves effects time to close."""
         if self.count is not None and cursor.count >= self.count:
             return True
         if self.epoch is not None and cursor.epoch >= self.epoch:
@@ -41,13 +41,13 @@ class Limits:
         return self._timed_out
 
     def outcome(self) -> tuple[str, str]:
-        """The status of a run that has reached its limit, and why, where that is not its end."""
+        """The status of a run that has reached its limit; and the reason, for a time limit."""
         if self._timed_out:
             return "stopped", f"the time limit of {self.seconds:g} seconds"
         return "completed", ""
 
     def ended_early(self, cursor: Cursor) -> str:
-        """The status of a run whose data has ended; a limit that was not reached is warned of."""
+        """The status of a run whose data has ended; warns if there was a limit."""
         if self.count is None and self.epoch is None and self.seconds is None:
             return "completed"
         warnings.warn(
@@ -59,7 +59,7 @@ class Limits:
         return "stopped"
 
     def total(self, source: Source) -> int | None:
-        """Batches that will be drawn, if that can be told."""
+        """Number of batches that will be drawn; None if unknown."""
         totals = [] if self.count is None else [self.count - self.start.count]
         if self.epoch is not None and source.batches is not None:
             per_batch = getattr(source, "batch_size", 1)  # the index counts examples, or batches

@@ -1,4 +1,4 @@
-"""Curves of a run."""
+"""Plots of a run's metrics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def draw(curves: Curves, path: str | Path | None, names: Sequence[str] | None) -
 
 
 def _panels(curves: Curves, names: Sequence[str] | None) -> dict[str, dict[str, str]]:
-    """Panel titles to what they show: subset to full metric name."""
+    """For each panel title, the full metric name by subset."""
     panels: dict[str, dict[str, str]] = {}
     for full_name in curves:
         name, subset = subset_of(full_name)

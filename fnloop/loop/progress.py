@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line now and then elsewhere."""
+"""``progress``: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fnloop.values.state import State
 
 
 class progress(Effect):
-    """Show how far a run is, how fast it goes, and its metrics.
+    """Show a run's progress, speed and metrics.
 
     On a terminal and in a notebook it is a bar, drawn ten times a second at most. Elsewhere (a
     file, a batch system) it is a plain line every `every_seconds`. Both end with one line that says
@@ -116,10 +116,10 @@ class progress(Effect):
         self._due = time.perf_counter() + self._interval
 
     def _read(self) -> Cursor:
-        """Look at the metrics, which waits for the device, and at the cursor."""
+        """Read the metrics and the cursor; waits for the device."""
         if self._parts:
             self._latest = self._parts[-1]
-            # The mean since the last look; but the latest validation.
+            # Training metrics are merged since the last display; validation shows the latest.
             latest = {name: part[name] for part in self._parts for name in part if "/" in name}
             self._shown.update(numbers_of([{**merge_all(self._parts), **latest}])[0])
             self._parts = []
@@ -140,7 +140,7 @@ class progress(Effect):
 
 
 class _Place:
-    """Where a cursor is in the run, in words."""
+    """Describes a cursor's position in the run as text."""
 
     def __init__(self, start: Cursor, batches: int | None, total: int | None) -> None:
         self._batches = batches
@@ -149,7 +149,7 @@ class _Place:
         self._epochs = (
             start.epoch + math.ceil((read + total) / batches) if batches and total else None
         )
-        # In a run that ends within its first epoch, the end of the run is what one waits for.
+        # A run that ends within its first epoch counts towards its own end.
         self._of = min(batches or 0, read + total) if self._epochs == 1 and total else batches
 
     def epoch(self, cursor: Cursor) -> str:
@@ -163,7 +163,7 @@ class _Place:
 
 
 def _bar_class(file: TextIO) -> Any:
-    """tqdm's bar for where `file` is shown; None where it is no screen."""
+    """tqdm's class for a terminal or a notebook; None if `file` is neither."""
     import tqdm
 
     if _in_notebook() and file is sys.stderr:

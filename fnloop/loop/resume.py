@@ -1,4 +1,4 @@
-"""Go on from a checkpoint, and say what is different from then."""
+"""Resume from a checkpoint, and report what has changed since."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Resumed:
 
     Attributes:
         path: The checkpoint.
-        cursor: Where the run stood: epoch, index, count.
-        changes: What is different from then, a line each; empty if nothing is.
-        skipped: Newer checkpoints that are damaged, each with what is wrong with it.
+        cursor: The run's position: epoch, index, count.
+        changes: What has changed since, a line each.
+        skipped: Newer checkpoints that are damaged, each with the reason.
     """
 
     path: Path
@@ -59,17 +59,17 @@ def resume(
     callbacks: Sequence[Any],
     config: Mapping[str, Any],
 ) -> tuple[State, Resumed | None]:
-    """The state of the newest checkpoint that is whole; effects and data are told of it.
+    """Load the newest undamaged checkpoint, and restore effects and data from it.
 
     Args:
-        folder: Of checkpoints; or one checkpoint.
-        step, state, source, callbacks, config: As they are now.
+        folder: A folder of checkpoints, or one checkpoint.
+        step, state, source, callbacks, config: Those of the new run.
 
     Returns:
-        The state to go on from, and how it was found; None where there is no checkpoint at all.
+        The loaded state, and how it was found; the given one and None if there is no checkpoint.
 
     Raises:
-        CheckpointError: There are checkpoints, and all are damaged; or the newest does not fit.
+        CheckpointError: All checkpoints are damaged, or the newest does not fit.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"resume= takes a folder of checkpoints, or a checkpoint; got {folder!r}.")
@@ -115,12 +115,12 @@ def _use(loaded: Loaded, what: str, cause: str, call: Callable[[], None]) -> Non
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{loaded.path} has {what} that cannot be used ({type(error).__name__}: {error}). The "
-            f"usual cause is another {cause} than then."
+            f"usual cause is another {cause} than when it was saved."
         ) from error
 
 
 def _place(loaded: Loaded, source: Source) -> tuple[State, list[str]]:
-    """Let the data go on where it was, and say where that is if it is elsewhere."""
+    """Set the data to the checkpoint's position; also returns notes if that has changed."""
     state = loaded.state
     position = loaded.manifest["data"].get("position")
     recall: Any = getattr(source, "recall", None)
@@ -128,7 +128,7 @@ def _place(loaded: Loaded, source: Source) -> tuple[State, list[str]]:
     if position is not None and recall is not None:
         _use(loaded, "the data's position", "data", partial(recall, position))
     elif position is not None:
-        told = ["data: the loader kept its own position, of which this data knows nothing"]
+        told = ["data: the loader had kept its own position, which this data cannot restore"]
     cursor, moved = resumed_index(Cursor.of(state.cursor), _about(loaded), _now(source))
     return state.replace(cursor=cursor.tensor()), [*told, *([moved] if moved else [])]
 
@@ -144,7 +144,7 @@ def _now(source: Any) -> dict[str, Any]:
 
 def _changes(prefix: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for name in dict.fromkeys([*then, *now]) if then else ():
-        if name == "recipe":  # a file, which may be called otherwise from elsewhere
+        if name == "recipe":  # a path, which depends on the working directory
             continue
         if name not in now:
             yield f"{prefix}{name}: {_short(then[name])} -> gone"
@@ -155,7 +155,7 @@ def _changes(prefix: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> It
 
 
 def _machine(manifest: Mapping[str, Any], state: State) -> Iterator[str]:
-    """What decides whether results are the same to the bit."""
+    """Changes of the machine after which results are no longer the same to the bit."""
     for name, value in machine_of(state).items():
         if manifest[name] != value:
             yield (
@@ -165,7 +165,7 @@ def _machine(manifest: Mapping[str, Any], state: State) -> Iterator[str]:
 
 
 def _memory(manifest: Mapping[str, Any], step: Any, callbacks: Sequence[Any]) -> Iterator[str]:
-    """Slots that are new, and slots that nobody uses any more."""
+    """Slots that are new, and slots that are no longer used."""
     if not isinstance(step, Stage):
         return
     stages = [step, *(callback for callback in callbacks if isinstance(callback, Stage))]

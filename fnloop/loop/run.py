@@ -1,4 +1,4 @@
-"""``run``: the loop. Everything else stands around it."""
+"""``run``: the training loop."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def run(
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     """Train, one batch at a time: the loop is yours.
 
-    Each turn draws the batch at ``state.cursor``, calls the step, then the callbacks that are
-    stages, in their order, then all effects, and yields. What the loop's body does to the state is
-    fed back only by ``send(state)``.
+    Each iteration draws the batch at ``state.cursor``, calls the step, then the callbacks that are
+    stages, in order, then all effects, and yields. To replace the state from the body of your loop,
+    use ``send(state)``.
 
-    `steps` and `epochs` count from where the state stands: running 7 steps and then 13 is running
-    20, to the bit. Whichever limit comes first ends the loop; without any it goes on until the data
-    ends or a callback asks for a stop.
+    `steps` and `epochs` count from the given state: running 7 steps and then 13 is running 20, to
+    the bit. The first limit reached ends the loop; without limits it runs until the data ends or a
+    callback asks for a stop.
 
     Args:
         step: A training step: a stage, or any function ``(state, batch) -> (state, metrics)``.
@@ -50,8 +50,8 @@ def run(
         data: `fl.Batches`, a ``DataLoader``, a tuple of tensors (one batch), or any iterable.
         steps: Batches to draw.
         epochs: Epochs to finish.
-        seconds: Time after which the run has ended: no new batch is drawn once what is left is
-            needed by the effects' closing (`fl.checkpoint` knows how long its saves took).
+        seconds: Time limit. It includes closing the effects: `fl.checkpoint` estimates the time of
+            its last save, and the loop ends that much earlier.
         callbacks: Callbacks, bare functions ``(state, metrics) -> (state, metrics)``, and effects.
         config: Hyperparameters that effects (trackers, checkpoints) keep with the run.
 
@@ -61,7 +61,7 @@ def run(
     Raises:
         TypeError, ValueError: An argument is of the wrong kind; the state lacks the step's memory;
             the step or a callback returns the wrong thing; a callback waits for a metric that
-            nothing makes; two stages share a slot.
+            nothing reports; two stages share a slot.
 
     >>> import fnloop as fl
     >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
@@ -125,7 +125,7 @@ def _loop(
                 drawn = next(batches, None)
             except Exception:
                 about.reason = interrupted(stages)
-                if about.reason:  # the signal has reached the data's processes too
+                if about.reason:  # the signal has reached the data workers too
                     status = "interrupted"
                     return
                 raise
@@ -138,12 +138,12 @@ def _loop(
             if before is not None:
                 check_result(step, before, result)
             state, metrics = result
-            del result  # a state that stays alive cannot be written over
+            del result  # a state that is still referred to cannot be overwritten
             state = state.replace(cursor=cursor.tensor())
-            if lent := may_be_overwritten(state):  # if a callback fails, it is the newest there is
+            if donated := may_be_overwritten(state):  # the newest state, should a callback fail
                 about.state, about.cursor, about.whole = state, cursor, False
                 calls = _calls(state)
-            elif not state.params.plain:  # a loop is not differentiated: its past would pile up
+            elif not state.params.plain:  # else the autograd graph would grow with every step
                 state, metrics = tree_map(torch.detach, (state, metrics))
             if first:
                 state = init_callbacks(stages, effects, state, metrics)
@@ -155,11 +155,11 @@ def _loop(
                 del result
             first = False
             about.state, about.cursor, about.whole = state, cursor, True
-            if stages or not lent:
-                calls = _calls(state) if lent else None
+            if stages or not donated:
+                calls = _calls(state) if donated else None
             for effect in effects:
                 effect(state, metrics)
-            if lent and (stages or effects):  # who has kept the shown one can go on reading it
+            if donated and (stages or effects):  # an effect that kept the state can still read it
                 about.state = state = state.replace()
             requests = [m for m in metrics.values() if isinstance(m, Stop) and m]
             sent = yield state, metrics
@@ -182,7 +182,7 @@ def _loop(
         if isinstance(error, KeyboardInterrupt):
             status = "interrupted"
         _recover(about, cursor, calls)
-        with contextlib.suppress(Exception):  # an error may have no room for it
+        with contextlib.suppress(Exception):  # some errors allow no attributes
             error.state = about.state  # type: ignore[attr-defined]  # pyright: ignore
         raise
     finally:
@@ -190,16 +190,16 @@ def _loop(
 
 
 def _calls(state: State) -> int:
-    """Calls of the step so far; a population's are the same for all."""
+    """Number of calls of the step so far; all members of a population have the same."""
     calls: Any = state.calls
     return calls.item() if not calls.ndim else int(calls.max())
 
 
 def _recover(about: Run, cursor: Cursor, calls: int | None) -> None:
-    """Find the newest state, wherever in a step or after it an exception has come.
+    """Find the newest state after an exception in a step or after it.
 
-    A step that donates writes the next state into the memory of the one before, in one go: how
-    often the step was called, which is in the state, tells which of the two it is.
+    A step that donates writes the next state into the memory of the one before, in one call. The
+    number of calls in the state tells which of the two it is.
     """
     state = newest(about.state)
     if state is None:
@@ -218,7 +218,7 @@ def _restart(
 
 
 def _close(effects: Sequence[Effect], batches: Iterator[Any], status: str) -> None:
-    """Close everything, whatever happens: one that fails does not keep the others open."""
+    """Close all effects and the data, even if closing one of them fails."""
     for name, effect in named(effects).items():
         try:
             effect.close(status)

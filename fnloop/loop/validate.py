@@ -13,7 +13,7 @@ from fnloop.values.state import State
 
 
 class Same:
-    """Holds a value that compares by identity, whatever its own ``==`` does."""
+    """Wraps a value so that it compares by identity."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -29,7 +29,7 @@ class Same:
 class validate(Callback):
     """Evaluate the model and add the results to the metrics, as ``"val/loss"`` and so on.
 
-    It runs whenever it is called, so give it a rhythm: ``fl.every(500, fl.validate(loss, data))``,
+    By itself it runs after every step, so wrap it: ``fl.every(500, fl.validate(loss, data))``, or
     ``fl.every(1, fl.validate(loss, data), unit="epoch")``.
 
     Args:
@@ -61,7 +61,7 @@ class validate(Callback):
             return
         if isinstance(self.data, Iterator):
             raise TypeError(
-                "validate needs data that can be read again and again; the "
+                "validate needs data that can be read repeatedly; the "
                 f"{type(self.data).__name__} is an iterator, which is exhausted after one "
                 "validation. Pass a list, fl.Batches, a Dataset or a DataLoader."
             )

@@ -317,7 +317,7 @@ def test_a_run_that_early_stopping_has_ended_stays_ended(tmp_path, caplog):
         assert fl.tree_equal(again.params, first.params) and again.cursor[2] == first.cursor[2]
         assert repeated.rows == history.rows
         assert (repeated.status, repeated.reason) == (history.status, history.reason)
-    assert "the run had stopped there, and nothing is done" in caplog.text
+    assert "the run had stopped there, so no step is done" in caplog.text
     more, history = fit(4)
     assert history.reason == "val/loss has not improved on 1 for 4 checks"
     assert int(more.cursor[0]) == int(first.cursor[0]) + 2
@@ -412,7 +412,7 @@ def test_another_batch_size_of_a_loader_goes_on_at_the_same_example(tmp_path):
 def test_a_position_that_the_data_cannot_use_is_told(tmp_path):
     fl.fit(STEP, state(), Walk(), steps=3, callbacks=[fl.checkpoint(tmp_path)])
     _, history = fl.fit(STEP, state(), list(X.split(SIZE)), steps=5, resume=tmp_path)
-    assert any("of which this data knows nothing" in line for line in history.resumed.changes)
+    assert any("which this data cannot restore" in line for line in history.resumed.changes)
 
 
 def test_a_start_from_the_beginning_is_told(tmp_path, caplog):
