@@ -1,4 +1,4 @@
-"""One thread that does jobs in their order, while the run goes on."""
+"""A background thread that runs jobs in order while training continues."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Background:
-    """Jobs one after the other, of which at most one waits while another is done.
+    """Runs jobs one after the other, with at most one in the queue.
 
-    Whoever brings a third waits: each job holds a state, and memory is finite. At the end of the
-    program Python waits for the jobs.
+    `do` blocks when there are two already, to bound memory: each job holds a state. At exit Python
+    waits for the jobs.
 
     >>> done = []
     >>> background = Background()
@@ -27,25 +27,25 @@ class Background:
         self._failures: list[BaseException] = []
 
     def wait(self) -> None:
-        """Wait until no job is under way."""
+        """Wait until all jobs have ended."""
         while self._jobs:
             self._settle()
 
     def do(self, job: Callable[[], None]) -> None:
-        """Have `job` done; waits while two are under way."""
+        """Run `job` in the thread; blocks while two are running or queued."""
         while len(self._jobs) >= 2:
             self._settle()
         self._jobs.append(self._pool.submit(job))
 
     def failures(self) -> list[BaseException]:
-        """What the jobs that have ended since the last call have raised, in order."""
+        """Exceptions of the jobs that have ended since the last call, in order."""
         while self._jobs and self._jobs[0].done():
             self._settle()
         failures, self._failures = self._failures, []
         return failures
 
     def finish(self) -> list[BaseException]:
-        """Wait for all jobs; what they have raised."""
+        """Wait for all jobs, and return their exceptions."""
         self.wait()
         self._pool.shutdown()
         return self.failures()

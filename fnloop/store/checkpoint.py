@@ -1,4 +1,4 @@
-"""Save checkpoints while a run goes on, and delete those that nobody needs any more."""
+"""``checkpoint``: save checkpoints during a run, and delete old ones."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from fnloop.values.merging import find, numbers
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
 
-_GUESS = 100e6  # bytes a second, until a save was timed
+_GUESS = 100e6  # bytes a second, until a save has been timed
 
 
 class checkpoint(Effect):
     """Save the state during a run: the best by a metric, and the newest.
 
     With a monitor, a state is saved when the monitored metric is reported (after validation) and
-    is among the `keep` best; and the newest one at each occasion and at the end. Without one, the
-    newest `keep` are kept. A checkpoint is deleted only after the one that takes its place is on
-    the disk, which needs room for one more. If saving fails in the middle of a run (a full disk),
-    that is warned of, the run goes on, and it is tried again at the next occasion.
+    is among the `keep` best; also the newest one, each time `every` is due and at the end. Without
+    a monitor, the newest `keep` are kept. A checkpoint is deleted only after its replacement is on
+    the disk, so there must be space for one more. If saving fails during a run (a full disk), a
+    warning is given, the run continues, and the next due save tries again.
 
-    The signal SIGUSR1 has the state saved after the step that is under way.
+    SIGUSR1 saves the state after the current step.
 
     Args:
         folder: Where checkpoints go; no other run should write there at the same time. Or a URL,
@@ -51,16 +51,16 @@ class checkpoint(Effect):
         monitor: Name of a metric, such as ``"val/loss"``; it should be one that is reported now
             and then, as validation does, not at every step.
         mode: "min" if smaller is better, or "max".
-        every: An occasion is every so many epochs or steps; by default each epoch's end.
+        every: Save the newest state every so many epochs or steps; default each epoch.
         unit: "epoch" or "step" (batches).
-        last: Also save the newest state, at each occasion (with a monitor) and when the run ends,
-            however it ends.
-        background: Save in a thread while the run goes on. The state is immutable, so it is not
-            copied, only kept until it is written, and at most two are under way. (A compiled step
-            that donates writes over its memory: there the state is copied, and one is under way.)
-            What fails is told of at the next step; the end of the run waits for all.
-        name: Under which its memo is kept; needed if two watch one metric.
-        files: What reads and writes; default the disk, or fsspec for a URL.
+        last: Also save the newest state, each time it is due (with a monitor) and when the run
+            ends, whatever the reason.
+        background: Save in a thread while training continues. States are not copied, but at most
+            two are held until they are written. (A compiled step that donates overwrites its
+            memory: then the state is copied, and only one is held.) Failures are reported at the
+            next step; the end of the run waits for all saves.
+        name: The key of its memo; needed if two such effects monitor one metric.
+        files: The file system; default the disk, or fsspec for a URL.
 
     >>> checkpoint("runs/a", keep=3, monitor="val/loss").name
     'checkpoint/val/loss'
@@ -106,21 +106,21 @@ class checkpoint(Effect):
         self._run: Run | None = None
         self._called = False
         self._metrics: Metrics = {}
-        self._seen = False  # the monitored metric was reported
-        self._names: set[str] = set()  # what was reported before that
+        self._seen = False  # whether the monitored metric was reported
+        self._names: set[str] = set()  # metrics reported until then
         self._saved: int | None = None
         self._warned = False
-        self._longest = 0.0  # seconds; a guess, until a save was timed
+        self._longest = 0.0  # seconds; a guess, until a save has been timed
         self._timed = False
 
     def open(self, run: Run) -> None:
-        """Find out before training that the folder cannot be written."""
+        """Check that the folder can be written, and tidy it up."""
         self.folder = self.saves_to = self.folder.absolute()
         folders = [e.saves_to.absolute() for e in run.effects if e.saves_to is not None]
         if folders.count(self.folder) > 1:
             raise ValueError(
                 f"Two checkpoint effects write to {self.folder}, and would delete each other's "
-                "checkpoints; give each a folder of its own."
+                "checkpoints; give each its own folder."
             )
         prepare(self.folder, self.files)
         self._longest = self._longest or tensor_file.size_of(leaves_of(run.state)) / _GUESS
@@ -141,7 +141,7 @@ class checkpoint(Effect):
         if later and max(later) > now:
             warnings.warn(
                 f"checkpoint: {self.folder} holds a checkpoint of step {max(later)}, and this "
-                f"run begins at step {now}: until it gets there, the latest one is another run's. "
+                f"run begins at step {now}: until then, the latest checkpoint is another run's. "
                 "Use another folder, or resume that run.",
                 stacklevel=2,
             )
@@ -158,14 +158,14 @@ class checkpoint(Effect):
             if self._worker is None:
                 self._tell(_failures(self._job(state, score, due, requested, "running")))
                 return
-            if may_be_overwritten(state):  # the next step may write over it
+            if may_be_overwritten(state):  # by the next step
                 self._staging = self._staging or Staging()
-                self._worker.wait()  # then the memory of the last copy is free
+                self._worker.wait()  # until the memory of the last copy is free
                 state = self._staging.copy(state)
             self._worker.do(self._job(state, score, due, requested, "running"))
 
     def close(self, status: str) -> None:
-        """Save the last state too, and note in its manifest how the run ended."""
+        """Save the last state, and note in its manifest how the run ended."""
         self._request.stop_listening()
         run = self._run
         if run is None:
@@ -186,9 +186,9 @@ class checkpoint(Effect):
         same = (memo["monitor"], memo["mode"]) == (self.monitor, self._kept.top.mode)
         if not same and memo["best"]:
             warnings.warn(
-                f"checkpoint: the run was monitored by {memo['monitor']!r} ({memo['mode']}), and "
-                f"now is by {self.monitor!r} ({self._kept.top.mode}). The search for the best "
-                "begins anew; the best so far stay on the disk.",
+                f"checkpoint: the run monitored {memo['monitor']!r} ({memo['mode']}), and now "
+                f"monitors {self.monitor!r} ({self._kept.top.mode}). The search for the best "
+                "starts again; the best so far stay on the disk.",
                 stacklevel=2,
             )
         self._kept = self._kept.recall(memo, same)
@@ -198,9 +198,9 @@ class checkpoint(Effect):
         self._damaged = frozenset(paths)
 
     def _adopt(self, run: Run, on_disk: Mapping[int, Path]) -> None:
-        """Take over what this effect saved after the checkpoint that is resumed from was.
+        """Also manage what this effect saved after the memo that it was resumed from.
 
-        With two such effects, one saves last, and the memo of the other in it is older.
+        With two such effects, the last checkpoint is one's, and the other's memo in it is older.
         """
         own = self._own_name(run)
         for count in sorted(on_disk.keys() - self._kept.counts - {*self._kept.unneeded}):
@@ -235,14 +235,14 @@ class checkpoint(Effect):
                 requested = status == "interrupted"
                 score = self._score(self._metrics)
                 self._job(run.state, score, self.last, requested, status)()
-        except Exception as error:  # a full disk, or a state that a failed step has consumed
+        except Exception as error:  # a full disk, or a state that a failed step has overwritten
             self._warned = False
             self._warn(f"{error}. {lost}")
 
     def _job(
         self, state: State, score: float | None, due: bool, requested: bool, status: str
     ) -> Callable[[], None]:
-        """What is to be saved, as it is now; it is written when the job is called."""
+        """A job that saves `state` with the run's current values."""
         run = self._run
         memos = {} if run is None else run.memos()
         own = self._own_name(run)
@@ -269,7 +269,7 @@ class checkpoint(Effect):
         memos: dict[str, Any],
         **about: Any,
     ) -> None:
-        """Save `state` if it is to be kept, then delete what it displaces."""
+        """Save `state` if it is to be kept, then delete what it replaces."""
         count = Cursor.of(state.cursor).count
         before, kept = self._kept, self._kept.add(count, *occasion)
         if kept is None:
@@ -287,15 +287,15 @@ class checkpoint(Effect):
         self._warned = self._warned and bool(self._kept.unneeded)
 
     def _note_time(self, seconds: float) -> None:
-        """How long a save took, and so how long closing may take."""
+        """Update `closing` with the duration of a save."""
         if seconds:
             self._longest = max(self._longest if self._timed else 0.0, seconds)
             self._timed = True
-        # Half as much again, as disks are not always as fast; and two may be under way.
+        # With a margin of a half for slow disks; in the background two more saves may be pending.
         self.closing = 1.5 * self._longest * (3 if self.background else 1)
 
     def _delete(self) -> None:
-        """Delete what is not needed; what cannot be deleted now is tried again later."""
+        """Delete what is not needed; retry later what cannot be deleted now."""
         for count in self._kept.unneeded:
             try:
                 discard(target_of(self.folder, count), self.files)
@@ -314,11 +314,11 @@ class checkpoint(Effect):
         return None
 
     def _tell(self, failures: list[BaseException]) -> None:
-        """Warn of a failure of the disk, raise any other."""
+        """Warn of disk failures; raise any other exception."""
         for error in failures:
             if not isinstance(error, OSError):
                 raise error
-            self._warn(f"{error}. The run goes on, and it is tried again at the next occasion.")
+            self._warn(f"{error}. The run continues, and the next due save tries again.")
 
     def _warn(self, text: str) -> None:
         if not self._warned:

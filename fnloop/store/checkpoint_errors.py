@@ -1,4 +1,4 @@
-"""What can be wrong with a checkpoint."""
+"""Errors of checkpoints."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ class CheckpointError(ValueError):
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint that is incomplete or damaged; an older one may be whole."""
+    """A checkpoint that is incomplete or damaged; an older one may be intact."""

@@ -1,12 +1,12 @@
-"""How a checkpoint takes its place, and how it goes.
+"""Commit and delete checkpoints atomically.
 
 A checkpoint is written under a hidden name and renamed when all of it is on the disk, so a folder
-that is called ``step-...`` was once complete. Where it replaces one of the same name, that one is
-called ``.step-....old`` for the moment between two renames, and readers take it for the one that
-is missing: whenever the process dies, one of both is found.
+that is called ``step-...`` was complete. If it replaces one of the same name, that one is called
+``.step-....old`` between the two renames, and readers use it if the other is missing: whenever the
+process dies, one of the two is found.
 
-Object stores cannot rename. There a checkpoint is its manifest, which is put last; the file of
-tensors that it names has a name of its own each time.
+Object stores cannot rename. There the manifest is written last and commits the checkpoint; it
+names the file of tensors, which gets a new name each time.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from fnloop.store.manifest import MANIFEST, UNFINISHED, read_manifest
 
 
 def prepare(folder: Path, files: Files) -> None:
-    """Make `folder`, and find out whether it can be written.
+    """Make `folder`, and check that it can be written.
 
     Raises:
-        OSError: It cannot.
+        OSError: It cannot be written.
     """
     try:
         missing = [path for path in (folder, *folder.parents) if not files.exists(path)]
@@ -35,9 +35,9 @@ def prepare(folder: Path, files: Files) -> None:
             files.make(path)
             files.sync(path.parent)
         if not listing(folder, files):
-            # Whoever made these folders, or died in doing so, may not have synchronised them.
+            # The process that made these folders may have died before it called fsync on them.
             for path in set(folder.parents) - {path.parent for path in missing}:
-                with contextlib.suppress(OSError):  # not everybody may open them
+                with contextlib.suppress(OSError):  # there may be no permission to open them
                     files.sync(path)
         probe = folder / f".step-0.tmp-{uuid.uuid4().hex}"
         files.make(probe)
@@ -57,7 +57,7 @@ def temporary_of(target: Path) -> Path:
 
 
 def commit(temporary: Path, target: Path, files: Files) -> None:
-    """Let the finished folder `temporary` take the place `target`, or leave all as it was."""
+    """Rename the finished folder `temporary` to `target`, or leave everything as it was."""
     old, replaces = old_of(target), files.exists(target)
     if replaces and files.exists(old):
         files.sync(target.parent)  # as in `sweep`
@@ -67,7 +67,7 @@ def commit(temporary: Path, target: Path, files: Files) -> None:
         if replaces:
             files.rename(target, old)
         if files.exists(old):
-            files.sync(target.parent)  # only then can all be taken back and nothing be lost
+            files.sync(target.parent)  # from here on the commit can be undone without loss
         files.rename(temporary, target)
         came = True
         files.sync(target.parent)
@@ -75,25 +75,25 @@ def commit(temporary: Path, target: Path, files: Files) -> None:
         with contextlib.suppress(OSError):
             _take_back(target, came, files)
         raise
-    with contextlib.suppress(OSError):  # it is passed over, and the next run tries again
+    with contextlib.suppress(OSError):  # readers ignore it, and the next run tries again
         if files.exists(old):
             remove_tree(old, files)
 
 
 def _take_back(target: Path, came: bool, files: Files) -> None:
-    """Undo a commit that failed, before or after the new one `came`."""
+    """Undo a failed commit; `came` says whether the new checkpoint has its name already."""
     aside = temporary_of(target)
     if came:
         files.rename(target, aside)
     if files.exists(old_of(target)):
         files.rename(old_of(target), target)
     if came:
-        files.sync(target.parent)  # as in `sweep`; if it fails, this is left for the next one
+        files.sync(target.parent)  # as in `sweep`; if it fails, `aside` is left to the next run
         remove_tree(aside, files)
 
 
 def discard(target: Path, files: Files) -> None:
-    """Delete a checkpoint; it is gone at once or not at all."""
+    """Delete a checkpoint atomically."""
     for path in (target, old_of(target)):
         if not files.exists(path):
             continue
@@ -107,20 +107,20 @@ def discard(target: Path, files: Files) -> None:
 
 
 def sweep(folder: Path, files: Files) -> None:
-    """Tidy up after processes that died: delete what is half-written or half-deleted."""
+    """Clean up after killed processes: delete what is half-written or half-deleted."""
     if not files.renames:
         for path in listing(folder, files).values():
             _sweep_remote(path, files)
         return
-    # They may have renamed, and not synchronised: what is there now could vanish with the power,
-    # and what it replaces is only to be deleted when it cannot.
+    # They may have renamed without fsync. A power failure could then undo the rename, so fsync
+    # before the replaced checkpoint is deleted.
     files.sync(folder)
     for name in files.names(folder):
         path = folder / name
         old = OLD.fullmatch(name)
         target = target_of(folder, int(old[1])) if old else None
         if target is not None and not files.exists(target):
-            files.rename(path, target)  # it stood in for one that never came
+            files.rename(path, target)  # its replacement was never committed
         elif target is not None or LEFTOVER.fullmatch(name):
             with contextlib.suppress(OSError):
                 remove_tree(path, files)
@@ -130,7 +130,7 @@ def sweep(folder: Path, files: Files) -> None:
 
 
 def _sweep_remote(path: Path, files: Files) -> None:
-    """Delete the files of tensors that no manifest names."""
+    """Delete the files of tensors that the manifest does not name."""
     with contextlib.suppress(OSError, CheckpointError):
         whole = files.exists(path / MANIFEST)
         named = read_manifest(path, files=files)["file"] if whole else None
@@ -142,7 +142,7 @@ def _sweep_remote(path: Path, files: Files) -> None:
 
 
 def remove_tree(folder: Path, files: Files) -> None:
-    """Delete a folder of files; of a symbolic link, the link alone."""
+    """Delete a folder of files; for a symbolic link, only the link."""
     if files.renames and os.path.islink(folder):
         files.remove(folder)
         return

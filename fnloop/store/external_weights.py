@@ -1,4 +1,4 @@
-"""Weights files that other tools wrote, read without running any code that is in them."""
+"""Read weights files of other tools, without running any code in them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.leaves import CODES
 
 KEYS = ("state_dict", "model_state_dict", "model", "module")
-"""Where a file that holds more than weights has them."""
+"""Keys under which a file may hold its ``state_dict``."""
 
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 _LONGEST_HEADER = 100_000_000
 
 
 def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a weights file, or of a mapping that such a file would hold.
+    """The tensors of a weights file, or of a mapping such as ``torch.load`` returns.
 
     Args:
-        source: A ``.safetensors`` file; any other file is one of ``torch.save``, of which only
-            tensors and plain containers are read (``weights_only=True``).
+        source: A ``.safetensors`` file, a mapping, or a file of ``torch.save``, which is read with
+            ``weights_only=True``.
 
     Raises:
-        CheckpointError: It cannot be read, or holds no weights, or something that is refused.
+        CheckpointError: It cannot be read, holds no weights, or holds more than plain data.
     """
     if isinstance(source, Mapping):
         return _weights_in(source, "The mapping")
@@ -52,11 +52,11 @@ def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str
 
 
 def _torch_file(path: Path) -> Any:
-    path.open("rb").close()  # a missing file is said to be missing
+    path.open("rb").close()  # raises OSError for a missing file
     try:
-        # A file in the old format, which is no zip archive, cannot be mapped into memory.
+        # Files in the old format are no zip archives and cannot be memory-mapped.
         mapped = zipfile.is_zipfile(path)
-        with warnings.catch_warnings():  # of unusual protocols of pickle, which fail or do not
+        with warnings.catch_warnings():  # about unusual pickle protocols
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -83,7 +83,7 @@ def _refusal(path: Path, error: str) -> str:
 
 
 def _weights_in(held: Any, who: str) -> dict[str, Tensor]:
-    """The mapping of tensors, which may lie under one of `KEYS`."""
+    """The tensors by name, which may be under one of `KEYS`."""
     if not isinstance(held, Mapping):
         raise CheckpointError(
             f"{who} holds a {type(held).__name__}; expected a state_dict, or a dict with one under "
@@ -107,7 +107,7 @@ def _tensors(held: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, in memory that is mapped from it.
+    """The tensors of a safetensors file, memory-mapped.
 
     Source: https://huggingface.co/docs/safetensors (format).
     """

@@ -1,7 +1,7 @@
-"""The file system as the store sees it: a dozen calls, each of which may fail.
+"""The file system as the store uses it: a dozen calls, each of which may fail.
 
-Everything that the store does to a disk goes through one `Files` object, so that a test can put
-one in its place that fails at any call, or that forgets what was not synchronised.
+All access goes through one `Files` object, so that tests can replace it by one that fails at any
+call, or that loses what was not synced.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ class Output(Protocol):
     """A new file."""
 
     def write(self, data: Any, /) -> int | None:
-        """Write a part of `data`, and say how many bytes of it."""
+        """Write some or all of `data`; return how many bytes."""
         ...
 
     def sync(self) -> None:
-        """Wait until what was written has reached the disk."""
+        """fsync: wait until the written bytes are on the disk."""
         ...
 
     def close(self) -> None: ...
 
 
 class Files(Protocol):
-    """What the store asks of a file system. Failures are ``OSError``.
+    """The file system calls that the store needs. Failures are ``OSError``.
 
     Attributes:
-        renames: Whether a folder can be renamed in one step; object stores cannot do that.
+        renames: Whether a folder can be renamed atomically; object stores cannot do that.
     """
 
     renames: bool
 
     def names(self, folder: Path) -> list[str]:
-        """What is in a folder; nothing if there is no such folder."""
+        """Names in a folder; empty if there is no such folder."""
         ...
 
     def exists(self, path: Path) -> bool: ...
 
     def make(self, folder: Path) -> None:
-        """Make a folder whose parent is there."""
+        """Make a folder; its parent exists."""
         ...
 
     def create(self, path: Path) -> Output:
-        """Begin a new file."""
+        """Create a new file."""
         ...
 
     def open(self, path: Path) -> io.RawIOBase:
@@ -57,7 +57,7 @@ class Files(Protocol):
         ...
 
     def rename(self, old: Path, new: Path) -> None:
-        """Let a file or folder take a name; a file that has it is replaced."""
+        """Rename a file or folder; replaces an existing file."""
         ...
 
     def remove(self, path: Path) -> None:
@@ -65,15 +65,15 @@ class Files(Protocol):
         ...
 
     def remove_folder(self, path: Path) -> None:
-        """Delete a folder that is empty."""
+        """Delete an empty folder."""
         ...
 
     def sync(self, folder: Path) -> None:
-        """Wait until the names in a folder have reached the disk."""
+        """fsync a folder: wait until its entries are on the disk."""
         ...
 
     def free(self, folder: Path) -> int | None:
-        """Free bytes; None if that cannot be told."""
+        """Free bytes; None if unknown."""
         ...
 
 
@@ -102,7 +102,7 @@ class Disk:
         return _NewFile(path, "xb")
 
     def open(self, path: Path) -> io.RawIOBase:
-        # A symbolic link would lead out of the checkpoint; opening a pipe would wait for ever.
+        # A symbolic link could lead out of the checkpoint; opening a pipe would block.
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -133,7 +133,7 @@ class Disk:
 
 
 class Remote:
-    """A store that fsspec knows, such as ``s3://``. A file appears whole, when it is closed."""
+    """A file system of fsspec, such as ``s3://``. A file appears when it is closed, complete."""
 
     renames = False
 
@@ -169,7 +169,7 @@ class Remote:
 
     def remove_folder(self, path: Path) -> None:
         fs, key = _remote(path)
-        if fs.exists(key):  # in most stores it went with its last file
+        if fs.exists(key):  # in most stores it vanishes with its last file
             fs.rmdir(key)
 
     def sync(self, folder: Path) -> None:
@@ -181,10 +181,10 @@ class Remote:
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A path, or for a URL such as ``s3://bucket/runs`` what stands for one.
+    """A path; for a URL such as ``s3://bucket/runs``, a ``UPath``.
 
     Raises:
-        ImportError: For a URL, where universal-pathlib is missing.
+        ImportError: For a URL, if universal-pathlib is missing.
     """
     if not (isinstance(path, str) and "://" in path):
         return path if hasattr(path, "fs") else Path(path)  # pyright: ignore
@@ -200,12 +200,12 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 
 
 def files_for(path: Path) -> Files:
-    """What reads and writes there."""
+    """The file system of `path`."""
     return Remote() if hasattr(path, "fs") else Disk()
 
 
 def write_all(output: Any, data: Any) -> None:
-    """Write all of `data`: a file may take less of it at a time."""
+    """Write all of `data`: one call of ``write`` may write less."""
     rest = memoryview(data).cast("B")
     while rest:
         written = output.write(rest)
@@ -225,7 +225,7 @@ class _Upload:
         return self._file.write(data)
 
     def sync(self) -> None:
-        """Nothing is there before the file is closed."""
+        """Does nothing: the file appears when it is closed."""
 
     def close(self) -> None:
         self._file.close()

@@ -1,4 +1,4 @@
-"""Folders of checkpoints: what they are called, and which are there."""
+"""Folders of checkpoints: their names, and how to find them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LEFTOVER = re.compile(r"\.step-[0-9]+\.tmp-[0-9a-f]+")
 def latest(folder: str | os.PathLike[str], *, files: Files | None = None) -> Path | None:
     """The checkpoint with the highest count of batches, or None if there is none.
 
-    One that is not complete is passed over, with a warning. Only its manifest and sizes are looked
-    at; `fl.load` of the folder itself verifies every byte, and goes back further if it must.
+    Incomplete ones are skipped, with a warning. Only manifests and sizes are checked; `fl.load` of
+    the folder itself verifies every byte, and skips damaged ones.
 
     Args:
-        folder: Where `fl.save` or `fl.checkpoint` put them.
-        files: What reads; default the disk, or fsspec for a URL.
+        folder: The folder given to `fl.save` or `fl.checkpoint`.
+        files: The file system; default the disk, or fsspec for a URL.
     """
     for _, path in sorted(listing(folder, files).items(), reverse=True):
         if _manifest_if_complete(path, files) is not None:
@@ -38,12 +38,12 @@ def latest(folder: str | os.PathLike[str], *, files: Files | None = None) -> Pat
 def best(folder: str | os.PathLike[str], *, files: Files | None = None) -> Path | None:
     """The checkpoint whose monitored metric is best, or None if none was monitored.
 
-    Of equals the earliest; nan is worst. If checkpoints monitored different metrics, the newest
-    one decides which counts.
+    Of equal ones the earliest; nan is worst. If checkpoints monitored different metrics, that of
+    the newest one counts.
 
     Args:
-        folder: Where `fl.checkpoint(folder, monitor=...)` put them.
-        files: What reads; default the disk, or fsspec for a URL.
+        folder: The folder given to `fl.checkpoint(folder, monitor=...)`.
+        files: The file system; default the disk, or fsspec for a URL.
     """
     scores: list[tuple[float, int, Path]] = []
     kind: tuple[str, str] | None = None
@@ -79,22 +79,22 @@ def listing(folder: str | os.PathLike[str], files: Files | None = None) -> dict[
 
 
 def is_checkpoint(path: Path, files: Files) -> bool:
-    """Whether `path` is, by what is in it or by its name, one checkpoint and no folder of them."""
+    """Whether `path`, by its contents or its name, is one checkpoint, not a folder of them."""
     return files.exists(path / MANIFEST) or NAME.fullmatch(path.name) is not None
 
 
 def stand_in(path: Path, files: Files) -> Path:
-    """A checkpoint, or what it is called between two renames."""
+    """`path`; or the checkpoint that it was replacing, if a commit was interrupted."""
     return old_of(path) if not files.exists(path) and files.exists(old_of(path)) else path
 
 
 def target_of(folder: Path, count: int) -> Path:
-    """The place of the checkpoint with this count."""
+    """The path of the checkpoint with this count."""
     return folder / f"step-{count:08d}"
 
 
 def old_of(target: Path) -> Path:
-    """What a checkpoint is called while another takes its place."""
+    """The name of a checkpoint while it is being replaced."""
     return target.with_name(f".{target.name}.old")
 
 
@@ -127,7 +127,7 @@ def nothing_in(path: Path, files: Files) -> DamagedError:
 
 
 def is_folder(path: Path, files: Files) -> bool:
-    """Whether what is there is no file."""
+    """Whether `path` cannot be opened as a file."""
     try:
         files.open(path).close()
     except OSError:

@@ -1,4 +1,4 @@
-"""Memory that has not begun: it follows the parameters when they are loaded."""
+"""Fresh averages: they start from the parameters that are loaded."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fnloop.values.tensors import Tensors
 
 
 def refreshed(like: State, loaded: State, slots: Collection[str]) -> dict[str, Any]:
-    """`slots` of `like`, begun anew for what was loaded.
+    """`slots` of `like`, with copies of its parameters replaced by copies of the loaded ones.
 
-    A fresh average (`fl.ema`) holds copies of the parameters that `like` began with. Where others
-    were loaded in their place, it is to hold copies of those.
+    A fresh average (`fl.ema`) holds copies of the parameters of `like`. When other parameters are
+    loaded, the average should start from those.
     """
     old, new = {**like.params, **like.buffers}, {**loaded.params, **loaded.buffers}
     return {name: _refreshed(like.slots[name], old, new, 0) for name in slots}
@@ -25,9 +25,9 @@ def refreshed(like: State, loaded: State, slots: Collection[str]) -> dict[str, A
 def _refreshed(
     memory: Any, old: Mapping[str, Tensor], new: Mapping[str, Tensor], depth: int
 ) -> Any:
-    """Memory with `new` where it holds copies of `old`.
+    """`memory` with copies of `new` where it holds copies of `old`.
 
-    Zeros deep inside are an optimizer's, even where the parameters are zero too.
+    Nested zeros are left alone: they are optimizer state, even if the parameters are zero too.
     """
     if not isinstance(memory, Mapping) or not memory:
         return memory

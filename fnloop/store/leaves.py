@@ -1,4 +1,4 @@
-"""What a manifest says about tensors: dtype, shape and digest, by leaf path."""
+"""A manifest's entries for tensors: dtype, shape and digest, by leaf path."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ CODES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
-"""What the safetensors format calls a dtype."""
+"""Names of dtypes in the safetensors format."""
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in [*CODES, torch.complex128]}
-"""All that can be saved, by name."""
+"""All dtypes that can be saved, by name."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Leaf(NamedTuple):
-    """What the manifest says about one tensor.
+    """A manifest's entry for one tensor.
 
     Attributes:
         dtype: The tensor's dtype.
@@ -67,7 +67,7 @@ class Leaf(NamedTuple):
         """The inverse of `entry`.
 
         Raises:
-            ValueError: It is none.
+            ValueError: It is not a valid entry.
         """
         if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "sha256"}:
             raise ValueError("it is not a dtype, a shape and a sha256")
@@ -88,7 +88,7 @@ def leaves_from(entries: Mapping[str, Any]) -> dict[str, Leaf]:
     """The leaves in a manifest, by path.
 
     Raises:
-        ValueError: A path or an entry is none; the message names it.
+        ValueError: A path or an entry is invalid; the message names it.
     """
     leaves: dict[str, Leaf] = {}
     for path, entry in entries.items():
@@ -100,7 +100,7 @@ def leaves_from(entries: Mapping[str, Any]) -> dict[str, Leaf]:
             raise ValueError(f"{path[:80]!r}: {error}") from None
         if not _SHA256.fullmatch(leaves[path].sha256):
             raise ValueError(f"{path[:80]!r}: its sha256 is none")
-    # With "/" as the first character of all, what lies below a path follows right after it.
+    # With "/" sorted before all other characters, children follow directly after their parent.
     ordered = sorted(path.replace("/", "\0") for path in leaves)
     for above, below in itertools.pairwise(ordered):
         if below.startswith(above + "\0"):

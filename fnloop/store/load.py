@@ -1,4 +1,4 @@
-"""Read a state from disk: verified, and in the structure of a state that is there."""
+"""Load a state from disk: verified, and in the structure of a given state."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Loaded(NamedTuple):
     Attributes:
         state: The state.
         path: The checkpoint.
-        manifest: What it says about itself.
-        skipped: Newer checkpoints that are damaged: where, and what is wrong with them.
+        manifest: Its manifest.
+        skipped: Newer checkpoints that are damaged, each with the reason.
     """
 
     state: State
@@ -53,26 +53,25 @@ def load(
 ) -> State:
     """The saved state, every byte verified, in the structure and on the devices of `like`.
 
-    Leaves go by their paths:
+    Leaves are matched by path:
 
-    - A leaf of `like` that the checkpoint lacks keeps the value that it has in `like`: this is how
-      a stage that is new in the pipeline gets fresh memory (an average begins with the parameters
-      that are loaded). It is warned of outside the slots.
-    - A slot that `like` does not have, or has empty, is kept: callbacks put theirs there later.
-      Its tuples, lists and trees come back as dicts of dicts by path, until the stage's ``init``
-      gives them their structure.
-    - In a slot that `like` does have, memory that it has no place for is dropped, with a warning.
+    - A leaf of `like` that the checkpoint lacks keeps its value from `like`. So a new stage in the
+      pipeline gets fresh memory (an average starts from the loaded parameters). A parameter or a
+      buffer that is missing gives a warning.
+    - A slot that `like` does not have, or has empty, is loaded: callbacks add theirs later. Its
+      tuples, lists and trees are nested dicts until the stage's ``init`` restores their structure.
+    - In a slot that `like` does have, leaves that it lacks are dropped, with a warning.
     - Parameters and buffers that `like` does not have are an error, unless `prune` is true.
 
     Args:
-        path: A checkpoint; or a folder of checkpoints: then the newest of them that is whole.
-            Damaged ones are skipped with a warning that says what is wrong with them.
-        like: Where structure comes from: ``step.init(model)``.
-        only: Load these parts alone, and keep the rest of `like`: a field (``"params"``) or the
+        path: A checkpoint; or a folder of checkpoints, for its newest undamaged one. Damaged ones
+            are skipped, with a warning that says what is wrong.
+        like: A state of the expected structure: ``step.init(model)``.
+        only: Load only these parts, and keep the rest of `like`: a field (``"params"``), the
             beginning of leaf paths (``"slots/ema"``, ``"params/encoder"``), or several.
         prune: Drop everything that does not fit `like`, with a warning: leaves that it lacks, or
             has with another shape or dtype, such as the head of another task.
-        files: What reads; default the disk, or fsspec for a URL.
+        files: The file system; default the disk, or fsspec for a URL.
 
     Raises:
         CheckpointError: There is no checkpoint, it is damaged, or it does not fit `like`.
@@ -102,11 +101,10 @@ def load_at(
     only: str | tuple[str, ...] | None = None,
     prune: bool = False,
 ) -> Loaded | None:
-    """The checkpoint at `place`, or the newest whole one in it; None if it has none.
+    """The checkpoint at `place`, or the newest undamaged one in it; None if it has none.
 
     Raises:
-        CheckpointError: What is there is no checkpoint and no folder, or is damaged, or does not
-            fit.
+        CheckpointError: `place` is a file, or the checkpoint is damaged or does not fit.
     """
     if is_checkpoint(place, files):
         place = stand_in(place, files)
@@ -126,10 +124,10 @@ def load_newest(
     only: str | tuple[str, ...] | None = None,
     prune: bool = False,
 ) -> Loaded | None:
-    """The newest checkpoint in a folder that is whole; None if there is none at all.
+    """The newest undamaged checkpoint in a folder; None if there is none at all.
 
     Raises:
-        CheckpointError: There are some, and all are damaged; or one does not fit `like`.
+        CheckpointError: All are damaged, or the newest does not fit `like`.
     """
     skipped: list[tuple[Path, str]] = []
     for _, path in sorted(listing(folder, files).items(), reverse=True):
@@ -213,7 +211,7 @@ def _group(path: str) -> str:
 def _check_fit(
     folder: Path, wanted: Mapping[str, Leaf], there: Mapping[str, Any], prune: bool
 ) -> set[str]:
-    """The leaves that do not fit; an error, unless they are to be dropped."""
+    """The leaves that do not fit; an error without `prune`."""
     rows = [
         (path, short(torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")), short(there[path]))
         for path, leaf in wanted.items()
@@ -254,7 +252,7 @@ def _check_unknown(folder: Path, unknown: list[str], prune: bool) -> None:
 
 
 def _check_room(folder: Path, new: Mapping[str, Leaf], there: Mapping[str, Any]) -> None:
-    """Slots that nobody has asked for may be large, but not beyond all proportion."""
+    """Refuse slots unknown to `like` that are far larger than `like` itself."""
     size = sum(leaf.nbytes for leaf in new.values())
     own = sum(leaf.nbytes for leaf in there.values() if isinstance(leaf, Tensor))
     if size > 16 * own + 256 * 2**20:
@@ -281,7 +279,7 @@ def _with_leaves(like: State, found: Mapping[str, Tensor]) -> State:
 
 
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """In the memory layout of `like`: with another, kernels round differently."""
+    """`tensor` with the strides of `like`: with others, kernels round differently."""
     if tensor.stride() == like.stride() or like.is_meta:
         return tensor
     return torch.empty_like(like).copy_(tensor)

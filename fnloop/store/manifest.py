@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: one JSON file, which carries its own digest."""
+"""A checkpoint's manifest: one JSON file with its own digest."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ MANIFEST = "manifest.json"
 UNFINISHED = ".manifest.json.tmp"
 TENSORS = "state.safetensors"
 LARGEST = 32 * 2**20
-"""Bytes in a manifest, at most: so that a made-up one costs little time and memory."""
+"""Maximum bytes of a manifest, so that a forged one costs little time and memory."""
 _COUNT = re.compile(r"\.?step-([0-9]{1,19})(?![^.])")
 
 
 def read_manifest(path: str | os.PathLike[str], *, files: Files | None = None) -> dict[str, Any]:
-    """What a checkpoint says about itself.
+    """A checkpoint's manifest.
 
     Args:
         path: The checkpoint's folder, such as ``runs/a/step-00001200``.
-        files: What reads; default the disk, or fsspec for a URL.
+        files: The file system; default the disk, or fsspec for a URL.
 
     Returns:
         ``format``, ``fnloop``, ``torch``, ``python`` (versions), ``threads`` and ``device``;
         ``cursor`` (epoch, index, count), ``step`` and ``key``; ``model`` and ``pipeline`` as text;
         ``status``; ``metrics`` (name to float); ``monitor`` (name, mode, value) or None;
-        ``config``; ``data`` (what the data is, and where it stands); ``memos`` (of effects, by
+        ``config``; ``data`` (description and position of the data); ``memos`` (of effects, by
         name); ``structure`` (path to kind of container, where it is no dict); ``file`` and
         ``bytes`` (the file of tensors and its size); ``leaves`` (path to dtype, shape, sha256).
 
     Raises:
-        CheckpointError: There is no manifest, or it is damaged, or of a later format; or it is that
-            of another count than the folder's name says.
+        CheckpointError: There is no manifest, or it is damaged, of a later format, or for another
+            count than the folder's name says.
     """
     folder = as_path(path)
     file = folder / MANIFEST
@@ -64,18 +64,18 @@ def read_manifest(path: str | os.PathLike[str], *, files: Files | None = None) -
 
 
 def put_manifest(folder: Path, manifest: Mapping[str, Any], files: Files) -> None:
-    """Write a folder's first manifest, or on a remote store any."""
+    """Write the manifest of a new checkpoint; on a remote store, replace one, too."""
     _write(folder / MANIFEST, _text(manifest), files)
 
 
 def amend(folder: Path, files: Files, **changes: Any) -> None:
-    """Change entries of a checkpoint's manifest: atomically, and durably once this returns."""
+    """Change entries of a checkpoint's manifest, atomically; on the disk when this returns."""
     raw = _text({**read_manifest(folder, files=files), **changes})
-    if not files.renames:  # a file of that name is replaced when the new one is whole
+    if not files.renames:  # the upload replaces the file when it is complete
         _write(folder / MANIFEST, raw, files)
         return
     temporary = folder / UNFINISHED
-    if files.exists(temporary):  # of a process that died
+    if files.exists(temporary):  # left by a killed process
         files.remove(temporary)
     try:
         _write(temporary, raw, files)
@@ -108,7 +108,7 @@ def _read(stream: Any, file: Path) -> bytearray:
 
 
 def _text(manifest: Mapping[str, Any]) -> bytes:
-    """The file's bytes: a first line with the digest of all that follows it."""
+    """The file's bytes; the first line has the digest of all that follows."""
     text = to_text(manifest)
     body = text[1:].encode()
     raw = b'{"sha256": "%s",' % hashlib.sha256(body).hexdigest().encode() + body
@@ -118,7 +118,7 @@ def _text(manifest: Mapping[str, Any]) -> bytes:
         largest = max(parts, key=lambda name: parts[name])
         raise ValueError(
             f"The checkpoint's manifest would have {too_many or f'{len(raw)} bytes'}, and at most "
-            f"{LARGEST} bytes are read again. The largest entry is {largest!r} with "
+            f"{LARGEST} bytes can be loaded. The largest entry is {largest!r} with "
             f"{parts[largest]} bytes: usually a history with a row for every step "
             "(fl.History(every=...)), or a large configuration."
         )

@@ -1,4 +1,4 @@
-"""The list of leaves of one checkpoint."""
+"""The leaves of a checkpoint by its manifest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fnloop.store.schema import LONE
 
 
 def leaves_in(manifest: Mapping[str, Any], folder: Path) -> dict[str, Leaf]:
-    """What a manifest says about each leaf, by path.
+    """A manifest's entries for leaves, by path.
 
     Raises:
-        DamagedError: It says something that cannot be.
+        DamagedError: They are incomplete, or contradict the size of the file.
     """
     leaves = leaves_from(manifest["leaves"])
     if lacking := [path for path in LONE if path not in leaves]:

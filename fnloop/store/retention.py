@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept: a pure decision."""
+"""Which checkpoints of a run are kept: pure functions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fnloop.store.topk import TopK
 
 @dataclasses.dataclass(frozen=True)
 class Retention:
-    """What is kept of what was saved, by counts of batches.
+    """Which checkpoints are kept and which are to be deleted, by count of batches.
 
     Args:
         top: The best so far.
         newest: How many of the newest are kept, whatever their score; None keeps all.
-        recent: The newest that are kept, oldest first.
-        unneeded: Those that are to be deleted.
+        recent: Counts of the newest that are kept, oldest first.
+        unneeded: Counts of those to be deleted.
 
     >>> kept = Retention(TopK(0), newest=2)
     >>> for count in (1, 2, 3):
@@ -34,20 +34,20 @@ class Retention:
     def add(
         self, count: int, score: float | None, due: bool, requested: bool = False
     ) -> Retention | None:
-        """What is kept once the state at `count` is saved; None if it need not be saved.
+        """The decision after saving the state at `count`; None if it need not be saved.
 
         Args:
             count: Batches drawn.
             score: The monitored metric, if it was reported.
-            due: Whether it is time for one of the newest.
-            requested: Whether somebody asks for it now, whatever the settings.
+            due: Whether saving the newest state is due.
+            requested: Whether to save in any case, as SIGUSR1 asks.
         """
         top = self.top if score is None else self.top.add(count, score)
         if top is self.top and not requested and not (due and self.newest != 0):
             return None
         recent = self.recent
         if requested and self.newest == 0:
-            recent = (count,)  # until the next that is requested
+            recent = (count,)  # until the next request
         elif self.newest != 0:
             recent = _last(self.newest, (*recent, count))
         return dataclasses.replace(self, top=top, recent=recent)._without(self.counts)
@@ -58,7 +58,7 @@ class Retention:
         return {*self.top.counts, *self.recent}
 
     def only(self, there: Collection[int]) -> Retention:
-        """Without those that are not `there` any more."""
+        """Without those that are no longer `there`."""
         entries = tuple(entry for entry in self.top.entries if entry[0] in there)
         return dataclasses.replace(
             self,
@@ -82,10 +82,10 @@ class Retention:
         }
 
     def recall(self, memo: Mapping[str, Any], same_monitor: bool) -> Retention:
-        """Go on from a memo; with another monitor than then, the best so far are left alone.
+        """Restore a memo; if the monitor has changed, the best so far are neither kept nor deleted.
 
         Raises:
-            ValueError: Something in it is no count.
+            ValueError: It holds invalid counts.
         """
         scores = dict[int, Any](memo["best"])
         best = dict(zip(_counts(scores), map(float, scores.values()), strict=True))
@@ -94,7 +94,7 @@ class Retention:
         top = dataclasses.replace(self.top, entries=())
         for count, score in best.items() if same_monitor else ():
             top = top.add(count, score)
-        # Without `last` at most one that was requested: perhaps it is what the run goes on from.
+        # Without `last`, keep one that was requested: the run may be resuming from it.
         newest = 1 if self.newest == 0 else self.newest
         kept = dataclasses.replace(self, top=top, recent=_last(newest, tuple(recent)))
         return kept._without(known | best.keys() if same_monitor else known - best.keys())

@@ -1,4 +1,4 @@
-"""Write a state to disk: all of it, or nothing."""
+"""Save a state to disk, atomically."""
 
 from __future__ import annotations
 
@@ -46,33 +46,33 @@ def save(
     status: str = "running",
     files: Files | None = None,
 ) -> Path:
-    """Save `state` as ``<folder>/step-<count>``, count being the batches ever drawn.
+    """Save `state` as ``<folder>/step-<count>``, where count is the number of batches drawn.
 
     The checkpoint is a folder with the tensors (``state.safetensors``, by leaf path) and
-    ``manifest.json``; there is no pickle in it. It appears under its name when all of it is on
-    the disk and was read again; one that is there under this name is replaced, and stays until
-    then.
+    ``manifest.json``; there is no pickle in it. It appears under its name when all of it is on the
+    disk and has been read back and compared. An existing checkpoint of that name stays until then,
+    and is replaced.
 
     Args:
-        state: What to save; its context is left out.
-        folder: A folder of checkpoints; it is made if it is missing. Or a URL, such as
+        state: The state; its context is left out.
+        folder: A folder of checkpoints; created if missing. Or a URL, such as
             ``"s3://bucket/runs/a"``.
-        metrics: Noted in the manifest, as numbers: `fl.Metric` objects or floats by name.
-        config: Noted in the manifest; what JSON cannot hold is noted as text.
-        data: What the data is, and where it stands, as JSON values.
+        metrics: For the manifest, as numbers: `fl.Metric` objects or floats by name.
+        config: For the manifest; what JSON cannot hold is saved as text.
+        data: Description and position of the data, as JSON values.
         memos: Effects' memos by name: JSON values.
-        step: The pipeline, noted as text.
+        step: The pipeline, saved as text.
         monitor: What `fl.best` compares: ``{"name": ..., "mode": "min" or "max", "value": ...}``.
-        status: Noted in the manifest: "running", or how the run ended.
-        files: What writes; default the disk, or fsspec for a URL.
+        status: For the manifest: "running", or how the run ended.
+        files: The file system; default the disk, or fsspec for a URL.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
         TypeError: `state` is no State, or a leaf is no dense tensor, or a memo no JSON value.
-        OSError: The folder cannot be written, or the disk is full, or what is read again is not
-            what was written. What was there is untouched.
+        OSError: The folder cannot be written, the disk is full, or the file read back differs from
+            what was written. Existing checkpoints are untouched.
 
     >>> import tempfile
     >>> from fnloop.values.start import start
@@ -123,7 +123,7 @@ def save(
 
 
 def machine_of(state: State) -> dict[str, Any]:
-    """What decides whether a run that goes on elsewhere gives the same bits."""
+    """The settings that must be equal for a resumed run to give the same bits."""
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
@@ -159,7 +159,7 @@ def leaves_of(state: State) -> dict[str, Tensor]:
 def _rename_into(
     target: Path, leaves: Mapping[str, Tensor], manifest: dict[str, Any], files: Files
 ) -> None:
-    """Write under a hidden name, read it again, and rename."""
+    """Write under a hidden name, read back, and rename."""
     temporary = temporary_of(target)
     try:
         files.make(temporary)
@@ -201,7 +201,7 @@ def _write(file: Path, leaves: Mapping[str, Tensor], files: Files) -> None:
 def _read_again(
     folder: Path, leaves: Mapping[str, Tensor], files: Files
 ) -> dict[str, tensor_file.Leaf]:
-    """What the manifest says about the leaves: the digests of what is on the disk."""
+    """Entries for the manifest, with digests of the bytes read back from the disk."""
     with _as_disk_error():
         return tensor_file.check(files, folder / TENSORS, leaves)
 
@@ -228,7 +228,7 @@ def _with(
 
 
 def _containers(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
-    """Where a slot's memory is in something other than a dict, or in one that is empty."""
+    """Paths and kinds of a slot's containers that are no dicts, or are empty."""
     if isinstance(node, Tensor):
         return
     if isinstance(node, Tensors):

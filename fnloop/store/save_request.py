@@ -1,4 +1,4 @@
-"""SIGUSR1: somebody asks for a checkpoint now."""
+"""A signal handler for SIGUSR1, which asks for a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SIGNAL: Any = getattr(signal, "SIGUSR1", None)  # Windows has none
 
 
 class SaveRequest:
-    """Notes the signal, and passes it on to whoever listened before.
+    """Notes the signal, and calls the previous handler.
 
-    Only the main thread can listen; elsewhere nothing changes.
+    The handler can be installed in the main thread only; elsewhere nothing is done.
     """
 
     def __init__(self) -> None:
@@ -26,14 +26,14 @@ class SaveRequest:
         self._process = 0
 
     def listen(self) -> None:
-        """Begin."""
+        """Install the signal handler."""
         if _SIGNAL is None or threading.current_thread() is not threading.main_thread():
             return
         self._asked, self._listening, self._process = False, True, os.getpid()
         self._before = signal.signal(_SIGNAL, self._note)
 
     def stop_listening(self) -> None:
-        """Give the signal back."""
+        """Restore the previous handler."""
         if self._listening and threading.current_thread() is threading.main_thread():
             signal.signal(_SIGNAL, self._before)
             self._listening = False
@@ -44,7 +44,7 @@ class SaveRequest:
         return asked
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker of the data, which has inherited this
+        if os.getpid() != self._process:  # a data worker, which inherited the handler
             return
         self._asked = True
         _log.warning("SIGUSR1: saving after this step.")

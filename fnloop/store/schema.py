@@ -1,4 +1,4 @@
-"""Which entries a manifest has, and what each may hold."""
+"""The entries of a manifest, and the values that each may have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fnloop.trees.json_codec import is_shallow
 Check = Callable[[Any], bool]
 
 LONE = ("step", "calls", "cursor", "key")
-"""Fields of a state that are one leaf each."""
+"""Fields of a state that are a single leaf."""
 _FIELDS = (*LONE, "params", "buffers", "slots")
 
 
@@ -52,7 +52,7 @@ def fault_in_path(path: str) -> str | None:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is an int, and not a bool."""
+    """Whether it is an int and no bool."""
     return type(value) is int
 
 

@@ -1,4 +1,4 @@
-"""Memory into which a state is copied that somebody else is about to write over."""
+"""Copies of a state that is about to be overwritten, in reused memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fnloop.values.state import State
 
 
 class Staging:
-    """A copy of a state, made in the same memory each time: new memory takes three times as long.
+    """Copies states into the same memory each time: new memory takes three times as long.
 
     >>> from fnloop.values.start import start
     >>> state = start(torch.nn.Linear(2, 1), seed=0)
@@ -29,7 +29,7 @@ class Staging:
         self._memory: dict[str, Tensor] = {}
 
     def copy(self, state: State) -> State:
-        """A copy of `state` that holds until the next call."""
+        """A copy of `state`, valid until the next call."""
         state = state.replace(context=EMPTY)
         flat: Any = optree.tree_flatten(state)  # pyright: ignore[reportArgumentType]
         leaves, structure = flat[0], flat[1]

@@ -1,4 +1,4 @@
-"""``load_state_dict``: start from weights that another program saved."""
+"""``load_state_dict``: start from weights of another program."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ def load_state_dict(
 ) -> State:
     """Put weights from another program into a state.
 
-    The weights replace the parameters and buffers of `like`, and fresh averages of the parameters
-    (`fl.ema`) that still equal those of `like` start from the weights too. All else is kept: the
-    optimizer's memory, the key, the step. So the usual line is
-    ``state = fl.load_state_dict("weights.pt", like=step.init(model))``.
+    The weights replace the parameters and buffers of `like`. Averages (`fl.ema`) that still equal
+    the parameters of `like` start from the weights, too. The rest is kept: optimizer state, key,
+    step. The usual line is ``state = fl.load_state_dict("weights.pt", like=step.init(model))``.
 
-    Files of ``torch.save`` are read with ``weights_only=True``, always: one that holds more than
+    Files of ``torch.save`` are always read with ``weights_only=True``: one that holds more than
     tensors and plain containers is refused.
 
     Args:
@@ -47,17 +46,17 @@ def load_state_dict(
             ``"state_dict"``, as a Lightning ``.ckpt`` has, ``"model_state_dict"``, ``"model"`` or
             ``"module"``), a ``.safetensors`` file, or a mapping of names to tensors.
         like: A fresh state: ``step.init(model)``.
-        prefix: Take only names that begin so, without that beginning. The prefixes ``module.``
+        prefix: Take only names with this prefix, and remove it. The prefixes ``module.``
             (DistributedDataParallel), ``_orig_mod.`` (torch.compile) and ``model.`` (Lightning)
-            are taken off by themselves where that makes the names fit; it is logged ("fnloop").
-        strict: Refuse missing and unexpected names and other shapes; else load what fits, and warn.
-        cast: Accept other dtypes, and convert them.
+            are removed automatically if the names then fit; this is logged ("fnloop").
+        strict: Refuse missing or unexpected names and other shapes; else load what fits, and warn.
+        cast: Convert tensors of other dtypes.
 
     Returns:
-        The state, on the devices and in the memory layout of `like`; it owns its tensors.
+        The state, on the devices and with the strides of `like`; its tensors are copies.
 
     Raises:
-        CheckpointError: The source cannot be read, is refused, or does not fit; with a table.
+        CheckpointError: The source cannot be read, is refused, or does not fit (with a table).
 
     >>> import torch, fnloop as fl
     >>> model = torch.nn.Linear(2, 1)
@@ -108,9 +107,9 @@ def load_state_dict(
 
 
 def _names(like: State) -> tuple[dict[str, str], set[str]]:
-    """Names of all tensors, tied ones too, to those in the state; and those that a file must have.
+    """All names of tensors, tied ones too, to the names in the state; and the required names.
 
-    A file need not have buffers that the module does not save.
+    Buffers that the module does not save are not required.
     """
     own = [*like.params, *like.buffers]
     skeleton = like.skeleton
@@ -131,7 +130,7 @@ def _names(like: State) -> tuple[dict[str, str], set[str]]:
 def _renamed(
     weights: dict[str, Tensor], first: Mapping[str, str], prefix: str, who: str
 ) -> dict[str, Tensor]:
-    """The weights under the model's own names, as far as prefixes are the difference."""
+    """The weights under the model's names, with prefixes removed."""
     if prefix:
         chosen = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
         if not chosen:
@@ -163,7 +162,7 @@ def _misfits(
     there: Mapping[str, Tensor],
     cast: bool,
 ) -> list[tuple[str, str, str]]:
-    """Rows of name, what the file has, and what the state has."""
+    """Rows of name, tensor in the file, and tensor in the state."""
     rows: list[tuple[str, str, str]] = []
     for name, tensor in found.items():
         if name not in first:

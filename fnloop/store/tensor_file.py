@@ -1,7 +1,7 @@
-"""Tensors by name in one file: the safetensors format, written and read in a stream.
+"""Tensors by name in one file: the safetensors format, streamed.
 
-A tensor at a time is on its way, so that saving costs no second copy of the state; digests are
-taken by another thread while the bytes move. Any safetensors reader opens the file.
+Tensors are written one at a time, so saving needs no second copy of the state; another thread
+computes the digests meanwhile. Any safetensors reader opens the file.
 
 Source: https://huggingface.co/docs/safetensors (format).
 """
@@ -26,15 +26,15 @@ from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, Output, write_all
 from fnloop.store.leaves import CODES, DTYPES, Leaf
 
-_PIECE = 8 * 2**20  # bytes that are read, and whose digest is taken, at once
-_SMALL = 2**16  # bytes that are not worth handing to another thread
+_PIECE = 8 * 2**20  # bytes that are read and hashed at a time
+_SMALL = 2**16  # up to so many bytes are hashed in the same thread
 
 
 def check_storable(path: str, leaf: Any) -> Tensor:
     """The leaf as a detached tensor.
 
     Raises:
-        TypeError: It is none, or one whose values are not at hand.
+        TypeError: It is no tensor, or no plain dense one with values.
     """
     if not isinstance(leaf, Tensor):
         raise TypeError(
@@ -53,12 +53,12 @@ def check_storable(path: str, leaf: Any) -> Tensor:
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """How many bytes `write` writes."""
+    """Number of bytes that `write` writes."""
     return bytes_of(_leaves(tensors))
 
 
 def bytes_of(leaves: Mapping[str, Leaf]) -> int:
-    """How many bytes a file with these leaves has."""
+    """Size in bytes of a file with these leaves."""
     return len(_header(leaves)) + _data_of(leaves)
 
 
@@ -70,10 +70,10 @@ def write(
     Args:
         output: An open file.
         tensors: By name.
-        metadata: Text by name, for other readers; a file that has some cannot be `read` here.
+        metadata: Text by name, for other readers; `read` here refuses a file with metadata.
     """
     leaves = _leaves(tensors)
-    small = bytearray(_header(leaves, metadata))  # collected, as each write costs a system call
+    small = bytearray(_header(leaves, metadata))  # a buffer: each write is a system call
     for path in _order(leaves):
         data = _bytes(tensors[path])
         if len(small) + data.nbytes <= _PIECE // 8:
@@ -86,7 +86,7 @@ def write(
 
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, Leaf]:
-    """What the manifest says about `tensors`."""
+    """The manifest's entries for `tensors`."""
     return {
         path: leaf._replace(sha256=hashlib.sha256(_bytes(tensors[path])).hexdigest())
         for path, leaf in _leaves(tensors).items()
@@ -94,10 +94,10 @@ def digests(tensors: Mapping[str, Tensor]) -> dict[str, Leaf]:
 
 
 def check(files: Files, file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Leaf]:
-    """Read again what was written, compare it with `tensors`, and take its digests.
+    """Read a written file back, compare it with `tensors`, and compute digests.
 
     Raises:
-        DamagedError: The file is not what was written.
+        DamagedError: The file differs from what was written.
     """
     leaves, taken = _leaves(tensors), dict[str, Future[str]]()
     with _opened(files, file) as stream, ThreadPoolExecutor(1, "fnloop-digest") as pool:
@@ -126,16 +126,16 @@ def read(
     leaves: Mapping[str, Leaf],
     only: Callable[[str], bool] = lambda path: True,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Read and verify leaves, each into memory of its own, in the order of the file.
+    """Read and verify leaves, each into its own memory, in the order of the file.
 
     Args:
-        files: What reads.
-        file: Which file.
-        leaves: All that the manifest says is in it.
-        only: Which of them are read; default all.
+        files: The file system.
+        file: The file.
+        leaves: The manifest's entries for all its leaves.
+        only: Whether to read the leaf of a path; default all.
 
     Raises:
-        DamagedError: The file is missing or is not what the manifest says.
+        DamagedError: The file is missing, or differs from the manifest.
     """
     with _opened(files, file) as stream, ThreadPoolExecutor(1, "fnloop-digest") as pool:
         position = _check_header(stream, file, leaves)
@@ -146,7 +146,7 @@ def read(
                 stream.seek(begin)
                 memory = _memory(file, path, leaves[path].nbytes)
                 waiting.append((path, memory, _fill(stream, memory.numpy(), pool)))
-            if len(waiting) > 2:  # so that the digests of some are taken while others are read
+            if len(waiting) > 2:  # hash some while others are read
                 yield _checked(file, leaves, *waiting.popleft())
         for entry in waiting:
             yield _checked(file, leaves, *entry)
@@ -163,7 +163,7 @@ def _opened(files: Files, file: Path) -> Generator[Any]:
 
 
 def _check_header(stream: Any, file: Path, leaves: Mapping[str, Leaf]) -> int:
-    """Where the first tensor begins. The header follows from the manifest, byte by byte."""
+    """Check the header, whose bytes follow from the manifest; the offset of the first tensor."""
     header = _header(leaves)
     expected = len(header) + _data_of(leaves)
     size = stream.seek(0, io.SEEK_END)
@@ -184,7 +184,7 @@ def _check_header(stream: Any, file: Path, leaves: Mapping[str, Leaf]) -> int:
 
 
 def _fill(stream: Any, memory: Any, pool: ThreadPoolExecutor) -> Future[str]:
-    """Read a leaf into `memory`; its digest is taken meanwhile."""
+    """Read a leaf into `memory`, and hash it meanwhile."""
     digest = hashlib.sha256()
     for start in range(0, memory.nbytes, _PIECE):
         piece = memory[start : start + _PIECE]
@@ -196,7 +196,7 @@ def _fill(stream: Any, memory: Any, pool: ThreadPoolExecutor) -> Future[str]:
 def _later(
     pool: ThreadPoolExecutor, nbytes: int, call: Callable[..., Any], *arguments: Any
 ) -> Future[Any]:
-    """Let the other thread do it, if the tensor is so large that it is worth it."""
+    """Call it in the other thread if the tensor is large; else here."""
     if nbytes > _SMALL:
         return pool.submit(call, *arguments)
     done: Future[Any] = Future()
@@ -205,7 +205,7 @@ def _later(
 
 
 def _reused() -> Iterator[tuple[Any, list[Future[None]]]]:
-    """Pieces of memory in turn, each as soon as the digest of what was in it is taken."""
+    """Buffers in turn, each when the hashing of its last contents is done."""
     pieces = [(np.empty(_PIECE, np.uint8), list[Future[None]]()) for _ in range(3)]
     while True:
         for piece, used in pieces:
@@ -231,7 +231,7 @@ def _checked(
             f"{file}: the bytes of tensor {path!r} are not those that were saved (their sha256 "
             "differs): the file is damaged."
         )
-    # A bool is 0 or 1 to every kernel, and made-up bytes need not be.
+    # Kernels expect bools to be 0 or 1; the bytes of a forged file may be others.
     values = memory.ne(0) if leaf.dtype == torch.bool else memory.view(leaf.dtype)
     return path, values.reshape(leaf.shape)
 
@@ -265,7 +265,7 @@ def _header(leaves: Mapping[str, Leaf], metadata: Mapping[str, str] | None = Non
         leaf = leaves[path]
         start, end = end, end + leaf.nbytes
         code, shape = CODES.get(leaf.dtype), list(leaf.shape)
-        if code is None:  # safetensors has no name for it: its bytes, and the manifest's dtype
+        if code is None:  # safetensors lacks this dtype: store bytes; the manifest has the dtype
             code, shape = "U8", [leaf.nbytes]
         header[path] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -274,7 +274,7 @@ def _header(leaves: Mapping[str, Leaf], metadata: Mapping[str, str] | None = Non
 
 
 def _bytes(tensor: Tensor) -> Any:
-    """The tensor's bytes, row-major, on the CPU; without a copy where they are there already."""
+    """The tensor's bytes, row-major, on the CPU; not copied if they are so already."""
     dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     # Not reshape(-1): a single element may keep a stride of 2, which view() refuses.
     return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""Which checkpoints are the best k: a pure decision."""
+"""Which checkpoints are the best k: pure functions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fnloop.store.folders import badness
 class TopK:
     """The best `keep` of the scores seen so far.
 
-    The rules are those of Lightning's ModelCheckpoint: as long as there is room, every score is
-    taken; then only one that is strictly better than the worst, whose place it takes. Of equally
-    bad ones the one that came first leaves. nan is the worst score.
+    The rules are those of Lightning's ModelCheckpoint: with fewer than `keep`, every score is
+    taken; then only a score that is strictly better than the worst, which it replaces. Of several
+    worst ones the first is replaced. nan is the worst score.
 
     Args:
         keep: How many to keep; None keeps all.
@@ -29,7 +29,7 @@ class TopK:
     entries: tuple[tuple[int, float], ...] = ()
 
     def add(self, count: int, score: float) -> TopK:
-        """The best after `score` at `count`; the same object if it is not among them."""
+        """The best including `score` at `count`; the same object if it is not among them."""
         entries = (*self.entries, (count, score))
         if self.keep is not None and len(self.entries) >= self.keep:
             if not self.entries:
