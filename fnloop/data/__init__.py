@@ -1,1 +1,1 @@
-"""Data: batches as a function of the cursor, and whatever else can be iterated."""
+"""Data sources: batches as a function of the cursor, and adapters for iterables."""

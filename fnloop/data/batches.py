@@ -1,4 +1,4 @@
-"""Batches of data that is in memory or can be indexed, pure in the cursor."""
+"""Batches of in-memory or indexable data, as a pure function of the cursor."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ from fnloop.values.cursor import Cursor
 from fnloop.values.key import fold
 
 START = Cursor()
-_AHEAD = 8192  # positions shuffled at once: a batch of 64 then costs 4 us instead of 120
-_EPOCHS_AHEAD = 16  # where an epoch has fewer, at most so many epochs
+_AHEAD = 8192  # positions shuffled at once: a batch of 64 then takes 4 us instead of 120
+_EPOCHS_AHEAD = 16  # epochs shuffled at once, at most, if an epoch has fewer positions than that
 
 
 class Batches:
-    """Data cut into batches, in a new order each epoch; the batch is a function of the cursor.
+    """Batches of data, shuffled anew each epoch. A batch is a pure function of the cursor.
 
-    Nothing is held between two calls, so resuming needs no more than the cursor. The order of an
-    epoch is a function of `seed` and the epoch (see `fl.permute`), whatever the batch size.
+    There is no iteration state, so resuming needs only the cursor. The order of an epoch is a
+    function of `seed` and the epoch (see `fl.permute`), independent of the batch size.
 
     Args:
-        data: A tensor or numpy array; a tuple, dict or other pytree of them with one common leading
-            dimension, whose batches have the same structure (arrays become tensors once, here,
-            without a copy); or a map-style dataset (``__len__`` and ``__getitem__``, or
-            ``__getitems__``), whose examples are joined by torch's ``default_collate``. A list is
-            such a dataset: a list of examples. What ``dataset[i]`` draws from torch's CPU
-            generator, Python's ``random`` and numpy's global generator is a function of `seed`,
-            the epoch and i alone, not of the order or of `batch_size`; what ``__getitems__`` draws
-            is one of `seed`, the epoch and the batch.
-        batch_size: Examples in a batch; the last one of an epoch may be smaller.
+        data: A tensor or numpy array; a tuple, dict or other pytree of them with a common leading
+            dimension; or a map-style dataset (``__len__`` and ``__getitem__`` or ``__getitems__``),
+            such as a list of examples. Batches of a pytree have its structure; arrays are converted
+            to tensors without a copy where possible. Examples of a dataset are joined by torch's
+            ``default_collate``. Random numbers that ``dataset[i]`` draws from torch's CPU
+            generator, Python's ``random`` and numpy's global generator are a function of `seed`,
+            the epoch and i, not of the order or `batch_size`. Those that ``__getitems__`` draws are
+            a function of `seed`, the epoch and the batch.
+        batch_size: Examples per batch; the last batch of an epoch may be smaller.
         shuffle: False keeps the order of the data.
-        seed: Root of the shuffle, any integer.
-        drop_last: Leave out a last batch that is smaller than `batch_size`.
+        seed: Seed of the shuffle and of a dataset's random numbers, any integer.
+        drop_last: Drop a last batch that is smaller than `batch_size`.
 
     Attributes:
         examples: Number of examples.
-        batches: Number of batches in an epoch.
+        batches: Number of batches per epoch.
 
     Raises:
-        ValueError: If there is no example, if the leading dimensions disagree, if `batch_size` is
-            less than 1, or if `drop_last` would leave no batch.
+        TypeError: `data` is none of these.
+        ValueError: There is no example, leading dimensions differ, `batch_size` is less than 1, or
+            `drop_last` leaves no batch.
 
     >>> batches = Batches({"x": torch.arange(5.0)}, batch_size=2, shuffle=False)
     >>> len(batches), [batch["x"].tolist() for batch in batches]
@@ -78,17 +79,20 @@ class Batches:
                 f"batch_size is {batch_size}. Make batch_size smaller, or keep the last batch."
             )
         self._length = (self.examples + (0 if drop_last else batch_size - 1)) // batch_size
-        self.batches: int | None = self._length  # the name that it has in a Source
+        self.batches: int | None = self._length  # part of the Source protocol
         self._order = self._new_order()
 
     def __len__(self) -> int:
         return self._length
 
     def at(self, cursor: Tensor) -> tuple[Tensor, Any]:
-        """The batch that starts at `cursor`, and the cursor of the next one.
+        """Return the cursor of the next batch, and the batch that starts at `cursor`.
 
         Args:
             cursor: int64[3], ``(epoch, index, count)``; `index` counts examples.
+
+        Raises:
+            ValueError: The cursor's index is outside of the epoch.
         """
         after, batch = next(self._walk(Cursor.of(cursor), self._order))
         return after.tensor(), batch
@@ -96,13 +100,13 @@ class Batches:
     def iterate(
         self, cursor: Cursor = START, key: int = 0
     ) -> Generator[tuple[Cursor, Any], None, None]:
-        """For ever, from `cursor` on: pairs of the cursor after the batch, and the batch.
+        """Yield, without end, pairs of the cursor after a batch and the batch.
 
         Args:
             cursor: Where to start.
-            key: Not used: the order is that of `seed`.
+            key: Not used; `seed` determines the order.
         """
-        # Its own look-ahead: two walks at different places would throw out each other's.
+        # Each iteration has its own cache of positions: two iterations would evict each other's.
         return self._walk(cursor, self._new_order())
 
     def __iter__(self) -> Iterator[Any]:
@@ -113,7 +117,7 @@ class Batches:
                 return
 
     def about(self) -> dict[str, Any]:
-        """What the data is told apart by, as JSON; it is kept with a checkpoint."""
+        """The fingerprint of the data, as JSON; it is saved with a checkpoint."""
         return {
             "kind": "Batches",
             "examples": self.examples,
@@ -139,10 +143,10 @@ class Batches:
         if not 0 <= index < examples:
             raise ValueError(
                 f"The cursor stands at example {index} of an epoch of {examples}. Usual cause: "
-                "the run is resumed with other data than it was started with."
+                "the run was started with other data."
             )
-        last = examples - size if self.drop_last else examples - 1  # where a batch may start
-        if index > last:  # left there by a run with a smaller batch size
+        last = examples - size if self.drop_last else examples - 1  # last start of a batch
+        if index > last:  # from a run with a smaller batch size
             epoch, index = epoch + 1, 0
         while True:
             stop = min(index + size, examples)
@@ -161,7 +165,7 @@ class Batches:
 
 
 class _Order:
-    """The shuffled positions, computed some thousands ahead and kept on each device."""
+    """The shuffled positions, computed in blocks of some thousands and cached on each device."""
 
     def __init__(
         self, examples: int, seed: int, devices: tuple[torch.device, ...], ahead: int
@@ -171,8 +175,8 @@ class _Order:
         self._known = _Known(0, 0, 0, [])
 
     def at(self, epoch: int, start: int, stop: int) -> list[Tensor]:
-        """Which examples the positions from `start` to `stop` of an epoch hold, for each device."""
-        known = self._known  # one look and one assignment, as threads may share it
+        """The examples at positions `start` to `stop` of an epoch: int64[n] for each device."""
+        known = self._known  # read once and assigned once, as threads may share it
         row = epoch - known.epoch
         if not 0 <= row < len(known.rows) or start < known.start or stop > known.stop:
             known, row = self._look_ahead(epoch, start), 0
@@ -190,10 +194,10 @@ class _Order:
 
 
 class _Known(NamedTuple):
-    """Shuffled positions: those from `start` to `stop`, of some epochs from `epoch` on.
+    """Cached positions from `start` to `stop` of several epochs, the first of which is `epoch`.
 
     Attributes:
-        rows: For each epoch a tensor on each device.
+        rows: For each epoch, one tensor per device.
     """
 
     epoch: int

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Training, validation, test and prediction data under one name, each anything `fl.run` takes.
+    """Training, validation, test and prediction data; each is anything that `fl.run` accepts.
 
     >>> Data(train=[1, 2], validate=[3])
     Data(train=[1, 2], validate=[3], test=None, predict=None)

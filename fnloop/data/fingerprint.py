@@ -1,4 +1,4 @@
-"""What data is told apart by: JSON that is kept with a checkpoint, and compared on resume."""
+"""Fingerprints of data: JSON that is saved with a checkpoint and compared on resume."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from fnloop.trees.nodes import tree_leaves
 
 _EXAMPLES = 32
-_NUMBERS = 32  # of an example
-_LEAVES = 64  # of a batch, or columns: more would take longer than a few milliseconds
-_ITEMS, _OF_ITEM = 12, 4  # of a list, and leaves of each
+_NUMBERS = 32  # per example
+_LEAVES = 64  # per batch, or columns: more would take longer than a few milliseconds
+_ITEMS, _OF_ITEM = 12, 4  # per list, and leaves per item
 
 
 def columns(leaves: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Dtype and shape of one example, by path."""
+    """The dtype and shape of one example, by path."""
     return {
         path: {"dtype": str(leaf.dtype).removeprefix("torch."), "shape": list(leaf.shape[1:])}
         for path, leaf in leaves.items()
@@ -28,10 +28,10 @@ def columns(leaves: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
 
 
 def sample_of_columns(leaves: Iterable[Tensor]) -> str:
-    """A digest of a small part of some tensors: other data is found, one changed example is not.
+    """A digest of a small sample of some tensors. It detects other data, not a changed example.
 
-    Of up to 64 tensors (spread evenly, like all that follows) the shapes, and of 32 examples up to
-    32 numbers each: it takes less than 5 ms, whatever the size.
+    It covers the shapes of up to 64 tensors, and up to 32 numbers of 32 examples each, all evenly
+    spaced. It takes less than 5 ms for any size.
 
     Returns:
         The first 16 hexadecimal digits of a SHA-256.
@@ -44,7 +44,7 @@ def sample_of_columns(leaves: Iterable[Tensor]) -> str:
 
 
 def sample_of_list(items: list[Any]) -> str:
-    """The same for a list of batches or examples: a dozen of them, spread evenly."""
+    """Like `sample_of_columns`, for a list of batches or examples: 12 evenly spaced ones."""
     found = hashlib.sha256(str(len(items)).encode())
     for place in _spread(len(items), _ITEMS):
         leaves: list[Any] = tree_leaves(items[place])
@@ -55,7 +55,7 @@ def sample_of_list(items: list[Any]) -> str:
 
 
 def name_of(thing: Any) -> str:
-    """The name of a class, or of an object's class, with its module."""
+    """The qualified name of a class, or of an object's class, with its module."""
     cls = thing if isinstance(thing, type) else type(thing)
     return f"{cls.__module__}.{cls.__qualname__}"
 
@@ -74,7 +74,7 @@ def _of_leaf(leaf: Any) -> bytes:
 
 
 def _of_tensor(leaf: Tensor) -> bytes:
-    """Shape, dtype and some numbers, picked one by one: rows may be large, and need no copy."""
+    """Shape, dtype and some numbers. The numbers are indexed one by one, so no row is copied."""
     header = f"{leaf.dtype}{list(leaf.shape)}".encode()
     if leaf.numel() == 0 or leaf.layout is not torch.strided:
         return header
@@ -91,13 +91,13 @@ def _of_tensor(leaf: Tensor) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def _places(rows: int, width: int) -> Tensor:
-    """int64[n]: which numbers of `rows` examples of `width` numbers to pick, counted through."""
+    """Flat indices of the numbers to sample from `rows` examples of `width` numbers: int64[n]."""
     within = torch.tensor(_spread(width, _NUMBERS))
     return (torch.tensor(_spread(rows, _EXAMPLES))[:, None] * width + within).view(-1)
 
 
 def _spread(n: int, most: int) -> list[int]:
-    """At most `most` places of ``range(n)``, evenly, with the first and the last."""
+    """At most `most` evenly spaced items of ``range(n)``, including the first and the last."""
     if n <= most:
         return list(range(n))
     return [i * (n - 1) // (most - 1) for i in range(most)]

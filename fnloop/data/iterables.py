@@ -1,4 +1,4 @@
-"""What can only be iterated, as sources of batches."""
+"""Sources of batches made from iterables, iterators and functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Pairs = Generator[tuple[Cursor, Any], None, None]
 
 
 class Again:
-    """Data that is started anew with each epoch and skipped to the cursor's index."""
+    """An iterable that is restarted each epoch; to resume, batches up to the cursor are skipped."""
 
     def __init__(self, epochs: Epochs, batches: int | None, kind: str = "iterable") -> None:
         self.batches = batches
@@ -28,7 +28,7 @@ class Again:
         self._epochs = epochs
 
     def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
-        """As for a `Source`."""
+        """See `Source.iterate`."""
         epoch, index, count = cursor
         while True:
             with closing(self._read(epoch, index, fold(key, epoch))) as items:
@@ -52,12 +52,12 @@ class Again:
         }
 
     def _read(self, epoch: int, index: int, seed: int) -> Generator[Any, None, None]:
-        """The batches of an epoch, from number `index` on."""
+        """The batches of an epoch, from batch `index` on."""
         return read(lambda: self._epochs(epoch), index, seed)
 
 
 class Stored(Again):
-    """A list of batches: reading it draws no random numbers."""
+    """A list of batches. Reading it draws no random numbers."""
 
     def __init__(self, stored: list[Any]) -> None:
         super().__init__(lambda epoch: stored, len(stored), "list")
@@ -72,7 +72,7 @@ class Stored(Again):
 
 
 class Once:
-    """An iterator: it goes on from where it stands, whatever the cursor says."""
+    """An iterator. It continues from its current position, whatever the cursor."""
 
     batches: int | None = None
 
@@ -80,7 +80,7 @@ class Once:
         self._items = items
 
     def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
-        """As for a `Source`."""
+        """See `Source.iterate`."""
         epoch, index, count = cursor
         while True:
             with seeding(fold(key, epoch, index)):
@@ -103,17 +103,17 @@ class Once:
             "batches": None,
             "index": "batches",
             "exact": "no",
-            "reason": "an iterator can be read only once: it goes on from wherever it stands",
+            "reason": "an iterator can be read only once: it continues from its current position",
         }
 
 
 def read(start: Callable[[], Iterable[Any]], index: int, seed: int) -> Generator[Any, None, None]:
-    """Items from number `index` on; what is drawn for each is a function of `seed` and its number.
+    """Yield items from number `index` on. Their random numbers depend on `seed` and their number.
 
     Args:
-        start: Gives what to iterate.
-        index: Items before it are read, and left out.
-        seed: Of the epoch.
+        start: Returns the iterable.
+        index: Number of items to read and skip.
+        seed: Seed of the epoch.
     """
     with seeding(seed):
         items = iter(start())
@@ -127,7 +127,11 @@ def read(start: Callable[[], Iterable[Any]], index: int, seed: int) -> Generator
 
 
 def function_epochs(function: Callable[[int], Any]) -> Epochs:
-    """A user's function ``epoch -> iterable``, with checks of what it takes and returns."""
+    """Wrap a user's function ``epoch -> iterable`` with checks of its signature and result.
+
+    Raises:
+        TypeError: It does not take the epoch; or, at the call, does not return an iterable.
+    """
     name = getattr(function, "__name__", type(function).__name__)
     try:
         inspect.signature(function).bind(0)
@@ -160,7 +164,7 @@ def length(data: Any) -> int | None:
 
 
 def too_short(epoch: int, index: int, batches: int | None) -> str:
-    """The message for an epoch that ends before the cursor."""
+    """The error message for an epoch that ends before the cursor."""
     if index == 0:
         return (
             f"Epoch {epoch} of the data has no batch. Usual cause: the data is empty, or it can be "
@@ -170,5 +174,5 @@ def too_short(epoch: int, index: int, batches: int | None) -> str:
     has = "fewer" if batches is None else batches
     return (
         f"The cursor stands at batch {index} of epoch {epoch}, which has {has}. Usual cause: the "
-        "run is resumed with other data, or another batch size, than it was started with."
+        "run was started with other data or another batch size."
     )

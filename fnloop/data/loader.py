@@ -27,12 +27,12 @@ from fnloop.data.iterables import Again, length, read
 from fnloop.data.seeding import draws
 from fnloop.data.worker_parts import SeededDataset, SeededIndices, ShowDataset
 
-# Workers that persist belong to a copy of the loader, and stay as long as the loader does.
+# Persistent workers belong to the copy of a loader, so keep that copy as long as the loader lives.
 _copies: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class Loader(Again):
-    """A ``DataLoader``: order and examples are made a function of the epoch's seed."""
+    """A ``DataLoader`` whose order and examples are a function of the epoch's seed."""
 
     def __init__(self, loader: Any) -> None:
         super().__init__(lambda epoch: (), length(loader), "DataLoader")
@@ -44,7 +44,7 @@ class Loader(Again):
             self._indices = self._used.batch_sampler
         elif isinstance(self._used.sampler, SeededIndices):
             self._indices = self._used.sampler
-        # A subclass that iterates in its own way may not give a batch for each of the sampler's.
+        # A subclass with its own __iter__ may not yield one batch per batch of indices.
         plain = type(loader).__iter__ is DataLoader.__iter__
         self._skips_indices = plain and self._indices is not None
 
@@ -65,18 +65,18 @@ class Loader(Again):
             return {"exact": "at once" if self._skips_indices else "by skipping"}
         if loader.num_workers and loader.persistent_workers:
             return _no(
-                "workers that persist are not seeded anew with each epoch, and an iterable dataset "
-                "draws from their generators; persistent_workers=False makes it exact"
+                "persistent workers are not reseeded each epoch, and an iterable dataset draws "
+                "from their generators; persistent_workers=False makes it exact"
             )
         return {"exact": "by skipping"}
 
     def _read(self, epoch: int, index: int, seed: int) -> Generator[Any, None, None]:
-        announce([*self._samplers, self._loader.dataset], epoch)
+        set_epochs([*self._samplers, self._loader.dataset], epoch)
         if self._indices is not None:
             self._indices.seed = seed
             self._indices.skip = index if self._skips_indices else 0
         skipped = 0 if self._skips_indices else index
-        with lent([self._used, *self._samplers], seed):
+        with seeded_generators([self._used, *self._samplers], seed):
             if self._used.num_workers or _draws_nothing(self._loader):
                 for number, batch in enumerate(self._used):
                     if number >= skipped:
@@ -86,34 +86,35 @@ class Loader(Again):
 
 
 def is_map_style(loader: Any) -> bool:
-    """Whether its dataset is asked for examples by index."""
+    """Whether the loader's dataset is indexed, not iterated."""
     return not isinstance(loader.dataset, (IterableDataset, MapDataPipe))
 
 
 def samplers(loader: Any) -> list[Any]:
-    """Its sampler, its batch sampler and the sampler of that."""
+    """The loader's sampler, its batch sampler, and the batch sampler's sampler."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     found = [loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
     return list({id(part): part for part in found if part is not None}.values())
 
 
-def announce(parts: Sequence[Any], epoch: int) -> None:
-    """Tell samplers and datasets the epoch, as far as they listen."""
+def set_epochs(parts: Sequence[Any], epoch: int) -> None:
+    """Call ``set_epoch`` on samplers and datasets that have it."""
     for part in parts:
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
 
 
 @contextlib.contextmanager
-def lent(parts: Sequence[Any], seed: int) -> Generator[None, None, None]:
-    """Give the parts of a loader that have none a generator; start all from `seed`; undo it.
+def seeded_generators(parts: Sequence[Any], seed: int) -> Generator[None, None, None]:
+    """Within the block, each part of a loader has a generator seeded with `seed`.
 
-    Without a generator, a sampler takes its seed from the global one, after a draw for new workers
-    or without one where they persist. What worker processes draw follows from the loader's.
+    Parts without a generator get one for the duration of the block; others get their state back. A
+    sampler without a generator would seed itself from the global one, whose state depends on
+    whether new workers are started. Workers are seeded from the loader's generator.
     """
     kinds = (torch.Generator, type(None))
     owners = [part for part in parts if isinstance(getattr(part, "generator", 0), kinds)]
-    borrowers = [part for part in owners if part.generator is None]
+    without = [part for part in owners if part.generator is None]
     own = {id(part.generator): part.generator for part in owners if part.generator is not None}
     before = [(generator, generator.get_state()) for generator in own.values()]
     try:
@@ -123,14 +124,14 @@ def lent(parts: Sequence[Any], seed: int) -> Generator[None, None, None]:
             owner.generator.manual_seed(seed)
         yield
     finally:
-        for part in borrowers:
+        for part in without:
             part.generator = None
         for generator, state in before:
             generator.set_state(state)
 
 
 def about_loader(loader: Any) -> dict[str, Any]:
-    """What is the same of all loaders of torch."""
+    """The part of the fingerprint that all torch loaders share."""
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
     return {
         "dataset": name_of(loader.dataset),
@@ -144,12 +145,12 @@ def about_loader(loader: Any) -> dict[str, Any]:
 
 
 def collates(loader: Any) -> bool:
-    """Whether its ``collate_fn`` may draw random numbers."""
+    """Whether the loader's ``collate_fn`` may draw random numbers."""
     return loader.collate_fn not in (default_collate, default_convert)
 
 
 def _seeded(loader: Any) -> Any:
-    """A copy whose examples draw from generators of their own."""
+    """A copy of the loader that reseeds the generators for each example."""
     if loader.persistent_workers and loader in _copies:
         return _copies[loader]
     name = "sampler" if loader.batch_sampler is None else "batch_sampler"
@@ -170,7 +171,7 @@ def _seeded(loader: Any) -> Any:
 
 
 def _draws_nothing(loader: Any) -> bool:
-    """Whether it can draw from no generator of the process but those it is lent."""
+    """Whether the loader cannot draw from global generators of the process."""
     return (
         type(loader) is DataLoader
         and is_map_style(loader)

@@ -1,4 +1,4 @@
-"""Batches drawn ahead in the background, and copied to the device."""
+"""Draw batches ahead in a background thread, and copy them to the device."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _Copied = tuple[Any, Any]  # the batch, and the CUDA event after its copy, if an
 
 
 class prefetch:
-    """Data whose batches a background thread draws ahead and copies to a device.
+    """Draw batches ahead in a background thread, and copy them to a device.
 
-    The batches and their cursors are those of `data`, so a run resumes exactly, however many were
-    drawn and not used. (An iterator cannot go back: what was drawn and not used is lost.)
+    Batches and cursors are those of `data`, so a run resumes exactly, even if batches were drawn
+    but not used. (Except for an iterator, which cannot go back: its unused batches are lost.)
 
-    It overlaps with the step where drawing needs no random numbers in this process: tensors and
-    arrays in `fl.Batches`, a ``DataLoader`` with workers, and the copy to a device. Datasets and
-    generators draw under seeded generators, which one thread at a time may hold, so they
-    wait for the step; give those to a ``DataLoader`` with workers.
+    Drawing overlaps with the training step if it uses no random numbers in this process: tensors
+    and arrays in `fl.Batches`, a ``DataLoader`` with workers, and copies to a device. Datasets and
+    generators use the seeded global generators, which are locked during a step, so they wait for
+    it; use a ``DataLoader`` with workers for them.
 
     Args:
-        data: Anything that `fl.run` takes.
-        depth: Batches to hold ready, at least 1.
-        device: Where to copy the tensors of a batch, such as ``"cuda"``; on CUDA they are pinned
-            and copied on a stream of their own while the step computes. None leaves them where
-            they are.
+        data: Anything that `fl.run` accepts.
+        depth: Number of batches to hold ready, at least 1.
+        device: Device for the tensors of a batch, such as ``"cuda"``; for CUDA they are pinned and
+            copied on a separate stream while the step computes. None does not move them.
 
     Raises:
-        ValueError: If `depth` is less than 1.
+        TypeError: `data` is not accepted.
+        ValueError: `depth` is less than 1.
 
     >>> from fnloop.data.sources import one_epoch
     >>> list(one_epoch(prefetch([1, 2, 3])))
@@ -56,7 +56,7 @@ class prefetch:
     def iterate(
         self, cursor: Cursor = START, key: int = 0
     ) -> Generator[tuple[Cursor, Any], None, None]:
-        """As for a `Source`; the thread ends with the generator."""
+        """See `Source.iterate`. The thread ends with the generator."""
         device = _with_index(self.device)
         worker = _Worker(self._source, cursor, key, self.depth, device)
         after = None
@@ -73,7 +73,7 @@ class prefetch:
             worker.stop()
             left: Any = getattr(self._source, "left", None)
             if left is not None and after is not None:
-                left(after)  # what was drawn ahead of it was not used
+                left(after)  # later batches were drawn but not used
 
     def about(self) -> dict[str, Any] | None:
         """The fingerprint of the data."""
@@ -81,23 +81,27 @@ class prefetch:
         return None if ask is None else ask()
 
     def memo(self, cursor: Cursor) -> Any:
-        """The position of the data after the batch that was given with `cursor`; see `Source`."""
+        """The position of the data after the batch yielded with `cursor`; see `Source`."""
         ask: Any = getattr(self._source, "memo", None)
         return None if ask is None else ask(cursor)
 
     def recall(self, memo: Any) -> None:
-        """Let the data go on from a position that `memo` gave."""
+        """Make the data continue from a position returned by `memo`.
+
+        Raises:
+            ValueError: The data has no positions.
+        """
         tell: Any = getattr(self._source, "recall", None)
         if tell is None:
             raise ValueError(
-                "A position of the data was kept with the checkpoint, and this data has none. "
+                "The checkpoint holds a position of the data, but this data has no positions. "
                 "Usual cause: the run was started with another loader."
             )
         tell(memo)
 
 
 class _Worker:
-    """The thread: it draws while there is a free place, until it is stopped or the data ends."""
+    """The thread. It draws while a place is free, until it is stopped or the data ends."""
 
     def __init__(
         self, source: Source, cursor: Cursor, key: int, depth: int, device: torch.device | None
@@ -114,7 +118,7 @@ class _Worker:
         self._thread.start()
 
     def take(self) -> tuple[Cursor, _Copied] | None:
-        """The next cursor and batch; None at the end. Raises what the data raised."""
+        """The next cursor and batch; None at the end. Reraises exceptions of the data."""
         drawn = self._drawn.get()
         self._places.release()
         if isinstance(drawn, BaseException):
@@ -122,11 +126,12 @@ class _Worker:
         return drawn
 
     def stop(self) -> None:
-        """End the thread; a batch that it is drawing is finished first, if that is soon."""
+        """Stop the thread; wait up to 10 seconds for the batch that it is drawing."""
         self._stopped = True
         self._places.release()
-        if self._thread is not threading.current_thread():  # the garbage collector runs anywhere
-            self._thread.join(timeout=10)  # data that hangs must not hang the end of the program
+        # The garbage collector may call this from the thread itself.
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout=10)  # data that hangs must not block the program's exit
 
     def _run(self, source: Source, cursor: Cursor, key: int, device: torch.device | None) -> None:
         batches = source.iterate(cursor, key)
@@ -144,7 +149,7 @@ class _Worker:
 
 
 def _with_index(device: torch.device | None) -> torch.device | None:
-    # A new thread's current device is the first one, whatever the one of the thread that asks.
+    # Resolve the index here: the current device of a new thread is always the first one.
     index: Any = device.index if device else None
     if device is None or device.type != "cuda" or index is not None:
         return device
@@ -152,7 +157,7 @@ def _with_index(device: torch.device | None) -> torch.device | None:
 
 
 def _copier(device: torch.device | None) -> Any:
-    """A function from a batch to the copied batch and the event to wait for."""
+    """A function that copies a batch, and returns the copy and the event to wait for, if any."""
     if device is None:
         return lambda batch: (batch, None)
     if device.type != "cuda":
@@ -171,12 +176,12 @@ def _pinned(leaf: Any) -> Any:
 
 
 def _to(leaf: Any, device: torch.device) -> Any:
-    # Batches of other libraries, unknown to optree, are leaves that bring a `to` of their own.
+    # Batch classes of other libraries are leaves for optree, and may have their own `to`.
     return leaf.to(device, non_blocking=True) if hasattr(leaf, "to") else leaf
 
 
 def _wait_for(batch: Any, copied: Any, device: torch.device | None) -> None:
-    """Let the current stream wait for the copy, and own the memory."""
+    """Make the current stream wait for the copy, and record its use of the memory."""
     stream = torch.cuda.current_stream(device)
     stream.wait_event(copied)
     for leaf in tree_leaves(batch):

@@ -1,4 +1,4 @@
-"""How examples are taken out of data: by position, from tensors or from a dataset."""
+"""Read examples by position, from tensors or from a dataset."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ from fnloop.trees.show import short
 
 
 def is_columns(data: Any) -> bool:
-    """Whether `data` is, by its outermost type, a pytree of tensors rather than a dataset."""
+    """Whether the outermost type of `data` is that of a pytree of tensors, not a dataset."""
     return isinstance(data, (Tensor, np.ndarray, tuple, Mapping)) or is_tree(data)
 
 
 def reader(data: Any) -> Columns | Indexed:
-    """What takes batches out of `data`; see `fl.Batches` for what that may be."""
+    """Make the reader for `data`; see `fl.Batches` for the accepted types.
+
+    Raises:
+        TypeError: The type is not accepted.
+        ValueError: `data` is a list of tensors, or the leaves of a pytree are not tensors and
+            arrays with a common leading dimension.
+    """
     if isinstance(data, TensorDataset):
         data = data.tensors
     if is_columns(data):
@@ -33,25 +39,25 @@ def reader(data: Any) -> Columns | Indexed:
         return Columns(dict(data) if mapping else data)
     if isinstance(data, list) and data and all(_is_column(part) for part in data):
         raise ValueError(
-            f"A list of {len(data)} tensors may be columns or examples. Write a tuple for columns, "
+            f"A list of {len(data)} tensors may be columns or examples. Use a tuple for columns, "
             "such as (inputs, targets), and torch.stack(list) for examples."
         )
     if hasattr(data, "__len__") and (hasattr(data, "__getitem__") or hasattr(data, "__getitems__")):
         return Indexed(data)
     raise TypeError(
         "Batches takes tensors or numpy arrays (or a tuple or dict of them), or a dataset with "
-        f"__len__ and __getitem__; it was given {type(data).__name__}. What can only be iterated "
-        "goes to fl.run or fl.fit as it is, if it yields batches."
+        f"__len__ and __getitem__; it was given {type(data).__name__}. Pass an iterable of batches "
+        "directly to fl.run or fl.fit."
     )
 
 
 class Columns:
-    """A pytree of tensors with one common leading dimension.
+    """A pytree of tensors with a common leading dimension.
 
     Attributes:
-        examples: The leading dimension.
-        devices: Where indices are needed, in the order in which `take` wants them.
-        random: Whether taking examples can draw random numbers.
+        examples: Size of the leading dimension.
+        devices: Devices of the tensors; `take` needs the indices on each, in this order.
+        random: Whether reading examples can draw random numbers.
         leaves: The tensors, by path.
     """
 
@@ -68,7 +74,7 @@ class Columns:
         self._structure: Any = optree.tree_structure(data)
 
     def take(self, indices: list[Tensor], seed: int) -> Any:
-        """The examples at `indices` (int64[n], once for each device), as new tensors."""
+        """The examples at `indices` (int64[n] on each device), as new tensors."""
         return self._structure.unflatten([x.index_select(0, indices[k]) for x, k in self._leaves])
 
     def cut(self, start: int, stop: int, seed: int) -> Any:
@@ -76,12 +82,12 @@ class Columns:
         return self._structure.unflatten([x[start:stop] for x, _ in self._leaves])
 
     def about(self) -> dict[str, Any]:
-        """What the data is told apart by."""
+        """The fingerprint of the data."""
         return {"columns": columns(self.leaves), "sample": sample_of_columns(self.leaves.values())}
 
 
 class Indexed:
-    """A map-style dataset; the attributes and methods are those of `Columns`."""
+    """A map-style dataset, with the attributes and methods of `Columns`."""
 
     devices = (torch.device("cpu"),)
 
@@ -92,15 +98,15 @@ class Indexed:
         self.random = self._examples.random
 
     def take(self, indices: list[Tensor], seed: int) -> Any:
-        """The examples at `indices`, collated; what each draws is a function of it and `seed`."""
+        """The collated examples at `indices`; random numbers of each depend on it and `seed`."""
         return self._join(indices[0].tolist(), seed)
 
     def cut(self, start: int, stop: int, seed: int) -> Any:
-        """The examples from `start` to `stop`, collated."""
+        """The collated examples from `start` to `stop`."""
         return self._join(list(range(start, stop)), seed)
 
     def about(self) -> dict[str, Any]:
-        """What the data is told apart by; no example is taken for it."""
+        """The fingerprint of the data, computed without reading examples (except of a list)."""
         dataset = self._data
         sample = {"sample": sample_of_list(dataset)} if type(dataset) is list else {}
         return {"dataset": name_of(dataset), **sample}
@@ -130,8 +136,8 @@ def _tensor(path: str, leaf: Any) -> Tensor:
             return torch.from_numpy(leaf if min(leaf.strides) >= 0 else leaf.copy())
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"The array at {path or 'its root'!r} has dtype {leaf.dtype}, which torch cannot hold. "
-            "Encode it as numbers first."
+            f"The array at {path or 'its root'!r} has dtype {leaf.dtype}, which torch does not "
+            "support. Encode it as numbers first."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Where a run goes on whose batches have another size than before."""
+"""The cursor of a resumed run whose batch size has changed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fnloop.values.cursor import Cursor
 def resumed_index(
     cursor: Cursor, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> tuple[Cursor, str | None]:
-    """The cursor from which no example of the epoch is left out, whatever the new batch size.
+    """Convert a cursor to a new batch size, without skipping an example of the epoch.
 
-    The index of `fl.Batches` counts examples, so there is nothing to do. That of a ``DataLoader``
-    counts batches: it is rounded down to one of the new size, and what lies between is seen twice.
+    The index of `fl.Batches` counts examples, so it stays. The index of a ``DataLoader`` counts
+    batches: it is rounded down to a batch of the new size, so some examples may be seen twice.
 
     Args:
-        cursor: Of the checkpoint.
+        cursor: The cursor in the checkpoint.
         before: The data's fingerprint (`about`) in the checkpoint.
-        now: That of the data of the resumed run.
+        now: The fingerprint of the resumed run's data.
 
     Returns:
-        The cursor to go on from, and a sentence that says what was done; None if nothing was.
+        The new cursor, and a message about what changed; None if nothing did.
 
     >>> before, now = ({"index": "batches", "batch_size": n, "batches": 99} for n in (32, 48))
     >>> resumed_index(Cursor(2, 5, 205), before, now)[0]
@@ -55,7 +55,7 @@ def resumed_index(
 
 
 def _size(about: Mapping[str, Any]) -> int | None:
-    """Examples for which the cursor's index moves by one."""
+    """Number of examples per unit of the cursor's index; None if unknown."""
     if about.get("index") == "examples":
         return 1
     size = about.get("batch_size")

@@ -1,4 +1,4 @@
-"""The random numbers of an example, as a function of (seed, epoch, example)."""
+"""Seed the global generators, so that an example's random numbers depend on its index only."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MASK = (1 << 64) - 1
 
 
 class seeding:
-    """Within the block, data draws from `seed`; afterwards the generators are as they were.
+    """A context manager that seeds torch's CPU generator, Python's and numpy's global ones.
 
-    They are torch's for the CPU, Python's and numpy's global one. They belong to the whole process,
-    so one thread at a time is inside a block; it costs 40 us.
+    On exit it restores their state. They are global to the process, so a lock lets in one thread at
+    a time. It takes 40 us.
     """
 
     __slots__ = ("_numpy", "_python", "_seed", "_torch")
@@ -49,10 +49,10 @@ class seeding:
 
 
 def reseed(seed: int) -> None:
-    """Start torch's CPU generator, Python's and numpy's from `seed`, in 12 us.
+    """Seed torch's CPU generator, Python's and numpy's, in 12 us.
 
-    torch takes the low 32 bits and numpy the high ones: both are the Mersenne Twister, and would
-    draw the same numbers from the same seed.
+    torch uses the low 32 bits of `seed` and numpy gets the high ones: both are Mersenne Twisters,
+    and would draw the same numbers from the same seed.
     """
     seed &= _MASK
     _TORCH.manual_seed(seed)
@@ -61,13 +61,13 @@ def reseed(seed: int) -> None:
 
 
 def example_seed(seed: int, index: Any, times: int = 0, place: int = 0) -> int:
-    """Where the generators start for an example.
+    """The seed for an example.
 
     Args:
-        seed: Of the epoch.
-        index: What the dataset is asked for: an integer, a name, or a tuple of these.
-        times: How often it was drawn before in this epoch.
-        place: Its place in the epoch, which counts where the index is something else.
+        seed: Seed of the epoch.
+        index: The dataset index: an integer, a name, or a tuple of these.
+        times: How often the index was drawn before in this epoch.
+        place: Position in the epoch; used instead of an index of another type.
     """
     positions = _positions(index)
     if positions is None:
@@ -84,13 +84,13 @@ def _positions(index: Any) -> list[int | str] | None:
             return None
         return [position for part in parts if part is not None for position in part]
     try:
-        return [operator.index(index)]  # also numpy's integers, and tensors of one
+        return [operator.index(index)]  # also numpy integers and tensors of one element
     except TypeError:
         return None
 
 
 def draws(dataset: Any) -> bool:
-    """Whether taking an example can draw random numbers."""
+    """Whether reading an example can draw random numbers."""
     if type(dataset) is Subset:
         return draws(dataset.dataset)
     if type(dataset) is ConcatDataset:
@@ -99,14 +99,14 @@ def draws(dataset: Any) -> bool:
 
 
 def takes_many(dataset: Any) -> bool:
-    """Whether the dataset makes a batch of examples at once, rather than one by one."""
-    while type(dataset) is Subset:  # it has the method itself, whatever it is a subset of
+    """Whether the dataset reads a batch of examples at once (``__getitems__``)."""
+    while type(dataset) is Subset:  # Subset always has the method
         dataset = dataset.dataset
     return bool(getattr(dataset, "__getitems__", None))
 
 
 class Examples:
-    """Takes examples out of a map-style dataset, each with random numbers of its own.
+    """Reads examples from a map-style dataset, and seeds the generators for each.
 
     Attributes:
         random: Whether the dataset can draw random numbers.
@@ -120,13 +120,13 @@ class Examples:
     def take(
         self, indices: Sequence[Any], seed: int, times: Sequence[int] = (), place: int = 0
     ) -> list[Any]:
-        """The examples at `indices`; the generators are not put back.
+        """The examples at `indices`. The state of the generators is not restored.
 
         Args:
-            indices: What to ask the dataset for.
-            seed: Of the epoch.
-            times: How often each was drawn before in this epoch; all 0 if empty.
-            place: Place of the first one in the epoch.
+            indices: Indices of the dataset.
+            seed: Seed of the epoch.
+            times: How often each index was drawn before in this epoch; all 0 if empty.
+            place: Position of the first one in the epoch.
         """
         if self._many:
             if self.random:
@@ -140,7 +140,7 @@ class Examples:
         ]
 
     def one(self, index: Any, seed: int, times: int = 0, place: int = 0) -> Any:
-        """What `take` does for one example that is not part of a batch."""
+        """Like `take`, for one example that is not part of a batch."""
         if not self.random:
             return self._dataset[index]
         return self._one(index, example_seed(seed, index, times, place))
@@ -148,7 +148,7 @@ class Examples:
     def before_collation(
         self, indices: Sequence[Any], seed: int, times: Sequence[int] = (), place: int = 0
     ) -> None:
-        """Start what a batch as a whole draws; the arguments are those of `take`."""
+        """Seed the generators for collating a batch. Arguments as for `take`."""
         first = example_seed(seed, indices[0], times[0] if times else 0, place)
         reseed(fold(first, "batch"))
 

@@ -1,4 +1,4 @@
-"""What the user gives as data, as one internal protocol."""
+"""The internal protocol of data sources, and conversion of user data to it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fnloop.values.cursor import Cursor
 
 @runtime_checkable
 class Source(Protocol):
-    """Batches from a cursor on.
+    """Yields batches from a cursor on.
 
-    A source may have three methods more, for checkpoints. ``about()`` is its fingerprint, as JSON.
-    ``memo(cursor)`` is its position, as JSON or None, after the batch that it gave together with
-    `cursor` (the object, not a copy of it: a position travels with its cursor). ``recall(memo)``
-    has the next `iterate` go on from there.
+    A source may have three more methods, for checkpoints. ``about()`` returns its fingerprint, as
+    JSON. ``memo(cursor)`` returns its position, as JSON or None, after the batch yielded with
+    `cursor` (which must be that object, not a copy). ``recall(memo)`` makes the next `iterate`
+    continue from there.
 
     Attributes:
-        batches: Batches in an epoch; None if that is not known.
+        batches: Batches per epoch; None if unknown.
     """
 
     batches: int | None
@@ -34,44 +34,44 @@ class Source(Protocol):
     def iterate(
         self, cursor: Cursor = START, key: int = 0
     ) -> Generator[tuple[Cursor, Any], None, None]:
-        """Pairs of the cursor after a batch, and the batch, epoch after epoch.
+        """Yield pairs of the cursor after a batch and the batch, epoch after epoch.
 
         Args:
             cursor: Where to start.
-            key: Root of what is random in the data, an int64.
+            key: Root of the data's randomness, an int64.
         """
         ...
 
 
 def as_source(data: Any) -> Source:
-    """Data of any accepted kind as a `Source`.
+    """Convert any accepted data to a `Source`.
 
-    What the data draws from torch's CPU generator, Python's ``random`` and numpy's global generator
-    while it gives batch `i` of epoch `e` (a generator's ``torch.randn``) is a function of
-    (key, e, i), and leaves these generators as they were; so the same epoch has the same order, and
-    skipping to where a run stopped gives the batches that it would have had.
+    Random numbers that the data draws for batch `i` of epoch `e` from torch's CPU generator,
+    Python's ``random`` and numpy's global generator are a function of (key, e, i); the state of
+    these generators is restored. So repeating an epoch, or skipping to where a run stopped, gives
+    the same batches.
 
-    A ``DataLoader``'s order is a function of (key, e): a generator that it or its sampler was given
-    is seeded anew with each epoch. What ``dataset[i]`` draws is a function of (key, e, i), and of
-    how often i was drawn before in the epoch: not of workers or batches.
+    A ``DataLoader``'s order is a function of (key, e): its generator and its sampler's are reseeded
+    each epoch. Random numbers of ``dataset[i]`` are a function of (key, e, i) and of how often i
+    was drawn before in the epoch, not of workers or batches.
 
     Args:
         data: One of:
 
-            - `fl.Batches`, and what `fl.prefetch` returns: exact, without reading what is skipped;
-            - what can be iterated and has ``state_dict`` and ``load_state_dict`` (or ``get_state``
-              and ``set_state``): it goes on from its own state;
+            - `fl.Batches` and `fl.prefetch`: resume exactly, without reading skipped batches;
+            - an iterable with ``state_dict`` and ``load_state_dict`` (or ``get_state`` and
+              ``set_state``): resumes from its own state;
             - a ``DataLoader``, a list of batches, or any other object that can be iterated again:
-              started anew with each epoch, and skipped to the cursor's `index`, which counts
-              batches (a ``DataLoader`` with a map-style dataset skips indices, not examples);
-              one batch is read ahead, to know the end of the epoch;
-            - a function ``epoch -> iterable of batches``: called with each epoch;
-            - an iterator or generator: read once, from where it stands, and never ahead;
-            - a tensor, an array, or a tuple, dict or tree of them: one batch, all of the data, each
-              epoch. Use ``fl.Batches(data, batch_size)`` for smaller ones.
+              restarted each epoch, and skipped to the cursor's `index`, which counts batches (a
+              ``DataLoader`` with a map-style dataset skips indices, not examples); one batch is
+              read ahead, to detect the end of the epoch;
+            - a function ``epoch -> iterable of batches``: called each epoch;
+            - an iterator or generator: read once from its current position, without reading ahead;
+            - a tensor, an array, or a tuple, dict or tree of them: one batch with all the data per
+              epoch. Use ``fl.Batches(data, batch_size)`` for smaller batches.
 
     Raises:
-        TypeError: For a dataset of examples, which needs a batch size, and for anything else.
+        TypeError: `data` is a dataset of examples, which needs a batch size, or none of these.
 
     >>> batches = as_source(["a", "b"]).iterate(Cursor())
     >>> for _ in range(3):
@@ -92,7 +92,7 @@ def as_source(data: Any) -> Source:
         return Loader(data)
     if _is_dataset(data):
         raise TypeError(
-            f"{type(data).__name__} is a dataset of single examples, and training takes batches. "
+            f"{type(data).__name__} is a dataset of single examples, but training needs batches. "
             "Use fl.Batches(dataset, batch_size), or a torch DataLoader."
         )
     if isinstance(data, Iterator):
@@ -104,17 +104,17 @@ def as_source(data: Any) -> Source:
     if callable(data):
         return Again(function_epochs(data), None, "function")
     raise TypeError(
-        f"{type(data).__name__} is no data. Give fl.Batches, a DataLoader, a list or other "
-        "iterable of batches, a function epoch -> iterable, or a tuple or dict of tensors."
+        f"{type(data).__name__} is not accepted as data. Use fl.Batches, a DataLoader, a list or "
+        "other iterable of batches, a function epoch -> iterable, or a tuple or dict of tensors."
     )
 
 
 def one_epoch(data: Any, key: int = 0) -> Generator[Any, None, None]:
-    """The batches of one pass over the data, as evaluation reads them.
+    """The batches of one epoch, for evaluation.
 
     Args:
         data: As for `as_source`.
-        key: Root of what is random in the data, an int64.
+        key: Root of the data's randomness, an int64.
 
     >>> list(one_epoch([1, 2]))
     [1, 2]

@@ -1,4 +1,4 @@
-"""Loaders and iterators that know their own position, and go on from it."""
+"""Loaders and iterators that save and restore their own position."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from fnloop._torch.workers import with_parts
 from fnloop.data.batches import START
 from fnloop.data.fingerprint import name_of
 from fnloop.data.iterables import END, Once, Pairs, length, too_short
-from fnloop.data.loader import about_loader, announce, collates, is_map_style, lent, samplers
+from fnloop.data.loader import (
+    about_loader,
+    collates,
+    is_map_style,
+    samplers,
+    seeded_generators,
+    set_epochs,
+)
 from fnloop.data.seeding import seeding
 from fnloop.data.worker_parts import SeededDataset, ShowDataset
 from fnloop.trees.json_codec import decode, encode
@@ -27,38 +34,38 @@ from fnloop.values.key import fold
 _METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
 
 
-class Held(Cursor):
-    """A cursor, with the state in which its loader was when it had given the batch before it.
+class CursorWithState(Cursor):
+    """A cursor with the state of its loader after the batch before it.
 
-    It travels with the batch, so that it is the right one whatever was drawn ahead.
+    The state belongs to one batch, so it stays correct when later batches are drawn ahead.
     """
 
-    state: Any = None  # as JSON, or the error that it cannot be
+    state: Any = None  # as JSON, or the error if it cannot be encoded
     __repr__ = Cursor.__repr__
 
 
 class _Known:
-    """What is known of a loader: as it was first given, and after the last batch that was used."""
+    """The known states of a loader: its first one, and that after the last batch used."""
 
     first: Any = None
-    last: Held | None = None
+    last: CursorWithState | None = None
 
 
 _known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
 
 
 def is_stateful(data: Any) -> bool:
-    """Whether `data` can be iterated, and gives and takes its position."""
+    """Whether `data` is an iterable that can save and restore its position."""
     return isinstance(data, Iterable) and not isinstance(data, nn.Module) and bool(_methods(data))
 
 
 class Stateful:
     """A loader with ``state_dict`` and ``load_state_dict``, or ``get_state`` and ``set_state``.
 
-    Its state is asked for after each batch, before the next one is drawn. A run goes on exactly
-    where that state is known: from a checkpoint (`recall`), or because the batch before was drawn
-    from the same loader in this process. A run from the very beginning starts the loader from the
-    state in which it was first given, so that two of them see the same.
+    Its state is read after each batch, before the next one is drawn. A run resumes exactly if that
+    state is known: from a checkpoint (`recall`), or because the last batch was drawn from the same
+    loader in this process. A new run restores the first state of the loader, so that two runs see
+    the same batches.
     """
 
     def __init__(self, data: Any) -> None:
@@ -67,11 +74,11 @@ class Stateful:
         methods: Any = _methods(self._loader)
         self._get, self._set = methods
         self._known = _known_of(data)
-        self._recalled: Held | None = None
+        self._recalled: CursorWithState | None = None
         self.batches = None if isinstance(data, Iterator) else length(data)
 
     def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
-        """As for a `Source`."""
+        """See `Source.iterate`."""
         epoch, index, count = cursor
         state, skip = self._place(cursor)
         while True:
@@ -84,41 +91,45 @@ class Stateful:
                     raise ValueError(too_short(epoch, index, self.batches))
                 for following in items:
                     index, count = index + 1, count + 1
-                    yield self._hold(Held(epoch, index, count), drawn)
+                    yield self._hold(CursorWithState(epoch, index, count), drawn)
                     drawn = following
             epoch, index, count = epoch + 1, 0, count + 1
-            yield self._hold(Held(epoch, 0, count), drawn)
+            yield self._hold(CursorWithState(epoch, 0, count), drawn)
 
     def memo(self, cursor: Cursor) -> Any:
-        """Where the loader stood when it had given the batch before `cursor`, as JSON.
+        """The position of the loader after the batch before `cursor`, as JSON.
 
         Args:
-            cursor: One that `iterate` gave; None is returned for any other.
+            cursor: A cursor that `iterate` yielded; for any other the result is None.
 
         Raises:
-            ValueError: The loader's state holds something that a checkpoint does not keep.
+            ValueError: The loader's state contains something that a checkpoint cannot hold.
         """
-        if not isinstance(cursor, Held):
+        if not isinstance(cursor, CursorWithState):
             return None
         if isinstance(cursor.state, ValueError):
             raise cursor.state
         return {"cursor": list(cursor), "state": cursor.state}
 
     def recall(self, memo: Any) -> None:
-        """Go on from a `memo` when next iterated, which must be from its cursor."""
+        """Make the next `iterate`, which must start at the cursor of `memo`, continue from it.
+
+        Raises:
+            ValueError: `memo` is not a position.
+        """
         place: Any = memo.get("cursor") if isinstance(memo, dict) else None
         integers = isinstance(place, list) and [type(n) for n in place] == [int] * 3
         if not integers or "state" not in memo:
             raise ValueError(
-                "This is no position of a data loader: expected the keys 'cursor' (three integers) "
-                f"and 'state', got {str(memo)[:100]}."
+                "This is not a position of a data loader: expected the keys 'cursor' (three "
+                f"integers) and 'state', got {str(memo)[:100]}."
             )
-        self._recalled = Held(*place)
+        self._recalled = CursorWithState(*place)
         self._recalled.state = memo["state"]
 
     def left(self, cursor: Cursor) -> None:
-        """Say which of the cursors that `iterate` gave was the last one used."""
-        if isinstance(cursor, Held):
+        """Set the last used cursor of those that `iterate` yielded."""
+        if isinstance(cursor, CursorWithState):
             self._known.last = cursor
 
     def about(self) -> dict[str, Any]:
@@ -133,18 +144,18 @@ class Stateful:
         }
 
     def _place(self, cursor: Cursor) -> tuple[Any, int]:
-        """The state, as JSON, from which the loader gets to `cursor`, and batches to skip then."""
+        """Return the state to start the loader from (JSON or None), and the batches to skip."""
         recalled, self._recalled = self._recalled, None
         if recalled is not None and recalled != cursor:
             raise ValueError(
-                f"The kept position of the data loader is that at cursor {list(recalled)}, and the "
-                f"run goes on at {list(cursor)}. Usual cause: the state and the data are of "
+                f"The saved position of the data loader is at cursor {list(recalled)}, but the run "
+                f"continues at {list(cursor)}. Usual cause: the state and the data come from "
                 "different checkpoints."
             )
         held = recalled or self._known.last
         if held is not None and held == cursor and not isinstance(held.state, ValueError):
             return held.state, 0
-        if self._seed is not None:  # a new epoch, in an order that follows from the key
+        if self._seed is not None:  # a new epoch, whose order depends on the key
             return None, cursor.index if getattr(self._data, "next_iter_state", None) is None else 0
         if cursor.count == 0:
             first = self._known.first
@@ -152,7 +163,7 @@ class Stateful:
         warnings.warn(
             f"The data loader ({type(self._data).__name__}) goes on from where it stands: its "
             f"state at cursor {list(cursor)} is not known. Usual cause: the run's state was loaded "
-            "by hand; fit(..., resume=folder) hands on the loader's too.",
+            "by hand; fit(..., resume=folder) restores the loader's too.",
             stacklevel=2,
         )
         return None, 0
@@ -164,10 +175,10 @@ class Stateful:
         loader = self._loader
         of_torch = isinstance(loader, DataLoader)
         parts = samplers(loader) if of_torch else []
-        announce([loader, *parts, self._data.dataset] if of_torch else [loader], epoch)
+        set_epochs([loader, *parts, self._data.dataset] if of_torch else [loader], epoch)
         if self._seed is not None:
             self._seed.fill_(seed)
-        with lent([loader, *parts] if of_torch else [], seed):
+        with seeded_generators([loader, *parts] if of_torch else [], seed):
             block = nothing if of_torch and loader.num_workers else seeding
             with block(seed):
                 if state is not None:
@@ -183,36 +194,36 @@ class Stateful:
                 if number >= index:
                     yield item, self._state()
 
-    def _hold(self, cursor: Held, drawn: tuple[Any, Any]) -> tuple[Cursor, Any]:
+    def _hold(self, cursor: CursorWithState, drawn: tuple[Any, Any]) -> tuple[Cursor, Any]:
         batch, cursor.state = drawn
         self._known.last = cursor
         return cursor, batch
 
     def _state(self) -> Any:
-        """The loader's present state as JSON, or the error that it cannot be."""
+        """The loader's current state as JSON, or the error if it cannot be encoded."""
         try:
             return encode(self._get())
         except ValueError as error:
             return ValueError(
-                f"The data loader cannot be resumed exactly: {error} Have state_dict() give it in "
-                "these terms."
+                f"The data loader cannot be resumed exactly: {error} Return only such values from "
+                "state_dict()."
             )
 
 
 class StatefulOnce(Stateful):
-    """The same for an iterator: it is never read ahead, and ends the run when it ends."""
+    """`Stateful` for an iterator. It is never read ahead, and its end ends the run."""
 
     def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
-        """As for a `Source`."""
+        """See `Source.iterate`."""
         state, _ = self._place(cursor)
         if state is not None:
             self._set(decode(state))
         for after, batch in Once(self._data).iterate(cursor, key):
-            yield self._hold(Held(*after), (batch, self._state()))
+            yield self._hold(CursorWithState(*after), (batch, self._state()))
 
 
 def nothing(seed: int) -> nullcontext[None]:
-    """A block that seeds nothing: worker processes draw, not this one."""
+    """A context manager in place of `seeding`, for loaders whose workers draw."""
     return nullcontext()
 
 
@@ -226,15 +237,16 @@ def _methods(data: Any) -> tuple[Any, Any] | None:
 def _known_of(data: Any) -> _Known:
     try:
         return _known.setdefault(data, _Known())
-    except TypeError:  # it cannot be referred to weakly, or not be found again
+    except TypeError:  # not weakly referenceable, or not hashable
         return _Known()
 
 
 def _seeded(data: Any) -> tuple[Any, Any]:
-    """A copy of a loader of torch whose examples are seeded, and the memory for the epoch's seed.
+    """A copy of a torch loader with seeded examples, and the tensor that holds the epoch's seed.
 
-    Its own sampler, whose position the loader keeps, stays: so the seed goes another way than in
-    `Loader`, and an example that is drawn twice in an epoch draws the same random numbers.
+    Unlike in `Loader`, the sampler is not wrapped, because the loader saves its position. So the
+    seed is passed in shared memory, and an example that occurs twice in an epoch draws the same
+    random numbers.
     """
     if not isinstance(data, DataLoader) or not is_map_style(data) or _methods(data.dataset):
         return data, None
@@ -245,6 +257,6 @@ def _seeded(data: Any) -> tuple[Any, Any]:
         "dataset": SeededDataset(data.dataset, collates(data), seed),
         "worker_init_fn": ShowDataset(data.worker_init_fn),
     }
-    if hasattr(data, "_initial_iter_for_state_dict"):  # torchdata's mark on an iterator of its own
+    if hasattr(data, "_initial_iter_for_state_dict"):  # torchdata's flag for its current iterator
         parts["_initial_iter_for_state_dict"] = False
     return with_parts(data, **parts), seed

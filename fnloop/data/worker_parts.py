@@ -1,7 +1,7 @@
-"""The parts of a ``DataLoader`` that make an example's random numbers independent of workers.
+"""Parts of a ``DataLoader`` that make an example's random numbers independent of workers.
 
-The sampler hands on its indices together with the seed of the epoch, and the dataset, in whichever
-process it is, starts the generators from these before it takes each example.
+The sampler passes its indices on together with the seed of the epoch. The dataset, in whichever
+process, seeds the generators from both before it reads each example.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from fnloop.values.key import fold
 _END = object()
 
 
-class Asked(NamedTuple):
-    """What the sampler asks of the dataset: the examples of a batch, or one.
+class Request(NamedTuple):
+    """The sampler's request to the dataset: the examples of a batch, or one example.
 
     Attributes:
-        seed: Of the epoch.
-        place: Of the first one in the epoch.
-        times: How often each was drawn before in this epoch; empty if none was.
-        indices: A sequence of indices, or one where the loader makes no batches.
+        seed: Seed of the epoch.
+        place: Position of the first example in the epoch.
+        times: How often each index was drawn before in this epoch; empty if none was.
+        indices: A sequence of indices, or one index if the loader does not batch.
     """
 
     seed: int
@@ -39,17 +39,17 @@ class Asked(NamedTuple):
 
 
 class SeededIndices:
-    """A sampler, or batch sampler, whose indices go to a `SeededDataset`.
+    """Wraps a sampler or batch sampler, whose indices go to a `SeededDataset`.
 
     Args:
-        sampler: That of the user.
-        batches: Whether it gives batches of indices.
-        repeats: Whether it may give an example twice in an epoch.
-        draws: Whether it may draw from the process's generators.
+        sampler: The user's sampler.
+        batches: Whether it yields batches of indices.
+        repeats: Whether it may yield an index twice in an epoch.
+        draws: Whether it may draw from global generators.
 
     Attributes:
-        seed: Of the next epoch to be iterated.
-        skip: Batches of it to leave out.
+        seed: Seed of the next epoch to be iterated.
+        skip: Number of its items to skip.
     """
 
     def __init__(self, sampler: Any, batches: bool, repeats: bool, draws: bool) -> None:
@@ -57,7 +57,7 @@ class SeededIndices:
         self.seed = self.skip = 0
         self._batches, self._repeats, self._draws = batches, repeats, draws
 
-    def __iter__(self) -> Generator[Asked, None, None]:
+    def __iter__(self) -> Generator[Request, None, None]:
         return self._walk(self.seed, self.skip)
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class SeededIndices:
             raise AttributeError(name)
         return getattr(self.sampler, name)
 
-    def _walk(self, seed: int, skip: int) -> Generator[Asked, None, None]:
+    def _walk(self, seed: int, skip: int) -> Generator[Request, None, None]:
         with self._seeding(seed):
             items = iter(self.sampler)
         place, seen = 0, Counter[int | str]()
@@ -77,12 +77,12 @@ class SeededIndices:
                 item: Any = next(items, _END)
             if item is _END:
                 return
-            # A batch may be an iterator, and is read more than once.
+            # A batch may be an iterator, but is read more than once here.
             given = item if not self._batches or hasattr(item, "__getitem__") else list(item)
             indices: Any = given if self._batches else (given,)
             times = self._count(indices, seen) if self._repeats else ()
             if number >= skip:
-                yield Asked(seed, place, times, given)
+                yield Request(seed, place, times, given)
             place += len(indices)
 
     def _seeding(self, seed: int) -> Any:
@@ -99,12 +99,12 @@ class SeededIndices:
 
 
 class SeededDataset:
-    """A map-style dataset that starts the generators anew for each example it is asked for.
+    """Wraps a map-style dataset, and seeds the generators before each example.
 
     Args:
-        dataset: That of the user.
-        collates: Whether what comes after it, the ``collate_fn``, may draw random numbers.
-        seed: int64[] in shared memory: the seed of the epoch, where plain indices come.
+        dataset: The user's dataset.
+        collates: Whether the loader's ``collate_fn`` may draw random numbers.
+        seed: int64[] in shared memory; the epoch's seed, for indices without one.
     """
 
     def __init__(self, dataset: Any, collates: bool, seed: torch.Tensor | None = None) -> None:
@@ -121,13 +121,13 @@ class SeededDataset:
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-    def __getitems__(self, asked: Any) -> list[Any]:
+    def __getitems__(self, request: Any) -> list[Any]:
         """The examples of a batch."""
-        if not isinstance(asked, Asked):
+        if not isinstance(request, Request):
             if self.seed is None:
-                return [self.dataset[index] for index in asked]
-            asked = Asked(int(self.seed), 0, (), asked)
-        seed, place, times, indices = asked
+                return [self.dataset[index] for index in request]
+            request = Request(int(self.seed), 0, (), request)
+        seed, place, times, indices = request
         if not len(indices):
             return []
         examples = self._examples.take(indices, seed, times, place)
@@ -135,18 +135,18 @@ class SeededDataset:
             self._examples.before_collation(indices, seed, times, place)
         return examples
 
-    def __getitem__(self, asked: Any) -> Any:
-        """One example, of a loader that makes no batches."""
-        if not isinstance(asked, Asked):
+    def __getitem__(self, request: Any) -> Any:
+        """One example, for a loader that does not batch."""
+        if not isinstance(request, Request):
             if self.seed is None:
-                return self.dataset[asked]
-            asked = Asked(int(self.seed), 0, (), asked)
-        times = asked.times[0] if asked.times else 0
-        return self._examples.one(asked.indices, asked.seed, times, asked.place)
+                return self.dataset[request]
+            request = Request(int(self.seed), 0, (), request)
+        times = request.times[0] if request.times else 0
+        return self._examples.one(request.indices, request.seed, times, request.place)
 
 
 class ShowDataset:
-    """A ``worker_init_fn`` that calls the user's, with the user's dataset in the worker's info."""
+    """A ``worker_init_fn`` that puts the user's dataset in the worker info and calls the user's."""
 
     def __init__(self, init: Any) -> None:
         self._init = init

@@ -112,7 +112,7 @@ def from_torchmetrics(metric: Any) -> Callable[..., Torchmetric]:
         A function with the arguments of ``metric.update``. It returns an `fl.Metric`.
 
     Raises:
-        TypeError: `metric` is not such an instance. For a ``MetricCollection``, convert each member.
+        TypeError: `metric` is not such an instance. Convert a ``MetricCollection`` by member.
 
     >>> from torchmetrics import MeanSquaredError
     >>> error = from_torchmetrics(MeanSquaredError())

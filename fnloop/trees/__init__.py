@@ -1,1 +1,1 @@
-"""Frozen dataclasses that are pytrees, and functions over them. Knows nothing of training."""
+"""Frozen dataclasses that are pytrees, and functions on pytrees; independent of training."""

@@ -1,4 +1,4 @@
-"""Edit and split trees without changing them."""
+"""Edit and split pytrees, out of place."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ T = TypeVar("T")
 
 
 def tree_at(where: Callable[[T], Any], tree: T, value: Any) -> T:
-    """A copy of `tree` in which the node that `where` points at is `value`.
+    """A copy of `tree` with the node that `where` selects replaced by `value`.
 
     Args:
-        where: From the tree to the node (or a tuple of nodes) to replace: ``lambda t: t.a.b``.
+        where: Returns the node, or tuple of nodes, to replace: ``lambda t: t.a.b``.
         tree: Any pytree.
-        value: The new node (or a tuple of as many).
+        value: The new node, or a tuple with one per selected node.
 
     Raises:
-        ValueError: `where` points at nothing that can be replaced.
+        ValueError: `where` returns something other than nodes of the tree, or the number of values
+            differs.
 
     >>> tree_at(lambda t: t["a"][1], {"a": [1, 2], "b": 3}, 20)
     {'a': [1, 20], 'b': 3}
     >>> tree_at(lambda t: (t["a"], t["b"]), {"a": [1, 2], "b": 3}, (0, 4))
     {'a': 0, 'b': 4}
     """
-    # Every leaf becomes an object of its own, so that a node can be told by identity even where
-    # the same tensor stands in two places.
+    # Wrap every leaf in a new object, so that nodes have distinct identities even if the same
+    # tensor occurs twice.
     marked = tree_map(_Mark, by_name(tree))
     found = where(marked)
     several = type(found) is tuple and not _contains(marked, found)
     targets, values = (found, value) if several else ((found,), (value,))
     if len(targets) != len(values):
         raise ValueError(
-            f"tree_at: `where` points at {len(targets)} nodes, but {len(values)} values were given."
+            f"tree_at: `where` selects {len(targets)} nodes, but {len(values)} values were given."
         )
     replacement = {id(target): new for target, new in zip(targets, values, strict=True)}
     seen: set[int] = set()
@@ -51,9 +52,9 @@ def tree_at(where: Callable[[T], Any], tree: T, value: Any) -> T:
     result: Any = optree.tree_map(swap, marked, is_leaf=lambda node: id(node) in replacement)
     if len(seen) < len(replacement):
         raise ValueError(
-            "tree_at: `where` must return a node of the tree that it is given. What it returned is "
-            "not one: usually it computes something new, or points at a static field or at None. "
-            "Use dataclasses.replace for static fields."
+            "tree_at: `where` must return a node of its argument, and did not. Usual causes: it "
+            "computes a new value, or selects a static field or None. Use dataclasses.replace for "
+            "static fields."
         )
     return restored(result)
 
@@ -78,9 +79,10 @@ def _contains(tree: Any, node: Any) -> bool:
 
 
 def partition(tree: T, choose: Callable[[Any], bool]) -> tuple[T, T]:
-    """Split `tree` in two of its shape: leaves that `choose` accepts, and the others.
+    """Split `tree` into two trees: the leaves that `choose` accepts, and the others.
 
-    The places that belong to the other half hold ``None``; `combine` undoes it.
+    Both have the containers of `tree`, with ``None`` for the leaves of the other. `combine` is the
+    inverse.
 
     >>> partition({"a": 1, "b": 2.0}, lambda leaf: isinstance(leaf, float))
     ({'a': None, 'b': 2.0}, {'a': 1, 'b': None})
@@ -96,7 +98,7 @@ def partition(tree: T, choose: Callable[[Any], bool]) -> tuple[T, T]:
 
 
 def combine(*trees: T) -> T:
-    """The first value that is not ``None`` at each place: the inverse of `partition`.
+    """Merge trees: at each leaf, take the first value that is not ``None``. Inverts `partition`.
 
     >>> combine({"a": None, "b": 2.0}, {"a": 1, "b": None})
     {'a': 1, 'b': 2.0}

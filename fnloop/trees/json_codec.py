@@ -1,13 +1,13 @@
-"""Values as JSON, and back: the one place that knows what JSON lacks.
+"""Convert values to JSON and back.
 
-There are three needs, each with its functions:
+There are three conversions:
 
-- For people and trackers, one way: `plain`, and `jsonable` where nan and infinities are to be text.
-- To the bit, both ways: `encode` and `decode`. What JSON does not know is an object with one key
-  that begins with "$": ``{"$tuple": [...]}``. A dict whose keys are not all strings, or one of
-  whose keys begins with "$", is a "$dict" of pairs. No pickle, no class by name.
-- As text, strictly and within bounds of size and depth: `to_text` and `from_text`, of numbers,
-  text, None, and mappings and sequences of them, which `as_json` makes plain.
+- Readable, one way: `plain`; `jsonable` also turns nan and infinities into strings.
+- Exact, both ways: `encode` and `decode`. A type that JSON lacks is an object with one key that
+  starts with "$": ``{"$tuple": [...]}``. A dict with a key that is not a string, or that starts
+  with "$", is a "$dict" of pairs. There is no pickle, and no class is looked up by name.
+- As text, with strict checks and limits on size and depth: `to_text` and `from_text`, for numbers,
+  strings, None, and mappings and sequences of them. `as_json` converts these to dicts and lists.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 
 VALUES = 2**20
 NAMES = 2**18
-"""Values in a text, and names among them, at most: a made-up one costs little time and memory."""
+"""Limits on the values and names in a text, so that a malicious one costs little to reject."""
 _DEEPEST = 64
 _BITS = 2048
 _INT = re.compile(r"-?[1-9][0-9]{0,639}")
@@ -41,14 +41,15 @@ _DTYPES = {
 _FLOATS = {str(value): value for value in (math.nan, math.inf, -math.inf)}
 
 
-# For people and trackers
+# Readable
 
 
 def plain(value: Any) -> Any:
-    """`value` as nested dicts and lists of numbers, strings, bools and None.
+    """Convert to nested dicts and lists of numbers, strings, bools and None.
 
-    Tensors and arrays of one element become numbers, larger ones their dtype and shape; functions
-    and classes their name; data that can be called (a schedule) its text; sets are in order.
+    Tensors and arrays of one element become numbers, larger ones a string with dtype and shape.
+    Functions and classes become their name, callable dataclasses (schedules) their ``str``. Sets
+    become sorted lists.
 
     >>> import torch
     >>> plain({"lr": torch.tensor(0.5), "dtype": torch.float32, "w": torch.ones(2, 3), 1: (2,)})
@@ -58,7 +59,7 @@ def plain(value: Any) -> Any:
         return _builtin(value)
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, set | frozenset):  # the order of text in a set is another in each process
+    if isinstance(value, set | frozenset):  # the order of a set of strings varies by process
         return sorted((plain(entry) for entry in value), key=repr)
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
@@ -79,7 +80,7 @@ def plain(value: Any) -> Any:
 
 
 def jsonable(value: Any) -> Any:
-    """`plain`, for JSON: nan and infinities become strings, which `float` reads.
+    """Like `plain`, but nan and infinities become strings, which ``float`` can parse.
 
     >>> jsonable({"loss": math.nan, "best": -math.inf, "lr": 0.1})
     {'loss': 'nan', 'best': '-inf', 'lr': 0.1}
@@ -93,27 +94,27 @@ def jsonable(value: Any) -> Any:
 
 
 def _builtin(value: Any) -> Any:
-    """Without subclasses (numpy.float64, IntEnum), which some trackers refuse."""
+    """Convert subclasses (numpy.float64, IntEnum) to builtin types: some trackers refuse them."""
     return next((kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)), value)
 
 
-# To the bit
+# Exact
 
 
 class _Refused(ValueError):
-    """A message that names the place already."""
+    """A `ValueError` whose message already names the path."""
 
 
 def encode(value: Any, path: str = "state") -> Any:
-    """A value that is JSON, from which `decode` makes `value` again, to the bit.
+    """Convert to a JSON value from which `decode` restores `value` bit for bit.
 
     Args:
         value: None, bool, int, float, str, bytes, tensors on the CPU, numpy arrays and numbers, and
-            dicts, lists, tuples and sets of these; no subclasses of them.
-        path: What the value is called in messages.
+            dicts, lists, tuples and sets of these. Subclasses are not accepted.
+        path: Name of the value in messages.
 
     Raises:
-        ValueError: For anything else; the message names the place.
+        ValueError: The value contains something else; the message names its path.
 
     >>> encode({"position": 3, "order": (2, 0), 1: b"a"})
     {'$dict': [['position', 3], ['order', {'$tuple': [2, 0]}], [1, {'$bytes': 'YQ=='}]]}
@@ -142,17 +143,17 @@ def encode(value: Any, path: str = "state") -> Any:
     if kind is np.ndarray and value.dtype.kind in "biufc":
         return {"$array": _of_array(value)}
     raise ValueError(
-        f"{path} is a {kind.__module__}.{kind.__qualname__}, and a checkpoint keeps numbers, text, "
-        "bytes, tensors, arrays, and dicts, lists, tuples and sets of them (of a random generator, "
-        "its state)."
+        f"{path} is a {kind.__module__}.{kind.__qualname__}; a checkpoint can hold numbers, text, "
+        "bytes, tensors, arrays, and dicts, lists, tuples and sets of them (store the state of a "
+        "random generator)."
     )
 
 
 def decode(value: Any, path: str = "state") -> Any:
-    """What `encode` was given.
+    """The inverse of `encode`.
 
     Raises:
-        ValueError: The JSON is not as `encode` writes it; the message names the place.
+        ValueError: The JSON was not made by `encode`; the message names the path.
 
     >>> decode({"$tuple": [1, {"$float": "inf"}]})
     (1, inf)
@@ -172,7 +173,7 @@ def decode(value: Any, path: str = "state") -> Any:
     except _Refused:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise _Refused(f"{path} is no {tag[1:]} as it is written: {error!r}.") from error
+        raise _Refused(f"{path} is not a valid {tag[1:]}: {error!r}.") from error
 
 
 def _all(values: Any, path: str) -> list[Any]:
@@ -190,8 +191,8 @@ def _of_tensor(tensor: Tensor, path: str) -> dict[str, Any]:
     name = str(tensor.dtype).removeprefix("torch.")
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided or name not in _DTYPES:
         raise ValueError(
-            f"{path} is a tensor of {tensor.dtype} on {tensor.device} ({tensor.layout}), and a "
-            "checkpoint keeps dense ones on the CPU."
+            f"{path} is a tensor of {tensor.dtype} on {tensor.device} ({tensor.layout}); a "
+            "checkpoint can only hold dense tensors on the CPU in JSON."
         )
     data = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     return {"dtype": name, "shape": list(tensor.shape), "data": _of_bytes(data.numpy().tobytes())}
@@ -217,7 +218,7 @@ def _decode_tensor(value: Any, path: str) -> Tensor:
 def _decode_array(value: Any, path: str) -> Any:
     shape, data, name = _shape(value), _bytes(value["data"], path), value["dtype"]
     if not isinstance(name, str) or len(name) > 5 or name[1:2] not in tuple("biufc"):
-        raise _Refused(f"{path} has the dtype {name!r}; arrays of numbers are kept.")
+        raise _Refused(f"{path} has the dtype {name!r}; only arrays of numbers are supported.")
     dtype = np.dtype(name)
     _check_size(math.prod(shape) * dtype.itemsize, data, path)
     return np.frombuffer(data, dtype).reshape(shape).copy()
@@ -288,14 +289,14 @@ _DECODERS: dict[str, Callable[[Any, str], Any]] = {
 
 
 def as_json(value: Any) -> Any:
-    """`value` as it is when it was written and read again.
+    """Convert `value` to what it becomes when written as JSON and read back.
 
     Args:
-        value: Numbers, text, None, and mappings and sequences of them.
+        value: Numbers, strings, None, and mappings and sequences of them.
 
     Raises:
-        TypeError: There is something else.
-        ValueError: It is nested too deeply, or an int has more than 2048 bits.
+        TypeError: It contains something else.
+        ValueError: It is nested more than 64 levels deep, or an int has more than 2048 bits.
 
     >>> as_json({1: (2, None)})
     {'1': [2, None]}
@@ -306,9 +307,12 @@ def as_json(value: Any) -> Any:
 def to_text(value: Any) -> str:
     """The JSON text of `value`, in ASCII.
 
-    What not every reader of JSON takes is written as ``{"$float": "nan"}`` (nan and infinities) or
-    ``{"$int": "18446744073709551616"}`` (beyond 64 bits). A mapping of one entry whose name begins
-    with ``$`` gets one more ``$``.
+    Values that not every JSON parser reads get a tag: ``{"$float": "nan"}`` for nan and infinities,
+    ``{"$int": "18446744073709551616"}`` for ints beyond 64 bits. In a mapping of one entry, a name
+    that starts with ``$`` is escaped by one more ``$``.
+
+    Raises:
+        TypeError, ValueError: As for `as_json`.
 
     >>> to_text({"a": [1.5, float("inf")]}).replace("\\n", "")
     '{ "a": [  1.5,  {   "$float": "inf"  } ]}'
@@ -320,8 +324,8 @@ def from_text(text: str) -> Any:
     """The inverse of `to_text`.
 
     Raises:
-        ValueError: It is no JSON, or what `to_text` never writes: a name that comes twice, a number
-            beyond its type, or more than 1,048,576 values or 262,144 names.
+        ValueError: It is not JSON, or `to_text` cannot have written it: a duplicate name, a number
+            out of range, or more than 1,048,576 values or 262,144 names.
     """
     if fault := too_many_in(text):
         raise ValueError(f"it has {fault}")
@@ -338,8 +342,8 @@ def from_text(text: str) -> Any:
 
 
 def too_many_in(text: str) -> str | None:
-    """Of what there are more than `from_text` reads, or None."""
-    # Each value but the first follows one of these; some are in strings, which is no matter.
+    """Which limit of `from_text` the text exceeds, as text; None if it exceeds none."""
+    # Each value but the first follows one of these characters. Those in strings are counted too.
     if sum(map(text.count, "[{,")) >= VALUES:
         return f"more than {VALUES} values"
     if text.count(":") > NAMES:
@@ -348,7 +352,7 @@ def too_many_in(text: str) -> str | None:
 
 
 def is_shallow(value: Any) -> bool:
-    """Whether JSON values are nested no deeper than what `as_json` lets pass."""
+    """Whether a JSON value is nested no deeper than `as_json` accepts."""
     level = [value]
     for _ in range(_DEEPEST):
         level = [
@@ -367,7 +371,7 @@ def _as_json(value: Any, depth: int) -> Any:
         return value
     if isinstance(value, int):
         if value.bit_length() > _BITS:
-            raise ValueError(f"An int has {value.bit_length()} bits, and at most {_BITS} are kept.")
+            raise ValueError(f"An int has {value.bit_length()} bits; at most {_BITS} are allowed.")
         return int(value)
     if isinstance(value, float):
         return float(value)
@@ -377,7 +381,7 @@ def _as_json(value: Any, depth: int) -> Any:
         if isinstance(value, Mapping):
             return {str(key): _as_json(entry, depth - 1) for key, entry in value.items()}
         return [_as_json(entry, depth - 1) for entry in value]
-    raise TypeError(f"{value!r} of type {type(value).__name__} is no JSON value.")
+    raise TypeError(f"{value!r} of type {type(value).__name__} is not a JSON value.")
 
 
 def _marked(value: Any) -> Any:
@@ -398,7 +402,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
         return _unmarked(*pairs[0])
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        raise ValueError("a name that comes twice")
+        raise ValueError("a duplicate name")
     return entries
 
 
@@ -411,7 +415,7 @@ def _unmarked(name: str, value: Any) -> Any:
         number = int(value)
         if not _fits(number):
             return number
-    raise ValueError(f"a special value {name[:20]!r} that is none")
+    raise ValueError(f"an invalid special value {name[:20]!r}")
 
 
 def _refuse(constant: str) -> Any:

@@ -1,7 +1,7 @@
-"""Trees as people see them: by name, however their leaves are stored.
+"""View pytrees by name, independent of how their leaves are stored.
 
-A class may store many named tensors in a few long ones. It then has a method ``__tree_named__``,
-which returns a `Named`: paths, equality, tables and checkpoints go by that.
+A class that stores many named tensors in a few long ones has a method ``__tree_named__``, which
+returns a `Named`. Paths, equality, tables and checkpoints use that.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from fnloop._torch import pytree
 
 
 class Named:
-    """A node with a child for each name.
+    """A pytree node with named children, in place of an object that stores them otherwise.
 
     Args:
-        names: Of the children.
+        names: Names of the children.
         values: The children.
-        restore: From a dict by name to the object that this stands for.
+        restore: Makes the original object from a dict of children by name.
     """
 
     __slots__ = ("names", "restore", "values")
@@ -35,7 +35,7 @@ class Named:
 
 
 class _Static:
-    """The names; and how to go back, which is not compared."""
+    """The metadata of a `Named`. Equality ignores `restore`."""
 
     __slots__ = ("names", "restore")
 
@@ -59,7 +59,7 @@ pytree.register_node(
 
 
 def by_name(tree: Any) -> Any:
-    """`tree` with a `Named` in the place of every node that can be seen by name."""
+    """Replace every node that has ``__tree_named__`` by its `Named`."""
     if not _has_names(tree):
         return tree
     return optree.tree_map(

@@ -40,10 +40,10 @@ def static() -> Any: ...
 @typing.overload
 def static(default: T) -> T: ...
 def static(default: Any = dataclasses.MISSING) -> Any:
-    """A field of a `fl.tree` class that is part of the structure, not a child.
+    """Declare a field of an `fl.tree` class as part of the structure, not a child.
 
     Args:
-        default: The field's default value, if it has one.
+        default: The field's default value, if any.
 
     >>> @tree
     ... class Power:
@@ -59,10 +59,10 @@ def static(default: Any = dataclasses.MISSING) -> Any:
 def tree(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass that is a pytree in optree and in torch.
 
-    Which fields are static is decided here, once, by their annotations: ``int``, ``bool``,
-    ``str``, callables, ``type``, enums, paths, dtypes and devices, tuples and unions of those, and
-    fields declared with `fl.static`. All others are children: tensors, floats, other trees, and
-    containers of them.
+    A field is static if its annotation is ``int``, ``bool``, ``str``, a callable, ``type``, an
+    enum, a path, a dtype or a device, or a tuple or union of those; or if it is declared with
+    `fl.static`. All other fields are children: tensors, floats, other trees, and containers of
+    them.
 
     ``==`` is `fl.tree_equal` (bitwise).
 
@@ -91,14 +91,14 @@ def tree(cls: type[T]) -> type[T]:
     def metadata(obj: Any) -> tuple[Any, ...]:
         return tuple([getattr(obj, name) for name in static_names])
 
-    def build(static_values: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
-        # Not through __init__: torch.func puts placeholders where the leaves were, and
-        # __post_init__ checks must not see them.
+    def build(static_values: tuple[Any, ...], values: Iterable[Any]) -> Any:
+        # Bypass __init__: torch.func puts placeholders in place of leaves, which the checks of
+        # __post_init__ must not see.
         obj = object.__new__(cls)
         own = obj.__dict__
         if static_names:
             own.update(zip(static_names, static_values, strict=True))
-        # Called often, and `strict=True` takes time.
+        # Called often; `strict=True` takes time.
         own.update(zip(child_names, values))  # noqa: B905
         return obj
 
@@ -106,7 +106,7 @@ def tree(cls: type[T]) -> type[T]:
     namespace: Any = cls
     namespace.__tree_children__ = child_names
     for name, method in (("__eq__", _eq), ("__hash__", _hash), ("__repr__", _repr)):
-        # A class may bring its own, and so may a base that is no tree itself.
+        # Keep a method that the class, or a base that is not a tree, defines itself.
         if getattr(cls, name) is getattr(object, name) or (
             name == "__hash__" and cls.__hash__ is None
         ):
@@ -120,7 +120,7 @@ def is_tree(value: Any) -> bool:
 
 
 def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """Apply `f` to every leaf of `tree` (and to the leaves of `rest` at the same places).
+    """Apply `f` to every leaf of `tree`, with the corresponding leaves of `rest`.
 
     ``None`` is an empty node, not a leaf.
 
@@ -131,7 +131,7 @@ def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def tree_leaves(tree: Any) -> list[Any]:
-    """The leaves of `tree`, left to right; the keys of a dict are taken in sorted order.
+    """The leaves of `tree`, left to right; dicts in the sorted order of their keys.
 
     >>> tree_leaves({"b": 1, "a": (2, None, [3])})
     [2, 3, 1]
@@ -140,7 +140,7 @@ def tree_leaves(tree: Any) -> list[Any]:
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    """Each field's type; one that cannot be resolved (a local name) stays a string."""
+    """The type of each field; one that cannot be resolved (a local name) stays a string."""
     resolved: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         module = sys.modules.get(base.__module__)

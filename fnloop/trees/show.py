@@ -1,4 +1,4 @@
-"""Trees as text."""
+"""Print pytrees as text."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _NAMES = {
 
 
 def short(value: Any) -> str:
-    """One line for any value; a tensor is its dtype and shape, such as ``f32[3,4]``."""
+    """A one-line text for any value; for a tensor its dtype and shape, such as ``f32[3,4]``."""
     if isinstance(value, Tensor):
         return f"{_dtype(value)}[{','.join(map(str, value.shape))}]"
     if hasattr(type(value), "__tree_children__"):
-        if not getattr(type(value).__repr__, "of_tree", False):  # the class brings its own
+        if not getattr(type(value).__repr__, "of_tree", False):  # the class defines its own
             return repr(value)
         fields = [
             f"{f.name}={short(getattr(value, f.name))}"
@@ -50,7 +50,7 @@ def short(value: Any) -> str:
 
 
 def is_default(field: dataclasses.Field[Any], value: Any) -> bool:
-    """Whether a field has its default value, and so may be left out where a tree is printed."""
+    """Whether a field has its default value, so that a printed tree can omit it."""
     if field.default is dataclasses.MISSING or type(value) is not type(field.default):
         return False
     return isinstance(value, (int, float, str, type(None))) and value == field.default
@@ -61,7 +61,7 @@ def tree_show(tree: Any, depth: int = 20) -> str:
 
     Args:
         tree: Any pytree.
-        depth: Levels to open; what lies deeper is summed up in its line.
+        depth: Levels to show; the line of a node includes the sizes of deeper levels.
 
     >>> print(tree_show({"w": torch.zeros(2, 3), "b": {"x": torch.zeros(3)}}, depth=1))
     dict                                9 values, 36 B
@@ -87,7 +87,7 @@ def tree_show(tree: Any, depth: int = 20) -> str:
 
 
 def bytes_text(count: int) -> str:
-    """A number of bytes for people.
+    """Format a number of bytes.
 
     >>> bytes_text(36), bytes_text(3_200_000)
     ('36 B', '3.2 MB')
@@ -112,7 +112,7 @@ def _children(node: Any) -> dict[str, Any] | None:
 
 
 def _is_empty(node: Any) -> bool:
-    """Whether there is nothing to show: None, or a tree whose children are all None."""
+    """Whether a node is None, or a tree whose children are all None."""
     if node is None:
         return True
     names = getattr(type(node), "__tree_children__", ())

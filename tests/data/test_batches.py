@@ -302,7 +302,7 @@ def test_bad_data() -> None:
         Batches(("cat", torch.zeros(3)), 2)
     with pytest.raises(ValueError, match="has dtype <U1"):
         Batches(np.array(["a", "b"]), 2)
-    with pytest.raises(ValueError, match="Write a tuple for columns"):
+    with pytest.raises(ValueError, match="Use a tuple for columns"):
         Batches([torch.zeros(3), torch.zeros(3)], 2)
     with pytest.raises(TypeError, match="generator"):
         Batches((i for i in range(3)), 2)

@@ -249,7 +249,7 @@ def test_what_is_no_data() -> None:
         with pytest.raises(TypeError, match="dataset of single examples"):
             as_source(data)
     for data in (3, None, "text"):
-        with pytest.raises(TypeError, match="is no data"):
+        with pytest.raises(TypeError, match="is not accepted as data"):
             as_source(data)
     with pytest.raises(TypeError, match=r"not a class; create one: Noisy\(...\)"):
         as_source(Noisy)

@@ -156,14 +156,14 @@ def test_an_iterator_with_a_position() -> None:
 def test_a_position_of_another_cursor_is_an_error() -> None:
     (cursor, _, memo), *_ = walk(as_source(Reader()), Cursor(), 1)
     with pytest.raises(
-        ValueError, match=r"at cursor \[0, 1, 1\], and the run goes on at \[0, 2, 2"
+        ValueError, match=r"at cursor \[0, 1, 1\], but the run continues at \[0, 2, 2"
     ):
         next(recalled(Reader(), memo).iterate(Cursor(0, 2, 2)))
     assert cursor == (0, 1, 1)
     for bad in (None, [], {}, {"cursor": [0, 1, 1]}, {"cursor": [0, 1.0, 1], "state": 1}):
-        with pytest.raises(ValueError, match="no position of a data loader"):
+        with pytest.raises(ValueError, match="not a position of a data loader"):
             recalled(Reader(), bad)
-    with pytest.raises(ValueError, match=r"position of the data was kept .* this data has none"):
+    with pytest.raises(ValueError, match=r"position of the data, but this data has no positions"):
         prefetch([1]).recall(memo)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, Dataset, SequentialSampler
 
-from fnloop.data.worker_parts import Asked, SeededDataset, SeededIndices, ShowDataset
+from fnloop.data.worker_parts import Request, SeededDataset, SeededIndices, ShowDataset
 
 
 class Noise(Dataset[Any]):
@@ -27,7 +27,7 @@ def indices(sampler: Any, **options: Any) -> SeededIndices:
 def test_indices_go_with_the_epochs_seed_and_their_place() -> None:
     sampler = indices(BatchSampler(SequentialSampler(range(5)), 2, False))
     sampler.seed, sampler.skip = 9, 1
-    assert list(sampler) == [Asked(9, 2, (), [2, 3]), Asked(9, 4, (), [4])]
+    assert list(sampler) == [Request(9, 2, (), [2, 3]), Request(9, 4, (), [4])]
     assert len(sampler) == 3 and sampler.batch_size == 2
 
 
@@ -67,18 +67,18 @@ def test_a_dataset_behaves_like_the_users_for_who_asks_it() -> None:
     assert len(dataset) == 4 and dataset.color == "red" and dataset[2][0] == 2
     with pytest.raises(AttributeError, match="shape"):
         dataset.shape  # noqa: B018
-    assert dataset.__getitems__(Asked(1, 0, (), [])) == []
+    assert dataset.__getitems__(Request(1, 0, (), [])) == []
 
 
 def test_a_dataset_can_be_sent_to_another_process() -> None:
     dataset = SeededDataset(Noise(), collates=True, seed=torch.tensor(5))
     sent: Any = pickle.loads(pickle.dumps(dataset))
-    asked = pickle.loads(pickle.dumps(Asked(3, 0, (0, 1), [2, 2])))
+    asked = pickle.loads(pickle.dumps(Request(3, 0, (0, 1), [2, 2])))
     with torch.random.fork_rng(devices=[]):
         assert sent.__getitems__(asked) == dataset.__getitems__(asked)
         plain = sent.__getitems__([1, 2])  # seeded by what the dataset holds
-        assert plain == dataset.__getitems__(Asked(5, 0, (), [1, 2]))
-        assert sent[3] == dataset[Asked(5, 0, (), 3)]
+        assert plain == dataset.__getitems__(Request(5, 0, (), [1, 2]))
+        assert sent[3] == dataset[Request(5, 0, (), 3)]
 
 
 def test_the_users_function_for_workers_is_called() -> None:

@@ -182,10 +182,10 @@ def test_two_gradients_of_one_batch_have_one_mask():
 
 
 REFUSED = {
-    "bernoulli": (lambda x: torch.bernoulli(x.sigmoid()), "depends on a tensor's values"),
-    "multinomial": (lambda x: torch.multinomial(x.softmax(1), 1), "depends on a tensor's values"),
-    "normal": (lambda x: torch.normal(x, x.abs()), "depends on a tensor's values"),
-    "poisson": (lambda x: torch.poisson(x.abs()), "depends on a tensor's values"),
+    "bernoulli": (lambda x: torch.bernoulli(x.sigmoid()), "depend on a tensor's values"),
+    "multinomial": (lambda x: torch.multinomial(x.softmax(1), 1), "depend on a tensor's values"),
+    "normal": (lambda x: torch.normal(x, x.abs()), "depend on a tensor's values"),
+    "poisson": (lambda x: torch.poisson(x.abs()), "depend on a tensor's values"),
     "a generator": (
         lambda x: torch.rand(x.shape, generator=torch.Generator().manual_seed(1)),
         "generator of its own",
