@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from fnloop.schedules.base import at
+from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.nodes import is_tree, tree
 from fnloop.trees.show import is_default, short
 from fnloop.values.choice import look
@@ -44,6 +44,12 @@ class Stage:
         super().__init_subclass__(**options)
         if cls.__module__ != __name__ and not hasattr(cls, "label"):
             cls.label = cls.__name__
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Trees are built from their leaves without this.
+        if "__tree_children__" not in cls.__dict__:
+            _check_decorated(cls, bool(args or kwargs))
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if self.wraps is not None:
@@ -316,6 +322,22 @@ def _takes_three(call: Callable[..., Any], required_arguments: int = 3) -> bool:
     return len(required) >= required_arguments
 
 
+def _check_decorated(cls: type, has_arguments: bool) -> None:
+    """Check that a stage class is a tree if it has fields, or arguments and no ``__init__``."""
+    fields = [
+        name
+        for name, annotation in inspect.get_annotations(cls).items()
+        if "ClassVar" not in str(annotation)
+    ]
+    plain = cls.__init__ is object.__init__
+    if fields or (plain and has_arguments):
+        raise TypeError(
+            f"The stage class {cls.__name__} is no tree, so it cannot have fields such as "
+            f"{fields[0] if fields else 'inner'}. Write @fl.tree above it: @fl.tree class "
+            f"{cls.__name__}(...)."
+        )
+
+
 def _check_inner(stage: Stage, inner: Any) -> None:
     assert stage.wraps is not None
     wanted = _KINDS[stage.wraps]
@@ -347,7 +369,13 @@ def _check_inner(stage: Stage, inner: Any) -> None:
         hint = (
             "fl.grad makes a gradient stage from a loss function: fl.pipe(loss, fl.grad, "
             "fl.update(optimizer)); fl.stage(f, kind) makes a stage from any other function."
-            if callable(inner)
+            if callable(inner) and not is_schedule(inner)
             else "The first thing in a pipe is a loss function."
         )
+        fields = [f.name for f in dataclasses.fields(stage) if f.name != "inner"]  # pyright: ignore
+        if fields and (not callable(inner) or is_schedule(inner)):
+            hint += (
+                f" To give {type(stage).__name__} its settings and leave the stage to the pipe, "
+                f"write functools.partial({type(stage).__name__}, {fields[0]}=...)."
+            )
     raise TypeError(f"{stage.label} wraps {wanted}, but was given {got}. {hint}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fnloop.optim.base import Optimizer, narrowed, widened
+from fnloop.optim.checked import wrong_part
 from fnloop.stages.base import GradStage, Kind, StepStage
 from fnloop.trees.equal import table
 from fnloop.trees.nodes import tree
@@ -74,8 +75,7 @@ class Update(StepStage):
         finite = both(both(finite, weight > 0), look(grads.mean.is_finite()))
         factors = dict(zip(own["scale"], multipliers, strict=True))
         optimizer = self.optimizer.resolve(step, factors)
-        params, memory = self._apply(optimizer, state, grads.mean, own, step, finite)
-        memory = _rested(memory, own, factors)
+        params, memory = self._apply(optimizer, state, grads.mean, own, step, finite, factors)
         return after.replace(
             step=select(finite, state.step + 1, state.step),
             calls=state.calls + 1,
@@ -92,16 +92,24 @@ class Update(StepStage):
         own: dict[str, Any],
         step: Any,
         finite: Flag,
+        factors: dict[str, Any],
     ) -> tuple[Tensors, dict[str, Any]]:
         """Return the parameters that have a gradient, and the memory, after the step."""
         names = state.skeleton.trainable
         some = grads.names != names  # without a gradient, a parameter and its memory stay
         params = state.params.select(grads)
+        memory = narrowed(own, set(names).difference(grads.names)) if some else own
         try:
-            memory = narrowed(own, set(names).difference(grads.names)) if some else own
-            params, memory = optimizer.apply(grads, memory, params, step, finite)
-            return params, widened(memory, own) if some else memory
-        except (KeyError, RuntimeError, ValueError) as error:
+            new, made = optimizer.apply(grads, memory, params, step, finite)
+            if len(made) != len(own):
+                raise KeyError(
+                    "The optimizer returned memory with other entries than it was given."
+                )
+            return new, _rested(widened(made, own) if some else made, own, factors)
+        except Exception as error:
+            wrong = wrong_part(optimizer, grads, memory, params, step)
+            if wrong is not None:
+                raise wrong from error
             _explain(error, self, state, own)
             raise
 
@@ -146,6 +154,11 @@ def _check(grads: Any, state: State) -> None:
         raise TypeError(
             f"update got {type(grads).__name__} from the gradient stage, which must return "
             "(state, fl.Grads)."
+        )
+    if not isinstance(grads.mean, Tensors):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"Grads.mean is {type(grads.mean).__name__} and must be fl.Tensors: grads.replace("
+            "mean=...) takes a dict too."
         )
     names = state.skeleton.trainable
     wrong = () if grads.mean.names == names else grads.mean.keys() - names

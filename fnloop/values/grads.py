@@ -40,10 +40,22 @@ class Grads:
     metrics: dict[str, Any]
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed."""
+        """A copy with some fields changed; `mean` may be given as a dict.
+
+        Raises:
+            TypeError: There is no such field.
+        """
         new = object.__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        new.__dict__.update(changes)
+        own = new.__dict__
+        own.update(self.__dict__)
+        own.update(changes)
+        if type(own["mean"]) is dict:
+            own["mean"] = Tensors(own["mean"])
+        if len(own) > len(self.__dict__):
+            unknown = sorted(changes.keys() - self.__dict__.keys())
+            raise TypeError(
+                f"Grads has no field {', '.join(unknown)}; it has: {', '.join(self.__dict__)}."
+            )
         return new
 
     def merge(self, other: Self) -> Self:

@@ -21,8 +21,17 @@ def fill(state: State, name: str, fresh: Any) -> State:
     of `fresh`: nested dicts, as loaded from a checkpoint, become the stage's pytree.
 
     Raises:
+        TypeError: A leaf of `fresh` is not a tensor.
         ValueError: An existing leaf has another shape or dtype; the message lists them in a table.
     """
+    for path, leaf in tree_items(fresh):
+        if not isinstance(leaf, Tensor):
+            place = "/".join(part for part in ("slots", name, path) if part)
+            raise TypeError(
+                f"The memory of the stage {name!r} has {short(leaf)} ({type(leaf).__name__}) at "
+                f"{place}. Memory is made of tensors, fl.Tensors and dicts of them: write "
+                f"torch.tensor({leaf!r}), on the device of state.step."
+            )
     if name not in state.slots:
         return state.put(name, fresh)
     clashes: list[tuple[str, ...]] = []

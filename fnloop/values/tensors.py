@@ -13,6 +13,7 @@ from fnloop._torch import foreach, pytree
 from fnloop._torch.tracing import opaque
 from fnloop.values.layouts import Separate
 from fnloop.values.named_tensors import NamedTensors
+from fnloop.values.operators import NoOperators
 from fnloop.values.storage_kinds import SINGLE
 
 Scalar: TypeAlias = Any  # a number or a 0-d tensor
@@ -20,7 +21,7 @@ Scalar: TypeAlias = Any  # a number or a 0-d tensor
 _HALF = frozenset((torch.float16, torch.bfloat16))
 
 
-class Tensors(NamedTensors):
+class Tensors(NoOperators, NamedTensors):
     """Named tensors of one kind: parameters, buffers, gradients, moments, averages.
 
     An immutable mapping by name with arithmetic: every method returns a new value. The layout says

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import nn
 
@@ -66,3 +69,75 @@ def test_a_stage_with_a_schedule_keeps_the_laws():
     testing.check_vmaps(step, [start(step, seed) for seed in range(3)], BATCH)
     testing.check_layouts(step, start(step), BATCH)
     testing.check_repeatable(step, start(step), BATCH)
+
+
+def test_settings_in_the_place_of_the_wrapped_stage():
+    for std in (0.1, torch.tensor(0.1), fl.schedules.constant(0.1)):
+        with pytest.raises(
+            TypeError, match=r"noise wraps .*functools\.partial\(Noise, std=\.\.\.\)"
+        ):
+            fl.pipe(loss, fl.grad, Noise(std), fl.update(fl.optim.sgd(0.1)))
+
+
+def test_a_stage_class_is_a_tree():
+    class Plain(fl.GradStage):
+        wraps: ClassVar[str] = "grad"
+        inner: Any
+
+    class More(Noise):
+        decay: float = 0.5
+
+    class Callback(fl.Callback):
+        name: str = "mine"
+
+    with pytest.raises(TypeError, match=r"Plain is no tree, .* as inner\. Write @fl\.tree above"):
+        fl.pipe(loss, fl.grad, Plain)
+    with pytest.raises(TypeError, match=r"More is no tree, .* as decay"):
+        fl.pipe(loss, fl.grad, More)
+    with pytest.raises(TypeError, match=r"Callback is no tree, .* as name"):
+        Callback()
+
+
+def test_a_subclass_without_fields_needs_no_decorator():
+    class Louder(Noise):
+        label: ClassVar[str] = "louder"
+
+    assert "louder" in repr(fl.pipe(loss, fl.grad, Louder))
+
+
+def test_stages_are_copied_and_pickled():
+    stage = fl.pipe(fl.metrics.accuracy, fl.grad, fl.accumulate(2))
+    for same in (copy.copy(stage), copy.deepcopy(stage), pickle.loads(pickle.dumps(stage))):
+        assert repr(same) == repr(stage)
+
+
+@fl.tree
+class Count(fl.StepStage):
+    wraps: ClassVar[str] = "step"
+    inner: Any
+    first: Any = 0
+    name: str = "count"
+
+    def init_state(self, state):
+        return {"count": self.first}
+
+
+@pytest.mark.parametrize("first", [0, 1.5, "one"])
+def test_memory_is_made_of_tensors(first):
+    step = functools.partial(Count, first=first)(fl.pipe(loss, fl.grad, fl.update(fl.optim.lion())))
+    message = f"'count' has .* at slots/count/count.*torch.tensor\\({first!r}\\)"
+    with pytest.raises(TypeError, match=message):
+        start(step)
+
+
+def test_a_callback_that_sets_itself_up_needs_no_decorator():
+    class Steps(fl.Callback):
+        label: ClassVar[str] = "steps"
+
+        def __init__(self, most):
+            self.most = most
+
+        def __call__(self, state, x):
+            return state, x
+
+    assert Steps(3).most == 3

@@ -219,3 +219,13 @@ def test_pipelines_print_as_themselves_and_compare_by_value():
     ]
     faster = fl.tree_at(lambda s: s.inner.optimizer.lr, build(), 0.5)
     assert faster == build(0.5)
+
+
+def test_gradients_are_named_tensors():
+    def as_dict(state, batch):
+        grads = fl.Grads({}, torch.tensor(1), torch.tensor(True), {})
+        return state, grads
+
+    step = fl.pipe(fl.stage(as_dict, "grad"), fl.update(fl.optim.sgd(0.1)))
+    with pytest.raises(TypeError, match=r"Grads\.mean is dict and must be fl\.Tensors"):
+        step(step.init(nn.Linear(2, 1)), torch.ones(3, 2))

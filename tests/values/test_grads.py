@@ -80,3 +80,11 @@ def test_what_is_written_into_a_result_does_not_change_a_later_call(how):
     for leaf in fl.tree_leaves((grads, metrics)):
         leaf.logical_not_() if leaf.dtype == torch.bool else leaf.mul_(2).add_(1)
     assert fl.tree_equal(expected, (stage(state, x), step(state, x)))
+
+
+def test_replace_takes_a_dict():
+    grads = fl.Grads(Tensors({"w": torch.tensor(1.0)}), torch.tensor(1), torch.tensor(True), {})
+    new = grads.replace(mean={"w": torch.tensor(2.0)})
+    assert new.mean == Tensors({"w": torch.tensor(2.0)})
+    with pytest.raises(TypeError, match=r"no field total; it has: mean, weight"):
+        grads.replace(total=1)
