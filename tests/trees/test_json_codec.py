@@ -191,7 +191,10 @@ def test_what_is_not_kept_is_named(value: Any, place: str) -> None:
         ({"$tensor": {"dtype": "int8", "shape": [-1], "data": ""}}, "is not a valid tensor"),
         ({"$tensor": {"dtype": "int8", "shape": [10**30], "data": "AA=="}}, "has 1 bytes"),
         ({"$tensor": {"dtype": "int8", "shape": [0, 10**30], "data": ""}}, "is not a valid tensor"),
-        ({"$tensor": {"dtype": "int8", "shape": [0, 2**40, 2**40], "data": ""}}, "is not a valid tensor"),
+        (
+            {"$tensor": {"dtype": "int8", "shape": [0, 2**40, 2**40], "data": ""}},
+            "is not a valid tensor",
+        ),
         ({"$tensor": {}}, "is not a valid tensor"),
         ({"$tensor": None}, "is not a valid tensor"),
         ({"$array": {"dtype": "|O8", "shape": [1], "data": "AAAAAAAAAAA="}}, r"dtype '\|O8'"),
