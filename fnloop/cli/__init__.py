@@ -1,1 +1,1 @@
-"""The command line, and the recipes that it runs."""
+"""The command line, and its recipes."""

@@ -1,4 +1,4 @@
-"""From a command line to an exit code."""
+"""The entry point of ``fnloop``: parse the command line, run a command, return an exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fnloop.cli import parsers
 from fnloop.cli.flags import parse_plain
 from fnloop.cli.messages import Problem, describe, is_fnloop, shown, usage
 
-# Imported when it is called: torch takes seconds, and help needs none of it.
+# Imported when called: importing torch takes seconds, and help does not need it.
 _MODULES = {
     "fit": "fnloop.cli.fit_command",
     "resume": "fnloop.cli.fit_command",
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 if something failed; 2 for a wrong command line or configuration; 130
-        for Ctrl-C, even if the run ended in good order.
+        for Ctrl-C, even if the run was closed properly.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     whole = "--traceback" in given
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted", file=sys.stderr)
             return 130
-        except BrokenPipeError:  # the reader of a pipe has left
+        except BrokenPipeError:  # the reader of the pipe has exited
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except Exception as error:

@@ -1,4 +1,4 @@
-"""``config.yaml``: a run's recipe and the values of its flags."""
+"""``config.yaml``: a run's recipe file and the values of its flags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "config.yaml"
 
 
 class Config:
-    """A configuration file, read and checked as far as that goes without the recipe.
+    """A configuration file, checked as far as is possible without the recipe.
 
     Attributes:
         path: The file.
@@ -51,7 +51,7 @@ class Config:
         self.lines = {str(key.value): key.start_mark.line + 1 for key, _ in entries}
 
     def where(self, key: str) -> str:
-        """The place of an entry, ``file:line``."""
+        """The position of an entry, ``file:line``."""
         return f"{shown(self.path)}:{self.lines.get(key, 1)}"
 
     def recipe(self) -> Path | None:
@@ -60,10 +60,10 @@ class Config:
         return None if named is None else Path(os.path.normpath(self.path.parent / str(named)))
 
     def check_keys(self, flags: Iterable[str], who: str) -> None:
-        """Each entry is a flag of the recipe.
+        """Check that each entry is a flag of the recipe.
 
         Raises:
-            Problem: One is not.
+            Problem: An entry is none.
         """
         known = [*flags, "recipe"]
         for key in self.values:
@@ -77,7 +77,7 @@ class Config:
 
 
 def dump(recipe: Path, flags: Mapping[str, Any], folder: Path) -> str:
-    """The text of a configuration file that lies in `folder`."""
+    """The text of a configuration file for `folder`."""
     recipe, folder = recipe.resolve(), folder.resolve()
     try:
         named = Path(os.path.relpath(recipe, folder)).as_posix()
@@ -88,12 +88,12 @@ def dump(recipe: Path, flags: Mapping[str, Any], folder: Path) -> str:
 
 
 def write(recipe: Path, flags: Mapping[str, Any], folder: Path) -> None:
-    """Write ``config.yaml`` into `folder`, which is made as needed.
+    """Write ``config.yaml`` into `folder`, which is created if missing.
 
     Raises:
         Problem: It cannot be written.
     """
-    text = "# Written by fnloop fit, which takes it again: fnloop fit --config THIS_FILE\n"
+    text = "# Written by fnloop fit. To run it again: fnloop fit --config THIS_FILE\n"
     temporary = folder / f".{NAME}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -22,14 +22,14 @@ _HEADER = ("", "a", "b", "norm of a", "norm of b", "norm of b-a", "largest", "re
 
 
 class Difference(NamedTuple):
-    """How a leaf of one checkpoint differs from that of another.
+    """The difference of a leaf in two checkpoints, a and b.
 
-    Norms are Euclidean, over the values that are finite (in both, for their difference).
+    Norms are Euclidean, over finite values (finite in both, for b - a).
 
     Attributes:
-        norms: Of a, of b, and of b - a; nan where there is none.
+        norms: Norms of a, b and b - a; nan if undefined.
         largest: The largest absolute value of b - a.
-        remark: What numbers do not say.
+        remark: Other differences, as text.
     """
 
     norms: tuple[float, float, float]
@@ -59,7 +59,7 @@ def run_diff(arguments: Namespace) -> int:
 
 
 def leaves_table(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str:
-    """The leaves that differ, by group, and how much the parameters have changed in all.
+    """A table of the leaves that differ, by group, and the relative change of all parameters.
 
     >>> w = torch.tensor([3.0, 4.0])
     >>> print(leaves_table({"params/w": w, "step": w}, {"params/w": 2 * w, "step": w}))
@@ -87,7 +87,7 @@ _ORDER = {"params": 1, "buffers": 2, "slots": 3}
 
 
 def difference(a: Tensor, b: Tensor) -> Difference:
-    """How two leaves differ; they may have different shapes and dtypes."""
+    """The difference of two leaves, which may have different shapes and dtypes."""
     remarks: list[str] = []
     for name, leaf in (("a", a), ("b", b)):
         bad = int((~leaf.isfinite()).sum())
@@ -121,7 +121,7 @@ def _row(path: str, a: Tensor | None, b: Tensor | None) -> tuple[str, ...]:
 
 
 def _counts(leaf: Tensor) -> bool:
-    """Whether it is a few whole numbers, whose values say more than a norm."""
+    """Whether it is a few integers, which are better shown than their norm."""
     return not (leaf.is_floating_point() or leaf.is_complex()) and leaf.numel() <= 4
 
 
@@ -131,7 +131,7 @@ def _group(path: str) -> str:
 
 
 def _in_all(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str:
-    """The relative change of all parameters that both have, in one number."""
+    """The relative change of all parameters that both have, together."""
     there = {path for path in (*a, *b) if path.startswith("params/")}
     both = [p for p in sorted(there) if p in a and p in b and a[p].shape == b[p].shape]
     if all(tree_equal(a[path], b[path]) for path in both):

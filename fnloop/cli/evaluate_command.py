@@ -45,7 +45,7 @@ def run_predict(arguments: Namespace) -> int:
 
 
 def metrics_of(recipe: Recipe) -> Callable[..., Any]:
-    """What to evaluate: the recipe's metrics, or else its loss.
+    """The function to evaluate: the recipe's metrics, or else its loss.
 
     Raises:
         Problem: There is no single loss.
@@ -63,7 +63,7 @@ def metrics_of(recipe: Recipe) -> Callable[..., Any]:
 
 
 def results(recipe: Recipe, state: State, parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The metrics on each part of the data that can be read to its end, as they come."""
+    """Yield the metrics on each part of the data that can be read to its end."""
     function = metrics_of(recipe)
     for name, data in parts.items():
         ends = as_source(data).batches is not None or name != "train"

@@ -56,7 +56,7 @@ def run_export(arguments: Namespace) -> int:
     weights = _weights(arguments, params)
     found = {name: _cast(t, dtype) for name, t in weights.tensors.items()}
     about = {
-        "format": "pt",  # what Hugging Face's readers want to see
+        "format": "pt",  # required by Hugging Face's readers
         "source": str(weights.checkpoint),
         "params": params or "live",
         "step": str(read_manifest(weights.checkpoint)["cursor"]["count"]),
@@ -75,17 +75,17 @@ def run_export(arguments: Namespace) -> int:
 def write_tensors(
     path: Path, found: Mapping[str, Tensor], about: Mapping[str, str], force: bool
 ) -> None:
-    """Write a safetensors file, all of it or nothing.
+    """Write a safetensors file, atomically.
 
     Raises:
-        Problem: It is there already, or cannot be written.
+        Problem: It exists already, or cannot be written.
     """
     dense = {name: tensor_file.check_storable(name, leaf) for name, leaf in found.items()}
     _replace(path, force, lambda file: tensor_file.write(file, dense, about))
 
 
 def _replace(path: Path, force: bool, write: Callable[[Any], object]) -> None:
-    """Write a file beside `path`, and let it take its place when all of it is on the disk."""
+    """Write a temporary file, fsync it, and rename it to `path`."""
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,11 +103,11 @@ def _replace(path: Path, force: bool, write: Callable[[Any], object]) -> None:
 
 def _check_free(path: Path, force: bool) -> None:
     if path.exists() and not force:
-        raise usage(f"{shown(path)} is there already. To write over it: --force.")
+        raise usage(f"{shown(path)} exists already. To overwrite it: --force.")
 
 
 def _weights(arguments: Namespace, params: str | None) -> _Weights:
-    """The tensors by the model's own names: all of them with the recipe, the first without."""
+    """The tensors by the model's names: all names with the recipe, only the first without."""
     path, which = arguments.path, getattr(arguments, "checkpoint", None)
     named = getattr(arguments, "recipe", None)
     run = run_of(Path(path))

@@ -37,14 +37,14 @@ _INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal
 
 
 class Job(NamedTuple):
-    """What is to be trained.
+    """A training run to be done.
 
     Attributes:
         file: The recipe file.
         flags: Its flags.
-        recipe: What it returned for them.
-        folder: The run's folder; None if nothing is kept.
-        start: The checkpoint to go on from; None for a new run.
+        recipe: The recipe that it returned for these flags.
+        folder: The run's folder; None if nothing is saved.
+        start: The checkpoint to resume from; None for a new run.
     """
 
     file: Path
@@ -76,7 +76,7 @@ def run_fit(arguments: Sequence[str]) -> int:
             raise usage(_refusal(start, recipe, folder or start.parent, flags, arguments))
         return _train(Job(file, flags, recipe, folder, None))
     if folder is not None and (folder / config.NAME).is_file():
-        # The flags that the run was started with, unless they are given anew.
+        # The flags of the run, overridden by those on the command line.
         saved = config.Config(folder / config.NAME)
         again = parse(parser, function, ["--config", str(saved.path), *given], file.name)
         if again.plain != flags.plain:
@@ -135,17 +135,17 @@ def _train(job: Job) -> int:
     print(_outcome(history, job), flush=True)
     if not _is_saved(state, job):
         raise Problem(
-            "The last state was not saved: see the warning above. What was saved before is whole: "
+            "The last state was not saved: see the warning above. Earlier checkpoints are intact: "
             f"fnloop resume {shown(job.folder or Path())}"
         )
-    if "SIGTERM" in history.reason:  # whoever sent it will not wait for results
+    if "SIGTERM" in history.reason:  # exit at once, without results
         return _TERMINATED
     code = _INTERRUPTED if history.status == "interrupted" else 0
     return _conclude(job, state) or code
 
 
 def _is_saved(state: State, job: Job) -> bool:
-    """Whether the last state is on the disk, if that was asked for."""
+    """Whether the last state is on the disk, if an effect should save it."""
     folders = [e.saves_to for e in effects_of(job.recipe) if e.saves_last and e.saves_to]
     count = Cursor.of(state.cursor).count
     places = [target_of(folder, count) for folder in folders]
@@ -153,7 +153,7 @@ def _is_saved(state: State, job: Job) -> bool:
 
 
 def _conclude(job: Job, state: State) -> int:
-    """Print the results: those of the best checkpoint, if a metric was monitored."""
+    """Print the results: of the best checkpoint if a metric was monitored, else of the last."""
     found = [path for folder in _folders(job) if (path := best(folder))]
     title, last = "best checkpoint" if found else "last state", state
     if found:
@@ -164,7 +164,7 @@ def _conclude(job: Job, state: State) -> int:
     code = 0
     try:
         parts = run_report.parts_of(job.recipe.data)
-        if not last.cursor[0]:  # less than an epoch: all of it may take longer than the training
+        if not last.cursor[0]:  # after less than an epoch, a whole one may take longer than fit
             parts.pop("train", None)
         rows.update(results(job.recipe, state, parts))
     except KeyboardInterrupt:
@@ -175,7 +175,7 @@ def _conclude(job: Job, state: State) -> int:
 
 
 def _saved(error: Exception, job: Job) -> Problem:
-    """Training failed: keep what there is, and say how to go on."""
+    """Save the history of a failed run; return the error with a command to resume."""
     text = describe(error)
     history = getattr(error, "history", None)
     if job.folder is not None and history is not None:
@@ -183,7 +183,7 @@ def _saved(error: Exception, job: Job) -> Problem:
     newest = newest_of(_folders(job))
     if newest is not None and newest != job.start and job.folder is not None:
         text += (
-            f"\nThe last good state is in {told(newest)}. Go on from there, once this is mended: "
+            f"\nThe last good state is in {told(newest)}. To resume from it after a fix: "
             f"fnloop resume {shown(job.folder)}"
         )
     return Problem(text)
@@ -202,7 +202,7 @@ def _summary(job: Job, state: State) -> str:
 
 
 def _outcome(history: History, job: Job) -> str:
-    """How training ended, and where things are."""
+    """How training ended, and where its files are."""
     rows: list[tuple[str, str]] = []
     title = history.status
     if history.status == "stopped" and history.reason:
@@ -226,7 +226,7 @@ def _folders(job: Job) -> list[Path]:
 def _refusal(
     start: Path, recipe: Recipe, folder: Path, flags: Flags, arguments: Sequence[str]
 ) -> str:
-    """Why a folder with a run in it is not trained into again, and what to say instead."""
+    """The message that a folder has a run already, with commands to choose from."""
     manifest = read_manifest(start)
     cursor, status = manifest["cursor"], manifest["status"]
     how = "unfinished" if status == "running" else status
@@ -242,8 +242,8 @@ def _refusal(
         ("start over", f"delete {folder} first"),
     ]
     return (
-        f"{shown(folder)} has a run already ({how}, epoch {epoch}, {cursor['count']} batches), and "
-        "nothing of it is overwritten.\n"
+        f"{shown(folder)} has a run already ({how}, epoch {epoch}, {cursor['count']} batches), "
+        "which is not overwritten.\n"
         + "\n".join(f"  to {what + ':':<15} {command}" for what, command in choices)
     )
 

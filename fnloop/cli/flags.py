@@ -1,4 +1,4 @@
-"""From arguments to a recipe's flags."""
+"""Parse arguments into a recipe's flags."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Flags:
     """The values of a recipe's flags.
 
     Attributes:
-        values: As the function ``recipe`` takes them.
-        plain: As YAML and JSON hold them.
+        values: The arguments of the function ``recipe``.
+        plain: The same as YAML and JSON values.
         options: The command's own options that were given.
     """
 
@@ -38,7 +38,7 @@ class Flags:
 def recipe_in(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """The recipe file among the arguments of ``fit``, and the other arguments.
 
-    It is the one that ends in ``.py``, wherever it stands; or else the first argument.
+    It is the argument that ends in ``.py``; else the first one, if that is no option.
 
     >>> recipe_in(["--lr", "0.1", "a.py"])
     ('a.py', ['--lr', '0.1'])
@@ -64,13 +64,13 @@ def configs_in(arguments: Sequence[str]) -> list[Config]:
 def parse(
     parser: ArgumentParser, function: Callable[..., Any], arguments: Sequence[str], who: str
 ) -> Flags:
-    """Read the flags of a recipe; what stands on the command line wins over configurations.
+    """Parse the flags of a recipe; the command line overrides configurations.
 
     Args:
-        parser: Of ``fit``, with the function's flags.
-        function: The recipe's.
-        arguments: Of the command.
-        who: Its name, for messages.
+        parser: The parser of ``fit`` with the function's flags.
+        function: The function ``recipe``.
+        arguments: The command's arguments.
+        who: The recipe file's name, for messages.
 
     Raises:
         Problem: An argument, or an entry of a configuration, is wrong.
@@ -97,10 +97,10 @@ def parse(
 
 
 def parse_plain(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """The arguments of a command without flags.
+    """Parse the arguments of a command without flags.
 
     Raises:
-        Problem: One is wrong.
+        Problem: An argument is wrong.
     """
     try:
         return parser.parse_args(list(arguments))
@@ -115,7 +115,7 @@ def explain(
     configs: Sequence[Config] = (),
     function: Callable[..., Any] | None = None,
 ) -> str:
-    """What the parser says, in other words."""
+    """A parser's error in plainer words."""
     options = [o for action in parser._actions for o in action.option_strings if o[:2] == "--"]
     if match := re.match(r"unrecognized arguments: (.*)", error, re.DOTALL):
         return _unknown(match[1].split(), options)
@@ -207,7 +207,7 @@ def _wrong_type(
 
 
 def _kind(name: str, function: Callable[..., Any] | None) -> str:
-    """The type of a flag, for a sentence."""
+    """The type of a flag, for messages."""
     flag = parameters(function).get(name) if function else None
     if flag is None:
         return ""

@@ -1,4 +1,4 @@
-"""From a checkpoint of a run to the step that is to be seen."""
+"""Run forward from a checkpoint to the step to be replayed."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def start(
 ) -> State:
     """A state at or before `limit` batches: of the nearest checkpoint, else the initial one."""
     fresh = recipe.step.init(recipe.model, seed=recipe.seed)
-    recall = getattr(source, "recall", None)  # of a loader that knows its own place
-    # Any other iterator begins at its beginning, and so must the state.
+    recall = getattr(source, "recall", None)  # a loader that keeps its own position
+    # Any other iterator starts at its beginning, and so must the state.
     once = recall is None and isinstance(train_of(recipe), Iterator)
     for count, path in () if once else _candidates(recipe, folder, which, limit):
         if count > limit:
@@ -58,7 +58,7 @@ def start(
         except CheckpointError as error:
             if which is not None:
                 raise
-            warnings.warn(f"{error} An older one is taken.", stacklevel=2)
+            warnings.warn(f"{error} An older one is used.", stacklevel=2)
             continue
         say(f"from  {told(path)}")
         manifest = read_manifest(path)
@@ -87,14 +87,14 @@ def _candidates(
 
 
 class _Found(Exception):
-    """The step that was looked for is about to be run."""
+    """Raised before the step that is to be replayed."""
 
     def __init__(self, state: State, batch: Any) -> None:
         self.state, self.batch = state, batch
 
 
 class _Until:
-    """A step that ends the run before batch number `number`, or at the first skipped one."""
+    """A step that raises `_Found` before batch `number`, or at the first skipped one."""
 
     def __init__(self, step: Any, number: int | None) -> None:
         self.step, self.number = step, number
@@ -121,7 +121,7 @@ class _progress(progress):
 
 
 def reach(recipe: Recipe, source: Source, state: State, number: int | None) -> Replay:
-    """Run forward, without the recipe's effects, and replay the step that was asked for."""
+    """Run forward, without the recipe's effects, and replay step `number` or the first skipped."""
     here = Cursor.of(state.cursor).count
     stages = list(_that_matter(sort(recipe.callbacks, recipe.step)[0]))
     step: Any = recipe.step
@@ -158,7 +158,7 @@ def reach(recipe: Recipe, source: Source, state: State, number: int | None) -> R
 
 
 def _that_matter(stages: list[Callback]) -> list[Callback]:
-    """Without validation at the end, whose metrics nobody but effects would see."""
+    """The callbacks without validation at the end, whose metrics only effects would see."""
     while stages and stages[-1].only_evaluates:
         stages = stages[:-1]
     return stages
@@ -169,5 +169,5 @@ def _is_finite(value: float) -> bool:
 
 
 def say(text: str) -> None:
-    """A line for people, beside the output."""
+    """Print a note to the standard error."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What goes wrong, as messages."""
+"""Error messages for the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 
 
 class Problem(Exception):
-    """Something for the user to read, without a traceback.
+    """An error that is shown to the user without a traceback.
 
     Args:
         message: What is wrong and what to do.
@@ -25,12 +25,12 @@ class Problem(Exception):
 
 
 def usage(message: str) -> Problem:
-    """A `Problem` of the command line itself."""
+    """A `Problem` with the command line: exit code 2."""
     return Problem(message, code=2)
 
 
 def describe(error: BaseException) -> str:
-    """An exception as a message: what it says, and the last line of the user's own code."""
+    """An exception as text: its message, and the innermost line of the user's code."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     frames = traceback.extract_tb(error.__traceback__)
     if not text or not (frames and is_fnloop(frames[-1].filename)):
@@ -48,7 +48,7 @@ def describe(error: BaseException) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path for people: relative where it lies below the working directory."""
+    """A path as text: relative if it is below the working directory."""
     try:
         return str(path.resolve().relative_to(Path.cwd())) or "."
     except ValueError:
@@ -56,7 +56,7 @@ def shown(path: Path) -> str:
 
 
 def _is_own(filename: str) -> bool:
-    """Whether a file is the user's: not fnloop's, not installed, not Python's."""
+    """Whether a file is the user's: not fnloop's, no installed package's, not Python's."""
     if filename.startswith("<"):
         return False
     path = Path(filename).resolve()
@@ -68,7 +68,7 @@ def _is_own(filename: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """Text that comes from a file, for a terminal: what would control it is escaped.
+    """Text from a file with control characters escaped, safe for a terminal.
 
     >>> print(printable("a" + chr(27) + "[2J"))
     a\\x1b[2J
@@ -77,5 +77,5 @@ def printable(text: str) -> str:
 
 
 def is_fnloop(filename: str) -> bool:
-    """Whether a file is one of fnloop's own."""
+    """Whether a file is fnloop's."""
     return Path(filename).resolve().is_relative_to(_FNLOOP)

@@ -1,4 +1,4 @@
-"""Predictions as files."""
+"""Write predictions to files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SUFFIXES = (".csv", ".npy", ".npz")
 
 
 def write_outputs(outputs: Iterable[Any], path: str | None) -> None:
-    """Write outputs, one row an example.
+    """Write outputs, one row per example.
 
     Args:
-        outputs: Batch by batch: a tensor, or a tree of tensors with one leading dimension.
-        path: A .csv, .npy or .npz file; None prints CSV as the outputs come.
+        outputs: For each batch a tensor, or a tree of tensors with a common batch dimension.
+        path: A .csv, .npy or .npz file; None prints CSV batch by batch.
 
     Raises:
         Problem: They do not fit the format, or the file cannot be written.

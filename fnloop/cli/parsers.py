@@ -1,4 +1,4 @@
-"""The commands and their arguments."""
+"""The parsers of the commands."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _WHICH = 'which checkpoint: "best", "latest" or its folder; default the best if 
 
 
 def top() -> ArgumentParser:
-    """The parser of ``fnloop`` alone, for its help."""
+    """The parser of ``fnloop`` without a command, for its help."""
     parser = _Parser(
         prog="fnloop",
         description="Train, evaluate and look at runs. More on each: fnloop COMMAND --help",
@@ -59,7 +59,7 @@ def top() -> ArgumentParser:
 def of(
     command: str, recipe: Callable[..., Any] | None = None, file: str = "RECIPE.py"
 ) -> ArgumentParser:
-    """The parser of a command; for ``fit`` and ``resume`` with the flags of a recipe, if given."""
+    """The parser of a command, with the flags of `recipe` if given."""
     parser = _Parser(
         prog=f"fnloop {command}",
         usage=f"fnloop {command} {_USAGE[command]}",
@@ -77,7 +77,7 @@ def of(
 
 
 class _Parser(ArgumentParser):
-    """Wrong arguments are raised, not printed."""
+    """Raises errors in arguments and does not print them."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(exit_on_error=False, allow_abbrev=False, **options)

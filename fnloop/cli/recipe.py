@@ -1,4 +1,4 @@
-"""``Recipe``: all that a training run is made of, for the command line."""
+"""``Recipe``: everything that a training run needs, for the command line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What the function ``recipe`` of a recipe file returns, and ``fnloop fit FILE.py`` trains.
+    """A training run for ``fnloop fit FILE.py``; the function ``recipe`` of the file returns it.
 
     The function's parameters are the command's flags, so each has a type; its docstring is their
-    help. It should only build things: what it writes or prints, ``fnloop test`` does again.
+    help. It should only build objects: other commands call it again.
 
     Args:
         step: A training step: ``fl.pipe(loss, fl.grad, ..., fl.update(optimizer), ...)``.
@@ -22,14 +22,14 @@ class Recipe:
         callbacks: As for `fl.fit`.
         metrics: What to evaluate, as for `fl.evaluate`; default the step's loss.
         predict: ``(model, batch) -> output`` for ``fnloop predict``; default ``model(batch)``, or
-            ``model(batch[0])`` where a batch is a tuple or list.
-        epochs, steps: Where training ends.
-        seconds: A time limit for each call, in which the last save has room too; at least one of
-            the three to train.
+            ``model(batch[0])`` if a batch is a tuple or list.
+        epochs, steps: Length of training.
+        seconds: Time limit of each call, including the last save. Training needs at least one of
+            the three.
         params: The slot whose parameters are evaluated, such as ``"ema"``; default the live ones.
-        folder: The run's folder: for its configuration, curves and history. It should also hold the
+        folder: The run's folder, for its configuration, curves and history, and best also its
             checkpoints. Default the folder of the first `fl.checkpoint` among the callbacks.
-        seed: Of ``step.init``: the root of all randomness.
+        seed: Seed of ``step.init``, on which all randomness depends.
 
     >>> import torch, fnloop as fl
     >>> from fnloop import Recipe

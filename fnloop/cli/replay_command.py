@@ -1,4 +1,4 @@
-"""``fnloop replay``: one step of a run again, seen from inside."""
+"""``fnloop replay``: run one step of a run again and inspect it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def run_replay(arguments: Namespace) -> int:
 def _segments(
     configuration: config.Config, file: Path, folder: Path, limit: int
 ) -> list[tuple[int, dict[str, Any]]]:
-    """Which flags held from which batch on, up to the step after `limit` batches."""
+    """The flags and the batch from which each set of them held, up to `limit` batches."""
     now = {name: value for name, value in configuration.values.items() if name != "recipe"}
     inside = checkpoint_folders(folder)
     newest = newest_of(inside or checkpoint_folders(folder, recipe_with(file, now)))
@@ -80,7 +80,7 @@ def _segments(
     if limit > end and status in ("completed", "stopped"):
         raise usage(f"This run has {end} batches ({status}), so there is no step {limit + 1}.")
     if limit > end:
-        say(f"note  the newest checkpoint is of batch {end}: from there on this is what would be")
+        say(f"note  the newest checkpoint is of batch {end}: the run itself may not have got here")
     memo = manifest["memos"].get("settings")
     past = [entry for entry in segments_in(memo or []) if entry[0] <= limit]
     return past or [(0, now)]
@@ -91,13 +91,13 @@ def _check_unchanged(here: int, segments: list[tuple[int, dict[str, Any]]], limi
     if changed:
         raise Problem(
             f"The run was resumed with other flags after {changed[-1]} batches, and no checkpoint "
-            f"from there to batch {limit} is left to begin with, so step {limit + 1} cannot be "
-            "seen as it was. Keep more of them: fl.checkpoint(folder, keep=None)."
+            f"between there and batch {limit} is left to start from, so step {limit + 1} cannot be "
+            "replayed. Keep more of them: fl.checkpoint(folder, keep=None)."
         )
 
 
 def _before_skip(folder: Path) -> int:
-    """The first batch of the stretch of the history in which a step was skipped first."""
+    """The first batch of the first row of the history with a skipped step."""
     file = folder / "history.csv"
     if not file.is_file():
         return 1
@@ -114,11 +114,11 @@ def _before_skip(folder: Path) -> int:
 
 
 def _places(recipe: Recipe, found: Replay) -> Iterator[str]:
-    """Which examples of the data the suspects are, where its order is known."""
+    """The positions of the suspects in the data, if its order is known."""
     train = train_of(recipe)
     if not isinstance(train, Batches):
         return
-    # The order is a function of these alone, so that of the numbers themselves tells the places.
+    # The order depends only on these arguments, so batches of indices give the positions.
     numbered = torch.arange(train.examples)
     order = Batches(numbered, train.batch_size, train.shuffle, train.seed, train.drop_last)
     indices = order.at(found.before.cursor)[1].tolist()
@@ -128,7 +128,7 @@ def _places(recipe: Recipe, found: Replay) -> Iterator[str]:
 
 
 def _tensors(found: Replay) -> dict[str, Tensor]:
-    """What is written by ``--save``."""
+    """The tensors that ``--save`` writes."""
     tensors: dict[str, Tensor] = {}
     for part, state in (("before", found.before), ("after", found.after)):
         tensors.update({f"{part}/{path}": leaf for path, leaf in tree_items(state)})

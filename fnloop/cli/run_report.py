@@ -1,4 +1,4 @@
-"""What the commands print, and the files that they leave."""
+"""Text that the commands print, and files that they write."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fnloop.values.state import State
 
 
 def columns(rows: Sequence[tuple[str, str]]) -> str:
-    """Lines of a word and what there is to say about it."""
+    """Two columns: names and texts."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
 def numbers_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Metrics as columns, one line for each part of the data.
+    """A table of metrics (columns) by part of the data (lines).
 
     >>> print(numbers_table({"val": {"loss": 0.25, "accuracy": 1.0}, "test": {"loss": 12.5}}))
           loss  accuracy
@@ -46,7 +46,7 @@ def numbers_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def model_text(state: State) -> str:
-    """A model's name, size and place."""
+    """A model's name, size and device."""
     count = sum(p.numel() for p in state.params.values())
     trained = sum(state.params[name].numel() for name in state.skeleton.trainable)
     frozen = f", {trained:,} of them trained" if trained < count else ""
@@ -54,7 +54,7 @@ def model_text(state: State) -> str:
 
 
 def parts_of(data: Any) -> dict[str, Any]:
-    """The data that results are computed on, by name."""
+    """The parts of the data to evaluate, by name."""
     if not isinstance(data, Data):
         return {"train": data}
     parts = {"train": data.train, "val": data.validate, "test": data.test}
@@ -67,7 +67,7 @@ def data_text(data: Any) -> str:
 
 
 def where(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """How to look at what the recipe's trackers wrote."""
+    """How to view the output of the recipe's trackers."""
     for effect in effects_of(recipe):
         for tracker in effect.trackers if isinstance(effect, track) else ():
             if isinstance(tracker, Aim) and importlib.util.find_spec("aim"):
@@ -77,7 +77,7 @@ def where(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def write_history(history: History, folder: Path) -> list[tuple[str, str]]:
-    """Write ``history.csv`` and ``curves.png``; say where they are, or why they are not."""
+    """Write ``history.csv`` and ``curves.png``; return their paths, or why they are missing."""
     if not history.names:
         return []
     names = ["epoch", "step", *history.names]

@@ -24,10 +24,10 @@ class OpenedRun(NamedTuple):
     """A run of ``fnloop fit``, opened.
 
     Attributes:
-        folder: The run's.
-        recipe: Made anew from its configuration.
-        checkpoint: The chosen one.
-        state: Loaded from it.
+        folder: The run's folder.
+        recipe: The recipe, built from the run's configuration.
+        checkpoint: The chosen checkpoint.
+        state: The state loaded from it.
     """
 
     folder: Path
@@ -37,15 +37,16 @@ class OpenedRun(NamedTuple):
 
 
 def open_run(path: str, which: str | None, recipe_file: str | None) -> OpenedRun:
-    """Make a run's recipe again, and load a state.
+    """Build a run's recipe, and load a state.
 
     Args:
         path: The run's folder, or one of its checkpoints.
-        which: "best", "latest", a checkpoint's folder, or None: the best if one was monitored.
-        recipe_file: Where the recipe is now, if not where the run's configuration says.
+        which: "best", "latest", a checkpoint's folder; or None: the best if a metric was monitored,
+            else the latest.
+        recipe_file: The recipe file, if it is no longer at the path in the configuration.
 
     Raises:
-        Problem: Something of it is missing.
+        Problem: The configuration, the recipe or the checkpoint is missing.
     """
     folder = Path(path)
     if which is None and (folder / MANIFEST).is_file():
@@ -58,7 +59,7 @@ def open_run(path: str, which: str | None, recipe_file: str | None) -> OpenedRun
 
 
 def recipe_with(file: Path, flags: Mapping[str, Any]) -> Recipe:
-    """What a recipe describes with the flags that a run once had."""
+    """The recipe of a file, built with flags that a run once had."""
     with tempfile.TemporaryDirectory() as folder:
         config.write(file, flags, Path(folder))
         return _configured(file, Path(folder) / config.NAME)
@@ -103,24 +104,24 @@ def recipe_of(configuration: config.Config, recipe_file: str | None) -> Path:
     """The recipe file of a run.
 
     Raises:
-        Problem: It is not where the configuration says.
+        Problem: The configuration names none, or it does not exist.
     """
     file = Path(recipe_file) if recipe_file else configuration.recipe()
     if file is None:
         raise usage(
             f"{shown(configuration.path)} names no recipe. Add a line recipe: FILE.py, relative to "
-            "its folder, or say --recipe FILE.py."
+            "its folder, or pass --recipe FILE.py."
         )
     if not recipe_file and not file.is_file():
         raise usage(
             f"The recipe of this run is gone: {configuration.where('recipe')} says "
-            f"{shown(file)}. If it has moved, say --recipe FILE.py."
+            f"{shown(file)}. If it has moved, pass --recipe FILE.py."
         )
     return file
 
 
 def effects_of(recipe: Recipe) -> Iterator[Effect]:
-    """The recipe's effects, taken out of `fl.every`."""
+    """The recipe's effects, without the `fl.every` around them."""
     for callback in recipe.callbacks:
         inner = getattr(callback, "inner", callback)
         if isinstance(inner, Effect):
@@ -135,7 +136,7 @@ def folder_of(recipe: Recipe) -> Path | None:
 
 
 def checkpoint_folders(run: Path | None, recipe: Recipe | None = None) -> list[Path]:
-    """Where a run has checkpoints: in its folder or one below, else where its recipe says."""
+    """Folders of a run with checkpoints: its folder or those below, else those of its recipe."""
     inside = sorted(path for path in run.iterdir() if path.is_dir()) if run and run.is_dir() else []
     found = [path for path in [*([run] if run else []), *inside] if listing(path)]
     if found or recipe is None:
@@ -148,12 +149,12 @@ def choose(folders: Sequence[Path], which: str | None, run: Path) -> Path:
     """A checkpoint of a run.
 
     Args:
-        folders: Where it has some.
+        folders: The run's folders of checkpoints.
         which: As for `open_run`.
-        run: For messages.
+        run: The run's folder, for messages.
 
     Raises:
-        Problem: There is none of that kind.
+        Problem: There is no such checkpoint.
     """
     if which not in (None, "best", "latest"):
         path = Path(which)
@@ -188,7 +189,7 @@ def newest_of(folders: Sequence[Path]) -> Path | None:
 
 
 def told(path: Path) -> str:
-    """A checkpoint for people: where it is, when it was saved, what made it the best."""
+    """A checkpoint as text: its path, epoch, batches and monitored metric."""
     manifest = read_manifest(path)
     cursor, monitor = manifest["cursor"], manifest["monitor"]
     epoch = cursor["epoch"] + bool(cursor["index"])

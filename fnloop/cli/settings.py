@@ -1,4 +1,4 @@
-"""The flags of a run, which may be others after each resume."""
+"""The history of a run's flags, which may change at each resume."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fnloop.values.state import State
 
 
 class Settings(Effect):
-    """Keeps with each checkpoint which flags held from which batch on, and writes ``config.yaml``.
+    """Saves in each checkpoint the flags and from which batch on they held; writes ``config.yaml``.
 
-    It is written when the run begins, and so never by one that cannot.
+    The file is written only when the run begins, so not by one that cannot start.
 
     Args:
         recipe: The recipe file.
         flags: Values by flag.
-        folder: The run's; None if nothing is kept.
+        folder: The run's folder; None if nothing is saved.
     """
 
     name = "settings"
@@ -31,7 +31,7 @@ class Settings(Effect):
 
     def open(self, run: Run) -> None:
         count = Cursor.of(run.state.cursor).count
-        if run.total != 0:  # else nothing is done with these flags
+        if run.total != 0:  # else there is no step with these flags
             past = [entry for entry in self._past if entry[0] < count]
             changed = not past or past[-1][1] != self._flags
             self._past = [*past, (count, self._flags)] if changed else past
@@ -39,7 +39,7 @@ class Settings(Effect):
                 config.write(self._recipe, self._flags, self._folder)
 
     def __call__(self, state: State, metrics: Any) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def memo(self) -> Any:
         return [{"from": count, "flags": flags} for count, flags in self._past]
@@ -49,5 +49,5 @@ class Settings(Effect):
 
 
 def segments_in(memo: Any) -> list[tuple[int, dict[str, Any]]]:
-    """Pairs of the batches that were drawn before, and the flags from there on."""
+    """Pairs of a number of batches drawn, and the flags from there on."""
     return [(int(entry["from"]), dict(entry["flags"])) for entry in memo]

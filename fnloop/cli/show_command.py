@@ -1,4 +1,4 @@
-"""``fnloop show``: what is in checkpoints, without their recipes."""
+"""``fnloop show``: the contents of checkpoints, without their recipes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run_show(arguments: Namespace) -> int:
 
 
 def locate(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the latest of a run.
+    """The checkpoint at `path`, or the latest of the run at `path`.
 
     Raises:
         Problem: There is none.
@@ -61,7 +61,7 @@ def _checkpoints(run: Path) -> str:
     rows: list[tuple[str, ...]] = []
     for folder in checkpoint_folders(run):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is damaged has a row of its own
+            warnings.simplefilter("ignore")  # damaged ones have their own rows
             favourite = best(folder)
         for count, path in sorted(listing(folder).items()):
             try:
@@ -111,7 +111,7 @@ def all_leaves(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by path as dicts of dicts."""
+    """Leaves by path as nested dicts."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, last = split(path)
@@ -123,7 +123,7 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cell(entries: Mapping[str, Any], name: str) -> str:
-    """An entry of a manifest for people; ``-`` if it is not there."""
+    """An entry of a manifest as text; ``-`` if it is missing."""
     if name not in entries:
         return "-"
     value = entries[name]

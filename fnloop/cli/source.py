@@ -1,4 +1,4 @@
-"""From a recipe file to a recipe."""
+"""Load a recipe file, and build its recipe."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ RESERVED = ("config", "help", "print_config", "recipe", "resume", "traceback")
 def load_function(path: Path) -> Callable[..., Any]:
     """The function ``recipe`` of a recipe file.
 
-    The file becomes a module under a name that no other module has, and leaves no ``__pycache__``
-    behind; while it is imported, modules beside it can be imported too.
+    The file is imported as a module with a unique name, without a ``__pycache__``. Meanwhile it can
+    import modules in its folder.
 
     Raises:
-        Problem: There is no such file or function, or the function cannot have flags.
-        Exception: Whatever the file itself raises.
+        Problem: There is no such file or function, or its parameters cannot be flags.
+        Exception: Anything that the file itself raises.
     """
     if not path.is_file():
         raise usage(_missing(path))
@@ -52,8 +52,8 @@ def build(function: Callable[..., Any], path: Path, values: Mapping[str, Any]) -
     """Call the function with the flags' values.
 
     Raises:
-        Problem: It returns something else than a recipe.
-        Exception: Whatever it raises.
+        Problem: It returns no recipe.
+        Exception: Anything that it raises.
     """
     with _beside(path.resolve()):
         recipe = function(**values)
@@ -89,7 +89,7 @@ def _check_parameters(function: Callable[..., Any], path: Path) -> None:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Generator[None, None, None]:
-    """Import as a script of that folder would, but write no ``__pycache__``."""
+    """Import as a script in that folder does, but write no ``__pycache__``."""
     folder, writes = str(path.parent), sys.dont_write_bytecode
     sys.path.insert(0, folder)
     sys.dont_write_bytecode = True

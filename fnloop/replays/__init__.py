@@ -1,1 +1,1 @@
-"""Replay: one step of a run again, seen from inside."""
+"""Replay: run one step again and inspect it."""

@@ -1,4 +1,4 @@
-"""Where values are nan or infinite."""
+"""Find values that are nan or infinite."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Nonfinite:
     """A tensor with values that are nan or infinite.
 
     Attributes:
-        kind: Where it was met: "state" (before the step), "batch", "forward" (a module's output),
+        kind: Where it was found: "state" (before the step), "batch", "forward" (a module's output),
             "loss", "gradient" or "update" (the state after the step).
-        path: Of the leaf, such as ``params/0.weight`` or ``batch/0``; of the module, such as
-            ``blocks.3.attn``, with ``[1]`` where it has several outputs.
-        count: Values that are not finite.
-        size: Values in all.
-        index: Of the first one.
-        rows: Where along the leading dimension there are such values; the first eight.
+        path: Path of the leaf, such as ``params/0.weight`` or ``batch/0``; or of the module, such
+            as ``blocks.3.attn``, with ``[1]`` if it has several outputs.
+        count: Number of non-finite values.
+        size: Number of values.
+        index: Index of the first non-finite value.
+        rows: Indices of the first eight such rows along the leading dimension.
         about: The class of the module.
-        note: What else is known, as a sentence.
-        masks: Whether all of them are -inf, and every row has some: as a mask would have.
+        note: Further information, as a sentence.
+        masks: Whether all of them are -inf and every row has one, as in a mask.
     """
 
     kind: Origin
@@ -48,7 +48,7 @@ class Nonfinite:
 
     @classmethod
     def of(cls, kind: Origin, path: str, value: Any, about: str = "") -> Nonfinite | None:
-        """What is not finite in a tensor, or None."""
+        """The non-finite values in a tensor; None if there are none."""
         tensor = as_numbers(value)
         if tensor is None or not _inexact(tensor):
             return None
@@ -84,7 +84,7 @@ _WHAT = {
 
 
 def as_numbers(value: Any) -> Tensor | None:
-    """A leaf as a tensor that can be looked at; None if it is none."""
+    """A leaf as a plain dense tensor; None if it is neither that nor a numeric array."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         value = torch.as_tensor(value.copy())
     if not isinstance(value, Tensor) or value.is_meta:
@@ -108,9 +108,8 @@ def batch_items(batch: Any) -> list[tuple[str, Any]]:
 def in_state(state: State, kind: Origin = "state") -> Iterator[Nonfinite]:
     """The leaves of a state that are not finite and should be.
 
-    Those are parameters, memory that goes by the parameters' names, and buffers; but other memory
-    (the best loss so far) begins infinite, and buffers may hold -inf (a mask): of them only nan
-    counts.
+    These are parameters, memory with parameters' names, and buffers with nan (an infinite buffer
+    may be a mask). Other memory may start infinite, such as the best loss so far.
     """
     for name, leaf in state.params.items():
         if found := Nonfinite.of(kind, f"params/{name}", leaf):
@@ -128,7 +127,7 @@ def in_state(state: State, kind: Origin = "state") -> Iterator[Nonfinite]:
 
 
 def tensors_in(output: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a module's output, each with its place: ``[1]``; empty if it is alone."""
+    """The tensors of a module's output with their paths: ``[1]``; empty for a single tensor."""
     if isinstance(output, Tensor):
         yield "", output
     elif isinstance(output, Mapping):

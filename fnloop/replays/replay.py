@@ -1,4 +1,4 @@
-"""``replay``: run one step again and see what happened in it."""
+"""``replay``: run one step again and inspect it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Norms(NamedTuple):
     """Euclidean norms for one parameter.
 
     Attributes:
-        parameter: Before the step.
-        gradient: Of the mean gradient, as the optimizer gets it; None if there is none.
-        update: Of the change that the step made.
+        parameter: Norm before the step.
+        gradient: Norm of the mean gradient that the optimizer gets; None if there is none.
+        update: Norm of the change by the step.
     """
 
     parameter: float
@@ -34,25 +34,24 @@ class Norms(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """One step, seen from inside; ``print(replay)`` is a report.
+    """The details of one step; ``print(replay)`` prints a report.
 
     Attributes:
         before: The state before the step.
-        after: The state after it, to the bit what the step returns. (For a compiled step, to
-            rounding: it is run uncompiled.)
+        after: The state after it, equal to the step's result to the bit. (To rounding for a
+            compiled step, which is run uncompiled.)
         batch: The batch.
-        metrics: What the step reported.
-        measured: What the loss reported; a skipped step blanks it in `metrics`.
+        metrics: The step's metrics.
+        measured: The metrics of the loss; in `metrics` a skipped step has them empty.
         gradients: Mean gradients by parameter, unscaled, before the optimizer clips them.
-        norms: By parameter.
-        gradient_norm: Of all gradients together; None if no gradient stage was seen.
-        skipped: Whether ``state.step`` did not move.
-        nonfinite: All tensors that were met with values that are nan or infinite, in the order in
-            which they came about.
-        first_nonfinite: The first of them that can be to blame; None if the step went well: loss,
-            gradients and new state are finite.
-        examples: Which examples of the batch make the loss or the gradient non-finite, each alone.
-        notes: What else should be said.
+        norms: Norms by parameter.
+        gradient_norm: Norm of all gradients together; None if no gradient stage was seen.
+        skipped: Whether the step was skipped: ``state.step`` did not change.
+        nonfinite: All tensors with values that are nan or infinite, in the order of the step.
+        first_nonfinite: The first of them that may be the cause; None if loss, gradients and new
+            state are finite.
+        examples: The examples of the batch that alone make the loss or the gradient non-finite.
+        notes: Further information.
     """
 
     before: State
@@ -71,7 +70,7 @@ class Replay:
 
     @property
     def loss(self) -> float | None:
-        """The loss that was measured, also where the step was skipped."""
+        """The loss, also if the step was skipped."""
         return numbers({**self.metrics, **self.measured}).get("loss")
 
     def __str__(self) -> str:
@@ -81,16 +80,16 @@ class Replay:
 
 
 def replay(step: Any, state: State, batch: Any) -> Replay:
-    """Run one step and see what happens in it: module outputs, gradients, norms.
+    """Run one step and inspect it: module outputs, gradients, norms.
 
-    A step is a pure function, so running it again on the same state and batch is what happened
-    then, to the bit. The step may be any stage; gradients are seen where it has gradient stages,
-    and module outputs where the model is an ``nn.Module``. Nothing of the user's is changed: hooks
-    are on the state's private copy of the model, and only during this call.
+    A step is a pure function, so running it again on the same state and batch repeats it to the
+    bit. The step may be any stage. Gradients are recorded if it has gradient stages, module outputs
+    if the model is an ``nn.Module``. The user's module is not changed: hooks are on the state's
+    private copy, and only during this call.
 
     Args:
-        step: A training step. A compiled one is run uncompiled, which is the same to rounding.
-        state: The state before it.
+        step: A training step. A compiled one is run uncompiled, which is equal to rounding.
+        state: The state before the step.
         batch: The batch.
 
     >>> import fnloop as fl
@@ -162,7 +161,7 @@ def _loss(watch: Watch) -> Iterator[Nonfinite]:
 def _in_gradients(
     watch: Watch, state: State, gradients: Mapping[str, Tensor]
 ) -> Iterator[Nonfinite]:
-    """In the order of the backward pass, as far as it was seen."""
+    """Non-finite gradients, in the order of the backward pass if it was recorded."""
     seen: set[str] = set()
     before: Nonfinite | None = None  # a module output that the bad gradient came through first
     for event in watch.arrived:

@@ -1,4 +1,4 @@
-"""A replayed step as text."""
+"""The report of a replayed step, as text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fnloop.replays.replay import Replay
 
 MOST = 10
-"""Parameters, and leaves of a batch, that are shown at most (besides those that are bad)."""
+"""Maximum number of parameters and of batch leaves shown, besides non-finite ones."""
 
 
 def report(found: Replay) -> str:

@@ -1,4 +1,4 @@
-"""Which examples of a batch make its loss or its gradient non-finite."""
+"""Find the examples of a batch that make its loss or its gradient non-finite."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fnloop.trees.nodes import tree_map
 from fnloop.values.merging import numbers
 
 LIMIT = 128
-"""Parts of a batch that are tried at most."""
+"""Maximum number of parts of a batch to try."""
 
 
 class Suspect(NamedTuple):
-    """An example that alone, as a batch of one, gives a loss or a gradient that is not finite.
+    """An example that as a batch of one gives a non-finite loss or gradient.
 
     Attributes:
-        index: Of the example in the whole batch.
+        index: Index of the example in the whole batch.
         loss: Its loss; None if it could not be evaluated alone (batch statistics need two).
     """
 
@@ -30,13 +30,13 @@ class Suspect(NamedTuple):
 
 
 def suspects(call: Call) -> tuple[list[Suspect], str]:
-    """Halve a batch again and again, and follow the halves that are bad.
+    """Bisect a batch: halve it, and halve the bad parts again.
 
     Args:
-        call: Of an `fl.grad` stage, whose loss or gradient was not finite.
+        call: A call of an `fl.grad` stage with a non-finite loss or gradient.
 
     Returns:
-        The examples, and what should be said about them: why there is none, or why not all.
+        The examples; and a note if there are none, or if some may be missing.
     """
     sizes = leading_sizes(call.batch)
     if len(sizes) != 1 or call.offset is None:
@@ -62,7 +62,7 @@ def suspects(call: Call) -> tuple[list[Suspect], str]:
 
 
 def _try(call: Call, start: int, stop: int) -> tuple[bool | None, float | None]:
-    """Whether examples ``start:stop`` are bad, None if that cannot be told; and their loss."""
+    """Whether examples ``start:stop`` are bad (None if they cannot be run), and their loss."""
     part = tree_map(functools.partial(_cut, start=start, stop=stop), call.batch)
     try:
         _, grads = call.stage(call.state, part)

@@ -1,4 +1,4 @@
-"""See what happens inside one call of a step: module outputs, gradients, in their order."""
+"""Record module outputs and gradients during one call of a step, in order."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Call(NamedTuple):
 
     Attributes:
         stage: The stage.
-        state: As it was given, with its context (loss scale, autocast, micro-batch).
+        state: The given state, with its context (loss scale, autocast, micro-batch).
         batch: The batch, or the micro-batch.
-        offset: Examples in the micro-batches before this one; None if that cannot be told.
+        offset: Examples in the micro-batches before this one; None if unknown.
     """
 
     stage: GradStage
@@ -44,14 +44,14 @@ class Call(NamedTuple):
 
 
 class Watch:
-    """What happened in one call of a step; see `watched`.
+    """The record of one call of a step; see `watched`.
 
     Attributes:
-        outputs: Module outputs that are not finite, in order of execution.
-        arrived: Gradients that are not finite as the backward pass reached them: of parameters,
-            and (kind "forward") of module outputs.
-        finite_at: The module output whose gradient was the last finite one before those.
-        grads: What the outermost gradient stages returned, as copies.
+        outputs: Non-finite module outputs, in order of execution.
+        arrived: Non-finite gradients, in the order of the backward pass: of parameters, and (kind
+            "forward") of module outputs.
+        finite_at: The module output with the last finite gradient before those.
+        grads: Copies of the results of the outermost gradient stages.
         culprit: The first call of `fl.grad` whose loss or gradient is not finite.
         scale: The loss scale in force, if there is one.
     """
@@ -64,7 +64,7 @@ class Watch:
         self.culprit: Call | None = None
         self.scale: float | None = None
         self._inside = False
-        self._part = ""  # which micro-batch this is, in words
+        self._part = ""  # which micro-batch this is, as text
         self._sizes: dict[int, int | None] = {}
         self._followed: set[int] = set()
         self._thread = threading.get_ident()
@@ -82,7 +82,7 @@ class Watch:
     def call(
         self, stage: GradStage, method: Callable[..., Any], state: State, batch: Any
     ) -> tuple[State, Grads]:
-        """Call a gradient stage by its own method, and note what it did."""
+        """Call a gradient stage by its own method, and record the result."""
         outermost, self._inside = not self._inside, True
         self._part = f"; in micro-batch {state.context.micro + 1}" if not outermost else self._part
         try:
@@ -93,12 +93,12 @@ class Watch:
         if isinstance(grads, Grads):  # pyright: ignore[reportUnnecessaryIsInstance]
             if stage.loss is not None:
                 self._note(Call(stage, state, batch, self._offset(state, batch)), grads)
-            if outermost:  # what comes next may write over it
+            if outermost:  # later stages may overwrite it
                 self.grads.append(tree_map(_copy, grads))
         return after, grads
 
     def follow(self, model: Any) -> None:
-        """See the gradients of a model's parameters as they come."""
+        """Add hooks that record the gradients of a model's parameters."""
         if isinstance(model, nn.Module):
             items: Any = model.named_parameters()
         else:
@@ -123,7 +123,7 @@ class Watch:
 
     @contextlib.contextmanager
     def _following(self, skeleton: Any) -> Generator[None]:
-        """Hooks on the private module that a loss is given; the user's own is another one."""
+        """Add hooks to the state's private module, not to the user's."""
         if not isinstance(skeleton, ModuleSkeleton) or id(skeleton) in self._followed:
             yield
             return
@@ -193,7 +193,7 @@ def is_bad(grads: Grads) -> bool:
 def _watched(leaf: Any) -> Any:
     if not isinstance(leaf, GradStage):
         return leaf
-    new = object.__new__(_kind(type(leaf)))  # a subclass: who asks for an fl.grad still finds one
+    new = object.__new__(_kind(type(leaf)))  # a subclass, so that isinstance still holds
     new.__dict__.update(vars(leaf))
     for name in type(leaf).__tree_children__:  # pyright: ignore
         new.__dict__[name] = watched(getattr(leaf, name))

@@ -1,4 +1,4 @@
-"""The test kit: one check for each law, for your own stages as for ours."""
+"""The test kit: one check for each law, to call on your own stages."""
 
 from fnloop.testing.laws import LawError as LawError
 from fnloop.testing.laws import check_accumulates as check_accumulates

@@ -1,10 +1,10 @@
-"""The laws of stages as checks: call them on your own."""
+"""The laws of stages as checks, to call on your own stages."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import optree
@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from fnloop.effects.effect import Effect
 from fnloop.loop.run import run
 from fnloop.stages.accumulate import accumulate
-from fnloop.stages.base import GradStage, Stage
+from fnloop.stages.base import Callback, GradStage, Stage
 from fnloop.store.load import load
 from fnloop.store.save import save
 from fnloop.transforms.compile import compile as compiled
 from fnloop.transforms.plan import packed
 from fnloop.trees.equal import alike, same_structure, table, tree_diff, tree_equal
 from fnloop.trees.nodes import tree_leaves, tree_map
-from fnloop.trees.paths import tree_items
+from fnloop.trees.paths import join, tree_items
 from fnloop.trees.show import short
+from fnloop.values.grads import Grads
+from fnloop.values.start import start
 from fnloop.values.state import State
 
 Step = Callable[[State, Any], tuple[State, Any]]
@@ -36,10 +38,10 @@ def check_pure(step: Step, state: State, x: Any, model: nn.Module | None = None)
     """Law 1: a stage changes neither inputs, nor global random state, nor the user's module.
 
     Args:
-        step: Any stage, or a function of that shape.
+        step: Any stage, or a function with the same signature.
         state: Its state.
         x: Its input: a batch, or metrics.
-        model: The module that the state was made of, to look at too.
+        model: The module that the state was made from, to check too.
 
     Raises:
         LawError: With the leaves that changed.
@@ -93,18 +95,21 @@ def check_repeatable(step: Step, state: State, x: Any) -> None:
         )
 
 
-def check_init(step: Stage, model: Any, seed: int = 0) -> None:
-    """Law 3: `init` twice is `init` once, and a state's own memory is never lost.
+def check_init(
+    step: Stage, model: Any, seed: int = 0, metrics: Mapping[str, Any] | None = None
+) -> None:
+    """Law 3: `init` is idempotent, and keeps everything that a state has.
 
     Raises:
         LawError: With a table of the leaves that differ.
     """
-    state = step.init(model, seed)
-    again = step.init(state)
+    init = _init_of(step, metrics)
+    state = init(model, seed)
+    again = init(state)
     if not tree_equal(state, again):
         raise LawError(f"law 3, init: init twice is not init once:\n{tree_diff(state, again)}")
     old = state.put("somebody_else", {"memory": torch.arange(3)}).replace(step=state.step + 7)
-    kept = step.init(old)
+    kept = init(old)
     if not tree_equal(old, kept):
         raise LawError(f"law 3, init: init changed what was there:\n{tree_diff(old, kept)}")
 
@@ -124,10 +129,10 @@ def check_accumulates(
     Args:
         grad: A gradient stage.
         state: Its state.
-        batch: A batch with at least ``max(ks)`` examples; make the number no multiple of `ks`.
+        batch: A batch with at least ``max(ks)`` examples; best not a multiple of any of `ks`.
         ks: Numbers of micro-batches.
         rtol: Relative tolerance.
-        atol: Absolute tolerance, of mean gradients.
+        atol: Absolute tolerance for mean gradients.
 
     Raises:
         LawError: With the leaf.
@@ -159,20 +164,20 @@ def check_compiles(
 ) -> None:
     """Law 7: `compile(step)` is `step`, to rounding, in one graph, donating or not.
 
-    Both run over the batches in a row, and are compared after each. A step that divides rounding
-    noise by its own size has no result to agree on: Adam does so where a gradient is zero but for
-    rounding, as that of a bias before BatchNorm.
+    Both run over the batches in sequence, and are compared after each. They may disagree if the
+    step normalizes rounding noise: Adam does so if a gradient is zero up to rounding, such as that
+    of a bias before BatchNorm.
 
     Args:
         step: A training step that is not compiled.
         state: Its state.
-        batches: Of one shape; put a bad one among them, which is skipped.
-        backend: As in `fl.compile`; the default records and does not build.
+        batches: Batches of one shape; include a non-finite one, which is skipped.
+        backend: As in `fl.compile`; the default only records.
         rtol: Relative tolerance.
         atol: Absolute tolerance.
 
     Raises:
-        LawError: With the leaves that differ, or what else is not as it is without `compile`.
+        LawError: With the leaves that differ, or another difference to the uncompiled step.
         CompileError: The step cannot be one graph.
 
     >>> import fnloop as fl
@@ -205,10 +210,11 @@ def check_compiles(
             wrong = [path for path, leaf in tree_items(got) if not alike(leaf, kinds[path])]
             if wrong:
                 raise LawError(f"law 7, compiling: {who} changed the kind of {', '.join(wrong)}")
-            if list(reports) != list(reported):
+            names, reported_names = _metric_names(reports), _metric_names(reported)
+            if names != reported_names:
                 raise LawError(
-                    f"law 7, compiling: {who} reports {', '.join(reported)} instead of "
-                    f"{', '.join(reports)}"
+                    f"law 7, compiling: {who} reports {', '.join(reported_names)} instead of "
+                    f"{', '.join(names)}"
                 )
             if fast.graphs != 1:
                 raise LawError(
@@ -231,15 +237,15 @@ def check_resumes(
     at: Sequence[int] | None = None,
     callbacks: Callable[[], Sequence[Any]] = tuple,
 ) -> None:
-    """Law 8: stop anywhere, save, load, go on: the same bits as never having stopped.
+    """Law 8: a run that is stopped, saved, loaded and resumed ends with the same bits.
 
     Args:
         step: A training step.
         state: Its state.
-        data: What `fl.run` takes; it must be possible to start it anew at a cursor.
+        data: What `fl.run` takes; it must be able to restart at a cursor.
         steps: Length of the run.
-        at: After how many steps to stop; default everywhere.
-        callbacks: Makes the callbacks of one run.
+        at: After how many steps to stop; default after each.
+        callbacks: A function that makes the callbacks of one run.
 
     Raises:
         LawError: With a table of the leaves that differ.
@@ -252,10 +258,10 @@ def check_resumes(
             resumed = _last(
                 run(step, resumed, data, steps=steps - k, callbacks=callbacks()), resumed
             )
-        # By path: memory that was loaded before its callback ran again is still nested dicts.
+        # By path: the memory of a callback that has not run since loading is still nested dicts.
         if not tree_equal(dict(tree_items(whole)), dict(tree_items(resumed))):
             raise LawError(
-                f"law 8, resuming: stopped after {k} of {steps} steps, the run ends elsewhere:\n"
+                f"law 8, resuming: stopped after {k} of {steps} steps, the run ends differently:\n"
                 + tree_diff(whole, resumed)
             )
 
@@ -269,7 +275,7 @@ def check_effects(
         step: A training step.
         state: Its state.
         data: What `fl.run` takes.
-        callbacks: Makes the callbacks and effects of one run.
+        callbacks: A function that makes the callbacks and effects of one run.
         steps: Length of the run.
 
     Raises:
@@ -285,7 +291,7 @@ def check_effects(
 
 
 def check_skips(step: Step, state: State, bad: Any) -> None:
-    """Law 10: a batch with a non-finite gradient moves nothing but what counts such batches.
+    """Law 10: a batch with a non-finite gradient changes nothing but what counts such batches.
 
     That is ``state.calls``, and memory that a stage keeps when a step is taken back (see
     `Stage.taken_back`), such as the loss scale.
@@ -296,7 +302,7 @@ def check_skips(step: Step, state: State, bad: Any) -> None:
         bad: A batch whose gradient is not finite, or whose weight is zero.
 
     Raises:
-        LawError: With a table of the leaves that moved.
+        LawError: With a table of the leaves that changed.
     """
     after, metrics = step(state, bad)
     kept = _kept_slots(step, state)
@@ -337,11 +343,11 @@ def check_vmaps(
     rtol: float = 1e-4,
     atol: float = 1e-5,
 ) -> None:
-    """A step runs under ``torch.func.vmap``, and each member is what it is alone, to rounding.
+    """A step runs under ``torch.func.vmap``, and each member agrees with a run alone, to rounding.
 
     Args:
         step: A stage that is not compiled.
-        states: Of the members, alike in structure; with other seeds, say.
+        states: The members' states, of one structure, such as from several seeds.
         x: The batch, the same for all.
         rtol: Relative tolerance.
         atol: Absolute tolerance.
@@ -369,7 +375,7 @@ def check_vmaps(
 
 
 def check_layouts(step: Step, state: State, x: Any, rtol: float = 1e-4, atol: float = 1e-5) -> None:
-    """Layouts agree: a step does the same whether its tensors are packed or not, to rounding.
+    """A step gives the same result whether its tensors are packed or not, to rounding.
 
     Raises:
         LawError: With the leaves that differ.
@@ -382,7 +388,7 @@ def check_layouts(step: Step, state: State, x: Any, rtol: float = 1e-4, atol: fl
     rows = _apart(expected, got, rtol, atol)
     if rows:
         raise LawError(
-            f"layouts: {_name(step)} does otherwise on packed tensors:\n"
+            f"layouts: {_name(step)} gives another result on packed tensors:\n"
             + table(("leaf", "separate", "packed", "difference"), rows)
         )
 
@@ -390,22 +396,22 @@ def check_layouts(step: Step, state: State, x: Any, rtol: float = 1e-4, atol: fl
 def check_differentiable(
     step: Step, state: State, x: Any, steps: int = 2, rtol: float = 1e-5
 ) -> None:
-    """Law 12: derivatives through a step agree with finite differences, or it refuses.
+    """Law 12: derivatives through a step agree with finite differences, or the step refuses.
 
-    Compares the derivative of everything floating that a few steps make of the parameters, and of
-    the tensors among the stage's hyperparameters, along one direction: by ``torch.autograd.grad``,
-    by ``torch.func.grad``, and by central differences. Use a smooth model (tanh, not ReLU) and
-    smooth metrics: differences across a kink or a jump say nothing.
+    Differentiates all floating results of a few steps with respect to the parameters and to the
+    tensors among the stage's hyperparameters, along one direction: by ``torch.autograd.grad``, by
+    ``torch.func.grad``, and by central differences. Use a smooth model (tanh, not ReLU) and smooth
+    metrics: differences across a kink or a jump are meaningless.
 
     Args:
-        step: A stage; hyperparameters that are float64 tensors are differentiated too.
-        state: In float64, or differences say nothing.
+        step: A stage; hyperparameters that are floating tensors are differentiated too.
+        state: A state in float64, as rounding would dominate the differences.
         x: The batch.
-        steps: How many steps in a row.
+        steps: Number of steps in sequence.
         rtol: Relative tolerance.
 
     Raises:
-        LawError: Two of them disagree.
+        LawError: Two of the derivatives disagree.
 
     >>> import fnloop as fl
     >>> rate = torch.tensor(0.1, dtype=torch.float64)
@@ -416,7 +422,7 @@ def check_differentiable(
     tree: Any = (step, state.params)
     leaves, structure = optree.tree_flatten(tree)
     places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
-    start = [leaves[i].detach().double() for i in places]
+    first = [leaves[i].detach().double() for i in places]
 
     def run_from(values: Sequence[Tensor]) -> Tensor:
         given = list(leaves)
@@ -429,26 +435,42 @@ def check_differentiable(
             made.append(results)
         return _projected((after.replace(step=state.step), made))
 
-    way = [torch.cos(torch.arange(v.numel(), dtype=torch.float64) + 1).view(v.shape) for v in start]
+    way = [torch.cos(torch.arange(v.numel(), dtype=torch.float64) + 1).view(v.shape) for v in first]
 
-    def at(t: float) -> float:
-        return float(run_from([v + t * w for v, w in zip(start, way, strict=True)]))
+    def by_differences(moved: Sequence[Tensor]) -> float:
+        def at(t: float) -> float:
+            return float(run_from([v + t * w for v, w in zip(first, moved, strict=True)]))
+
+        h = 1e-5
+        return (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+
+    def worst(found: Sequence[Tensor | None]) -> str:
+        """The leaf whose derivative disagrees most, moved alone."""
+        rows: list[tuple[float, str]] = []
+        for i, g in enumerate(found):
+            alone = [w if j == i else torch.zeros_like(w) for j, w in enumerate(way)]
+            expected = by_differences(alone)
+            got = 0.0 if g is None else float((g * way[i]).sum())
+            off = abs(got - expected)
+            path = _leaf_name(optree.tree_paths(tree)[places[i]])
+            text = f"{path}: {got:.8g} where finite differences give {expected:.8g}"
+            rows.append((math.inf if math.isnan(off) else off, text))
+        return max(rows)[1]
 
     try:
-        inputs = [v.clone().requires_grad_() for v in start]
+        inputs = [v.clone().requires_grad_() for v in first]
         by_autograd = torch.autograd.grad(run_from(inputs), inputs, allow_unused=True)
-        by_func = torch.func.grad(lambda values: run_from(values))(start)
+        by_func = torch.func.grad(lambda values: run_from(values))(first)
     except RuntimeError as error:
         if "cannot be differentiated" in str(error):
             return
         if "does not require grad" in str(error):
             raise LawError(
-                f"law 12, derivatives: {_name(step)} cuts derivatives off and does not say so; "
+                f"law 12, derivatives: {_name(step)} silently cuts derivatives off; "
                 "the usual causes are detach() and torch.no_grad() in a stage"
             ) from error
         raise
-    h = 1e-5
-    expected = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+    expected = by_differences(way)
     engines: list[tuple[str, Any]] = [
         ("torch.autograd.grad", by_autograd),
         ("torch.func.grad", by_func),
@@ -458,8 +480,34 @@ def check_differentiable(
         if not math.isclose(got, expected, rel_tol=rtol, abs_tol=1e-7):
             raise LawError(
                 f"law 12, derivatives: through {_name(step)}, {name} gives {got:.8g} where finite "
-                f"differences give {expected:.8g}"
+                f"differences give {expected:.8g}. Moved alone, the leaf that is off most is "
+                f"{worst(found)}"
             )
+
+
+def _init_of(step: Stage, metrics: Mapping[str, Any] | None) -> Callable[..., State]:
+    """The `init` of a stage; a callback's is called with a state and an example of the metrics."""
+    if not isinstance(step, Callback):
+        return step.init
+    example = dict(metrics or {})
+    missing = [name for name in step.needs() if name not in example]
+    if missing:
+        raise TypeError(
+            f"The memory of {step.describe()} is made from the first step's metrics; it needs "
+            f"{', '.join(missing)}. Give an example: check_init(callback, model, "
+            f'metrics={{"{missing[0]}": fl.Mean(1.0, 1)}}), or the metrics of a step.'
+        )
+    return lambda model, seed=0: step.init(start(model, seed), example)
+
+
+def _metric_names(results: Any) -> list[str]:
+    """The names of the metrics that a step or a gradient stage reports, in order."""
+    return list(results.metrics if isinstance(results, Grads) else results)
+
+
+def _leaf_name(path: tuple[Any, ...]) -> str:
+    """A leaf of ``(step, params)``: the path of a hyperparameter, or of a parameter."""
+    return f"the {'parameter' if path[0] else 'hyperparameter'} {join(path[1:])}"
 
 
 def _is_float(leaf: Any) -> bool:
@@ -477,7 +525,7 @@ def _projected(tree: Any) -> Tensor:
 
 
 def _apart(expected: Any, got: Any, rtol: float, atol: float) -> list[tuple[str, ...]]:
-    """The leaves that differ by more than rounding, as rows: path, both, and how."""
+    """The leaves that differ by more than rounding, as rows: path, both values, difference."""
     left, right = dict(tree_items(expected)), dict(tree_items(got))
     rows: list[tuple[str, ...]] = []
     for path in [*left, *(p for p in right if p not in left)]:
@@ -507,7 +555,7 @@ def _difference(x: Any, y: Any, rtol: float, atol: float) -> str:
 
 
 def _kept_slots(step: Step, state: State) -> set[str]:
-    """The slots that stay as they are when a step is taken back."""
+    """The slots whose memory is kept when a step is taken back."""
     parts = step.stages() if isinstance(step, Stage) else ()
     owned = [part for part in parts if part.slot is not None]
     return {

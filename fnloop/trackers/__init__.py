@@ -1,4 +1,4 @@
-"""Trackers: where a run's numbers go."""
+"""Trackers: they store a run's metrics."""
 
 from fnloop.trackers.aim import Aim as Aim
 from fnloop.trackers.base import Tracker as Tracker

@@ -1,4 +1,4 @@
-"""Numbers in Aim (https://aimstack.io)."""
+"""A tracker for Aim (https://aimstack.io)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _logger = logging.getLogger(__name__)
 
 
 class Aim(Tracker):
-    """Write a run to an Aim repository; look at it with ``aim up --repo FOLDER``.
+    """Write a run to an Aim repository; view it with ``aim up --repo FOLDER``.
 
     A metric ``"val/loss"`` is called ``loss`` there, in the context ``{"subset": "val"}``; without
-    a prefix the subset is ``"train"``. Hyperparameters are under ``run.hparams``, the outcome is
-    ``run.status``. A resumed run goes on in the same Aim run. Where Aim cannot be imported (it has
-    no wheels beyond Python 3.12) the run is written to a file of JSON lines in the same folder,
+    a prefix the subset is ``"train"``. Hyperparameters are ``run["hparams"]``, the outcome is
+    ``run["status"]``. A resumed run continues the same Aim run. If Aim cannot be imported (it has
+    no wheels beyond Python 3.12), the run is written to a file of JSON lines in the same folder,
     with one warning.
 
     Args:
-        repo: Folder that holds the repository (a folder ``.aim`` in it); made as needed. Or the
+        repo: Folder with the repository (a folder ``.aim`` in it); created if missing. Or the
             address of an Aim server, ``"aim://host:port"``.
         experiment: Groups runs in the interface.
-        name: The run's name; default the one that Aim gives it.
+        name: The run's name; default Aim's own.
         tags: Labels for the run.
 
     >>> from fnloop.trackers import Aim
@@ -100,7 +100,7 @@ class Aim(Tracker):
         self._run["status"] = status
         self._run.close()
         self._run = None
-        # Only when the last reference is gone does Aim cease to list the run as in progress.
+        # Aim lists the run as in progress until the last reference is gone.
         gc.collect()
         if self.id is not None and not _remote(self.repo):
             _index(_import_aim(), Path(self.repo), self.id)
@@ -142,7 +142,7 @@ def _import_aim() -> Any:
 
 
 def _lock(folder: Path) -> Any:
-    """Of several processes that make or index one repository at once, all but one would fail."""
+    """A file lock: only one process at a time can create or index a repository."""
     from filelock import FileLock
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,10 +156,10 @@ def _open_repo(aim: Any, folder: Path) -> Any:
 
 
 def _index(aim: Any, folder: Path, run: str) -> None:
-    """Enter the run in the index by which `aim.Repo` finds runs; closing a run does not."""
+    """Add the run to the index by which `aim.Repo` finds runs; closing a run does not do so."""
     try:
         with _lock(folder):
             aim.sdk.index_manager.RepoIndexManager(aim.Repo.from_path(str(folder))).index(run)
             gc.collect()
-    except Exception as error:  # a running `aim up` holds the index, and writes it itself
+    except Exception as error:  # a running `aim up` locks the index, and updates it itself
         _logger.debug("Aim's index was not updated for run %s: %s", run, error)

@@ -7,14 +7,14 @@ from typing import Any
 
 
 class Tracker:
-    """Where a run's numbers go. Subclass it for a tracker of your own, and pass it to `fl.track`.
+    """Stores a run's metrics. Subclass it for your own tracker, and pass it to `fl.track`.
 
-    `open` and `close` are called on the thread that trains, `log` on one other thread, never two
-    at once.
+    `open` and `close` are called on the training thread, `log` on one other thread, never two at
+    once.
 
     Attributes:
-        id: What names this run in the tracker; a JSON value, known once `open` has returned. It is
-            kept with every checkpoint, so that a resumed run goes on where it stopped.
+        id: The run's name in the tracker; a JSON value, set by `open`. It is kept with every
+            checkpoint, so that a resumed run continues the same tracker run.
 
     >>> class Print(Tracker):
     ...     def log(self, numbers, step, epoch):
@@ -28,7 +28,7 @@ class Tracker:
 
         Args:
             config: Hyperparameters: nested dicts and lists of numbers, strings, bools and None.
-            run: The `id` of the run to go on with; None for a new one.
+            run: The `id` of the run to continue; None for a new one.
         """
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:

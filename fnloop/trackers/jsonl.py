@@ -1,4 +1,4 @@
-"""Numbers as lines of JSON."""
+"""A tracker that writes JSON lines."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class JSONL(Tracker):
     The first line is ``{"config": {...}}``; each further line is one point,
     ``{"step": 50, "epoch": 1, "loss": 0.3, ...}``. JSON has no nan and no infinity: they are
     written as the strings ``"nan"``, ``"inf"`` and ``"-inf"``, which `float` reads. A new run never
-    writes into an earlier run's file: it takes ``<stem>-2.jsonl``, and says so. A resumed run
-    appends; where lines have the same step, the last one counts.
+    writes to an earlier run's file, but to ``<stem>-2.jsonl``, with a warning. A resumed run
+    appends; of lines with the same step, the last one counts.
 
     Args:
-        path: The file; folders are made as needed.
+        path: The file; missing folders are created.
 
     Attributes:
         path: The file that is written.

@@ -1,4 +1,4 @@
-"""Names for the files of runs: an earlier run's file is never overwritten."""
+"""File names for runs; the file of an earlier run is never overwritten."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def claim(path: Path) -> Path:
-    """Create `path`, or ``<stem>-2<suffix>``, ``-3``, ... where earlier runs have their files."""
+    """Create `path`, or ``<stem>-2<suffix>``, ``-3``, ... if it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
@@ -27,7 +27,7 @@ def claim(path: Path) -> Path:
 
 
 def is_name(run: Any) -> bool:
-    """Whether a run's id can be the name of a file or folder, and leads to no other place.
+    """Whether a run's id is a file name, and no path to another folder.
 
     >>> is_name("a-2.jsonl"), is_name("../a"), is_name(5)
     (True, False, False)
@@ -38,6 +38,6 @@ def is_name(run: Any) -> bool:
 
 
 def end_last_line(path: Path) -> None:
-    """Drop what follows the last newline: half a line, from a process that was killed."""
+    """Remove an incomplete last line, left by a killed process."""
     with path.open("rb+") as file:
         file.truncate(file.read().rfind(b"\n") + 1)

@@ -1,4 +1,4 @@
-"""Numbers as a table of comma-separated values."""
+"""A tracker that writes CSV."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fnloop.trackers.run_files import claim, end_last_line
 class CSV(Tracker):
     """Write a run to a CSV file.
 
-    Columns are ``step``, ``epoch`` and the metrics, in the order in which they first appear; where
-    a new one appears, the file is rewritten with one more column. An empty cell means that the
-    metric was not reported. Hyperparameters are not written. A new run never writes into an
-    earlier run's file: it takes ``<stem>-2.csv``, and says so. A resumed run appends; where rows
-    have the same step, the last one counts.
+    Columns are ``step``, ``epoch`` and the metrics, in the order in which they first appear; for a
+    new metric, the file is rewritten with one more column. An empty cell means that the metric was
+    not reported. Hyperparameters are not written. A new run never writes to an earlier run's file,
+    but to ``<stem>-2.csv``, with a warning. A resumed run appends; of rows with the same step, the
+    last one counts.
 
     Args:
-        path: The file; folders are made as needed.
+        path: The file; missing folders are created.
 
     Attributes:
         path: The file that is written.
@@ -57,7 +57,7 @@ class CSV(Tracker):
         self._append([[row.get(name, "") for name in self._columns]])
 
     def _widen(self, new: list[str]) -> None:
-        """Add columns; the file is replaced as a whole, so that no crash can lose it."""
+        """Add columns; the file is replaced by an atomic rename."""
         rows = _read(self.path)
         self._columns = [*self._columns, *new]
         padded = [

@@ -1,4 +1,4 @@
-"""Numbers in TensorBoard."""
+"""A tracker for TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fnloop.trees.json_codec import jsonable
 
 
 class TensorBoard(Tracker):
-    """Write a run to a TensorBoard folder; look at it with ``tensorboard --logdir FOLDER``.
+    """Write a run to a TensorBoard folder; view it with ``tensorboard --logdir FOLDER``.
 
-    Each run gets a folder of its own, ``run-1``, ``run-2``, ...; a resumed run goes on in its own.
+    Each run gets its own folder, ``run-1``, ``run-2``, ...; a resumed run continues in its own.
     Hyperparameters are on the Text tab.
 
     Args:
-        folder: Holds the runs; made as needed.
+        folder: The folder of runs; created if missing.
 
     Raises:
-        ImportError: In `open`, where the tensorboard package is missing.
+        ImportError: In `open`, if the tensorboard package is missing.
 
     >>> from fnloop.trackers import TensorBoard
     >>> from fnloop import track

@@ -1,4 +1,4 @@
-"""The effect that sends a run's numbers to trackers."""
+"""``track``: the effect that sends a run's metrics to trackers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class track(Effect):
 
     A point is the merge of all metrics since the point before. One is written every `every`
     batches, at the end of each epoch, at the end of the run, and at a step with validation metrics
-    (a prefix, as in ``val/loss``). Metrics that are no single number are left out. Writing is done
-    by another thread. A tracker that cannot be opened is an error; one that fails later is dropped
-    with a warning, and training goes on. A resumed run goes on in the same tracker run.
+    (a prefix, as in ``val/loss``). Metrics that are no single number are left out. Another thread
+    does the writing. A tracker that cannot be opened is an error; one that fails later is dropped
+    with a warning, and training continues. A resumed run continues the same tracker run.
 
     Args:
-        tracker: Where the numbers go: `fl.trackers.Aim`, `fl.trackers.JSONL`, `fl.trackers.CSV`,
+        tracker: An `fl.trackers.Aim`, `fl.trackers.JSONL`, `fl.trackers.CSV`,
             `fl.trackers.TensorBoard`, or your own `fl.trackers.Tracker`.
         more: Further trackers.
-        every: Batches from one point to the next; default 50, or the whole epoch where an epoch
-            has fewer than 100.
-        name: Under which the runs' ids are kept; to be changed where a run has two such effects.
+        every: Batches from one point to the next; default 50, or the whole epoch if an epoch has
+            fewer than 100.
+        name: The key of its memo; change it if a run has two such effects.
 
     >>> import fnloop as fl
     >>> effect = fl.track(fl.trackers.Aim("runs"), fl.trackers.CSV("runs/a.csv"), every=100)
@@ -83,7 +83,7 @@ class track(Effect):
         worker, self._worker = self._worker, None
         if worker is None:
             return
-        point = self._points.peek()  # it may go on, in a resumed run
+        point = self._points.peek()  # a resumed run may continue this point
         try:
             if point is not None:
                 worker.put(point)
@@ -98,7 +98,7 @@ class track(Effect):
     def recall(self, memo: Any) -> None:
         self._recalled = Points(self.every)
         self._recalled.recall(memo["window"])
-        # A run's id may become the name of a file, and a checkpoint may come from anywhere.
+        # A run's id may become a file name, and the checkpoint may be untrusted.
         left = [entry for entry in memo["runs"] if is_name(entry["run"])]
         for tracker in self.trackers:
             kind = type(tracker).__name__

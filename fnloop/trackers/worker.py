@@ -1,4 +1,4 @@
-"""One thread that writes points to trackers, so that training need not wait for them."""
+"""A thread that writes points to trackers, so that training does not wait for them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fnloop.values.merging import numbers_of
 
 
 class Worker:
-    """Writes points to trackers in the order in which they come.
+    """Writes points to trackers, in order.
 
-    A tracker that fails is dropped, with a warning; so are all trackers, if they write nothing for
-    `patience` seconds while the queue is full: a lost server must not hold up training.
+    A tracker that fails is dropped, with a warning. All trackers are dropped if they write nothing
+    for `patience` seconds while the queue is full, so that a lost server does not block training.
 
     Args:
         trackers: Open trackers.
-        capacity: Points that may wait; beyond that, `put` waits.
+        capacity: Size of the queue; when it is full, `put` blocks.
         patience: Seconds.
     """
 
@@ -36,7 +36,7 @@ class Worker:
         self._thread.start()
 
     def put(self, point: Point) -> None:
-        """Hand over a point."""
+        """Queue a point."""
         self._put(point)
         self._speak()
 
@@ -61,7 +61,7 @@ class Worker:
             )
 
     def _speak(self) -> None:
-        """Warnings are given on the thread that trains, where the user's filters apply."""
+        """Warn on the training thread, where the user's filters apply."""
         while self._messages:
             warnings.warn(self._messages.pop(0), stacklevel=4)
 

@@ -120,7 +120,7 @@ def test_a_bare_checkpoint_needs_no_run(run, cli, tmp_path):
 def test_a_file_is_not_overwritten_but_by_force(run, cli, tmp_path):
     (tmp_path / "w.pt").write_text("mine")
     code, _, err = cli("export", run, "--output", "w.pt")
-    assert code == 2 and "is there already" in err and "--force" in err
+    assert code == 2 and "exists already" in err and "--force" in err
     assert (tmp_path / "w.pt").read_text() == "mine"
     assert cli("export", run, "--output", "w.pt", "--force")[0] == 0
     assert "embed.weight" in torch.load("w.pt", weights_only=True)
