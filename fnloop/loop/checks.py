@@ -96,7 +96,8 @@ def check_metric_names(who: str, names: Iterable[str], available: Mapping[str, A
             )
         raise ValueError(
             f'{who} waits for the metric "{name}", which nothing in this run produces.{hint} '
-            f"There are: {', '.join(known)}."
+            f"There are: {', '.join(known)}. A callback of your own that adds it declares that "
+            "in its method adds(state, metrics)."
         )
 
 

@@ -73,6 +73,8 @@ class early_stopping(Callback):
         return {
             "best": torch.tensor(worst, dtype=torch.float64, device=state.step.device),
             "waited": torch.zeros((), dtype=torch.int64, device=state.step.device),
+            "latest": torch.tensor(worst, dtype=torch.float64, device=state.step.device),
+            "checks": torch.zeros((), dtype=torch.int64, device=state.step.device),
         }
 
     def needs(self) -> tuple[str, ...]:
@@ -80,10 +82,13 @@ class early_stopping(Callback):
 
     def stopped(self, state: State) -> str | None:
         memory = state.slots.get(self.name)
-        if not memory or memory["waited"].ndim or int(memory["waited"]) < max(1, self.patience):
+        if not memory or memory["waited"].ndim or not int(memory["checks"]):
             return None
-        best, waited = float(memory["best"]), int(memory["waited"])
-        return self._reason(best, best, waited, False, False, False)
+        latest, best, waited = memory["latest"], memory["best"], memory["waited"]
+        rules = self._rules(latest)
+        if not any(map(bool, rules)) and int(waited) < max(1, self.patience):
+            return None
+        return self._reason(float(latest), float(best), int(waited), *map(bool, rules))
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
         found = find(x, self.monitor)
@@ -91,30 +96,39 @@ class early_stopping(Callback):
             return state, x
         best, waited = state[self.name]["best"], state[self.name]["waited"]
         value = torch.as_tensor(found, dtype=torch.float64, device=best.device)
-        # Multiplied by `sign`, lower is better in both modes.
-        sign = 1.0 if self.mode == "min" else -1.0
-        nothing = torch.zeros_like(value, dtype=torch.bool)
-        not_finite = ~value.isfinite() if self.check_finite else nothing
-        reached = (
-            nothing
-            if self.stopping_threshold is None
-            else sign * value < sign * self.stopping_threshold
-        )
-        diverged = (
-            nothing
-            if self.divergence_threshold is None
-            else sign * value > sign * self.divergence_threshold
-        )
+        not_finite, reached, diverged = self._rules(value)
+        sign = self._sign
         ends = not_finite | reached | diverged
         improved = ~ends & (sign * value + self.min_delta < sign * best)
         new_waited = torch.where(
             ends, waited, torch.where(improved, torch.zeros_like(waited), waited + 1)
         )
         exhausted = ~ends & ~improved & (new_waited >= self.patience)
-        memory = {"best": torch.where(improved, value, best), "waited": new_waited}
+        memory = {
+            **state[self.name],
+            "best": torch.where(improved, value, best),
+            "waited": new_waited,
+            "latest": value,
+            "checks": state[self.name]["checks"] + 1,
+        }
         facts = (value, best, new_waited, not_finite, reached, diverged)
         asked = self._asked(ends | exhausted, *facts)
         return state.put(self.name, memory), {**x, self.name: asked}
+
+    @property
+    def _sign(self) -> float:
+        """Multiplied by it, lower is better in both modes."""
+        return 1.0 if self.mode == "min" else -1.0
+
+    def _rules(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether a value is not finite, better than one threshold, worse than the other."""
+        sign, nothing = self._sign, torch.zeros_like(value, dtype=torch.bool)
+        better, worse = self.stopping_threshold, self.divergence_threshold
+        return (
+            ~value.isfinite() if self.check_finite else nothing,
+            nothing if better is None else sign * value < sign * better,
+            nothing if worse is None else sign * value > sign * worse,
+        )
 
     def _asked(self, when: Tensor, value: Tensor, *others: Tensor) -> Stop:
         if opaque() or value.ndim:

@@ -24,6 +24,9 @@ from fnloop.store.save import leaves_of, save
 from fnloop.store.save_request import SaveRequest
 from fnloop.store.staging import Staging
 from fnloop.store.topk import TopK
+from fnloop.trees.equal import table
+from fnloop.trees.paths import tree_items
+from fnloop.trees.show import short
 from fnloop.values.cursor import Cursor, is_due
 from fnloop.values.donated import may_be_overwritten
 from fnloop.values.merging import find, numbers
@@ -105,6 +108,7 @@ class checkpoint(Effect):
         self._staging: Staging | None = None
         self._run: Run | None = None
         self._called = False
+        self._shapes: dict[str, str] = {}
         self._metrics: Metrics = {}
         self._seen = False  # whether the monitored metric was reported
         self._names: set[str] = set()  # metrics reported until then
@@ -147,6 +151,8 @@ class checkpoint(Effect):
             )
 
     def __call__(self, state: State, metrics: Metrics) -> None:
+        if not self._called:
+            self._shapes = _shapes(state)
         self._called, self._metrics = True, metrics
         if self._worker is not None:
             self._tell(self._worker.failures())
@@ -277,6 +283,7 @@ class checkpoint(Effect):
         self._kept = kept
         began = time.monotonic()
         try:
+            _check_shapes(self._shapes, state)
             save(state, self.folder, files=self.files, memos={**memos, own: self.memo()}, **about)
         except BaseException:
             self._kept = before
@@ -332,3 +339,24 @@ def _failures(job: Callable[[], None]) -> list[BaseException]:
     except OSError as error:
         return [error]
     return []
+
+
+def _shapes(state: State) -> dict[str, str]:
+    return {path: short(leaf) for path, leaf in tree_items(state.slots)}
+
+
+def _check_shapes(first: Mapping[str, str], state: State) -> None:
+    """Refuse to save memory that has grown: it could not be resumed."""
+    changed = [
+        (f"slots/{path}", first[path], shape)
+        for path, shape in _shapes(state).items()
+        if first.get(path, shape) != shape
+    ]
+    if changed:
+        raise ValueError(
+            "checkpoint: memory has changed its shape since the first step, so that a run could "
+            "not be resumed from it:\n"
+            + table(("leaf", "first", "now"), changed)
+            + "\nThe usual cause is a callback that collects values. Give its memory a fixed "
+            "shape in init_state: the whole window, filled with nan."
+        )

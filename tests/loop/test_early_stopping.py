@@ -99,3 +99,25 @@ def test_it_can_be_vmapped():
 def test_bad_arguments(options):
     with pytest.raises(ValueError, match="early_stopping"):
         fl.early_stopping("m", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        ({"stopping_threshold": 0.5}, [1.0, 0.4]),
+        ({"divergence_threshold": 2.0}, [1.0, 3.0]),
+        ({}, [1.0, float("nan")]),
+        ({"patience": 1}, [1.0, 1.0]),
+    ],
+)
+def test_a_run_that_any_rule_has_ended_stays_ended(options, values):
+    callback = fl.early_stopping("val/loss", **options)
+    step = fl.grad(lambda model, batch: model(batch).mean())
+    state = step.init(torch.nn.Linear(1, 1))
+    state = callback.init(state, {"val/loss": fl.Last(1.0)})
+    assert callback.stopped(state) is None
+    for value in values:
+        state, metrics = callback(state, {"val/loss": fl.Last(value)})
+    assert callback.stopped(state) == metrics["early_stopping"].reason
+    state, _ = callback(state, {"val/loss": fl.Last(0.9)})
+    assert callback.stopped(state) is None

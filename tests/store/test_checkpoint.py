@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+import fnloop as fl
 from fnloop.effects.effect import Effect, Run
 from fnloop.store.checkpoint import checkpoint
 from fnloop.store.folders import best, latest
@@ -240,7 +241,7 @@ def test_a_full_disk_is_warned_of_once_and_tried_again(tmp_path, monkeypatch):
     go(effect, range(1, 5), [(4, 3.0)])
     full = shutil.disk_usage(tmp_path)._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
-    with pytest.warns(UserWarning, match="step-00000008 was not saved.*The run goes on") as caught:
+    with pytest.warns(UserWarning, match="step-00000008 was not saved.*The run continues") as caught:
         go(effect, range(5, 17), {8: 2.0, 16: 1.0}.items())
     assert len(caught) == 1
     assert on_disk(tmp_path) == [4]
@@ -385,7 +386,7 @@ def test_another_monitor_begins_anew_and_deletes_nothing_of_the_old(tmp_path):
     scores = {4: 1.0, 8: 2.0}.items()
     go(begin(checkpoint(tmp_path, monitor="val/loss", name="c")), range(1, 9), scores)
     effect = checkpoint(tmp_path, keep=1, monitor="val/acc", mode="max", name="c")
-    with pytest.warns(UserWarning, match=r"'val/loss' \(min\), and now is by 'val/acc' \(max\)"):
+    with pytest.warns(UserWarning, match=r"'val/loss' \(min\), and now monitors 'val/acc' \(max\)"):
         recalled(effect, latest(tmp_path), 8)
     go(effect, range(9, 17), {12: 0.5, 16: 0.6}.items(), name="val/acc")
     assert on_disk(tmp_path) == [4, 8, 16]
@@ -430,3 +431,28 @@ def test_what_is_not_the_end_of_an_epoch_is_not_taken_for_one(tmp_path):
     effect = begin(checkpoint(tmp_path))
     effect(state_at(0), {"lr": Last(0.1)})
     assert on_disk(tmp_path) == []
+
+
+def test_memory_that_grows_is_refused_when_it_is_saved(tmp_path):
+    @fl.tree
+    class collect(fl.Callback):
+        label = "collect"
+        name: str = "collect"
+
+        def init_state(self, state, metrics):
+            return {"losses": torch.zeros(1)}
+
+        def __call__(self, state, x):
+            losses = state[self.name]["losses"]
+            if int(state.cursor[2]) > 2:
+                losses = torch.cat([losses, torch.ones(1)])
+            return state.put(self.name, {"losses": losses}), x
+
+    step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    saving = fl.checkpoint(tmp_path, every=1, unit="step")
+    state = step.init(torch.nn.Linear(2, 1))
+    with pytest.raises(ValueError, match=r"slots/collect/losses +f32\[1\] +f32\[2\]"):
+        fl.fit(
+            step, state, fl.Batches(torch.ones(8, 2), 2), epochs=2, callbacks=[collect(), saving]
+        )
+    assert fl.latest(tmp_path).name == "step-00000002"
