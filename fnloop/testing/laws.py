@@ -100,7 +100,14 @@ def check_init(
 ) -> None:
     """Law 3: `init` is idempotent, and keeps everything that a state has.
 
+    Args:
+        step: Any stage.
+        model: As in `Stage.init`.
+        seed: As in `Stage.init`.
+        metrics: For a callback, an example of the metrics, whose memory is made from them.
+
     Raises:
+        TypeError: `metrics` lacks one that the callback needs.
         LawError: With a table of the leaves that differ.
     """
     init = _init_of(step, metrics)

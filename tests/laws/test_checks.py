@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any, ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -134,3 +137,59 @@ def test_fixtures_are_the_checks(pytester):
         """
     )
     pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_init_of_a_callback():
+    watch = fl.early_stopping("val/loss", patience=2)
+    with pytest.raises(TypeError, match=r"needs val/loss\. Give an example: .*metrics="):
+        testing.check_init(watch, nn.Linear(2, 1))
+    testing.check_init(watch, nn.Linear(2, 1), metrics={"val/loss": fl.Mean(1.0, 1)})
+    testing.check_init(watch, state(), metrics={"val/loss": fl.Mean(1.0, 1)})
+
+    @fl.tree
+    class Forgetful(fl.Callback):
+        name: str = "forgetful"
+
+        def init(self, state, metrics):
+            return state.put(self.name, torch.rand(()))
+
+    with pytest.raises(LawError, match="law 3"):
+        testing.check_init(Forgetful(), nn.Linear(2, 1))
+
+
+def test_compiles_takes_gradient_stages():
+    grad = fl.pipe(loss, fl.grad, fl.accumulate(2))
+    testing.check_compiles(grad, grad.init(nn.Linear(2, 1)), [torch.ones(4, 2)] * 2)
+
+
+def test_compiles_says_that_a_callback_is_none():
+    with pytest.raises(TypeError, match=r"early_stopping\(.* is a callback"):
+        testing.check_compiles(fl.early_stopping("loss"), state(), [])
+
+
+@fl.tree
+class Cut(fl.StepStage):
+    wraps: ClassVar[str] = "step"
+    inner: Any
+    factor: Any
+    other: Any
+
+    def __call__(self, state, x):
+        after, metrics = self.inner(state, x)
+        factor = self.factor.detach() * self.other
+        return after.replace(params=after.params.scale(factor)), metrics
+
+
+def test_differentiable_names_the_leaf():
+    factor, other = (torch.tensor(v, dtype=torch.float64) for v in (0.5, 0.7))
+    step = functools.partial(Cut, factor=factor, other=other)(STEP)
+    double = step.init(nn.Linear(2, 1).double())
+    with pytest.raises(LawError, match=r"off most is the hyperparameter factor: 0 where finite"):
+        testing.check_differentiable(step, double, torch.ones(3, 2).double())
+
+    def cut(state, batch):
+        held = {"bias": state.params["bias"].detach()}
+        return STEP(state.replace(params={**state.params, **held}), batch)
+
+    with pytest.raises(LawError, match=r"off most is the parameter bias: "):
+        testing.check_differentiable(cut, double, torch.ones(3, 2).double())
