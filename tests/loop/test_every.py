@@ -105,7 +105,7 @@ def test_a_name_that_would_not_last_is_refused():
         def __call__(self, s, metrics):
             return s, metrics
 
-    with pytest.raises(ValueError, match="none that lasts"):
+    with pytest.raises(ValueError, match="no name that stays the same"):
         fl.every(3, Callable_())
     assert fl.every(3, Callable_(), name="mine").name == "mine"
 
