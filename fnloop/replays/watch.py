@@ -168,7 +168,7 @@ _WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 
 def watched(step: Any) -> Any:
-    """The same step, to the bit, whose gradient stages report to the `Watch` in force.
+    """The same step, to the bit, with gradient stages that report to the active `Watch`.
 
     >>> import fnloop as fl
     >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))

@@ -1,4 +1,4 @@
-"""What stages may ask for while a step is recorded."""
+"""The recording of a step: its random numbers, and checks of what it uses and changes."""
 
 from __future__ import annotations
 
