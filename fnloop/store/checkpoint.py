@@ -161,6 +161,7 @@ class checkpoint(Effect):
         score = self._score(metrics) if self.monitor else None
         requested = self._request.taken()
         if self._kept.add(cursor.count, score, due, requested) is not None:
+            _check_shapes(self._shapes, state)
             if self._worker is None:
                 self._tell(_failures(self._job(state, score, due, requested, "running")))
                 return
@@ -283,7 +284,6 @@ class checkpoint(Effect):
         self._kept = kept
         began = time.monotonic()
         try:
-            _check_shapes(self._shapes, state)
             save(state, self.folder, files=self.files, memos={**memos, own: self.memo()}, **about)
         except BaseException:
             self._kept = before
@@ -346,7 +346,7 @@ def _shapes(state: State) -> dict[str, str]:
 
 
 def _check_shapes(first: Mapping[str, str], state: State) -> None:
-    """Refuse to save memory that has grown: it could not be resumed."""
+    """Raise if memory has grown: a run could not be resumed from it. (Closing saves it anyway.)"""
     changed = [
         (f"slots/{path}", first[path], shape)
         for path, shape in _shapes(state).items()
