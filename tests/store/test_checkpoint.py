@@ -241,7 +241,9 @@ def test_a_full_disk_is_warned_of_once_and_tried_again(tmp_path, monkeypatch):
     go(effect, range(1, 5), [(4, 3.0)])
     full = shutil.disk_usage(tmp_path)._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
-    with pytest.warns(UserWarning, match="step-00000008 was not saved.*The run continues") as caught:
+    with pytest.warns(
+        UserWarning, match="step-00000008 was not saved.*The run continues"
+    ) as caught:
         go(effect, range(5, 17), {8: 2.0, 16: 1.0}.items())
     assert len(caught) == 1
     assert on_disk(tmp_path) == [4]
