@@ -111,7 +111,7 @@ def norm(xs: Storages, bulk: bool) -> Tensor:
     if not bulk or not dtypes <= _EXACT:
         norms = [torch.linalg.vector_norm(x, dtype=_wide(x)) for x in xs]
         return torch.linalg.vector_norm(torch.stack([n.to(_widest(norms)) for n in norms]))
-    if len(dtypes) == 1 and len(xs) > 1 and are_small(xs):
+    if len(dtypes) == 1 and len(xs) > 1 and _are_small(xs):
         return torch.linalg.vector_norm(_flatten(xs))
     norms = torch._foreach_norm(xs)
     return torch.linalg.vector_norm(torch.stack([n.to(_widest(norms)) for n in norms]))
@@ -124,16 +124,6 @@ def all_finite(xs: Storages) -> Tensor:
     # x - x is nan if x is not finite, else 0. Inductor vectorizes this sum, but not a reduction of
     # isfinite; it would simplify 0 * x away.
     return torch.stack([(x - x).sum().to(torch.float32) for x in xs]).sum() == 0
-
-
-def all_finite_(xs: Storages) -> bool:
-    """`all_finite` for float32 on the CPU, faster. Rewrites the values in place, unchanged."""
-    found = torch.zeros((), dtype=torch.float32, device="cpu")
-    torch._amp_foreach_non_finite_check_and_unscale_(xs, found, _ONE)
-    return not found.item()
-
-
-_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 def select(condition: Tensor, xs: Storages, ys: Storages) -> Storages:
@@ -176,7 +166,7 @@ def _same_dtypes(xs: Storages, ys: Storages) -> bool:
     return list(map(_DTYPE, xs)) == list(map(_DTYPE, ys))
 
 
-def are_small(xs: Storages) -> bool:
+def _are_small(xs: Storages) -> bool:
     """Whether the tensors have fewer than `SMALL` values on average."""
     return sum(map(Tensor.numel, xs)) < SMALL * len(xs)
 

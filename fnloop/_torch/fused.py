@@ -197,8 +197,7 @@ def _fit(params: Storages, grads: Storages, memory: Sequence[Storages]) -> bool:
     Raises:
         ValueError: The memory has other shapes than the parameters.
     """
-    tensors = [*params, *grads]
-    kinds = set(map(_KIND, tensors))
+    kinds = set(map(_KIND, [*params, *grads, *[t for part in memory for t in part]]))
     if len(kinds) > 1 or not kinds <= _KINDS:
         return False
     shapes = list(map(_SHAPE, params))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -43,15 +44,12 @@ class chain(Optimizer):
                     "class must be called (adamw(), not adamw), and torch's optimizers are wrapped "
                     "by from_torch."
                 )
-        seen: set[str] = set()
-        for name in (name for optimizer in optimizers for name in optimizer.names()):
-            if name in seen:
-                raise ValueError(
-                    f"chain: two transforms are named {name!r}, so their memory would collide. "
-                    'Rename one of them: adamw(..., name="second").'
-                )
-            seen.add(name)
         object.__setattr__(self, "optimizers", optimizers)
+        if twice := [name for name, n in Counter(self.names()).items() if n > 1]:
+            raise ValueError(
+                f"chain: two transforms are named {twice[0]!r}, so their memory would collide. "
+                'Rename one of them: adamw(..., name="second").'
+            )
 
     @property
     def makes(self) -> Makes:

@@ -93,11 +93,8 @@ class by_label(Optimizer):
         )
 
     def hyperparameters(self) -> dict[str, Any]:
-        return {
-            f"{label}.{key}": value
-            for label, optimizer in self.optimizers.items()
-            for key, value in optimizer.hyperparameters().items()
-        }
+        parts = [(label, o.hyperparameters()) for label, o in self.optimizers.items()]
+        return {f"{label}.{key}": value for label, part in parts for key, value in part.items()}
 
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
         optimizers: dict[str, Optimizer] = {}

@@ -23,8 +23,8 @@ class from_torch(Optimizer):
     """Use any ``torch.optim.Optimizer`` class, also third-party ones.
 
     Slow: each step rebuilds the torch optimizer on copies of the parameters and of its state, so
-    its inputs are never modified. It cannot be compiled, differentiated, transformed by
-    ``torch.func``, or run on an accelerator. Its memory is the torch optimizer's state and the
+    its inputs are never modified. It cannot be compiled, differentiated, run under
+    ``torch.func`` or on an accelerator. Its memory is the torch optimizer's state and the
     entries of the parameter group that it changes. All parameters are in one group; for several,
     use `fl.optim.by_label`.
 
@@ -37,8 +37,8 @@ class from_torch(Optimizer):
         TypeError: `optimizer` is not such a class, or needs a closure (as ``LBFGS``); a keyword is
             unknown; or, at `init`, its state contains something other than tensors, numbers, None,
             dicts and lists, or is kept in attributes.
-        RuntimeError: It is compiled or transformed; or the structure of its state changes after the
-            second step.
+        RuntimeError: It is compiled, or runs under ``torch.func``; or the structure of its state
+            changes after the second step.
 
     >>> optimizer = from_torch(torch.optim.Rprop, lr=0.1)
     >>> params = Tensors({"w": torch.ones(2)})
@@ -81,8 +81,7 @@ class from_torch(Optimizer):
     def init_state(self, params: Tensors) -> dict[str, Any]:
         # torch creates the state in the first step. Run two steps on copies, with nonzero
         # gradients, to see which entries of the parameter group change.
-        copies = _copies(params)
-        if not copies:  # torch refuses an empty parameter list
+        if not (copies := _copies(params)):  # torch refuses an empty parameter list
             return {}
         torch_optimizer = self._build(copies, 0)
         before, attributes = _group(torch_optimizer), _attributes(torch_optimizer)
@@ -146,8 +145,7 @@ class from_torch(Optimizer):
         own, numbers = memory[self.name], {k: look(at(v, step)) for k, v in self.numbers.items()}
         started = {name: look(own["started"][name]) for name in params}
         self._check(params, grads, [finite, *started.values(), *numbers.values()])
-        copies = _copies(params)
-        if not copies:
+        if not (copies := _copies(params)):
             return params, memory
         torch_optimizer = self._build(copies, step)
         state: Any = torch_optimizer.state
@@ -173,9 +171,8 @@ class from_torch(Optimizer):
                 f"{self!r}: this optimizer changed the structure of its state after its first "
                 f"steps, which from_torch does not support: {', '.join(wrong)}."
             )
-        return params.wide().like(
-            {name: p.detach() for name, p in zip(params, copies, strict=True)}
-        ), {**memory, self.name: new}
+        moved = {name: p.detach() for name, p in zip(params, copies, strict=True)}
+        return params.wide().like(moved), {**memory, self.name: new}
 
     def _check(self, params: Tensors, grads: Tensors, values: list[Any]) -> None:
         """Raise where values cannot be read, or a derivative would be lost."""
@@ -201,14 +198,10 @@ class from_torch(Optimizer):
         self, torch_optimizer: torch.optim.Optimizer, params: Tensors, copies: list[Tensor]
     ) -> dict[str, Any]:
         state: Any = torch_optimizer.state
+        named = zip(params, copies, strict=True)
+        own = {name: pack(state.get(p, {}), f"state[{name!r}]") for name, p in named}
         shared = {key: value for key, value in state.items() if not isinstance(key, Tensor)}
-        return {
-            "state": {
-                name: pack(state.get(p, {}), f"state[{name!r}]")
-                for name, p in zip(params, copies, strict=True)
-            },
-            "shared": pack(shared, "state"),
-        }
+        return {"state": own, "shared": pack(shared, "state")}
 
 
 def _parameters(optimizer: Any) -> dict[str, inspect.Parameter]:
@@ -224,8 +217,7 @@ def _parameters(optimizer: Any) -> dict[str, inspect.Parameter]:
             f"from_torch: {optimizer.__name__} needs a closure to evaluate the loss several times "
             "per step; an update is a function of one gradient."
         )
-    known = list(inspect.signature(optimizer).parameters.items())
-    return dict(known[1:])
+    return dict(list(inspect.signature(optimizer).parameters.items())[1:])
 
 
 def _copies(params: Tensors) -> list[Tensor]:
@@ -245,12 +237,9 @@ def _group(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The numbers and tensors in its attributes, and the state size of optimizers inside it."""
-    found = _values(vars(optimizer))
-    for name, value in vars(optimizer).items():
-        if isinstance(value, torch.optim.Optimizer):
-            state: Any = value.state
-            found[f"{name}.state"] = len(state)
-    return found
+    own: dict[str, Any] = vars(optimizer)
+    inner = {key: value for key, value in own.items() if isinstance(value, torch.optim.Optimizer)}
+    return {**_values(own), **{f"{key}.state": len(value.state) for key, value in inner.items()}}
 
 
 def _values(mapping: Mapping[str, Any]) -> dict[str, Any]:

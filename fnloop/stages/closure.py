@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from fnloop.trees.nodes import is_tree, tree_leaves
 def closed_over(function: Any) -> tuple[Tensor, ...]:
     """The tensors that a function finds in its closure, its defaults or its module.
 
-    Other functions that it finds there are searched too, and containers and trees. The parameters
-    of other modules (a teacher's) are left out: they require gradients by default, whether or not
-    anybody asks for those.
+    Other functions that it finds there are searched too, and containers, trees and attributes of
+    objects. The parameters of other modules (a teacher's) are left out: they require gradients by
+    default, whether or not anybody asks for those.
 
     >>> weight = torch.tensor(2.0)
     >>> def make(weight):
@@ -26,19 +26,32 @@ def closed_over(function: Any) -> tuple[Tensor, ...]:
     >>> closed_over(make(weight)) == (weight,)
     True
     """
-    return tuple(_tensors(function, set()))
+    found: list[Tensor] = []
+    seen: set[int] = set()
+    waiting = [function]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, _NOT_SEARCHED):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            found.append(value)
+        else:
+            waiting += _parts(value)
+    return tuple(found)
 
 
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    if id(value) in seen or isinstance(value, torch.nn.Module):
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        if not isinstance(value, torch.nn.Parameter):
-            yield value
-        return
-    for part in _parts(value):
-        yield from _tensors(part, seen)
+_NOT_SEARCHED = (
+    torch.nn.Module,
+    torch.nn.Parameter,
+    types.ModuleType,
+    type,
+    str,
+    bytes,
+    int,
+    float,
+    type(None),
+)
 
 
 def _parts(value: Any) -> Iterator[Any]:
@@ -53,8 +66,8 @@ def _parts(value: Any) -> Iterator[Any]:
                 continue
         for name in value.__code__.co_names:
             found = value.__globals__.get(name)
-            local = getattr(found, "__module__", None) == value.__module__
-            if isinstance(found, Tensor) or (isinstance(found, types.FunctionType) and local):
+            # Functions of other modules, such as torch's, use no tensors of the user.
+            if not callable(found) or getattr(found, "__module__", None) == value.__module__:
                 yield found
     elif isinstance(value, types.MethodType):
         yield from (value.__func__, value.__self__)
@@ -62,8 +75,10 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from (value.func, value.args, value.keywords)
     elif isinstance(value, (list, tuple)):
         yield from value
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         yield from value.values()
-    elif is_tree(value):
-        yield getattr(value, "call", None)
-        yield from tree_leaves(value)
+    else:
+        yield getattr(type(value), "__call__", None)  # noqa: B004 - the function itself is wanted
+        yield from getattr(value, "__dict__", {}).values()
+        if is_tree(value):
+            yield from tree_leaves(value)

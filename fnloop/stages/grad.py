@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from fnloop.trees.show import short
 from fnloop.values.grads import Grads
 from fnloop.values.randomness import randomness
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -52,6 +54,8 @@ class Grad(GradStage):
 
             return state.skeleton.call(run, params, state.buffers, training=True)
 
+        params = state.params.peek()
+        versions = list(map(_VERSION, params))
         try:
             with randomness(state, "loss"):
                 (mean, weight, metrics), buffers = gradients(
@@ -59,8 +63,10 @@ class Grad(GradStage):
                 )
         except NoGradientError:
             if torch.is_inference_mode_enabled():
-                raise RuntimeError(_INFERENCE) from None
+                raise RuntimeError(INFERENCE) from None
             raise ValueError(_NO_GRADIENT.format(loss=self.loss)) from None
+        if list(map(_VERSION, params)) != versions:
+            _refuse_writes(state.params, versions, self.loss)
         mean = mean.wide()
         if scale is not None:
             mean = mean.scale(1 / scale)
@@ -106,7 +112,8 @@ def grad(loss: Callable[..., Any]) -> Grad:
         TypeError: `loss` is not callable; or, at the call, returns something else.
         ValueError: At the call, the loss depends on no parameter that requires gradients, or is
             not a scalar.
-        RuntimeError: It is called inside ``torch.inference_mode()``.
+        RuntimeError: It is called inside ``torch.inference_mode()``, or the model writes to a
+            parameter in place.
 
     >>> step = grad(lambda model, batch: model(batch).square().mean())
     >>> state = step.init(torch.nn.Linear(2, 1))
@@ -124,10 +131,27 @@ _NO_GRADIENT = (
 )
 
 
-_INFERENCE = (
+INFERENCE = (
     "A training step cannot run inside torch.inference_mode(), which has no gradients. Leave that "
     "block, or use torch.no_grad() instead: a step runs inside it as usual."
 )
+
+
+_VERSION = attrgetter("_version")
+"""How often a tensor has been written to."""
+
+_WRITTEN = (
+    "The loss {loss} writes to the parameter {name!r} in place, so the state that the step was "
+    "given has changed. A step is a function: make a new tensor (x = x * 2 in place of x *= 2). Of "
+    "the layers of torch, an embedding with max_norm writes to its weight: bound the weight's norm "
+    "in a stage after update instead."
+)
+
+
+def _refuse_writes(params: Tensors, versions: Sequence[int], loss: Any) -> NoReturn:
+    changed = zip(params.names, params.peek(), versions, strict=True)
+    name = next(name for name, t, version in changed if t._version != version)
+    raise RuntimeError(_WRITTEN.format(loss=loss, name=name))
 
 
 def _is_recorded(stage: Grad, state: State, batch: Any) -> bool:
@@ -135,6 +159,8 @@ def _is_recorded(stage: Grad, state: State, batch: Any) -> bool:
     if not torch.is_grad_enabled():
         return False
     if not (state.params.plain and state.buffers.plain):
+        return True
+    if takes_state(stage.loss) and require_grad(tree_leaves(state.slots)):
         return True
     if stage._closed_over and require_grad(stage._closed_over):
         return True

@@ -69,7 +69,9 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
         weight = as_tensor(result.weight, total.device)
         if detach:
             weight = weight.detach()
-        loss = Mean(as_tensor(total.detach() if detach else total, total.device), weight)
+        # A total of weight zero counts for nothing, as in the gradient, even if it is nan.
+        total_ = as_tensor(total.detach() if detach else total, total.device)
+        loss = Mean(torch.where(weight == 0, 0.0, total_), weight)
         return LossResult(total, None, weight, _reported(loss, extra, batch, who, detach))
     if not isinstance(result, Tensor):
         raise TypeError(

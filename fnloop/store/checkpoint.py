@@ -354,7 +354,7 @@ def _check_shapes(first: Mapping[str, str], state: State) -> None:
     ]
     if changed:
         raise ValueError(
-            "checkpoint: memory has changed its shape since the first step, so that a run could "
+            "The memory has changed its shape since the first step, so that a run could "
             "not be resumed from it:\n"
             + table(("leaf", "first", "now"), changed)
             + "\nThe usual cause is a callback that collects values. Give its memory a fixed "

@@ -17,6 +17,7 @@ from torch import Tensor
 from fnloop._torch.graph import quiet
 from fnloop._torch.tracing import opaque, recording
 from fnloop.stages.base import Kind, Stage
+from fnloop.stages.grad import INFERENCE
 from fnloop.stages.lift import stage
 from fnloop.transforms.compile_errors import CompileError, check_leaf, translated
 from fnloop.transforms.kept import Kept
@@ -159,6 +160,8 @@ class Compiled(Stage):
         )
 
     def _compile(self, inputs: Inputs, x: Any) -> Program:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(INFERENCE)
         for path, leaf in [*tree_items(x), *tree_items(self.inner)]:
             check_leaf(path, leaf)
         start = time.perf_counter()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fnloop.trees.nodes import tree
-from fnloop.values.choice import look, select
+from fnloop.values.choice import look
 from fnloop.values.merging import merge
 from fnloop.values.tensors import Tensors
 
@@ -59,8 +59,12 @@ class Grads:
         return new
 
     def merge(self, other: Self) -> Self:
-        """Merge with the gradients of another part. A part of weight zero changes nothing."""
-        return self._merged(other, False)
+        """Merge with the gradients of another part.
+
+        A part of weight zero changes no value, even if its gradients are not finite. Parameters
+        that only such a part reached have a gradient of zero.
+        """
+        return self._merged(other, False)[0]
 
     @classmethod
     def fold(cls, parts: Iterable[Self]) -> Self:
@@ -70,28 +74,32 @@ class Grads:
             ValueError: `parts` is empty.
         """
         merged: Self | None = None
-        for i, part in enumerate(parts):
-            # From the second merge on, `merged` was made here and can be updated in place.
-            merged = part if merged is None else merged._merged(part, i > 1)
+        owned = False  # whether merging computed `merged.mean`, so that it can be overwritten
+        for part in parts:
+            merged, owned = (part, False) if merged is None else merged._merged(part, owned)
             del part
         if merged is None:
             raise ValueError("There are no gradients to fold: got no part.")
         return merged
 
-    def _merged(self, other: Self, in_place: bool) -> Self:
+    def _merged(self, other: Self, owned: bool) -> tuple[Self, bool]:
+        """Merge, overwriting `self.mean` if it is owned; and whether the new mean is owned."""
         total = self.weight + other.weight
         share = look(other.weight.double() / torch.where(total > 0, total, torch.ones_like(total)))
         ours, theirs = _same_names(self.mean, other.mean)
+        owned = owned and ours is self.mean
         if isinstance(share, Tensor):
             # Select the parts of weight zero away: zero times inf or nan would be nan.
-            mean = ours.lerp(theirs, share).where(other.weight > 0, ours)
-            mean = mean.where(self.weight > 0, theirs)
+            mean = ours.lerp(theirs, share).where(share > 0, ours).where(share < 1, theirs)
+            finite = (self.finite | (share == 1)) & (other.finite | (share == 0))
         elif share in (0.0, 1.0):
-            mean = select(share == 1.0, theirs, ours)
+            mean, finite = (theirs, other.finite) if share else (ours, self.finite)
+            owned = owned and not share
         else:
-            mean = ours.lerped(theirs, share, in_place and ours is self.mean)
+            mean = ours.lerped(theirs, share, owned)
+            finite, owned = self.finite & other.finite, True
         metrics = merge((self.metrics, other.metrics))
-        return type(self)(mean, total, self.finite & other.finite, metrics)
+        return type(self)(mean, total, finite, metrics), owned
 
 
 def _same_names(a: Tensors, b: Tensors) -> tuple[Tensors, Tensors]:

@@ -25,7 +25,6 @@ class NamedTensors(Mapping[str, Tensor]):
 
     __slots__ = (
         "__weakref__",
-        "_fresh",
         "_kinds",
         "_norm",
         "_plain",
@@ -46,7 +45,6 @@ class NamedTensors(Mapping[str, Tensor]):
     _kinds: Kinds | None
     _norm: Tensor | None
     _plain: bool | None  # whether no storage requires gradients; None if not known yet
-    _fresh: bool  # made by a backward pass: a kernel may rewrite its own values in place
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         pairs = [name for name, t in named.items() if _is_complex(t)]
@@ -247,7 +245,7 @@ class NamedTensors(Mapping[str, Tensor]):
 
 def _set(self: NamedTensors, layout: Layout, storages: Storages) -> None:
     self.layout, self._storages, self._views, self._norm = layout, storages, None, None
-    self._plain, self._kinds, self._fresh = None, None, False
+    self._plain, self._kinds = None, None
     self.seen = self.owned = False
 
 

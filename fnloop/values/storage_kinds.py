@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 _FACTS = attrgetter("shape", "dtype", "is_cpu", "layout")
-SINGLE = frozenset((torch.float32,))
-DOUBLE = frozenset((torch.float64,))
+_SINGLE, _DOUBLE = frozenset((torch.float32,)), frozenset((torch.float64,))
 
 
 class Kinds:
@@ -30,14 +29,16 @@ class Kinds:
         self._facts = list(map(_FACTS, storages))
         self.dtypes = frozenset([facts[1] for facts in self._facts])
         self.quick = (
-            (self.dtypes == SINGLE or self.dtypes == DOUBLE)
+            self.dtypes in (_SINGLE, _DOUBLE)
             and all([facts[2] and facts[3] is torch.strided for facts in self._facts])
             and all(map(Tensor.is_contiguous, storages))
         )
         return self
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Kinds) and self._facts == other._facts)
+        return self is other or (
+            isinstance(other, Kinds) and self.quick == other.quick and self._facts == other._facts
+        )
 
     def __hash__(self) -> int:
         return hash(self.dtypes)

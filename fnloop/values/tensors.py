@@ -14,7 +14,6 @@ from fnloop._torch.tracing import opaque
 from fnloop.values.layouts import Separate
 from fnloop.values.named_tensors import NamedTensors
 from fnloop.values.operators import NoOperators
-from fnloop.values.storage_kinds import SINGLE
 
 Scalar: TypeAlias = Any  # a number or a 0-d tensor
 
@@ -101,14 +100,13 @@ class Tensors(NoOperators, NamedTensors):
             made._kinds = self.kinds if self.kinds.quick else None  # as the backward pass sees to
         else:
             made = self.like(dict(zip(self.names, found, strict=True)))  # type: ignore[arg-type]
-        made._fresh = True
         return made
 
     # Elementwise arithmetic.
 
     def add(self, other: Tensors | Scalar) -> Tensors:
         """``self + other``, in the dtypes of `self`."""
-        if isinstance(other, Tensors) and other.dtypes != self.dtypes:
+        if isinstance(other, Tensors) and other.kinds != self.kinds:
             return self.wide()._both(foreach.add, other).cast(self)
         return self._both(foreach.add, other)
 
@@ -143,8 +141,7 @@ class Tensors(NoOperators, NamedTensors):
         theirs = self._aligned(other)
         if in_place and self._bulk(other) and len(self.dtypes | other.dtypes) == 1:
             foreach.lerp_(self._storages, theirs, weight)
-            self._norm = None
-            return self
+            return self._new(self._storages)
         return self.lerp(other, weight)
 
     def sqrt(self) -> Tensors:
@@ -197,11 +194,13 @@ class Tensors(NoOperators, NamedTensors):
 
     def norm(self) -> Tensor:
         """The Euclidean norm of all values together: 0-d, float32 or wider."""
-        if self._norm is not None:
+        if self._norm is not None and not self.owned:
             return self._norm
         bulk = self._bulk()
         norm = foreach.norm(self._storages, bulk)
-        if bulk and self.plain:  # do not cache a norm that lost its graph under no_grad
+        # Do not cache a norm that lost its graph under no_grad, nor one of memory that a donating
+        # step may overwrite.
+        if bulk and self.plain and not self.owned:
             self._norm = norm
         return norm
 
@@ -215,8 +214,6 @@ class Tensors(NoOperators, NamedTensors):
         storages = self._storages
         if not self._bulk() or not storages or not storages[0].is_cpu:
             return foreach.all_finite(storages)
-        if self._fresh and self.dtypes == SINGLE and foreach.are_small(storages):
-            return foreach.all_finite_(storages)
         # A finite norm means finite values. The norm may overflow, so otherwise check the values.
         if math.isfinite(self.norm().item()):
             return True
@@ -276,7 +273,10 @@ class Tensors(NoOperators, NamedTensors):
         bulk = self._bulk(other if isinstance(other, Tensors) else theirs)
         if bulk and isinstance(theirs, Tensor):  # foreach would promote 0-d operands on a GPU
             bulk = False
-        return self._bulky(kernel(self._storages, theirs, bulk), bulk)
+        new = self._bulky(kernel(self._storages, theirs, bulk), bulk)
+        if isinstance(other, Tensors) and new._kinds is not None and other.kinds != new._kinds:
+            new._kinds = None  # the dtypes may have been promoted
+        return new
 
     def _each(self, kernel: Any) -> Tensors:
         bulk = self._bulk()
@@ -286,7 +286,9 @@ class Tensors(NoOperators, NamedTensors):
         """Wrap a kernel's results; foreach kernels give tensors without a graph."""
         new = self._new(tuple(storages))
         if bulk:
-            new._plain, new._kinds = True, self._kinds
+            new._plain = True
+            if self._kinds is not None and self._kinds.quick:
+                new._kinds = self._kinds
         return new
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import types
 
+import pytest
 import torch
 from torch import nn
 
@@ -11,6 +13,7 @@ import fnloop as fl
 from fnloop.stages.closure import closed_over
 
 GLOBAL = torch.tensor(3.0)
+GLOBALS = {"weight": torch.tensor(4.0)}
 
 
 def by_global(model, batch):
@@ -55,6 +58,33 @@ def test_fields_of_a_tree_and_the_object_of_a_method():
     weighted = Weighted(torch.tensor(2.0))
     assert ids(closed_over(weighted)) == ids((weighted.weight,))
     assert ids(closed_over(weighted.loss)) == ids((weighted.weight,))
+
+
+def test_attributes_of_an_object_and_containers_in_globals():
+    class Weighted:
+        def __init__(self, weight):
+            self.options = types.SimpleNamespace(weight=weight)
+
+        def __call__(self, model, batch):
+            return GLOBALS["weight"] * self.options.weight * model(batch)
+
+    weighted = Weighted(torch.tensor(2.0))
+    expected = ids((weighted.options.weight, GLOBALS["weight"]))
+    assert ids(closed_over(weighted)) == ids(closed_over(weighted.__call__)) == expected
+
+
+def test_the_derivative_by_a_slot_of_the_state():
+    factor = torch.tensor(2.0, requires_grad=True)
+
+    def loss(model, batch, state):
+        return state["factor"] * model(batch).mean()
+
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    state = step.init(nn.Linear(2, 1, bias=False))
+    state = state.replace(slots={**state.slots, "factor": factor})
+    after, _ = step(state, torch.ones(3, 2))
+    (slope,) = torch.autograd.grad(after.params["weight"].sum(), factor)
+    assert slope.item() == pytest.approx(-0.2)  # each of two weights moves by -0.1 * factor
 
 
 def test_parameters_of_modules_are_left_out():

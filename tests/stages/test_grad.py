@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -263,3 +265,53 @@ def test_an_error_in_the_loss_says_with_which_batch():
     with pytest.raises(RuntimeError) as caught:
         fl.evaluate(loss, state, [wrong])
     assert "f32[4,7]" in caught.value.__notes__[0]
+
+
+def test_a_model_that_writes_to_a_parameter_is_refused():
+    step = fl.pipe(lambda model, x: model(x).square().mean(), fl.grad)
+    state = step.init(nn.Embedding(5, 3, max_norm=0.1))
+    with pytest.raises(RuntimeError, match=r"'weight' in place(.|\n)*max_norm"):
+        step(state, torch.tensor([1, 2]))
+
+
+class _Scaled(torch.autograd.Function):
+    """The mean of w * x, whose gradient by w is the saved x itself."""
+
+    @staticmethod
+    def forward(ctx, w, x):
+        ctx.save_for_backward(x)
+        return (w * x).sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.saved_tensors[0], None
+
+
+class _Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x):
+        return _Scaled.apply(self.w, x[0])
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize("optimizer", [fl.optim.sgd, fl.optim.adamw])
+def test_a_gradient_that_is_the_batch_is_not_written_to(optimizer, tmp_path):
+    numpy.save(tmp_path / "x.npy", numpy.ones((4, 4), dtype=numpy.float32))
+    x = torch.from_numpy(numpy.load(tmp_path / "x.npy", mmap_mode="r"))
+    loss = lambda model, x: model(x)  # noqa: E731
+    clipped = fl.optim.chain(fl.optim.clip_by_norm(1.0), optimizer(0.1))
+    step = fl.pipe(loss, fl.grad, fl.accumulate(4), fl.update(clipped))
+    step(step.init(_Model()), x)  # a write would be a segmentation fault
+    copy = x.clone()
+    step(step.init(_Model()), copy)
+    assert torch.equal(copy, torch.ones(4, 4))
+
+
+def test_a_loss_of_weight_zero_leaves_the_mean_loss_alone():
+    loss = lambda model, x: fl.Mean((model(x) / x).sum() * (x > 0).sum(), (x > 0).sum())  # noqa: E731
+    step = fl.pipe(loss, fl.grad, fl.accumulate(2), fl.update(fl.optim.sgd(0.1)))
+    _, metrics = step(step.init(nn.Linear(1, 1)), torch.tensor([[0.0], [1.0]]))
+    assert math.isfinite(metrics["loss"])

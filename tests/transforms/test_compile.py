@@ -646,3 +646,13 @@ def test_max_autotune_is_asked_of_inductor(monkeypatch):
         fast(fast.init(net()), batch())
     assert [bool(options.get("max_autotune")) for options in asked] == [False, True]
     assert all(options["cpp_wrapper"] for options in asked)
+
+
+def test_inside_inference_mode_it_says_what_to_do():
+    step = fl.compile(
+        fl.pipe(lambda model, x: model(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1))),
+        backend="aot_eager",
+    )
+    state = step.init(torch.nn.Linear(2, 1))
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
+        step(state, torch.ones(3, 2))

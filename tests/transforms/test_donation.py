@@ -696,3 +696,11 @@ def test_donating_shares_its_graphs_with_the_plain_step():
     assert step.donating() is step.donating()
     assert step.donating().donate and not step.donate
     assert step.donating().donating() is step.donating()
+
+
+def test_a_norm_is_that_of_the_values_now():
+    state = STEP.init(net())
+    for i in range(3):
+        state, _ = STEP(state, batch(seed=i))
+        for tensors in (state.params, state["ema"]):
+            assert torch.equal(tensors.norm(), tensors.clone().norm())

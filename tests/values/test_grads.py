@@ -46,6 +46,31 @@ def test_a_part_of_weight_zero_changes_nothing_whatever_is_in_it(bad, vmapped):
         assert mean == part(3.0, 2).mean
 
 
+@pytest.mark.parametrize("weights", [(0, 2, 2), (2, 0, 2), (2, 2, 0), (0, 0, 2), (0, 2, 0)])
+def test_folding_writes_into_no_part(weights):
+    shared = torch.tensor([3.0])  # autograd returns one tensor for the gradients of a + b
+    parts = [
+        fl.Grads(Tensors({"a": shared, "b": shared}), torch.tensor(w), TRUE, {}) for w in weights
+    ]
+    last = parts[-1].replace(mean={"a": torch.tensor([5.0]), "b": torch.tensor([5.0])})
+    merged = fl.Grads.fold([*parts[:-1], last])
+    expected = (3.0 * sum(weights[:-1]) + 5.0 * weights[-1]) / sum(weights)
+    assert merged.mean["a"].item() == merged.mean["b"].item() == pytest.approx(expected)
+    assert shared.item() == 3.0
+
+
+@pytest.mark.parametrize("vmapped", [False, True])
+def test_a_part_of_weight_zero_need_not_be_finite(vmapped):
+    def finite(w):
+        bad = part(torch.inf, w).replace(finite=torch.tensor(False), metrics={})
+        good = part(1.0, 2).replace(metrics={})
+        return good.merge(bad).finite, bad.merge(good).finite
+
+    run = torch.func.vmap(finite) if vmapped else lambda ws: zip(*map(finite, ws), strict=True)
+    for flags in run(torch.tensor([0, 1])):
+        assert [bool(flag) for flag in flags] == [True, False]
+
+
 def test_nothing_but_weight_zero_stays_of_weight_zero():
     merged = part(1.0, 0).merge(part(2.0, 0))
     assert int(merged.weight) == 0 and merged.mean["w"].isfinite().all()

@@ -461,7 +461,7 @@ def test_a_norm_is_kept_with_the_values_it_is_of(how):
     mine = a.clone()
     before = float(mine.norm())
     merged = mine.lerped(b, 0.5, True)
-    assert merged is mine and float(merged.norm()) != before
+    assert merged.storages[0] is mine.storages[0] and float(merged.norm()) != before
     torch.testing.assert_close(merged.norm(), a.lerp(b, 0.5).norm())
     torch.testing.assert_close(dict(merged), dict(a.lerp(b, 0.5)))
     kept = a.clone()
@@ -477,3 +477,41 @@ def test_it_knows_whether_autograd_has_to_do_with_it():
         assert not a.scale(torch.tensor(2.0, requires_grad=True)).plain
         with torch.no_grad():
             assert a.add(required(how)).plain
+
+
+@layouts
+@pytest.mark.parametrize("operation", ["add", "sub", "mul", "div", "maximum"])
+def test_the_dtypes_of_a_result_are_known_when_the_operands_differ(operation, how):
+    single, double = stored("float32", how), stored("float64", how)
+    mixed = getattr(single, operation)(double)
+    assert mixed.dtypes == {storage.dtype for storage in mixed.storages}
+    assert mixed.cast(single).dtypes == {torch.float32}
+    assert all(storage.dtype == torch.float32 for storage in mixed.cast(single).storages)
+    assert single.add(double).dtypes == {torch.float32}
+
+
+def test_the_dtypes_of_scaled_integers_are_known():
+    half = fl.Tensors({"n": torch.tensor([1, 2])}).scale(0.5)
+    assert half.dtypes == {half["n"].dtype}
+
+
+def test_a_fused_kernel_does_not_get_transposed_gradients_or_other_dtypes():
+    algorithm = fl.optim.adamw(0.1)
+    loss = lambda model, x: model(x).square().mean()  # noqa: E731
+    found = fl.pipe(loss, fl.grad)
+
+    def transposed(state, x):
+        state, g = found(state, x)
+        return state, g.replace(mean=g.mean.map_named(_transposed))
+
+    x = torch.ones(2, 3)
+    plain = fl.pipe(loss, fl.grad, fl.update(algorithm))
+    odd = fl.pipe(fl.stage(transposed, "grad"), fl.update(algorithm))
+    state = plain.init(torch.nn.Linear(3, 4))
+    torch.testing.assert_close(dict(plain(state, x)[0].params), dict(odd(state, x)[0].params))
+    doubled = state.replace(params=state.params.map_named(torch.Tensor.double))
+    assert plain(doubled, x.double())[0].params.dtypes == {torch.float64}
+
+
+def _transposed(t):
+    return t.t().contiguous().t() if t.ndim == 2 else t
