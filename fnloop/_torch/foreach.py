@@ -25,9 +25,6 @@ _DTYPE = attrgetter("dtype")
 _EXACT = frozenset((torch.float32, torch.float64))
 _flatten: Any = torch._utils._flatten_dense_tensors  # pyright: ignore
 
-SMALL = 1 << 14
-"""Mean number of values per tensor below which a kernel's launch takes longer than its work."""
-
 
 def add(xs: Storages, ys: Any, bulk: bool) -> Storages:
     """``x + y``; `ys` is a list or one scalar."""
@@ -111,10 +108,13 @@ def norm(xs: Storages, bulk: bool) -> Tensor:
     if not bulk or not dtypes <= _EXACT:
         norms = [torch.linalg.vector_norm(x, dtype=_wide(x)) for x in xs]
         return torch.linalg.vector_norm(torch.stack([n.to(_widest(norms)) for n in norms]))
-    if len(dtypes) == 1 and len(xs) > 1 and _are_small(xs):
-        return torch.linalg.vector_norm(_flatten(xs))
     norms = torch._foreach_norm(xs)
     return torch.linalg.vector_norm(torch.stack([n.to(_widest(norms)) for n in norms]))
+
+
+def norm_of_small(xs: Storages) -> Tensor:
+    """`norm` for tensors of one dtype, float32 or float64: faster if they have few values."""
+    return torch.linalg.vector_norm(_flatten(xs))
 
 
 def all_finite(xs: Storages) -> Tensor:
@@ -164,11 +164,6 @@ def _like(value: Scalar, x: Tensor) -> Any:
 
 def _same_dtypes(xs: Storages, ys: Storages) -> bool:
     return list(map(_DTYPE, xs)) == list(map(_DTYPE, ys))
-
-
-def _are_small(xs: Storages) -> bool:
-    """Whether the tensors have fewer than `SMALL` values on average."""
-    return sum(map(Tensor.numel, xs)) < SMALL * len(xs)
 
 
 def _wide(x: Tensor) -> torch.dtype:

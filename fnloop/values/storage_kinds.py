@@ -11,6 +11,8 @@ from torch import Tensor
 _FACTS = attrgetter("shape", "dtype", "is_cpu", "layout")
 _SINGLE, _DOUBLE = frozenset((torch.float32,)), frozenset((torch.float64,))
 
+_SMALL = 1 << 14  # values per tensor
+
 
 class Kinds:
     """Shapes, dtypes and placement of storages; computed once and shared with derived values.
@@ -18,9 +20,11 @@ class Kinds:
     Attributes:
         dtypes: The dtypes of the storages.
         quick: Whether all are contiguous, on the CPU, and of one dtype: float32 or float64.
+        small: Whether they are quick, and have so few values that the launch of a kernel takes
+            longer than its work.
     """
 
-    __slots__ = ("_facts", "dtypes", "quick")
+    __slots__ = ("_facts", "dtypes", "quick", "small")
 
     @classmethod
     def of(cls, storages: Sequence[Tensor]) -> Kinds:
@@ -33,6 +37,8 @@ class Kinds:
             and all([facts[2] and facts[3] is torch.strided for facts in self._facts])
             and all(map(Tensor.is_contiguous, storages))
         )
+        values = sum(map(Tensor.numel, storages))
+        self.small = self.quick and 0 < values < _SMALL * len(storages)
         return self
 
     def __eq__(self, other: object) -> bool:

@@ -197,7 +197,10 @@ class Tensors(NoOperators, NamedTensors):
         if self._norm is not None and not self.owned:
             return self._norm
         bulk = self._bulk()
-        norm = foreach.norm(self._storages, bulk)
+        if bulk and self.kinds.small:
+            norm = foreach.norm_of_small(self._storages)
+        else:
+            norm = foreach.norm(self._storages, bulk)
         # Do not cache a norm that lost its graph under no_grad, nor one of memory that a donating
         # step may overwrite.
         if bulk and self.plain and not self.owned:
