@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fnloop as fl
 from fnloop._torch import foreach
 
 XS = [torch.tensor([1.0, -2.0, 0.0]), torch.tensor([[4.0]]), torch.tensor(-3.0)]
@@ -102,8 +103,14 @@ def test_norm_of_several_dtypes_is_the_widest(bulk):
     xs = [torch.tensor([3.0]), torch.tensor(4.0, dtype=torch.float64), torch.ones(0)]
     assert foreach.norm(xs, bulk).dtype == torch.float64 and float(foreach.norm(xs, bulk)) == 5.0
     assert float(foreach.norm([], bulk)) == 0.0
-    large = [torch.full((foreach.SMALL,), 2.0), torch.full((3 * foreach.SMALL,), 2.0)]
-    assert float(foreach.norm(large, bulk)) == pytest.approx(4 * foreach.SMALL**0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 1 << 10, 1 << 15])
+def test_norm_of_small_and_of_large_tensors(n):
+    xs = [torch.full((n,), 2.0), torch.full((3 * n,), 2.0)]
+    for norm in (foreach.norm(xs, True), foreach.norm(xs, False), foreach.norm_of_small(xs)):
+        assert float(norm) == pytest.approx(4 * n**0.5, rel=1e-6)
+    assert float(fl.Tensors({"a": xs[0], "b": xs[1]}).norm()) == pytest.approx(4 * n**0.5, rel=1e-6)
 
 
 def test_numbers_keep_dtypes_whatever_the_shapes():
