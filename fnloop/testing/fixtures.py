@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from fnloop.testing import laws
+from fnloop import testing
 
 
 def _fixture(name: str) -> Any:
     def give() -> Any:
-        return getattr(laws, name)
+        return getattr(testing, name)
 
-    give.__doc__ = getattr(laws, name).__doc__.partition("\n")[0]
+    give.__doc__ = getattr(testing, name).__doc__.partition("\n")[0]
     return pytest.fixture(name=name)(give)
 
 

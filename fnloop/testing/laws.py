@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-import optree
 import torch
 from torch import Tensor, nn
 
@@ -17,21 +16,11 @@ from fnloop.stages.accumulate import accumulate
 from fnloop.stages.base import Callback, GradStage, Stage
 from fnloop.store.load import load
 from fnloop.store.save import save
-from fnloop.transforms.compile import compile as compiled
-from fnloop.transforms.plan import packed
-from fnloop.trees.equal import alike, same_structure, table, tree_diff, tree_equal
-from fnloop.trees.nodes import tree_leaves, tree_map
-from fnloop.trees.paths import join, tree_items
-from fnloop.trees.show import short
-from fnloop.values.grads import Grads
+from fnloop.testing.comparison import LawError, Step, copy_of, name_of
+from fnloop.trees.equal import alike, same_structure, tree_diff, tree_equal
+from fnloop.trees.paths import tree_items
 from fnloop.values.start import start
 from fnloop.values.state import State
-
-Step = Callable[[State, Any], tuple[State, Any]]
-
-
-class LawError(AssertionError):
-    """A stage broke one of the laws; the message says which, and where."""
 
 
 def check_pure(step: Step, state: State, x: Any, model: nn.Module | None = None) -> None:
@@ -53,12 +42,12 @@ def check_pure(step: Step, state: State, x: Any, model: nn.Module | None = None)
     >>> check_pure(bad, start(nn.Linear(2, 1)), None)
     Traceback (most recent call last):
     ...
-    fnloop.testing.laws.LawError: law 1, purity: bad changed its input in place: params/weight
+    fnloop.testing.comparison.LawError: law 1, purity: bad changed its input in place: params/weight
     """
     watched: dict[str, Any] = {"state": state, "x": x}
     if model is not None:
         watched["model"] = dict(model.state_dict(keep_vars=True))
-    before = _copy(watched)
+    before = copy_of(watched)
     versions = _versions(watched)
     random = torch.get_rng_state()
     step(state, x)
@@ -68,10 +57,10 @@ def check_pure(step: Step, state: State, x: Any, model: nn.Module | None = None)
             line.split()[0] for line in tree_diff(before, watched).splitlines()[1:]
         ]
         names = ", ".join(path.removeprefix("state/") for path in changed)
-        raise LawError(f"law 1, purity: {_name(step)} changed its input in place: {names}")
+        raise LawError(f"law 1, purity: {name_of(step)} changed its input in place: {names}")
     if not torch.equal(random, torch.get_rng_state()):
         raise LawError(
-            f"law 1, purity: {_name(step)} changed torch's global random state; randomness is a "
+            f"law 1, purity: {name_of(step)} changed torch's global random state; randomness is a "
             'function of (state.key, state.calls): with fl.randomness(state, "name")'
         )
 
@@ -91,7 +80,8 @@ def check_repeatable(step: Step, state: State, x: Any) -> None:
         torch.set_rng_state(random)
     if not tree_equal(first, second):
         raise LawError(
-            f"law 2, repeatability: two calls of {_name(step)} differ:\n{tree_diff(first, second)}"
+            f"law 2, repeatability: two calls of {name_of(step)} differ:\n"
+            + tree_diff(first, second)
         )
 
 
@@ -159,81 +149,6 @@ def check_accumulates(
                 f"law 4, accumulation: the weight of {k} parts is {float(parts.weight)}, that of "
                 f"the whole {float(whole.weight)}"
             )
-
-
-def check_compiles(
-    step: Step,
-    state: State,
-    batches: Sequence[Any],
-    backend: Any = "aot_eager",
-    rtol: float = 1e-4,
-    atol: float = 1e-5,
-) -> None:
-    """Law 7: `compile(step)` is `step`, to rounding, in one graph, donating or not.
-
-    Both run over the batches in sequence, and are compared after each. They may disagree if the
-    step normalizes rounding noise: Adam does so if a gradient is zero up to rounding, such as that
-    of a bias before BatchNorm.
-
-    Args:
-        step: A training step that is not compiled.
-        state: Its state.
-        batches: Batches of one shape; include a non-finite one, which is skipped.
-        backend: As in `fl.compile`; the default only records.
-        rtol: Relative tolerance.
-        atol: Absolute tolerance.
-
-    Raises:
-        LawError: With the leaves that differ, or another difference to the uncompiled step.
-        CompileError: The step cannot be one graph.
-
-    >>> import fnloop as fl
-    >>> loss = lambda model, batch: model(batch).square().mean()
-    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(0.1)), fl.ema(0.9))
-    >>> batches = [torch.ones(3, 2), torch.full((3, 2), torch.nan), torch.zeros(3, 2)]
-    >>> check_compiles(step, step.init(nn.Linear(2, 1)), batches)
-    """
-    given, kinds = _copy(state), dict(tree_items(state))
-    for donate in (False, True):
-        fast = compiled(step, donate=donate, backend=backend)
-        who = "the compiled step" if not donate else "the compiled step, donating,"
-        expected, got = state, state.replace()
-        for i, batch in enumerate(batches):
-            watched = batch if donate else (got, batch)
-            before = _copy(watched)
-            expected, reports = step(expected, batch)
-            got, reported = fast(got, batch)
-            if not tree_equal(before, watched):
-                raise LawError(
-                    f"law 7, compiling: {who} changed its input in place:\n"
-                    + tree_diff(before, watched)
-                )
-            rows = _apart(expected, got, rtol, atol) + _apart(reports, reported, rtol, atol)
-            if rows:
-                raise LawError(
-                    f"law 7, compiling: {who} differs from the step after {i + 1} batches:\n"
-                    + table(("leaf", "the step", "compiled", "difference"), rows)
-                )
-            wrong = [path for path, leaf in tree_items(got) if not alike(leaf, kinds[path])]
-            if wrong:
-                raise LawError(f"law 7, compiling: {who} changed the kind of {', '.join(wrong)}")
-            names, reported_names = _metric_names(reports), _metric_names(reported)
-            if names != reported_names:
-                raise LawError(
-                    f"law 7, compiling: {who} reports {', '.join(reported_names)} instead of "
-                    f"{', '.join(names)}"
-                )
-            if fast.graphs != 1:
-                raise LawError(
-                    f"law 7, compiling: {who} has {fast.graphs} graphs after {i + 1} batches; the "
-                    "usual causes are batches of several shapes, numbers in them that are no "
-                    "tensors, and a state whose structure changes"
-                )
-    if not tree_equal(given, state):
-        raise LawError(
-            "law 7, compiling: the compiled step, donating, wrote into tensors that the caller "
-            f"still holds:\n{tree_diff(given, state)}"
-        )
 
 
 def check_resumes(
@@ -332,164 +247,15 @@ def check_stable(step: Step, state: State, x: Any) -> None:
     after, _ = step(state, x)
     if not isinstance(after, State):
         raise LawError(
-            f"law 11, stability: {_name(step)} returned {type(after).__name__}, not a State"
+            f"law 11, stability: {name_of(step)} returned {type(after).__name__}, not a State"
         )
     old, new = dict(tree_items(state)), dict(tree_items(after))
     wrong = [path for path in {**old, **new} if path not in old or path not in new]
     wrong += [path for path in old if path in new and not alike(old[path], new[path])]
     if wrong:
-        raise LawError(f"law 11, stability: {_name(step)} changed the kind of {', '.join(wrong)}")
+        raise LawError(f"law 11, stability: {name_of(step)} changed the kind of {', '.join(wrong)}")
     if not same_structure(state, after):
-        raise LawError(f"law 11, stability: {_name(step)} changed the state's static structure")
-
-
-def check_vmaps(
-    step: Step,
-    states: Sequence[State],
-    x: Any,
-    rtol: float = 1e-4,
-    atol: float = 1e-5,
-) -> None:
-    """A step runs under ``torch.func.vmap``, and each member agrees with a run alone, to rounding.
-
-    Args:
-        step: A stage that is not compiled.
-        states: The members' states, of one structure, such as from several seeds.
-        x: The batch, the same for all.
-        rtol: Relative tolerance.
-        atol: Absolute tolerance.
-
-    Raises:
-        LawError: With the leaves that differ.
-
-    >>> import fnloop as fl
-    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.adamw(0.1)))
-    >>> states = [step.init(lambda: nn.Linear(2, 1), seed=seed) for seed in range(3)]
-    >>> check_vmaps(step, states, torch.ones(4, 2))
-    """
-    stacked = tree_map(lambda *leaves: torch.stack(leaves), *states)
-    vmapped = torch.func.vmap(step, in_dims=(0, None), randomness="different")
-    after, reports = vmapped(stacked, x)
-    for i, state in enumerate(states):
-        expected = step(state, x)
-        member = tree_map(lambda leaf, i=i: leaf[i], (after, reports))
-        rows = _apart(expected, member, rtol, atol)
-        if rows:
-            raise LawError(
-                f"vmap: member {i} of {_name(step)} differs from the step alone:\n"
-                + table(("leaf", "alone", "vmapped", "difference"), rows)
-            )
-
-
-def check_layouts(step: Step, state: State, x: Any, rtol: float = 1e-4, atol: float = 1e-5) -> None:
-    """A step gives the same result whether its tensors are packed or not, to rounding.
-
-    Raises:
-        LawError: With the leaves that differ.
-
-    >>> import fnloop as fl
-    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.adamw(0.1)))
-    >>> check_layouts(step, step.init(nn.Linear(2, 1)), torch.ones(4, 2))
-    """
-    expected, got = step(state, x), step(packed(state), x)
-    rows = _apart(expected, got, rtol, atol)
-    if rows:
-        raise LawError(
-            f"layouts: {_name(step)} gives another result on packed tensors:\n"
-            + table(("leaf", "separate", "packed", "difference"), rows)
-        )
-
-
-def check_differentiable(
-    step: Step, state: State, x: Any, steps: int = 2, rtol: float = 1e-5
-) -> None:
-    """Law 12: derivatives through a step agree with finite differences, or the step refuses.
-
-    Differentiates all floating results of a few steps with respect to the parameters and to the
-    tensors among the stage's hyperparameters, along one direction: by ``torch.autograd.grad``, by
-    ``torch.func.grad``, and by central differences. Use a smooth model (tanh, not ReLU) and smooth
-    metrics: differences across a kink or a jump are meaningless.
-
-    Args:
-        step: A stage; hyperparameters that are floating tensors are differentiated too.
-        state: A state in float64, as rounding would dominate the differences.
-        x: The batch.
-        steps: Number of steps in sequence.
-        rtol: Relative tolerance.
-
-    Raises:
-        LawError: Two of the derivatives disagree.
-
-    >>> import fnloop as fl
-    >>> rate = torch.tensor(0.1, dtype=torch.float64)
-    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(rate)))
-    >>> state = step.init(nn.Linear(2, 1).double())
-    >>> check_differentiable(step, state, torch.ones(4, 2).double())
-    """
-    tree: Any = (step, state.params)
-    leaves, structure = optree.tree_flatten(tree)
-    places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
-    first = [leaves[i].detach().double() for i in places]
-
-    def run_from(values: Sequence[Tensor]) -> Tensor:
-        given = list(leaves)
-        for i, value in zip(places, values, strict=True):
-            given[i] = value
-        stage, params = cast("tuple[Any, Any]", structure.unflatten(given))
-        after, made = state.replace(params=params), []
-        for _ in range(steps):
-            after, results = stage(after, x)
-            made.append(results)
-        return _projected((after.replace(step=state.step), made))
-
-    way = [torch.cos(torch.arange(v.numel(), dtype=torch.float64) + 1).view(v.shape) for v in first]
-
-    def by_differences(moved: Sequence[Tensor]) -> float:
-        def at(t: float) -> float:
-            return float(run_from([v + t * w for v, w in zip(first, moved, strict=True)]))
-
-        h = 1e-5
-        return (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
-
-    def worst(found: Sequence[Tensor | None]) -> str:
-        """The leaf whose derivative disagrees most, moved alone."""
-        rows: list[tuple[float, str]] = []
-        for i, g in enumerate(found):
-            alone = [w if j == i else torch.zeros_like(w) for j, w in enumerate(way)]
-            expected = by_differences(alone)
-            got = 0.0 if g is None else float((g * way[i]).sum())
-            off = abs(got - expected)
-            path = _leaf_name(optree.tree_paths(tree)[places[i]])
-            text = f"{path}: {got:.8g} where finite differences give {expected:.8g}"
-            rows.append((math.inf if math.isnan(off) else off, text))
-        return max(rows)[1]
-
-    try:
-        inputs = [v.clone().requires_grad_() for v in first]
-        by_autograd = torch.autograd.grad(run_from(inputs), inputs, allow_unused=True)
-        by_func = torch.func.grad(lambda values: run_from(values))(first)
-    except RuntimeError as error:
-        if "cannot be differentiated" in str(error):
-            return
-        if "does not require grad" in str(error):
-            raise LawError(
-                f"law 12, derivatives: {_name(step)} silently cuts derivatives off; "
-                "the usual causes are detach() and torch.no_grad() in a stage"
-            ) from error
-        raise
-    expected = by_differences(way)
-    engines: list[tuple[str, Any]] = [
-        ("torch.autograd.grad", by_autograd),
-        ("torch.func.grad", by_func),
-    ]
-    for name, found in engines:
-        got = sum(float((g * w).sum()) for g, w in zip(found, way, strict=True) if g is not None)
-        if not math.isclose(got, expected, rel_tol=rtol, abs_tol=1e-7):
-            raise LawError(
-                f"law 12, derivatives: through {_name(step)}, {name} gives {got:.8g} where finite "
-                f"differences give {expected:.8g}. Moved alone, the leaf that is off most is "
-                f"{worst(found)}"
-            )
+        raise LawError(f"law 11, stability: {name_of(step)} changed the state's static structure")
 
 
 def _init_of(step: Stage, metrics: Mapping[str, Any] | None) -> Callable[..., State]:
@@ -507,60 +273,6 @@ def _init_of(step: Stage, metrics: Mapping[str, Any] | None) -> Callable[..., St
     return lambda model, seed=0: step.init(start(model, seed), example)
 
 
-def _metric_names(results: Any) -> list[str]:
-    """The names of the metrics that a step or a gradient stage reports, in order."""
-    return list(results.metrics if isinstance(results, Grads) else results)
-
-
-def _leaf_name(path: tuple[Any, ...]) -> str:
-    """A leaf of ``(step, params)``: the path of a hyperparameter, or of a parameter."""
-    return f"the {'parameter' if path[0] else 'hyperparameter'} {join(path[1:])}"
-
-
-def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
-
-
-def _projected(tree: Any) -> Tensor:
-    """One number that depends on every floating leaf of a tree."""
-    total = torch.zeros((), dtype=torch.float64)
-    for i, leaf in enumerate(tree_leaves(tree)):
-        if _is_float(leaf):
-            weights = torch.sin(torch.arange(leaf.numel(), dtype=torch.float64) + i)
-            total = total + (leaf.double().reshape(-1) * weights).sum()
-    return total
-
-
-def _apart(expected: Any, got: Any, rtol: float, atol: float) -> list[tuple[str, ...]]:
-    """The leaves that differ by more than rounding, as rows: path, both values, difference."""
-    left, right = dict(tree_items(expected)), dict(tree_items(got))
-    rows: list[tuple[str, ...]] = []
-    for path in [*left, *(p for p in right if p not in left)]:
-        x, y = left.get(path, "-"), right.get(path, "-")
-        how = _difference(x, y, rtol, atol)
-        if how:
-            rows.append((path, short(x), short(y), how))
-    return rows
-
-
-def _difference(x: Any, y: Any, rtol: float, atol: float) -> str:
-    """How two leaves differ by more than rounding; empty if they do not."""
-    if isinstance(x, str) or isinstance(y, str):
-        return "" if x == y else "value"
-    a, b = torch.as_tensor(x), torch.as_tensor(y)  # a number of the step may be a compiled tensor
-    if a.shape != b.shape:
-        return "shape"
-    wide = torch.complex128 if a.is_complex() else torch.float64
-    if a.is_floating_point() or a.is_complex():
-        off = ~torch.isclose(a.detach().to(wide), b.detach().to(wide), rtol, atol, equal_nan=True)
-    else:
-        off = a != b
-    if not off.any():
-        return ""
-    most = (a[off].to(wide) - b[off].to(wide)).abs().max()
-    return f"{int(off.sum())} of {off.numel()} values, at most {float(most):.3g}"
-
-
 def _kept_slots(step: Step, state: State) -> set[str]:
     """The slots whose memory is kept when a step is taken back."""
     parts = step.stages() if isinstance(step, Stage) else ()
@@ -574,10 +286,6 @@ def _kept_slots(step: Step, state: State) -> set[str]:
     }
 
 
-def _copy(value: Any) -> Any:
-    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, value)
-
-
 def _versions(value: Any) -> dict[str, int]:
     return {path: leaf._version for path, leaf in tree_items(value) if isinstance(leaf, Tensor)}
 
@@ -586,7 +294,3 @@ def _last(loop: Any, state: State) -> State:
     for state, _ in loop:  # noqa: B007
         pass
     return state
-
-
-def _name(step: Any) -> str:
-    return step.describe() if isinstance(step, Stage) else short(step)
