@@ -70,6 +70,11 @@ def check_repeatable(step: Step, state: State, x: Any) -> None:
 
     Raises:
         LawError: With a table of the leaves that differ.
+
+    >>> import fnloop as fl
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    >>> check_repeatable(step, step.init(nn.Linear(2, 1)), torch.ones(3, 2))
     """
     random = torch.get_rng_state()
     try:
@@ -99,6 +104,12 @@ def check_init(
     Raises:
         TypeError: `metrics` lacks one that the callback needs.
         LawError: With a table of the leaves that differ.
+
+    >>> import fnloop as fl
+    >>> step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.adamw()), fl.ema(0.9))
+    >>> check_init(step, nn.Linear(2, 1))
+    >>> stopping = fl.early_stopping("loss", patience=3)
+    >>> check_init(stopping, nn.Linear(2, 1), metrics={"loss": fl.Mean(1.0, 1)})
     """
     init = _init_of(step, metrics)
     state = init(model, seed)
@@ -133,6 +144,10 @@ def check_accumulates(
 
     Raises:
         LawError: With the leaf.
+
+    >>> import fnloop as fl
+    >>> gradients = fl.grad(lambda model, batch: model(batch).square().mean())
+    >>> check_accumulates(gradients, gradients.init(nn.Linear(2, 1)), torch.rand(7, 2))
     """
     _, whole = grad(state, batch)
     for k in ks:
@@ -171,6 +186,12 @@ def check_resumes(
 
     Raises:
         LawError: With a table of the leaves that differ.
+
+    >>> import fnloop as fl
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    >>> data = fl.Batches(torch.rand(8, 2), batch_size=3, shuffle=True)
+    >>> check_resumes(step, step.init(nn.Linear(2, 1)), data, steps=3, callbacks=lambda: [])
     """
     whole = _last(run(step, state, data, steps=steps, callbacks=callbacks()), state)
     for k in range(steps + 1) if at is None else at:
@@ -202,6 +223,12 @@ def check_effects(
 
     Raises:
         LawError: With a table of the leaves that differ.
+
+    >>> import fnloop as fl
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    >>> data = fl.Batches(torch.rand(8, 2), batch_size=4)
+    >>> check_effects(step, step.init(nn.Linear(2, 1)), data, lambda: [fl.History()], steps=3)
     """
     pure = [callback for callback in callbacks() if not isinstance(callback, Effect)]
     without = _last(run(step, state, data, steps=steps, callbacks=pure), state)
@@ -225,6 +252,11 @@ def check_skips(step: Step, state: State, bad: Any) -> None:
 
     Raises:
         LawError: With a table of the leaves that changed.
+
+    >>> import fnloop as fl
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    >>> check_skips(step, step.init(nn.Linear(2, 1)), torch.full((3, 2), torch.nan))
     """
     after, metrics = step(state, bad)
     kept = _kept_slots(step, state)
@@ -243,6 +275,11 @@ def check_stable(step: Step, state: State, x: Any) -> None:
 
     Raises:
         LawError: With the leaves that changed.
+
+    >>> import fnloop as fl
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    >>> check_stable(step, step.init(nn.Linear(2, 1)), torch.ones(3, 2))
     """
     after, _ = step(state, x)
     if not isinstance(after, State):

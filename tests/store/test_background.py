@@ -117,7 +117,7 @@ def test_a_failure_is_told_at_the_next_step_and_tried_again(tmp_path):
 
     with pytest.warns(UserWarning, match="step-00000002 was not saved") as told:
         fitted, _ = fit(saving, callbacks=[fl.effect(steer)])
-    assert len(told) == 1 and "The run goes on" in str(told[0].message)
+    assert len(told) == 1 and "The run continues" in str(told[0].message)
     assert saves(tmp_path) == [4, 6]
     assert fl.load(tmp_path, like=state()) == fitted
     assert saving.memo()["recent"] == [4, 6], "what is not on the disk is not kept"

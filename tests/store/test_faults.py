@@ -325,7 +325,7 @@ def test_a_run_goes_on_if_all_calls_fail_for_good(
         assert tree_equal(state, trained)
         assert 1 <= len(warned) <= 3, "once for a disk that fails, and once at the end"
         assert all(text.startswith("checkpoint: ") for text in warned)
-        assert background or "goes on" in warned[0] or "cannot be deleted" in warned[0]
+        assert background or "The run continues" in warned[0] or "cannot be deleted" in warned[0]
         check_tidy(folder)
 
 
