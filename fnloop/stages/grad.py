@@ -76,7 +76,7 @@ class Grad(GradStage):
         return state, Grads(mean, weight, finite, metrics)
 
     def _run(self, state: State, model: Any, batch: Any, tape: Tape) -> LossResult:
-        arguments = (model, batch, state) if takes_state(self.loss) else (model, batch)
+        arguments = (model, batch, state) if self._takes_state else (model, batch)
         try:
             with state.context.casting(state.step.device):
                 result = self.loss(*arguments)
@@ -84,6 +84,10 @@ class Grad(GradStage):
             explain(error, self.loss, state, batch)
             raise
         return read_loss(result, batch, self.loss, detach=not tape.kept)
+
+    @functools.cached_property
+    def _takes_state(self) -> bool:
+        return takes_state(self.loss)
 
     @functools.cached_property
     def _closed_over(self) -> tuple[Tensor, ...]:
@@ -160,7 +164,7 @@ def _is_recorded(stage: Grad, state: State, batch: Any) -> bool:
         return False
     if not (state.params.plain and state.buffers.plain):
         return True
-    if takes_state(stage.loss) and require_grad(tree_leaves(state.slots)):
+    if stage._takes_state and require_grad(tree_leaves(state.slots)):
         return True
     if stage._closed_over and require_grad(stage._closed_over):
         return True

@@ -93,12 +93,14 @@ _EXACT = frozenset((torch.float64, torch.int64, torch.complex64, torch.complex12
 
 def as_tensor(value: Any, device: torch.device) -> Any:
     """Convert a number to a tensor of an `exact` dtype. Only Python numbers move to `device`."""
+    if type(value) is float:  # first, as this runs several times per step
+        return torch.scalar_tensor(value, dtype=torch.float64, device=device)
     if isinstance(value, Tensor):
         return exact(value)
-    if not isinstance(value, (bool, int, float)):
-        return value
-    dtype = torch.int64 if isinstance(value, int) else torch.float64
-    return torch.scalar_tensor(value, dtype=dtype, device=device)
+    if isinstance(value, (int, float)):
+        dtype = torch.int64 if isinstance(value, int) else torch.float64
+        return torch.scalar_tensor(value, dtype=dtype, device=device)
+    return value
 
 
 def _sum(a: Number, b: Number) -> Number:
