@@ -37,6 +37,8 @@ class Grad(GradStage):
         object.__setattr__(self, "loss", as_function(self.loss, "loss(model, batch)"))
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(INFERENCE)
         trained = state.params.select(state.skeleton.trainable)
         scale = state.context.scale
 
@@ -62,8 +64,6 @@ class Grad(GradStage):
                     compute, trained.peek(), _is_recorded(self, state, x), trained.kinds.quick
                 )
         except NoGradientError:
-            if torch.is_inference_mode_enabled():
-                raise RuntimeError(INFERENCE) from None
             raise ValueError(_NO_GRADIENT.format(loss=self.loss)) from None
         if list(map(_VERSION, params)) != versions:
             _refuse_writes(state.params, versions, self.loss)
