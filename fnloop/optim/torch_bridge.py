@@ -14,7 +14,8 @@ from fnloop.optim.base import Memory, Number, Optimizer, Step, replaced, scaled
 from fnloop.optim.torch_state import differences, pack, unpack, zeros
 from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.nodes import static, tree
-from fnloop.values.choice import Flag, look
+from fnloop.values.choice import Flag
+from fnloop.values.looking import look
 from fnloop.values.tensors import Tensors
 
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.nodes import is_tree, tree
 from fnloop.trees.show import is_default, short
-from fnloop.values.choice import look
 from fnloop.values.grads import Grads
+from fnloop.values.looking import look
 from fnloop.values.memory import fill
 from fnloop.values.start import start
 from fnloop.values.state import State

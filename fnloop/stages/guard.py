@@ -13,7 +13,8 @@ from fnloop.stages.base import Kind, Stage, StepStage
 from fnloop.stages.rules import RulePart, as_rule, truth
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.show import short
-from fnloop.values.choice import Flag, both, either, invert, look, select, stepped
+from fnloop.values.choice import Flag, both, either, invert, select, stepped
+from fnloop.values.looking import look
 from fnloop.values.merging import find
 from fnloop.values.metrics import Metric, Sum, as_tensor
 from fnloop.values.state import State
@@ -82,7 +83,7 @@ class Guard(StepStage):
         if own or remembered:
             state = state.replace(slots={**state.slots, **own, **remembered})
         reports = {**self._report(metrics, good, state), **added}
-        return state, {**reports, self.name: Sum(_count(bad, state))}
+        return state, {**reports, self.name: Sum(as_tensor(bad, state.step.device))}
 
     def _judge(
         self, after: State, metrics: Mapping[str, Any]
@@ -262,12 +263,6 @@ def _are_same(a: Tensors, b: Tensors, name: str) -> bool:
         return True
     ours, theirs = a.select([name]).peek_storages(), b.select([name]).peek_storages()
     return ours[0] is theirs[0]
-
-
-def _count(bad: Flag, state: State) -> Tensor:
-    return (
-        bad.to(torch.int64) if isinstance(bad, Tensor) else as_tensor(int(bad), state.step.device)
-    )
 
 
 def _is_some(memory: Any) -> bool:

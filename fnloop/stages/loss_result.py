@@ -14,7 +14,7 @@ from torch import Tensor
 from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values.choice import look
+from fnloop.values.looking import look
 from fnloop.values.metrics import Mean, Metric, as_tensor, exact
 from fnloop.values.state import State
 

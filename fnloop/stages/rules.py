@@ -6,14 +6,14 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from fnloop.stages.base import Callback, Kind, Stage
 from fnloop.stages.lift import stage
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
-from fnloop.values.choice import Flag, look
+from fnloop.values.choice import Flag
+from fnloop.values.looking import look
 from fnloop.values.merging import find
 from fnloop.values.metrics import Sum, as_tensor
 from fnloop.values.state import State
@@ -121,7 +121,4 @@ def truth(value: Any) -> Flag:
 
 def verdict(bad: Flag, state: State) -> dict[str, Any]:
     """The metric ``"bad"`` that a rule adds: a `Sum` of 0 or 1, int64[]."""
-    count = (
-        bad.to(torch.int64) if isinstance(bad, Tensor) else as_tensor(int(bad), state.step.device)
-    )
-    return {"bad": Sum(count)}
+    return {"bad": Sum(as_tensor(bad, state.step.device))}

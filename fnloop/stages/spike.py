@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fnloop.stages.rules import Rule, number, skipped, verdict
 from fnloop.trees.nodes import tree
-from fnloop.values.choice import Flag, both, either, invert, look, select
+from fnloop.values.choice import Flag, both, either, invert, select
+from fnloop.values.looking import look
 from fnloop.values.state import State
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from fnloop.optim.base import Optimizer, narrowed, widened
 from fnloop.optim.checked import wrong_part
@@ -16,8 +15,9 @@ from fnloop.trees.equal import table
 from fnloop.trees.nodes import tree
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values.choice import Flag, both, invert, look, look_all, select
+from fnloop.values.choice import Flag, both, invert, select
 from fnloop.values.grads import Grads
+from fnloop.values.looking import look, look_all
 from fnloop.values.metrics import Last, Sum, as_tensor
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
@@ -187,14 +187,10 @@ def _report(
     """The metrics (of weight zero for a skipped step) and the current hyperparameters."""
     if finite is not True:
         metrics = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
-    skipped = invert(finite)
-    count = (
-        skipped.to(torch.int64) if isinstance(skipped, Tensor) else as_tensor(int(skipped), device)
-    )
     values = optimizer.hyperparameters().items()
     return {
         **metrics,
-        "skipped": Sum(count),
+        "skipped": Sum(as_tensor(invert(finite), device)),
         **{name: Last(as_tensor(value, device)) for name, value in values},
     }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fnloop.trees.nodes import tree
-from fnloop.values.choice import look
+from fnloop.values.looking import look
 from fnloop.values.merging import merge
 from fnloop.values.tensors import Tensors
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from fnloop._torch import foreach, pytree
 from fnloop._torch.tracing import opaque
 from fnloop.values.layouts import Separate
+from fnloop.values.looking import look
 from fnloop.values.named_tensors import NamedTensors
 from fnloop.values.operators import NoOperators
 
@@ -132,7 +133,7 @@ class Tensors(NoOperators, NamedTensors):
 
     def lerp(self, other: Tensors, weight: Scalar) -> Tensors:
         """``self + weight * (other - self)``, in the dtypes of `self`."""
-        theirs, weight = self._aligned(other), self._scalar(weight)
+        theirs, weight = self._aligned(other), look(weight)
         bulk = self._bulk(other, weight)
         return self._bulky(foreach.lerp(self._storages, theirs, weight, bulk), bulk)
 
@@ -158,7 +159,7 @@ class Tensors(NoOperators, NamedTensors):
 
     def clamp(self, low: Scalar, high: Scalar) -> Tensors:
         """Clamp every value to ``[low, high]``."""
-        low, high = self._scalar(low), self._scalar(high)
+        low, high = look(low), look(high)
         bulk = self._bulk(low, high)
         return self._bulky(foreach.clamp(self._storages, low, high, bulk), bulk)
 
@@ -265,14 +266,8 @@ class Tensors(NoOperators, NamedTensors):
                 return False
         return True
 
-    def _scalar(self, value: Scalar) -> Scalar:
-        """Convert a 0-d CPU tensor to a number where possible, for the foreach kernels."""
-        if not isinstance(value, Tensor) or not value.is_cpu or value.ndim or opaque():
-            return value
-        return value if value.requires_grad and torch.is_grad_enabled() else value.item()
-
     def _both(self, kernel: Any, other: Any) -> Tensors:
-        theirs = self._aligned(other) if isinstance(other, Tensors) else self._scalar(other)
+        theirs = self._aligned(other) if isinstance(other, Tensors) else look(other)
         bulk = self._bulk(other if isinstance(other, Tensors) else theirs)
         if bulk and isinstance(theirs, Tensor):  # foreach would promote 0-d operands on a GPU
             bulk = False

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fnloop as fl
-from fnloop.values.choice import both, either, invert, look, select, stepped
+from fnloop.values.choice import both, either, invert, select, stepped
 from fnloop.values.metrics import Last, Sum
 from fnloop.values.tensors import Tensors
 
@@ -41,23 +41,6 @@ def test_named_tensors_are_chosen_by_name_and_a_known_flag_copies_nothing():
         chosen = select(torch.tensor(flag), new, old)
         assert chosen == (new if flag else old.select(new.names))
         assert chosen.names == new.names
-
-
-def test_it_looks_only_where_values_may_be_looked_at():
-    assert look(torch.tensor(2.0)) == 2.0 and look(0) == 0
-    assert look(torch.tensor(True)) is True
-    assert isinstance(look(torch.ones(1)), torch.Tensor)  # no number
-    wanted = torch.tensor(2.0, requires_grad=True)
-    assert look(wanted) is wanted  # the derivative would be lost
-    with torch.no_grad():
-        assert look(wanted) == 2.0
-
-    def traced(x):
-        flag = look(x > 0)
-        assert isinstance(flag, torch.Tensor)
-        return select(invert(flag), torch.ones(()), torch.zeros(()))
-
-    assert torch.func.vmap(traced)(torch.tensor([0.0, 2.0])).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from fnloop.optim.base import Memory, Optimizer, Step, correction, counter, decayed, descent
 from fnloop.trees.nodes import tree
-from fnloop.values.choice import look
+from fnloop.values.looking import look
 from fnloop.values.tensors import Tensors
 
 
