@@ -145,10 +145,10 @@ _VERSION = attrgetter("_version")
 """How often a tensor has been written to."""
 
 _WRITTEN = (
-    "The loss {loss} writes to the parameter {name!r} in place, so the state that the step was "
-    "given has changed. A step is a function: make a new tensor (x = x * 2 in place of x *= 2). Of "
-    "the layers of torch, an embedding with max_norm writes to its weight: bound the weight's norm "
-    "in a stage after update instead."
+    "The loss {loss} writes to the parameter {name!r} in place, and so to the state that the step "
+    "is given. A step is a function: make a new tensor (x = x * 2 in place of x *= 2). Of the "
+    "layers of torch, an embedding with max_norm writes to its weight: bound the weight's norm in "
+    "a stage after update instead."
 )
 
 

@@ -61,7 +61,7 @@ class Inputs:
 
 _WRITTEN = (
     "The step writes to {what} in place. A step is a function: make a new tensor (x = x * 2 in "
-    "place of x *= 2); of the layers of torch, an embedding with max_norm writes to its weight."
+    "place of x *= 2)."
 )
 
 _CHANGED = (

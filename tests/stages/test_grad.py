@@ -267,8 +267,11 @@ def test_an_error_in_the_loss_says_with_which_batch():
     assert "f32[4,7]" in caught.value.__notes__[0]
 
 
-def test_a_model_that_writes_to_a_parameter_is_refused():
-    step = fl.pipe(lambda model, x: model(x).square().mean(), fl.grad)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_model_that_writes_to_a_parameter_is_refused(compiled):
+    loss = lambda model, x: model(x).square().mean()  # noqa: E731
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    step = fl.compile(step, backend="aot_eager") if compiled else step
     state = step.init(nn.Embedding(5, 3, max_norm=0.1))
     with pytest.raises(RuntimeError, match=r"'weight' in place(.|\n)*max_norm"):
         step(state, torch.tensor([1, 2]))
