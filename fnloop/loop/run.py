@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -15,14 +16,17 @@ from fnloop.loop.callbacks import init_callbacks, sort
 from fnloop.loop.checks import check_result, check_sent, check_slots, outline
 from fnloop.loop.closing import Closing
 from fnloop.loop.error_state import attach_state
-from fnloop.loop.interrupt import interrupt_in
+from fnloop.loop.interrupt import Interrupt, interrupt_in
 from fnloop.loop.limits import Limits
+from fnloop.loop.validate import last_validation, not_due
 from fnloop.stages.base import Callback
 from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
 from fnloop.values.donated import may_be_overwritten, newest
 from fnloop.values.metrics import Stop
 from fnloop.values.state import State
+
+_log = logging.getLogger("fnloop")
 
 
 def run(
@@ -182,6 +186,8 @@ def _loop(
             if requests:
                 status = requests[0].status
                 break
+        if status in ("stopped", "interrupted") and not first and not limits.out_of_time:
+            about.last = _validated(stages, state, metrics, interrupt)
     except GeneratorExit:  # the user's loop ended early
         status = "stopped"
         raise
@@ -197,6 +203,21 @@ def _loop(
             closing.close(status)
         finally:
             closing.close(status)  # goes on where an exception between two effects has ended it
+
+
+def _validated(
+    stages: Sequence[Callback], state: State, metrics: Mapping[str, Any], interrupt: Interrupt
+) -> Mapping[str, Any]:
+    """The last validation of a run that was stopped between two of them.
+
+    After SIGTERM and SIGHUP, and at a time limit, there is no time for it.
+    """
+    waiting = not_due(stages, state)
+    if not waiting or interrupt.came not in (None, "Ctrl-C"):
+        return {}
+    if interrupt.came:
+        _log.warning("Validating the last state. Press Ctrl-C again to stop at once.")
+    return last_validation(waiting, state, metrics)
 
 
 def _calls(state: State) -> int:
