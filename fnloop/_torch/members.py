@@ -40,7 +40,11 @@ class MemberDraws(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         self._guard.__enter__()
-        return super().__enter__()
+        try:
+            return super().__enter__()
+        except BaseException:
+            self._guard.__exit__()
+            raise
 
     def __exit__(self, *error: Any) -> None:
         try:

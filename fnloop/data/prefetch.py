@@ -61,6 +61,7 @@ class prefetch:
         worker = _Worker(self._source, cursor, key, self.depth, device)
         after = None
         try:
+            worker.start()
             while True:
                 drawn = worker.take()
                 if drawn is None:
@@ -115,6 +116,9 @@ class _Worker:
             name="fnloop-prefetch",
             daemon=True,
         )
+
+    def start(self) -> None:
+        """Start the thread; afterwards call `stop`."""
         self._thread.start()
 
     def take(self) -> tuple[Cursor, _Copied] | None:
@@ -130,7 +134,7 @@ class _Worker:
         self._stopped = True
         self._places.release()
         # The garbage collector may call this from the thread itself.
-        if self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread() and self._thread.is_alive():
             self._thread.join(timeout=10)  # data that hangs must not block the program's exit
 
     def _run(self, source: Source, cursor: Cursor, key: int, device: torch.device | None) -> None:

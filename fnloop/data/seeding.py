@@ -37,15 +37,18 @@ class seeding:
         try:
             self._python = random.getstate()
             self._numpy = _NUMPY.save()
+            self._torch.also = self._restore
             reseed(self._seed)
         except BaseException:
             self._torch.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
+        self._torch.__exit__()
+
+    def _restore(self) -> None:
         random.setstate(self._python)
         _NUMPY.restore(self._numpy)
-        self._torch.__exit__()
 
 
 def reseed(seed: int) -> None:

@@ -27,6 +27,8 @@ class Run:
         whole: Whether the callbacks have run on the newest state. False if one of them failed
             after a step that donates: the newest state is then the step's result.
         reason: Why the run has ended, if no metric says so; set before `close`.
+        last: Metrics of a last validation, of a run that was stopped between two; set before
+            `close`.
         cursor: The cursor of the newest state, as the data gave it; None before the first step.
         data: A description of the data (kind, sizes, a digest of a sample), as JSON values.
         position: For data that keeps its own position: a function that returns the position after
@@ -41,6 +43,7 @@ class Run:
     total: int | None = None
     whole: bool = True
     reason: str = ""
+    last: Metrics = dataclasses.field(default_factory=dict)
     cursor: Cursor | None = None
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     position: Callable[[], Any] = lambda: None
@@ -105,7 +108,7 @@ class Effect:
         raise NotImplementedError
 
     def close(self, status: str) -> None:
-        """Called once, also after an error.
+        """Called once, also after an error, and if `open` has failed.
 
         Args:
             status: "completed", "stopped", "interrupted" or "failed".

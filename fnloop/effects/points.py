@@ -49,6 +49,7 @@ class Points:
         self._held: dict[str, Any] = {}  # JSON of an unfinished point, from a checkpoint
         self._always: set[str] | None = None  # names that every step has reported
         self._cursor = [0, 0, 0]
+        self._newest: Point | None = None
 
     def open(self, batches: int | None) -> None:
         """Choose the length of a point from the batches in an epoch (None if unknown)."""
@@ -70,16 +71,27 @@ class Points:
             self._parts = [merge_all(self._parts)]
         return None
 
-    def peek(self) -> Point | None:
-        """The point that would end here; the metrics are kept for the next one."""
+    def peek(self, last: Metrics | None = None) -> Point | None:
+        """The point that would end here; the metrics are kept for the next one.
+
+        Args:
+            last: Metrics of the last step that came after it, if any. They are added; if a point
+                has ended at the last step, to that one.
+        """
         if not self._parts:
-            return None
+            done = self._newest
+            return (
+                None
+                if done is None or not last
+                else done._replace(metrics={**done.metrics, **last})
+            )
         cursor = Cursor(*self._cursor)
-        return Point(epoch_of(cursor), cursor.count, merge_all(self._parts))
+        metrics = {**merge_all(self._parts), **(last or {})}
+        return Point(epoch_of(cursor), cursor.count, metrics)
 
     def rest(self) -> Point | None:
         """The point that ends here, if there was a batch since the last one."""
-        point = self.peek()
+        self._newest = point = self.peek()
         self._parts = []
         return point
 

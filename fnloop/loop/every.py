@@ -53,7 +53,7 @@ class Every(Callback):
         return self.inner.stopped(state)
 
     def __call__(self, state: State, x: Metrics) -> tuple[State, Metrics]:
-        due = is_due(self.n, self.unit, Cursor.of(state.cursor))
+        due = self.is_due(state)
         memory = state[self.name]
         if not memory:  # the inner callback does not read the metrics
             return self.inner(state, x) if due else (state, x)
@@ -71,6 +71,10 @@ class Every(Callback):
         added = {name: m for name, m in seen.items() if name not in given or m is not given[name]}
         empty = {name: _as_tensors(merged.empty()) for name, merged in window.items()}
         return state.put(self.name, {**empty, **gone}), {**x, **added}
+
+    def is_due(self, state: State) -> bool:
+        """Whether it calls its callback at `state`."""
+        return is_due(self.n, self.unit, Cursor.of(state.cursor))
 
     def describe(self) -> str:
         unit = "" if self.unit == "step" else f", unit={self.unit!r}"
@@ -111,9 +115,12 @@ class EveryEffect(Effect):
             self._parts = [merge_all(self._parts)]
 
     def close(self, status: str) -> None:
-        if self._parts and self._run is not None:  # metrics since it last ran
-            self.inner(self._run.state, merge_all(self._parts))
-        self.inner.close(status)
+        parts, self._parts = self._parts, []
+        try:
+            if parts and self._run is not None:  # metrics since it last ran
+                self.inner(self._run.state, merge_all(parts))
+        finally:
+            self.inner.close(status)
 
     def memo(self) -> Any:
         return self.inner.memo()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +11,13 @@ from fnloop.data.bundle import Data
 from fnloop.data.sources import as_source
 from fnloop.loop import resume as resuming
 from fnloop.loop.callbacks import listed
+from fnloop.loop.error_state import add_note, attach
 from fnloop.loop.history import History
 from fnloop.loop.hyperparameters import hyperparameters
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.run import run
 from fnloop.stages.base import Callback
 from fnloop.values.cursor import Cursor
-from fnloop.values.donated import Donated
 from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop")
@@ -95,15 +94,28 @@ def fit(
         callbacks=everything,
         config=config,
     )
-    with interrupt.listening():
+    try:
         try:
+            interrupt.listen()
             for state, _ in loop:  # noqa: B007
                 pass
-        except BaseException as error:
-            _keep(error, state, history)
-            raise
+        except BaseException as error:  # it may have come here, between two steps
+            loop.throw(error)  # closes everything, and raises it again
         finally:
-            loop.close()
+            interrupt.hold = True
+            interrupt.stop_listening()
+        interrupt.raise_held()
+    except BaseException as error:
+        # What a second one has kept from being done above. Nothing is done twice.
+        loop.close()
+        interrupt.stop_listening()
+        interrupt.hold = False
+        attach(error, "state", state)
+        attach(error, "history", history)
+        add_note(error)
+        raise
+    if interrupt.came and history.status == "completed":  # it came as the run was being closed
+        history.status, history.reason = "interrupted", interrupt.reason
     return state, history
 
 
@@ -119,18 +131,3 @@ def _history(callbacks: Sequence[Any]) -> History:
     if len(found) > 1:
         raise ValueError("fit keeps one history, and callbacks has two fl.History.")
     return found[0] if found else History()
-
-
-def _keep(error: BaseException, state: State, history: History) -> None:
-    """Attach the last good state and the history to the error."""
-    kept: Any = error
-    with contextlib.suppress(Exception):  # some errors allow no attributes
-        kept.history = history
-    with contextlib.suppress(Exception):
-        if not hasattr(error, "state"):
-            kept.state = state
-        if isinstance(kept.state, State) and not isinstance(kept.state, Donated):
-            kept.add_note(
-                f"fnloop: the state before this failure (after {int(kept.state.cursor[2])} "
-                "batches) is in error.state."
-            )

@@ -100,8 +100,8 @@ class History(Effect):
     def close(self, status: str) -> None:
         self.status = status
         self.reason = reason_in(self._latest, status) or (self._run.reason if self._run else "")
+        self._last = self._cut(self._run.last if self._run else {})
         self._run = None
-        self._last = self._cut()
 
     def memo(self) -> Any:
         """Complete rows by column, the row that was cut short, and the metrics merged in it.
@@ -117,7 +117,9 @@ class History(Effect):
 
     def recall(self, memo: Any) -> None:
         self._waiting = []
-        self._rows, self._last = _from_columns(memo["rows"]), _from_columns(memo["cut"])
+        goes_on = bool(memo["window"])  # else `cut` is a last validation, which is no part of it
+        self._rows = _from_columns(memo["rows"])
+        self._last = _from_columns(memo["cut"]) if goes_on else []
         self._points.recall(memo["window"])
 
     @property
@@ -225,8 +227,11 @@ class History(Effect):
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
-    def _cut(self) -> list[Row]:
-        point = self._points.peek()
+    def _cut(self, last: Metrics | None = None) -> list[Row]:
+        """The row of the unfinished point, with the metrics of a last validation."""
+        point = self._points.peek(last)
+        if point is not None and last and self._points.peek() is None:  # it has its row already
+            point = point._replace(metrics=dict(last))
         return self._last if point is None else _rows([point])
 
     def _settle(self) -> None:

@@ -1,32 +1,49 @@
-"""Signal handlers for Ctrl-C and SIGTERM: the first finishes the step, the second stops at once."""
+"""Signal handlers for Ctrl-C, SIGTERM, SIGHUP: the first ends the run, the second stops at once."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import os
 import signal
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any, ClassVar
 
+from torch.utils.data import get_worker_info
+
+from fnloop.effects.handlers import restore
 from fnloop.stages.base import Callback
 from fnloop.values.metrics import stop
 from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop")
-_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_KNOWN = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}  # Windows has no SIGHUP
+_NAMES = {getattr(signal, name): text for name, text in _KNOWN.items() if hasattr(signal, name)}
 
 
 class Interrupt(Callback):
-    """A callback that asks for a stop after a signal."""
+    """A callback that asks for a stop after a signal.
+
+    While it listens, it is also between the process and the handlers that others have installed (an
+    alarm's): see `hold`.
+
+    Attributes:
+        came: The first signal: "Ctrl-C", "SIGTERM", "SIGHUP"; None if none has come.
+        hold: While True, no handler raises an exception: signals wait until `raise_held`. For the
+            few instructions between closing one thing and the next.
+    """
 
     label: ClassVar[str] = "interrupt"
 
     def __init__(self) -> None:
-        self.came: str | None = None  # which signal
+        self.came: str | None = None
+        self.hold = False
         self._process = os.getpid()
+        self._before: dict[int, Any] = {}  # the handlers to restore
+        self._others: dict[int, Any] = {}  # ours, around handlers of other signals
+        self._held: list[int] = []
 
     def describe(self) -> str:
         return "interrupt"
@@ -34,35 +51,75 @@ class Interrupt(Callback):
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
         if self.came is None:
             return state, x
-        asked = stop(True, f"interrupted by {self.came}", status="interrupted")
-        return state, {**x, "interrupt": asked}
+        return state, {**x, "interrupt": stop(True, self.reason, status="interrupted")}
 
-    def listening(self) -> contextlib.AbstractContextManager[Any]:
-        """Install the signal handlers for a block, in the main thread; elsewhere do nothing.
+    @property
+    def reason(self) -> str:
+        """The reason to stop after a signal; else empty."""
+        return f"interrupted by {self.came}" if self.came else ""
 
-        A signal that the process ignores, as under ``nohup``, stays ignored.
+    def listen(self) -> None:
+        """Install the signal handlers, in the main thread; elsewhere do nothing.
+
+        A signal that the process ignores, as under ``nohup``, stays ignored. A handler that was
+        installed from C stays, since Python could not restore it.
         """
-        # Not a generator: contextlib sets attributes of exceptions, which a frozen one refuses.
-        block = contextlib.ExitStack()
-        if threading.current_thread() is threading.main_thread():
-            for signum in _NAMES:
-                before = signal.getsignal(signum)
-                block.callback(signal.signal, signum, before)
-                if before is not signal.SIG_IGN:
-                    signal.signal(signum, self._note)
-        return block
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for signum in signal.valid_signals():
+            before = signal.getsignal(signum)
+            if signum in _NAMES and before not in (None, signal.SIG_IGN):
+                self._before[signum] = before
+                signal.signal(signum, self._note)
+            elif callable(before):
+                self._before[signum] = before
+                self._others[signum] = functools.partial(self._pass_on, before)
+                signal.signal(signum, self._others[signum])
+
+    def stop_listening(self) -> None:
+        """Restore the handlers; those that somebody has replaced in the meantime stay."""
+        for signum, before in self._before.items():
+            if signum in _NAMES or signal.getsignal(signum) is self._others.get(signum):
+                restore(signum, before)
+
+    def raise_held(self) -> None:
+        """Let the signals that had to wait take their effect, after `stop_listening`."""
+        self.hold = False
+        while self._held:
+            signum = self._held.pop(0)
+            if signum in _NAMES:
+                raise KeyboardInterrupt
+            signal.raise_signal(signum)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a data worker, which inherited the handler
-            return
-        if self.came is not None:
+        if os.getpid() != self._process:
+            self._note_in_child(signum)
+        elif self.came is None:
+            self.came = _NAMES[signal.Signals(signum)]
+            again = " Press it again to stop at once." if signum == signal.SIGINT else ""
+            _log.warning("%s: finishing this step.%s", self.came, again)
+        elif self.hold:
+            self._held.append(signum)
+        else:
             raise KeyboardInterrupt
-        self.came = _NAMES[signal.Signals(signum)]
-        again = " Press it again to stop at once." if signum == signal.SIGINT else ""
-        _log.warning("%s: finishing this step.%s", self.came, again)
+
+    def _note_in_child(self, signum: int) -> None:
+        """In a process that was forked during the run, and has inherited the handlers."""
+        if get_worker_info() is None:  # a process of the user's, who may want to end it
+            signal.signal(signum, self._before[signum])
+            signal.raise_signal(signum)
+        # Else Ctrl-C has reached the workers of the loader, too; the step still needs them.
+
+    def _pass_on(
+        self, handler: Callable[[int, Any], Any], signum: int, frame: FrameType | None
+    ) -> None:
+        if self.hold and os.getpid() == self._process:
+            self._held.append(signum)
+        else:
+            handler(signum, frame)
 
 
-def interrupted(stages: Iterable[Any]) -> str:
-    """The reason to stop after a signal; else empty."""
-    came = next((stage.came for stage in stages if isinstance(stage, Interrupt)), None)
-    return f"interrupted by {came}" if came else ""
+def interrupt_in(stages: Iterable[Any]) -> Interrupt:
+    """The `Interrupt` among a run's callbacks; if there is none, one that does not listen."""
+    found = [stage for stage in stages if isinstance(stage, Interrupt)]
+    return found[0] if found else Interrupt()

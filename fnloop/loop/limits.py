@@ -22,7 +22,7 @@ class Limits:
         self.epoch = None if epochs is None else start.epoch + epochs
         self.seconds = seconds
         self.deadline = float("inf")
-        self._timed_out = False
+        self.out_of_time = False
 
     def begin(self) -> None:
         if self.seconds is not None:
@@ -37,12 +37,12 @@ class Limits:
         if self.seconds is None:
             return False
         closing = sum(effect.closing for effect in effects)
-        self._timed_out = time.monotonic() + closing >= self.deadline
-        return self._timed_out
+        self.out_of_time = time.monotonic() + closing >= self.deadline
+        return self.out_of_time
 
     def outcome(self) -> tuple[str, str]:
         """The status of a run that has reached its limit; and the reason, for a time limit."""
-        if self._timed_out:
+        if self.out_of_time:
             return "stopped", f"the time limit of {self.seconds:g} seconds"
         return "completed", ""
 

@@ -49,7 +49,7 @@ class progress(Effect):
         self.file = file
 
     def open(self, run: Run) -> None:
-        self._out = self.file or sys.stderr
+        self._run, self._out = run, self.file or sys.stderr
         self._start = Cursor.of(run.state.cursor)
         self._place = _Place(self._start, run.batches, run.total)
         self._cursor = run.state.cursor
@@ -85,7 +85,8 @@ class progress(Effect):
         if self._parts:
             self._latest = self._parts[-1]
         cursor = self._read()
-        reason = reason_in(self._latest, status)
+        self._shown.update(numbers_of([self._run.last])[0])
+        reason = reason_in(self._latest, status) or self._run.reason
         seconds = time.perf_counter() - self._began
         drawn = cursor.count - self._start.count
         line = "  ".join(

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from fnloop._torch.random import inside, leave_all
 from fnloop.data.bundle import Data
 from fnloop.data.sources import Source, as_source
-from fnloop.effects.effect import Effect, Run, named
+from fnloop.effects.effect import Effect, Run
 from fnloop.loop.callbacks import init_callbacks, sort
 from fnloop.loop.checks import check_result, check_sent, check_slots, outline
-from fnloop.loop.interrupt import interrupted
+from fnloop.loop.closing import Closing
+from fnloop.loop.error_state import attach_state
+from fnloop.loop.interrupt import Interrupt, interrupt_in
 from fnloop.loop.limits import Limits
+from fnloop.loop.validate import last_validation, not_due
 from fnloop.stages.base import Callback
 from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
 from fnloop.values.donated import may_be_overwritten, newest
 from fnloop.values.metrics import Stop
 from fnloop.values.state import State
+
+_log = logging.getLogger("fnloop")
 
 
 def run(
@@ -111,27 +116,34 @@ def _loop(
     effects: Sequence[Effect],
     about: Run,
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
-    status, opened, first = "failed", list[Effect](), True
+    status, first, donated = "failed", True, False
+    interrupt = interrupt_in(stages)
+    closing, seeding = Closing(interrupt), inside()
+    metrics: Mapping[str, Any] = {}
     cursor = Cursor.of(state.cursor)
     calls: int | None = _calls(state)  # of the newest state; None if no step can write over it
-    batches = source.iterate(cursor, int(state.key))
     try:
+        batches = closing.read(source.iterate(cursor, int(state.key)))
         for effect in effects:
-            effect.open(about)
-            opened.append(effect)
+            closing.open(effect, about)
         limits.begin()
-        while not limits.reached(cursor, effects):
+        while True:
+            if limits.reached(cursor, effects):
+                status, about.reason = limits.outcome()
+                break
+            if interrupt.came:  # after the callbacks, which ask for a stop themselves
+                status, about.reason = "interrupted", interrupt.reason
+                break
             try:
                 drawn = next(batches, None)
             except Exception:
-                about.reason = interrupted(stages)
-                if about.reason:  # the signal has reached the data workers too
-                    status = "interrupted"
-                    return
+                if interrupt.came:  # the signal has reached the data workers too
+                    status, about.reason = "interrupted", interrupt.reason
+                    break
                 raise
             if drawn is None:  # an iterator that ends
                 status = limits.ended_early(cursor)
-                return
+                break
             cursor, batch = drawn
             before = outline(state) if first else None
             result = step(state, batch)
@@ -167,26 +179,45 @@ def _loop(
                 check_sent(sent)
                 if not torch.equal(sent.cursor, state.cursor):
                     about.cursor = cursor = Cursor.of(sent.cursor)
-                    batches = _restart(batches, source, cursor, sent)
+                    batches = closing.read(source.iterate(cursor, int(sent.key)))
                 about.state, calls = sent, _calls(sent)
                 state = sent
                 sent = yield state, metrics
             if requests:
                 status = requests[0].status
-                return
-        status, about.reason = limits.outcome()
+                break
+        if status in ("stopped", "interrupted") and not first and not limits.out_of_time:
+            about.last = _validated(stages, state, metrics, interrupt)
     except GeneratorExit:  # the user's loop ended early
         status = "stopped"
         raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            status = "interrupted"
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if not seeding:
+            leave_all()
         _recover(about, cursor, calls)
-        with contextlib.suppress(Exception):  # some errors allow no attributes
-            error.state = about.state  # type: ignore[attr-defined]  # pyright: ignore
+        attach_state(error, about.state)
         raise
     finally:
-        _close(opened, batches, status)
+        try:
+            closing.close(status)
+        finally:
+            closing.close(status)  # goes on where an exception between two effects has ended it
+
+
+def _validated(
+    stages: Sequence[Callback], state: State, metrics: Mapping[str, Any], interrupt: Interrupt
+) -> Mapping[str, Any]:
+    """The last validation of a run that was stopped between two of them.
+
+    After SIGTERM and SIGHUP, and at a time limit, there is no time for it.
+    """
+    waiting = not_due(stages, state)
+    if not waiting or interrupt.came not in (None, "Ctrl-C"):
+        return {}
+    if interrupt.came:
+        _log.warning("Validating the last state. Press Ctrl-C again to stop at once.")
+    return last_validation(waiting, state, metrics)
 
 
 def _calls(state: State) -> int:
@@ -208,29 +239,3 @@ def _recover(about: Run, cursor: Cursor, calls: int | None) -> None:
         state = state.replace(cursor=cursor.tensor())
         about.cursor, about.whole = cursor, False
     about.state = state
-
-
-def _restart(
-    batches: Iterator[Any], source: Source, cursor: Cursor, state: State
-) -> Iterator[tuple[Cursor, Any]]:
-    _close_iterator(batches)
-    return source.iterate(cursor, int(state.key))
-
-
-def _close(effects: Sequence[Effect], batches: Iterator[Any], status: str) -> None:
-    """Close all effects and the data, even if closing one of them fails."""
-    for name, effect in named(effects).items():
-        try:
-            effect.close(status)
-        except Exception as error:
-            warnings.warn(f"Closing the effect {name} failed: {error!r}", stacklevel=2)
-    try:
-        _close_iterator(batches)
-    except Exception as error:
-        warnings.warn(f"Closing the data failed: {error!r}", stacklevel=2)
-
-
-def _close_iterator(batches: Iterator[Any]) -> None:
-    close = getattr(batches, "close", None)
-    if close is not None:
-        close()

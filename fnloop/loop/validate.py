@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from fnloop.loop.evaluate import evaluate_metrics
+from fnloop.loop.every import Every
 from fnloop.stages.base import Callback, as_function
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.show import short
@@ -84,3 +85,25 @@ class validate(Callback):
 
     def describe(self) -> str:
         return f"validate({short(self.fn)}, name={self.name!r})"
+
+
+def not_due(stages: Sequence[Callback], state: State) -> list[Callback]:
+    """What evaluates every so often, and did not at `state`."""
+    waiting = [s for s in stages if isinstance(s, Every) and s.only_evaluates]
+    found: list[Any] = [every.inner for every in waiting if not every.is_due(state)]
+    return [inner for inner in found if not isinstance(inner, Every)]
+
+
+def last_validation(
+    stages: Sequence[Callback], state: State, metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The metrics that `stages`, from `not_due`, add to those of a run's last step.
+
+    No other callback is told of them: early stopping counts what comes when it is due, so that a
+    resumed run goes on as if it had never been stopped.
+    """
+    added: dict[str, Any] = {}
+    for stage in stages:
+        _, seen = stage(state, metrics)
+        added.update({name: value for name, value in seen.items() if name not in metrics})
+    return added

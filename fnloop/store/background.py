@@ -46,11 +46,16 @@ class Background:
 
     def finish(self) -> list[BaseException]:
         """Wait for all jobs, and return their exceptions."""
-        self.wait()
+        try:
+            self.wait()
+        except BaseException:  # from a signal handler; the thread ends after the last job
+            self._pool.shutdown(wait=False)
+            raise
         self._pool.shutdown()
         return self.failures()
 
     def _settle(self) -> None:
-        error = self._jobs.popleft().exception()
+        error = self._jobs[0].exception()  # an exception from a signal handler may end the wait
+        self._jobs.popleft()
         if error is not None:
             self._failures.append(error)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from fnloop.effects.claims import Claim, claim
 from fnloop.effects.effect import Effect, Run, named
 from fnloop.store import tensor_file
 from fnloop.store.background import Background
@@ -107,6 +108,7 @@ class checkpoint(Effect):
         self._worker: Background | None = None
         self._staging: Staging | None = None
         self._run: Run | None = None
+        self._owner: Claim | None = None
         self._called = False
         self._shapes: dict[str, str] = {}
         self._metrics: Metrics = {}
@@ -127,6 +129,7 @@ class checkpoint(Effect):
                 "checkpoints; give each its own folder."
             )
         prepare(self.folder, self.files)
+        self._owner = claim(self.folder)
         self._longest = self._longest or tensor_file.size_of(leaves_of(run.state)) / _GUESS
         self._note_time(0.0)
         sweep(self.folder, self.files)
@@ -173,18 +176,20 @@ class checkpoint(Effect):
 
     def close(self, status: str) -> None:
         """Save the last state, and note in its manifest how the run ended."""
-        self._request.stop_listening()
-        run = self._run
-        if run is None:
+        if self._run is None:
             return
-        failures = [] if self._worker is None else self._worker.finish()
-        self._tell([error for error in failures if isinstance(error, OSError)])
-        if self._called:
-            self._close(run, status)
-        self._run, self._called, self._metrics = None, False, {}
-        self._worker = self._staging = None
-        self._recalled = False
-        self._tell([error for error in failures if not isinstance(error, OSError)])
+        try:
+            self._close(self._run, status)
+        except Exception:
+            raise
+        except BaseException:  # a second Ctrl-C: the last state is worth another try
+            self._close(self._run, status)
+            raise
+        finally:
+            self._request.stop_listening()
+            self._run, self._called, self._metrics = None, False, {}
+            self._worker = self._staging = None
+            self._recalled = False
 
     def memo(self) -> dict[str, Any]:
         return {"monitor": self.monitor, **self._kept.memo()}
@@ -221,6 +226,13 @@ class checkpoint(Effect):
         return next((name for name, effect in others.items() if effect is self), self.name)
 
     def _close(self, run: Run, status: str) -> None:
+        failures = [] if self._worker is None else self._worker.finish()
+        self._tell([error for error in failures if isinstance(error, OSError)])
+        if self._called and self._owner is not None and self._owner.holds():
+            self._save_last(run, status)
+        self._tell([error for error in failures if not isinstance(error, OSError)])
+
+    def _save_last(self, run: Run, status: str) -> None:
         if self.monitor and not self._seen and status in ("completed", "stopped"):
             warnings.warn(
                 f"checkpoint: the metric {self.monitor!r} was never reported, so nothing was "
@@ -236,7 +248,8 @@ class checkpoint(Effect):
             if count == self._saved:
                 lost = "The last state of the run is saved, but not how the run ended."
                 place = target_of(self.folder, count)
-                amend(place, self.files, status=status, memos=run.memos())
+                known = numbers({**self._metrics, **run.last})
+                amend(place, self.files, status=status, memos=run.memos(), metrics=known)
                 self._delete()
             else:
                 requested = status == "interrupted"
@@ -260,7 +273,7 @@ class checkpoint(Effect):
             (score, due, requested),
             own,
             memos=memos,
-            metrics=numbers(self._metrics),
+            metrics=numbers({**self._metrics, **(run.last if run else {})}),
             config=run.config if run else None,
             data=run.data_now() if run else None,
             step=run.step if run else None,

@@ -9,6 +9,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from fnloop.effects.handlers import restore
+
 _log = logging.getLogger("fnloop")
 _SIGNAL: Any = getattr(signal, "SIGUSR1", None)  # Windows has none
 
@@ -29,13 +31,17 @@ class SaveRequest:
         """Install the signal handler."""
         if _SIGNAL is None or threading.current_thread() is not threading.main_thread():
             return
-        self._asked, self._listening, self._process = False, True, os.getpid()
-        self._before = signal.signal(_SIGNAL, self._note)
+        before = signal.getsignal(_SIGNAL)
+        if before is None:  # installed from C: Python could not restore it
+            return
+        self._asked, self._before, self._process = False, before, os.getpid()
+        self._listening = True
+        signal.signal(_SIGNAL, self._note)
 
     def stop_listening(self) -> None:
         """Restore the previous handler."""
         if self._listening and threading.current_thread() is threading.main_thread():
-            signal.signal(_SIGNAL, self._before)
+            restore(_SIGNAL, self._before)
             self._listening = False
 
     def taken(self) -> bool:

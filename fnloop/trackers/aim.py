@@ -79,6 +79,7 @@ class Aim(Tracker):
             )
             self._run = aim.Run(**options)
         self.id = str(self._run.hash)
+        self.place = Path(self.repo) / self.id
         self._run["hparams"] = dict(config)
         if self.name is not None:
             self._run.name = self.name
@@ -118,7 +119,7 @@ class Aim(Tracker):
         )
         self._instead = JSONL(file)
         self._instead.open(config, file.name)
-        self.id = file.stem
+        self.id, self.place = file.stem, self._instead.place
 
 
 def _remote(repo: str) -> bool:

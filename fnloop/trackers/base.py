@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -15,6 +16,7 @@ class Tracker:
     Attributes:
         id: The run's name in the tracker; a JSON value, set by `open`. It is kept with every
             checkpoint, so that a resumed run continues the same tracker run.
+        place: The file or folder of the run, set by `open`; None if it has none.
 
     >>> class Print(Tracker):
     ...     def log(self, numbers, step, epoch):
@@ -22,6 +24,7 @@ class Tracker:
     """
 
     id: str | None = None
+    place: Path | None = None
 
     def open(self, config: Mapping[str, Any], run: str | None) -> None:
         """Called before the first step; raise here if nothing can be written.

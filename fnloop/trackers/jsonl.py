@@ -42,7 +42,7 @@ class JSONL(Tracker):
         self.path = self._asked.with_name(run) if run and going_on else claim(self._asked)
         if going_on:
             end_last_line(self.path)
-        self.id = self.path.name
+        self.id, self.place = self.path.name, self.path
         self._file = self.path.open("a", encoding="utf-8")
         if not self.path.stat().st_size:
             self._write({"config": config})

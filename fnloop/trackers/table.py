@@ -41,7 +41,7 @@ class CSV(Tracker):
     def open(self, config: Mapping[str, Any], run: str | None) -> None:
         going_on = run is not None and self._asked.with_name(run).is_file()
         self.path = self._asked.with_name(run) if run and going_on else claim(self._asked)
-        self.id = self.path.name
+        self.id, self.place = self.path.name, self.path
         if going_on:
             end_last_line(self.path)
         rows = _read(self.path)

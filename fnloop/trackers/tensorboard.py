@@ -43,7 +43,8 @@ class TensorBoard(Tracker):
                 "pip install fnloop[tensorboard]"
             ) from error
         self.id = run if run is not None else self._new_run()
-        self._writer = SummaryWriter(str(self.folder / self.id))
+        self.place = self.folder / self.id
+        self._writer = SummaryWriter(str(self.place))
         if run is None:
             text = json.dumps(jsonable(config), indent=2)
             self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))

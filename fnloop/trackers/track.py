@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
+from fnloop.effects.claims import Claim, claim
 from fnloop.effects.effect import Effect, Run
 from fnloop.effects.points import Points
 from fnloop.trackers.base import Tracker
@@ -53,6 +53,9 @@ class track(Effect):
         self._points = Points(every)
         self._recalled: Points | None = None
         self._runs: list[str | None] = []
+        self._run: Run | None = None
+        self._opened: list[Tracker] = []
+        self._claims: list[Claim] = []
         self._worker: Worker | None = None
 
     def open(self, run: Run) -> None:
@@ -61,18 +64,21 @@ class track(Effect):
         self._runs, self._points = [], self._recalled or Points(self.every)
         self._recalled = None
         self._points.open(run.batches)
-        opened: list[Tracker] = []
+        self._run, self._opened = run, []
         for tracker, id in zip(self.trackers, runs, strict=False):
-            opened.append(tracker)
+            self._opened.append(tracker)
             try:
                 tracker.open(config, id)
             except Exception as error:
-                _close(opened, "failed")
+                self._close_trackers("failed")
                 raise RuntimeError(
                     f"The tracker {type(tracker).__name__} cannot be opened, so the run was not "
                     f"started: {type(error).__name__}: {error}"
                 ) from error
+        places = [tracker.place for tracker in self.trackers]
+        self._claims = [claim(place) for place in places if place is not None]
         self._worker = Worker(self.trackers)
+        self._worker.start()
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         point = self._points.add(state, metrics)
@@ -81,15 +87,18 @@ class track(Effect):
 
     def close(self, status: str) -> None:
         worker, self._worker = self._worker, None
-        if worker is None:
-            return
-        point = self._points.peek()  # a resumed run may continue this point
         try:
-            if point is not None:
-                worker.put(point)
-            worker.close()
+            if worker is not None:
+                # A resumed run may continue this point; if one has already, it is left to that run.
+                point = self._points.peek(self._run.last if self._run else {})
+                if point is not None and all(claim.holds() for claim in self._claims):
+                    worker.put(point)
         finally:
-            _close(self.trackers, status)
+            try:
+                if worker is not None:
+                    worker.close()
+            finally:
+                self._close_trackers(status)
 
     def memo(self) -> Any:
         runs = [{"tracker": type(each).__name__, "run": each.id} for each in self.trackers]
@@ -107,14 +116,14 @@ class track(Effect):
                 left.remove(found)
             self._runs.append(found["run"] if found else None)
 
-
-def _close(trackers: Sequence[Tracker], status: str) -> None:
-    for tracker in trackers:
-        try:
-            tracker.close(status)
-        except Exception as error:
-            warnings.warn(
-                f"The tracker {type(tracker).__name__} could not be closed: "
-                f"{type(error).__name__}: {error}",
-                stacklevel=3,
-            )
+    def _close_trackers(self, status: str) -> None:
+        while self._opened:
+            tracker = self._opened.pop(0)
+            try:
+                tracker.close(status)
+            except Exception as error:
+                warnings.warn(
+                    f"The tracker {type(tracker).__name__} could not be closed: "
+                    f"{type(error).__name__}: {error}",
+                    stacklevel=3,
+                )

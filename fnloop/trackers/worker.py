@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import warnings
@@ -33,6 +34,9 @@ class Worker:
         self._messages: list[str] = []
         self._stuck = False
         self._thread = threading.Thread(target=self._work, name="fnloop-track", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; afterwards call `close`."""
         self._thread.start()
 
     def put(self, point: Point) -> None:
@@ -42,9 +46,16 @@ class Worker:
 
     def close(self) -> None:
         """Wait until all points are written."""
-        self._put(None)
-        if not self._stuck:
-            self._thread.join()
+        try:
+            self._put(None)
+            if not self._stuck:
+                self._thread.join()
+        except BaseException:  # from a signal handler: wait a little
+            with contextlib.suppress(queue.Full):
+                self._queue.put_nowait(None)
+            if self._thread.is_alive():
+                self._thread.join(timeout=1)
+            raise
         self._speak()
 
     def _put(self, item: Point | None) -> None:

@@ -1,0 +1,85 @@
+"""``Closing``: what a run has opened, and how it is closed, whatever comes in between."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fnloop.effects.effect import Effect, Run, named
+from fnloop.loop.interrupt import Interrupt
+
+
+class Closing:
+    """The open effects and the data of a run.
+
+    An exception from a signal handler may come at any instruction. One that comes inside an
+    effect's `close` ends that `close` only. Between two of them, `interrupt` lets no handler raise;
+    for what comes from elsewhere, `close` can be called again, and goes on where it was.
+    """
+
+    def __init__(self, interrupt: Interrupt) -> None:
+        self._interrupt = interrupt
+        self._effects: list[Effect] = []
+        self._batches: Iterator[Any] = iter(())
+        self._half_open: Effect | None = None
+        self._closed: list[Any] = []
+        self._failures: list[str] = []
+        self._raised: BaseException | None = None
+
+    def open(self, effect: Effect, run: Run) -> None:
+        """Open an effect. It will be closed even if this fails."""
+        self._effects.append(effect)
+        self._half_open = effect
+        effect.open(run)
+        self._half_open = None
+
+    def read(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Read `batches` from now on, and close those that were read before."""
+        before, self._batches = self._batches, batches
+        _close_iterator(before)
+        return batches
+
+    def close(self, status: str) -> None:
+        """Close all effects, in order, and the data; warn of those whose `close` fails.
+
+        Raises:
+            BaseException: The first that is no `Exception` (such as KeyboardInterrupt) and came
+                from a `close`, after all have been closed.
+        """
+        self._interrupt.hold = True
+        for name, effect in named(self._effects).items():
+            self._call(effect, f"the effect {name}", effect.close, status)
+        self._call(self._batches, "the data", _close_iterator, self._batches)
+        while self._failures:
+            warnings.warn(self._failures.pop(0), stacklevel=2)
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised
+
+    def _call(self, what: Any, name: str, close: Callable[[Any], None], argument: Any) -> None:
+        """Call `close`, but not twice."""
+        if any(what is other for other in self._closed):
+            return
+        begun = None
+        try:
+            self._interrupt.hold = False
+            (begun := close)(argument)  # one line: an exception comes before it, or after it began
+        except BaseException as error:
+            self._interrupt.hold = True
+            if begun is None:
+                raise
+            if not isinstance(error, Exception):
+                self._raised = self._raised or error
+            elif what is not self._half_open:  # else the error of its `open` is the one to see
+                self._failures.append(f"Closing {name} failed: {error!r}")
+        finally:
+            self._interrupt.hold = True
+            if begun is not None:
+                self._closed.append(what)
+
+
+def _close_iterator(batches: Iterator[Any]) -> None:
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()

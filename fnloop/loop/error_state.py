@@ -1,0 +1,35 @@
+"""Attach the last good state to an exception."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from fnloop.values.donated import Donated
+from fnloop.values.state import State
+
+
+def attach(error: BaseException, name: str, value: Any) -> None:
+    """Set an attribute of an exception, unless it has one of that name, or allows none."""
+    with contextlib.suppress(Exception):  # it may be frozen, or compute the attribute
+        if not hasattr(error, name):
+            setattr(error, name, value)
+
+
+def attach_state(error: BaseException, state: State) -> None:
+    """Set ``error.state``; what an inner run has attached is replaced."""
+    with contextlib.suppress(Exception):
+        if isinstance(getattr(error, "state", None), State):
+            del error.state  # type: ignore[attr-defined]  # pyright: ignore
+    attach(error, "state", state)
+
+
+def add_note(error: BaseException) -> None:
+    """Say in the traceback where the state is."""
+    with contextlib.suppress(Exception):
+        state: Any = getattr(error, "state", None)
+        if isinstance(state, State) and not isinstance(state, Donated):
+            error.add_note(
+                f"fnloop: the state before this failure (after {int(state.cursor[2])} batches) is "
+                "in error.state."
+            )
