@@ -13,6 +13,7 @@ from fnloop.effects.effect import Effect, Run
 from fnloop.stages.base import Callback, Stage
 from fnloop.stages.lift import stage
 from fnloop.trees.nodes import tree, tree_leaves, tree_map
+from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor, is_due
 from fnloop.values.merging import merge_all
 from fnloop.values.metrics import Metric, Metrics, Stop
@@ -165,8 +166,7 @@ def every(
     >>> seen
     [4.0, 4.0]
     """
-    if n < 1:
-        raise ValueError(f"every(n, ...) takes n of at least 1, got {n}.")
+    n = as_count(n, "every(n, ...)", 1)
     if unit not in ("step", "epoch"):
         raise ValueError(f'every(..., unit=...) takes "step" or "epoch", got {unit!r}.')
     if isinstance(callback, Effect):

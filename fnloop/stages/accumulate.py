@@ -13,6 +13,7 @@ from torch import Tensor
 from fnloop.stages.base import GradStage, Kind
 from fnloop.stages.loss_result import leading_sizes
 from fnloop.trees.nodes import tree, tree_leaves, tree_map
+from fnloop.values.counts import as_count
 from fnloop.values.grads import Grads
 from fnloop.values.micro import Micro
 from fnloop.values.state import State
@@ -28,8 +29,7 @@ class Accumulate(GradStage):
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"accumulate(k) cuts a batch into k >= 1 parts, got k={self.k}.")
+        object.__setattr__(self, "k", as_count(self.k, "accumulate(k)", 1))
         super().__post_init__()
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
