@@ -50,8 +50,6 @@ class Amp(GradStage):
             raise ValueError(f"amp(growth=...) takes a finite number from 1 on, got {self.growth}.")
         if isinstance(self.backoff, (int, float)) and not 0 < self.backoff < 1:
             raise ValueError(f"amp(backoff=...) takes a number from 0 to 1, got {self.backoff}.")
-                f"amp(backoff=...) takes a number between 0 and 1, got {self.backoff}."
-            )
         object.__setattr__(self, "interval", as_count(self.interval, "amp(interval=...)", 1))
         super().__post_init__()
 
