@@ -16,6 +16,7 @@ from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.looking import look
 from fnloop.values.metrics import Mean, Metric, as_tensor, exact
+from fnloop.values.rows import UnclearRows, rows
 from fnloop.values.state import State
 
 
@@ -105,47 +106,32 @@ def read_metrics(result: Any, batch: Any, who: Any) -> dict[str, Any]:
 
 
 def examples(batch: Any, who: Any) -> int:
-    """The number of examples: the common leading dimension of the batch's tensors and arrays.
-
-    It is 1 if they are all 0-d.
+    """The number of examples, as by `rows`; 1 if the batch has only single values.
 
     Raises:
-        ValueError: The dimensions differ, or the batch has leaves of unknown types only.
+        ValueError: It is unclear, or the batch has leaves of unknown types only.
     """
-    if type(batch) is tuple and len(batch) == 2:  # fast path for (x, y): no tree traversal
-        x, y = batch
-        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim:
-            size = x.shape[0]
-            if size == y.shape[0]:
-                return size
-    sizes = leading_sizes(batch)
-    if len(sizes) > 1:
-        found = ", ".join(f"{path or 'the batch'} has {size}" for size, path in sizes.items())
+    try:
+        size = rows(batch)
+    except UnclearRows as unclear:
         raise ValueError(
             f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; but "
-            f"the leading dimensions of the batch's tensors disagree: {found}. Return the weight "
-            "too: fl.Mean(total, weight)."
-        )
+            f"how many the batch has is unclear: {unclear}. Return the weight too: "
+            "fl.Mean(total, weight)."
+        ) from None
+    if size is not None:
+        return size
     unknown = [leaf for _, leaf in tree_items(batch) if not isinstance(leaf, _PLAIN)]
-    if not sizes and unknown:
+    if unknown:
         raise ValueError(
             f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; "
             f"but no tensor was found in the batch of type {type(unknown[0]).__name__}. Use "
             "batches that are dicts or tuples of tensors, or return fl.Mean(total, weight)."
         )
-    return next(iter(sizes), 1)
+    return 1
 
 
-def leading_sizes(batch: Any) -> dict[int, str]:
-    """The distinct leading dimensions of the batch's tensors and arrays, each with one path."""
-    sizes: dict[int, str] = {}
-    for path, leaf in tree_items(batch):
-        if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim:
-            sizes.setdefault(leaf.shape[0], path)
-    return sizes
-
-
-_PLAIN = (Tensor, np.ndarray, int, float, complex, str, bytes)
+_PLAIN = (Tensor, np.ndarray, np.generic, int, float, complex, str, bytes)
 
 
 def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
