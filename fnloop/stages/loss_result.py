@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
                 f"The loss {_name(who)} returned fl.Mean with total {short(total)}; the total of "
                 "a loss is a 0-d tensor: the sum of weight times loss."
             )
-        weight = as_tensor(result.weight, total.device)
+        weight = _weight(result.weight, total.device, who)
         if detach:
             weight = weight.detach()
         # A total of weight zero counts for nothing, as in the gradient, even if it is nan.
@@ -93,7 +94,8 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
     count = examples(batch, who)
     weight = as_tensor(count, result.device)
     value = look(result.detach() if detach else result)
-    total = as_tensor(exact(value) * count, result.device)
+    # The mean of no examples is nan, and must count for nothing.
+    total = as_tensor(exact(value) * count if count else 0.0, result.device)
     metrics = _reported(Mean(total, weight), extra, batch, who, detach)
     return LossResult(result, count, weight, metrics)
 
@@ -161,14 +163,37 @@ def _reported(
 def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
     if isinstance(value, Metric):
         return tree_map(functools.partial(as_tensor, device=_device(batch)), value)
-    if isinstance(value, (bool, int, float)) or (isinstance(value, Tensor) and not value.ndim):
-        number = as_tensor(value, _device(batch))
+    single = isinstance(value, (Tensor, np.generic, np.ndarray)) and not value.ndim
+    number = as_tensor(value, _device(batch)) if single or _is_number(value) else None
+    if isinstance(number, Tensor) and not number.is_complex():
         count = examples(batch, who)
-        return Mean(number * count, as_tensor(count, number.device))
+        total = number * count if count else torch.zeros_like(number)
+        return Mean(total, as_tensor(count, number.device))
     raise TypeError(
-        f"The metric {name!r} of {_name(who)} is {short(value)}; a metric is a scalar (a mean "
-        "over the batch's examples), or one of fl.Mean, fl.Sum, fl.Max, ... ."
+        f"The metric {name!r} of {_name(who)} is {short(value)}; a metric is a real number "
+        "(a mean over the batch's examples), or one of fl.Mean, fl.Sum, fl.Max, ... ."
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
+
+
+def _weight(weight: Any, device: torch.device, who: Any) -> Tensor:
+    """The weight of a loss as a 0-d tensor."""
+    if _is_number(weight) and not 0 <= weight < math.inf:
+        raise ValueError(
+            f"The loss {_name(who)} returned fl.Mean with weight {weight}; a weight is finite and "
+            "at least 0, and a batch of weight 0 is skipped."
+        )
+    found = as_tensor(weight, device)
+    if not isinstance(found, Tensor) or found.ndim or found.is_complex():
+        raise ValueError(
+            f"The loss {_name(who)} returned fl.Mean with weight {short(weight)}; the weight of a "
+            "loss is a number or a 0-d tensor, the sum of the examples' weights: "
+            "fl.Mean(total=(weight * loss).sum(), weight=weight.sum())."
+        )
+    return found
 
 
 def _device(batch: Any) -> torch.device:
