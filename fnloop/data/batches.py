@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fnloop.data.permute import permute_epochs
 from fnloop.data.readers import reader
+from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
 from fnloop.values.key import fold
 
@@ -63,11 +64,9 @@ class Batches:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is an int, at least 1; got {batch_size!r}.")
-        self.batch_size = batch_size
+        self.batch_size = batch_size = as_count(batch_size, "batch_size", 1)
         self.shuffle = shuffle
-        self.seed = seed
+        self.seed = as_count(seed, "seed", least=None)
         self.drop_last = drop_last
         self._reader = reader(data)
         self.examples = self._reader.examples

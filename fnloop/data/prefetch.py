@@ -13,6 +13,7 @@ from torch import Tensor
 from fnloop.data.batches import START
 from fnloop.data.sources import Source, as_source
 from fnloop.trees.nodes import tree_leaves, tree_map
+from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
 
 _Copied = tuple[Any, Any]  # the batch, and the CUDA event after its copy, if any
@@ -45,12 +46,10 @@ class prefetch:
     """
 
     def __init__(self, data: Any, depth: int = 2, device: torch.device | str | None = None) -> None:
-        if depth < 1:
-            raise ValueError(f"depth is the number of batches to hold, at least 1; got {depth}.")
         self._source = as_source(data)
         self.batches = self._source.batches
         self.batch_size = getattr(self._source, "batch_size", 1)
-        self.depth = depth
+        self.depth = as_count(depth, "prefetch(depth=...)", 1)
         self.device = None if device is None else torch.device(device)
 
     def iterate(

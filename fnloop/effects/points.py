@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 from fnloop.effects import window
+from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor, epoch_of
 from fnloop.values.merging import merge_all
 from fnloop.values.metrics import Metrics, Stop
@@ -40,9 +41,7 @@ class Points:
     """
 
     def __init__(self, every: int | None, fold_after: int = 256) -> None:
-        if every is not None and every < 1:
-            raise ValueError(f"every={every}: expected a number of batches, 1 or more.")
-        self.every = every or 50
+        self.every = 50 if every is None else as_count(every, "every=", 1)
         self._chosen = every is not None
         self._fold_after = fold_after
         self._parts: list[Metrics] = []

@@ -11,6 +11,7 @@ from torch import Tensor
 from fnloop._torch.tracing import opaque
 from fnloop.stages.base import Callback
 from fnloop.trees.nodes import tree
+from fnloop.values.counts import as_count, as_number
 from fnloop.values.merging import find
 from fnloop.values.metrics import Stop, stop
 from fnloop.values.state import State
@@ -61,11 +62,10 @@ class early_stopping(Callback):
     def __post_init__(self) -> None:
         if self.mode not in ("min", "max"):
             raise ValueError(f'early_stopping(mode=...) takes "min" or "max", got {self.mode!r}.')
-        if self.patience < 0 or (isinstance(self.min_delta, (int, float)) and self.min_delta < 0):
-            raise ValueError(
-                "early_stopping takes patience and min_delta of at least 0, got "
-                f"patience={self.patience}, min_delta={self.min_delta}."
-            )
+        patience = as_count(self.patience, "early_stopping(patience=...)")
+        object.__setattr__(self, "patience", patience)
+        if isinstance(self.min_delta, (int, float)):
+            as_number(self.min_delta, "early_stopping(min_delta=...)")
         super().__post_init__()
 
     def init_state(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from fnloop.effects.effect import Effect, Run
 from fnloop.stages.base import Callback, Stage
 from fnloop.stages.lift import stage
 from fnloop.trees.nodes import tree, tree_leaves, tree_map
+from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor, is_due
 from fnloop.values.merging import merge_all
 from fnloop.values.metrics import Metric, Metrics, Stop
@@ -34,7 +35,7 @@ class Every(Callback):
     def init_state(self, state: State, metrics: Metrics) -> dict[str, Any]:
         if not self.inner.reads:
             return {}
-        return {name: _as_tensors(m.empty()) for name, m in _windowed(metrics).items()}
+        return {name: _start(m) for name, m in metrics.items() if _is_merged(m)}
 
     def init(self, state: State, metrics: Metrics) -> State:  # type: ignore[override]
         return super().init(self.inner.init(state, metrics), metrics)
@@ -61,12 +62,13 @@ class Every(Callback):
         own = {n: m for n, m in memory.items() if isinstance(m, Metric)}
         gone = {n: m for n, m in memory.items() if n not in own}
         window = {
-            name: _as_tensors(merged.merge(x[name])) if name in x else merged
+            name: _as_tensors(_add(merged, x[name])) if name in x else merged
             for name, merged in own.items()
         }
         if not due:
             return state.put(self.name, {**window, **gone}), x
-        given = {**x, **window}
+        given = {**x, **{name: _shown(name, m, x) for name, m in window.items()}}
+        given = {name: m for name, m in given.items() if m is not None}
         state, seen = self.inner(state, given)
         added = {name: m for name, m in seen.items() if name not in given or m is not given[name]}
         empty = {name: _as_tensors(merged.empty()) for name, merged in window.items()}
@@ -151,7 +153,9 @@ def every(
 ) -> Any:
     """Call a callback at every `n`-th batch, or at the end of every `n`-th epoch.
 
-    It is given the merge of the metrics since it last ran. Batches are counted by the state's
+    It is given the merge of the metrics since it last ran. (A callback cannot read a metric that
+    grows when it is merged, such as an AUROC that keeps all scores, because the merge is kept in
+    the state; an effect can.) Batches are counted by the state's
     cursor, so a resumed run keeps the schedule.
 
     Args:
@@ -172,8 +176,7 @@ def every(
     >>> seen
     [4.0, 4.0]
     """
-    if n < 1:
-        raise ValueError(f"every(n, ...) takes n of at least 1, got {n}.")
+    n = as_count(n, "every(n, ...)", 1)
     if unit not in ("step", "epoch"):
         raise ValueError(f'every(..., unit=...) takes "step" or "epoch", got {unit!r}.')
     if isinstance(callback, Effect):
@@ -192,13 +195,62 @@ def every(
     return Every(n, inner, unit, name or f"every.{label}")
 
 
-def _windowed(metrics: Metrics) -> dict[str, Metric]:
-    """Metrics that can be kept in the state: merging must not change their shape."""
-    return {
-        name: m
-        for name, m in metrics.items()
-        if isinstance(m, Metric) and not isinstance(m, Stop) and _shapes(m) == _shapes(m.merge(m))
-    }
+@tree
+class Reported(Metric):
+    """Stands for a metric that grows when it is merged, and counts its reports."""
+
+    reduction: ClassVar[str] = "same"
+    times: Any
+
+    def merge(self, other: Any) -> Reported:
+        return Reported(self.times + 1)
+
+
+@tree
+class Grown(Metric):
+    """What a callback is given in place of a merge that cannot be kept; reading it is an error."""
+
+    name: str
+
+    def value(self) -> Any:
+        raise TypeError(
+            f"The metric {self.name!r} grows when it is merged, so the merge since this callback "
+            "last ran cannot be kept in the state, whose shapes stay. Read it in an effect, which "
+            "gets the merge: fl.every(n, fl.effect(f)); or have it computed when the callback "
+            "runs: fl.every(n, fl.validate(fn, data)) before it, with the same n."
+        )
+
+
+def _is_merged(metric: Any) -> bool:
+    """Whether there is anything to merge: a stop is a request, and text has no tensor."""
+    if not isinstance(metric, Metric) or isinstance(metric, Stop):
+        return False
+    return all([isinstance(leaf, (Tensor, float, int)) for leaf in tree_leaves(metric)])
+
+
+def _start(metric: Metric) -> Metric:
+    """The memory of a metric before its first report."""
+    grows = _shapes(metric) != _shapes(metric.merge(metric))
+    return Reported(torch.zeros((), dtype=torch.int64)) if grows else _as_tensors(metric.empty())
+
+
+def _add(merged: Metric, metric: Any) -> Metric:
+    if isinstance(merged, Reported) or type(merged) is type(metric):
+        return merged.merge(metric)
+    raise TypeError(
+        f"A metric was reported as {type(merged).__name__} and then as {type(metric).__name__}, "
+        "which cannot be merged. Report it as one kind, or under two names."
+    )
+
+
+def _shown(name: str, merged: Metric, x: Metrics) -> Metric | None:
+    """What the callback is given: the merge; or the only report; or what says why there is none."""
+    if not isinstance(merged, Reported):
+        return merged
+    times = int(merged.times)
+    if times == 1 and name in x:
+        return x[name]
+    return Grown(name) if times else None
 
 
 def _shapes(metric: Metric) -> list[Any]:

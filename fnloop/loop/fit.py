@@ -17,6 +17,7 @@ from fnloop.loop.hyperparameters import hyperparameters
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.run import run
 from fnloop.stages.base import Callback
+from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
 
@@ -64,6 +65,8 @@ def fit(
     """
     if epochs is None and steps is None and seconds is None:
         raise ValueError("fit needs a limit: epochs=, steps= or seconds=.")
+    steps = None if steps is None else as_count(steps, "steps=")
+    epochs = None if epochs is None else as_count(epochs, "epochs=")
     donating: Any = getattr(step, "donating", None)
     if donating is not None:  # nobody else refers to the states between the first and the last
         step, state = donating(), state.replace()

@@ -12,6 +12,7 @@ from typing import Any, overload
 from fnloop.effects.effect import Effect, Run
 from fnloop.effects.points import Point, Points, reason_in
 from fnloop.loop.plot import draw
+from fnloop.values.counts import as_count
 from fnloop.values.merging import numbers_of
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
@@ -68,13 +69,11 @@ class History(Effect):
     name = "history"
 
     def __init__(self, every: int | None = None, states: int = 0) -> None:
-        if states < 0:
-            raise ValueError(f"History keeps states=0 states or more, got {states}.")
         self.status = "running"
         self.reason = ""
         self.resumed: Any = None
         self._run: Run | None = None
-        self._states: deque[State] = deque(maxlen=states)
+        self._states: deque[State] = deque(maxlen=as_count(states, "History(states=...)"))
         self._points = Points(every)
         self._latest: Metrics = {}
         self._rows: list[Row] = []

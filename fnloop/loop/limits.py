@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from fnloop.data.sources import Source
 from fnloop.effects.effect import Effect
+from fnloop.values.counts import as_count, as_number
 from fnloop.values.cursor import Cursor
 
 
@@ -18,9 +19,9 @@ class Limits:
         self, start: Cursor, steps: int | None, epochs: int | None, seconds: float | None
     ) -> None:
         self.start = start
-        self.count = None if steps is None else start.count + steps
-        self.epoch = None if epochs is None else start.epoch + epochs
-        self.seconds = seconds
+        self.count = None if steps is None else start.count + as_count(steps, "steps=")
+        self.epoch = None if epochs is None else start.epoch + as_count(epochs, "epochs=")
+        self.seconds = None if seconds is None else as_number(seconds, "seconds=")
         self.deadline = float("inf")
         self.out_of_time = False
 

@@ -80,12 +80,6 @@ def run(
         raise TypeError(
             f"run takes a state, from step.init(model); it was given {type(state).__name__}."
         )
-    for name, limit in (("steps", steps), ("epochs", epochs), ("seconds", seconds)):
-        if limit is None:
-            continue
-        if limit < 0 or (name != "seconds" and not isinstance(limit, int)):
-            kind = "a number" if name == "seconds" else "a whole number"
-            raise ValueError(f"run({name}=...) takes {kind} of at least 0, got {limit}.")
     check_slots(step, state)
     stages, effects = sort(callbacks, step)
     source = as_source(data.train if isinstance(data, Data) else data)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fnloop.metrics.label_layout import class_dim, kept, predicted, true_labels
+from fnloop.values.counts import as_count
 from fnloop.values.metrics import Mean
 
 
@@ -49,7 +50,8 @@ def top_k_accuracy(
     dim = class_dim(logits, targets)
     if dim is None:
         raise ValueError("top_k_accuracy needs one logit for each class: [N, C, ...].")
-    if not 1 <= k <= logits.shape[dim]:
+    k = as_count(k, "top_k_accuracy(k=...)", 1)
+    if k > logits.shape[dim]:
         raise ValueError(f"k is from 1 to the number of classes, {logits.shape[dim]}; got {k}.")
     best = logits.detach().topk(k, dim).indices
     return _mean((best == targets.unsqueeze(dim)).any(dim), kept(targets, ignore_index))

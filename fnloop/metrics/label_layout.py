@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fnloop.values.counts import as_count
+
 
 def class_dim(logits: Tensor, targets: Tensor) -> int | None:
     """The class dimension of `logits`; None for binary logits or predicted labels.
@@ -56,7 +58,7 @@ def class_count(logits: Tensor, targets: Tensor, classes: int | None) -> int:
         ValueError: `classes` is missing for predicted labels.
     """
     if classes is not None:
-        return classes
+        return as_count(classes, "classes=", 1)
     dim = class_dim(logits, targets)
     if dim is not None:
         return logits.shape[dim]

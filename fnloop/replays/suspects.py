@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
-
-import numpy as np
-from torch import Tensor
+from typing import NamedTuple
 
 from fnloop.replays.watch import Call, is_bad
-from fnloop.stages.loss_result import leading_sizes
-from fnloop.trees.nodes import tree_map
 from fnloop.values.merging import numbers
+from fnloop.values.rows import UnclearRows, cut, rows
 
 LIMIT = 128
 """Maximum number of parts of a batch to try."""
@@ -38,14 +33,19 @@ def suspects(call: Call) -> tuple[list[Suspect], str]:
     Returns:
         The examples; and a note if there are none, or if some may be missing.
     """
-    sizes = leading_sizes(call.batch)
-    if len(sizes) != 1 or call.offset is None:
-        return [], "The batch cannot be cut into examples: its tensors' leading dimensions differ."
-    size, found, tried, sure = next(iter(sizes)), list[Suspect](), 0, False
+    try:
+        size, why = rows(call.batch), "it has no tensor"
+    except UnclearRows as unclear:
+        size, why = None, str(unclear)
+    if call.offset is None:
+        why = "the sizes of the micro-batches before it are unknown"
+    if size is None or call.offset is None:
+        return [], f"The batch cannot be cut into examples: {why}."
+    found, tried, sure = list[Suspect](), 0, False
     waiting = [(0, 1)] if size == 1 else [(size // 2, size), (0, size // 2)]
     while waiting and tried < LIMIT:
         start, stop = waiting.pop()
-        bad, loss = _try(call, start, stop)
+        bad, loss = _try(call, start, stop, size)
         tried, sure = tried + 1, sure or bad is True
         if bad is False:
             continue
@@ -61,16 +61,11 @@ def suspects(call: Call) -> tuple[list[Suspect], str]:
     return found, "" if found else "No example does it alone: it takes several of them."
 
 
-def _try(call: Call, start: int, stop: int) -> tuple[bool | None, float | None]:
+def _try(call: Call, start: int, stop: int, size: int) -> tuple[bool | None, float | None]:
     """Whether examples ``start:stop`` are bad (None if they cannot be run), and their loss."""
-    part = tree_map(functools.partial(_cut, start=start, stop=stop), call.batch)
     try:
-        _, grads = call.stage(call.state, part)
+        _, grads = call.stage(call.state, cut(call.batch, start, stop, size))
     except Exception:  # batch statistics of one example, a loss that wants the whole batch, ...
         return None, None
     loss = numbers({"loss": grads.metrics["loss"]})["loss"] if "loss" in grads.metrics else None
     return is_bad(grads), loss
-
-
-def _cut(leaf: Any, start: int, stop: int) -> Any:
-    return leaf[start:stop] if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim else leaf

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from fnloop._torch.tracing import opaque
 from fnloop.replays.nonfinite_values import Nonfinite, tensors_in
 from fnloop.stages.base import Function, GradStage, takes_state
-from fnloop.stages.loss_result import leading_sizes
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.grads import Grads
 from fnloop.values.merging import numbers
 from fnloop.values.module_skeleton import ModuleSkeleton
+from fnloop.values.rows import UnclearRows, rows
 from fnloop.values.state import State
 
 
@@ -115,8 +115,10 @@ class Watch:
 
     def _offset(self, state: State, batch: Any) -> int | None:
         micro = state.context.micro
-        sizes = leading_sizes(batch)
-        self._sizes[micro] = next(iter(sizes)) if len(sizes) == 1 else None
+        try:
+            self._sizes[micro] = rows(batch)
+        except UnclearRows:
+            self._sizes[micro] = None
         before = [self._sizes.get(i) for i in range(micro)]
         known = [size for size in before if size is not None]
         return sum(known) if len(known) == len(before) else None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fnloop.trees.nodes import is_tree
+from fnloop.values.counts import as_count
 
 
 class Schedule:
@@ -75,20 +76,15 @@ def bend(t: Any) -> Any:
 
 
 def check_count(schedule: Any, field: str, least: int = 0, most: str | None = None) -> None:
-    """Check that a field is an int from `least` to the value of the field named `most`.
+    """Make a field an int, and check that it is from `least` to the value of the field `most`.
 
     Raises:
-        TypeError: It is not an int.
+        TypeError: It is not an integer.
         ValueError: It is out of range.
     """
     name, value = type(schedule).__name__, getattr(schedule, field)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(
-            f"{name}: {field} counts optimizer steps and must be an int; got {value!r} "
-            f"({type(value).__name__}). Write 10_000 rather than 1e4."
-        )
-    if value < least:
-        raise ValueError(f"{name}: {field} must be at least {least}; got {value}.")
+    value = as_count(value, f"{name}({field}=...)", least)
+    object.__setattr__(schedule, field, value)
     if most is not None and value > getattr(schedule, most):
         raise ValueError(
             f"{name}: {field} is {value}, but {most} is {getattr(schedule, most)}. {most} counts "

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fnloop.schedules.base import Schedule, bend, check_count, clip, fraction, where
 from fnloop.trees.nodes import tree
+from fnloop.values.counts import as_count
 
 
 @tree
@@ -138,7 +139,8 @@ class join(Schedule):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedules", tuple(self.schedules))
-        object.__setattr__(self, "boundaries", tuple(self.boundaries))
+        boundaries = [as_count(b, "join(boundaries=...)", None) for b in self.boundaries]
+        object.__setattr__(self, "boundaries", tuple(boundaries))
         for schedule in self.schedules:
             if not callable(schedule):
                 raise TypeError(

@@ -7,14 +7,12 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-from torch import Tensor
-
 from fnloop.stages.base import GradStage, Kind
-from fnloop.stages.loss_result import leading_sizes
-from fnloop.trees.nodes import tree, tree_leaves, tree_map
+from fnloop.trees.nodes import tree
+from fnloop.values.counts import as_count
 from fnloop.values.grads import Grads
 from fnloop.values.micro import Micro
+from fnloop.values.rows import UnclearRows, cut, rows
 from fnloop.values.state import State
 
 
@@ -28,8 +26,7 @@ class Accumulate(GradStage):
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"accumulate(k) cuts a batch into k >= 1 parts, got k={self.k}.")
+        object.__setattr__(self, "k", as_count(self.k, "accumulate(k)", 1))
         super().__post_init__()
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
@@ -53,45 +50,36 @@ class Accumulate(GradStage):
                     "fl.Micro has no parts; it takes a tuple of at least one micro-batch."
                 )
             return batch.parts
-        size = self._size(batch)
-        k = min(self.k, size)
-        bounds = [size * i // k for i in range(k + 1)]
-        return [
-            tree_map(functools.partial(_cut, start=a, stop=b), batch)
-            for a, b in itertools.pairwise(bounds)
-        ]
-
-    def _size(self, batch: Any) -> int:
-        sizes = leading_sizes(batch)
-        other = [leaf for leaf in tree_leaves(batch) if not isinstance(leaf, _CUT_OR_KEPT)]
-        if len(sizes) == 1 and not other:
-            return max(1, next(iter(sizes)))
-        parts = [f"{path or 'the batch'} has {size} rows" for size, path in sizes.items()]
-        parts += [f"there is a {type(leaf).__name__}" for leaf in other[:1]]
+        try:
+            size, found = rows(batch), "it has no tensor"
+            if size is not None:
+                k = max(1, min(self.k, size))
+                bounds = [size * i // k for i in range(k + 1)]
+                return [cut(batch, a, b, size) for a, b in itertools.pairwise(bounds)]
+        except UnclearRows as unclear:
+            found = str(unclear)
         raise ValueError(
-            f"accumulate({self.k}) cannot cut this batch along its leading dimension: "
-            f"{', '.join(parts) or 'it has no tensor'}. Give the micro-batches yourself: "
-            "fl.Micro((b1, b2, ...))."
+            f"accumulate({self.k}) cannot cut this batch into examples: {found}. Give the "
+            "micro-batches yourself: fl.Micro((b1, b2, ...))."
         )
-
-
-_CUT_OR_KEPT = (Tensor, np.ndarray, int, float, complex)
 
 
 def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
     """Accumulate gradients over `k` micro-batches: the memory of one, the gradient of all.
 
-    Splits the batch along its leading dimension into `k` nearly equal parts. To split it yourself,
-    pass ``fl.Micro((b1, b2, ...))``. The result equals the gradient of the whole batch, for unequal
-    parts and any weights, because gradients merge by a weighted mean (law 4). Batch statistics and
-    dropout see one micro-batch at a time; BatchNorm buffers carry over from part to part.
+    Splits the batch along its leading dimension into `k` nearly equal parts, and with it lists that
+    have one item an example. To split it yourself, pass ``fl.Micro((b1, b2, ...))``. The result
+    equals the gradient of the whole batch, for unequal parts and any weights, because gradients
+    merge by a weighted mean (law 4). Batch statistics and dropout see one micro-batch at a time;
+    BatchNorm buffers carry over from part to part.
 
     Args:
         k: Number of parts, at least 1. A batch with fewer examples is split into single examples.
 
     Raises:
+        TypeError: `k` is not an integer.
         ValueError: `k` is below 1; or, at the call, the batch has no tensor, leading dimensions
-            that differ, or leaves that cannot be split.
+            that differ, or objects that cannot be split.
 
     >>> import torch, fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
@@ -102,7 +90,3 @@ def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
     (True, 3.0)
     """
     return functools.partial(Accumulate, k=k)
-
-
-def _cut(leaf: Any, start: int, stop: int) -> Any:
-    return leaf[start:stop] if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim else leaf

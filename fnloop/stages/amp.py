@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fnloop.stages.base import GradStage, Kind
 from fnloop.trees.nodes import tree
+from fnloop.values.counts import as_count
 from fnloop.values.grads import Grads
 from fnloop.values.metrics import Last, exact
 from fnloop.values.state import State
@@ -44,6 +46,11 @@ class Amp(GradStage):
                     f"amp({field}=...) takes a number from {_SMALLEST:.3g} to {_LARGEST:.3g}, so "
                     f"that its inverse is a normal float32, got {value}. Usual: init_scale=2.0**16."
                 )
+        if isinstance(self.growth, (int, float)) and not 1 <= self.growth < math.inf:
+            raise ValueError(f"amp(growth=...) takes a finite number from 1 on, got {self.growth}.")
+        if isinstance(self.backoff, (int, float)) and not 0 < self.backoff < 1:
+            raise ValueError(f"amp(backoff=...) takes a number from 0 to 1, got {self.backoff}.")
+        object.__setattr__(self, "interval", as_count(self.interval, "amp(interval=...)", 1))
         super().__post_init__()
 
     def taken_back(self, memory: Any) -> Any:
@@ -69,7 +76,7 @@ class Amp(GradStage):
         after, grads = self.inner(state.within(autocast=dtype, scale=scale), x)
         finite, grows = grads.finite & grads.mean.all_finite(), good >= self.interval
         grown = torch.where(grows, (scale * self.growth).to(scale.dtype), scale)
-        grown = torch.where(grown.isfinite(), grown, scale)
+        grown = torch.where(grown <= _LARGEST, grown, scale)
         shrunk = (scale * self.backoff).clamp(min=self.min_scale).to(scale.dtype)
         memory = {
             **state[self.name],
@@ -102,15 +109,17 @@ def amp(
     Args:
         precision: ``"bf16"`` (without loss scaling) or ``"fp16"``.
         init_scale: The first loss scale.
-        growth: Factor after `interval` finite steps in a row.
-        backoff: Factor after a non-finite step.
-        interval: Finite steps in a row before the scale grows.
+        growth: Factor after `interval` finite steps in a row, at least 1.
+        backoff: Factor after a non-finite step, between 0 and 1.
+        interval: Finite steps in a row before the scale grows, at least 1.
         min_scale: Lower bound of the scale. A run that stays at this bound has another problem
             than overflow.
         name: Name of the slot.
 
     Raises:
-        ValueError: `precision` is unknown, or a scale is outside ``[2**-126, 2**126]``.
+        TypeError: `interval` is not an integer.
+        ValueError: `precision` is unknown, a scale is outside ``[2**-126, 2**126]``, or another
+            number is out of range.
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()

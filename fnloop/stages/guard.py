@@ -14,6 +14,7 @@ from fnloop.stages.rules import RulePart, as_rule, truth
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.show import short
 from fnloop.values.choice import Flag, both, either, invert, select, stepped
+from fnloop.values.counts import as_count
 from fnloop.values.looking import look
 from fnloop.values.merging import find
 from fnloop.values.metrics import Metric, Sum, as_tensor
@@ -36,8 +37,7 @@ class Guard(StepStage):
     def __post_init__(self) -> None:
         if self.then not in ("skip", "rewind"):
             raise ValueError(f'guard(then=...) takes "skip" or "rewind", got {self.then!r}.')
-        if self.every < 1:
-            raise ValueError(f"guard(every=...) takes a number of at least 1, got {self.every}.")
+        object.__setattr__(self, "every", as_count(self.every, "guard(every=...)", 1))
         object.__setattr__(self, "rule", as_rule(self.rule))
         super().__post_init__()
         inside = [p for p in self.inner.stages() if isinstance(p, Guard) and p.then == "rewind"]

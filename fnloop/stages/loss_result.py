@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.looking import look
 from fnloop.values.metrics import Mean, Metric, as_tensor, exact
+from fnloop.values.rows import UnclearRows, rows
 from fnloop.values.state import State
 
 
@@ -66,7 +68,7 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
                 f"The loss {_name(who)} returned fl.Mean with total {short(total)}; the total of "
                 "a loss is a 0-d tensor: the sum of weight times loss."
             )
-        weight = as_tensor(result.weight, total.device)
+        weight = _weight(result.weight, total.device, who)
         if detach:
             weight = weight.detach()
         # A total of weight zero counts for nothing, as in the gradient, even if it is nan.
@@ -92,7 +94,8 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
     count = examples(batch, who)
     weight = as_tensor(count, result.device)
     value = look(result.detach() if detach else result)
-    total = as_tensor(exact(value) * count, result.device)
+    # The mean of no examples is nan, and must count for nothing.
+    total = as_tensor(exact(value) * count if count else 0.0, result.device)
     metrics = _reported(Mean(total, weight), extra, batch, who, detach)
     return LossResult(result, count, weight, metrics)
 
@@ -105,47 +108,32 @@ def read_metrics(result: Any, batch: Any, who: Any) -> dict[str, Any]:
 
 
 def examples(batch: Any, who: Any) -> int:
-    """The number of examples: the common leading dimension of the batch's tensors and arrays.
-
-    It is 1 if they are all 0-d.
+    """The number of examples, as by `rows`; 1 if the batch has only single values.
 
     Raises:
-        ValueError: The dimensions differ, or the batch has leaves of unknown types only.
+        ValueError: It is unclear, or the batch has leaves of unknown types only.
     """
-    if type(batch) is tuple and len(batch) == 2:  # fast path for (x, y): no tree traversal
-        x, y = batch
-        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim:
-            size = x.shape[0]
-            if size == y.shape[0]:
-                return size
-    sizes = leading_sizes(batch)
-    if len(sizes) > 1:
-        found = ", ".join(f"{path or 'the batch'} has {size}" for size, path in sizes.items())
+    try:
+        size = rows(batch)
+    except UnclearRows as unclear:
         raise ValueError(
             f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; but "
-            f"the leading dimensions of the batch's tensors disagree: {found}. Return the weight "
-            "too: fl.Mean(total, weight)."
-        )
+            f"how many the batch has is unclear: {unclear}. Return the weight too: "
+            "fl.Mean(total, weight)."
+        ) from None
+    if size is not None:
+        return size
     unknown = [leaf for _, leaf in tree_items(batch) if not isinstance(leaf, _PLAIN)]
-    if not sizes and unknown:
+    if unknown:
         raise ValueError(
             f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; "
             f"but no tensor was found in the batch of type {type(unknown[0]).__name__}. Use "
             "batches that are dicts or tuples of tensors, or return fl.Mean(total, weight)."
         )
-    return next(iter(sizes), 1)
+    return 1
 
 
-def leading_sizes(batch: Any) -> dict[int, str]:
-    """The distinct leading dimensions of the batch's tensors and arrays, each with one path."""
-    sizes: dict[int, str] = {}
-    for path, leaf in tree_items(batch):
-        if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim:
-            sizes.setdefault(leaf.shape[0], path)
-    return sizes
-
-
-_PLAIN = (Tensor, np.ndarray, int, float, complex, str, bytes)
+_PLAIN = (Tensor, np.ndarray, np.generic, int, float, complex, str, bytes)
 
 
 def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
@@ -175,14 +163,37 @@ def _reported(
 def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
     if isinstance(value, Metric):
         return tree_map(functools.partial(as_tensor, device=_device(batch)), value)
-    if isinstance(value, (bool, int, float)) or (isinstance(value, Tensor) and not value.ndim):
-        number = as_tensor(value, _device(batch))
+    single = isinstance(value, (Tensor, np.generic, np.ndarray)) and not value.ndim
+    number = as_tensor(value, _device(batch)) if single or _is_number(value) else None
+    if isinstance(number, Tensor) and not number.is_complex():
         count = examples(batch, who)
-        return Mean(number * count, as_tensor(count, number.device))
+        total = number * count if count else torch.zeros_like(number)
+        return Mean(total, as_tensor(count, number.device))
     raise TypeError(
-        f"The metric {name!r} of {_name(who)} is {short(value)}; a metric is a scalar (a mean "
-        "over the batch's examples), or one of fl.Mean, fl.Sum, fl.Max, ... ."
+        f"The metric {name!r} of {_name(who)} is {short(value)}; a metric is a real number "
+        "(a mean over the batch's examples), or one of fl.Mean, fl.Sum, fl.Max, ... ."
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
+
+
+def _weight(weight: Any, device: torch.device, who: Any) -> Tensor:
+    """The weight of a loss as a 0-d tensor."""
+    if _is_number(weight) and not 0 <= weight < math.inf:
+        raise ValueError(
+            f"The loss {_name(who)} returned fl.Mean with weight {weight}; a weight is finite and "
+            "at least 0, and a batch of weight 0 is skipped."
+        )
+    found = as_tensor(weight, device)
+    if not isinstance(found, Tensor) or found.ndim or found.is_complex():
+        raise ValueError(
+            f"The loss {_name(who)} returned fl.Mean with weight {short(weight)}; the weight of a "
+            "loss is a number or a 0-d tensor, the sum of the examples' weights: "
+            "fl.Mean(total=(weight * loss).sum(), weight=weight.sum())."
+        )
+    return found
 
 
 def _device(batch: Any) -> torch.device:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fnloop.stages.rules import Rule, number, skipped, verdict
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import either, invert, select
+from fnloop.values.counts import as_count
 from fnloop.values.looking import look
 from fnloop.values.state import State
 
@@ -45,8 +46,8 @@ class nonfinite(Rule):
     name: str = "nonfinite"
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ValueError(f"nonfinite takes a patience of at least 1, got {self.patience}.")
+        patience = as_count(self.patience, "nonfinite(patience=...)", 1)
+        object.__setattr__(self, "patience", patience)
         super().__post_init__()
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor
 from fnloop.stages.rules import Rule, number, skipped, verdict
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, both, either, invert, select
+from fnloop.values.counts import as_count, as_number
 from fnloop.values.looking import look
 from fnloop.values.state import State
 
@@ -58,13 +59,11 @@ class spike(Rule):
     name: str = "spike"
 
     def __post_init__(self) -> None:
-        wrong = isinstance(self.sigmas, (int, float)) and not self.sigmas > 0
-        if wrong or self.window < 2 or self.warmup < 2 or self.patience < 1:
-            raise ValueError(
-                "spike takes sigmas above 0, a window and a warmup of at least 2, and a patience "
-                f"of at least 1; got sigmas={self.sigmas}, window={self.window}, "
-                f"warmup={self.warmup}, patience={self.patience}."
-            )
+        if isinstance(self.sigmas, (int, float)):
+            as_number(self.sigmas, "spike(sigmas=...)", above=True)
+        for field, least in (("window", 2), ("warmup", 2), ("patience", 1)):
+            count = as_count(getattr(self, field), f"spike({field}=...)", least)
+            object.__setattr__(self, field, count)
         super().__post_init__()
 
     def init_state(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -72,7 +73,8 @@ class Update(StepStage):
         step, weight, finite, *multipliers = look_all(
             (state.step, grads.weight, grads.finite, *own["scale"].values())
         )
-        finite = both(both(finite, weight > 0), look(grads.mean.is_finite()))
+        counts = both(weight > 0, weight < math.inf)
+        finite = both(both(finite, counts), look(grads.mean.is_finite()))
         factors = dict(zip(own["scale"], multipliers, strict=True))
         optimizer = self.optimizer.resolve(step, factors)
         params, memory = self._apply(optimizer, state, grads.mean, own, step, finite, factors)
@@ -117,10 +119,11 @@ class Update(StepStage):
 def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], Update]:
     """Apply an optimizer to the gradients; the result is a training step.
 
-    A step with a non-finite gradient or a batch of weight zero is skipped: parameters, optimizer
-    state, averages and buffers keep their values bit for bit, ``state.step`` does not increase, the
-    metrics have weight zero, and ``skipped`` is one. Parameters that the loss does not use have no
-    gradient; they and their optimizer state stay unchanged, as in ``torch.optim``.
+    A step is skipped if a gradient is not finite, or if the batch's weight is zero, negative or not
+    finite: parameters, optimizer state, averages and buffers keep their values bit for bit,
+    ``state.step`` does not increase, the metrics have weight zero, and ``skipped`` is one.
+    Parameters that the loss does not use have no gradient; they and their optimizer state stay
+    unchanged, as in ``torch.optim``.
 
     Reports the current learning rate and weight decay, and every hyperparameter given by a
     schedule, under names such as ``"adamw.lr"``. `fl.scale` multiplies them.

@@ -28,6 +28,7 @@ from fnloop.store.topk import TopK
 from fnloop.trees.equal import table
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
+from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor, is_due
 from fnloop.values.donated import may_be_overwritten
 from fnloop.values.merging import find, numbers
@@ -89,10 +90,10 @@ class checkpoint(Effect):
             raise ValueError(f'checkpoint: unit={unit!r}; expected "epoch" or "step".')
         if unit == "step" and every is None:
             raise ValueError('checkpoint: unit="step" needs every=, the number of steps.')
-        if every is not None and every < 1:
-            raise ValueError(f"checkpoint: every={every}; expected 1 or more.")
-        if keep is not None and (keep < 0 or (keep == 0 and monitor is None)):
-            raise ValueError(f"checkpoint: keep={keep}; expected 1 or more, or None for all.")
+        if every is not None:
+            every = as_count(every, "checkpoint(every=...)", 1)
+        if keep is not None:  # with a monitor, 0 keeps only the newest
+            keep = as_count(keep, "checkpoint(keep=...)", 1 if monitor is None else 0)
         self.folder = self.saves_to = as_path(folder)
         self.files = files or files_for(self.folder)
         self.monitor = monitor

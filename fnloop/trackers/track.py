@@ -12,6 +12,7 @@ from fnloop.trackers.base import Tracker
 from fnloop.trackers.run_files import is_name
 from fnloop.trackers.worker import Worker
 from fnloop.trees.json_codec import plain
+from fnloop.values.counts import as_count
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
 
@@ -48,9 +49,9 @@ class track(Effect):
                     f"{each!r}. The usual cause is a class without parentheses or a path; write "
                     "fl.trackers.JSONL(path)."
                 )
-        self.every = every
+        self.every = None if every is None else as_count(every, "track(every=...)", 1)
         self.name = name
-        self._points = Points(every)
+        self._points = Points(self.every)
         self._recalled: Points | None = None
         self._runs: list[str | None] = []
         self._run: Run | None = None

@@ -24,6 +24,7 @@ from fnloop.transforms.kept import Kept
 from fnloop.transforms.kinds import ambient, kind_of
 from fnloop.transforms.plan import Plans
 from fnloop.transforms.program import Inputs, Program
+from fnloop.trees.named import by_name
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
@@ -93,6 +94,8 @@ class Compiled(Stage):
             )
         cache = self._cache
         leaves, structure = optree.tree_flatten(x)
+        if not all([isinstance(leaf, Tensor) for leaf in leaves]):
+            leaves, structure = optree.tree_flatten(by_name(x))
         if self.donate:
             release(state)
         kept = Kept.of(state, cache.plans)

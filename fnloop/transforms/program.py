@@ -16,6 +16,7 @@ from fnloop.transforms.compile_errors import CompileError
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.plan import Plan
 from fnloop.transforms.recording import Hidden, Recording, check_after
+from fnloop.trees.named import restored
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.key import fold
@@ -186,7 +187,7 @@ class Program:
         )
         versions = [t._version for t in fakes]
         with recording.of(state):
-            after, results = step(state, batch)
+            after, results = step(state, restored(batch))
             check_after(state, after, set(plan.slots))
             written = [i for i, t in enumerate(fakes) if t._version != versions[i]]
             if written:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fnloop.trees.show import short
 from fnloop.values.metrics import Last, Mean, Metric, Metrics, Stop, Sum
+
+MANY = 100
+"""The longest list of numbers that a metric may have to be shown."""
 
 
 def merge(parts: Iterable[Metrics]) -> dict[str, Any]:
@@ -23,7 +27,7 @@ def merge(parts: Iterable[Metrics]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for part in parts:
         for name, metric in part.items():
-            result[name] = result[name].merge(metric) if name in result else metric
+            result[name] = _merged(name, result[name], metric) if name in result else metric
     return result
 
 
@@ -40,23 +44,37 @@ def merge_all(parts: Sequence[Metrics]) -> dict[str, Any]:
                 columns[name].append(metric)
             else:
                 columns[name] = [metric]
-    return {name: _merge_column(column) for name, column in columns.items()}
+    return {name: _merge_column(name, column) for name, column in columns.items()}
 
 
-def _merge_column(column: list[Any]) -> Any:
+def _merged(name: str, a: Any, b: Any) -> Any:
+    if type(a) is not type(b):
+        raise TypeError(
+            f"The metric {name!r} is {short(a)} in one part and {short(b)} in another, which "
+            "cannot be merged. Report it as one kind, or under two names."
+        )
+    try:
+        return a.merge(b)
+    except Exception as error:
+        error.add_note(f"fnloop: this happened when the metric {name!r} was merged.")
+        raise
+
+
+def _merge_column(name: str, column: list[Any]) -> Any:
     kind = type(column[0])
-    if len(column) == 1 or kind is Last or kind is Stop:
+    alike = all([type(metric) is kind for metric in column])
+    if len(column) == 1 or (alike and (kind is Last or kind is Stop)):
         return column[-1]
-    if kind is Mean:
+    if alike and kind is Mean:
         total = _total([metric.total for metric in column])
         weight = _total([metric.weight for metric in column])
         if total is not None and weight is not None:
             return Mean(total, weight)
-    if kind is Sum:
+    if alike and kind is Sum:
         total = _total([metric.total for metric in column])
         if total is not None:
             return Sum(total)
-    return functools.reduce(lambda a, b: a.merge(b), column)
+    return functools.reduce(functools.partial(_merged, name), column)
 
 
 def _total(values: list[Any]) -> Any:
@@ -100,32 +118,41 @@ def numbers_of(many: Iterable[Metrics]) -> list[dict[str, float]]:
     return rows
 
 
-def _entries(metrics: Metrics) -> Iterable[tuple[str, Any]]:
+def _entries(metrics: Metrics) -> Iterator[tuple[str, Any]]:
     for name, metric in metrics.items():
-        if isinstance(metric, Stop):
-            continue
-        value = metric.value() if isinstance(metric, Metric) else metric
-        entries: Mapping[str, Any] = value if isinstance(value, Mapping) else {"": value}
-        for key, entry in entries.items():
-            label = f"{name}/{key}" if key else name
-            if isinstance(entry, Tensor) and entry.numel() == 1:
-                yield label, entry
-            elif not isinstance(entry, Tensor | str):
-                with contextlib.suppress(TypeError, ValueError):
-                    yield label, float(entry)
+        if not isinstance(metric, Stop):
+            yield from _flat(name, metric.value() if isinstance(metric, Metric) else metric)
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The numbers in a value, with their names: ``name/key`` of a dict, ``name[i]`` of a list."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _flat(f"{name}/{key}" if key else name, entry)
+    elif isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        yield name, value
+    elif isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1:
+        if len(value) <= MANY:
+            for i, entry in enumerate(value):
+                yield from _flat(f"{name}[{i}]", entry)
+    elif not isinstance(value, Tensor | str):
+        with contextlib.suppress(TypeError, ValueError):
+            yield name, float(value)
 
 
 def numbers(metrics: Metrics) -> dict[str, float]:
-    """Convert every metric to a float; a metric with a dict of values gives ``name/key`` entries.
+    """Convert every metric to floats.
 
-    Synchronizes with the device. Metrics that are not a single number, such as a confusion matrix,
-    are left out.
+    A metric whose value is a dict gives an entry ``name/key`` for each of its numbers; one whose
+    value is a list or a 1-d tensor gives ``name[0]``, ``name[1]``, ..., if there are at most 100.
+    Left out are strings, complex numbers, longer lists, and tensors of more dimensions, such as a
+    confusion matrix. Synchronizes with the device.
 
     Args:
         metrics: Metrics by name.
 
-    >>> numbers({"loss": Mean(4.0, 2), "matrix": Sum(torch.ones(2, 2))})
-    {'loss': 2.0}
+    >>> numbers({"loss": Mean(4.0, 2), "recall": Sum(torch.tensor([0.5, 0.25]))})
+    {'loss': 2.0, 'recall[0]': 0.5, 'recall[1]': 0.25}
     """
     return numbers_of([metrics])[0]
 
@@ -133,21 +160,35 @@ def numbers(metrics: Metrics) -> dict[str, float]:
 def find(metrics: Metrics, name: str) -> Any:
     """The value of the metric `name`, or None if there is none.
 
-    ``"metric/key"`` finds one value of a metric that has several.
+    ``"metric/key"`` and ``"metric[0]"`` find one value of a metric that has several.
 
     >>> import fnloop as fl
     >>> found = {"val/digits": fl.metrics.confusion(torch.eye(2), torch.tensor([0, 1]))}
     >>> float(find(found, "val/digits/accuracy")), find(found, "val/loss")
     (1.0, None)
+    >>> float(find({"recall": Sum(torch.tensor([0.5, 0.25]))}, "recall[1]"))
+    0.25
     """
     if name in metrics:
         return metrics[name].value()
-    if "/" not in name:
-        return None
-    parts = name.split("/")
-    for length in range(len(parts) - 1, 0, -1):
-        metric = metrics.get("/".join(parts[:length]))
-        if isinstance(metric, Metric):
-            values = metric.value()
-            return values.get("/".join(parts[length:])) if isinstance(values, Mapping) else None
+    for cut in range(len(name) - 1, 0, -1):
+        if name[cut] in "/[" and isinstance(metric := metrics.get(name[:cut]), Metric):
+            return _inside(metric.value(), name[cut:])
     return None
+
+
+def _inside(value: Any, rest: str) -> Any:
+    """The part of a value with the rest of a name, such as ``/key`` or ``[0]``; else None."""
+    if not rest:
+        return value
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            after = rest.removeprefix(f"/{key}")
+            if after != rest and (not after or after[0] in "/["):
+                return _inside(entry, after)
+        return None
+    index, _, after = rest[1:].partition("]")
+    listed = isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1
+    if rest[0] != "[" or not listed or not index.isdecimal() or int(index) >= len(value):
+        return None
+    return _inside(value[int(index)], after)

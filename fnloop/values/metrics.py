@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fnloop.trees.equal import tree_equal
 from fnloop.trees.nodes import tree, tree_map
+from fnloop.trees.show import short
 
 Number: TypeAlias = float | Tensor
 
@@ -17,7 +20,8 @@ class Metric:
     """Base class of metrics: an associative `merge` and a `value` to report.
 
     For a metric of your own, subclass it and decorate with `fl.tree`; its fields are tensors.
-    Formatting and comparison use its value.
+    Formatting and comparison with numbers use its value; two metrics are equal if all their fields
+    are, bit by bit.
 
     Attributes:
         reduction: How each field is reduced across ranks: ``"sum"``, ``"min"``, ``"max"``,
@@ -32,8 +36,8 @@ class Metric:
     ...         return self.n
     >>> float(Count(torch.tensor(2)).merge(Count(torch.tensor(3))))
     5.0
-    >>> f"{Mean(torch.tensor(3.0), 2):.2f}", Mean(3.0, 2) < 2
-    ('1.50', True)
+    >>> f"{Mean(torch.tensor(3.0), 2):.2f}", Mean(3.0, 2) < 2, Mean(3.0, 2) == 1.5
+    ('1.50', True, True)
     """
 
     reduction: ClassVar[str] = "sum"
@@ -51,10 +55,25 @@ class Metric:
         return tree_map(_zeros, self)
 
     def __float__(self) -> float:
-        return float(self.value())
+        value = self.value()
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"The value of this {type(self).__name__} is {short(value)}, which is not one "
+                "number. Take one of them from metric.value(), or use fl.numbers(metrics)."
+            ) from None
+
+    def __int__(self) -> int:
+        return int(float(self)) if not isinstance(self.value(), int) else self.value()
 
     def __format__(self, spec: str) -> str:
         return format(float(self), spec) if spec else str(self)
+
+    def __eq__(self, other: object) -> bool:  # `fl.tree` adds the hash
+        if isinstance(other, (int, float, np.number)):
+            return float(self) == float(other)
+        return tree_equal(self, other)
 
     def __lt__(self, other: Any) -> bool:
         return float(self) < float(other)
@@ -76,19 +95,24 @@ Metrics: TypeAlias = Mapping[str, Any]
 def exact(value: Any) -> Any:
     """Widen a tensor to the dtype of metrics: int64 for integers and bools, else float64.
 
-    Long sums then neither lose small terms nor overflow. Python numbers are returned unchanged.
+    Long sums then neither lose small terms nor overflow. Python numbers are returned unchanged,
+    NumPy's become those, and its arrays tensors.
 
     >>> exact(torch.tensor(3, dtype=torch.uint8)).dtype, exact(torch.tensor(0.5)).dtype
     (torch.int64, torch.float64)
     """
     if not isinstance(value, Tensor):
+        if isinstance(value, (np.generic, np.ndarray)):
+            return exact(torch.as_tensor(value)) if value.ndim else value.item()
         return value
     if value.dtype in _EXACT:
         return value
+    if value.is_complex():
+        return value.to(torch.complex128)
     return value.to(torch.float64 if value.is_floating_point() else torch.int64)
 
 
-_EXACT = frozenset((torch.float64, torch.int64, torch.complex64, torch.complex128))
+_EXACT = frozenset((torch.float64, torch.int64, torch.complex128))
 
 
 def as_tensor(value: Any, device: torch.device) -> Any:
@@ -100,11 +124,20 @@ def as_tensor(value: Any, device: torch.device) -> Any:
     if isinstance(value, (int, float)):
         dtype = torch.int64 if isinstance(value, int) else torch.float64
         return torch.scalar_tensor(value, dtype=dtype, device=device)
+    if isinstance(value, (np.generic, np.ndarray)):
+        number = exact(value)
+        return number.to(device) if value.ndim else as_tensor(number, device)
     return value
 
 
 def _sum(a: Number, b: Number) -> Number:
-    return exact(a) + exact(b)
+    a, b = exact(a), exact(b)
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape != b.shape:
+        raise ValueError(
+            f"Metrics of different shapes cannot be merged: {short(a)} and {short(b)}. A metric "
+            "keeps its shape from batch to batch: sum over the examples, or report one number."
+        )
+    return a + b
 
 
 @tree
@@ -126,9 +159,10 @@ class Mean(Metric):
         return type(self)(_sum(self.total, other.total), _sum(self.weight, other.weight))
 
     def value(self) -> Number:
-        if isinstance(self.weight, Tensor) or isinstance(self.total, Tensor):
-            return exact(self.total) / exact(self.weight)
-        return self.total / self.weight if self.weight else float("nan")
+        total, weight = _divisible(self.total), _divisible(self.weight)
+        if isinstance(weight, Tensor) or isinstance(total, Tensor):
+            return total / weight
+        return total / weight if weight else float("nan")
 
 
 @tree
@@ -247,7 +281,15 @@ def stop(when: bool | Tensor, reason: str, status: str = "stopped") -> Stop:
     return Stop(when, reason, status)
 
 
+def _divisible(value: Any) -> Any:
+    """A tensor in float64: int64 divided by int64 would be in the default dtype."""
+    value = exact(value)
+    return value.double() if isinstance(value, Tensor) and not value.is_complex() else value
+
+
 def _zeros(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return np.zeros_like(leaf)
     return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else type(leaf)(0)
 
 
@@ -256,11 +298,16 @@ def _full(like: Number, value: float) -> Number:
         return value
     if like.is_floating_point():
         return torch.full_like(like, value)
+    if like.dtype is torch.bool:
+        return torch.full_like(like, value > 0)
     range = torch.iinfo(like.dtype)
     return torch.full_like(like, range.max if value > 0 else range.min)
 
 
 def _extreme(f: Any, a: Number, b: Number) -> Number:
+    a, b = exact(a), exact(b)
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return f(exact(torch.as_tensor(a)), exact(torch.as_tensor(b)))
-    return float(f(torch.tensor(a), torch.tensor(b)))
+    if a != a or b != b:
+        return float("nan")
+    return max(a, b) if f is torch.maximum else min(a, b)

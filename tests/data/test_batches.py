@@ -281,7 +281,8 @@ def test_length_and_repr() -> None:
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, True])
 def test_bad_batch_size(size: Any) -> None:
-    with pytest.raises(ValueError, match=f"batch_size is an int, at least 1; got {size!r}"):
+    wrong = ValueError if type(size) is int else TypeError
+    with pytest.raises(wrong, match=f"batch_size takes a whole number of at least 1, got {size!r}"):
         Batches(torch.arange(3), size)
 
 

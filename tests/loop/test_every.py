@@ -117,3 +117,99 @@ def test_memory_of_a_metric_that_is_gone_is_carried_along():
     old = {**s["w"], "gone": {"total": torch.ones(()), "weight": torch.ones(())}}
     after, _ = callback(s.put("w", old), metrics)
     assert after["w"]["gone"] is old["gone"]
+
+
+@fl.tree
+class Median(fl.Metric):
+    """A metric that keeps all scores."""
+
+    scores: tuple[torch.Tensor, ...]
+
+    def merge(self, other):
+        return Median((*self.scores, *other.scores))
+
+    def value(self):
+        return torch.cat([s.reshape(-1) for s in self.scores]).double().median()
+
+
+def scored(model, batch):
+    out = model(batch)
+    return out.square().mean(), {"median": Median((out.detach(),))}
+
+
+def test_a_metric_that_grows_is_merged_for_an_effect_and_refused_in_a_callback():
+    step = fl.pipe(scored, fl.grad, fl.update(fl.optim.sgd(0.0)))
+    state, told = step.init(torch.nn.Linear(2, 1), seed=0), []
+    x = torch.randn(12, 2)
+    data = fl.Batches(x, 4, shuffle=False)
+    effect = fl.every(1, fl.effect(lambda s, m: told.append(float(m["median"]))), unit="epoch")
+    fl.fit(step, state, data, epochs=1, callbacks=[effect])
+    assert told == [float(fl.to_module(state)(x).detach().median())]
+
+    def reading(state, metrics):
+        return state, {**metrics, "seen": fl.Last(float(metrics["median"]))}
+
+    def other(state, metrics):
+        return state, {**metrics, "seen": fl.Last(float(metrics["loss"]))}
+
+    callback = fl.every(1, reading, unit="epoch", name="reading")
+    with pytest.raises(TypeError, match=r"'median' grows when it is merged.*fl\.effect\(f\)"):
+        fl.fit(step, state, data, epochs=1, callbacks=[callback])
+    both = [fl.every(1, other, unit="epoch", name="other")]
+    _, history = fl.fit(step, state, data, epochs=2, callbacks=both)
+    assert history["seen"] == history["loss"] and "median" in history
+
+
+def test_a_metric_that_grows_is_given_where_there_was_one_report():
+    step = fl.pipe(scored, fl.grad, fl.update(fl.optim.sgd(0.0)))
+    state, seen = step.init(torch.nn.Linear(2, 1)), []
+    data = fl.Batches(torch.randn(12, 2), 4, shuffle=False)
+
+    def reading(state, metrics):
+        seen.append(float(metrics["val/median"]))
+        return state, metrics
+
+    validation = fl.every(2, fl.validate(scored, data))
+    stopping = fl.every(2, fl.early_stopping("val/median", patience=9))
+    callbacks = [validation, fl.every(4, reading, name="reading"), stopping]
+    with pytest.raises(TypeError, match="'val/median' grows"):  # two reports in four steps
+        fl.fit(step, state, data, steps=4, callbacks=callbacks)
+    callbacks[1] = fl.every(2, reading, name="reading")
+    _, history = fl.fit(step, state, data, steps=6, callbacks=callbacks)
+    assert seen == history["val/median"] and len(seen) == 3
+
+
+def test_a_callback_is_not_troubled_by_text():
+    step = fl.pipe(
+        lambda m, x: (m(x).square().mean(), {"phase": fl.Last("warm")}),
+        fl.grad,
+        fl.update(fl.optim.sgd(0.0)),
+    )
+    seen = []
+
+    def reading(state, metrics):
+        seen.append(metrics["phase"].value())
+        return state, metrics
+
+    callbacks = [fl.every(2, reading, name="reading")]
+    data = fl.Batches(torch.ones(4, 2), 2)
+    fl.fit(step, step.init(torch.nn.Linear(2, 1)), data, steps=4, callbacks=callbacks)
+    assert seen == ["warm", "warm"]
+
+
+@pytest.mark.filterwarnings("ignore:Closing the effect history failed")
+def test_a_metric_that_changes_its_kind_is_refused():
+    kinds = iter([fl.Sum(1.0), fl.Mean(1.0, 1)])
+    callbacks = [
+        lambda s, m: (s, {**m, "odd": next(kinds)}),
+        fl.every(2, lambda s, m: (s, m), name="e"),
+    ]
+    step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.0)))
+    with pytest.raises(TypeError, match=r"'odd' is Sum.* and Mean.*Report it as one kind"):
+        fl.fit(
+            step,
+            step.init(torch.nn.Linear(2, 1)),
+            fl.Batches(torch.ones(4, 2), 2),
+            steps=2,
+            callbacks=callbacks,
+        )

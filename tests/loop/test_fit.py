@@ -250,7 +250,7 @@ def test_an_iterator_that_ends_too_early_is_told():
 
 
 def test_whole_numbers_are_asked_for():
-    with pytest.raises(ValueError, match="a whole number"):
+    with pytest.raises(TypeError, match="a whole number"):
         fl.fit(STEP, state(), data(), epochs=1.5)
     with pytest.raises(TypeError, match=r"callbacks=\[\.\.\.\]"):
         fl.fit(STEP, state(), data(), epochs=1, callbacks=fl.early_stopping("loss"))

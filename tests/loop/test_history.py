@@ -295,7 +295,7 @@ def test_going_back_by_hand_is_a_run_from_that_state() -> None:
 
 
 def test_a_negative_number_of_states_is_an_error() -> None:
-    with pytest.raises(ValueError, match="states=0 states or more, got -1"):
+    with pytest.raises(ValueError, match="at least 0, got -1"):
         History(states=-1)
 
 
@@ -320,3 +320,33 @@ def test_the_last_states_of_a_fit_are_those_of_the_eager_run(step: Any) -> None:
 def test_fit_takes_one_history() -> None:
     with pytest.raises(ValueError, match="history"):
         fl.fit(STEP, begin(), batches(), steps=1, callbacks=[History(), History(states=1)])
+
+
+def test_a_metric_of_several_values_is_in_rows_trackers_and_a_resumed_run(tmp_path):
+    def loss(model, x):
+        out = model(x).square()
+        return out.mean(), {"each": fl.Mean(out.detach().sum(0), len(x))}
+
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.05)))
+    model, data = torch.nn.Linear(2, 3), fl.Batches(torch.randn(12, 2), 4)
+
+    def fit(folder, **limits):
+        callbacks = [
+            fl.every(1, fl.validate(loss, data), unit="epoch"),
+            fl.early_stopping("val/each[2]", patience=9),
+            fl.checkpoint(folder / "run", monitor="val/each[1]"),
+            fl.track(fl.trackers.CSV(folder / "a.csv"), fl.trackers.JSONL(folder / "a.jsonl")),
+        ]
+        return fl.fit(step, step.init(model), data, callbacks=callbacks, **limits)
+
+    _, whole = fit(tmp_path / "a", epochs=3)
+    fit(tmp_path / "b", steps=5)
+    _, resumed = fit(tmp_path / "b", epochs=3, resume=tmp_path / "b" / "run")
+    names = [f"{prefix}each[{i}]" for prefix in ("", "val/") for i in range(3)]
+    for name in names:
+        assert whole[name] == resumed[name] and len(whole[name]) == 3
+    means = [sum(row[f"each[{i}]"] for i in range(3)) / 3 for row in whole]
+    assert means == pytest.approx(whole["loss"])
+    for kind in ("csv", "jsonl"):
+        assert all(name in (tmp_path / "b" / f"a.{kind}").read_text() for name in names)
+    assert fl.best(tmp_path / "a" / "run") is not None

@@ -102,16 +102,16 @@ def test_inverse_sqrt_is_the_rule_of_the_transformer():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: cosine(1.0, steps=-1), ValueError, "steps must be at least 1; got -1"),
-        (lambda: cosine(1.0, steps=10, warmup=-2), ValueError, "warmup must be at least 0"),
+        (lambda: cosine(1.0, steps=-1), ValueError, r"cosine\(steps=.*at least 1, got -1"),
+        (lambda: cosine(1.0, steps=10, warmup=-2), ValueError, r"cosine\(warmup=.*at least 0"),
         (lambda: cosine(1.0, steps=10, warmup=11), ValueError, "warmup is 11, but steps is 10"),
         (lambda: cosine(1.0, steps=1e4), TypeError, "10_000 rather than 1e4"),
-        (lambda: linear(1.0, 0.0, steps=0), ValueError, "linear: steps"),
+        (lambda: linear(1.0, 0.0, steps=0), ValueError, r"linear\(steps="),
         (lambda: polynomial(1.0, 0.0, steps=2, warmup=3), ValueError, "polynomial: warmup"),
-        (lambda: exponential(1.0, 0.5, steps=0), ValueError, "exponential: steps"),
-        (lambda: step_decay(1.0, 0.5, steps=0), ValueError, "step_decay: steps"),
-        (lambda: inverse_sqrt(1.0, warmup=0), ValueError, "inverse_sqrt: warmup"),
-        (lambda: cosine(1.0, steps=True), TypeError, "must be an int"),
+        (lambda: exponential(1.0, 0.5, steps=0), ValueError, r"exponential\(steps="),
+        (lambda: step_decay(1.0, 0.5, steps=0), ValueError, r"step_decay\(steps="),
+        (lambda: inverse_sqrt(1.0, warmup=0), ValueError, r"inverse_sqrt\(warmup="),
+        (lambda: cosine(1.0, steps=True), TypeError, "a whole number"),
     ],
 )
 def test_nonsense_is_refused(make, error, message):

@@ -149,3 +149,28 @@ def test_a_floor_of_ones_own():
 def test_a_scale_that_could_not_be_undone_is_refused(field, value):
     with pytest.raises(ValueError, match=rf"amp\({field}=.*normal float32"):
         fl.amp("fp16", **{field: value})(fl.grad(loss))
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("growth", [0, 0.5, -1, float("inf"), float("nan")]),
+        ("backoff", [0, 1, 1.5, -0.5, float("inf"), float("nan")]),
+        ("interval", [0, -1]),
+    ],
+)
+def test_a_rule_that_could_not_work_is_refused(field, values):
+    for value in values:
+        with pytest.raises(ValueError, match=rf"amp\({field}="):
+            fl.amp("fp16", **{field: value})(fl.grad(loss))
+
+
+def test_the_scale_grows_only_as_far_as_it_can_be_undone():
+    step = fl.pipe(loss, fl.grad, fl.amp("fp16", init_scale=2.0**-3, growth=2.0**64, interval=1))
+    state = step.init(net())
+    scales = []
+    for x in batches(3):
+        state, _ = step(state, x)
+        scales.append(float(state["amp"]["scale"]))
+    assert scales[0] == 2.0**61 and max(scales) <= 2.0**126
+    assert all(1 / s >= 2.0**-126 for s in scales)

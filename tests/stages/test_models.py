@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
-from collections import UserDict
 
 import numpy as np
 import pytest
@@ -208,12 +207,12 @@ def test_weights_of_batches_that_are_no_tensors():
     state = fl.grad(loss).init(nn.Linear(5, 3))
     fn = lambda m, b: torch.tensor(float(np.mean(b)))  # noqa: E731
     assert fl.evaluate(fn, state, [np.array([1.0, 2.0, 3.0]), np.array([10.0])])["loss"] == 4.0
-    with pytest.raises(ValueError, match="no tensor was found in the batch of type UserDict"):
-        fl.evaluate(lambda m, b: torch.tensor(1.0), state, [UserDict(x=torch.ones(3))])
+    with pytest.raises(ValueError, match="no tensor was found in the batch of type object"):
+        fl.evaluate(lambda m, b: torch.tensor(1.0), state, [object()])
     step = fl.pipe(lambda m, b: m(b["x"]).mean(), fl.grad, fl.accumulate(2))
-    with pytest.raises(ValueError, match=r"there is a str.*fl\.Micro"):
-        step(state, {"x": torch.ones(4, 5), "text": ["a", "b", "c", "d"]})
-    with pytest.raises(ValueError, match=r"x has 4 rows, y has 3 rows.*fl\.Micro"):
+    with pytest.raises(ValueError, match=r"there is a object.*fl\.Micro"):
+        step(state, {"x": torch.ones(4, 5), "graph": object()})
+    with pytest.raises(ValueError, match=r"x has 4, y has 3.*fl\.Micro"):
         step(state, {"x": torch.ones(4, 5), "y": torch.ones(3)})
 
 

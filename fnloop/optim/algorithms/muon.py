@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fnloop.optim.base import Memory, Optimizer, Step, decayed, refuse_complex
 from fnloop.trees.nodes import static, tree
+from fnloop.values.counts import as_count
 from fnloop.values.tensors import Tensors
 
 
@@ -56,6 +57,7 @@ class muon(Optimizer):
     name: str = "muon"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ns_steps", as_count(self.ns_steps, "muon(ns_steps=...)"))
         if self.adjust_lr not in ("original", "match_rms_adamw"):
             raise ValueError(
                 f"muon: adjust_lr must be 'original' or 'match_rms_adamw'; got {self.adjust_lr!r}."
