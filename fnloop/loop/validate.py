@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from fnloop.data.bundle import Data
+from fnloop.data.iterables import is_once
 from fnloop.loop.evaluate import evaluate_metrics
 from fnloop.stages.base import Callback, as_function
 from fnloop.trees.nodes import static, tree
@@ -34,7 +36,7 @@ class validate(Callback):
 
     Args:
         fn: As in `fl.evaluate`.
-        data: As in `fl.evaluate`; one epoch each time.
+        data: As in `fl.evaluate`; one epoch each time. Of `fl.Data`, ``validate``.
         name: Prefix of the metrics.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
 
@@ -59,7 +61,9 @@ class validate(Callback):
         object.__setattr__(self, "fn", as_function(self.fn, "fn(model, batch)"))
         if isinstance(self.data, Same):
             return
-        if isinstance(self.data, Iterator):
+        if isinstance(self.data, Data):
+            object.__setattr__(self, "data", self.data.only("validate", "validate"))
+        if is_once(self.data):
             raise TypeError(
                 "validate needs data that can be read repeatedly; the "
                 f"{type(self.data).__name__} is an iterator, which is exhausted after one "
