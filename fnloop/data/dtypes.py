@@ -44,8 +44,8 @@ def indexable(leaf: Tensor, path: str = "") -> Tensor:
         ValueError: It cannot be indexed at all.
     """
     first = torch.arange(1 if not leaf.ndim else min(1, len(leaf)), device=leaf.device)
-    dtypes = () if leaf.is_quantized else (leaf.dtype, _SAME_WIDTH.get(leaf.dtype.itemsize))
-    for dtype in dtypes:
+    integer = _SAME_WIDTH.get(leaf.dtype.itemsize, torch.int64)
+    for dtype in () if leaf.is_quantized else (leaf.dtype, integer):
         with contextlib.suppress(RuntimeError, TypeError):  # also NotImplementedError
             found = leaf if dtype == leaf.dtype else leaf.view(dtype)
             (found[:1] if leaf.ndim else found[None]).index_select(0, first)[first]

@@ -76,7 +76,8 @@ def drawn(seed: int) -> bool:
 
 
 def _states() -> tuple[Any, ...]:
-    key, *rest = np.random.get_state()[1:]
+    state: Any = np.random.get_state()
+    key, *rest = state[1:]
     return _TORCH.get_state().numpy().tobytes(), random.getstate(), bytes(key), *rest
 
 

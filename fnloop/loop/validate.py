@@ -77,7 +77,14 @@ class validate(Callback):
         return None
 
     def adds(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        return self._prefixed(evaluate_metrics(self.fn, state, self.data.value, batches=1))
+        added = self._prefixed(evaluate_metrics(self.fn, state, self.data.value, batches=1))
+        for name in added:
+            if name in metrics:
+                raise ValueError(
+                    f"{self.describe()} adds the metric {name!r}, which is there already. Usual "
+                    'cause: two validations of one name; give one fl.validate(..., name="...").'
+                )
+        return added
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
         results = evaluate_metrics(self.fn, state, self.data.value, self.params)

@@ -12,6 +12,7 @@ from fnloop.trackers.base import Tracker
 from fnloop.trackers.run_files import is_name
 from fnloop.trackers.worker import Worker
 from fnloop.trees.json_codec import plain
+from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
 
@@ -66,6 +67,8 @@ class track(Effect):
             opened.append(tracker)
             try:
                 tracker.open(config, id)
+                if id is not None:
+                    tracker.rewind(Cursor.of(run.state.cursor).count)
             except Exception as error:
                 _close(opened, "failed")
                 raise RuntimeError(
