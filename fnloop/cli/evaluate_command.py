@@ -15,6 +15,7 @@ from fnloop.cli.recipe import Recipe
 from fnloop.cli.run_report import numbers_table
 from fnloop.cli.runs import OpenedRun, open_run, told
 from fnloop.data.bundle import Data
+from fnloop.data.iterables import is_once
 from fnloop.data.sources import as_source
 from fnloop.loop.evaluate import evaluate, predict
 from fnloop.values.state import State
@@ -67,7 +68,7 @@ def results(recipe: Recipe, state: State, parts: dict[str, Any]) -> Iterator[tup
     function = metrics_of(recipe)
     for name, data in parts.items():
         ends = as_source(data).batches is not None or name != "train"
-        if ends and not isinstance(data, Iterator):
+        if ends and not is_once(data):
             yield name, evaluate(function, state, data, recipe.params)
 
 

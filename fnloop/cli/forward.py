@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from fnloop.cli.messages import Problem, usage
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.runs import checkpoint_folders, told
 from fnloop.data.bundle import Data
+from fnloop.data.iterables import is_once
 from fnloop.data.sources import Source
 from fnloop.loop.callbacks import sort
 from fnloop.loop.progress import progress
@@ -46,7 +46,7 @@ def start(
     fresh = recipe.step.init(recipe.model, seed=recipe.seed)
     recall = getattr(source, "recall", None)  # a loader that keeps its own position
     # Any other iterator starts at its beginning, and so must the state.
-    once = recall is None and isinstance(train_of(recipe), Iterator)
+    once = recall is None and is_once(train_of(recipe))
     for count, path in () if once else _candidates(recipe, folder, which, limit):
         if count > limit:
             raise usage(

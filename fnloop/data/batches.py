@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fnloop.data.order import check_order
 from fnloop.data.permute import permute_epochs
 from fnloop.data.readers import reader
 from fnloop.values.counts import as_count
@@ -130,6 +131,11 @@ class Batches:
             **self._reader.about(),
         }
 
+    def ordered(self) -> Batches:
+        """See `Source`."""
+        check_order(self, self._reader)
+        return self
+
     def __repr__(self) -> str:
         return (
             f"Batches({self.examples} examples, batch_size={self.batch_size}, "
@@ -150,6 +156,8 @@ class Batches:
         while True:
             stop = min(index + size, examples)
             seed = fold(self.seed, epoch) if data.random else 0
+            if data.epochs:
+                data.epochs.keep(epoch)
             if self.shuffle:
                 batch = data.take(order.at(epoch, index, stop), seed)
             else:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fnloop.data.dtypes import indexable
 from fnloop.trees.nodes import tree_leaves
 
 _EXAMPLES = 32
@@ -78,7 +79,7 @@ def _of_tensor(leaf: Tensor) -> bytes:
     header = f"{leaf.dtype}{list(leaf.shape)}".encode()
     if leaf.numel() == 0 or leaf.layout is not torch.strided:
         return header
-    leaf = leaf.detach()
+    leaf = indexable(leaf.detach())
     rows = leaf.shape[0] if leaf.ndim else 1
     places = _places(rows, leaf.numel() // rows)
     if leaf.is_contiguous():

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import dis
 import inspect
 import itertools
+import types
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
 from fnloop.data.batches import START
 from fnloop.data.fingerprint import sample_of_list
+from fnloop.data.nested import Epochs, inexact
+from fnloop.data.order import check_drawn, check_order
 from fnloop.data.seeding import seeding
 from fnloop.values.cursor import Cursor
 from fnloop.values.key import fold
 
 END: Any = object()
-Epochs = Callable[[int], Iterable[Any]]
+Restart = Callable[[int], Iterable[Any]]
 Pairs = Generator[tuple[Cursor, Any], None, None]
 
 
 class Again:
     """An iterable that is restarted each epoch; to resume, batches up to the cursor are skipped."""
 
-    def __init__(self, epochs: Epochs, batches: int | None, kind: str = "iterable") -> None:
+    watched = False  # whether it is checked that reading draws no random number
+
+    def __init__(
+        self, epochs: Restart, batches: int | None, kind: str = "iterable", data: Any = None
+    ) -> None:
         self.batches = batches
         self.kind = kind
         self._epochs = epochs
+        self._data = data
+        self._told = Epochs(data)
 
     def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
         """See `Source.iterate`."""
@@ -49,11 +60,20 @@ class Again:
             "batches": self.batches,
             "index": "batches",
             "exact": "by skipping",
+            **inexact(self._data),
         }
+
+    def ordered(self) -> Again:
+        """See `Source`."""
+        check_order(self._data)
+        same = copy.copy(self)
+        same.watched = True
+        return same
 
     def _read(self, epoch: int, index: int, seed: int) -> Generator[Any, None, None]:
         """The batches of an epoch, from batch `index` on."""
-        return read(lambda: self._epochs(epoch), index, seed)
+        self._told.begin(epoch)
+        return read(lambda: self._epochs(epoch), index, seed, self.watched)
 
 
 class Stored(Again):
@@ -72,24 +92,33 @@ class Stored(Again):
 
 
 class Once:
-    """An iterator. It continues from its current position, whatever the cursor."""
+    """An iterator. It continues from its current position, whatever the cursor.
 
-    batches: int | None = None
+    An epoch ends after ``len(items)`` batches, if it has a length; some loaders begin anew then.
+    """
+
+    watched = False
 
     def __init__(self, items: Iterator[Any]) -> None:
         self._items = items
+        self.batches: int | None = length(items)
 
     def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
         """See `Source.iterate`."""
         epoch, index, count = cursor
         while True:
-            with seeding(fold(key, epoch, index)):
+            seed = fold(key, epoch, index)
+            with seeding(seed):
                 batch = next(self._items, END)
+                if self.watched:
+                    check_drawn(seed, self._items)
             if batch is END:
                 break
             index, count = index + 1, count + 1
+            if index == self.batches:
+                epoch, index = epoch + 1, 0
             yield Cursor(epoch, index, count), batch
-        if index == cursor.index:
+        if count == cursor.count:
             raise ValueError(
                 f"This iterator is exhausted: a {type(self._items).__name__} can be read only "
                 "once, and it gave no batch. To read the data again, pass a list, fl.Batches, a "
@@ -100,33 +129,50 @@ class Once:
         """Its fingerprint."""
         return {
             "kind": "iterator",
-            "batches": None,
+            "batches": self.batches,
             "index": "batches",
             "exact": "no",
             "reason": "an iterator can be read only once: it continues from its current position",
         }
 
+    def ordered(self) -> Once:
+        """See `Source`."""
+        check_order(self._items)
+        same = copy.copy(self)
+        same.watched = True
+        return same
 
-def read(start: Callable[[], Iterable[Any]], index: int, seed: int) -> Generator[Any, None, None]:
+
+def read(
+    start: Callable[[], Iterable[Any]], index: int, seed: int, watched: bool = False
+) -> Generator[Any, None, None]:
     """Yield items from number `index` on. Their random numbers depend on `seed` and their number.
 
     Args:
         start: Returns the iterable.
         index: Number of items to read and skip.
         seed: Seed of the epoch.
+        watched: Whether random numbers are refused.
     """
     with seeding(seed):
-        items = iter(start())
+        data = start()
+        if watched:
+            check_order(data)
+        items = iter(data)
+        if watched:
+            check_drawn(seed, data)
     for number in itertools.count():
         with seeding(fold(seed, number)):
             item = next(items, END)
+            if watched:
+                check_drawn(fold(seed, number), data)
         if item is END:
             return
         if number >= index:
             yield item
 
 
-def function_epochs(function: Callable[[int], Any]) -> Epochs:
+def function_epochs(function: Callable[[int], Any]) -> Restart:
     """Wrap a user's function ``epoch -> iterable`` with checks of its signature and result.
 
     Raises:
@@ -153,6 +199,27 @@ def function_epochs(function: Callable[[int], Any]) -> Epochs:
         return batches
 
     return epochs
+
+
+def is_once(data: Any) -> bool:
+    """Whether `data` is an iterator that goes on where it stands each time that it is iterated.
+
+    A loader whose ``__iter__`` starts anew and returns itself is none: its ``__iter__`` does more
+    than to return ``self``. An ``__iter__`` that is not written in Python is that of an iterator.
+
+    >>> is_once(zip([1])), is_once([1])
+    (True, False)
+    """
+    if not isinstance(data, Iterator):
+        return False
+    code = getattr(type(data).__iter__, "__code__", None)
+    return code is None or _only_returns_itself(code)
+
+
+def _only_returns_itself(code: types.CodeType) -> bool:
+    names = [step.opname for step in dis.get_instructions(code)]
+    does = [name for name in names if name not in ("RESUME", "NOP", "CACHE")]
+    return len(does) == 2 and does[0].startswith("LOAD_FAST") and does[1] == "RETURN_VALUE"
 
 
 def length(data: Any) -> int | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Sequence
+import copy
+from collections.abc import Generator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +13,7 @@ from torch.utils.data import (
     DataLoader,
     DistributedSampler,
     IterableDataset,
+    IterDataPipe,
     MapDataPipe,
     RandomSampler,
     SequentialSampler,
@@ -23,9 +24,12 @@ from torch.utils.data import (
 
 from fnloop._torch.workers import with_parts
 from fnloop.data.fingerprint import name_of
+from fnloop.data.generators import seeded_generators
 from fnloop.data.iterables import Again, length, read
+from fnloop.data.nested import Epochs, inexact, parts
+from fnloop.data.order import check_order
 from fnloop.data.seeding import draws
-from fnloop.data.worker_parts import SeededDataset, SeededIndices, ShowDataset
+from fnloop.data.worker_parts import SeededDataset, SeededIndices, SeededStream, ShowDataset
 
 # Persistent workers belong to the copy of a loader, so keep that copy as long as the loader lives.
 _copies: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
@@ -38,7 +42,10 @@ class Loader(Again):
         super().__init__(lambda epoch: (), length(loader), "DataLoader")
         self._loader = loader
         self._samplers = samplers(loader)
-        self._used = _seeded(loader) if is_map_style(loader) else loader
+        self._told = Epochs(*self._samplers, loader.dataset)
+        self._used = _used(loader)
+        stream = self._used.dataset
+        self._stream = stream if isinstance(stream, SeededStream) else None
         self._indices: SeededIndices | None = None
         if isinstance(self._used.batch_sampler, SeededIndices):
             self._indices = self._used.batch_sampler
@@ -55,7 +62,15 @@ class Loader(Again):
             "batches": self.batches,
             "index": "batches",
             **self._exact(),
+            **inexact(self._loader.dataset),
         }
+
+    def ordered(self) -> Loader:
+        """See `Source`."""
+        check_order(self._loader)
+        same = copy.copy(self)
+        same.watched = not is_map_style(self._loader)
+        return same
 
     def _exact(self) -> dict[str, Any]:
         loader = self._loader
@@ -63,17 +78,16 @@ class Loader(Again):
             return _no("in_order=False: which batch comes next depends on the workers' speed")
         if self._indices is not None:
             return {"exact": "at once" if self._skips_indices else "by skipping"}
-        if loader.num_workers and loader.persistent_workers:
-            return _no(
-                "persistent workers are not reseeded each epoch, and an iterable dataset draws "
-                "from their generators; persistent_workers=False makes it exact"
-            )
+        if loader.num_workers and loader.persistent_workers and self._stream is None:
+            return _no("workers that persist do not restart a data pipe with seeds of the epoch")
         return {"exact": "by skipping"}
 
     def _read(self, epoch: int, index: int, seed: int) -> Generator[Any, None, None]:
-        set_epochs([*self._samplers, self._loader.dataset], epoch)
+        self._told.begin(epoch)
+        if self._stream is not None:
+            self._stream.shared.copy_(torch.tensor([seed, epoch, self.watched]))
         if self._indices is not None:
-            self._indices.seed = seed
+            self._indices.seed, self._indices.epoch = seed, epoch
             self._indices.skip = index if self._skips_indices else 0
         skipped = 0 if self._skips_indices else index
         with seeded_generators([self._used, *self._samplers], seed):
@@ -82,7 +96,7 @@ class Loader(Again):
                     if number >= skipped:
                         yield batch
             else:
-                yield from read(lambda: self._used, skipped, seed)
+                yield from read(lambda: self._used, skipped, seed, self.watched)
 
 
 def is_map_style(loader: Any) -> bool:
@@ -91,43 +105,11 @@ def is_map_style(loader: Any) -> bool:
 
 
 def samplers(loader: Any) -> list[Any]:
-    """The loader's sampler, its batch sampler, and the batch sampler's sampler."""
+    """The loader's sampler, its batch sampler, and the samplers that these wrap."""
     batch_sampler = getattr(loader, "batch_sampler", None)
-    found = [loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
-    return list({id(part): part for part in found if part is not None}.values())
-
-
-def set_epochs(parts: Sequence[Any], epoch: int) -> None:
-    """Call ``set_epoch`` on samplers and datasets that have it."""
-    for part in parts:
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)
-
-
-@contextlib.contextmanager
-def seeded_generators(parts: Sequence[Any], seed: int) -> Generator[None, None, None]:
-    """Within the block, each part of a loader has a generator seeded with `seed`.
-
-    Parts without a generator get one for the duration of the block; others get their state back. A
-    sampler without a generator would seed itself from the global one, whose state depends on
-    whether new workers are started. Workers are seeded from the loader's generator.
-    """
-    kinds = (torch.Generator, type(None))
-    owners = [part for part in parts if isinstance(getattr(part, "generator", 0), kinds)]
-    without = [part for part in owners if part.generator is None]
-    own = {id(part.generator): part.generator for part in owners if part.generator is not None}
-    before = [(generator, generator.get_state()) for generator in own.values()]
-    try:
-        for owner in owners:
-            if owner.generator is None:
-                owner.generator = torch.Generator()
-            owner.generator.manual_seed(seed)
-        yield
-    finally:
-        for part in without:
-            part.generator = None
-        for generator, state in before:
-            generator.set_state(state)
+    found = parts(loader.sampler, batch_sampler)
+    data = {id(part) for part in parts(loader.dataset)}  # which samplers may refer to
+    return [part for part in found if id(part) not in data]
 
 
 def about_loader(loader: Any) -> dict[str, Any]:
@@ -149,12 +131,29 @@ def collates(loader: Any) -> bool:
     return loader.collate_fn not in (default_collate, default_convert)
 
 
-def _seeded(loader: Any) -> Any:
-    """A copy of the loader that reseeds the generators for each example."""
+def _used(loader: Any) -> Any:
+    """A copy of the loader that seeds what it reads, if it is one that can be seeded."""
     if loader.persistent_workers and loader in _copies:
         return _copies[loader]
+    if is_map_style(loader):
+        copied = _seeded(loader)
+    elif loader.num_workers and not isinstance(loader.dataset, IterDataPipe | MapDataPipe):
+        copied = with_parts(
+            loader,
+            dataset=SeededStream(loader.dataset),
+            worker_init_fn=ShowDataset(loader.worker_init_fn),
+        )
+    else:
+        return loader
+    if loader.persistent_workers:
+        _copies[loader] = copied
+    return copied
+
+
+def _seeded(loader: Any) -> Any:
+    """A copy of the loader that reseeds the generators for each example."""
     name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-    parts = {
+    replaced = {
         "dataset": SeededDataset(loader.dataset, collates(loader)),
         name: SeededIndices(
             getattr(loader, name),
@@ -164,10 +163,7 @@ def _seeded(loader: Any) -> Any:
         ),
         "worker_init_fn": ShowDataset(loader.worker_init_fn),
     }
-    copied = with_parts(loader, **parts)
-    if loader.persistent_workers:
-        _copies[loader] = copied
-    return copied
+    return with_parts(loader, **replaced)
 
 
 def _draws_nothing(loader: Any) -> bool:

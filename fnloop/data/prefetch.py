@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 from collections.abc import Generator
@@ -79,6 +80,13 @@ class prefetch:
         """The fingerprint of the data."""
         ask: Any = getattr(self._source, "about", None)
         return None if ask is None else ask()
+
+    def ordered(self) -> prefetch:
+        """See `Source`."""
+        ask: Any = getattr(self._source, "ordered", None)
+        same = copy.copy(self)
+        same._source = self._source if ask is None else ask()
+        return same
 
     def memo(self, cursor: Cursor) -> Any:
         """The position of the data after the batch yielded with `cursor`; see `Source`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset, default_collate
 
+from fnloop.data.dtypes import from_array, indexable
 from fnloop.data.fingerprint import columns, name_of, sample_of_columns, sample_of_list
+from fnloop.data.nested import Epochs, inexact
 from fnloop.data.seeding import Examples, seeding
 from fnloop.trees.nodes import is_tree, tree_leaves
 from fnloop.trees.paths import tree_paths
@@ -58,10 +59,12 @@ class Columns:
         examples: Size of the leading dimension.
         devices: Devices of the tensors; `take` needs the indices on each, in this order.
         random: Whether reading examples can draw random numbers.
+        epochs: Tells the epoch to the parts of a dataset that have ``set_epoch``; may be None.
         leaves: The tensors, by path.
     """
 
     random = False
+    epochs = None
 
     def __init__(self, data: Any) -> None:
         paths = tree_paths(data)
@@ -70,16 +73,25 @@ class Columns:
         self.examples = leaves[0].shape[0] if leaves else 0
         self.devices = tuple(dict.fromkeys(leaf.device for leaf in leaves))
         self.leaves = dict(zip(paths, leaves, strict=True))
-        self._leaves = [(leaf, self.devices.index(leaf.device)) for leaf in leaves]
+        # Some dtypes cannot be indexed: their bits are read as integers and viewed as the dtype.
+        self._columns = [
+            (indexable(leaf, path), self.devices.index(leaf.device))
+            for path, leaf in self.leaves.items()
+        ]
+        self._dtypes = [leaf.dtype for leaf in leaves]
         self._structure: Any = optree.tree_structure(data)
 
     def take(self, indices: list[Tensor], seed: int) -> Any:
         """The examples at `indices` (int64[n] on each device), as new tensors."""
-        return self._structure.unflatten([x.index_select(0, indices[k]) for x, k in self._leaves])
+        columns = (column.index_select(0, indices[k]) for column, k in self._columns)
+        found = [
+            x if x.dtype is t else x.view(t) for x, t in zip(columns, self._dtypes, strict=True)
+        ]
+        return self._structure.unflatten(found)
 
     def cut(self, start: int, stop: int, seed: int) -> Any:
         """The examples from `start` to `stop`, as views."""
-        return self._structure.unflatten([x[start:stop] for x, _ in self._leaves])
+        return self._structure.unflatten([x[start:stop] for x in self.leaves.values()])
 
     def about(self) -> dict[str, Any]:
         """The fingerprint of the data."""
@@ -96,6 +108,7 @@ class Indexed:
         self._data = data
         self._examples = Examples(data)
         self.random = self._examples.random
+        self.epochs = Epochs(data) or None
 
     def take(self, indices: list[Tensor], seed: int) -> Any:
         """The collated examples at `indices`; random numbers of each depend on it and `seed`."""
@@ -109,13 +122,24 @@ class Indexed:
         """The fingerprint of the data, computed without reading examples (except of a list)."""
         dataset = self._data
         sample = {"sample": sample_of_list(dataset)} if type(dataset) is list else {}
-        return {"dataset": name_of(dataset), **sample}
+        return {"dataset": name_of(dataset), **sample, **inexact(dataset)}
 
     def _join(self, numbers: Sequence[int], seed: int) -> Any:
         if not self.random:
-            return default_collate(self._examples.take(numbers, seed))
+            return self._collate(self._examples.take(numbers, seed), numbers)
         with seeding(seed):
-            return default_collate(self._examples.take(numbers, seed))
+            return self._collate(self._examples.take(numbers, seed), numbers)
+
+    def _collate(self, examples: list[Any], numbers: Sequence[int]) -> Any:
+        try:
+            return default_collate(examples)
+        except (TypeError, ValueError, RuntimeError, KeyError) as error:
+            raise ValueError(
+                f"{len(numbers)} examples of {type(self._data).__name__} cannot be "
+                f"joined to a batch: {error}. Usual cause: they differ in shape or keys, or hold "
+                "something other than numbers, text, arrays and tensors (None, objects). Return "
+                "tensors of one shape, or use a DataLoader with a collate_fn."
+            ) from error
 
 
 def _is_column(value: Any) -> bool:
@@ -130,15 +154,7 @@ def _tensor(path: str, leaf: Any) -> Tensor:
         )
     if isinstance(leaf, Tensor):
         return leaf
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(leaf if min(leaf.strides) >= 0 else leaf.copy())
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"The array at {path or 'its root'!r} has dtype {leaf.dtype}, which torch does not "
-            "support. Encode it as numbers first."
-        ) from error
+    return from_array(leaf, path)
 
 
 def _check_lengths(paths: list[str], leaves: list[Tensor]) -> None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
@@ -61,6 +62,26 @@ def reseed(seed: int) -> None:
     _TORCH.manual_seed(seed)
     random.seed(seed)
     _NUMPY.seed(seed >> 32)
+
+
+def drawn(seed: int) -> bool:
+    """Whether random numbers were drawn since `reseed(seed)`; if none was, nothing is changed.
+
+    One 64-bit number of torch's does not count: a ``DataLoader`` draws it each time that it is
+    started, for its workers.
+    """
+    found = _states()
+    reseed(seed)
+    if found == _states():
+        return False
+    torch.empty((), dtype=torch.int64).random_()
+    return found != _states()
+
+
+def _states() -> tuple[Any, ...]:
+    state: Any = np.random.get_state()
+    key, *rest = state[1:]
+    return _TORCH.get_state().numpy().tobytes(), random.getstate(), bytes(key), *rest
 
 
 def example_seed(seed: int, index: Any, times: int = 0, place: int = 0) -> int:

@@ -9,8 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fnloop.data.batches import START, Batches
-from fnloop.data.iterables import Again, Once, Stored, function_epochs, length
+from fnloop.data.iterables import Again, Once, Stored, function_epochs, is_once, length
 from fnloop.data.loader import Loader
+from fnloop.data.order import check_order
 from fnloop.data.readers import is_columns
 from fnloop.data.stateful import Stateful, StatefulOnce, is_stateful
 from fnloop.values.cursor import Cursor
@@ -20,10 +21,11 @@ from fnloop.values.cursor import Cursor
 class Source(Protocol):
     """Yields batches from a cursor on.
 
-    A source may have three more methods, for checkpoints. ``about()`` returns its fingerprint, as
+    A source may have four more methods. ``about()`` returns its fingerprint, as
     JSON. ``memo(cursor)`` returns its position, as JSON or None, after the batch yielded with
     `cursor` (which must be that object, not a copy). ``recall(memo)`` makes the next `iterate`
-    continue from there.
+    continue from there. ``ordered()`` returns a source in the data's own order, and raises a
+    `ValueError` if there is none; the order of a source without it is taken to be its own.
 
     Attributes:
         batches: Batches per epoch; None if unknown.
@@ -66,7 +68,8 @@ def as_source(data: Any) -> Source:
               ``DataLoader`` with a map-style dataset skips indices, not examples); one batch is
               read ahead, to detect the end of the epoch;
             - a function ``epoch -> iterable of batches``: called each epoch;
-            - an iterator or generator: read once from its current position, without reading ahead;
+            - an iterator or generator: read once from its current position, without reading ahead
+              (one whose ``__iter__`` does more than to return itself is iterated again);
             - a tensor, an array, or a tuple, dict or tree of them: one batch with all the data per
               epoch. Use ``fl.Batches(data, batch_size)`` for smaller batches.
 
@@ -87,7 +90,7 @@ def as_source(data: Any) -> Source:
     if is_columns(data):
         return Batches(data, batch_size=1 << 62, shuffle=False)
     if is_stateful(data):
-        return StatefulOnce(data) if isinstance(data, Iterator) else Stateful(data)
+        return StatefulOnce(data) if is_once(data) else Stateful(data)
     if isinstance(data, DataLoader):
         return Loader(data)
     if _is_dataset(data):
@@ -95,31 +98,41 @@ def as_source(data: Any) -> Source:
             f"{type(data).__name__} is a dataset of single examples, but training needs batches. "
             "Use fl.Batches(dataset, batch_size), or a torch DataLoader."
         )
-    if isinstance(data, Iterator):
+    if isinstance(data, Iterator) and is_once(data):
         return Once(data)
     if isinstance(data, list):
         return Stored(data)
     if isinstance(data, Iterable) and not isinstance(data, str | bytes):
-        return Again(lambda epoch: data, length(data))
+        return Again(lambda epoch: data, length(data), data=data)
     if callable(data):
-        return Again(function_epochs(data), None, "function")
+        return Again(function_epochs(data), None, "function", data)
     raise TypeError(
         f"{type(data).__name__} is not accepted as data. Use fl.Batches, a DataLoader, a list or "
         "other iterable of batches, a function epoch -> iterable, or a tuple or dict of tensors."
     )
 
 
-def one_epoch(data: Any, key: int = 0) -> Generator[Any, None, None]:
+def one_epoch(data: Any, key: int = 0, ordered: bool = False) -> Generator[Any, None, None]:
     """The batches of one epoch, for evaluation.
 
     Args:
         data: As for `as_source`.
         key: Root of the data's randomness, an int64.
+        ordered: Whether they must be in the data's own order.
+
+    Raises:
+        ValueError: They must be, and are not.
 
     >>> list(one_epoch([1, 2]))
     [1, 2]
     """
-    with closing(as_source(data).iterate(START, key)) as batches:
+    source = as_source(data)
+    ask: Any = getattr(source, "ordered", None)
+    if ordered and ask is None:
+        check_order(data)
+    elif ordered:
+        source = ask()
+    with closing(source.iterate(START, key)) as batches:
         for after, batch in batches:
             yield batch
             if after.epoch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,15 +16,11 @@ from torch.utils.data import DataLoader
 from fnloop._torch.workers import with_parts
 from fnloop.data.batches import START
 from fnloop.data.fingerprint import name_of
-from fnloop.data.iterables import END, Once, Pairs, length, too_short
-from fnloop.data.loader import (
-    about_loader,
-    collates,
-    is_map_style,
-    samplers,
-    seeded_generators,
-    set_epochs,
-)
+from fnloop.data.generators import seeded_generators
+from fnloop.data.iterables import END, Once, Pairs, is_once, length, too_short
+from fnloop.data.loader import about_loader, collates, is_map_style, samplers
+from fnloop.data.nested import Epochs
+from fnloop.data.order import check_order
 from fnloop.data.seeding import seeding
 from fnloop.data.worker_parts import SeededDataset, ShowDataset
 from fnloop.trees.json_codec import decode, encode
@@ -70,12 +66,13 @@ class Stateful:
 
     def __init__(self, data: Any) -> None:
         self._data = data
-        self._loader, self._seed = _seeded(data)
+        self._loader, self._shared = _seeded(data)
+        self._told = Epochs(data)
         methods: Any = _methods(self._loader)
         self._get, self._set = methods
         self._known = _known_of(data)
         self._recalled: CursorWithState | None = None
-        self.batches = None if isinstance(data, Iterator) else length(data)
+        self.batches = None if is_once(data) else length(data)
 
     def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
         """See `Source.iterate`."""
@@ -143,6 +140,11 @@ class Stateful:
             "exact": "by its own state",
         }
 
+    def ordered(self) -> Stateful:
+        """See `Source`."""
+        check_order(self._data)
+        return self
+
     def _place(self, cursor: Cursor) -> tuple[Any, int]:
         """Return the state to start the loader from (JSON or None), and the batches to skip."""
         recalled, self._recalled = self._recalled, None
@@ -155,7 +157,7 @@ class Stateful:
         held = recalled or self._known.last
         if held is not None and held == cursor and not isinstance(held.state, ValueError):
             return held.state, 0
-        if self._seed is not None:  # a new epoch, whose order depends on the key
+        if self._shared is not None:  # a new epoch, whose order depends on the key
             return None, cursor.index if getattr(self._data, "next_iter_state", None) is None else 0
         if cursor.count == 0:
             first = self._known.first
@@ -175,15 +177,15 @@ class Stateful:
         loader = self._loader
         of_torch = isinstance(loader, DataLoader)
         parts = samplers(loader) if of_torch else []
-        set_epochs([loader, *parts, self._data.dataset] if of_torch else [loader], epoch)
-        if self._seed is not None:
-            self._seed.fill_(seed)
+        self._told.begin(epoch)
+        if self._shared is not None:
+            self._shared.copy_(torch.tensor([seed, epoch]))
         with seeded_generators([loader, *parts] if of_torch else [], seed):
             block = nothing if of_torch and loader.num_workers else seeding
             with block(seed):
                 if state is not None:
                     self._set(decode(state))
-                elif self._known.first is None and self._seed is None and not (epoch or index):
+                elif self._known.first is None and self._shared is None and not (epoch or index):
                     self._known.first = self._state()
                 items = iter(loader)
             for number in itertools.count(index - skip):
@@ -242,21 +244,21 @@ def _known_of(data: Any) -> _Known:
 
 
 def _seeded(data: Any) -> tuple[Any, Any]:
-    """A copy of a torch loader with seeded examples, and the tensor that holds the epoch's seed.
+    """A copy of a torch loader with seeded examples, and the epoch's seed and number.
 
-    Unlike in `Loader`, the sampler is not wrapped, because the loader saves its position. So the
-    seed is passed in shared memory, and an example that occurs twice in an epoch draws the same
+    Unlike in `Loader`, the sampler is not wrapped, because the loader saves its position. So they
+    are passed in shared memory, and an example that occurs twice in an epoch draws the same
     random numbers.
     """
     if not isinstance(data, DataLoader) or not is_map_style(data) or _methods(data.dataset):
         return data, None
-    seed = torch.zeros((), dtype=torch.int64)
+    shared = torch.zeros(2, dtype=torch.int64)
     if data.num_workers:
-        seed.share_memory_()
+        shared.share_memory_()
     parts: dict[str, Any] = {
-        "dataset": SeededDataset(data.dataset, collates(data), seed),
+        "dataset": SeededDataset(data.dataset, collates(data), shared),
         "worker_init_fn": ShowDataset(data.worker_init_fn),
     }
     if hasattr(data, "_initial_iter_for_state_dict"):  # torchdata's flag for its current iterator
         parts["_initial_iter_for_state_dict"] = False
-    return with_parts(data, **parts), seed
+    return with_parts(data, **parts), shared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from fnloop.effects import window
@@ -11,6 +12,22 @@ from fnloop.values.cursor import Cursor, epoch_of
 from fnloop.values.merging import merge_all
 from fnloop.values.metrics import Metrics, Stop
 from fnloop.values.state import State
+
+OWN = ("epoch", "step")  # the columns that every point has besides the metrics
+
+
+def check_names(names: Iterable[str], who: str) -> None:
+    """Check that no metric has the name of a column of the run's own.
+
+    Raises:
+        ValueError: One has.
+    """
+    for name in OWN:
+        if name in names:
+            raise ValueError(
+                f"{who} reports a metric called {name!r}, and that is a column of the run's own in "
+                f"history and trackers. Give it another name, such as 'model_{name}'."
+            )
 
 
 class Point(NamedTuple):
@@ -63,6 +80,8 @@ class Points:
         self._parts.append(metrics)
         self._cursor = cursor = state.cursor.tolist()
         different: bool = metrics.keys() != self._always  # pyright: ignore
+        if different:
+            check_names(metrics, "A callback")
         surprising = different and self._surprising(metrics)
         if surprising or not cursor[1] or not cursor[2] % self.every:
             return self.rest()

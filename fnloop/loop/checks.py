@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fnloop.effects.points import check_names
 from fnloop.stages.base import Stage
 from fnloop.trees.equal import alike, same_structure, table
 from fnloop.trees.named import by_name
@@ -58,6 +59,7 @@ def check_result(stage: Any, before: State, result: Any) -> None:
             f"{who} returned metrics of type {type(metrics).__name__}; they are a dict such as "
             '{"loss": fl.Mean(total, weight)}.'
         )
+    check_names(metrics, who)
     for name, metric in metrics.items():
         if not isinstance(metric, Metric):
             raise TypeError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fnloop._torch.random import seeded
+from fnloop.data.bundle import Data
 from fnloop.data.sources import one_epoch
 from fnloop.stages.base import as_function, takes_state
 from fnloop.stages.loss_result import explain, read_metrics
@@ -26,8 +27,12 @@ def evaluate(
         fn: A loss, ``(model, batch) -> loss`` or ``(loss, metrics)``; or a function that returns a
             dict of metrics.
         state: The state with the model; it is not changed.
-        data: Whatever `fl.run` takes; one epoch of it.
+        data: Whatever `fl.run` takes; one epoch of it. Of `fl.Data`, its part ``validate`` or
+            ``test``, whichever there is.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
+
+    Raises:
+        ValueError: The data gives no batch; or it is `fl.Data` with both parts, or neither.
 
     >>> import fnloop as fl
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -36,6 +41,8 @@ def evaluate(
     >>> evaluate(lambda m, x: m(x).mean(), state, fl.Batches(torch.arange(5.0).reshape(5, 1), 2))
     {'loss': 2.0}
     """
+    if isinstance(data, Data):
+        data = data.only("evaluate", "validate", "test")
     return numbers(evaluate_metrics(fn, state, data, params))
 
 
@@ -67,14 +74,15 @@ def predict(
     Args:
         fn: ``(model, batch) -> output``.
         state: The state with the model; it is not changed.
-        data: Whatever `fl.run` takes; one epoch of it, not shuffled.
+        data: Whatever `fl.run` takes; one epoch of it, not shuffled. Of `fl.Data`, ``predict``.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
 
     Yields:
         What `fn` returns.
 
     Raises:
-        ValueError: The data is `fl.Batches` that shuffle.
+        ValueError: The data is shuffled: `fl.Batches` or a loader that shuffles, a sampler in
+            another order, or a stream that draws random numbers.
 
     >>> import fnloop as fl
     >>> state = fl.pipe(lambda m, x: m(x).mean(), fl.grad).init(torch.nn.Linear(1, 2))
@@ -82,11 +90,8 @@ def predict(
     >>> [len(y) for y in predict(lambda m, x: m(x), state, data)]
     [2, 2, 1]
     """
-    if getattr(data, "shuffle", False) is True:
-        raise ValueError(
-            "predict gives outputs in the order of the data, and this data is shuffled: use "
-            "fl.Batches(..., shuffle=False)."
-        )
+    if isinstance(data, Data):
+        data = data.only("predict", "predict")
     for _, output in _outputs(as_function(fn, "fn(model, batch)"), state, data, params, "predict"):
         yield output
 
@@ -99,7 +104,7 @@ def _outputs(
         raise TypeError(f"{place} takes a state, it was given {type(state).__name__}.")
     chosen, wants_state = choose_params(state, params), takes_state(fn)
     key, calls, device = int(state.key), int(state.calls), state.step.device
-    for i, batch in enumerate(one_epoch(data, key)):
+    for i, batch in enumerate(one_epoch(data, key, ordered=place == "predict")):
 
         def output(model: Any, batch: Any = batch) -> Any:
             return fn(model, batch, state) if wants_state else fn(model, batch)

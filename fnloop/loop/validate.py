@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from fnloop.data.bundle import Data
+from fnloop.data.iterables import is_once
 from fnloop.loop.evaluate import evaluate_metrics
 from fnloop.loop.every import Every
 from fnloop.stages.base import Callback, as_function
@@ -35,7 +37,7 @@ class validate(Callback):
 
     Args:
         fn: As in `fl.evaluate`.
-        data: As in `fl.evaluate`; one epoch each time.
+        data: As in `fl.evaluate`; one epoch each time. Of `fl.Data`, ``validate``.
         name: Prefix of the metrics.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
 
@@ -60,7 +62,9 @@ class validate(Callback):
         object.__setattr__(self, "fn", as_function(self.fn, "fn(model, batch)"))
         if isinstance(self.data, Same):
             return
-        if isinstance(self.data, Iterator):
+        if isinstance(self.data, Data):
+            object.__setattr__(self, "data", self.data.only("validate", "validate"))
+        if is_once(self.data):
             raise TypeError(
                 "validate needs data that can be read repeatedly; the "
                 f"{type(self.data).__name__} is an iterator, which is exhausted after one "
@@ -74,7 +78,14 @@ class validate(Callback):
         return None
 
     def adds(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        return self._prefixed(evaluate_metrics(self.fn, state, self.data.value, batches=1))
+        added = self._prefixed(evaluate_metrics(self.fn, state, self.data.value, batches=1))
+        for name in added:
+            if name in metrics:
+                raise ValueError(
+                    f"{self.describe()} adds the metric {name!r}, which is there already. Usual "
+                    'cause: two validations of one name; give one fl.validate(..., name="...").'
+                )
+        return added
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
         results = evaluate_metrics(self.fn, state, self.data.value, self.params)

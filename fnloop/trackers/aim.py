@@ -24,10 +24,10 @@ class Aim(Tracker):
     """Write a run to an Aim repository; view it with ``aim up --repo FOLDER``.
 
     A metric ``"val/loss"`` is called ``loss`` there, in the context ``{"subset": "val"}``; without
-    a prefix the subset is ``"train"``. Hyperparameters are ``run["hparams"]``, the outcome is
-    ``run["status"]``. A resumed run continues the same Aim run. If Aim cannot be imported (it has
-    no wheels beyond Python 3.12), the run is written to a file of JSON lines in the same folder,
-    with one warning.
+    a prefix the subset is ``"train"``. Hyperparameters are ``run["hparams"]`` (an integer of more
+    than 64 bits as text, which Aim cannot store as a number), the outcome is ``run["status"]``. A
+    resumed run continues the same Aim run. If Aim cannot be imported (it has no wheels beyond
+    Python 3.12), the run is written to a file of JSON lines in the same folder, with one warning.
 
     Args:
         repo: Folder with the repository (a folder ``.aim`` in it); created if missing. Or the
@@ -80,17 +80,23 @@ class Aim(Tracker):
             self._run = aim.Run(**options)
         self.id = str(self._run.hash)
         self.place = Path(self.repo) / self.id
-        self._run["hparams"] = dict(config)
+        self._run["hparams"] = _storable(dict(config))
         if self.name is not None:
             self._run.name = self.name
         for tag in self.tags:
             self._run.add_tag(tag)
+
+    def rewind(self, step: int) -> None:
+        if self._instead is not None:  # Aim itself keeps the last of several points of one step
+            self._instead.rewind(step)
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
         if self._instead is not None:
             return self._instead.log(numbers, step, epoch)
         for full_name, number in numbers.items():
             name, subset = subset_of(full_name)
+            if subset == "train":  # "train/loss" is an evaluation, and "loss" the training's own
+                name = full_name
             self._run.track(number, name=name, step=step, epoch=epoch, context={"subset": subset})
 
     def close(self, status: str) -> None:
@@ -120,6 +126,18 @@ class Aim(Tracker):
         self._instead = JSONL(file)
         self._instead.open(config, file.name)
         self.id, self.place = file.stem, self._instead.place
+
+
+def _storable(value: Any) -> Any:
+    """Hyperparameters without what Aim cannot store: long integers, and bytes in file names."""
+    if isinstance(value, Mapping):
+        return {_storable(name): _storable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_storable(each) for each in value]
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    is_long = isinstance(value, int) and not -(1 << 63) <= value < 1 << 63
+    return str(value) if is_long else value
 
 
 def _remote(repo: str) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 class Tracker:
     """Stores a run's metrics. Subclass it for your own tracker, and pass it to `fl.track`.
 
-    `open` and `close` are called on the training thread, `log` on one other thread, never two at
-    once.
+    `open`, `rewind` and `close` are called on the training thread, `log` on one other thread, never
+    two at once.
 
     Attributes:
         id: The run's name in the tracker; a JSON value, set by `open`. It is kept with every
@@ -32,6 +32,16 @@ class Tracker:
         Args:
             config: Hyperparameters: nested dicts and lists of numbers, strings, bools and None.
             run: The `id` of the run to continue; None for a new one.
+        """
+
+    def rewind(self, step: int) -> None:
+        """Called after `open` when a run is resumed: points after `step` will be written again.
+
+        A run that was killed has written more points than its last checkpoint knows of. Without
+        this method they stay, and their steps are there twice.
+
+        Args:
+            step: Batches drawn until where the run goes on.
         """
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.run_files import claim, end_last_line
+from fnloop.trackers.run_files import claim, end_last_line, replace
 from fnloop.trees.json_codec import jsonable
 
 
@@ -19,7 +19,7 @@ class JSONL(Tracker):
     ``{"step": 50, "epoch": 1, "loss": 0.3, ...}``. JSON has no nan and no infinity: they are
     written as the strings ``"nan"``, ``"inf"`` and ``"-inf"``, which `float` reads. A new run never
     writes to an earlier run's file, but to ``<stem>-2.jsonl``, with a warning. A resumed run
-    appends; of lines with the same step, the last one counts.
+    goes on in its file, without the lines that a killed run had written after its last checkpoint.
 
     Args:
         path: The file; missing folders are created.
@@ -47,6 +47,14 @@ class JSONL(Tracker):
         if not self.path.stat().st_size:
             self._write({"config": config})
 
+    def rewind(self, step: int) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if not _is_after(line, step)]
+        if len(kept) < len(lines):
+            self.close("")
+            replace(self.path, "".join(kept))
+            self._file = self.path.open("a", encoding="utf-8")
+
     def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
         self._write({"step": step, "epoch": epoch, **numbers})
 
@@ -60,3 +68,12 @@ class JSONL(Tracker):
             raise ValueError(f"{self.path} is not open: call open(config, run) first.")
         self._file.write(json.dumps(jsonable(line), allow_nan=False) + "\n")
         self._file.flush()
+
+
+def _is_after(line: str, step: int) -> bool:
+    try:
+        point = json.loads(line)
+    except ValueError:
+        return False
+    found = point.get("step") if isinstance(point, dict) else None
+    return isinstance(found, int) and found > step

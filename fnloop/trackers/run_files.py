@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ def claim(path: Path) -> Path:
             )
         return candidate
     raise AssertionError("unreachable")
+
+
+def replace(path: Path, text: str) -> None:
+    """Replace a file's content by an atomic rename."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text, encoding="utf-8", newline="")
+    os.replace(scratch, path)
 
 
 def is_name(run: Any) -> bool:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.run_files import claim, end_last_line
+from fnloop.trackers.run_files import claim, end_last_line, replace
 
 
 class CSV(Tracker):
@@ -19,8 +18,8 @@ class CSV(Tracker):
     Columns are ``step``, ``epoch`` and the metrics, in the order in which they first appear; for a
     new metric, the file is rewritten with one more column. An empty cell means that the metric was
     not reported. Hyperparameters are not written. A new run never writes to an earlier run's file,
-    but to ``<stem>-2.csv``, with a warning. A resumed run appends; of rows with the same step, the
-    last one counts.
+    but to ``<stem>-2.csv``, with a warning. A resumed run goes on in its file, without the rows
+    that a killed run had written after its last checkpoint.
 
     Args:
         path: The file; missing folders are created.
@@ -49,6 +48,13 @@ class CSV(Tracker):
         if not rows:
             self._append([self._columns])
 
+    def rewind(self, step: int) -> None:
+        header, *rows = _read(self.path)
+        place = header.index("step")
+        kept = [row for row in rows if not _is_after(row[place : place + 1], step)]
+        if len(kept) < len(rows):
+            replace(self.path, _text([header, *kept]))
+
     def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
         row = {**numbers, "step": step, "epoch": epoch}
         new = [name for name in row if name not in self._columns]
@@ -64,13 +70,15 @@ class CSV(Tracker):
             self._columns,
             *(row + [""] * (len(self._columns) - len(row)) for row in rows[1:]),
         ]
-        scratch = self.path.with_name(self.path.name + ".tmp")
-        scratch.write_text(_text(padded), encoding="utf-8", newline="")
-        os.replace(scratch, self.path)
+        replace(self.path, _text(padded))
 
     def _append(self, rows: Iterable[Iterable[Any]]) -> None:
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(_text(rows))
+
+
+def _is_after(cell: list[str], step: int) -> bool:
+    return bool(cell) and cell[0].isdecimal() and int(cell[0]) > step
 
 
 def _read(path: Path) -> list[list[str]]:

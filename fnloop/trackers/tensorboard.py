@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from fnloop.trees.json_codec import jsonable
 class TensorBoard(Tracker):
     """Write a run to a TensorBoard folder; view it with ``tensorboard --logdir FOLDER``.
 
-    Each run gets its own folder, ``run-1``, ``run-2``, ...; a resumed run continues in its own.
+    Each run gets its own folder, ``run-1``, ``run-2``, ...; a resumed run continues in its own, and
+    points that a killed run had written after its last checkpoint are not shown.
     Hyperparameters are on the Text tab.
 
     Args:
@@ -48,6 +50,12 @@ class TensorBoard(Tracker):
         if run is None:
             text = json.dumps(jsonable(config), indent=2)
             self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
+
+    def rewind(self, step: int) -> None:
+        # TensorBoard reads this as: what has been written from that step on does not count.
+        protocol: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
+        start = protocol.SessionLog(status=protocol.SessionLog.START)
+        self._writer.file_writer.add_event(protocol.Event(session_log=start), step + 1)
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
         for name, number in numbers.items():

@@ -13,6 +13,7 @@ from fnloop.trackers.run_files import is_name
 from fnloop.trackers.worker import Worker
 from fnloop.trees.json_codec import plain
 from fnloop.values.counts import as_count
+from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
 
@@ -70,6 +71,8 @@ class track(Effect):
             self._opened.append(tracker)
             try:
                 tracker.open(config, id)
+                if id is not None:
+                    tracker.rewind(Cursor.of(run.state.cursor).count)
             except Exception as error:
                 self._close_trackers("failed")
                 raise RuntimeError(

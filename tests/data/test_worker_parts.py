@@ -71,7 +71,7 @@ def test_a_dataset_behaves_like_the_users_for_who_asks_it() -> None:
 
 
 def test_a_dataset_can_be_sent_to_another_process() -> None:
-    dataset = SeededDataset(Noise(), collates=True, seed=torch.tensor(5))
+    dataset = SeededDataset(Noise(), collates=True, shared=torch.tensor([5, 0]))
     sent: Any = pickle.loads(pickle.dumps(dataset))
     asked = pickle.loads(pickle.dumps(Request(3, 0, (0, 1), [2, 2])))
     with torch.random.fork_rng(devices=[]):

@@ -92,3 +92,20 @@ def test_validations_compare_by_their_data():
     data = (X, Y)
     assert fl.validate(loss, data) == fl.validate(loss, data)
     assert fl.validate(loss, data) != fl.validate(loss, (X, Y))
+
+
+def test_the_parts_of_fl_data():
+    state = fl.grad(loss).init(model())
+    parts = {"train": fl.Batches((X, Y), 5), "validate": fl.Batches((X[:9], Y[:9]), 5)}
+    expected = fl.evaluate(loss, state, parts["validate"])
+    assert fl.evaluate(loss, state, fl.Data(**parts)) == expected
+    assert fl.evaluate(loss, state, fl.Data(parts["train"], test=parts["validate"])) == expected
+    assert fl.validate(loss, fl.Data(**parts)).data.value is parts["validate"]
+    ordered = fl.Data(**parts, predict=fl.Batches(X, 5, shuffle=False))
+    assert sum(len(y) for y in fl.predict(lambda m, x: m(x), state, ordered)) == 23
+    with pytest.raises(ValueError, match=r"several: give data\.validate or data\.test"):
+        fl.evaluate(loss, state, fl.Data(**parts, test=[(X, Y)]))
+    with pytest.raises(ValueError, match=r"without the part .*fl\.Data\(train, validate=\.\.\.\)"):
+        fl.evaluate(loss, state, fl.Data(parts["train"]))
+    with pytest.raises(ValueError, match=r"fl\.Data\(train, predict=\.\.\.\)"):
+        next(iter(fl.predict(lambda m, b: m(b[0]), state, fl.Data(**parts))))

@@ -301,3 +301,34 @@ def test_a_bundle_and_prefetch_in_mid_epoch():
     for source in (data(), fl.prefetch(data())):
         last(fl.run(STEP, one, source, epochs=2, callbacks=[Look()]))
     assert totals == [5, 5]
+
+
+@pytest.mark.parametrize("name", ["step", "epoch"])
+def test_a_metric_with_the_name_of_a_column_is_refused_by_whoever_adds_it(name):
+    problem = torch.nn.Linear(2, 1), [torch.ones(3, 2)] * 4
+
+    def fit(extra, callbacks=()):
+        loss = lambda m, x: (m(x).square().mean(), extra)  # noqa: E731
+        step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+        return fl.fit(step, step.init(problem[0]), problem[1], epochs=1, callbacks=callbacks)
+
+    def adds(state, metrics):
+        return state, {**metrics, name: fl.Last(7.0)}
+
+    refused = rf"reports a metric called '{name}'.* Give it another name, such as 'model_{name}'"
+    with pytest.raises(ValueError, match=refused):
+        fit({name: 7.0})
+    for callback in (adds, fl.every(3, fl.stage(adds, "callback"))):
+        with pytest.raises(ValueError, match=refused):
+            fit({}, [callback])
+    _, history = fit({f"model_{name}": 7.0, "time": 1.0})
+    assert history[-1]["step"] == 4 and history[-1][f"model_{name}"] == 7.0
+
+
+def test_two_validations_of_one_name_are_refused():
+    loss = lambda m, x: m(x).square().mean()  # noqa: E731
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    data = [torch.ones(3, 2)] * 2
+    callbacks = [fl.validate(loss, data), fl.every(2, fl.validate(loss, data))]
+    with pytest.raises(ValueError, match=r"'val/loss', which is there already.*name="):
+        fl.fit(step, step.init(torch.nn.Linear(2, 1)), data, epochs=2, callbacks=callbacks)

@@ -26,6 +26,8 @@ def drive(
     effect: track, counts: range, config: dict[str, Any] | None = None, status: str = "completed"
 ) -> None:
     state = start(torch.nn.Linear(2, 1))
+    before = counts.start - 1
+    state = state.replace(cursor=Cursor(0, before, before).tensor())
     effect.open(Run(step=None, state=state, config=config or {}))
     for count in counts:
         metrics: dict[str, Any] = {"loss": Mean(torch.tensor(float(count)), 1), "lr": Last(0.1)}
@@ -184,3 +186,27 @@ def test_without_aim_the_run_goes_to_a_file_with_one_warning(
         {"step": 2, "epoch": 1, "loss": 1.5, "lr": 0.1},
         {"step": 4, "epoch": 1, "loss": 3.5, "lr": 0.1, "val/loss": 40.0},
     ]
+
+
+def test_long_integers_and_bytes_of_file_names_are_kept_as_text(repository: Path) -> None:
+    config = {"n": 1 << 70, "few": [-(1 << 65), 3], "file": "\udc80", "most": (1 << 63) - 1}
+    effect = track(Aim(repository), every=1)
+    drive(effect, range(1, 2), config)
+    from aim import Repo
+
+    (run,) = Repo(str(repository)).iter_runs()
+    kept = run["hparams"]
+    assert kept["n"] == str(1 << 70) and kept["few"] == [str(-(1 << 65)), 3]
+    assert kept["file"] == "\\udc80" and kept["most"] == (1 << 63) - 1
+
+
+def test_an_evaluation_called_train_is_no_second_training_curve(repository: Path) -> None:
+    effect = track(Aim(repository), every=1)
+    state = start(torch.nn.Linear(2, 1))
+    effect.open(Run(step=None, state=state))
+    metrics = {"loss": Mean(1.0, 1), "train/loss": Mean(2.0, 1)}
+    effect(state.replace(cursor=Cursor(0, 1, 1).tensor()), metrics)
+    effect.close("completed")
+    (curves,) = read(repository).values()
+    assert curves[("loss", "train")] == [(1, 1.0)]
+    assert curves[("train/loss", "train")] == [(1, 2.0)]
