@@ -25,6 +25,7 @@ from fnloop.cli.runs import (
 )
 from fnloop.cli.settings import Settings
 from fnloop.cli.source import build, load_function, parameters
+from fnloop.loop.early_stopping import early_stopping
 from fnloop.loop.fit import fit
 from fnloop.loop.history import History
 from fnloop.store.folders import best, target_of
@@ -236,8 +237,11 @@ def _refusal(
     free = next(f"{folder}-{i}" for i in range(2, 1 << 30) if not Path(f"{folder}-{i}").exists())
     again = shlex.join(["fnloop", "fit", *arguments])
     another = f"{again} --{name} {shlex.quote(free)}" if name else "another folder in the recipe"
+    more = _longer(recipe, status, flags)
+    resumed = f"{again} --resume, or fnloop resume {shlex.quote(str(folder))}"
+    longer = f"fnloop resume {shlex.quote(str(folder))} {more}".rstrip()
     choices = [
-        ("go on with it", f"{again} --resume, or fnloop resume {shlex.quote(str(folder))}"),
+        ("train longer", longer) if more else ("go on with it", resumed),
         ("start another", another),
         ("start over", f"delete {folder} first"),
     ]
@@ -246,6 +250,23 @@ def _refusal(
         "which is not overwritten.\n"
         + "\n".join(f"  to {what + ':':<15} {command}" for what, command in choices)
     )
+
+
+def _longer(recipe: Recipe, status: str, flags: Flags) -> str:
+    """The flag that lets a run that has ended go on; empty for one that has not."""
+    if status.startswith("completed"):
+        limits = {"epochs": recipe.epochs, "steps": recipe.steps}
+        name, value = next(((n, v) for n, v in limits.items() if v is not None), ("epochs", 1))
+    elif status.startswith("stopped"):
+        stoppers = [c for c in recipe.callbacks if isinstance(c, early_stopping)]
+        name, value = "patience", stoppers[0].patience if stoppers else 1
+        if not stoppers:
+            return ""
+    else:
+        return ""
+    if name in flags.plain:
+        return f"--{name} {2 * value}"
+    return f"(after raising {name} in the recipe)"
 
 
 def _tell_changes(saved: config.Config, flags: Flags) -> None:

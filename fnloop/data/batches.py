@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fnloop.data.permute import permute_epochs
 from fnloop.data.readers import reader
+from fnloop.names.keywords import explained
 from fnloop.values.cursor import Cursor
 from fnloop.values.key import fold
 
@@ -55,6 +56,7 @@ class Batches:
     ([4.0], [1, 0, 3])
     """
 
+    @explained
     def __init__(
         self,
         data: Any,

@@ -9,6 +9,7 @@ import torch
 
 from fnloop._torch.random import seeded
 from fnloop.data.sources import one_epoch
+from fnloop.names.keywords import explained
 from fnloop.stages.base import as_function, takes_state
 from fnloop.stages.loss_result import explain, read_metrics
 from fnloop.values.key import fold
@@ -17,6 +18,7 @@ from fnloop.values.start import choose_params
 from fnloop.values.state import State
 
 
+@explained
 def evaluate(
     fn: Callable[..., Any], state: State, data: Any, params: str | None = None
 ) -> dict[str, float]:
@@ -45,11 +47,20 @@ def evaluate_metrics(
     data: Any,
     params: str | None = None,
     batches: int | None = None,
+    each: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """As `evaluate`, but metrics and not numbers; of the first `batches` only, if given."""
+    """As `evaluate`, but metrics and not numbers.
+
+    Args:
+        fn, state, data, params: As in `evaluate`.
+        batches: Evaluate only so many, the first.
+        each: Called after each batch.
+    """
     who, parts = as_function(fn, "fn(model, batch)"), list[dict[str, Any]]()
     for i, (batch, result) in enumerate(_outputs(who, state, data, params, "evaluate")):
         parts.append(read_metrics(result, batch, who))
+        if each is not None:
+            each()
         if i + 1 == batches:
             break
         if len(parts) == 64:
@@ -59,6 +70,7 @@ def evaluate_metrics(
     return merge_all(parts)
 
 
+@explained
 def predict(
     fn: Callable[..., Any], state: State, data: Any, params: str | None = None
 ) -> Iterator[Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fnloop.effects.effect import Effect, Run
+from fnloop.names.keywords import explained
 from fnloop.stages.base import Callback, Stage
 from fnloop.stages.lift import stage
 from fnloop.trees.nodes import tree, tree_leaves, tree_map
@@ -136,6 +137,7 @@ def every(
     unit: Unit = "step",
     name: str | None = None,
 ) -> Every: ...
+@explained
 def every(
     n: int,
     callback: Effect | Callback | Callable[[State, Any], Any],
@@ -165,6 +167,11 @@ def every(
     >>> seen
     [4.0, 4.0]
     """
+    if isinstance(n, (Stage, Effect)) or callable(n):
+        raise TypeError(
+            "every takes the number first: fl.every(500, fl.validate(loss, data)), or "
+            'fl.every(1, fl.validate(loss, data), unit="epoch").'
+        )
     if n < 1:
         raise ValueError(f"every(n, ...) takes n of at least 1, got {n}.")
     if unit not in ("step", "epoch"):

@@ -16,6 +16,8 @@ from fnloop.loop.callbacks import init_callbacks, sort
 from fnloop.loop.checks import check_result, check_sent, check_slots, outline
 from fnloop.loop.interrupt import interrupted
 from fnloop.loop.limits import Limits
+from fnloop.loop.skipped import SkipWatch
+from fnloop.names.keywords import explained
 from fnloop.stages.base import Callback
 from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
@@ -24,6 +26,7 @@ from fnloop.values.metrics import Stop
 from fnloop.values.state import State
 
 
+@explained
 def run(
     step: Callable[[State, Any], tuple[State, Any]],
     state: State,
@@ -115,8 +118,9 @@ def _loop(
     cursor = Cursor.of(state.cursor)
     calls: int | None = _calls(state)  # of the newest state; None if no step can write over it
     batches = source.iterate(cursor, int(state.key))
+    skips, metrics, batch = SkipWatch(state, cursor), dict[str, Any](), None
     try:
-        for effect in effects:
+        for effect in sorted(effects, key=lambda effect: not effect.opens_first):
             effect.open(about)
             opened.append(effect)
         limits.begin()
@@ -145,6 +149,8 @@ def _loop(
                 calls = _calls(state)
             elif not state.params.plain:  # else the autograd graph would grow with every step
                 state, metrics = tree_map(torch.detach, (state, metrics))
+            if cursor.count >= skips.due or not cursor.index:  # before callbacks that would save it
+                skips.look(state, metrics, batch, cursor)
             if first:
                 state = init_callbacks(stages, effects, state, metrics)
             for callback in stages:
@@ -175,6 +181,8 @@ def _loop(
                 status = requests[0].status
                 return
         status, about.reason = limits.outcome()
+        if reason := skips.outcome(state, metrics, batch, cursor):
+            status, about.reason = "stopped", reason
     except GeneratorExit:  # the user's loop ended early
         status = "stopped"
         raise
@@ -186,7 +194,7 @@ def _loop(
             error.state = about.state  # type: ignore[attr-defined]  # pyright: ignore
         raise
     finally:
-        _close(opened, batches, status)
+        _close(sorted(opened, key=lambda effect: effect.opens_first), batches, status)
 
 
 def _calls(state: State) -> int:

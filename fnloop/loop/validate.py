@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from fnloop.data.sources import as_source
+from fnloop.effects.activity import Activity
 from fnloop.loop.evaluate import evaluate_metrics
 from fnloop.stages.base import Callback, as_function
 from fnloop.trees.nodes import static, tree
@@ -76,8 +79,16 @@ class validate(Callback):
         return self._prefixed(evaluate_metrics(self.fn, state, self.data.value, batches=1))
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
-        results = evaluate_metrics(self.fn, state, self.data.value, self.params)
+        with Activity(self.name, self._batches) as activity:
+            results = evaluate_metrics(
+                self.fn, state, self.data.value, self.params, each=activity.advance
+            )
         return state, {**x, **self._prefixed(results)}
+
+    @functools.cached_property
+    def _batches(self) -> int | None:
+        """Batches in an epoch of the data; None if unknown."""
+        return as_source(self.data.value).batches
 
     def _prefixed(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         return {f"{self.name}/{name}": metric for name, metric in metrics.items()}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from fnloop.names.keywords import explained
 from fnloop.stages.base import GradStage, Kind
 from fnloop.stages.loss_result import leading_sizes
 from fnloop.trees.nodes import tree, tree_leaves, tree_map
+from fnloop.trees.show import short
 from fnloop.values.grads import Grads
 from fnloop.values.micro import Micro
 from fnloop.values.state import State
@@ -28,6 +31,12 @@ class Accumulate(GradStage):
     k: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.k, Integral) or isinstance(self.k, bool):  # also numpy's integers
+            hint = " Micro-batches of your own are the batch: fl.Micro((b1, b2, ...))."
+            raise TypeError(
+                "accumulate(k) takes a whole number, the parts to cut a batch into; got "
+                f"{short(self.k)}.{hint if isinstance(self.k, (list, tuple)) else ''}"
+            )
         if self.k < 1:
             raise ValueError(f"accumulate(k) cuts a batch into k >= 1 parts, got k={self.k}.")
         super().__post_init__()
@@ -78,6 +87,7 @@ class Accumulate(GradStage):
 _CUT_OR_KEPT = (Tensor, np.ndarray, int, float, complex)
 
 
+@explained
 def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
     """Accumulate gradients over `k` micro-batches: the memory of one, the gradient of all.
 
@@ -90,6 +100,7 @@ def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
         k: Number of parts, at least 1. A batch with fewer examples is split into single examples.
 
     Raises:
+        TypeError: `k` is not a whole number.
         ValueError: `k` is below 1; or, at the call, the batch has no tensor, leading dimensions
             that differ, or leaves that cannot be split.
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fnloop.names.keywords import explained
 from fnloop.stages.base import GradStage, Kind
 from fnloop.trees.nodes import tree
 from fnloop.values.grads import Grads
@@ -81,6 +82,7 @@ class Amp(GradStage):
         return after, grads.replace(finite=finite, metrics=metrics)
 
 
+@explained
 def amp(
     precision: Literal["bf16", "fp16"],
     init_scale: float = 2.0**16,
