@@ -87,7 +87,6 @@ from fnloop.loop.evaluate import predict as predict
 from fnloop.loop.progress import progress as progress
 from fnloop.replays.replay import Replay as Replay
 from fnloop.replays.replay import replay as replay
-from fnloop.loop.statistics import refresh_statistics as refresh_statistics
 from fnloop.loop.run import run as run
 from fnloop.loop.validate import validate as validate
 

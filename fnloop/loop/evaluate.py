@@ -9,6 +9,7 @@ import torch
 
 from fnloop._torch.random import seeded
 from fnloop.data.sources import one_epoch
+from fnloop.loop.statistics import refresh_statistics
 from fnloop.names.keywords import explained
 from fnloop.stages.base import as_function, takes_state
 from fnloop.stages.loss_result import explain, read_metrics
@@ -20,7 +21,11 @@ from fnloop.values.state import State
 
 @explained
 def evaluate(
-    fn: Callable[..., Any], state: State, data: Any, params: str | None = None
+    fn: Callable[..., Any],
+    state: State,
+    data: Any,
+    params: str | None = None,
+    statistics: Any = None,
 ) -> dict[str, float]:
     """Metrics of the model over all of `data`, weighted: a short last batch counts for less.
 
@@ -30,6 +35,8 @@ def evaluate(
         state: The state with the model; it is not changed.
         data: Whatever `fl.run` takes; one epoch of it.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
+        statistics: Training data, to compute BatchNorm's running statistics from. Those in the
+            state belong to the live parameters; averaged ones are evaluated better with their own.
 
     >>> import fnloop as fl
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -38,7 +45,7 @@ def evaluate(
     >>> evaluate(lambda m, x: m(x).mean(), state, fl.Batches(torch.arange(5.0).reshape(5, 1), 2))
     {'loss': 2.0}
     """
-    return numbers(evaluate_metrics(fn, state, data, params))
+    return numbers(evaluate_metrics(fn, state, data, params, statistics=statistics))
 
 
 def evaluate_metrics(
@@ -48,15 +55,18 @@ def evaluate_metrics(
     params: str | None = None,
     batches: int | None = None,
     each: Callable[[], None] | None = None,
+    statistics: Any = None,
 ) -> dict[str, Any]:
     """As `evaluate`, but metrics and not numbers.
 
     Args:
-        fn, state, data, params: As in `evaluate`.
+        fn, state, data, params, statistics: As in `evaluate`.
         batches: Evaluate only so many, the first.
         each: Called after each batch.
     """
     who, parts = as_function(fn, "fn(model, batch)"), list[dict[str, Any]]()
+    if statistics is not None:
+        state = refresh_statistics(fn, state, statistics, params)
     for i, (batch, result) in enumerate(_outputs(who, state, data, params, "evaluate")):
         parts.append(read_metrics(result, batch, who))
         if each is not None:

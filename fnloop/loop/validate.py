@@ -40,6 +40,7 @@ class validate(Callback):
         data: As in `fl.evaluate`; one epoch each time.
         name: Prefix of the metrics.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
+        statistics: As in `fl.evaluate`: one epoch of it each time.
 
     >>> import torch, fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
@@ -57,6 +58,7 @@ class validate(Callback):
     data: Any = static()  # in a `Same`
     name: str = "val"
     params: str | None = None
+    statistics: Any = static(default=None)  # in a `Same`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fn", as_function(self.fn, "fn(model, batch)"))
@@ -70,6 +72,7 @@ class validate(Callback):
             )
 
         object.__setattr__(self, "data", Same(self.data))
+        object.__setattr__(self, "statistics", Same(self.statistics))
 
     @property
     def slot(self) -> None:
@@ -81,7 +84,13 @@ class validate(Callback):
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
         with Activity(self.name, self._batches) as activity:
             results = evaluate_metrics(
-                self.fn, state, self.data.value, self.params, each=activity.advance
+                self.fn,
+                state,
+                self.data.value,
+                self.params,
+                None,
+                activity.advance,
+                self.statistics.value,
             )
         return state, {**x, **self._prefixed(results)}
 
