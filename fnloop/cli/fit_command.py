@@ -133,7 +133,7 @@ def _train(job: Job) -> int:
         )
     except Exception as error:
         raise _saved(error, job) from error
-    print(_outcome(history, job), flush=True)
+    print(_outcome(history, job, state), flush=True)
     if not _is_saved(state, job):
         raise Problem(
             "The last state was not saved: see the warning above. Earlier checkpoints are intact: "
@@ -202,7 +202,7 @@ def _summary(job: Job, state: State) -> str:
     return run_report.columns(rows)
 
 
-def _outcome(history: History, job: Job) -> str:
+def _outcome(history: History, job: Job, state: State) -> str:
     """How training ended, and where its files are."""
     rows: list[tuple[str, str]] = []
     title = history.status
@@ -217,6 +217,11 @@ def _outcome(history: History, job: Job) -> str:
     rows += run_report.where(job.recipe)
     if history.status == "interrupted" and newest is not None and job.folder is not None:
         rows.append(("go on", f"fnloop resume {shown(job.folder)}"))
+    elif history.resumed and history.resumed.cursor.count == Cursor.of(state.cursor).count:
+        # Nothing was left to do.
+        status = "stopped" if history.status == "stopped" else "completed"
+        more = _longer(job.recipe, status, job.flags)
+        rows.append(("go on", f"fnloop resume {shown(job.folder or Path())}{more}"))
     return f"\n{title}\n{run_report.columns(rows)}" if rows else f"\n{title}"
 
 
@@ -238,10 +243,9 @@ def _refusal(
     again = shlex.join(["fnloop", "fit", *arguments])
     another = f"{again} --{name} {shlex.quote(free)}" if name else "another folder in the recipe"
     more = _longer(recipe, status, flags)
-    resumed = f"{again} --resume, or fnloop resume {shlex.quote(str(folder))}"
-    longer = f"fnloop resume {shlex.quote(str(folder))} {more}".rstrip()
+    resumed = f"{again} --resume{more}, or fnloop resume {shlex.quote(str(folder))}{more}"
     choices = [
-        ("train longer", longer) if more else ("go on with it", resumed),
+        ("train longer" if more else "go on with it", resumed),
         ("start another", another),
         ("start over", f"delete {folder} first"),
     ]
@@ -265,8 +269,8 @@ def _longer(recipe: Recipe, status: str, flags: Flags) -> str:
     else:
         return ""
     if name in flags.plain:
-        return f"--{name} {2 * value}"
-    return f"(after raising {name} in the recipe)"
+        return f" --{name} {2 * value}"
+    return f" (with more {name} in the recipe)"
 
 
 def _tell_changes(saved: config.Config, flags: Flags) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -50,7 +51,7 @@ class Update(StepStage):
                 "fl.optim.sgd(0.1))."
             )
         for name, value in self.optimizer.hyperparameters().items():
-            if isinstance(value, str) or (callable(value) and not is_schedule(value)):
+            if not isinstance(value, (Real, torch.Tensor)) and not is_schedule(value):
                 raise TypeError(
                     f"{name} is {short(value)} ({type(value).__name__}); it takes a number, a "
                     "tensor, or a schedule such as fl.schedules.cosine(1e-3, steps=1000)."

@@ -22,6 +22,7 @@ from fnloop.names.keywords import explained
 from fnloop.stages.base import Kind, Stage
 from fnloop.stages.grad import INFERENCE
 from fnloop.stages.lift import stage
+from fnloop.stages.remedies import remedy
 from fnloop.transforms.compile_errors import CompileError, check_leaf, translated
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.kinds import ambient, kind_of
@@ -113,7 +114,11 @@ class Compiled(Stage):
         ]
         # From here on the next state may overwrite the memory of `state`, in one call. After an
         # error, `state.calls` tells whether that has happened.
-        changed, metrics = program(state, kept.inputs, others)
+        try:
+            changed, metrics = program(state, kept.inputs, others)
+        except Exception as error:
+            _add_remedy(error, state, x)
+            raise
         after = kept.advance(changed, state, program.stable)
         if self.donate:
             give_away(state, after)
@@ -181,6 +186,7 @@ class Compiled(Stage):
             with quiet(), Activity("compiling"):
                 program = Program(inputs, self.donate, self.mode, self.backend)
         except Exception as error:
+            _add_remedy(error, inputs.state, x)
             translation = translated(error)
             if translation is error:
                 raise
@@ -196,6 +202,11 @@ class Compiled(Stage):
                 stacklevel=4,
             )
         return program
+
+
+def _add_remedy(error: Exception, state: State, batch: Any) -> None:
+    if not hasattr(error, "__notes__") and (helps := remedy(error, state, batch)):
+        error.add_note(f"fnloop: {helps}")
 
 
 class _Cache:

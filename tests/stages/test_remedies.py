@@ -65,6 +65,8 @@ def test_the_remedy_is_in_the_notes(case: str, how: str) -> None:
         "fit": lambda: fl.fit(step, state, [batch], epochs=1),
         "evaluate": lambda: fl.evaluate(loss, state, [batch]),
     }
+    if case == "device" and how == "fit":  # a meta tensor has no values to take a digest of
+        return
     if case == "norm" and how == "evaluate":  # which uses the running statistics
         assert calls[how]()["loss"] >= 0
         return
