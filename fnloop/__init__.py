@@ -1,111 +1,11 @@
-"""Training pipelines for PyTorch as pure functions: ``(state, batch) -> (state, metrics)``."""
+"""Training pipelines for PyTorch as pure functions: ``(state, batch) -> (state, metrics)``.
+
+What there is, in reading order, is in ``__init__.pyi``. Each name is imported when it is first
+used, so that the command line can speak before it imports torch, which takes seconds.
+"""
+
+from fnloop.names.lazy import attach as _attach
 
 __version__ = "0.1.0"
 
-# Trees
-from fnloop.trees.at import combine as combine
-from fnloop.trees.at import partition as partition
-from fnloop.trees.nodes import static as static
-from fnloop.trees.nodes import tree as tree
-from fnloop.trees.at import tree_at as tree_at
-from fnloop.trees.equal import tree_diff as tree_diff
-from fnloop.trees.equal import tree_equal as tree_equal
-from fnloop.trees.nodes import tree_leaves as tree_leaves
-from fnloop.trees.nodes import tree_map as tree_map
-from fnloop.trees.paths import tree_paths as tree_paths
-from fnloop.trees.show import tree_show as tree_show
-
-# The state
-from fnloop.values.cursor import Cursor as Cursor
-from fnloop.values.grads import Grads as Grads
-from fnloop.values.micro import Micro as Micro
-from fnloop.values.state import State as State
-from fnloop.values.tensors import Tensors as Tensors
-from fnloop.values.randomness import randomness as randomness
-from fnloop.values.start import to_module as to_module
-from fnloop.values.mode import training as training
-
-# Stages
-from fnloop.stages.base import Callback as Callback
-from fnloop.stages.base import GradStage as GradStage
-from fnloop.stages.base import Stage as Stage
-from fnloop.stages.base import StepStage as StepStage
-from fnloop.stages.accumulate import accumulate as accumulate
-from fnloop.stages.amp import amp as amp
-from fnloop.stages.pipe import compose as compose
-from fnloop.stages.ema import ema as ema
-from fnloop.stages.grad import grad as grad
-from fnloop.stages.guard import guard as guard
-from fnloop.stages.nonfinite import nonfinite as nonfinite
-from fnloop.stages.pipe import pipe as pipe
-from fnloop.stages.scale import scale as scale
-from fnloop.stages.spike import spike as spike
-from fnloop.stages.lift import stage as stage
-from fnloop.stages.update import update as update
-
-# Optimizers and gradient transforms
-from fnloop import optim as optim
-
-# Schedules
-from fnloop import schedules as schedules
-
-# Transforms of whole steps
-from fnloop.transforms.compile_errors import CompileError as CompileError
-from fnloop.transforms.compile import compile as compile
-from fnloop.values.donated import DonatedError as DonatedError
-
-# Metrics
-from fnloop.values.metrics import Last as Last
-from fnloop.values.metrics import Max as Max
-from fnloop.values.metrics import Mean as Mean
-from fnloop.values.metrics import Metric as Metric
-from fnloop.values.metrics import Min as Min
-from fnloop.values.metrics import Sum as Sum
-from fnloop.values.merging import merge as merge
-from fnloop.values.merging import numbers as numbers
-from fnloop.values.metrics import stop as stop
-from fnloop import metrics as metrics
-
-# Data
-from fnloop.data.batches import Batches as Batches
-from fnloop.data.bundle import Data as Data
-from fnloop.data.permute import permute as permute
-from fnloop.data.prefetch import prefetch as prefetch
-
-# Effects
-from fnloop.effects.effect import Effect as Effect
-from fnloop.effects.effect import Run as Run
-from fnloop.effects.effect import effect as effect
-
-# The loop
-from fnloop.loop.history import History as History
-from fnloop.loop.early_stopping import early_stopping as early_stopping
-from fnloop.loop.evaluate import evaluate as evaluate
-from fnloop.loop.every import every as every
-from fnloop.loop.fit import fit as fit
-from fnloop.loop.evaluate import predict as predict
-from fnloop.loop.progress import progress as progress
-from fnloop.replays.replay import Replay as Replay
-from fnloop.replays.replay import replay as replay
-from fnloop.loop.run import run as run
-from fnloop.loop.validate import validate as validate
-
-# Checkpoints
-from fnloop.store.checkpoint_errors import CheckpointError as CheckpointError
-from fnloop.store.folders import best as best
-from fnloop.store.checkpoint import checkpoint as checkpoint
-from fnloop.store.folders import latest as latest
-from fnloop.store.load import load as load
-from fnloop.store.state_dict import load_state_dict as load_state_dict
-from fnloop.store.manifest import read_manifest as read_manifest
-from fnloop.store.save import save as save
-
-# Trackers
-from fnloop import trackers as trackers
-from fnloop.trackers.track import track as track
-
-# The command line
-from fnloop.cli.recipe import Recipe as Recipe
-
-# Testing
-from fnloop import testing as testing
+__getattr__, __dir__, __all__ = _attach(__name__, __file__)

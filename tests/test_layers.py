@@ -11,6 +11,7 @@ import fnloop
 
 ROOT = Path(fnloop.__file__).parent
 LAYERS = (
+    "names",
     "_torch",
     "trees",
     "values",

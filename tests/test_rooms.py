@@ -33,7 +33,7 @@ def shared(names: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def table_of_contents() -> list[str]:
-    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "__init__.pyi").read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     return [alias.asname or alias.name for node in imports for alias in node.names]
 

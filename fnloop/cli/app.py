@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -12,11 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fnloop.cli import parsers
-from fnloop.cli.flags import parse_plain
 from fnloop.cli.messages import Problem, describe, is_fnloop, shown, usage
 
-# Imported when called: importing torch takes seconds, and help does not need it.
+# Imported when called: importing torch takes seconds, and help does not need it. This module itself
+# imports nothing that does.
 _MODULES = {
     "fit": "fnloop.cli.fit_command",
     "resume": "fnloop.cli.fit_command",
@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
+        from fnloop.cli import parsers
+
         parsers.top().print_help(sys.stdout if given else sys.stderr)
         return 0 if given else 2
     command, *rest = given
@@ -77,7 +79,13 @@ def _run(given: list[str]) -> int:
         return 0
     if command not in _MODULES:
         raise usage(_unknown(command))
-    if rest and rest[0] in ("-h", "--help"):
+    helps = rest[:1] in (["-h"], ["--help"])
+    if not helps and sys.stderr.isatty():
+        print(f"fnloop {shlex.join(given)}: importing PyTorch", file=sys.stderr, flush=True)
+    from fnloop.cli import parsers
+    from fnloop.cli.flags import parse_plain
+
+    if helps:
         parsers.of(command).print_help()
         return 0
     if command in ("fit", "resume"):

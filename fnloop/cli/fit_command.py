@@ -25,6 +25,7 @@ from fnloop.cli.runs import (
 )
 from fnloop.cli.settings import Settings
 from fnloop.cli.source import build, load_function, parameters
+from fnloop.loop.early_stopping import early_stopping
 from fnloop.loop.fit import fit
 from fnloop.loop.history import History
 from fnloop.store.folders import best, target_of
@@ -132,7 +133,7 @@ def _train(job: Job) -> int:
         )
     except Exception as error:
         raise _saved(error, job) from error
-    print(_outcome(history, job), flush=True)
+    print(_outcome(history, job, state), flush=True)
     if not _is_saved(state, job):
         raise Problem(
             "The last state was not saved: see the warning above. Earlier checkpoints are intact: "
@@ -201,7 +202,7 @@ def _summary(job: Job, state: State) -> str:
     return run_report.columns(rows)
 
 
-def _outcome(history: History, job: Job) -> str:
+def _outcome(history: History, job: Job, state: State) -> str:
     """How training ended, and where its files are."""
     rows: list[tuple[str, str]] = []
     title = history.status
@@ -216,6 +217,11 @@ def _outcome(history: History, job: Job) -> str:
     rows += run_report.where(job.recipe)
     if history.status == "interrupted" and newest is not None and job.folder is not None:
         rows.append(("go on", f"fnloop resume {shown(job.folder)}"))
+    elif history.resumed and history.resumed.cursor.count == Cursor.of(state.cursor).count:
+        # Nothing was left to do.
+        status = "stopped" if history.status == "stopped" else "completed"
+        more = _longer(job.recipe, status, job.flags)
+        rows.append(("go on", f"fnloop resume {shown(job.folder or Path())}{more}"))
     return f"\n{title}\n{run_report.columns(rows)}" if rows else f"\n{title}"
 
 
@@ -236,8 +242,10 @@ def _refusal(
     free = next(f"{folder}-{i}" for i in range(2, 1 << 30) if not Path(f"{folder}-{i}").exists())
     again = shlex.join(["fnloop", "fit", *arguments])
     another = f"{again} --{name} {shlex.quote(free)}" if name else "another folder in the recipe"
+    more = _longer(recipe, status, flags)
+    resumed = f"{again} --resume{more}, or fnloop resume {shlex.quote(str(folder))}{more}"
     choices = [
-        ("go on with it", f"{again} --resume, or fnloop resume {shlex.quote(str(folder))}"),
+        ("train longer" if more else "go on with it", resumed),
         ("start another", another),
         ("start over", f"delete {folder} first"),
     ]
@@ -246,6 +254,23 @@ def _refusal(
         "which is not overwritten.\n"
         + "\n".join(f"  to {what + ':':<15} {command}" for what, command in choices)
     )
+
+
+def _longer(recipe: Recipe, status: str, flags: Flags) -> str:
+    """The flag that lets a run that has ended go on; empty for one that has not."""
+    if status.startswith("completed"):
+        limits = {"epochs": recipe.epochs, "steps": recipe.steps}
+        name, value = next(((n, v) for n, v in limits.items() if v is not None), ("epochs", 1))
+    elif status.startswith("stopped"):
+        stoppers = [c for c in recipe.callbacks if isinstance(c, early_stopping)]
+        name, value = "patience", stoppers[0].patience if stoppers else 1
+        if not stoppers:
+            return ""
+    else:
+        return ""
+    if name in flags.plain:
+        return f" --{name} {2 * value}"
+    return f" (with more {name} in the recipe)"
 
 
 def _tell_changes(saved: config.Config, flags: Flags) -> None:

@@ -44,7 +44,10 @@ def describe(error: BaseException) -> str:
         line = linecache.getline(own[-1].filename, own[-1].lineno or 0).strip()
         place = f"{shown(Path(own[-1].filename))}:{own[-1].lineno}, in {own[-1].name}"
         text += f"\n  {place}" + (f"\n    {line}" if line else "")
-    return text
+    # What fnloop knows of the error; the state is of no use here.
+    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("fnloop: ")]
+    told = [note.removeprefix("fnloop: ") for note in notes if "error.state" not in note]
+    return "\n".join([text, *told])
 
 
 def shown(path: Path) -> str:

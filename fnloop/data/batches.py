@@ -11,6 +11,7 @@ from torch import Tensor
 from fnloop.data.order import check_order
 from fnloop.data.permute import permute_epochs
 from fnloop.data.readers import reader
+from fnloop.names.keywords import explained
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
 from fnloop.values.key import fold
@@ -57,6 +58,7 @@ class Batches:
     ([4.0], [1, 0, 3])
     """
 
+    @explained
     def __init__(
         self,
         data: Any,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fnloop.names.keywords import explained
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
@@ -80,6 +81,7 @@ class Effect:
         closing: Seconds that `close` takes, roughly; a time limit ends the run that much earlier.
         saves_to: The folder that it saves checkpoints to; None if it saves none.
         saves_last: Whether it saves the last state of a run there.
+        opens_first: Whether it is opened before the others, because it shows what they do.
 
     >>> import torch, fnloop as fl
     >>> class count(fl.Effect):
@@ -95,10 +97,16 @@ class Effect:
     completed after 3
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = explained(cls.__init__)
+
     name: str = "effect"
     closing: float = 0.0
     saves_to: Path | None = None
     saves_last: bool = False
+    opens_first: bool = False
 
     def open(self, run: Run) -> None:
         """Called before the first step; check here that files can be written."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from fnloop.effects.effect import Effect
 from fnloop.loop.checks import check_metric_names
-from fnloop.stages.base import Callback, Stage
+from fnloop.stages.base import Callback, Stage, unfinished
 from fnloop.stages.lift import stage
 from fnloop.values.state import State
 
@@ -21,10 +21,11 @@ def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effe
             effects.append(callback)
         elif isinstance(callback, Callback):
             stages.append(callback)
-        elif isinstance(callback, Stage):
+        elif isinstance(callback, Stage) or unfinished(callback):
+            what = callback.describe() if isinstance(callback, Stage) else callback.func.label
             raise TypeError(
-                f"{callback.describe()} is a stage of the pipeline, not a callback: put it into "
-                "fl.pipe(...)."
+                f"{what} is a stage of the pipeline, not a callback: put it into fl.pipe(loss, "
+                f"fl.grad, ...)."
             )
         elif isinstance(callback, type):
             raise TypeError(
@@ -37,6 +38,7 @@ def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effe
             raise TypeError(
                 "A callback is a function (state, metrics) -> (state, metrics), a stage or an "
                 f"effect; got {type(callback).__name__}."
+                + (" Add those of a list one by one: [*list]." if _is_list(callback) else "")
             )
     _check_slots(stages, step)
     return stages, effects
@@ -44,11 +46,15 @@ def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effe
 
 def listed(callbacks: Any) -> Sequence[Any]:
     """`callbacks`; an error if it is no list."""
-    if not isinstance(callbacks, Sequence):
+    if not isinstance(callbacks, Sequence) or isinstance(callbacks, str):
         raise TypeError(
             f"callbacks is a list, got {type(callbacks).__name__}: write callbacks=[...]."
         )
     return callbacks
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 def _check_slots(stages: Sequence[Callback], step: Any) -> None:

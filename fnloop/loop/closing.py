@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 from fnloop.effects.effect import Effect, Run, named
 from fnloop.loop.interrupt import Interrupt
+
+_OPENS_FIRST = attrgetter("opens_first")
 
 
 class Closing:
@@ -48,7 +51,8 @@ class Closing:
                 from a `close`, after all have been closed.
         """
         self._interrupt.hold = True
-        for name, effect in named(self._effects).items():
+        # What shows the others' work is opened first and closed last.
+        for name, effect in named(sorted(self._effects, key=_OPENS_FIRST)).items():
             self._call(effect, f"the effect {name}", effect.close, status)
         self._call(self._batches, "the data", _close_iterator, self._batches)
         while self._failures:

@@ -10,6 +10,8 @@ import torch
 from fnloop._torch.random import seeded
 from fnloop.data.bundle import Data
 from fnloop.data.sources import one_epoch
+from fnloop.loop.statistics import refresh_statistics
+from fnloop.names.keywords import explained
 from fnloop.stages.base import as_function, takes_state
 from fnloop.stages.loss_result import explain, read_metrics
 from fnloop.values.key import fold
@@ -18,8 +20,13 @@ from fnloop.values.start import choose_params
 from fnloop.values.state import State
 
 
+@explained
 def evaluate(
-    fn: Callable[..., Any], state: State, data: Any, params: str | None = None
+    fn: Callable[..., Any],
+    state: State,
+    data: Any,
+    params: str | None = None,
+    statistics: Any = None,
 ) -> dict[str, float]:
     """Metrics of the model over all of `data`, weighted: a short last batch counts for less.
 
@@ -30,6 +37,8 @@ def evaluate(
         data: Whatever `fl.run` takes; one epoch of it. Of `fl.Data`, its part ``validate`` or
             ``test``, whichever there is.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
+        statistics: Training data, to compute BatchNorm's running statistics from. Those in the
+            state belong to the live parameters; averaged ones are evaluated better with their own.
 
     Raises:
         ValueError: The data gives no batch; or it is `fl.Data` with both parts, or neither.
@@ -43,7 +52,7 @@ def evaluate(
     """
     if isinstance(data, Data):
         data = data.only("evaluate", "validate", "test")
-    return numbers(evaluate_metrics(fn, state, data, params))
+    return numbers(evaluate_metrics(fn, state, data, params, statistics=statistics))
 
 
 def evaluate_metrics(
@@ -52,11 +61,23 @@ def evaluate_metrics(
     data: Any,
     params: str | None = None,
     batches: int | None = None,
+    each: Callable[[], None] | None = None,
+    statistics: Any = None,
 ) -> dict[str, Any]:
-    """As `evaluate`, but metrics and not numbers; of the first `batches` only, if given."""
+    """As `evaluate`, but metrics and not numbers.
+
+    Args:
+        fn, state, data, params, statistics: As in `evaluate`.
+        batches: Evaluate only so many, the first.
+        each: Called after each batch.
+    """
     who, parts = as_function(fn, "fn(model, batch)"), list[dict[str, Any]]()
+    if statistics is not None:
+        state = refresh_statistics(fn, state, statistics, params)
     for i, (batch, result) in enumerate(_outputs(who, state, data, params, "evaluate")):
         parts.append(read_metrics(result, batch, who))
+        if each is not None:
+            each()
         if i + 1 == batches:
             break
         if len(parts) == 64:
@@ -66,6 +87,7 @@ def evaluate_metrics(
     return merge_all(parts)
 
 
+@explained
 def predict(
     fn: Callable[..., Any], state: State, data: Any, params: str | None = None
 ) -> Iterator[Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fnloop.effects.effect import Effect, Run
+from fnloop.names.keywords import explained
 from fnloop.stages.base import Callback, Stage
 from fnloop.stages.lift import stage
 from fnloop.trees.nodes import tree, tree_leaves, tree_map
@@ -145,6 +146,7 @@ def every(
     unit: Unit = "step",
     name: str | None = None,
 ) -> Every: ...
+@explained
 def every(
     n: int,
     callback: Effect | Callback | Callable[[State, Any], Any],
@@ -176,6 +178,11 @@ def every(
     >>> seen
     [4.0, 4.0]
     """
+    if isinstance(n, (Stage, Effect)) or callable(n):
+        raise TypeError(
+            "every takes the number first: fl.every(500, fl.validate(loss, data)), or "
+            'fl.every(1, fl.validate(loss, data), unit="epoch").'
+        )
     n = as_count(n, "every(n, ...)", 1)
     if unit not in ("step", "epoch"):
         raise ValueError(f'every(..., unit=...) takes "step" or "epoch", got {unit!r}.')

@@ -9,13 +9,16 @@ from typing import Any
 
 from fnloop.data.bundle import Data
 from fnloop.data.sources import as_source
+from fnloop.effects.screens import screen
 from fnloop.loop import resume as resuming
 from fnloop.loop.callbacks import listed
 from fnloop.loop.error_state import add_note, attach
 from fnloop.loop.history import History
 from fnloop.loop.hyperparameters import hyperparameters
 from fnloop.loop.interrupt import Interrupt
+from fnloop.loop.progress import progress as Progress
 from fnloop.loop.run import run
+from fnloop.names.keywords import explained
 from fnloop.stages.base import Callback
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
@@ -24,6 +27,7 @@ from fnloop.values.state import State
 _log = logging.getLogger("fnloop")
 
 
+@explained
 def fit(
     step: Callable[[State, Any], tuple[State, Any]],
     state: State,
@@ -34,6 +38,7 @@ def fit(
     callbacks: Sequence[Any] = (),
     resume: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
 ) -> tuple[State, History]:
     """Train to the end, and keep a history.
 
@@ -52,6 +57,8 @@ def fit(
             changed since the checkpoint is logged, and is in ``history.resumed``. A run that was
             ended by early stopping is not continued, unless its patience was raised.
         config: Hyperparameters to keep with the run, besides those of `step`.
+        progress: Whether to show an `fl.progress`, if none is among the callbacks; default where
+            somebody can see it: on a terminal and in a notebook, not in a pipe, a file or a CI log.
 
     Returns:
         The last state, and the `fl.History` of the run.
@@ -70,7 +77,9 @@ def fit(
     donating: Any = getattr(step, "donating", None)
     if donating is not None:  # nobody else refers to the states between the first and the last
         step, state = donating(), state.replace()
-    interrupt, given = Interrupt(), listed(callbacks)
+    interrupt, given = Interrupt(), [*listed(callbacks)]
+    if _is_wanted(progress, given):
+        given.append(Progress())
     history = _history(given)
     everything = [*([] if history in given else [history]), *given, interrupt]
     config = {**hyperparameters(step), **(config or {})}
@@ -82,11 +91,19 @@ def fit(
         epochs = None if epochs is None else max(0, epochs - cursor.epoch)
         if stopped := _stopped(everything, state):
             history.status, history.reason = "stopped", stopped
-            _log.warning("%s: the run had stopped there, so no step is done", stopped)
+            _log.warning(
+                "%s: the run had stopped there, so no step is done. To go on, raise what stopped "
+                "it (patience= of fl.early_stopping), or leave that callback out.",
+                stopped,
+            )
             return state, history
         if 0 in (steps, epochs):
             done = (cursor.epoch, cursor.count)
-            _log.warning("nothing is left to do: %d epochs and %d batches are done", *done)
+            _log.warning(
+                "nothing is left to do: %d epochs and %d batches are done. To go on, raise epochs= "
+                "or steps=, which are totals.",
+                *done,
+            )
     loop = run(
         step,
         state,
@@ -120,6 +137,13 @@ def fit(
     if interrupt.came and history.status == "completed":  # it came as the run was being closed
         history.status, history.reason = "interrupted", interrupt.reason
     return state, history
+
+
+def _is_wanted(progress: bool | None, callbacks: Sequence[Any]) -> bool:
+    """Whether to show the progress, though no callback does."""
+    if any(isinstance(getattr(each, "inner", each), Progress) for each in callbacks):
+        return False
+    return screen() is not None if progress is None else progress
 
 
 def _stopped(callbacks: Sequence[Any], state: State) -> str | None:

@@ -198,7 +198,7 @@ class History(Effect):
             names: Metrics to draw, without prefix (``val/``); default all.
 
         Returns:
-            A matplotlib ``Figure``.
+            A matplotlib ``Figure``. As the last value of a notebook's cell it is shown, once.
 
         Raises:
             ImportError: Where matplotlib is missing.

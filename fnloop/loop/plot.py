@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ def draw(curves: Curves, path: str | Path | None, names: Sequence[str] | None) -
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+
+        # pyplot, which would show it in a notebook, may never be imported.
+        class Curves(Figure):
+            _repr_png_ = _png
     except ImportError as error:
         raise ImportError(
             "history.plot() needs matplotlib, which is not installed: pip install fnloop[plot]"
@@ -27,7 +32,7 @@ def draw(curves: Curves, path: str | Path | None, names: Sequence[str] | None) -
     panels = _panels(curves, names)
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(4.6 * columns, 5.2), 3.2 * lines), dpi=144, layout="constrained")
+    figure = Curves(figsize=(max(4.6 * columns, 5.2), 3.2 * lines), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
     for position, (title, subsets) in enumerate(panels.items(), start=1):
         _panel(figure.add_subplot(lines, columns, position), title, subsets, curves)
@@ -35,6 +40,14 @@ def draw(curves: Curves, path: str | Path | None, names: Sequence[str] | None) -
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     return figure
+
+
+def _png(figure: Any) -> tuple[bytes, dict[str, int]]:
+    """The picture, and its size in a notebook: half as many points as it has pixels."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    width, height = figure.get_size_inches() * figure.dpi / 2
+    return file.getvalue(), {"width": int(width), "height": int(height)}
 
 
 def _panels(curves: Curves, names: Sequence[str] | None) -> dict[str, dict[str, str]]:

@@ -18,7 +18,9 @@ from fnloop.loop.closing import Closing
 from fnloop.loop.error_state import attach_state
 from fnloop.loop.interrupt import Interrupt, interrupt_in
 from fnloop.loop.limits import Limits
+from fnloop.loop.skipped import SkipWatch
 from fnloop.loop.validate import last_validation, not_due
+from fnloop.names.keywords import explained
 from fnloop.stages.base import Callback
 from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
@@ -29,6 +31,7 @@ from fnloop.values.state import State
 _log = logging.getLogger("fnloop")
 
 
+@explained
 def run(
     step: Callable[[State, Any], tuple[State, Any]],
     state: State,
@@ -114,16 +117,19 @@ def _loop(
     interrupt = interrupt_in(stages)
     closing, seeding = Closing(interrupt), inside()
     metrics: Mapping[str, Any] = {}
-    cursor = Cursor.of(state.cursor)
+    cursor, batch = Cursor.of(state.cursor), None
+    skips = SkipWatch(state, cursor)
     calls: int | None = _calls(state)  # of the newest state; None if no step can write over it
     try:
         batches = closing.read(source.iterate(cursor, int(state.key)))
-        for effect in effects:
+        for effect in sorted(effects, key=lambda effect: not effect.opens_first):
             closing.open(effect, about)
         limits.begin()
         while True:
             if limits.reached(cursor, effects):
                 status, about.reason = limits.outcome()
+                if reason := skips.outcome(state, metrics, batch, cursor):
+                    status, about.reason = "stopped", reason
                 break
             if interrupt.came:  # after the callbacks, which ask for a stop themselves
                 status, about.reason = "interrupted", interrupt.reason
@@ -151,6 +157,8 @@ def _loop(
                 calls = _calls(state)
             elif not state.params.plain:  # else the autograd graph would grow with every step
                 state, metrics = tree_map(torch.detach, (state, metrics))
+            if cursor.count >= skips.due or not cursor.index:  # before callbacks that would save it
+                skips.look(state, metrics, batch, cursor)
             if first:
                 state = init_callbacks(stages, effects, state, metrics)
             for callback in stages:

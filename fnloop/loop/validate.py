@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from fnloop.data.bundle import Data
 from fnloop.data.iterables import is_once
+from fnloop.data.sources import as_source
+from fnloop.effects.activity import Activity
 from fnloop.loop.evaluate import evaluate_metrics
 from fnloop.loop.every import Every
 from fnloop.stages.base import Callback, as_function
@@ -40,6 +43,7 @@ class validate(Callback):
         data: As in `fl.evaluate`; one epoch each time. Of `fl.Data`, ``validate``.
         name: Prefix of the metrics.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
+        statistics: As in `fl.evaluate`: one epoch of it each time.
 
     >>> import torch, fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
@@ -57,6 +61,7 @@ class validate(Callback):
     data: Any = static()  # in a `Same`
     name: str = "val"
     params: str | None = None
+    statistics: Any = static(default=None)  # in a `Same`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fn", as_function(self.fn, "fn(model, batch)"))
@@ -72,6 +77,7 @@ class validate(Callback):
             )
 
         object.__setattr__(self, "data", Same(self.data))
+        object.__setattr__(self, "statistics", Same(self.statistics))
 
     @property
     def slot(self) -> None:
@@ -88,8 +94,22 @@ class validate(Callback):
         return added
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
-        results = evaluate_metrics(self.fn, state, self.data.value, self.params)
+        with Activity(self.name, self._batches) as activity:
+            results = evaluate_metrics(
+                self.fn,
+                state,
+                self.data.value,
+                self.params,
+                None,
+                activity.advance,
+                self.statistics.value,
+            )
         return state, {**x, **self._prefixed(results)}
+
+    @functools.cached_property
+    def _batches(self) -> int | None:
+        """Batches in an epoch of the data; None if unknown."""
+        return as_source(self.data.value).batches
 
     def _prefixed(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         return {f"{self.name}/{name}": metric for name, metric in metrics.items()}

@@ -10,3 +10,6 @@ from fnloop.metrics.regression import mae as mae
 from fnloop.metrics.regression import mse as mse
 from fnloop.metrics.regression import r2 as r2
 from fnloop.metrics.regression import rmse as rmse
+from fnloop.names.suggestions import suggesting as _suggesting
+
+__getattr__ = _suggesting(__name__)

@@ -1,5 +1,6 @@
 """Optimizers, gradient transforms, and combinators of them."""
 
+from fnloop.names.suggestions import suggesting as _suggesting
 from fnloop.optim.algorithms.adadelta import adadelta as adadelta
 from fnloop.optim.algorithms.adafactor import adafactor as adafactor
 from fnloop.optim.algorithms.adagrad import adagrad as adagrad
@@ -23,3 +24,5 @@ from fnloop.optim.transforms import clip_by_norm as clip_by_norm
 from fnloop.optim.transforms import clip_by_value as clip_by_value
 from fnloop.optim.transforms import freeze as freeze
 from fnloop.optim.transforms import scale_by as scale_by
+
+__getattr__ = _suggesting(__name__)

@@ -33,6 +33,7 @@ class Optimizer:
             constant. Those given by a schedule always are.
     """
 
+    explains_keywords: ClassVar[bool] = True
     name: str
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
 

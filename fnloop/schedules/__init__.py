@@ -4,6 +4,7 @@ Each is a tree with ``__call__``, which takes the number of committed optimizer 
 a float, an int64 tensor gives a float32 tensor; both are computed in float64.
 """
 
+from fnloop.names.suggestions import suggesting as _suggesting
 from fnloop.schedules.base import Schedule as Schedule
 from fnloop.schedules.decay import constant as constant
 from fnloop.schedules.decay import cosine as cosine
@@ -15,3 +16,5 @@ from fnloop.schedules.decay import step_decay as step_decay
 from fnloop.schedules.phases import join as join
 from fnloop.schedules.phases import one_cycle as one_cycle
 from fnloop.schedules.phases import warmup_stable_decay as warmup_stable_decay
+
+__getattr__ = _suggesting(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ class Schedule:
     Decorate a subclass with `fl.tree` and define `compute`. Its values (``peak``, ``end``) are
     children, so they can be swept and differentiated; step counts are static.
     """
+
+    explains_keywords: ClassVar[bool] = True
 
     def compute(self, step: Any) -> Any:
         """The value at `step`, an int or float64[]. Must not branch on a tensor's value."""

@@ -7,8 +7,10 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
+from fnloop.names.keywords import explained
 from fnloop.stages.base import GradStage, Kind
 from fnloop.trees.nodes import tree
+from fnloop.trees.show import short
 from fnloop.values.counts import as_count
 from fnloop.values.grads import Grads
 from fnloop.values.micro import Micro
@@ -26,6 +28,12 @@ class Accumulate(GradStage):
     k: int
 
     def __post_init__(self) -> None:
+        if isinstance(self.k, (list, tuple)):
+            raise TypeError(
+                f"accumulate(k) takes a whole number, the parts to cut a batch into; got "
+                f"{short(self.k)}. Micro-batches of your own are the batch: "
+                "fl.Micro((b1, b2, ...))."
+            )
         object.__setattr__(self, "k", as_count(self.k, "accumulate(k)", 1))
         super().__post_init__()
 
@@ -64,6 +72,7 @@ class Accumulate(GradStage):
         )
 
 
+@explained
 def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
     """Accumulate gradients over `k` micro-batches: the memory of one, the gradient of all.
 
@@ -77,7 +86,7 @@ def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
         k: Number of parts, at least 1. A batch with fewer examples is split into single examples.
 
     Raises:
-        TypeError: `k` is not an integer.
+        TypeError: `k` is not a whole number.
         ValueError: `k` is below 1; or, at the call, the batch has no tensor, leading dimensions
             that differ, or objects that cannot be split.
 

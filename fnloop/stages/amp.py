@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fnloop.names.keywords import explained
 from fnloop.stages.base import GradStage, Kind
 from fnloop.trees.nodes import tree
 from fnloop.values.counts import as_count
@@ -88,6 +89,7 @@ class Amp(GradStage):
         return after, grads.replace(finite=finite, metrics=metrics)
 
 
+@explained
 def amp(
     precision: Literal["bf16", "fp16"],
     init_scale: float = 2.0**16,

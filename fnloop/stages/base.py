@@ -36,6 +36,7 @@ class Stage:
             name.
     """
 
+    explains_keywords: ClassVar[bool] = True
     kind: ClassVar[Kind]
     wraps: ClassVar[Kind | None] = None
     label: ClassVar[str]
@@ -295,6 +296,15 @@ def as_function(value: Any, arguments: str) -> Any:
     if not callable(value):
         raise TypeError(f"Expected a function {arguments}, got {type(value).__name__}.")
     return Function(value)
+
+
+def unfinished(value: Any) -> bool:
+    """Whether `value` is a stage that still waits for the one that it wraps: ``fl.ema(0.9)``."""
+    return (
+        isinstance(value, functools.partial)
+        and isinstance(value.func, type)
+        and issubclass(value.func, Stage)
+    )
 
 
 def takes_state(function: Any) -> bool:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from fnloop.names.keywords import explained
 from fnloop.stages.base import Kind, StepStage
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import stepped
@@ -39,6 +40,7 @@ class Ema(StepStage):
         return after.put(self.name, new.where(stepped(state, after), old)), metrics
 
 
+@explained
 def ema(decay: Any = 0.999, name: str = "ema") -> Callable[[StepStage], Ema]:
     """Keep an exponential moving average of the trained parameters in ``state["ema"]``.
 

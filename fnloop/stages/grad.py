@@ -39,6 +39,11 @@ class Grad(GradStage):
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(INFERENCE)
+        if not isinstance(state, State):
+            raise TypeError(
+                "A step takes a state, from step.init(model), and a batch: step(state, batch); "
+                f"got {type(state).__name__} as the state."
+            )
         trained = state.params.select(state.skeleton.trainable)
         scale = state.context.scale
 

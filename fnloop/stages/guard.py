@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fnloop.names.keywords import explained
 from fnloop.stages.base import Kind, Stage, StepStage
 from fnloop.stages.rules import RulePart, as_rule, truth
 from fnloop.trees.nodes import tree, tree_map
@@ -188,6 +189,7 @@ class Guard(StepStage):
         return shown
 
 
+@explained
 def guard(
     rule: Callable[[State, Any], Any],
     then: Literal["skip", "rewind"] = "skip",

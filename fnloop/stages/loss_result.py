@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fnloop.stages.remedies import remedy
 from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
@@ -78,7 +79,8 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
     if not isinstance(result, Tensor):
         raise TypeError(
             f"The loss {_name(who)} returned {type(result).__name__}; it must return a scalar "
-            "tensor, or fl.Mean(total, weight), or either with a dict of metrics."
+            "tensor, or fl.Mean(total, weight), or either with a dict of metrics. To skip a batch, "
+            "return a loss of weight zero: fl.Mean(0 * loss, 0)."
         )
     if result.ndim:
         raise ValueError(
@@ -137,8 +139,10 @@ _PLAIN = (Tensor, np.ndarray, np.generic, int, float, complex, str, bytes)
 
 
 def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
-    """Add a note to an error from the user's function: which function, model and batch."""
+    """Add notes to an error from the user's function: a remedy, the function, model and batch."""
     with contextlib.suppress(Exception):  # an exception class may not allow notes
+        if helps := remedy(error, state, batch):
+            error.add_note(f"fnloop: {helps}")
         error.add_note(
             f"fnloop: this happened in {_name(who)}, called with the model {state.skeleton} and "
             f"the batch {short(batch)}."

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 import toolz
+import torch
+
+from fnloop.stages.base import Stage, unfinished
+from fnloop.trees.show import short
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -68,18 +72,50 @@ def pipe(value: Any, /, *functions: Callable[[Any], Any]) -> Any:
     """Apply `functions` to `value`, left to right. The first value of a pipeline is a loss.
 
     Raises:
-        TypeError: One of `functions` is not callable.
+        TypeError: One of `functions` is not callable, is an optimizer, or was not given its own
+            arguments (``fl.update`` in place of ``fl.update(optimizer)``).
 
     >>> pipe(3, lambda x: x + 1, str)
     '4'
     """
     for function in functions:
-        if not callable(function):
+        _check_function(function)
+        before, value = value, function(value)
+        # A stage that was taken for the argument of what makes the next one.
+        if isinstance(before, Stage) and unfinished(value):
+            name = value.func.label
             raise TypeError(
-                f"pipe applies functions to its first value; {function!r} is not a function. Wrap "
-                "an optimizer: fl.update(optimizer)."
+                f"fl.{name} in this pipe has no arguments: write fl.{name}(...), such as "
+                f"{_EXAMPLES.get(name, f'fl.{name}(...)')}."
             )
-    return toolz.pipe(value, *functions)
+    return value
+
+
+_EXAMPLES = {
+    "update": "fl.update(fl.optim.adamw(1e-3))",
+    "accumulate": "fl.accumulate(4)",
+    "amp": 'fl.amp("bf16")',
+    "ema": "fl.ema(0.999)",
+}
+
+
+def _check_function(function: Any) -> None:
+    kind = function if isinstance(function, type) else type(function)
+    if issubclass(kind, torch.optim.Optimizer):
+        raise TypeError(
+            f"torch.optim.{kind.__name__} is an optimizer, not a stage. Wrap it: "
+            f"fl.update(fl.optim.from_torch(torch.optim.{kind.__name__}, lr=1e-3)); it is given "
+            "the parameters by step.init(model)."
+        )
+    if isinstance(function, (list, tuple)):
+        raise TypeError(
+            f"pipe takes its functions one by one, not as a {kind.__name__}: fl.pipe(*functions)."
+        )
+    if not callable(function):
+        raise TypeError(
+            f"pipe applies functions to its first value; {short(function)} is not a function. Wrap "
+            "an optimizer: fl.update(optimizer)."
+        )
 
 
 @overload

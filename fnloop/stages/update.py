@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 
+from fnloop.names.keywords import explained
 from fnloop.optim.base import Optimizer, narrowed, widened
 from fnloop.optim.checked import wrong_part
+from fnloop.schedules.base import is_schedule
 from fnloop.stages.base import GradStage, Kind, StepStage
 from fnloop.trees.equal import table
 from fnloop.trees.nodes import tree
@@ -36,10 +39,11 @@ class Update(StepStage):
 
     def __post_init__(self) -> None:
         if not isinstance(self.optimizer, Optimizer):
+            theirs = isinstance(self.optimizer, torch.optim.Optimizer)
+            what = type(self.optimizer).__name__ if theirs else short(self.optimizer)
             raise TypeError(
-                "update takes an optimizer such as fl.optim.adamw(1e-3), got "
-                f"{short(self.optimizer)}. Wrap a torch.optim class: "
-                "fl.optim.from_torch(torch.optim.AdamW, lr=1e-3)."
+                f"update takes an optimizer such as fl.optim.adamw(1e-3), got {what}. "
+                "Wrap a torch.optim class: fl.optim.from_torch(torch.optim.AdamW, lr=1e-3)."
             )
         if self.optimizer.makes == "gradients":
             raise TypeError(
@@ -47,6 +51,12 @@ class Update(StepStage):
                 f"Put an optimizer after it: fl.optim.chain({short(self.optimizer)}, "
                 "fl.optim.sgd(0.1))."
             )
+        for name, value in self.optimizer.hyperparameters().items():
+            if not isinstance(value, (Real, torch.Tensor)) and not is_schedule(value):
+                raise TypeError(
+                    f"{name} is {short(value)} ({type(value).__name__}); it takes a number, a "
+                    "tensor, or a schedule such as fl.schedules.cosine(1e-3, steps=1000)."
+                )
         if "scale" in self.optimizer.names():
             raise ValueError(
                 'An optimizer cannot be named "scale": fl.update keeps its multipliers under that '
@@ -116,6 +126,7 @@ class Update(StepStage):
             raise
 
 
+@explained
 def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], Update]:
     """Apply an optimizer to the gradients; the result is a training step.
 

@@ -162,7 +162,7 @@ class checkpoint(Effect):
             self._tell(self._worker.failures())
         cursor = Cursor.of(state.cursor)
         due = is_due(self.every, self.unit, cursor)
-        score = self._score(metrics) if self.monitor else None
+        score = self._score(state, metrics) if self.monitor else None
         requested = self._request.taken()
         if self._kept.add(cursor.count, score, due, requested) is not None:
             _check_shapes(self._shapes, state)
@@ -254,7 +254,7 @@ class checkpoint(Effect):
                 self._delete()
             else:
                 requested = status == "interrupted"
-                score = self._score(self._metrics)
+                score = self._score(run.state, self._metrics)
                 self._job(run.state, score, self.last, requested, status)()
         except Exception as error:  # a full disk, or a state that a failed step has overwritten
             self._warned = False
@@ -325,11 +325,11 @@ class checkpoint(Effect):
                 return
             self._kept = self._kept.deleted(count)
 
-    def _score(self, metrics: Metrics) -> float | None:
+    def _score(self, state: State, metrics: Metrics) -> float | None:
         value = find(metrics, self.monitor or "")
         if value is not None:
             self._seen = True
-            return float(value)
+            return None if _is_untrained(state, metrics) else float(value)
         if not self._seen:
             self._names.update(metrics)
         return None
@@ -353,6 +353,11 @@ def _failures(job: Callable[[], None]) -> list[BaseException]:
     except OSError as error:
         return [error]
     return []
+
+
+def _is_untrained(state: State, metrics: Metrics) -> bool:
+    """Whether every step so far was skipped: initial weights are never the best."""
+    return bool(find(metrics, "skipped")) and not bool(state.step.any())
 
 
 def _shapes(state: State) -> dict[str, str]:

@@ -12,6 +12,7 @@ import optree
 import torch
 from torch import Tensor
 
+from fnloop.names.keywords import explained
 from fnloop.store import tensor_file
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, as_path, files_for
@@ -43,6 +44,7 @@ class Loaded(NamedTuple):
     skipped: tuple[tuple[Path, str], ...] = ()
 
 
+@explained
 def load(
     path: str | os.PathLike[str],
     like: State,

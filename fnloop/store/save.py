@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import fnloop
+from fnloop.names.keywords import explained
 from fnloop.store import tensor_file
 from fnloop.store.checkpoint_errors import DamagedError
 from fnloop.store.commit import commit, prepare, remove_tree, temporary_of
@@ -33,6 +34,7 @@ from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
 
+@explained
 def save(
     state: State,
     folder: str | os.PathLike[str],

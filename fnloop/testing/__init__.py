@@ -1,5 +1,6 @@
 """The test kit: one check for each law, to call on your own stages."""
 
+from fnloop.names.suggestions import suggesting as _suggesting
 from fnloop.testing.agreement import check_compiles as check_compiles
 from fnloop.testing.agreement import check_layouts as check_layouts
 from fnloop.testing.agreement import check_vmaps as check_vmaps
@@ -13,3 +14,5 @@ from fnloop.testing.laws import check_repeatable as check_repeatable
 from fnloop.testing.laws import check_resumes as check_resumes
 from fnloop.testing.laws import check_skips as check_skips
 from fnloop.testing.laws import check_stable as check_stable
+
+__getattr__ = _suggesting(__name__)

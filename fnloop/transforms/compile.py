@@ -16,9 +16,13 @@ from torch import Tensor
 
 from fnloop._torch.graph import quiet
 from fnloop._torch.tracing import opaque, recording
+from fnloop.effects.activity import Activity, watchers
+from fnloop.effects.screens import screen
+from fnloop.names.keywords import explained
 from fnloop.stages.base import Kind, Stage
 from fnloop.stages.grad import INFERENCE
 from fnloop.stages.lift import stage
+from fnloop.stages.remedies import remedy
 from fnloop.transforms.compile_errors import CompileError, check_leaf, translated
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.kinds import ambient, kind_of
@@ -113,7 +117,11 @@ class Compiled(Stage):
         ]
         # From here on the next state may overwrite the memory of `state`, in one call. After an
         # error, `state.calls` tells whether that has happened.
-        changed, metrics = program(state, kept.inputs, others)
+        try:
+            changed, metrics = program(state, kept.inputs, others)
+        except Exception as error:
+            _add_remedy(error, state, x)
+            raise
         after = kept.advance(changed, state, program.stable)
         if self.donate:
             give_away(state, after)
@@ -162,22 +170,33 @@ class Compiled(Stage):
             'fl.compile(fl.stage(torch.func.vmap(step, in_dims=(0, None)), "step")).'
         )
 
+    def _say(self, line: str) -> None:
+        """Show a line where somebody looks, above the progress if there is one."""
+        if shown := watchers():
+            for watcher in shown:
+                watcher.says(line)
+        elif seen := screen():
+            seen.keep(line)
+
     def _compile(self, inputs: Inputs, x: Any) -> Program:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(INFERENCE)
         for path, leaf in [*tree_items(x), *tree_items(self.inner)]:
             check_leaf(path, leaf)
+        self._say(f"fl.compile: compiling the step for a batch of {short(x)}, once for this shape")
         start = time.perf_counter()
         try:
-            with quiet():
+            with quiet(), Activity("compiling"):
                 program = Program(inputs, self.donate, self.mode, self.backend)
         except Exception as error:
+            _add_remedy(error, inputs.state, x)
             translation = translated(error)
             if translation is error:
                 raise
             raise translation from error
         seconds = time.perf_counter() - start
         _log.info("One graph of %d operations, in %.1f s.", program.operations, seconds)
+        self._say(f"fl.compile: one graph of {program.operations} operations, in {seconds:.1f} s")
         if self.graphs + 1 == MANY:
             warnings.warn(
                 f"fl.compile has made {MANY} graphs of one step, the last for a batch of {short(x)}"
@@ -186,6 +205,11 @@ class Compiled(Stage):
                 stacklevel=4,
             )
         return program
+
+
+def _add_remedy(error: Exception, state: State, batch: Any) -> None:
+    if not hasattr(error, "__notes__") and (helps := remedy(error, state, batch)):
+        error.add_note(f"fnloop: {helps}")
 
 
 class _Cache:
@@ -199,6 +223,7 @@ class _Cache:
         self.programs: dict[Any, Program] = {}
 
 
+@explained
 def compile(
     step: Any,
     donate: bool = False,

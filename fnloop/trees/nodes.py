@@ -17,6 +17,7 @@ import optree
 import torch
 
 from fnloop._torch import pytree
+from fnloop.names.keywords import explained
 
 T = TypeVar("T")
 
@@ -80,6 +81,8 @@ def tree(cls: type[T]) -> type[T]:
     tensor([4.])
     """
     dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    if getattr(cls, "explains_keywords", False):
+        cls.__init__ = explained(cls.__init__)
     fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
     hints = _hints(cls)
     child_names = tuple(f.name for f in fields if not _is_static(f, hints[f.name]))

@@ -85,6 +85,22 @@ def test_the_reason_of_an_early_stop_is_told(recipe, cli):
     assert "stopped: val/loss has not improved" in out
 
 
+@pytest.mark.parametrize("flag", [True, False])
+def test_resuming_after_an_early_stop_says_how_to_go_on(flag, recipe, edited, cli):
+    if flag:
+        edited("early: bool = False", "early: bool = False, patience: int = 1")
+        edited("patience=1", "patience=patience")
+    cli("fit", recipe, "--early", "--epochs", "9")
+    more = " --patience 2" if flag else " (with more patience in the recipe)"
+    for code, text in ((cli("fit", recipe)[0], cli("fit", recipe, "--early")[2]),):
+        assert code == 2 and "to train longer:" in text and f"resume runs/line{more}" in text
+    code, out, _ = cli("resume", "runs/line")
+    assert code == 0 and f"go on    fnloop resume runs/line{more}" in out
+    if flag:
+        code, out, err = cli("resume", "runs/line", "--patience", "2")
+        assert code == 0 and "step-00000015" in out, err
+
+
 def test_the_saved_configuration_makes_the_same_run(recipe, cli):
     cli("fit", recipe, "--lr", "0.02", "--batch-size", "40")
     code, _, err = cli("fit", "--config", "runs/line/config.yaml", "--folder", "runs/again")
@@ -114,7 +130,8 @@ def test_a_second_fit_is_refused_with_the_ways_out(trained, recipe, cli):
     code, _, err = cli("fit", recipe, "--lr", "0.02")
     assert code == 2
     assert "runs/line has a run already (completed, epoch 3, 15 batches)" in err
-    assert "--resume" in err and "fnloop resume runs/line" in err
+    assert "to train longer:" in err and "fnloop resume runs/line --epochs 6" in err
+    assert f"fnloop fit {recipe} --lr 0.02 --resume --epochs 6" in err
     assert f"fnloop fit {recipe} --lr 0.02 --folder runs/line-2" in err
     assert sorted(trained.rglob("*")) == before
     command = ["fit", str(recipe), "--lr", "0.02", "--folder", "runs/line-2"]
@@ -148,6 +165,7 @@ def test_resume_of_a_finished_run_trains_nothing_and_shows_its_results(trained, 
     before = (latest(trained) / "state.safetensors").read_bytes()
     code, out, _ = cli("resume", trained)
     assert code == 0 and "test" in numbers(out)
+    assert "go on    fnloop resume runs/line --epochs 6" in out
     assert (latest(trained) / "state.safetensors").read_bytes() == before
     with open(trained / "history.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 3

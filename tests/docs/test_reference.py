@@ -20,15 +20,16 @@ def imported(path: Path) -> list[str]:
 
 def names_in(code: str) -> list[str]:
     imports = [node for node in ast.parse(code).body if isinstance(node, ast.ImportFrom)]
-    return [alias.asname or alias.name for node in imports for alias in node.names]
+    names = [alias.asname or alias.name for node in imports for alias in node.names]
+    return [name for name in names if not name.startswith("_")]
 
 
 def chapters() -> dict[str, list[str]]:
-    """Names by the comment that stands before them in ``fnloop/__init__.py``.
+    """Names by the comment that stands before them in ``fnloop/__init__.pyi``.
 
     A family (``optim``) stands for what it holds (``optim.adamw``).
     """
-    text = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    text = (PACKAGE / "__init__.pyi").read_text(encoding="utf-8")
     found: dict[str, list[str]] = {}
     for part in re.split(r"^# ", text, flags=re.MULTILINE)[1:]:
         title, _, body = part.partition("\n")

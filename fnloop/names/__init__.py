@@ -1,0 +1,1 @@
+"""Names: where each comes from, and what to use for one that is not there."""

@@ -1,0 +1,150 @@
+"""What to do about errors of torch that a batch causes: its dtypes, shapes and devices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fnloop.trees.paths import tree_items
+from fnloop.values.state import State
+
+
+def remedy(error: BaseException, state: State, batch: Any) -> str:
+    """What the usual cause is, and what helps; empty if nothing is known about this error.
+
+    >>> import fnloop as fl
+    >>> step = fl.pipe(lambda model, batch: model(batch).mean(), fl.grad)
+    >>> state = step.init(torch.nn.Linear(2, 1))
+    >>> error = RuntimeError("mat1 and mat2 must have the same dtype")
+    >>> print(remedy(error, state, torch.ones(3, 2, dtype=torch.float64)))
+    the batch is float64, and the parameters are float32. NumPy makes float64 by default: ...
+    """
+    text = str(error)
+    found = list(tree_items(batch))
+    for explanation in (_arrays, _devices, _dtypes):
+        if said := explanation(text, state, found):
+            return said
+    return next((says for pattern, says in _KNOWN if re.search(pattern, text)), "")
+
+
+_KNOWN = (
+    (
+        "Expected more than 1 value per channel when training",
+        "A batch of one example has no variance, which BatchNorm divides by. The usual cause is "
+        "the last batch of an epoch: fl.Batches(..., drop_last=True), or drop_last=True of the "
+        "DataLoader, leaves it out; another batch size avoids it. fl.accumulate(k) also makes "
+        "parts of one example, if a batch has k or fewer.",
+    ),
+    (
+        r"expected target dtype to be Long|expected scalar type (Long|Byte)|not implemented for "
+        r"'(Int|Float)'",
+        "Class numbers are int64: convert them once, where the data is made (y.long()). For "
+        "targets that are probabilities, their shape is that of the scores.",
+    ),
+    (
+        "multi-target not supported|0D or 1D target tensor expected",
+        "Class numbers have the shape [N], without a last dimension of 1: y.squeeze(1).",
+    ),
+    (
+        r"Target -?\d+ is out of bounds|index out of range|t >= 0 && t < n_classes",
+        "Class numbers (and numbers of tokens) go from 0 to n - 1: the model has fewer outputs (or "
+        "its embedding fewer rows) than that, or the numbers begin at 1, or -1 stands for missing "
+        "ones (ignore_index=-1).",
+    ),
+    (
+        "can't be cast to the desired output type Long|Found dtype Long but expected Float|result "
+        "type Float can't be cast",
+        "Targets of this loss are floats: y.float(). With class numbers, use cross_entropy.",
+    ),
+    (
+        r"Target size .* must be the same as input size|Using a target size",
+        "Scores of shape [N, 1] and targets of shape [N] do not fit: model(x).squeeze(1), or "
+        "y.unsqueeze(1).",
+    ),
+    (
+        "shapes cannot be multiplied",
+        "The model's first layer expects another last dimension than the batch has; images are "
+        "flattened with x.flatten(1).",
+    ),
+    (
+        "must be Tensor, not (list|tuple|dict)|'(list|tuple|dict)' object (has no attribute|is not "
+        "callable)",
+        "The loss gives the model a part of the batch that is no tensor: unpack it first (x, y = "
+        "batch). A list of micro-batches is given as fl.Micro((b1, b2, ...)).",
+    ),
+)
+
+
+def _arrays(text: str, state: State, leaves: list[tuple[str, Any]]) -> str:
+    arrays = [path for path, leaf in leaves if isinstance(leaf, np.ndarray)]
+    if not arrays or not ("numpy" in text or "ndarray" in text):
+        return ""
+    return (
+        f"{_place(arrays[0])} is a NumPy array, and models take tensors. fl.Batches(arrays, "
+        "batch_size) makes tensors of arrays; or convert it: torch.from_numpy(x)."
+    )
+
+
+def _devices(text: str, state: State, leaves: list[tuple[str, Any]]) -> str:
+    if "device" not in text:
+        return ""
+    home = state.step.device
+    for path, leaf in _tensors(leaves):
+        if leaf.device.type != home.type:
+            return (
+                f"{_place(path)} is on {leaf.device}, and the parameters are on {home}. Bring the "
+                f'batches there, fl.prefetch(data, device="{home}"), or the state to the data, '
+                f'state.to("{leaf.device}").'
+            )
+    return ""
+
+
+def _dtypes(text: str, state: State, leaves: list[tuple[str, Any]]) -> str:
+    if not re.search(r"dtype|scalar type|type", text) or "arget" in text:
+        return ""
+    own = next((p.dtype for p in state.params.values() if p.is_floating_point()), None)
+    if own is None or not re.search(_SPOKEN, text):
+        return ""
+    for path, leaf in _tensors(leaves):
+        if leaf.dtype == torch.float64 != own:
+            return (
+                f"{_place(path)} is float64, and the parameters are {_name(own)}. NumPy makes "
+                "float64 by default: convert once, where the data is made (x.float(), "
+                'array.astype("float32")), or make the model float64 (model.double()).'
+            )
+        if leaf.is_floating_point() and leaf.dtype != own:
+            return (
+                f"{_place(path)} is {_name(leaf.dtype)}, and the parameters are {_name(own)}: "
+                f"convert one to the other (x.to(torch.{_name(own)})); fl.amp computes in half "
+                "precision with float32 parameters."
+            )
+    for path, leaf in _tensors(leaves):
+        if leaf.dtype == torch.uint8:
+            return (
+                f"{_place(path)} is uint8, as images often are: make floats of it in the loss, "
+                "x.float() / 255."
+            )
+        if not leaf.is_floating_point() and not leaf.is_complex() and _INPUT.search(text):
+            return f"{_place(path)} is {_name(leaf.dtype)}; a layer takes floats: x.float()."
+    return ""
+
+
+_SPOKEN = r"same dtype|scalar type|Double|Half|BFloat16|Byte|should be the same"
+_INPUT = re.compile("mat1 and mat2|Input type|same dtype")
+
+
+def _tensors(leaves: list[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    return ((path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _place(path: str) -> str:
+    return f"batch/{path}" if path else "the batch"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,114 @@
+"""A run in which every step is skipped says so, and ends."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import fnloop as fl
+from fnloop.loop.skipped import NothingTrainedError
+
+
+def loss(model, batch):
+    return nn.functional.mse_loss(model(batch["x"]), batch["y"])
+
+
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+GOOD = {"x": torch.ones(8, 3), "y": torch.ones(8, 1)}
+
+
+def data(examples: int, batch_size: int = 4) -> fl.Batches:
+    x = torch.ones(examples, 4)
+    x[:, 1] = torch.nan
+    x[:, 3] = torch.inf
+    return fl.Batches({"x": x[:, :3], "y": torch.ones(examples, 1)}, batch_size)
+
+
+def run(examples: int, folder=None, **arguments):
+    callbacks = [fl.every(1, fl.validate(loss, GOOD), unit="epoch")]
+    callbacks += [fl.checkpoint(folder, monitor="val/loss")] if folder else []
+    state = STEP.init(nn.Linear(3, 1))
+    return fl.fit(STEP, state, data(examples), callbacks=callbacks, **arguments)
+
+
+def test_a_whole_epoch_without_a_step_is_an_error_that_names_the_leaf(tmp_path) -> None:
+    with pytest.raises(NothingTrainedError, match=r"33\.3 % of batch/x is nan\. Clean") as error:
+        run(100, tmp_path, epochs=3)
+    assert int(error.value.state.cursor[2]) == 24  # the first epoch has 25
+    assert fl.best(tmp_path) is None
+
+
+def test_a_long_epoch_is_warned_of_early_and_not_waited_for() -> None:
+    match = "The last 50 steps were all skipped"
+    with (
+        pytest.warns(UserWarning, match=match),
+        pytest.raises(NothingTrainedError, match="The last 1000 steps"),
+    ):
+        run(8000, epochs=1)
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_a_run_that_is_too_short_for_that_is_stopped_with_a_reason(tmp_path, epochs) -> None:
+    with pytest.warns(UserWarning, match=f"The last {3 * epochs} steps were all skipped"):
+        _, history = run(12, tmp_path, epochs=epochs)
+    assert history.status == "stopped"
+    assert history.reason == "no step was committed: in the last batch, 33.3 % of batch/x is nan"
+    assert fl.best(tmp_path) is None and fl.latest(tmp_path) is not None
+
+
+def test_a_finite_batch_is_said_to_be_finite() -> None:
+    step = fl.pipe(lambda m, b: (m(b).mean() * 0).log(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    with pytest.warns(UserWarning, match=r"the batch is finite\. The usual causes: .* fl\.replay"):
+        fl.fit(step, step.init(nn.Linear(1, 1)), [torch.ones(2, 1)], epochs=3)
+
+
+def mixed(*good: bool):
+    """Batches, good and bad."""
+    bad = {"x": torch.full((8, 3), torch.nan), "y": torch.ones(8, 1)}
+    return [GOOD if each else bad for each in good]
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        mixed(*[False] * 49, True),  # as when a loss scale settles
+        mixed(*[True] * 3),
+        mixed(*([False] * 30 + [True]) * 4),
+    ],
+    ids=["late", "good", "now and then"],
+)
+def test_a_run_with_committed_steps_is_left_alone(batches) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, history = fl.fit(STEP, STEP.init(nn.Linear(3, 1)), batches, epochs=2)
+    assert history.status == "completed"
+
+
+def test_a_run_that_dies_later_is_ended_too() -> None:
+    batches = mixed(*[True] * 60, *[False] * 3000)
+    with pytest.raises(NothingTrainedError, match="The last 1000 steps"):
+        fl.fit(STEP, STEP.init(nn.Linear(3, 1)), batches, epochs=1)
+
+
+def test_a_function_that_moves_no_count_is_no_skipped_step() -> None:
+    def step(state, batch):
+        return state, {"loss": fl.Last(1.0)}
+
+    _, history = fl.fit(step, STEP.init(nn.Linear(3, 1)), [GOOD] * 60, epochs=2)
+    assert history.status == "completed"
+
+
+def test_a_batch_can_be_skipped_from_a_loss() -> None:
+    def choosy(model, batch):
+        result = loss(model, batch)
+        return fl.Mean(0 * result, 0) if len(batch["x"]) < 8 else result
+
+    step = fl.pipe(choosy, fl.grad, fl.update(fl.optim.adamw(0.1)))
+    state = step.init(nn.Linear(3, 1))
+    small = {"x": torch.ones(2, 3), "y": torch.ones(2, 1)}
+    after, metrics = step(state, small)
+    assert float(metrics["skipped"]) == 1 and fl.tree_equal(after.params, state.params)
+    assert float(step(after, GOOD)[1]["skipped"]) == 0

@@ -1,0 +1,77 @@
+"""What is wrong in a pipeline is said where it is built."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fnloop as fl
+
+OPTIMIZER = torch.optim.AdamW(nn.Linear(1, 1).parameters())
+SGD = fl.optim.sgd(0.1)
+
+
+def loss(model, batch):
+    return model(batch).mean()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: fl.pipe(loss, fl.grad, torch.optim.AdamW), r"from_torch\(torch\.optim\.AdamW"),
+        (lambda: fl.pipe(loss, fl.grad, OPTIMIZER), r"from_torch\(torch\.optim\.AdamW"),
+        (lambda: fl.pipe(loss, fl.grad, fl.update(torch.optim.SGD)), "from_torch"),
+        (lambda: fl.pipe(loss, fl.grad, fl.update(OPTIMIZER)), r"got AdamW\. .*from_torch"),
+        (lambda: fl.pipe(loss, fl.grad, SGD), r"fl\.update\(optimizer\)"),
+        (lambda: fl.pipe(loss, fl.grad, fl.update), r"fl\.update\(fl\.optim\.adamw\(1e-3\)\)"),
+        (lambda: fl.pipe(loss, fl.grad, fl.accumulate), r"fl\.accumulate\(4\)"),
+        (lambda: fl.pipe(loss, fl.grad, fl.amp), r'fl\.amp\("bf16"\)'),
+        (lambda: fl.pipe(loss, fl.grad, fl.update(SGD), fl.ema), r"fl\.ema\(0\.999\)"),
+        (lambda: fl.pipe(loss, [fl.grad, fl.update(SGD)]), r"fl\.pipe\(\*functions\)"),
+        (lambda: fl.pipe(loss, fl.grad, fl.accumulate([1, 2])), r"fl\.Micro"),
+        (lambda: fl.pipe(loss, fl.grad, fl.accumulate(2.0)), "whole number"),
+        (lambda: fl.pipe(loss, fl.grad, fl.accumulate("2")), "whole number"),
+        (lambda: fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw("1e-3"))), "adamw.lr is '1e-3'"),
+        (
+            lambda: fl.pipe(
+                loss,
+                fl.grad,
+                fl.update(fl.optim.sgd(torch.optim.lr_scheduler.StepLR(OPTIMIZER, 1))),
+            ),
+            r"StepLR.*fl\.schedules\.cosine",
+        ),
+    ],
+)
+def test_what_does_not_belong_there(build, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        ([fl.ema(0.9)], r"ema is a stage of the pipeline.*fl\.pipe"),
+        ([fl.accumulate(2)], "accumulate is a stage"),
+        ([[fl.progress()]], r"got list.*\[\*list\]"),
+        ("progress", r"write callbacks=\[\.\.\.\]"),
+        (fl.progress(), r"write callbacks=\[\.\.\.\]"),
+        ([fl.early_stopping], "write early_stopping"),
+    ],
+)
+def test_what_is_no_callback(callbacks, message: str) -> None:
+    step = fl.pipe(loss, fl.grad, fl.update(SGD))
+    with pytest.raises(TypeError, match=message):
+        fl.fit(step, step.init(nn.Linear(1, 1)), [torch.ones(2, 1)], epochs=1, callbacks=callbacks)
+
+
+def test_every_takes_the_number_first() -> None:
+    with pytest.raises(TypeError, match=r"fl\.every\(500, fl\.validate"):
+        fl.every(fl.validate(loss, [torch.ones(2, 1)]), 3)
+
+
+def test_a_step_takes_a_state_first() -> None:
+    step = fl.pipe(loss, fl.grad, fl.update(SGD))
+    for first in (nn.Linear(1, 1), torch.ones(2, 1)):
+        with pytest.raises(TypeError, match=r"step\(state, batch\); got (Linear|Tensor)"):
+            step(first, torch.ones(2, 1))
