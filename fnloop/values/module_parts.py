@@ -60,7 +60,7 @@ class ModuleParts:
             owners = self.quiet_owners if own_layer else self.owners
             owners.append((path, child))
             for key, value in vars(child).items():
-                if key in ("_parameters", "_buffers"):
+                if key in ("_parameters", "_buffers") or key in assigned_by_torch(child):
                     continue
                 quiet = own_layer or (key in _OF_MODULES and key != "_modules")
                 self._visit(child, key, value, join(path, key), quiet)
@@ -80,7 +80,9 @@ class ModuleParts:
                 self.references.append((path, value))
             elif isinstance(value, types.MethodType):
                 self.references.append((path, value.__func__))
-            elif id(value) not in self._seen and id(value) in self._private:
+            elif id(value) not in self._seen and (
+                id(value) in self._private or isinstance(value, tuple)
+            ):
                 self._seen.add(id(value))
                 if isinstance(value, Tensor):
                     self.tensors.append((path, value))
@@ -119,6 +121,12 @@ def is_torchs(module: nn.Module) -> bool:
     But a hook before the call may do so, as that of ``torch.nn.utils.spectral_norm`` does.
     """
     return type(module).__module__.startswith("torch.nn.modules") and not module._forward_pre_hooks
+
+
+def assigned_by_torch(module: nn.Module) -> set[str]:
+    """Attributes that torch's own hooks assign before each call: the weight of a spectral norm."""
+    hooks = [h for h in module._forward_pre_hooks.values() if type(h).__module__[:6] == "torch."]
+    return {getattr(hook, "name", "") for hook in hooks}
 
 
 def join(path: str, name: str) -> str:

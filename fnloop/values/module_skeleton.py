@@ -44,7 +44,7 @@ class ModuleSkeleton:
 
     def __init__(self, module: nn.Module) -> None:
         refuse_module(module)
-        self.module, private = _private_copy(module)
+        self.module, originals = _private_copy(module)
         self._lock = threading.RLock()
         modules = dict(self.module.named_modules())
         self._modules = [
@@ -57,10 +57,12 @@ class ModuleSkeleton:
 
         params, buffers = dict(self.module.named_parameters()), dict(self.module.named_buffers())
         names = {id(tensor): name for name, tensor in {**params, **buffers}.items()}
-        parts = ModuleParts(self.module, names, private)
+        parts = ModuleParts(self.module, names, originals)
         refuse_references(parts, module)
         refuse_fixed(parts)
-        self._views = views(params, buffers, parts.tensors)
+        # A copy of a parameter has memory of its own, so look at the original's.
+        others = [(path, originals[id(tensor)]) for path, tensor in parts.tensors]
+        self._views = views(dict(module.named_parameters()), dict(module.named_buffers()), others)
         self._param_places = _places((child._parameters for child in modules.values()), names)
         self._buffer_places = _places((child._buffers for child in modules.values()), names)
         self._aliases = parts.places
@@ -315,8 +317,8 @@ def _places(owners: Iterable[dict[str, Any]], names: Mapping[int, str]) -> list[
     ]
 
 
-def _private_copy(module: nn.Module) -> tuple[nn.Module, set[int]]:
-    """A copy of a module, and the ids of all objects that were copied for it."""
+def _private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
+    """A copy of a module; and the objects that were copied for it, by the ids of their copies."""
     memo: dict[int, Any] = {}
     try:
         private = copy.deepcopy(module, memo)
@@ -328,7 +330,8 @@ def _private_copy(module: nn.Module) -> tuple[nn.Module, set[int]]:
             "of a computation, old-style weight_norm); keep it outside the module, or pass a "
             "function that builds the model."
         ) from error
-    return private, {id(thing) for thing in memo.values()}
+    originals = memo.get(id(memo), [])  # deepcopy keeps them alive there
+    return private, {id(memo[id(thing)]): thing for thing in originals if id(thing) in memo}
 
 
 def _placeholder(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fnloop._torch.tracing import without_modes
-from fnloop.values.module_parts import ModuleParts, attributes_of, join
+from fnloop.values.module_parts import ModuleParts, assigned_by_torch, attributes_of, join
 
 
 class ModuleWatch:
@@ -187,11 +187,8 @@ _Kept = _Contents | _Values | _Array
 
 def _is_torchs_own(module: nn.Module, key: str) -> bool:
     """Whether torch itself assigns this attribute in a call, which is no news to the user."""
-    kind = type(module).__module__
-    if kind.startswith("torch.") and key.startswith("_"):
-        return True  # recurrent layers collect their weights
-    hooks = [h for h in module._forward_pre_hooks.values() if type(h).__module__[:6] == "torch."]
-    return any(getattr(hook, "name", None) == key for hook in hooks)
+    private = type(module).__module__[:6] == "torch." and key[0] == "_"  # of recurrent layers
+    return private or key in assigned_by_torch(module)
 
 
 def _version(tensor: Tensor) -> int:
