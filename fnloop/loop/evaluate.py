@@ -100,7 +100,7 @@ def _outputs(
         raise TypeError(f"{place} takes a state, it was given {type(state).__name__}.")
     chosen, wants_state = choose_params(state, params), takes_state(fn)
     views = {name: p.detach() for name, p in chosen.items()}  # an assignment to .data stays here
-    unwritten = Unwritten(chosen.names, chosen.peek())
+    unwritten = Unwritten(chosen)
     key, calls, device = int(state.key), int(state.calls), state.step.device
     for i, batch in enumerate(one_epoch(data, key)):
 

@@ -55,7 +55,7 @@ class Grad(GradStage):
 
             return state.skeleton.call(run, params, state.buffers, True, self.loss)
 
-        unwritten = Unwritten(state.params.names, state.params.peek())
+        unwritten = Unwritten(state.params)
         try:
             with randomness(state, "loss"):
                 (mean, weight, metrics), buffers = gradients(

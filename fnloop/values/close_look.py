@@ -14,6 +14,7 @@ from fnloop._torch.read_only import ReadOnly, memory_of
 from fnloop._torch.tracing import recording
 from fnloop.trees.show import short
 from fnloop.values.host_random import GLOBAL, host_seeded
+from fnloop.values.tensors import Tensors
 
 T = TypeVar("T")
 
@@ -21,35 +22,43 @@ T = TypeVar("T")
 class CloseLook:
     """Calls functions of a model, and looks closely at some of the calls.
 
-    A close look takes a fraction of a millisecond for each operation, so it is taken at the 1st,
-    2nd, 4th, 8th, ... call of each function in each mode, and while a step is recorded. It refuses
-    writes to parameters before they happen, and finds functions that draw from Python's or NumPy's
-    global generator; these are seeded in all later calls too.
+    A close look costs a few microseconds for each operation, so it is taken at the 1st, 2nd, 4th,
+    8th, ... call of each function in each mode, and while a step is recorded. It refuses writes to
+    parameters before they happen, and finds functions that draw from Python's or NumPy's global
+    generator; these are seeded in all later calls too.
     """
 
     def __init__(self) -> None:
         self._calls: dict[Any, int] = {}
         self._drawing: set[Any] = set()
 
-    def due(self, function: Any, training: bool) -> bool:
-        """Count a call of `function`, and say whether to look at it closely."""
-        key = (_code(function), training)
+    def due(self, user: Any, training: bool) -> bool | None:
+        """Count a call of a user's function, and say how it is to be called.
+
+        Returns:
+            None if by itself; otherwise by `call`, with this as its argument `closely`.
+        """
+        key = (_code(user), training)
         count = self._calls[key] = self._calls.get(key, 0) + 1
-        return not count & (count - 1) or recording() is not None
+        if not count & (count - 1) or recording() is not None:
+            return True
+        return False if key in self._drawing else None
 
     def call(
         self,
-        run: Callable[[], T],
+        function: Callable[[Any], T],
+        model: Any,
         params: Mapping[str, Tensor],
         user: Any,
         training: bool,
         closely: bool,
     ) -> T:
-        """Return ``run()``.
+        """Return ``function(model)``, with Python's and NumPy's random numbers from the state.
 
         Args:
-            run: Calls the user's function with the model.
-            params: The parameters that the model runs on, by name.
+            function: Wraps the user's function.
+            model: The model.
+            params: The parameters that it runs on, by name.
             user: The user's function.
             training: The mode.
             closely: What `due` said.
@@ -58,22 +67,19 @@ class CloseLook:
             RuntimeError: A parameter is written to.
             RandomnessError: Random numbers of Python or NumPy would become constants.
         """
-        key = (_code(user), training)
         if not closely:
-            if key not in self._drawing:
-                return run()
             with host_seeded(GLOBAL):
-                return run()
+                return function(model)
         addresses = {name: memory_of(tensor)[0] for name, tensor in params.items()}
         read_only = ReadOnly(params, lambda name: written_error(user, name))
         with host_seeded(GLOBAL) as host, read_only:
-            result = run()
+            result = function(model)
         for name, tensor in params.items():
             if memory_of(tensor)[0] != addresses[name]:
                 raise replaced_error(user, name)
         if host.drew:
             check_draws(host.drew, user)
-            self._drawing.add(key)
+            self._drawing.add((_code(user), training))
         return result
 
     def __reduce__(self) -> Any:
@@ -105,25 +111,20 @@ _VERSION = attrgetter("_version")
 
 
 class Unwritten:
-    """Finds out whether tensors have been written to since this was made.
+    """Finds out whether parameters have been written to since this was made."""
 
-    Args:
-        names: Names of the tensors.
-        tensors: The tensors.
-    """
+    __slots__ = ("_params", "_versions")
 
-    __slots__ = ("_names", "_tensors", "_versions")
+    def __init__(self, params: Tensors) -> None:
+        self._params = params
+        self._versions = list(map(_VERSION, params.peek()))
 
-    def __init__(self, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-        self._names, self._tensors = names, tensors
-        self._versions = list(map(_VERSION, tensors))
-
-    def check(self, function: Any) -> None:
-        """Raise a RuntimeError if `function` has written to one of them."""
-        now = list(map(_VERSION, self._tensors))
+    def check(self, user: Any) -> None:
+        """Raise a RuntimeError if the function `user` has written to one of them."""
+        now = list(map(_VERSION, self._params.peek()))
         if now != self._versions:
-            changed = zip(self._names, self._versions, now, strict=True)
-            raise written_error(function, next(name for name, old, new in changed if old != new))
+            changed = zip(self._params.names, self._versions, now, strict=True)
+            raise written_error(user, next(name for name, old, new in changed if old != new))
 
 
 def written_error(function: Any, name: str) -> RuntimeError:

@@ -62,7 +62,7 @@ class ModuleParts:
             for key, value in vars(child).items():
                 if key in ("_parameters", "_buffers") or key in assigned_by_torch(child):
                     continue
-                quiet = own_layer or (key in _OF_MODULES and key != "_modules")
+                quiet = own_layer or (key in _OF_MODULES)
                 self._visit(child, key, value, join(path, key), quiet)
 
     def _visit(self, owner: Any, key: Any, value: Any, path: str, quiet: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 from fnloop._torch.read_only import memory_of
 from fnloop._torch.tracing import opaque
@@ -125,9 +126,9 @@ class ModuleSkeleton:
             before = self._standing() if nested else self._placeholders
             modes = self._training, training_now()
             fresh = self._fresh(buffers) if buffers else {}
-            closely = self._look.due(user, training)
-            if not nested:
-                self._watch.begin()
+            look = self._look.due(user, training)
+            closely = look is True
+            hooks = RemovableHandle.next_id
             self._depth += 1
             changed: list[str] = []
             new: list[str] = []
@@ -143,9 +144,12 @@ class ModuleSkeleton:
                     owner[key] = params[name]
                 for owner, key, name in self._buffer_aliases:
                     owner[key] = fresh[name]
-                result = self._look.call(
-                    lambda: self._run(function, user), params, user, training, closely
-                )
+                if self._generators:
+                    function = self._drawing(function, user)
+                if look is None:
+                    result = function(self.module)
+                else:
+                    result = self._look.call(function, self.module, params, user, training, look)
                 if closely:
                     self._check_places(params, user)
                 after = self._buffers_after(fresh)
@@ -157,22 +161,26 @@ class ModuleSkeleton:
                 for (owner, key, _), tensor in zip(self._places, before, strict=True):
                     owner[key] = tensor
                 if not nested:
-                    changed = self._watch.put_back(closely)
-                    new = self._unregister(closely)
+                    changed = self._watch.put_back(closely, hooks)
+                    if closely or self._unset_buffers:
+                        new = self._unregister()
             if new:
                 raise ValueError(new[0])
             if changed:
                 self._watch.tell(changed)
             return result, after
 
-    def _run(self, function: Callable[[Any], T], user: Any) -> T:
-        if not self._generators:
-            return function(self.module)
-        with host_seeded(self._generators) as host:
-            result = function(self.module)
-        if host.drew and opaque():
-            check_draws(host.drew, user)
-        return result
+    def _drawing(self, function: Callable[[Any], T], user: Any) -> Callable[[Any], T]:
+        """`function` with the model's own generators of random numbers seeded from the state."""
+
+        def call(model: Any) -> T:
+            with host_seeded(self._generators) as host:
+                result = function(model)
+            if host.drew and opaque():
+                check_draws(host.drew, user)
+            return result
+
+        return call
 
     def _fresh(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of the buffers, which share memory where those of the module do."""
@@ -201,10 +209,10 @@ class ModuleSkeleton:
             if owner.get(key) is not params[name]:
                 raise replaced_error(user, name)
 
-    def _unregister(self, closely: bool) -> list[str]:
+    def _unregister(self) -> list[str]:
         """Remove parameters and buffers that the call has added; return what to say of each."""
         found: list[str] = []
-        for owner, keys, path, kind in self._registered if closely else ():
+        for owner, keys, path, kind in self._registered:
             for key in owner.keys() - keys:
                 del owner[key]
                 found.append(_NEW.format(kind=kind, name=join(path, key)))

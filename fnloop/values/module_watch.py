@@ -50,18 +50,19 @@ class ModuleWatch:
         """Remember everything as it is now, such as hooks that were added on purpose."""
         self._take()
 
-    def begin(self) -> None:
-        """Note that a call begins."""
-        self._hooks_made = RemovableHandle.next_id
-
     def mode_changed(self) -> None:
         """Remember the modes of the modules as they are now."""
         for kept in self._modules:
             kept.before["training"] = kept.owner.training
 
-    def put_back(self, closely: bool) -> list[str]:
-        """Restore what has changed; return the names of it, if they were looked for closely."""
-        everything = closely or RemovableHandle.next_id != self._hooks_made
+    def put_back(self, closely: bool, hooks: int) -> list[str]:
+        """Restore what a call has changed; return the names of it, if everything was looked at.
+
+        Args:
+            closely: Whether to look at everything.
+            hooks: The number of hooks ever registered, before the call.
+        """
+        everything = closely or RemovableHandle.next_id != hooks
         changed = [kept for kept in self._often if kept.changed(closely)]
         if everything:
             late = [kept for kept in self._seldom if kept.changed(closely)]

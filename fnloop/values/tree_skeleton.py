@@ -45,11 +45,13 @@ class TreeSkeleton:
         user: Any = None,
     ) -> tuple[T, dict[str, Tensor]]:
         user = function if user is None else user
-        before, closely = training_now(), self._look.due(user, training)
+        before, look = training_now(), self._look.due(user, training)
         set_training(training)
         try:
             model = self._assemble({**buffers, **params})
-            result = self._look.call(lambda: function(model), params, user, training, closely)
+            if look is None:
+                return function(model), dict(buffers)
+            result = self._look.call(function, model, params, user, training, look)
             return result, dict(buffers)
         finally:
             set_training(before)
