@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
     UnsupportedOperatorException,
 )
@@ -37,6 +38,11 @@ def fake_mode() -> FakeTensorMode:
     Real tensors that a function closes over (class weights, a mask) become constants.
     """
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor was made under `fake_mode`, rather than before."""
+    return isinstance(tensor, FakeTensor)
 
 
 def without_values(tensors: Sequence[Tensor], mode: FakeTensorMode) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import CVmapInterpreterPtr, RandomnessType  # pyright: ignore
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from fnloop._torch.random import generators, seeded
 
@@ -25,6 +25,11 @@ def drawing(seeds: Sequence[int], device: torch.device) -> Any:
     if len(seeds) == 1:
         return seeded(seeds[0], device)
     return MemberDraws(seeds, device)
+
+
+def draws_by_member() -> bool:
+    """Whether this is inside `drawing` with several members."""
+    return any(isinstance(mode, MemberDraws) for mode in _get_current_dispatch_mode_stack())
 
 
 class MemberDraws(TorchDispatchMode):
@@ -58,6 +63,11 @@ class MemberDraws(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
+        if kwargs.get("generator") is not None:
+            raise NotImplementedError(
+                f"{func.overloadpacket.__name__} draws from a generator of its own, which knows no "
+                "members. Leave generator= out: the numbers then follow from each member's key."
+            )
         n = len(self._states)
         if func.overloadpacket is _aten.randperm:  # vmap calls it once per member
             self._turn = (self._turn + 1) % n

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 _peek: Any = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
 _unwrapped: Any = torch._C._functorch.get_unwrapped  # pyright: ignore
@@ -54,6 +55,11 @@ def recording_into(about: Any) -> Generator[None]:
         yield
     finally:
         _here.recording = before
+
+
+def without_modes() -> contextlib.AbstractContextManager[Any]:
+    """A context manager inside which tensors are what they are, also while a step is traced."""
+    return _disable_current_modes()
 
 
 def host_values(a: Tensor, b: Tensor) -> list[tuple[int, int]]:

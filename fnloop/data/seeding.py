@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from fnloop._torch.random import seeded
-from fnloop.data.numpy_state import NumpyState
 from fnloop.values.key import fold
+from fnloop.values.numpy_state import NumpyState
 
 _TORCH = torch.default_generator
 _NUMPY = NumpyState()

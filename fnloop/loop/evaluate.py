@@ -14,6 +14,7 @@ from fnloop.loop.statistics import refresh_statistics
 from fnloop.names.keywords import explained
 from fnloop.stages.base import as_function, takes_state
 from fnloop.stages.loss_result import explain, read_metrics
+from fnloop.values.close_look import Unwritten
 from fnloop.values.key import fold
 from fnloop.values.merging import merge_all, numbers
 from fnloop.values.start import choose_params
@@ -125,6 +126,8 @@ def _outputs(
     if not isinstance(state, State):
         raise TypeError(f"{place} takes a state, it was given {type(state).__name__}.")
     chosen, wants_state = choose_params(state, params), takes_state(fn)
+    views = {name: p.detach() for name, p in chosen.items()}  # an assignment to .data stays here
+    unwritten = Unwritten(chosen)
     key, calls, device = int(state.key), int(state.calls), state.step.device
     for i, batch in enumerate(one_epoch(data, key, ordered=place == "predict")):
 
@@ -134,7 +137,8 @@ def _outputs(
         # Enter these contexts only around the call, not while the data is read.
         with torch.no_grad(), seeded(fold(key, calls, place, i), device):
             try:
-                result, _ = state.skeleton.call(output, chosen, state.buffers, training=False)
+                result, _ = state.skeleton.call(output, views, state.buffers, False, fn)
+                unwritten.check(fn)
             except Exception as error:
                 explain(error, fn, state, batch)
                 raise

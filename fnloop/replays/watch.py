@@ -130,12 +130,14 @@ class Watch:
             yield
             return
         with contextlib.ExitStack() as hooks:
+            hooks.callback(skeleton.watching().retake)  # when the hooks are gone
             self._followed.add(id(skeleton))
             hooks.callback(self._followed.discard, id(skeleton))
             for name, module in skeleton.module.named_modules():
                 hook = functools.partial(self._output, name)
                 handle = module.register_forward_hook(hook, with_kwargs=True)
                 hooks.callback(handle.remove)
+            skeleton.watching().retake()
             yield
 
     def _output(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from operator import attrgetter
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,10 +15,10 @@ from fnloop.stages.closure import closed_over
 from fnloop.stages.loss_result import LossResult, explain, read_loss
 from fnloop.trees.nodes import tree, tree_leaves
 from fnloop.trees.show import short
+from fnloop.values.close_look import Unwritten
 from fnloop.values.grads import Grads
 from fnloop.values.randomness import randomness
 from fnloop.values.state import State
-from fnloop.values.tensors import Tensors
 
 
 @tree
@@ -59,10 +58,9 @@ class Grad(GradStage):
                 found = tape.backward(result.loss, _seed(result, scale))
                 return trained.gradients(found), result.weight, result.metrics
 
-            return state.skeleton.call(run, params, state.buffers, training=True)
+            return state.skeleton.call(run, params, state.buffers, True, self.loss)
 
-        params = state.params.peek()
-        versions = list(map(_VERSION, params))
+        unwritten = Unwritten(state.params)
         try:
             with randomness(state, "loss"):
                 (mean, weight, metrics), buffers = gradients(
@@ -70,8 +68,7 @@ class Grad(GradStage):
                 )
         except NoGradientError:
             raise ValueError(_NO_GRADIENT.format(loss=self.loss)) from None
-        if list(map(_VERSION, params)) != versions:
-            _refuse_writes(state.params, versions, self.loss)
+        unwritten.check(self.loss)
         mean = mean.wide()
         if scale is not None:
             mean = mean.scale(1 / scale)
@@ -144,23 +141,6 @@ INFERENCE = (
     "A training step cannot run inside torch.inference_mode(), which has no gradients. Leave that "
     "block, or use torch.no_grad() instead: a step runs inside it as usual."
 )
-
-
-_VERSION = attrgetter("_version")
-"""How often a tensor has been written to."""
-
-_WRITTEN = (
-    "The loss {loss} writes to the parameter {name!r} in place, and so to the state that the step "
-    "is given. A step is a function: make a new tensor (x = x * 2 in place of x *= 2). Of the "
-    "layers of torch, an embedding with max_norm writes to its weight: bound the weight's norm in "
-    "a stage after update instead."
-)
-
-
-def _refuse_writes(params: Tensors, versions: Sequence[int], loss: Any) -> NoReturn:
-    changed = zip(params.names, params.peek(), versions, strict=True)
-    name = next(name for name, t, version in changed if t._version != version)
-    raise RuntimeError(_WRITTEN.format(loss=loss, name=name))
 
 
 def _is_recorded(stage: Grad, state: State, batch: Any) -> bool:

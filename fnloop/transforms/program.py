@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fnloop._torch import graph
 from fnloop._torch.draws import Draws, draw
+from fnloop._torch.read_only import ReadOnly
 from fnloop.transforms.compile_errors import CompileError
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.plan import Plan
@@ -63,6 +64,13 @@ class Inputs:
 _WRITTEN = (
     "The step writes to {what} in place. A step is a function: make a new tensor (x = x * 2 in "
     "place of x *= 2)."
+)
+
+_OUTSIDE = (
+    "The step writes in place to a tensor that it was not given and has not made: one that the "
+    "model keeps as an attribute, or that the loss finds outside. Its graph would change it in "
+    "each step. Make a new tensor (x = x * 2 in place of x *= 2); what is to last belongs in a "
+    "buffer of the model, self.register_buffer(...), or in the memory of a stage."
 )
 
 _CHANGED = (
@@ -187,7 +195,8 @@ class Program:
         )
         versions = [t._version for t in fakes]
         with recording.of(state):
-            after, results = step(state, restored(batch))
+            with self._read_only(inputs, fakes):
+                after, results = step(state, restored(batch))
             check_after(state, after, set(plan.slots))
             written = [i for i, t in enumerate(fakes) if t._version != versions[i]]
             if written:
@@ -199,6 +208,17 @@ class Program:
                         _CHANGED.format(what=inputs.name(i), was=short(before), now=short(now))
                     )
             return self._outputs(fakes, fakes[: plan.size], new, results)
+
+    def _read_only(self, inputs: Inputs, fakes: Sequence[Tensor]) -> ReadOnly:
+        """Refuse writes to what the step is given, also those that versions do not show."""
+
+        def refusal(place: str) -> CompileError:
+            if not place:
+                return CompileError(_OUTSIDE)
+            return CompileError(_WRITTEN.format(what=inputs.name(int(place))))
+
+        given = {str(i): tensor for i, tensor in enumerate(fakes)}
+        return ReadOnly(given, refusal, graph.is_fake)
 
     def _outputs(
         self, fakes: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[Tensor], metrics: Any

@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import copy
-import operator
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
+from fnloop._torch.read_only import memory_of
+from fnloop._torch.tracing import opaque
+from fnloop.values.close_look import CloseLook, check_draws, replaced_error
+from fnloop.values.host_random import host_seeded, source_of
 from fnloop.values.mode import set_training
 from fnloop.values.mode import training as training_now
+from fnloop.values.module_parts import ModuleParts, attributes_of, join
+from fnloop.values.module_refusals import refuse_fixed, refuse_module, refuse_references
+from fnloop.values.module_watch import ModuleWatch
+from fnloop.values.shared_memory import views
 
 T = TypeVar("T")
+
+
+class TensorPlace(NamedTuple):
+    """A place in a module where a tensor of the state goes during a call.
+
+    Attributes:
+        owner: A dict or a list.
+        key: The key or index in it.
+        name: Name of the tensor in the state.
+    """
+
+    owner: Any
+    key: Any
+    name: str
 
 
 class ModuleSkeleton:
     """The skeleton of an ``nn.Module``: a private copy with meta tensors as placeholders."""
 
     def __init__(self, module: nn.Module) -> None:
-        _refuse(module)
-        self.module = _private_copy(module)
+        refuse_module(module)
+        self.module, originals = _private_copy(module)
         self._lock = threading.RLock()
         modules = dict(self.module.named_modules())
         self._modules = [
@@ -35,107 +56,171 @@ class ModuleSkeleton:
         self._depth = 0
         self.module.eval()
 
-        names = {id(p): name for name, p in self.module.named_parameters()}
-        buffer_names = {id(b): name for name, b in self.module.named_buffers()}
-        shared = {**names, **buffer_names}
-        self._param_places: list[tuple[dict[str, Any], str, str]] = []
-        self._buffer_places: list[tuple[dict[str, Any], str, str]] = []
-        for child in modules.values():
-            for places, tensors in (
-                (self._param_places, child._parameters),
-                (self._buffer_places, child._buffers),
-            ):
-                for key, tensor in tensors.items():
-                    if tensor is not None:
-                        places.append((tensors, key, shared[id(tensor)]))
-        self._places = [*self._param_places, *self._buffer_places]
-        self.trainable = tuple(n for n, p in self.module.named_parameters() if p.requires_grad)
+        params, buffers = dict(self.module.named_parameters()), dict(self.module.named_buffers())
+        names = {id(tensor): name for name, tensor in {**params, **buffers}.items()}
+        parts = ModuleParts(self.module, names, originals)
+        refuse_references(parts, module)
+        refuse_fixed(parts)
+        # A copy of a parameter has memory of its own, so look at the original's.
+        others = [(path, originals[id(tensor)]) for path, tensor in parts.tensors]
+        self._views = views(dict(module.named_parameters()), dict(module.named_buffers()), others)
+        self._param_places = _places((child._parameters for child in modules.values()), names)
+        self._buffer_places = _places((child._buffers for child in modules.values()), names)
+        self._aliases = parts.places
+        self.trainable = tuple(n for n, p in params.items() if p.requires_grad)
         self._identity = (
             tuple((name, _kind(child), child.extra_repr()) for name, child in modules.items()),
-            tuple(names.values()),
+            tuple(params),
             self.trainable,
-            tuple(buffer_names.values()),
+            tuple(buffers),
         )
         self._hash = hash(self._identity)
-        self._empty()
-        self._placeholders = self._standing()
-        # Attributes of modules that may assign them in forward. torch's own modules do not, unless
-        # a forward pre-hook does.
-        self._attributes = [
-            (child.__dict__, dict(child.__dict__))
-            for child in modules.values()
-            if not type(child).__module__.startswith("torch.nn.modules") or child._forward_pre_hooks
+        self._find_places()
+        self._placeholders = self._empty()
+        self._look = CloseLook()
+        self._watch = ModuleWatch(parts, type(module).__name__)
+        self._generators = [source_of(path, generator) for path, generator in parts.generators]
+        self._registered = [
+            (owner, frozenset(owner), name, kind)
+            for name, child in modules.items()
+            for owner, kind in ((child._parameters, "parameter"), (child._buffers, "buffer"))
         ]
         self._unset_buffers = [
-            (child._buffers, key, f"{name}.{key}".lstrip("."))
+            (child._buffers, key, join(name, key))
             for name, child in modules.items()
             for key, buffer in child._buffers.items()
             if buffer is None
         ]
 
-    def _empty(self) -> None:
-        """Replace the tensors by placeholders, which keep only shape and dtype."""
+    def _find_places(self) -> None:
+        """Find the places beside ``_parameters`` and ``_buffers``, such as a list of weights."""
+        others = [TensorPlace(attributes_of(o), key, name) for o, key, name in self._aliases]
+        buffers = {place.name for place in self._buffer_places}
+        self._param_aliases = [place for place in others if place.name not in buffers]
+        self._buffer_aliases = [place for place in others if place.name in buffers]
+        self._places = [*self._param_places, *self._buffer_places, *others]
+
+    def _empty(self) -> list[Any]:
+        """Replace the tensors by placeholders, which keep only shape and dtype; return these."""
         placeholders: dict[str, Tensor] = {}
-        for tensors, key, name in self._places:
+        for owner, key, name in self._places:
             if name not in placeholders:
-                placeholders[name] = _placeholder(tensors[key])
-            tensors[key] = placeholders[name]
+                placeholders[name] = _placeholder(owner[key])
+            owner[key] = placeholders[name]
+        return self._standing()
 
     def call(
         self,
         function: Callable[[Any], T],
-        params: dict[str, Tensor],
-        buffers: dict[str, Tensor],
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
         training: bool,
+        user: Any = None,
     ) -> tuple[T, dict[str, Tensor]]:
         # Write the tensors directly into the modules' dicts: functional_call takes 50 us more.
         # Afterwards restore the placeholders, so that no tensor stays alive; in a nested call,
         # restore the outer call's tensors.
+        user = function if user is None else user
         with self._lock:
             nested = self._depth > 0
             before = self._standing() if nested else self._placeholders
             modes = self._training, training_now()
-            fresh = {name: buffer.clone() for name, buffer in buffers.items()} if buffers else {}
+            fresh = self._fresh(buffers) if buffers else {}
+            look = self._look.due(user, training)
+            closely = look is True
+            hooks = RemovableHandle.next_id
             self._depth += 1
+            changed: list[str] = []
+            new: list[str] = []
             try:
                 if training != self._training:
                     self._set_mode(training)
                 set_training(training)
-                for tensors, key, name in self._param_places:
-                    tensors[key] = params[name]
-                for tensors, key, name in self._buffer_places:
-                    tensors[key] = fresh[name]
-                result = function(self.module)
-                for tensors, key, name in reversed(self._buffer_places):
-                    fresh[name] = tensors[key].detach()  # written in place, or assigned anew
-                return result, fresh
+                for owner, key, name in self._param_places:
+                    owner[key] = params[name]
+                for owner, key, name in self._buffer_places:
+                    owner[key] = fresh[name]
+                for owner, key, name in self._param_aliases:
+                    owner[key] = params[name]
+                for owner, key, name in self._buffer_aliases:
+                    owner[key] = fresh[name]
+                if self._generators:
+                    function = self._drawing(function, user)
+                if look is None:
+                    result = function(self.module)
+                else:
+                    result = self._look.call(function, self.module, params, user, training, look)
+                if closely:
+                    self._check_places(params, user)
+                after = self._buffers_after(fresh)
             finally:
                 self._depth -= 1
                 if nested and self._training != modes[0]:
                     self._set_mode(modes[0])
                 set_training(modes[1])
-                for (tensors, key, _), tensor in zip(self._places, before, strict=True):
-                    tensors[key] = tensor
+                for (owner, key, _), tensor in zip(self._places, before, strict=True):
+                    owner[key] = tensor
                 if not nested:
-                    self._forget()
+                    changed = self._watch.put_back(closely, hooks)
+                    if closely or self._unset_buffers:
+                        new = self._unregister()
+            if new:
+                raise ValueError(new[0])
+            if changed:
+                self._watch.tell(changed)
+            return result, after
 
-    def _forget(self) -> None:
-        """Undo attribute assignments made by the model: only the state's tensors persist."""
-        for own, kept in self._attributes:
-            if len(own) == len(kept) and all(map(operator.is_, own.values(), kept.values())):
-                continue
-            mode = own["training"]
-            own.clear()
-            own.update(kept)
-            own["training"] = mode
-        for buffers, key, name in self._unset_buffers:
-            if buffers[key] is not None:
-                buffers[key] = None
-                raise ValueError(
-                    f"The model's forward assigns its buffer {name!r}, which was registered as "
-                    "None. A buffer in the state must be a tensor from the start: "
-                    f'self.register_buffer("{key}", torch.zeros(...)).'
-                )
+    def _drawing(self, function: Callable[[Any], T], user: Any) -> Callable[[Any], T]:
+        """`function` with the model's own generators of random numbers seeded from the state."""
+
+        def call(model: Any) -> T:
+            with host_seeded(self._generators) as host:
+                result = function(model)
+            if host.drew and opaque():
+                check_draws(host.drew, user)
+            return result
+
+        return call
+
+    def _fresh(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of the buffers, which share memory where those of the module do."""
+        fresh = {name: buffer.clone() for name, buffer in buffers.items()}
+        for view in self._views:
+            fresh[view.base] = fresh[view.base].contiguous()
+        for view in self._views:
+            fresh[view.name] = view.of(fresh[view.base])
+        return fresh
+
+    def _buffers_after(self, fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The buffers after a call: written in place, or assigned anew."""
+        after: dict[str, Tensor] = {}
+        for owner, key, name in reversed(self._buffer_places):
+            after[name] = owner[key].detach()
+        for view in self._views:
+            after[view.name] = after[view.name].clone()
+        for owner, key, name in self._buffer_aliases:
+            if owner[key] is fresh[name] and not _is_same_memory(after[name], fresh[name]):
+                raise ValueError(_ALIAS.format(name=name))
+        return after
+
+    def _check_places(self, params: Mapping[str, Tensor], user: Any) -> None:
+        """Refuse parameters that were assigned anew."""
+        for owner, key, name in self._param_places:
+            if owner.get(key) is not params[name]:
+                raise replaced_error(user, name)
+
+    def _unregister(self) -> list[str]:
+        """Remove parameters and buffers that the call has added; return what to say of each."""
+        found: list[str] = []
+        for owner, keys, path, kind in self._registered:
+            for key in owner.keys() - keys:
+                del owner[key]
+                found.append(_NEW.format(kind=kind, name=join(path, key)))
+        for owner, key, name in self._unset_buffers:
+            if owner[key] is not None:
+                owner[key] = None
+                found.append(_UNSET.format(name=name, key=key))
+        return found
 
     def _standing(self) -> list[Any]:
         return [tensors[key] for tensors, key, _ in self._places]
@@ -144,27 +229,26 @@ class ModuleSkeleton:
         self._training = training
         for child, trains in self._modules:
             child.training = training and trains
+        self._watch.mode_changed()
 
-    def build(self, params: dict[str, Tensor], buffers: dict[str, Tensor]) -> nn.Module:
+    def build(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:
+        twins: dict[int, Any] = {}
         with self._lock:
-            module = copy.deepcopy(self.module)
-        ours = dict(self.module.named_modules())
+            module = copy.deepcopy(self.module, twins)
         copies: dict[str, Tensor] = {}
         for name, value in params.items():
             copies[name] = nn.Parameter(
                 value.detach().clone(), requires_grad=name in self.trainable
             )
-        copies.update({name: value.detach().clone() for name, value in buffers.items()})
-        theirs: dict[int, dict[str, Any]] = {
-            id(tensors): new
-            for child, twin in zip(ours.values(), module.modules(), strict=True)
-            for tensors, new in (
-                (child._parameters, twin._parameters),
-                (child._buffers, twin._buffers),
-            )
-        }
-        for tensors, key, name in self._places:
-            theirs[id(tensors)][key] = copies[name]
+        copies.update(self._fresh({name: value.detach() for name, value in buffers.items()}))
+        for child, twin in zip(self.module.modules(), module.modules(), strict=True):
+            twins[id(child._parameters)] = twin._parameters
+            twins[id(child._buffers)] = twin._buffers
+        for owner, key, name in (*self._param_places, *self._buffer_places):
+            twins[id(owner)][key] = copies[name]
+        for owner, key, name in self._aliases:
+            if id(owner) in twins:  # recurrent layers make their list of weights anew
+                attributes_of(twins[id(owner)])[key] = copies[name]
         for child, mode in zip(module.modules(), self._original_modes, strict=True):
             child.training = mode
         return module
@@ -187,11 +271,16 @@ class ModuleSkeleton:
     def __hash__(self) -> int:
         return self._hash
 
+    def watching(self) -> ModuleWatch:
+        """What puts back what the model changes; see `ModuleWatch.retake`."""
+        return self._watch
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update({**values, "_lock": threading.RLock()})
+        self._find_places()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ModuleSkeleton:
         return self  # immutable between calls
@@ -227,9 +316,20 @@ def _kind(module: nn.Module) -> type:
     return parametrize.type_before_parametrizations(module)
 
 
-def _private_copy(module: nn.Module) -> nn.Module:
+def _places(owners: Iterable[dict[str, Any]], names: Mapping[int, str]) -> list[TensorPlace]:
+    return [
+        TensorPlace(owner, key, names[id(tensor)])
+        for owner in owners
+        for key, tensor in owner.items()
+        if tensor is not None
+    ]
+
+
+def _private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
+    """A copy of a module; and the objects that were copied for it, by the ids of their copies."""
+    memo: dict[int, Any] = {}
     try:
-        return copy.deepcopy(module)
+        private = copy.deepcopy(module, memo)
     except Exception as error:
         raise TypeError(
             "fnloop keeps a private copy of your model, and "
@@ -238,6 +338,8 @@ def _private_copy(module: nn.Module) -> nn.Module:
             "of a computation, old-style weight_norm); keep it outside the module, or pass a "
             "function that builds the model."
         ) from error
+    originals = memo.get(id(memo), [])  # deepcopy keeps them alive there
+    return private, {id(memo[id(thing)]): thing for thing in originals if id(thing) in memo}
 
 
 def _placeholder(tensor: Tensor) -> Tensor:
@@ -247,19 +349,22 @@ def _placeholder(tensor: Tensor) -> Tensor:
     return empty
 
 
-_WRAPPERS = ("DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel", "OptimizedModule")
+def _is_same_memory(a: Tensor, b: Tensor) -> bool:
+    return memory_of(a)[0] == memory_of(b)[0]
 
 
-def _refuse(module: nn.Module) -> None:
-    if any(is_lazy(p) for p in module.parameters()):
-        raise ValueError(
-            "The model has uninitialized lazy layers, so their shapes are unknown. Run one batch "
-            "through it first: model(x)."
-        )
-    kinds = [base.__name__ for base in type(module).__mro__]
-    wrapper = next((name for name in _WRAPPERS if name in kinds), None)
-    if wrapper:
-        raise TypeError(
-            f"The model is wrapped in {wrapper}, which changes the module and its gradients in "
-            "place, so fnloop would compute wrong gradients. Pass the plain module."
-        )
+_NEW = (
+    "The model's forward adds the {kind} {name!r}. What a state holds must be there from the "
+    "start: register it in __init__, or run one batch through the model before init."
+)
+
+_UNSET = (
+    "The model's forward assigns its buffer {name!r}, which was registered as None. A buffer in "
+    'the state must be a tensor from the start: self.register_buffer("{key}", torch.zeros(...)).'
+)
+
+_ALIAS = (
+    "The model's forward assigns its buffer {name!r} anew, and keeps the buffer under another name "
+    "too, which goes on holding the old value. Only one of them is in the state: clone the other, "
+    "or write to the buffer in place (self.buffer.copy_(new))."
+)

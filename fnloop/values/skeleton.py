@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -24,14 +24,28 @@ class Skeleton(Protocol):
     def call(
         self,
         function: Callable[[Any], T],
-        params: dict[str, Tensor],
-        buffers: dict[str, Tensor],
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
         training: bool,
+        user: Any = None,
     ) -> tuple[T, dict[str, Tensor]]:
-        """Return ``function(model)`` and the buffers after it; the inputs are not modified."""
+        """Return ``function(model)`` and the buffers after it; the inputs are not modified.
+
+        Args:
+            function: What to call with the model.
+            params: The parameters by name.
+            buffers: The buffers by name.
+            training: Whether to run in training mode.
+            user: The function that the user wrote, if `function` wraps it; for messages, and its
+                first call is looked at closely.
+
+        Raises:
+            RuntimeError: It writes to a parameter (seen at a close look), or replaces one.
+            ValueError: It adds a parameter or a buffer.
+        """
         ...
 
-    def build(self, params: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
+    def build(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Any:
         """Build a new model from copies of these tensors."""
         ...
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import optree
 from torch import Tensor
 
 from fnloop.trees.paths import tree_items
+from fnloop.values.close_look import CloseLook
 from fnloop.values.mode import set_training
 from fnloop.values.mode import training as training_now
 
@@ -33,25 +34,32 @@ class TreeSkeleton:
             else:
                 self.leaves.append((None, leaf))
         self.trainable = tuple(self._params)
+        self._look = CloseLook()
 
     def call(
         self,
         function: Callable[[Any], T],
-        params: dict[str, Tensor],
-        buffers: dict[str, Tensor],
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
         training: bool,
+        user: Any = None,
     ) -> tuple[T, dict[str, Tensor]]:
-        before = training_now()
+        user = function if user is None else user
+        before, look = training_now(), self._look.due(user, training)
         set_training(training)
         try:
-            return function(self._assemble({**buffers, **params})), dict(buffers)
+            model = self._assemble({**buffers, **params})
+            if look is None:
+                return function(model), dict(buffers)
+            result = self._look.call(function, model, params, user, training, look)
+            return result, dict(buffers)
         finally:
             set_training(before)
 
-    def build(self, params: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
+    def build(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Any:
         return self._assemble({n: t.detach().clone() for n, t in {**buffers, **params}.items()})
 
-    def _assemble(self, tensors: dict[str, Tensor]) -> Any:
+    def _assemble(self, tensors: Mapping[str, Tensor]) -> Any:
         leaves = [value if name is None else tensors[name] for name, value in self.leaves]
         return optree.tree_unflatten(self._structure, leaves)
 

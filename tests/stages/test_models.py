@@ -73,6 +73,8 @@ def test_what_a_model_writes_on_itself_is_forgotten():
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     model = Writes()
     state = step.init(model)
+    with pytest.warns(UserWarning, match=r"calls, last, hidden\..*register_buffer"):
+        step(state, batch())
     testing.check_repeatable(step, state, batch())
     state, _ = step(state, batch())
     module = fl.to_module(state)

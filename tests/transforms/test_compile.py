@@ -148,6 +148,7 @@ MODELS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The model Model changed something outside")
 @pytest.mark.parametrize("name", MODELS)
 def test_models(name):
     step = step_of()

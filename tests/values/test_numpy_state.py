@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fnloop.data import numpy_state
-from fnloop.data.numpy_state import NumpyState
+from fnloop.values import numpy_state
+from fnloop.values.numpy_state import NumpyState
 
 
 @pytest.fixture(autouse=True)

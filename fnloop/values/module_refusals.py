@@ -1,0 +1,153 @@
+"""Models that cannot be run on the tensors of a state, and why."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fnloop.values.module_parts import ModuleParts
+
+
+def refuse_module(module: nn.Module) -> None:
+    """Refuse a module that is lazy, scripted or wrapped, or contains one that is.
+
+    Raises:
+        TypeError: It is wrapped for distributed training, compiled, or scripted.
+        ValueError: It has uninitialized lazy layers.
+    """
+    for name, child in module.named_modules():
+        where = f"The module {name!r} of the model" if name else "The model"
+        kinds = [base.__name__ for base in type(child).__mro__]
+        wrapper = next((kind for kind in _WRAPPERS if kind in kinds), None)
+        if wrapper:
+            raise TypeError(
+                f"{where} is wrapped in {wrapper}, which changes the module and its gradients in "
+                "place, so fnloop would compute wrong gradients. Pass the plain module."
+            )
+        if isinstance(child, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{where} is a scripted or traced module ({type(child).__name__}), which keeps its "
+                "tensors out of Python's reach, so fnloop cannot run it on the tensors of a state. "
+                "Pass the module that it was made from; fl.compile makes it fast."
+            )
+    if any(is_lazy(p) for p in module.parameters()):
+        raise ValueError(
+            "The model has uninitialized lazy layers, so their shapes are unknown. Run one batch "
+            "through it first: model(x)."
+        )
+
+
+_WRAPPERS = ("DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel", "OptimizedModule")
+
+
+def refuse_references(parts: ModuleParts, original: nn.Module) -> None:
+    """Refuse a copy that reaches the module that it was made from.
+
+    Args:
+        parts: What the copy keeps.
+        original: The module that it was made from.
+
+    Raises:
+        ValueError: A function's closure, or a weak reference, leads to the original.
+    """
+    tensors = (*original.parameters(), *original.buffers())
+    originals = {id(thing) for thing in (*original.modules(), *tensors)}
+    for path, reference in parts.references:
+        found = _original_in(reference, originals)
+        if found is not None:
+            raise ValueError(
+                f"The model keeps, as {path}, {_described(reference)} that leads to the model "
+                f"itself ({found}). fnloop works on a private copy of the model, and Python copies "
+                "no functions: this one would go on using the original, whose parameters never "
+                "train. Use the module that a hook is given, a method (self.method in place of "
+                "lambda: ... self ...), or functools.partial(function, self): these are copied."
+            )
+
+
+def refuse_fixed(parts: ModuleParts) -> None:
+    """Refuse parameters and buffers in tuples, where those of a state cannot be put.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for path, name in parts.fixed:
+        raise ValueError(
+            f"The model keeps its tensor {name!r} a second time, as {path}, in a tuple, a set or a "
+            "functools.partial, where the state's own cannot take its place: it would stay as it "
+            "is now. Use a list, or make it in forward."
+        )
+
+
+def _described(reference: Any) -> str:
+    if isinstance(reference, weakref.ref):
+        return "a weak reference"
+    return f"the function {reference.__qualname__}"
+
+
+def _original_in(reference: Any, originals: set[int]) -> str | None:
+    """How a function or weak reference leads to one of the originals; None if it does not."""
+    if isinstance(reference, weakref.ref):
+        target = reference()  # recurrent layers keep weak references to tensors, and renew them
+        return type(target).__name__ if _is_in(target, originals, nn.Module) else None
+    waiting, seen = list(_reached(reference)), set[int]()
+    while waiting and len(seen) < _MOST:
+        name, value = waiting.pop()
+        if _is_in(value, originals, (nn.Module, Tensor)):
+            return f"{name}, a {type(value).__name__}"
+        if id(value) in seen or isinstance(value, (nn.Module, Tensor, type, types.ModuleType)):
+            continue
+        seen.add(id(value))
+        waiting += [(name, inside) for inside in _inside(value)]
+    return None
+
+
+_MOST = 10_000
+"""Number of objects after which a search ends."""
+
+
+def _is_in(value: Any, originals: set[int], kinds: Any) -> bool:
+    return id(value) in originals and isinstance(value, kinds)
+
+
+def _reached(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function finds outside of its arguments, by name."""
+    code = function.__code__
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+    for value in function.__defaults__ or ():
+        yield "a default", value
+    for name, value in (function.__kwdefaults__ or {}).items():
+        yield name, value
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            value = function.__globals__.get(instruction.argval)
+            if isinstance(value, (nn.Module, Tensor)):
+                yield instruction.argval, value
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    if isinstance(value, types.FunctionType):
+        yield from (found for _, found in _reached(value))
+    elif isinstance(value, types.MethodType):
+        yield from (value.__func__, value.__self__)
+    elif isinstance(value, functools.partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, weakref.ref):
+        yield value()
+    elif isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, (list, tuple, set)):
+        yield from value
+    else:
+        yield from getattr(value, "__dict__", {}).values()
