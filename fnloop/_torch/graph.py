@@ -28,6 +28,12 @@ DYNAMIC_SHAPE = (DynamicOutputShapeException,)
 NO_META = (UnsupportedOperatorException,)
 """What an operation raises that cannot be traced with fake tensors."""
 
+
+def packet_name(error: Any) -> str:
+    """The name of the operation that raised one of `DYNAMIC_SHAPE`, without its overload."""
+    return error.func.overloadpacket.__name__
+
+
 Runnable = Callable[[list[Tensor]], Sequence[Any]]
 """A function from a list of tensors, which it may empty, to the results."""
 

@@ -55,7 +55,12 @@ class Grad(GradStage):
                 # The backward pass runs here too: activation checkpointing recomputes the forward
                 # pass in it, which needs this model.
                 result = self._run(state, model, x, tape)
-                found = tape.backward(result.loss, _seed(result, scale))
+                try:
+                    found = tape.backward(result.loss, _seed(result, scale))
+                except RuntimeError as error:
+                    if "use_reentrant" in str(error):
+                        raise RuntimeError(_REENTRANT.format(loss=self.loss)) from error
+                    raise
                 return trained.gradients(found), result.weight, result.metrics
 
             return state.skeleton.call(run, params, state.buffers, True, self.loss)
@@ -119,7 +124,7 @@ def grad(loss: Callable[..., Any]) -> Grad:
         ValueError: At the call, the loss depends on no parameter that requires gradients, or is
             not a scalar.
         RuntimeError: It is called inside ``torch.inference_mode()``, or the model writes to a
-            parameter in place.
+            parameter in place, or is checkpointed with ``use_reentrant=True``.
 
     >>> step = grad(lambda model, batch: model(batch).square().mean())
     >>> state = step.init(torch.nn.Linear(2, 1))
@@ -133,7 +138,15 @@ def grad(loss: Callable[..., Any]) -> Grad:
 _NO_GRADIENT = (
     "The loss {loss} does not depend on any parameter that requires gradients. The usual causes: "
     "the loss was computed under torch.no_grad(), or detached (.item(), .numpy()); it uses another "
-    "model than its argument; or all parameters are frozen."
+    "model than its argument; its first layers are checkpointed with use_reentrant=True; or all "
+    "parameters are frozen."
+)
+
+_REENTRANT = (
+    "The model of the loss {loss} is checkpointed with use_reentrant=True, which works with "
+    "loss.backward() only; a step asks for the gradients of the parameters that it is given. Set "
+    "use_reentrant=False: checkpoint(layer, x, use_reentrant=False), or "
+    "model.gradient_checkpointing_enable({{'use_reentrant': False}}) in transformers."
 )
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
+from collections import UserDict
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 import fnloop as fl
 
@@ -96,6 +101,200 @@ def test_the_message_names_the_line_and_the_function(loss, caplog):
     step.inner(state, batch())
 
 
+TOKENS = torch.tensor([[1, 2, 0], [3, 0, 0]])
+LENGTHS = torch.tensor([2, 1])
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.cell = nn.GRU(4, 4, batch_first=True)
+
+    def packed(self, tokens, lengths):
+        x = pack_padded_sequence(
+            self.embedding(tokens), lengths, batch_first=True, enforce_sorted=False
+        )
+        return self.cell(x)[1]
+
+    def padded(self, tokens, lengths):
+        output = self.cell(self.embedding(tokens))[0]
+        return output[range(len(tokens)), lengths - 1]
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 4, 8))
+
+    def grouped(self, x):
+        return F.grouped_mm(x, self.weight, offs=torch.tensor([4, 8], dtype=torch.int32))
+
+    def batched(self, x):
+        group = torch.arange(8) // 4
+        return torch.bmm(x[:, None], self.weight[group])[:, 0]
+
+
+def last_packed(model, batch):
+    return model.packed(*batch).square().mean()
+
+
+def last_padded(model, batch):
+    return model.padded(*batch).square().mean()
+
+
+def grouped(model, x):
+    return model.grouped(x).square().mean()
+
+
+def batched(model, x):
+    return model.batched(x).square().mean()
+
+
+def square(model, x):
+    return model(x).square().mean()
+
+
+def hessian(model, x):
+    f = torch.func.hessian(lambda v: model(v).tanh().sum())
+    return torch.func.vmap(f)(x).square().mean()
+
+
+def jacobians(model, x):
+    f = torch.func.jacrev(torch.func.jacrev(lambda v: model(v).tanh().sum()))
+    return torch.func.vmap(f)(x).square().mean()
+
+
+def repeats(model, x):
+    return model(x).repeat_interleave((x[:, 0] > -9).long(), 0).square().mean()
+
+
+def repeats_known(model, x):
+    counts = (x[:, 0] > -9).long()
+    return model(x).repeat_interleave(counts, 0, output_size=8).square().mean()
+
+
+def binned(model, x):
+    return square(model, x) * torch.bincount((x[:, 0] > -9).long()).max()
+
+
+def added(model, x):
+    places = (x[:, 0] > -9).long()
+    return square(model, x) * torch.zeros(2).index_add(0, places, torch.ones(8)).max()
+
+
+def one_hot(model, x):
+    return square(model, x) * F.one_hot((x[:, 0] > -9).long()).sum()
+
+
+def one_hot_of_two(model, x):
+    return square(model, x) * F.one_hot((x[:, 0] > -9).long(), 2).sum()
+
+
+def ctc(model, x):
+    scores = model(x)[:, None].log_softmax(-1)
+    return F.ctc_loss(scores, torch.tensor([[1, 1]]), torch.tensor([8]), torch.tensor([2]))
+
+
+def ctc_of_lists(model, x):
+    scores = model(x)[:, None].log_softmax(-1)
+    return F.ctc_loss(scores, torch.tensor([[1, 1]]), [8], [2])
+
+
+def dense_embedding():
+    return nn.Embedding(5, 4, padding_idx=0)
+
+
+def sparse_embedding():
+    return nn.Embedding(5, 4, padding_idx=0, sparse=True)
+
+
+ROWS = torch.linspace(-1, 1, 32).reshape(8, 4)
+LINEAR = (lambda: nn.Linear(4, 2), ROWS)
+RECURRENT = (Recurrent, (TOKENS, LENGTHS))
+
+# What does not compile, what the message says, and the remedy that it proposes.
+REMEDIES = {
+    "a packed sequence": (
+        (*RECURRENT, last_packed), "of a packed sequence .*on the padded batch",
+        (*RECURRENT, last_padded),
+    ),
+    "a sparse embedding with padding": (
+        (sparse_embedding, TOKENS, square), "backward pass.*leave sparse=True out",
+        (dense_embedding, TOKENS, square),
+    ),
+    "a grouped product": (
+        (Experts, ROWS, grouped), r"grouped_mm\) for bfloat16 only.*torch.bmm.*batched_mm",
+        (Experts, ROWS, batched),
+    ),
+    "a Hessian under vmap": (
+        (*LINEAR, hessian), r"forward-mode.*jacrev\(torch\.func\.jacrev\(f\)\)",
+        (*LINEAR, jacobians),
+    ),
+    "repeat_interleave": ((*LINEAR, repeats), "output_size=n", (*LINEAR, repeats_known)),
+    "bincount": ((*LINEAR, binned), "index_add", (*LINEAR, added)),
+    "one_hot": ((*LINEAR, one_hot), r"F\.one_hot\(y, n\)", (*LINEAR, one_hot_of_two)),
+    "CTC": ((*LINEAR, ctc), r"custom_op.*\"CTC\"", None),  # the remedy runs in compile.md
+    "CTC with lists of lengths": ((*LINEAR, ctc_of_lists), r"custom_op.*\"CTC\"", None),
+}  # fmt: skip
+
+
+def first_step(model, batch, loss):
+    torch.manual_seed(0)
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    return fl.compile(step, backend="aot_eager"), step.init(model()), batch
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.func imports it
+@pytest.mark.parametrize("name", REMEDIES)
+def test_the_remedy_is_that_of_the_operation_and_works(name):
+    wrong, message, right = REMEDIES[name]
+    step, state, batch = first_step(*wrong)
+    with pytest.raises(fl.CompileError, match=f"(?s){message}"):
+        step(state, batch)
+    expected, _ = step.inner(state, batch)
+    if right is not None:
+        step, same, batch = first_step(*right)
+        assert fl.tree_equal(state.params, same.params)
+        got, _ = step(same, batch)
+        for name, value in expected.params.items():
+            torch.testing.assert_close(got.params[name], value)
+
+
+def test_a_librarys_line_is_named_with_the_users(tmp_path):
+    file = tmp_path / "site-packages" / "library.py"
+    file.parent.mkdir()
+    file.write_text("def kept(x):\n    return x[x > 0]\n")
+    spec = importlib.util.spec_from_file_location("library", file)
+    library = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library)
+
+    def loss(model, batch):
+        return library.kept(model(batch[0])).square().mean()
+
+    step, state = compiled(loss)
+    with pytest.raises(fl.CompileError) as caught:
+        step(state, batch())
+    first, second, third, *_ = str(caught.value).splitlines()[1:]
+    assert first.strip() == "library.py, line 2, in kept: return x[x > 0]"
+    assert re.match(r"  test_compile_errors\.py, line \d+, in loss: return library\.kept", second)
+    assert "The first line is a library's: look for a setting of it" in third
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_reentrant_checkpointing_is_refused_with_the_remedy(compiles):
+    def loss(model, batch, reentrant=True):
+        hidden = model(batch[0]).repeat(1, 2)
+        return checkpoint(model, hidden, use_reentrant=reentrant).square().mean()
+
+    step, state = compiled(lambda model, batch: loss(model, batch))
+    step = step if compiles else step.inner
+    with pytest.raises(RuntimeError, match=r"Set use_reentrant=False: checkpoint\(layer, x, use"):
+        step(state, batch())
+    step, state = compiled(lambda model, batch: loss(model, batch, reentrant=False))
+    step(state, batch()) if compiles else step.inner(state, batch())
+
+
 def test_after_an_error_the_step_still_runs():
     wrong = [True]
 
@@ -124,9 +323,21 @@ def test_a_users_own_error_is_left_as_it_is(caplog):
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
+class Graph:
+    """Like the graphs of torch_geometric."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def to_dict(self):
+        return {"x": self.x}
+
+
 BATCHES = {
     "an array": (np.ones((5, 4), np.float32), r"0 is a numpy\.ndarray: .*torch\.as_tensor"),
-    "a set": ({1, 2}, "0 is a set: make its class a tree"),
+    "a set": ({1, 2}, "0 is a set: give its tensors in a dict or tuple"),
+    "a mapping": (UserDict(x=torch.ones(5, 4)), r"UserDict: give a plain dict .*dict\(batch\)"),
+    "a graph": (Graph(torch.ones(5, 4)), r"Graph: .* plain dict: batch\.to_dict\(\)"),
     "a sparse tensor": (
         torch.ones(5, 4).to_sparse(),
         "dense tensors, but 0 is of torch.sparse_coo",
