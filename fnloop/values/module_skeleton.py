@@ -45,7 +45,7 @@ class ModuleSkeleton:
 
     def __init__(self, module: nn.Module) -> None:
         refuse_module(module)
-        self.module, originals = _private_copy(module)
+        self.module, originals = private_copy(module)
         self._lock = threading.RLock()
         modules = dict(self.module.named_modules())
         self._modules = [
@@ -325,7 +325,7 @@ def _places(owners: Iterable[dict[str, Any]], names: Mapping[int, str]) -> list[
     ]
 
 
-def _private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
+def private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
     """A copy of a module; and the objects that were copied for it, by the ids of their copies."""
     memo: dict[int, Any] = {}
     try:

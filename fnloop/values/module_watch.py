@@ -55,6 +55,11 @@ class ModuleWatch:
         for kept in self._modules:
             kept.before["training"] = kept.owner.training
 
+    def changed(self) -> list[str]:
+        """The names of everything that has changed; nothing is put back."""
+        kept = [kept for kept in (*self._often, *self._seldom) if kept.changed(closely=True)]
+        return [name for each in kept for name in each.names()]
+
     def put_back(self, closely: bool, hooks: int) -> list[str]:
         """Restore what a call has changed; return the names of it, if everything was looked at.
 
