@@ -86,6 +86,36 @@ def refuse_fixed(parts: ModuleParts) -> None:
         )
 
 
+def refuse_iterators(parts: ModuleParts) -> None:
+    """Refuse iterators, which cannot be put back to where they were.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for path, iterator in parts.iterators:
+        raise ValueError(
+            f"The model keeps an iterator ({type(iterator).__name__}), as {path}, which moves on "
+            "with each call and cannot be put back. A counter is a buffer: "
+            'self.register_buffer("calls", torch.zeros((), dtype=torch.int64)).'
+        )
+
+
+def refuse_tensor_hooks(module: nn.Module) -> None:
+    """Refuse hooks of parameters, which a copy of the module does not have.
+
+    Raises:
+        ValueError: A parameter has one.
+    """
+    for name, p in module.named_parameters():
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+            raise ValueError(
+                f"The parameter {name!r} has a hook (register_hook, or "
+                "register_post_accumulate_grad_hook), which would not run: parameters are in the "
+                "state, and tensors there have no hooks. Change gradients in a stage between "
+                'fl.grad and fl.update, by fl.stage(function, "grad").'
+            )
+
+
 def _described(reference: Any) -> str:
     if isinstance(reference, weakref.ref):
         return "a weak reference"

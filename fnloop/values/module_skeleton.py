@@ -14,12 +14,19 @@ from torch.utils.hooks import RemovableHandle
 
 from fnloop._torch.read_only import memory_of
 from fnloop._torch.tracing import opaque
+from fnloop.values.class_attributes import ClassAttributes
 from fnloop.values.close_look import CloseLook, check_draws, replaced_error
 from fnloop.values.host_random import host_seeded, source_of
 from fnloop.values.mode import set_training
 from fnloop.values.mode import training as training_now
 from fnloop.values.module_parts import ModuleParts, attributes_of, join
-from fnloop.values.module_refusals import refuse_fixed, refuse_module, refuse_references
+from fnloop.values.module_refusals import (
+    refuse_fixed,
+    refuse_iterators,
+    refuse_module,
+    refuse_references,
+    refuse_tensor_hooks,
+)
 from fnloop.values.module_watch import ModuleWatch
 from fnloop.values.shared_memory import views
 
@@ -45,6 +52,7 @@ class ModuleSkeleton:
 
     def __init__(self, module: nn.Module) -> None:
         refuse_module(module)
+        refuse_tensor_hooks(module)
         self.module, originals = private_copy(module)
         self._lock = threading.RLock()
         modules = dict(self.module.named_modules())
@@ -61,6 +69,7 @@ class ModuleSkeleton:
         parts = ModuleParts(self.module, names, originals)
         refuse_references(parts, module)
         refuse_fixed(parts)
+        refuse_iterators(parts)
         # A copy of a parameter has memory of its own, so look at the original's.
         others = [(path, originals[id(tensor)]) for path, tensor in parts.tensors]
         self._views = views(dict(module.named_parameters()), dict(module.named_buffers()), others)
@@ -129,6 +138,7 @@ class ModuleSkeleton:
             look = self._look.due(user, training)
             closely = look is True
             hooks = RemovableHandle.next_id
+            classes = ClassAttributes(self.module) if closely else None
             self._depth += 1
             changed: list[str] = []
             new: list[str] = []
@@ -168,6 +178,8 @@ class ModuleSkeleton:
                 raise ValueError(new[0])
             if changed:
                 self._watch.tell(changed)
+            if classes is not None and (shared := classes.changed()):
+                self._watch.tell_shared(shared)
             return result, after
 
     def _drawing(self, function: Callable[[Any], T], user: Any) -> Callable[[Any], T]:

@@ -96,6 +96,19 @@ class ModuleWatch:
             stacklevel=2,
         )
 
+    def tell_shared(self, names: list[str]) -> None:
+        """Warn of changed attributes of classes, once of each name."""
+        new = [name for name in names if name not in self._told]
+        if new:
+            self._told.update(new)
+            warnings.warn(
+                f"The model {self._who} changed attributes of its classes when it was called: "
+                f"{', '.join(new)}. All models of a class share these, so fnloop neither keeps "
+                "them in the state nor puts them back. Assign them in __init__ (self.history = "
+                "[]); what is to last is a buffer.",
+                stacklevel=2,
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         return {"_who": self._who, "_told": self._told, "_owners": self._owners}
 
