@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from fnloop.testing.comparison import LawError, Step, copy_of, name_of
 from fnloop.trees.equal import tree_diff, tree_equal
 from fnloop.trees.paths import tree_items
+from fnloop.values.module_copy import private_copy
 from fnloop.values.module_parts import ModuleParts
-from fnloop.values.module_skeleton import ModuleSkeleton, private_copy
+from fnloop.values.module_skeleton import ModuleSkeleton
 from fnloop.values.module_watch import ModuleWatch
 from fnloop.values.state import State
 
