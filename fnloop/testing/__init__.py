@@ -9,10 +9,10 @@ from fnloop.testing.derivatives import check_differentiable as check_differentia
 from fnloop.testing.laws import check_accumulates as check_accumulates
 from fnloop.testing.laws import check_effects as check_effects
 from fnloop.testing.laws import check_init as check_init
-from fnloop.testing.laws import check_pure as check_pure
 from fnloop.testing.laws import check_repeatable as check_repeatable
 from fnloop.testing.laws import check_resumes as check_resumes
 from fnloop.testing.laws import check_skips as check_skips
 from fnloop.testing.laws import check_stable as check_stable
+from fnloop.testing.purity import check_pure as check_pure
 
 __getattr__ = _suggesting(__name__)

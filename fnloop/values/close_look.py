@@ -117,10 +117,15 @@ class Unwritten:
 
     def __init__(self, params: Tensors) -> None:
         self._params = params
-        self._versions = list(map(_VERSION, params.peek()))
+        try:
+            self._versions = list(map(_VERSION, params.peek()))
+        except RuntimeError:  # made under torch.inference_mode(), and without versions
+            self._versions = None
 
     def check(self, user: Any) -> None:
         """Raise a RuntimeError if the function `user` has written to one of them."""
+        if self._versions is None:
+            return
         now = list(map(_VERSION, self._params.peek()))
         if now != self._versions:
             changed = zip(self._params.names, self._versions, now, strict=True)

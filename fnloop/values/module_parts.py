@@ -35,6 +35,7 @@ class ModuleParts:
         generators: Generators of random numbers, with their paths.
         references: Functions and weak references, with their paths. A copy of the module shares
             them with the original.
+        iterators: Iterators, with their paths.
 
     Args:
         module: The module.
@@ -52,6 +53,7 @@ class ModuleParts:
         self.arrays: list[tuple[str, np.ndarray]] = []
         self.generators: list[tuple[str, Any]] = []
         self.references: list[tuple[str, Any]] = []
+        self.iterators: list[tuple[str, Any]] = []
         self._own, self._private = own, private
         modules = dict(module.named_modules())
         self._seen = {id(child) for child in modules.values()}
@@ -90,6 +92,8 @@ class ModuleParts:
                     self.arrays.append((path, value))
                 elif isinstance(value, GENERATORS):
                     self.generators.append((path, value))
+                elif isinstance(value, Iterator):
+                    self.iterators.append((path, value))
                 elif (inside := contents(value)) is not None:
                     if not isinstance(value, tuple):
                         (self.quiet_owners if quiet else self.owners).append((path, value))

@@ -21,7 +21,7 @@ def refuse_module(module: nn.Module) -> None:
 
     Raises:
         TypeError: It is wrapped for distributed training, compiled, or scripted.
-        ValueError: It has uninitialized lazy layers.
+        ValueError: It has uninitialized lazy layers, or hooks of parameters.
     """
     for name, child in module.named_modules():
         where = f"The module {name!r} of the model" if name else "The model"
@@ -43,21 +43,36 @@ def refuse_module(module: nn.Module) -> None:
             "The model has uninitialized lazy layers, so their shapes are unknown. Run one batch "
             "through it first: model(x)."
         )
+    for name, p in module.named_parameters():
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+            raise ValueError(
+                f"The parameter {name!r} has a hook (register_hook, or "
+                "register_post_accumulate_grad_hook), which would not run: parameters are in the "
+                "state, and tensors there have no hooks. Change gradients in a stage between "
+                'fl.grad and fl.update, by fl.stage(function, "grad").'
+            )
 
 
 _WRAPPERS = ("DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel", "OptimizedModule")
 
 
-def refuse_references(parts: ModuleParts, original: nn.Module) -> None:
-    """Refuse a copy that reaches the module that it was made from.
+def refuse_parts(parts: ModuleParts, original: nn.Module) -> None:
+    """Refuse a copy that keeps what cannot be put back, or reaches what it was made from.
 
     Args:
         parts: What the copy keeps.
         original: The module that it was made from.
 
     Raises:
-        ValueError: A function's closure, or a weak reference, leads to the original.
+        ValueError: It does.
     """
+    _refuse_references(parts, original)
+    _refuse_fixed(parts)
+    _refuse_iterators(parts)
+
+
+def _refuse_references(parts: ModuleParts, original: nn.Module) -> None:
+    """Refuse functions whose closure, and weak references whose target, is the original."""
     tensors = (*original.parameters(), *original.buffers())
     originals = {id(thing) for thing in (*original.modules(), *tensors)}
     for path, reference in parts.references:
@@ -72,17 +87,23 @@ def refuse_references(parts: ModuleParts, original: nn.Module) -> None:
             )
 
 
-def refuse_fixed(parts: ModuleParts) -> None:
-    """Refuse parameters and buffers in tuples, where those of a state cannot be put.
-
-    Raises:
-        ValueError: There is one.
-    """
+def _refuse_fixed(parts: ModuleParts) -> None:
+    """Refuse parameters and buffers in tuples, where those of a state cannot be put."""
     for path, name in parts.fixed:
         raise ValueError(
             f"The model keeps its tensor {name!r} a second time, as {path}, in a tuple, a set or a "
             "functools.partial, where the state's own cannot take its place: it would stay as it "
             "is now. Use a list, or make it in forward."
+        )
+
+
+def _refuse_iterators(parts: ModuleParts) -> None:
+    """Refuse iterators, which cannot be put back to where they were."""
+    for path, iterator in parts.iterators:
+        raise ValueError(
+            f"The model keeps an iterator ({type(iterator).__name__}), as {path}, which moves on "
+            "with each call and cannot be put back. A counter is a buffer: "
+            'self.register_buffer("calls", torch.zeros((), dtype=torch.int64)).'
         )
 
 

@@ -4,40 +4,27 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from fnloop._torch.read_only import memory_of
 from fnloop._torch.tracing import opaque
+from fnloop.values.class_attributes import ClassAttributes
 from fnloop.values.close_look import CloseLook, check_draws, replaced_error
 from fnloop.values.host_random import host_seeded, source_of
 from fnloop.values.mode import set_training
 from fnloop.values.mode import training as training_now
+from fnloop.values.module_copy import TensorPlace, placeholder, places, private_copy
 from fnloop.values.module_parts import ModuleParts, attributes_of, join
-from fnloop.values.module_refusals import refuse_fixed, refuse_module, refuse_references
+from fnloop.values.module_refusals import refuse_module, refuse_parts
 from fnloop.values.module_watch import ModuleWatch
 from fnloop.values.shared_memory import views
 
 T = TypeVar("T")
-
-
-class TensorPlace(NamedTuple):
-    """A place in a module where a tensor of the state goes during a call.
-
-    Attributes:
-        owner: A dict or a list.
-        key: The key or index in it.
-        name: Name of the tensor in the state.
-    """
-
-    owner: Any
-    key: Any
-    name: str
 
 
 class ModuleSkeleton:
@@ -45,7 +32,7 @@ class ModuleSkeleton:
 
     def __init__(self, module: nn.Module) -> None:
         refuse_module(module)
-        self.module, originals = _private_copy(module)
+        self.module, originals = private_copy(module)
         self._lock = threading.RLock()
         modules = dict(self.module.named_modules())
         self._modules = [
@@ -59,13 +46,12 @@ class ModuleSkeleton:
         params, buffers = dict(self.module.named_parameters()), dict(self.module.named_buffers())
         names = {id(tensor): name for name, tensor in {**params, **buffers}.items()}
         parts = ModuleParts(self.module, names, originals)
-        refuse_references(parts, module)
-        refuse_fixed(parts)
+        refuse_parts(parts, module)
         # A copy of a parameter has memory of its own, so look at the original's.
         others = [(path, originals[id(tensor)]) for path, tensor in parts.tensors]
         self._views = views(dict(module.named_parameters()), dict(module.named_buffers()), others)
-        self._param_places = _places((child._parameters for child in modules.values()), names)
-        self._buffer_places = _places((child._buffers for child in modules.values()), names)
+        self._param_places = places((child._parameters for child in modules.values()), names)
+        self._buffer_places = places((child._buffers for child in modules.values()), names)
         self._aliases = parts.places
         self.trainable = tuple(n for n, p in params.items() if p.requires_grad)
         self._identity = (
@@ -105,7 +91,7 @@ class ModuleSkeleton:
         placeholders: dict[str, Tensor] = {}
         for owner, key, name in self._places:
             if name not in placeholders:
-                placeholders[name] = _placeholder(owner[key])
+                placeholders[name] = placeholder(owner[key])
             owner[key] = placeholders[name]
         return self._standing()
 
@@ -129,6 +115,7 @@ class ModuleSkeleton:
             look = self._look.due(user, training)
             closely = look is True
             hooks = RemovableHandle.next_id
+            classes = ClassAttributes(self.module) if closely else None
             self._depth += 1
             changed: list[str] = []
             new: list[str] = []
@@ -159,7 +146,10 @@ class ModuleSkeleton:
                     self._set_mode(modes[0])
                 set_training(modes[1])
                 for (owner, key, _), tensor in zip(self._places, before, strict=True):
-                    owner[key] = tensor
+                    try:
+                        owner[key] = tensor
+                    except IndexError:  # the model has shortened a list, which is put back below
+                        continue
                 if not nested:
                     changed = self._watch.put_back(closely, hooks)
                     if closely or self._unset_buffers:
@@ -168,6 +158,8 @@ class ModuleSkeleton:
                 raise ValueError(new[0])
             if changed:
                 self._watch.tell(changed)
+            if classes is not None and (shared := classes.changed()):
+                self._watch.tell_shared(shared)
             return result, after
 
     def _drawing(self, function: Callable[[Any], T], user: Any) -> Callable[[Any], T]:
@@ -198,8 +190,8 @@ class ModuleSkeleton:
             after[name] = owner[key].detach()
         for view in self._views:
             after[view.name] = after[view.name].clone()
-        for owner, key, name in self._buffer_aliases:
-            if owner[key] is fresh[name] and not _is_same_memory(after[name], fresh[name]):
+        for _, _, name in self._buffer_aliases:
+            if memory_of(after[name])[0] != memory_of(fresh[name])[0]:
                 raise ValueError(_ALIAS.format(name=name))
         return after
 
@@ -314,43 +306,6 @@ def _same(a: Any, b: Any) -> bool:
 def _kind(module: nn.Module) -> type:
     """The module's class; for a parametrized module, the original class."""
     return parametrize.type_before_parametrizations(module)
-
-
-def _places(owners: Iterable[dict[str, Any]], names: Mapping[int, str]) -> list[TensorPlace]:
-    return [
-        TensorPlace(owner, key, names[id(tensor)])
-        for owner in owners
-        for key, tensor in owner.items()
-        if tensor is not None
-    ]
-
-
-def _private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
-    """A copy of a module; and the objects that were copied for it, by the ids of their copies."""
-    memo: dict[int, Any] = {}
-    try:
-        private = copy.deepcopy(module, memo)
-    except Exception as error:
-        raise TypeError(
-            "fnloop keeps a private copy of your model, and "
-            f"copy.deepcopy({type(module).__name__}) failed: {error}. The usual cause is an "
-            "attribute that cannot be copied (a lock, an open file, a tensor that is the result "
-            "of a computation, old-style weight_norm); keep it outside the module, or pass a "
-            "function that builds the model."
-        ) from error
-    originals = memo.get(id(memo), [])  # deepcopy keeps them alive there
-    return private, {id(memo[id(thing)]): thing for thing in originals if id(thing) in memo}
-
-
-def _placeholder(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
-    return empty
-
-
-def _is_same_memory(a: Tensor, b: Tensor) -> bool:
-    return memory_of(a)[0] == memory_of(b)[0]
 
 
 _NEW = (

@@ -55,6 +55,11 @@ class ModuleWatch:
         for kept in self._modules:
             kept.before["training"] = kept.owner.training
 
+    def changed(self) -> list[str]:
+        """The names of everything that has changed; nothing is put back."""
+        kept = [kept for kept in (*self._often, *self._seldom) if kept.changed(closely=True)]
+        return [name for each in kept for name in each.names()]
+
     def put_back(self, closely: bool, hooks: int) -> list[str]:
         """Restore what a call has changed; return the names of it, if everything was looked at.
 
@@ -90,6 +95,19 @@ class ModuleWatch:
             'an average), make it a buffer: self.register_buffer("name", torch.zeros(...)).',
             stacklevel=2,
         )
+
+    def tell_shared(self, names: list[str]) -> None:
+        """Warn of changed attributes of classes, once of each name."""
+        new = [name for name in names if name not in self._told]
+        if new:
+            self._told.update(new)
+            warnings.warn(
+                f"The model {self._who} changed attributes of its classes when it was called: "
+                f"{', '.join(new)}. All models of a class share these, so fnloop neither keeps "
+                "them in the state nor puts them back. Assign them in __init__ (self.history = "
+                "[]); what is to last is a buffer.",
+                stacklevel=2,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_who": self._who, "_told": self._told, "_owners": self._owners}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import random
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -61,6 +63,44 @@ def test_pure_sees_the_users_module():
 
     with pytest.raises(LawError, match=r"model/weight"):
         testing.check_pure(bad, STEP.init(model), torch.ones(3, 2), model)
+
+
+@pytest.mark.parametrize(
+    ("draw", "place"), [(random.random, "Python"), (np.random.rand, "NumPy"), (torch.seed, "torch")]
+)
+def test_pure_sees_every_global_generator(draw, place):
+    def bad(state, batch):
+        draw()
+        return state, {}
+
+    before = torch.get_rng_state()
+    with pytest.raises(LawError, match=f"global random state of {place}"):
+        testing.check_pure(bad, state(), torch.ones(3, 2))
+    torch.set_rng_state(before)
+
+
+CHANGES = {
+    "hooks of the model": lambda m: m.register_forward_hook(lambda *_: None),
+    "history": lambda m: m.history.append(1),
+    "training": lambda m: m.train(not m.training),
+    "new": lambda m: setattr(m, "new", 1),
+    "table": lambda m: m.table.data.mul_(2),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("place", ["the module", "the state's module"])
+def test_pure_sees_what_a_module_keeps_outside_of_its_tensors(name, place):
+    model = nn.Linear(2, 1)
+    model.history, model.table = [], torch.ones(2)
+    given = STEP.init(model)
+
+    def bad(state, batch):
+        CHANGES[name](model if place == "the module" else state.skeleton.module)
+        return state, {}
+
+    with pytest.raises(LawError, match=f"changed what {place} keeps outside .*: {name}"):
+        testing.check_pure(bad, given, torch.ones(3, 2), model)
 
 
 def test_repeatable_sees_global_randomness():

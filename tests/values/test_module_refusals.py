@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 import weakref
 
@@ -188,4 +189,19 @@ def test_parameters_in_tuples_are_refused(keep):
     net = Net()
     net.weights = keep([net.linear.weight])
     with pytest.raises(ValueError, match=r"'linear.weight' a second time, as weights(.|\n)*a list"):
+        STEP.init(net)
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_parameters_are_refused(kind):
+    net = Net()
+    getattr(net.linear.weight, kind)(lambda gradient: None)
+    with pytest.raises(ValueError, match=r"'linear\.weight' has a hook(.|\n)*fl\.stage"):
+        STEP.init(net)
+
+
+def test_iterators_are_refused():
+    net = Net()
+    net.counters = [itertools.count()]
+    with pytest.raises(ValueError, match=r"iterator \(count\), as counters\[0\]"):
         STEP.init(net)

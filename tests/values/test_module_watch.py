@@ -427,3 +427,15 @@ def test_replay_may_add_hooks_of_its_own():
         report = fl.replay(STEP, state, (X * torch.inf, Y))
         STEP(state, (X, Y))
     assert "0" in str(report)
+
+
+def test_a_list_of_parameters_that_is_emptied_is_put_back():
+    class Empties(Shares):
+        def forward(self, x):
+            y = x @ self.weights.pop() + self.by_name.pop("bias")
+            return y + 0 * self.seen
+
+    state = STEP.init(Empties())
+    with pytest.warns(UserWarning, match="weights"):
+        first = STEP(state, (X, Y))
+    assert STEP(state, (X, Y)) == first

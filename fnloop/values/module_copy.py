@@ -1,0 +1,59 @@
+"""A private copy of a module, and the places in it where tensors go."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class TensorPlace(NamedTuple):
+    """A place in a module where a tensor of the state goes during a call.
+
+    Attributes:
+        owner: A dict or a list.
+        key: The key or index in it.
+        name: Name of the tensor in the state.
+    """
+
+    owner: Any
+    key: Any
+    name: str
+
+
+def places(owners: Iterable[dict[str, Any]], names: Mapping[int, str]) -> list[TensorPlace]:
+    """The places of the tensors in some dicts; `names` has their names by their ids."""
+    return [
+        TensorPlace(owner, key, names[id(tensor)])
+        for owner in owners
+        for key, tensor in owner.items()
+        if tensor is not None
+    ]
+
+
+def private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
+    """A copy of a module; and the objects that were copied for it, by the ids of their copies."""
+    memo: dict[int, Any] = {}
+    try:
+        private = copy.deepcopy(module, memo)
+    except Exception as error:
+        raise TypeError(
+            "fnloop keeps a private copy of your model, and "
+            f"copy.deepcopy({type(module).__name__}) failed: {error}. The usual cause is an "
+            "attribute that cannot be copied (a lock, an open file, a tensor that is the result "
+            "of a computation, old-style weight_norm); keep it outside the module, or pass a "
+            "function that builds the model."
+        ) from error
+    originals = memo.get(id(memo), [])  # deepcopy keeps them alive there
+    return private, {id(memo[id(thing)]): thing for thing in originals if id(thing) in memo}
+
+
+def placeholder(tensor: Tensor) -> Tensor:
+    """A tensor or parameter of the same shape and dtype, without memory."""
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
