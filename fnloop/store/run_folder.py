@@ -116,12 +116,8 @@ class RunFolder:
         return latest(self.path, run=self.run, files=self.files) if self.run else None
 
     def _is_own(self, path: Path) -> bool:
-        manifest = _manifest(path, self.files)
-        return bool(manifest) and self._owns(manifest.get("run"), self.run, self._begun)
-
-    def _owns(self, owner: str | None, run: str | None, begun: bool) -> bool:
-        """Those without an identity are the run's own if it goes on from one of this folder."""
-        return owner == run or (begun and owner is None)
+        # A damaged one has no identity either.
+        return _owns(_manifest(path, self.files).get("run"), self.run, self._begun)
 
     def _goes_on(self, run: Run) -> bool:
         if run.continues is None:
@@ -135,9 +131,14 @@ class RunFolder:
         folder = self.path.absolute()
         whole = [*_newest_first(folder, self.files)]
         newest = next(filter(None, (_manifest(path, self.files) for path in whole)), None)
-        if not whole or (newest and self._owns(newest.get("run"), run.id, self._goes_on(run))):
+        if not whole or (newest and _owns(newest.get("run"), run.id, self._goes_on(run))):
             return
         raise FileExistsError(_refusal(newest, self._given, folder, self.files))
+
+
+def _owns(owner: str | None, run: str | None, begun: bool) -> bool:
+    """Those without an identity are a run's own if it goes on from one in the same folder."""
+    return owner == run or (begun and owner is None)
 
 
 def run_of(checkpoint: Path, files: Files) -> str | None:
