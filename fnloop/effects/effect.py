@@ -133,7 +133,7 @@ class Effect:
     def memo(self) -> Any:
         """A small JSON value to be kept with a checkpoint, or None.
 
-        What grows with the run goes into pages (`fnloop.effects.page.Page`), which are written once.
+        What grows with the run goes into pages (`fnloop.effects.page.Page`), written once each.
         """
         return None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.run_files import claim, end_last_line
+from fnloop.trackers.run_files import claim, end_last_line, is_same
 
 
 class CSV(Tracker):
@@ -26,7 +26,7 @@ class CSV(Tracker):
         path: The file; missing folders are created.
 
     Attributes:
-        path: The file that is written.
+        path: The file that is written; absolute from `open` on.
 
     >>> from fnloop.trackers import CSV
     >>> from fnloop import track
@@ -39,8 +39,9 @@ class CSV(Tracker):
         self._columns: list[str] = []
 
     def open(self, config: Mapping[str, Any], run: str | None) -> None:
-        going_on = run is not None and self._asked.with_name(run).is_file()
-        self.path = self._asked.with_name(run) if run and going_on else claim(self._asked)
+        asked = self._asked.absolute()  # the working directory may change during the run
+        going_on = run is not None and is_same(asked.with_name(run), self.place_before)
+        self.path = self.place = asked.with_name(run) if run and going_on else claim(asked)
         self.id = self.path.name
         if going_on:
             end_last_line(self.path)

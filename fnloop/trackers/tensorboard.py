@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.trackers.base import Tracker
+from fnloop.trackers.run_files import is_same
 from fnloop.trees.json_codec import jsonable
 
 
@@ -42,8 +43,14 @@ class TensorBoard(Tracker):
                 "fl.trackers.TensorBoard needs the tensorboard package, which is not installed: "
                 "pip install fnloop[tensorboard]"
             ) from error
-        self.id = run if run is not None else self._new_run()
-        self._writer = SummaryWriter(str(self.folder / self.id))
+        self.folder = self.folder.absolute()  # the working directory may change during the run
+        if run is not None and not (self.folder / run).exists():
+            (self.folder / run).mkdir(parents=True)  # its folder was deleted
+        elif run is None or not is_same(self.folder / run, self.place_before):
+            run = None
+        self.id = run or self._new_run()
+        self.place = self.folder / self.id
+        self._writer = SummaryWriter(str(self.place))
         if run is None:
             text = json.dumps(jsonable(config), indent=2)
             self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fnloop.effects.effect import Effect, Run
@@ -53,16 +54,20 @@ class track(Effect):
         self._points = Points(every)
         self._recalled: Points | None = None
         self._runs: list[str | None] = []
+        self._places: list[Path | None] = []
         self._worker: Worker | None = None
 
     def open(self, run: Run) -> None:
         config = plain(run.config)
-        runs = [*self._runs, *[None] * len(self.trackers)]
-        self._runs, self._points = [], self._recalled or Points(self.every)
+        none: list[None] = [None] * len(self.trackers)
+        runs, places = [*self._runs, *none], [*self._places, *none]
+        self._runs, self._places = [], []
+        self._points = self._recalled or Points(self.every)
         self._recalled = None
         self._points.open(run.batches)
         opened: list[Tracker] = []
-        for tracker, id in zip(self.trackers, runs, strict=False):
+        for tracker, id, place in zip(self.trackers, runs, places, strict=False):
+            tracker.place_before = place
             opened.append(tracker)
             try:
                 tracker.open(config, id)
@@ -92,7 +97,14 @@ class track(Effect):
             _close(self.trackers, status)
 
     def memo(self) -> Any:
-        runs = [{"tracker": type(each).__name__, "run": each.id} for each in self.trackers]
+        runs = [
+            {
+                "tracker": type(each).__name__,
+                "run": each.id,
+                "place": None if each.place is None else str(each.place),
+            }
+            for each in self.trackers
+        ]
         return {"runs": runs, "window": self._points.memo()}
 
     def recall(self, memo: Any) -> None:
@@ -106,6 +118,8 @@ class track(Effect):
             if found is not None:
                 left.remove(found)
             self._runs.append(found["run"] if found else None)
+            place = found.get("place") if found else None
+            self._places.append(Path(place) if isinstance(place, str) else None)
 
 
 def _close(trackers: Sequence[Tracker], status: str) -> None:
