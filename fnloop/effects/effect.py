@@ -113,7 +113,7 @@ class Effect:
     saves_to: Path | None = None
     saves_last: bool = False
 
-    def check(self, run: Run) -> None:
+    def check_run(self, run: Run) -> None:
         """Called before any effect is opened: raise here if the run must not begin."""
 
     def open(self, run: Run) -> None:

@@ -113,7 +113,7 @@ def run(
     if keep is not None:
         about.position = lambda: keep(about.cursor)
     for effect in effects:
-        effect.check(about)
+        effect.check_run(about)
     return _loop(step, state, source, limits, stages, effects, about)
 
 

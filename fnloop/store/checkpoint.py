@@ -148,7 +148,7 @@ class checkpoint(Effect):
         """The newest checkpoint of this run; None before it has begun, and if there is none."""
         return self._place.latest()
 
-    def check(self, run: Run) -> None:
+    def check_run(self, run: Run) -> None:
         """Refuse a folder that is in use, or holds another run."""
         self._go_on(run)
         self._place.check(run)

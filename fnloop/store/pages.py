@@ -19,7 +19,8 @@ from fnloop.trees.paths import join, split
 PAGES = "pages"
 """The folder of pages, in the folder of checkpoints."""
 LARGEST = 32 * 2**20
-"""Maximum bytes of a page, so that a forged one costs little memory."""
+ALL = 256 * 2**20
+"""Maximum bytes of a page, and of all pages of a checkpoint, so that forged ones cost little."""
 
 
 def detached(memos: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Page]]:
@@ -66,7 +67,7 @@ def attached(
     Returns:
         The memos, and what is wrong with pages that are missing or damaged: they stay None.
     """
-    memos, faults = manifest["memos"], list[str]()
+    memos, faults, left = manifest["memos"], list[str](), ALL
     for path, digest in manifest.get("pages", {}).items():
         *parents, last = split(path)
         with contextlib.suppress(LookupError, TypeError, ValueError):
@@ -74,7 +75,8 @@ def attached(
             for part in parents:
                 node = node[int(part) if isinstance(node, list) else part]
             try:
-                page = _read(folder / PAGES / digest, digest, files)
+                page = _read(folder / PAGES / digest, digest, files, min(left, LARGEST))
+                left -= len(page)
                 node[int(last) if isinstance(node, list) else last] = page
             except OSError as error:
                 faults.append(f"{folder / PAGES / digest}: {error.strerror or error}")
@@ -109,11 +111,11 @@ def put_pages(pages: Mapping[str, Page], folder: Path, files: Files) -> None:
         files.sync(place)
 
 
-def _read(file: Path, digest: str, files: Files) -> Page:
+def _read(file: Path, digest: str, files: Files, largest: int) -> Page:
     with files.open(file) as stream:
         size = stream.seek(0, io.SEEK_END)
-        if size > LARGEST:
-            raise OSError(f"it is larger than any page: {LARGEST} bytes")
+        if size > largest:
+            raise OSError(f"it has {size} bytes, and pages may have {LARGEST} each, {ALL} in all")
         stream.seek(0)
         raw = bytearray()
         while part := stream.read(size - len(raw) or 1):

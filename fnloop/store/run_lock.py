@@ -213,6 +213,8 @@ def _is_running(owner: Owner) -> bool:
         return False
     except PermissionError:  # it is another user's
         return True
+    except OverflowError:  # no process has such a number
+        return False
 
 
 def _lives(owner: Owner, path: Path, files: Files) -> bool:
