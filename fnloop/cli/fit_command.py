@@ -46,6 +46,7 @@ class Job(NamedTuple):
         recipe: The recipe that it returned for these flags.
         folder: The run's folder; None if nothing is saved.
         start: The checkpoint to resume from; None for a new run.
+        overwrite: Whether another run's checkpoints in the folder are deleted.
     """
 
     file: Path
@@ -53,6 +54,7 @@ class Job(NamedTuple):
     recipe: Recipe
     folder: Path | None
     start: Path | None
+    overwrite: bool = False
 
 
 def run_fit(arguments: Sequence[str]) -> int:
@@ -73,9 +75,12 @@ def run_fit(arguments: Sequence[str]) -> int:
     folder = folder_of(recipe)
     start = newest_of(checkpoint_folders(folder, recipe))
     if not flags.options.get("resume"):
-        if start is not None:
+        overwrite = bool(flags.options.get("overwrite"))
+        if start is not None and not overwrite:
             raise usage(_refusal(start, recipe, folder or start.parent, flags, arguments))
-        return _train(Job(file, flags, recipe, folder, None))
+        return _train(Job(file, flags, recipe, folder, None, overwrite))
+    if flags.options.get("overwrite"):
+        raise usage("--resume goes on with a run, and --overwrite deletes it: choose one.")
     if folder is not None and (folder / config.NAME).is_file():
         # The flags of the run, overridden by those on the command line.
         saved = config.Config(folder / config.NAME)
@@ -113,6 +118,8 @@ def run_resume(arguments: Sequence[str]) -> int:
 
 
 def _train(job: Job) -> int:
+    if job.folder is not None:  # the working directory may change during the run
+        job = job._replace(folder=job.folder.absolute())
     recipe, folder = job.recipe, job.folder
     if recipe.epochs is None and recipe.steps is None and recipe.seconds is None:
         raise Problem("Training has no end: give fl.Recipe epochs=, steps= or seconds=.")
@@ -130,6 +137,7 @@ def _train(job: Job) -> int:
             callbacks=[*recipe.callbacks, settings],
             resume=None if job.start is None else job.start.parent,
             config={"recipe": str(job.file), **job.flags.plain},
+            overwrite=job.overwrite,
         )
     except Exception as error:
         raise _saved(error, job) from error
@@ -247,7 +255,7 @@ def _refusal(
     choices = [
         ("train longer" if more else "go on with it", resumed),
         ("start another", another),
-        ("start over", f"delete {folder} first"),
+        ("start over", f"{again} --overwrite, which deletes its checkpoints"),
     ]
     return (
         f"{shown(folder)} has a run already ({how}, epoch {epoch}, {cursor['count']} batches), "

@@ -21,7 +21,10 @@ COMMANDS = {
 }
 
 _USAGE = {
-    "fit": "RECIPE.py [--config FILE.yaml] [--resume] [--print-config] [--FLAG VALUE ...]",
+    "fit": (
+        "RECIPE.py [--config FILE.yaml] [--resume | --overwrite] [--print-config] "
+        "[--FLAG VALUE ...]"
+    ),
     "resume": "RUN [--recipe RECIPE.py] [--FLAG VALUE ...]",
     "validate": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
     "test": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
@@ -92,6 +95,7 @@ def _fit(parser: ArgumentParser) -> None:
         help="values of flags, as fit leaves them in a run's config.yaml; it may name the recipe",
     )
     _switch(parser, "--resume", "go on with the run in the recipe's folder, if there is one")
+    _switch(parser, "--overwrite", "start over: delete the checkpoints of the run in that folder")
     _switch(parser, "--print-config", "print the configuration and exit")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ class Run:
             `close`.
         cursor: The cursor of the newest state, as the data gave it; None before the first step.
         data: A description of the data (kind, sizes, a digest of a sample), as JSON values.
+        id: The run's identity. A resumed run keeps it.
+        continues: The checkpoint that the run goes on from; None for a new run.
+        overwrite: Whether another run's checkpoints may be deleted from a folder to be written.
         position: For data that keeps its own position: a function that returns the position after
             the newest state's batch, as JSON values. Else it returns None.
     """
@@ -47,6 +52,9 @@ class Run:
     last: Metrics = dataclasses.field(default_factory=dict)
     cursor: Cursor | None = None
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    continues: Path | None = None
+    overwrite: bool = False
     position: Callable[[], Any] = lambda: None
 
     def data_now(self) -> dict[str, Any]:
@@ -55,8 +63,16 @@ class Run:
 
     def memos(self) -> dict[str, Any]:
         """Each effect's memo, by the effect's name: JSON values, kept with every checkpoint."""
-        memos = {name: effect.memo() for name, effect in named(self.effects).items()}
+        memos = {name: _memo_of(name, effect) for name, effect in named(self.effects).items()}
         return {name: memo for name, memo in memos.items() if memo is not None}
+
+
+def _memo_of(name: str, effect: Effect) -> Any:
+    try:
+        return effect.memo()
+    except Exception as error:
+        warnings.warn(f"The memo of the effect {name!r} is left out: {error!r}", stacklevel=3)
+        return None
 
 
 def named(effects: Iterable[Effect]) -> dict[str, Effect]:
@@ -108,6 +124,9 @@ class Effect:
     saves_last: bool = False
     opens_first: bool = False
 
+    def check_run(self, run: Run) -> None:
+        """Called before any effect is opened: raise here if the run must not begin."""
+
     def open(self, run: Run) -> None:
         """Called before the first step; check here that files can be written."""
 
@@ -123,7 +142,10 @@ class Effect:
         """
 
     def memo(self) -> Any:
-        """A small JSON value to be kept with a checkpoint, or None."""
+        """A small JSON value to be kept with a checkpoint, or None.
+
+        What grows with the run goes into pages (`fnloop.effects.page.Page`), written once each.
+        """
         return None
 
     def recall(self, memo: Any) -> None:

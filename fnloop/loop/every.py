@@ -105,6 +105,9 @@ class EveryEffect(Effect):
     def saves_last(self) -> bool:  # type: ignore[override]  # pyright: ignore
         return self.inner.saves_last
 
+    def check_run(self, run: Run) -> None:
+        self.inner.check_run(run)
+
     def open(self, run: Run) -> None:
         self._parts, self._run = [], run
         self.inner.open(run)

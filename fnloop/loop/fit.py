@@ -39,6 +39,7 @@ def fit(
     resume: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
     progress: bool | None = None,
+    overwrite: bool = False,
 ) -> tuple[State, History]:
     """Train to the end, and keep a history.
 
@@ -55,13 +56,19 @@ def fit(
         resume: A checkpoint; or a folder of checkpoints: resume from its newest undamaged one, if
             there is one. `epochs` and `steps` are then totals, counted from batch 0. What has
             changed since the checkpoint is logged, and is in ``history.resumed``. A run that was
-            ended by early stopping is not continued, unless its patience was raised.
+            ended by early stopping is not continued, unless its patience was raised. The run keeps
+            its identity, so `fl.checkpoint` goes on in its folder.
         config: Hyperparameters to keep with the run, besides those of `step`.
         progress: Whether to show an `fl.progress`, if none is among the callbacks; default where
             somebody can see it: on a terminal and in a notebook, not in a pipe, a file or a CI log.
+        overwrite: Whether `fl.checkpoint` deletes what another run has saved in its folder; it
+            does so after the first step. Without it that is an error.
 
     Returns:
         The last state, and the `fl.History` of the run.
+
+    Raises:
+        FileExistsError: The folder of an `fl.checkpoint` holds another run, or is in use.
 
     >>> import torch, fnloop as fl
     >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
@@ -113,6 +120,8 @@ def fit(
         seconds=seconds,
         callbacks=everything,
         config=config,
+        continues=history.resumed and history.resumed.path,
+        overwrite=overwrite,
     )
     try:
         try:

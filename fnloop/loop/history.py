@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any, overload
 
 from fnloop.effects.effect import Effect, Run
+from fnloop.effects.page import Page
 from fnloop.effects.points import Point, Points, reason_in
 from fnloop.loop.plot import draw
+from fnloop.trees.json_codec import from_text, to_text
 from fnloop.values.counts import as_count
 from fnloop.values.merging import numbers_of
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
 
 Row = dict[str, Any]
+_VALUES = 4096
+"""Values in a page of rows: what each checkpoint writes again is less than that."""
 
 
 class History(Effect):
@@ -77,6 +81,8 @@ class History(Effect):
         self._points = Points(every)
         self._latest: Metrics = {}
         self._rows: list[Row] = []
+        self._pages: list[Page] = []  # the first `_paged` rows, which no longer change
+        self._paged = 0
         self._waiting: list[Point] = []
         self._last: list[Row] = []  # the row of a point that was cut short and may continue
 
@@ -105,19 +111,25 @@ class History(Effect):
     def memo(self) -> Any:
         """Complete rows by column, the row that was cut short, and the metrics merged in it.
 
-        Missing values are None.
+        Missing values are None. However long the run, all rows but the last are in pages.
         """
         self._settle()
+        self._fill_pages()
         return {
-            "rows": _columns(self._rows),
+            "pages": [*self._pages],
+            "rows": _columns(self._rows[self._paged :]),
             "cut": _columns(self._last or self._cut()),
             "window": self._points.memo(),
         }
 
     def recall(self, memo: Any) -> None:
-        self._waiting = []
+        self._waiting, self._rows = [], []
+        self._pages = [page for page in memo.get("pages", ()) if isinstance(page, Page)]
+        for page in self._pages:
+            self._rows += _from_columns(from_text(page.decode()))
+        self._paged = len(self._rows)
+        self._rows += _from_columns(memo["rows"])
         goes_on = bool(memo["window"])  # else `cut` is a last validation, which is no part of it
-        self._rows = _from_columns(memo["rows"])
         self._last = _from_columns(memo["cut"]) if goes_on else []
         self._points.recall(memo["window"])
 
@@ -232,6 +244,16 @@ class History(Effect):
         if point is not None and last and self._points.peek() is None:  # it has its row already
             point = point._replace(metrics=dict(last))
         return self._last if point is None else _rows([point])
+
+    def _fill_pages(self) -> None:
+        begin, values = self._paged, 0
+        for end in range(begin, len(self._rows)):
+            values += len(self._rows[end])
+            if values >= _VALUES:
+                text = to_text(_columns(self._rows[begin : end + 1]))
+                self._pages.append(Page(text.encode()))
+                begin, values = end + 1, 0
+        self._paged = begin
 
     def _settle(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -16,8 +16,9 @@ from fnloop.data.sources import Source
 from fnloop.effects.effect import Effect, named
 from fnloop.stages.base import Stage
 from fnloop.store.checkpoint_errors import CheckpointError
-from fnloop.store.files import as_path, files_for
+from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.load import Loaded, load_at
+from fnloop.store.pages import attached
 from fnloop.store.save import machine_of
 from fnloop.trees.json_codec import plain
 from fnloop.trees.paths import split
@@ -85,7 +86,7 @@ def resume(
     effects = [callback for callback in callbacks if isinstance(callback, Effect)]
     for effect in effects:
         effect.note_damaged([path.absolute() for path, _ in loaded.skipped])
-    _recall(effects, loaded)
+    _recall(effects, loaded, files)
     state, moved = _place(loaded, source)
     changes = [
         *_changes("", loaded.manifest["config"], plain(config)),
@@ -101,8 +102,10 @@ def resume(
     return state, resumed
 
 
-def _recall(effects: Sequence[Effect], loaded: Loaded) -> None:
-    memos = loaded.manifest["memos"]
+def _recall(effects: Sequence[Effect], loaded: Loaded, files: Files) -> None:
+    memos, faults = attached(loaded.manifest, loaded.path.parent, files)
+    for fault in faults:
+        warnings.warn(f"A page of a memo cannot be read, and is left out: {fault}", stacklevel=4)
     for name, effect in named(effects).items():
         if name in memos:
             what = f"a memo for the effect {name!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from fnloop.loop.skipped import SkipWatch
 from fnloop.loop.validate import last_validation, not_due
 from fnloop.names.keywords import explained
 from fnloop.stages.base import Callback
+from fnloop.store.files import as_path, files_for
+from fnloop.store.run_folder import run_of
 from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
 from fnloop.values.donated import may_be_overwritten, newest
@@ -41,6 +44,8 @@ def run(
     seconds: float | None = None,
     callbacks: Sequence[Any] = (),
     config: Mapping[str, Any] | None = None,
+    continues: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     """Train, one batch at a time: the loop is yours.
 
@@ -62,11 +67,15 @@ def run(
             its last save, and the loop ends that much earlier.
         callbacks: Callbacks, bare functions ``(state, metrics) -> (state, metrics)``, and effects.
         config: Hyperparameters that effects (trackers, checkpoints) keep with the run.
+        continues: The checkpoint that `state` was loaded from, if this is to be the same run:
+            `fl.checkpoint` then goes on in its folder. Default a new run.
+        overwrite: Whether `fl.checkpoint` deletes what another run has saved in its folder.
 
     Yields:
         ``(state, metrics)`` after each step.
 
     Raises:
+        FileExistsError: The folder of an `fl.checkpoint` holds another run, or is in use.
         TypeError, ValueError: An argument is of the wrong kind; the state lacks the step's memory;
             the step or a callback returns the wrong thing; a callback waits for a metric that
             nothing reports; two stages share a slot.
@@ -94,13 +103,19 @@ def run(
         effects=effects,
         batches=source.batches,
         total=limits.total(source),
+        overwrite=overwrite,
     )
+    if continues is not None:
+        path = as_path(continues)
+        about.continues, about.id = path, run_of(path, files_for(path)) or about.id
     describe: Any = getattr(source, "about", None)
     if effects and describe is not None:
         about.data = describe()
     keep: Any = getattr(source, "memo", None)
     if keep is not None:
         about.position = lambda: keep(about.cursor)
+    for effect in effects:
+        effect.check_run(about)
     return _loop(step, state, source, limits, stages, effects, about)
 
 

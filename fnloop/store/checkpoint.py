@@ -11,16 +11,17 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from fnloop.effects.claims import Claim, claim
 from fnloop.effects.effect import Effect, Run, named
 from fnloop.store import tensor_file
 from fnloop.store.background import Background
 from fnloop.store.checkpoint_errors import CheckpointError
-from fnloop.store.commit import discard, prepare, sweep
-from fnloop.store.files import Files, as_path, files_for
+from fnloop.store.commit import discard, sweep
+from fnloop.store.files import Files
 from fnloop.store.folders import listing, target_of
 from fnloop.store.manifest import amend, read_manifest
+from fnloop.store.pages import detached, put_pages, saveable
 from fnloop.store.retention import Retention
+from fnloop.store.run_folder import RunFolder
 from fnloop.store.save import leaves_of, save
 from fnloop.store.save_request import SaveRequest
 from fnloop.store.staging import Staging
@@ -47,11 +48,16 @@ class checkpoint(Effect):
     the disk, so there must be space for one more. If saving fails during a run (a full disk), a
     warning is given, the run continues, and the next due save tries again.
 
+    A folder holds one run. A new run in the folder of another is an error, before the first step:
+    resume that one (``fl.fit(..., resume=folder)``), overwrite it, or choose another folder. Only
+    what this run has saved is ever deleted. While a run is under way, a file ``.lock`` keeps other
+    processes out of its folder; that of a process which was killed is taken over. If the folder is
+    renamed, nothing is saved until it is back, and a warning says so.
+
     SIGUSR1 saves the state after the current step.
 
     Args:
-        folder: Where checkpoints go; no other run should write there at the same time. Or a URL,
-            such as ``"s3://bucket/runs/a"``.
+        folder: Where checkpoints go. Or a URL, such as ``"s3://bucket/runs/a"``.
         keep: How many to keep; None keeps all.
         monitor: Name of a metric, such as ``"val/loss"``; it should be one that is reported now
             and then, as validation does, not at every step.
@@ -64,11 +70,21 @@ class checkpoint(Effect):
             two are held until they are written. (A compiled step that donates overwrites its
             memory: then the state is copied, and only one is held.) Failures are reported at the
             next step; the end of the run waits for all saves.
+        overwrite: Delete what another run has saved in the folder, when the first step is done.
         name: The key of its memo; needed if two such effects monitor one metric.
         files: The file system; default the disk, or fsspec for a URL.
 
-    >>> checkpoint("runs/a", keep=3, monitor="val/loss").name
-    'checkpoint/val/loss'
+    It can be asked for what it has saved:
+
+    >>> import tempfile, torch, fnloop as fl
+    >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    >>> data, state = fl.Batches(torch.ones(8, 2), batch_size=4), step.init(torch.nn.Linear(2, 1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     saving = checkpoint(folder, keep=3, monitor="loss")
+    ...     state, _ = fl.fit(step, state, data, epochs=2, callbacks=[saving])
+    ...     best = fl.load(saving.best(), like=state)
+    ...     saving.latest().name
+    'step-00000004'
     """
 
     def __init__(
@@ -81,6 +97,7 @@ class checkpoint(Effect):
         unit: str = "epoch",
         last: bool = True,
         background: bool = False,
+        overwrite: bool = False,
         name: str | None = None,
         files: Files | None = None,
     ) -> None:
@@ -94,8 +111,9 @@ class checkpoint(Effect):
             every = as_count(every, "checkpoint(every=...)", 1)
         if keep is not None:  # with a monitor, 0 keeps only the newest
             keep = as_count(keep, "checkpoint(keep=...)", 1 if monitor is None else 0)
-        self.folder = self.saves_to = as_path(folder)
-        self.files = files or files_for(self.folder)
+        self._place = RunFolder(folder, overwrite, files)
+        self.folder = self.saves_to = self._place.path
+        self.files = self._place.files
         self.monitor = monitor
         self.every = every or 1
         self.unit = unit
@@ -109,7 +127,7 @@ class checkpoint(Effect):
         self._worker: Background | None = None
         self._staging: Staging | None = None
         self._run: Run | None = None
-        self._owner: Claim | None = None
+        self._ended: Any = None  # where the last run ended
         self._called = False
         self._shapes: dict[str, str] = {}
         self._metrics: Metrics = {}
@@ -120,43 +138,69 @@ class checkpoint(Effect):
         self._longest = 0.0  # seconds; a guess, until a save has been timed
         self._timed = False
 
+    def best(self) -> Path | None:
+        """The checkpoint of this run whose monitored metric is best, as `fl.best` finds it.
+
+        None before the run has begun, and if there is none.
+        """
+        return self._place.best()
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint of this run; None before it has begun, and if there is none."""
+        return self._place.latest()
+
+    def check_run(self, run: Run) -> None:
+        """Refuse a folder that is in use, or holds another run."""
+        self._go_on(run)
+        self._place.check(run)
+
     def open(self, run: Run) -> None:
-        """Check that the folder can be written, and tidy it up."""
-        self.folder = self.saves_to = self.folder.absolute()
+        """Lock the folder, check that it can be written, and tidy it up."""
+        self.folder = self.saves_to = self._place.path.absolute()
         folders = [e.saves_to.absolute() for e in run.effects if e.saves_to is not None]
         if folders.count(self.folder) > 1:
             raise ValueError(
                 f"Two checkpoint effects write to {self.folder}, and would delete each other's "
                 "checkpoints; give each its own folder."
             )
-        prepare(self.folder, self.files)
-        self._owner = claim(self.folder)
+        self._go_on(run)
+        self._place.take(run)
+        try:
+            self._open(run)
+        except BaseException:
+            self._place.release()
+            raise
+
+    def _open(self, run: Run) -> None:
         self._longest = self._longest or tensor_file.size_of(leaves_of(run.state)) / _GUESS
         self._note_time(0.0)
         sweep(self.folder, self.files)
         self._run, self._called, self._saved = run, False, None
         self._seen, self._names, self._warned = False, set(), False
-        self._delete()
         on_disk = listing(self.folder, self.files)
         now = Cursor.of(run.state.cursor).count
-        self._kept = self._kept.only({count for count in on_disk if count <= now})
+        known = {*self._kept.counts, *self._kept.unneeded} & on_disk.keys()
+        own = self._place.own(known)
+        self._kept = self._kept.only({count for count in own if count <= now}).of(own)
+        self._delete()
         later = [count for count, path in on_disk.items() if path not in self._damaged]
         if self._recalled:
             self._adopt(run, {count: on_disk[count] for count in later if count <= now})
         self._worker = Background() if self.background else None
         self._staging = None
         self._request.listen()
-        if later and max(later) > now:
+        if later and max(later) > now and not self._place.clears:
             warnings.warn(
-                f"checkpoint: {self.folder} holds a checkpoint of step {max(later)}, and this "
-                f"run begins at step {now}: until then, the latest checkpoint is another run's. "
-                "Use another folder, or resume that run.",
+                f"checkpoint: {self.folder} holds a checkpoint of step {max(later)}, and the run "
+                f"goes on from step {now}: until it is there, fl.latest and resume= find that one. "
+                "To go back for good, delete the later ones, or go on in another folder.",
                 stacklevel=2,
             )
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         if not self._called:
             self._shapes = _shapes(state)
+            self._place.clear()
         self._called, self._metrics = True, metrics
         if self._worker is not None:
             self._tell(self._worker.failures())
@@ -180,20 +224,30 @@ class checkpoint(Effect):
         if self._run is None:
             return
         try:
-            self._close(self._run, status)
+            self._end(self._run, status)
         except Exception:
             raise
         except BaseException:  # a second Ctrl-C: the last state is worth another try
-            self._close(self._run, status)
+            self._end(self._run, status)
             raise
         finally:
-            self._request.stop_listening()
             self._run, self._called, self._metrics = None, False, {}
             self._worker = self._staging = None
             self._recalled = False
+            self._request.stop_listening()
+            self._place.release()
+
+    def _end(self, run: Run, status: str) -> None:
+        with contextlib.suppress(Exception):  # a failed step has overwritten the state
+            self._ended = _position(run.state)
+        failures = [] if self._worker is None else self._worker.finish()
+        self._tell([error for error in failures if isinstance(error, OSError)])
+        if self._called:
+            self._save_last(run, status)
+        self._tell([error for error in failures if not isinstance(error, OSError)])
 
     def memo(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, **self._kept.memo()}
+        return {"run": self._place.run, "monitor": self.monitor, **self._kept.memo()}
 
     def recall(self, memo: Mapping[str, Any]) -> None:
         same = (memo["monitor"], memo["mode"]) == (self.monitor, self._kept.top.mode)
@@ -210,6 +264,11 @@ class checkpoint(Effect):
     def note_damaged(self, paths: Collection[Path]) -> None:
         self._damaged = frozenset(paths)
 
+    def _go_on(self, run: Run) -> None:
+        """A run that begins with the state with which this effect's last one ended is the same."""
+        if run.continues is None and self._place.run and self._ended == _position(run.state):
+            run.id = self._place.run
+
     def _adopt(self, run: Run, on_disk: Mapping[int, Path]) -> None:
         """Also manage what this effect saved after the memo that it was resumed from.
 
@@ -218,20 +277,15 @@ class checkpoint(Effect):
         own = self._own_name(run)
         for count in sorted(on_disk.keys() - self._kept.counts - {*self._kept.unneeded}):
             with contextlib.suppress(CheckpointError, LookupError, TypeError):
-                memo = read_manifest(on_disk[count], files=self.files)["memos"][own]
-                if count in memo["recent"] and count not in {entry[0] for entry in memo["best"]}:
+                manifest = read_manifest(on_disk[count], files=self.files)
+                memo = manifest["memos"][own]
+                before = {entry[0] for entry in memo["best"]}
+                if manifest.get("run") == run.id and count in {*memo["recent"]} - before:
                     self._kept = self._kept.add(count, None, due=True) or self._kept
 
     def _own_name(self, run: Run | None) -> str:
         others = named(run.effects) if run else {}
         return next((name for name, effect in others.items() if effect is self), self.name)
-
-    def _close(self, run: Run, status: str) -> None:
-        failures = [] if self._worker is None else self._worker.finish()
-        self._tell([error for error in failures if isinstance(error, OSError)])
-        if self._called and self._owner is not None and self._owner.holds():
-            self._save_last(run, status)
-        self._tell([error for error in failures if not isinstance(error, OSError)])
 
     def _save_last(self, run: Run, status: str) -> None:
         if self.monitor and not self._seen and status in ("completed", "stopped"):
@@ -248,9 +302,13 @@ class checkpoint(Effect):
             count = Cursor.of(run.state.cursor).count
             if count == self._saved:
                 lost = "The last state of the run is saved, but not how the run ended."
+                self._place.check_held()
+                memos, pages = detached(saveable(run.memos()))
+                put_pages(pages, self.folder, self.files)
+                digests = {path: page.digest for path, page in pages.items()}
                 place = target_of(self.folder, count)
                 known = numbers({**self._metrics, **run.last})
-                amend(place, self.files, status=status, memos=run.memos(), metrics=known)
+                amend(place, self.files, status=status, memos=memos, metrics=known, pages=digests)
                 self._delete()
             else:
                 requested = status == "interrupted"
@@ -280,6 +338,7 @@ class checkpoint(Effect):
             step=run.step if run else None,
             monitor=None if score is None else monitor,
             status=status,
+            run=run.id if run else None,
         )
 
     def _consider(
@@ -298,7 +357,9 @@ class checkpoint(Effect):
         self._kept = kept
         began = time.monotonic()
         try:
-            save(state, self.folder, files=self.files, memos={**memos, own: self.memo()}, **about)
+            self._place.check_held()
+            memos = saveable({**memos, own: self.memo()})
+            save(state, self.folder, files=self.files, memos=memos, **about)
         except BaseException:
             self._kept = before
             raise
@@ -358,6 +419,10 @@ def _failures(job: Callable[[], None]) -> list[BaseException]:
 def _is_untrained(state: State, metrics: Metrics) -> bool:
     """Whether every step so far was skipped: initial weights are never the best."""
     return bool(find(metrics, "skipped")) and not bool(state.step.any())
+
+
+def _position(state: State) -> Any:
+    return state.cursor.tolist(), state.step.tolist(), state.key.tolist()
 
 
 def _shapes(state: State) -> dict[str, str]:

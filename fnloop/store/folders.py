@@ -19,7 +19,9 @@ OLD = re.compile(rf"\.{_STEP}\.old")
 LEFTOVER = re.compile(r"\.step-[0-9]+\.tmp-[0-9a-f]+")
 
 
-def latest(folder: str | os.PathLike[str], *, files: Files | None = None) -> Path | None:
+def latest(
+    folder: str | os.PathLike[str], *, run: str | None = None, files: Files | None = None
+) -> Path | None:
     """The checkpoint with the highest count of batches, or None if there is none.
 
     Incomplete ones are skipped, with a warning. Only manifests and sizes are checked; `fl.load` of
@@ -27,15 +29,19 @@ def latest(folder: str | os.PathLike[str], *, files: Files | None = None) -> Pat
 
     Args:
         folder: The folder given to `fl.save` or `fl.checkpoint`.
+        run: Only those of the run with this identity; default all.
         files: The file system; default the disk, or fsspec for a URL.
     """
     for _, path in sorted(listing(folder, files).items(), reverse=True):
-        if _manifest_if_complete(path, files) is not None:
+        manifest = _manifest_if_complete(path, files)
+        if manifest is not None and run in (None, manifest.get("run")):
             return path
     return None
 
 
-def best(folder: str | os.PathLike[str], *, files: Files | None = None) -> Path | None:
+def best(
+    folder: str | os.PathLike[str], *, run: str | None = None, files: Files | None = None
+) -> Path | None:
     """The checkpoint whose monitored metric is best, or None if none was monitored.
 
     Of equal ones the earliest; nan is worst. If checkpoints monitored different metrics, that of
@@ -43,6 +49,7 @@ def best(folder: str | os.PathLike[str], *, files: Files | None = None) -> Path 
 
     Args:
         folder: The folder given to `fl.checkpoint(folder, monitor=...)`.
+        run: Only those of the run with this identity; default all.
         files: The file system; default the disk, or fsspec for a URL.
     """
     scores: list[tuple[float, int, Path]] = []
@@ -50,7 +57,7 @@ def best(folder: str | os.PathLike[str], *, files: Files | None = None) -> Path 
     for count, path in sorted(listing(folder, files).items(), reverse=True):
         manifest = _manifest_if_complete(path, files)
         monitor = manifest["monitor"] if manifest else None
-        if monitor is None:
+        if manifest is None or monitor is None or run not in (None, manifest.get("run")):
             continue
         kind = kind or (monitor["name"], monitor["mode"])
         if kind == (monitor["name"], monitor["mode"]):

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,14 @@ def read_manifest(path: str | os.PathLike[str], *, files: Files | None = None) -
         files: The file system; default the disk, or fsspec for a URL.
 
     Returns:
-        ``format``, ``fnloop``, ``torch``, ``python`` (versions), ``threads`` and ``device``;
-        ``cursor`` (epoch, index, count), ``step`` and ``key``; ``model`` and ``pipeline`` as text;
-        ``status``; ``metrics`` (name to float); ``monitor`` (name, mode, value) or None;
-        ``config``; ``data`` (description and position of the data); ``memos`` (of effects, by
-        name); ``structure`` (path to kind of container, where it is no dict); ``file`` and
-        ``bytes`` (the file of tensors and its size); ``leaves`` (path to dtype, shape, sha256).
+        ``run`` (the identity of the run, or None); ``format``, ``fnloop``, ``torch``, ``python``
+        (versions), ``threads`` and ``device``; ``cursor`` (epoch, index, count), ``step`` and
+        ``key``; ``model`` and ``pipeline`` as text; ``status``; ``metrics`` (name to float);
+        ``monitor`` (name, mode, value) or None; ``config``; ``data`` (description and position of
+        the data); ``memos`` (of effects, by name); ``pages`` (path in the memos to the digest of a
+        file beside the checkpoints); ``structure`` (path to kind of container, where it is no
+        dict); ``file`` and ``bytes`` (the file of tensors and its size); ``leaves`` (path to dtype,
+        shape, sha256). Checkpoints of earlier versions lack ``run`` and ``pages``.
 
     Raises:
         CheckpointError: There is no manifest, or it is damaged, of a later format, or for another
@@ -108,21 +111,54 @@ def _read(stream: Any, file: Path) -> bytearray:
 
 
 def _text(manifest: Mapping[str, Any]) -> bytes:
-    """The file's bytes; the first line has the digest of all that follows."""
-    text = to_text(manifest)
+    """The file's bytes, without the largest of what is only for show where they would be too many.
+
+    Raises:
+        ValueError: They are too many with the tensors' entries alone.
+    """
+    raw, fault = _with_digest(to_text(manifest))
+    while fault:
+        name, smaller = _without_largest(manifest)
+        if smaller is None:
+            raise ValueError(
+                f"The checkpoint's manifest would have {fault}, because of its {name}."
+            )
+        warnings.warn(
+            f"{name} is too large for a checkpoint's manifest, and is left out; the state is "
+            "saved. What grows with a run belongs in a file of its own.",
+            stacklevel=4,
+        )
+        manifest = smaller
+        raw, fault = _with_digest(to_text(manifest))
+    return raw
+
+
+def _with_digest(text: str) -> tuple[bytes, str]:
+    """The first line has the digest of all that follows; also returns why it is too large."""
     body = text[1:].encode()
     raw = b'{"sha256": "%s",' % hashlib.sha256(body).hexdigest().encode() + body
-    too_many = too_many_in(text)
-    if too_many or len(raw) > LARGEST:
-        parts = {name: len(to_text(part)) for name, part in manifest.items()}
-        largest = max(parts, key=lambda name: parts[name])
-        raise ValueError(
-            f"The checkpoint's manifest would have {too_many or f'{len(raw)} bytes'}, and at most "
-            f"{LARGEST} bytes can be loaded. The largest entry is {largest!r} with "
-            f"{parts[largest]} bytes: usually a history with a row for every step "
-            "(fl.History(every=...)), or a large configuration."
-        )
-    return raw
+    large = f"{len(raw)} bytes (at most {LARGEST} can be loaded)" if len(raw) > LARGEST else ""
+    return raw, too_many_in(text) or large
+
+
+def _without_largest(manifest: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """Which entry is the largest, and the manifest without it; None if it is needed to load."""
+    memos, data = manifest["memos"], manifest["data"]
+    parts: dict[str, tuple[Any, dict[str, Any]]] = {
+        "the configuration": (manifest["config"], {"config": {}}),
+        "the metrics": (manifest["metrics"], {"metrics": {}}),
+        "the pipeline's description": (manifest["pipeline"], {"pipeline": None}),
+        "the data's description": (data.get("about"), {"data": {**data, "about": {}}}),
+        "tensors' entries": (manifest["leaves"], {}),
+        "list of containers": (manifest["structure"], {}),
+        "data's position": (data.get("position"), {}),
+    }
+    for effect, memo in memos.items():
+        others = {name: other for name, other in memos.items() if name != effect}
+        parts[f"the memo of the effect {effect!r}"] = (memo, {"memos": others})
+    name = max(parts, key=lambda name: len(to_text(parts[name][0])))
+    less = parts[name][1]
+    return name, {**manifest, **less} if less else None
 
 
 def _parse(raw: bytearray, file: Path) -> dict[str, Any]:

@@ -57,6 +57,11 @@ class Retention:
         """All that are kept."""
         return {*self.top.counts, *self.recent}
 
+    def of(self, own: Collection[int]) -> Retention:
+        """Of those to be deleted, only the run's `own`."""
+        unneeded = tuple(count for count in self.unneeded if count in own)
+        return dataclasses.replace(self, unneeded=unneeded)
+
     def only(self, there: Collection[int]) -> Retention:
         """Without those that are no longer `there`."""
         entries = tuple(entry for entry in self.top.entries if entry[0] in there)

@@ -23,6 +23,7 @@ from fnloop.store.commit import commit, prepare, remove_tree, temporary_of
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import target_of
 from fnloop.store.manifest import FORMAT, TENSORS, put_manifest, read_manifest
+from fnloop.store.pages import detached, put_pages
 from fnloop.store.schema import fault_in_path
 from fnloop.trees.json_codec import as_json, plain
 from fnloop.trees.paths import join, tree_items
@@ -46,6 +47,7 @@ def save(
     step: Any = None,
     monitor: Mapping[str, Any] | None = None,
     status: str = "running",
+    run: str | None = None,
     files: Files | None = None,
 ) -> Path:
     """Save `state` as ``<folder>/step-<count>``, where count is the number of batches drawn.
@@ -62,10 +64,11 @@ def save(
         metrics: For the manifest, as numbers: `fl.Metric` objects or floats by name.
         config: For the manifest; what JSON cannot hold is saved as text.
         data: Description and position of the data, as JSON values.
-        memos: Effects' memos by name: JSON values.
+        memos: Effects' memos by name: JSON values, and a `Page` for what only grows.
         step: The pipeline, saved as text.
         monitor: What `fl.best` compares: ``{"name": ..., "mode": "min" or "max", "value": ...}``.
         status: For the manifest: "running", or how the run ended.
+        run: The identity of the run, for the manifest.
         files: The file system; default the disk, or fsspec for a URL.
 
     Returns:
@@ -90,9 +93,11 @@ def save(
         )
     leaves = leaves_of(state)
     cursor = Cursor.of(state.cursor)
+    memos, pages = detached(memos or {})
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "fnloop": fnloop.__version__,
+        "run": run,
         "python": platform.python_version(),
         **machine_of(state),
         "cursor": cursor._asdict(),
@@ -105,7 +110,8 @@ def save(
         "monitor": monitor,
         "config": plain(config or {}),
         "data": dict(data or {}),
-        "memos": {name: _memo(name, memo) for name, memo in (memos or {}).items()},
+        "memos": {name: _memo(name, memo) for name, memo in memos.items()},
+        "pages": {path: page.digest for path, page in pages.items()},
         "structure": dict(_containers(state.slots, ("slots",))),
     }
     place = as_path(folder)
@@ -113,6 +119,7 @@ def save(
     prepare(place, files)
     target = target_of(place, cursor.count)
     try:
+        put_pages(pages, place, files)
         _check_space(place, tensor_file.size_of(leaves), files)
         (_rename_into if files.renames else _upload_to)(target, leaves, manifest, files)
     except OSError as error:

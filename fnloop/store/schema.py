@@ -25,8 +25,8 @@ def fault_in(manifest: Mapping[str, Any]) -> str | None:
         return f"{deep[0][:40]!r} is nested too deeply"
     if lacking := sorted(_ENTRIES.keys() - manifest.keys()):
         return f"it lacks {', '.join(lacking)}"
-    for name, (what, check) in _ENTRIES.items():
-        if not check(manifest[name]):
+    for name, (what, check) in (_ENTRIES | _LATER).items():
+        if name in manifest and not check(manifest[name]):
             return f"{name!r} is not {what}"
     return None
 
@@ -89,6 +89,14 @@ def _is_file_name(value: Any) -> bool:
     return _is_text(value) and re.fullmatch(r"state(-[0-9a-f]{8})?\.safetensors", value) is not None
 
 
+def _is_identity(value: Any) -> bool:
+    return _is_text(value) and re.fullmatch(r"[0-9a-zA-Z._-]{1,80}", value) is not None
+
+
+def _is_digest(value: Any) -> bool:
+    return _is_text(value) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
 def _has(value: Any, names: Iterable[str]) -> bool:
     return isinstance(value, dict) and value.keys() == set(names)
 
@@ -129,3 +137,8 @@ _ENTRIES: dict[str, tuple[str, Check]] = {
     "bytes": _COUNT,
     "leaves": _VALUES,
 }
+_LATER: dict[str, tuple[str, Check]] = {
+    "run": ("an identity or null", _or_none(_is_identity)),
+    "pages": ("digests by path", _named(_is_digest)),
+}
+"""Entries that the first checkpoints of this format lack."""

@@ -6,6 +6,7 @@ import atexit
 import gc
 import importlib
 import logging
+import os
 import sys
 import uuid
 import warnings
@@ -57,6 +58,8 @@ class Aim(Tracker):
 
     def open(self, config: Mapping[str, Any], run: str | None) -> None:
         self._instead = None
+        if not _remote(self.repo):  # the working directory may change during the run
+            self.repo = os.path.abspath(self.repo)
         try:
             aim = _import_aim()
         except ImportError as error:
@@ -124,6 +127,7 @@ class Aim(Tracker):
             stacklevel=2,
         )
         self._instead = JSONL(file)
+        self._instead.place_before = self.place_before
         self._instead.open(config, file.name)
         self.id, self.place = file.stem, self._instead.place
 

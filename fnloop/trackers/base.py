@@ -16,7 +16,9 @@ class Tracker:
     Attributes:
         id: The run's name in the tracker; a JSON value, set by `open`. It is kept with every
             checkpoint, so that a resumed run continues the same tracker run.
-        place: The file or folder of the run, set by `open`; None if it has none.
+        place: The file or folder that is written, as an absolute path, set by `open`; None if there
+            is none. It is kept with every checkpoint.
+        place_before: The `place` of the run that is resumed; set before `open` is called.
 
     >>> class Print(Tracker):
     ...     def log(self, numbers, step, epoch):
@@ -25,6 +27,7 @@ class Tracker:
 
     id: str | None = None
     place: Path | None = None
+    place_before: Path | None = None
 
     def open(self, config: Mapping[str, Any], run: str | None) -> None:
         """Called before the first step; raise here if nothing can be written.

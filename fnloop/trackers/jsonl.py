@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.run_files import claim, end_last_line, replace
+from fnloop.trackers.run_files import claim, end_last_line, is_same, replace
 from fnloop.trees.json_codec import jsonable
 
 
@@ -25,7 +25,7 @@ class JSONL(Tracker):
         path: The file; missing folders are created.
 
     Attributes:
-        path: The file that is written.
+        path: The file that is written; absolute from `open` on.
 
     >>> from fnloop.trackers import JSONL
     >>> from fnloop import track
@@ -38,8 +38,9 @@ class JSONL(Tracker):
         self._file: TextIO | None = None
 
     def open(self, config: Mapping[str, Any], run: str | None) -> None:
-        going_on = run is not None and self._asked.with_name(run).is_file()
-        self.path = self._asked.with_name(run) if run and going_on else claim(self._asked)
+        asked = self._asked.absolute()  # the working directory may change during the run
+        going_on = run is not None and is_same(asked.with_name(run), self.place_before)
+        self.path = self.place = asked.with_name(run) if run and going_on else claim(asked)
         if going_on:
             end_last_line(self.path)
         self.id, self.place = self.path.name, self.path

@@ -34,6 +34,15 @@ def replace(path: Path, text: str) -> None:
     os.replace(scratch, path)
 
 
+def is_same(path: Path, before: Path | None) -> bool:
+    """Whether the file or folder `path` is the one that a resumed run wrote to `before`.
+
+    If that is in another place and still there, `path` is another run's. If it is gone, it was
+    moved here.
+    """
+    return path.exists() and (before is None or before == path or not before.exists())
+
+
 def is_name(run: Any) -> bool:
     """Whether a run's id is a file name, and no path to another folder.
 

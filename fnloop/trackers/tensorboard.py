@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.trackers.base import Tracker
+from fnloop.trackers.run_files import is_same
 from fnloop.trees.json_codec import jsonable
 
 
@@ -44,7 +45,12 @@ class TensorBoard(Tracker):
                 "fl.trackers.TensorBoard needs the tensorboard package, which is not installed: "
                 "pip install fnloop[tensorboard]"
             ) from error
-        self.id = run if run is not None else self._new_run()
+        self.folder = self.folder.absolute()  # the working directory may change during the run
+        if run is not None and not (self.folder / run).exists():
+            (self.folder / run).mkdir(parents=True)  # its folder was deleted
+        elif run is None or not is_same(self.folder / run, self.place_before):
+            run = None
+        self.id = run or self._new_run()
         self.place = self.folder / self.id
         self._writer = SummaryWriter(str(self.place))
         if run is None:

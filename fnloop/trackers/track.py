@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from fnloop.effects.claims import Claim, claim
@@ -55,6 +56,7 @@ class track(Effect):
         self._points = Points(self.every)
         self._recalled: Points | None = None
         self._runs: list[str | None] = []
+        self._places: list[Path | None] = []
         self._run: Run | None = None
         self._opened: list[Tracker] = []
         self._claims: list[Claim] = []
@@ -62,12 +64,15 @@ class track(Effect):
 
     def open(self, run: Run) -> None:
         config = plain(run.config)
-        runs = [*self._runs, *[None] * len(self.trackers)]
-        self._runs, self._points = [], self._recalled or Points(self.every)
+        none: list[None] = [None] * len(self.trackers)
+        runs, places = [*self._runs, *none], [*self._places, *none]
+        self._runs, self._places = [], []
+        self._points = self._recalled or Points(self.every)
         self._recalled = None
         self._points.open(run.batches)
         self._run, self._opened = run, []
-        for tracker, id in zip(self.trackers, runs, strict=False):
+        for tracker, id, place in zip(self.trackers, runs, places, strict=False):
+            tracker.place_before = place
             self._opened.append(tracker)
             try:
                 tracker.open(config, id)
@@ -105,7 +110,14 @@ class track(Effect):
                 self._close_trackers(status)
 
     def memo(self) -> Any:
-        runs = [{"tracker": type(each).__name__, "run": each.id} for each in self.trackers]
+        runs = [
+            {
+                "tracker": type(each).__name__,
+                "run": each.id,
+                "place": None if each.place is None else str(each.place),
+            }
+            for each in self.trackers
+        ]
         return {"runs": runs, "window": self._points.memo()}
 
     def recall(self, memo: Any) -> None:
@@ -119,6 +131,8 @@ class track(Effect):
             if found is not None:
                 left.remove(found)
             self._runs.append(found["run"] if found else None)
+            place = found.get("place") if found else None
+            self._places.append(Path(place) if isinstance(place, str) else None)
 
     def _close_trackers(self, status: str) -> None:
         while self._opened:

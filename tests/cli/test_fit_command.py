@@ -138,6 +138,18 @@ def test_a_second_fit_is_refused_with_the_ways_out(trained, recipe, cli):
     assert cli(*command)[0] == 0
 
 
+def test_start_over_is_one_of_them(trained, recipe, cli):
+    command = ["fit", str(recipe), "--lr", "0.02", "--overwrite"]
+    assert f"fnloop {' '.join(command)}," in cli(*command[:-1])[2]
+    code, _, err = cli(*command, "--resume")
+    assert code == 2 and "choose one" in err
+    before = read_manifest(latest(trained))["run"]
+    assert cli(*command, "--epochs", "1")[0] == 0
+    assert latest(trained).name == "step-00000005"
+    assert read_manifest(latest(trained))["run"] != before
+    assert yaml.safe_load((trained / "config.yaml").read_text())["lr"] == 0.02
+
+
 def test_fit_resume_on_a_new_folder_starts_there(recipe, cli):
     assert cli("fit", recipe, "--resume")[0] == 0
     assert latest("runs/line").name == "step-00000015"

@@ -142,6 +142,8 @@ def test_background_and_plain_saves_keep_the_same(tmp_path):
         saving = fl.checkpoint(folder, 2, "val/loss", every=3, unit="step", background=background)
         fl.fit(STEP, state(), data, steps=13, callbacks=[validate, saving])
         manifests = [fl.read_manifest(path) for path in sorted(folder.iterdir())]
+        for manifest in manifests:
+            assert manifest["memos"]["checkpoint/val/loss"].pop("run") == manifest["run"]
         return [(m["cursor"], m["monitor"], m["memos"], m["status"]) for m in manifests]
 
     assert run(tmp_path / "a", True) == run(tmp_path / "b", False)

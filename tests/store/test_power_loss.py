@@ -133,8 +133,10 @@ def a_run(judge: Judge, disk: Crashing, steps: int = 5, **settings: Any) -> None
     effect = checkpoint(FOLDER, every=1, unit="step", files=disk, **settings)
     run = Run(step=None, state=state_at(0), effects=[effect])
     found = load_newest(FOLDER, LIKE, disk)
+    if disk.exists(FOLDER / ".lock"):  # of this very process, which is to be taken for a dead one
+        disk.remove(FOLDER / ".lock")
     if found is not None:
-        run.state = found.state
+        run.state, run.continues, run.id = found.state, found.path, found.manifest["run"]
         effect.recall(found.manifest["memos"][effect.name])
     begin = Cursor.of(run.state.cursor).count
     effect.open(run)

@@ -1,0 +1,187 @@
+"""A run's folder: it holds one run, and one process writes to it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fnloop.effects.effect import Run
+from fnloop.store.checkpoint_errors import CheckpointError
+from fnloop.store.commit import discard, prepare, remove_tree
+from fnloop.store.files import Files, as_path, files_for
+from fnloop.store.folders import best, latest, listing, target_of
+from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.store.pages import PAGES
+from fnloop.store.run_lock import Lock, check_free
+
+
+class RunFolder:
+    """The folder that a run saves to, from the run's beginning to its end.
+
+    Args:
+        folder: The folder, or a URL.
+        overwrite: Whether what another run has saved there is deleted, by `clear`.
+        files: The file system; default the disk, or fsspec for a URL.
+
+    Attributes:
+        path: The folder; absolute from `take` on.
+        files: Its file system.
+        run: The identity of the run, also after its end; None before its beginning.
+        clears: Whether `clear` still has to delete something.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], overwrite: bool, files: Files | None
+    ) -> None:
+        self.path = as_path(folder)
+        self.files = files or files_for(self.path)
+        self.clears = False
+        self._given, self._overwrite = os.fspath(folder), overwrite
+        self._lock: Lock | None = None
+        self.run: str | None = None
+        self._begun = False  # whether the run goes on from a checkpoint in this folder
+
+    def check(self, run: Run) -> None:
+        """Refuse a folder that is in use, or holds another run; it is not locked yet.
+
+        Raises:
+            FileExistsError: It is.
+        """
+        check_free(self.path.absolute(), self.files)
+        self._check_owner(run)
+
+    def take(self, run: Run) -> None:
+        """Make the folder where it is missing, lock it, and check it again.
+
+        Raises:
+            FileExistsError: It is in use, or holds another run.
+            OSError: It cannot be written.
+        """
+        self.path = self.path.absolute()
+        prepare(self.path, self.files)
+        try:
+            self._lock = Lock(self.path, self.files)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            why = f"{self.path} cannot be locked ({error.strerror or error})"
+            raise OSError(error.errno or errno.EIO, why) from error
+        try:
+            self._check_owner(run)
+        except BaseException:
+            self.release()
+            raise
+        self.run, self._begun = run.id, self._goes_on(run)
+        self.clears = self._overwrite or run.overwrite
+
+    def check_held(self) -> None:
+        """Raise `OSError` if the folder was renamed, or another process has taken it."""
+        if self._lock is not None:
+            self._lock.check()
+
+    def release(self) -> None:
+        """Unlock the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def own(self, counts: Iterable[int]) -> set[int]:
+        """Those of `counts` whose checkpoints this run has saved."""
+        paths = {count: target_of(self.path, count) for count in counts}
+        return {count for count, path in paths.items() if self._is_own(path)}
+
+    def clear(self) -> None:
+        """Delete what another run has saved, if that was asked for."""
+        if not self.clears:
+            return
+        there = [*listing(self.path, self.files).values()]
+        others = [path for path in there if not self._is_own(path)]
+        for path in others:
+            discard(path, self.files)
+        if len(others) == len(there) and self.files.exists(self.path / PAGES):
+            remove_tree(self.path / PAGES, self.files)
+        self.clears = False
+
+    def best(self) -> Path | None:
+        """The best checkpoint of the run; None if there is none."""
+        return best(self.path, run=self.run, files=self.files) if self.run else None
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint of the run; None if there is none."""
+        return latest(self.path, run=self.run, files=self.files) if self.run else None
+
+    def _is_own(self, path: Path) -> bool:
+        # A damaged one has no identity either.
+        return _owns(_manifest(path, self.files).get("run"), self.run, self._begun)
+
+    def _goes_on(self, run: Run) -> bool:
+        if run.continues is None:
+            return False
+        place, folder = run.continues.absolute().parent, self.path.absolute()
+        return place == folder or place.resolve() == folder.resolve()
+
+    def _check_owner(self, run: Run) -> None:
+        if self._overwrite or run.overwrite:
+            return
+        folder = self.path.absolute()
+        whole = [*_newest_first(folder, self.files)]
+        newest = next(filter(None, (_manifest(path, self.files) for path in whole)), None)
+        if not whole or (newest and _owns(newest.get("run"), run.id, self._goes_on(run))):
+            return
+        raise FileExistsError(_refusal(newest, self._given, folder, self.files))
+
+
+def _owns(owner: str | None, run: str | None, begun: bool) -> bool:
+    """Those without an identity are a run's own if it goes on from one in the same folder."""
+    return owner == run or (begun and owner is None)
+
+
+def run_of(checkpoint: Path, files: Files) -> str | None:
+    """The identity of the run that saved a checkpoint.
+
+    One that was saved by hand (`fl.save`) has none; then that of the newest beside it that has.
+    """
+    run = _manifest(checkpoint, files).get("run")
+    if run is None:
+        beside = _newest_first(checkpoint.parent, files)
+        run = next(filter(None, (_manifest(path, files).get("run") for path in beside)), None)
+    return run
+
+
+def _newest_first(folder: Path, files: Files) -> Iterator[Path]:
+    """Its checkpoints that have a manifest."""
+    there = sorted(listing(folder, files).items(), reverse=True)
+    return (path for _, path in there if files.exists(path / MANIFEST))
+
+
+def _manifest(path: Path, files: Files) -> dict[str, Any]:
+    """The manifest; empty if it cannot be read."""
+    with contextlib.suppress(CheckpointError, OSError):
+        return read_manifest(path, files=files)
+    return {}
+
+
+def _refusal(manifest: dict[str, Any] | None, given: str, folder: Path, files: Files) -> str:
+    which = "which cannot be read"
+    if manifest:
+        cursor, status = manifest["cursor"], manifest["status"]
+        how = "unfinished" if status == "running" else status
+        epoch = cursor["epoch"] + bool(cursor["index"])
+        which = f"{how}, epoch {epoch}, {cursor['count']} batches"
+    numbers = range(2, 1 << 30)
+    free = next(n for n in numbers if not files.exists(folder.with_name(f"{folder.name}-{n}")))
+    return (
+        f"{given} holds another run ({which}), which is not overwritten. Choose one:\n"
+        f"  go on with it:  fl.fit(..., resume={_quoted(given)})\n"
+        f"  start over:     fl.fit(..., overwrite=True)  # deletes its checkpoints\n"
+        f"  keep both:      fl.checkpoint({_quoted(f'{given}-{free}')}, ...)"
+    )
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
