@@ -91,9 +91,9 @@ def _refuse_fixed(parts: ModuleParts) -> None:
     """Refuse parameters and buffers in tuples, where those of a state cannot be put."""
     for path, name in parts.fixed:
         raise ValueError(
-            f"The model keeps its tensor {name!r} a second time, as {path}, in a tuple, a set or a "
-            "functools.partial, where the state's own cannot take its place: it would stay as it "
-            "is now. Use a list, or make it in forward."
+            f"The model keeps its tensor {name!r} a second time, as {path}, in a tuple, a set, a "
+            "functools.partial or an object with __slots__, where the state's own cannot take its "
+            "place: it would stay as it is now. Use a list, or make it in forward."
         )
 
 
