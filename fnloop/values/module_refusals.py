@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fnloop._torch.hooks import has_hooks
 from fnloop.values.module_parts import ModuleParts
 
 
@@ -44,7 +45,7 @@ def refuse_module(module: nn.Module) -> None:
             "through it first: model(x)."
         )
     for name, p in module.named_parameters():
-        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+        if has_hooks(p):
             raise ValueError(
                 f"The parameter {name!r} has a hook (register_hook, or "
                 "register_post_accumulate_grad_hook), which would not run: parameters are in the "

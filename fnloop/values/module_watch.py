@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from fnloop._torch.hooks import hooks_made
 from fnloop._torch.tracing import without_modes
 from fnloop.values.module_parts import (
     CONTAINERS,
@@ -74,7 +74,7 @@ class ModuleWatch:
             closely: Whether to look at everything.
             hooks: The number of hooks ever registered, before the call.
         """
-        everything = closely or RemovableHandle.next_id != hooks
+        everything = closely or hooks_made() != hooks
         changed = [kept for kept in self._often if kept.changed(closely)]
         if everything:
             late = [kept for kept in self._seldom if kept.changed(closely)]
