@@ -10,7 +10,18 @@ import optree
 import torch
 from torch import nn
 
-from fnloop._torch import autograd, foreach, fused, graph, pytree, random, tracing
+from fnloop._torch import (
+    autograd,
+    foreach,
+    fused,
+    graph,
+    hooks,
+    members,
+    pytree,
+    random,
+    read_only,
+    tracing,
+)
 from fnloop.data.prefetch import prefetch
 
 
@@ -246,3 +257,39 @@ def test_inductor_has_the_options_that_are_asked_of_it():
         for device in ("cpu", "cuda"):
             for name in graph.options(torch.device(device), mode, graph.LARGE):
                 assert name in config._config, name
+
+
+def test_hooks_are_counted():
+    layer, weight = nn.Linear(2, 1), torch.ones(2, requires_grad=True)
+    for register in (
+        layer.register_forward_hook,
+        layer.register_forward_pre_hook,
+        layer.register_full_backward_hook,
+        layer.register_state_dict_pre_hook,
+        weight.register_hook,
+        weight.register_post_accumulate_grad_hook,
+    ):
+        before = hooks.hooks_made()
+        register(lambda *_: None)
+        assert hooks.hooks_made() > before
+    assert hooks.has_hooks(weight) and not hooks.has_hooks(torch.ones(2, requires_grad=True))
+
+
+def test_a_storage_has_an_address_that_views_share():
+    x = torch.zeros(2, 3)
+    assert read_only.memory_of(x) == read_only.memory_of(x.detach())
+    address, start = read_only.memory_of(x[1, 1:])
+    assert (address, start) == (read_only.memory_of(x)[0], 4 * x.element_size())
+    assert read_only.memory_of(torch.zeros(2, 3))[0] != address
+
+
+def test_modes_are_seen_and_can_be_left():
+    modes = graph.fake_mode()
+    with modes, tracing.without_modes():
+        assert not graph.is_fake(torch.ones(2))
+    with modes:
+        assert graph.is_fake(torch.ones(2))
+    with members.drawing([1, 2], torch.device("cpu")):
+        assert members.draws_by_member()
+    with members.drawing([1], torch.device("cpu")):
+        assert not members.draws_by_member()

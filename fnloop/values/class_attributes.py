@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +26,7 @@ class ClassAttributes:
 
     def __init__(self, module: nn.Module) -> None:
         self._before = {
-            (kind, name): (value, copy.copy(value) if isinstance(value, CONTAINERS) else None)
+            (kind, name): (value, _contents(value))
             for kind in _classes(module)
             for name, value in vars(kind).items()
             if not name.startswith("__")
@@ -36,8 +37,7 @@ class ClassAttributes:
         return [
             f"{kind.__name__}.{name}"
             for (kind, name), (value, contents) in self._before.items()
-            if vars(kind).get(name) is not value
-            or (contents is not None and not _same_contents(value, contents))
+            if vars(kind).get(name) is not value or not _same_contents(value, contents)
         ]
 
 
@@ -46,7 +46,21 @@ def _classes(module: nn.Module) -> Iterator[type]:
     return (kind for kind in kinds if kind.__module__.split(".")[0] not in ("torch", "builtins"))
 
 
+def _contents(value: Any) -> Any:
+    """A copy of a container; of a function with ``functools.lru_cache``, what it has kept."""
+    if isinstance(value, CONTAINERS):
+        return copy.copy(value)
+    return value.cache_info() if isinstance(value, _CACHED) else None
+
+
+_CACHED = type(functools.lru_cache(_contents))
+
+
 def _same_contents(now: Any, before: Any) -> bool:
+    if isinstance(now, _CACHED):
+        return now.cache_info().misses == before.misses
+    if not isinstance(now, CONTAINERS):
+        return True
     if len(now) != len(before):
         return False
     if isinstance(now, dict):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from fnloop._torch.draws import RandomnessError
@@ -13,7 +14,8 @@ from fnloop._torch.members import draws_by_member
 from fnloop._torch.read_only import ReadOnly, memory_of
 from fnloop._torch.tracing import recording
 from fnloop.trees.show import short
-from fnloop.values.host_random import GLOBAL, host_seeded
+from fnloop.values.host_random import GLOBAL, RandomSource, host_seeded
+from fnloop.values.reached import generators_of
 from fnloop.values.tensors import Tensors
 
 T = TypeVar("T")
@@ -30,7 +32,7 @@ class CloseLook:
 
     def __init__(self) -> None:
         self._calls: dict[Any, int] = {}
-        self._drawing: set[Any] = set()
+        self._drawing: dict[Any, list[RandomSource]] = {}
 
     def due(self, user: Any, training: bool) -> bool | None:
         """Count a call of a user's function, and say how it is to be called.
@@ -67,23 +69,33 @@ class CloseLook:
             RuntimeError: A parameter is written to.
             RandomnessError: Random numbers of Python or NumPy would become constants.
         """
+        key = (_code(user), training)
         if not closely:
-            with host_seeded(GLOBAL):
+            with host_seeded(self._drawing[key]):
                 return function(model)
-        addresses = {name: memory_of(tensor)[0] for name, tensor in params.items()}
+        sources = [*GLOBAL, *generators_of(user)]
+        before = {name: tensor.detach() for name, tensor in params.items()}
         read_only = ReadOnly(params, lambda name: written_error(user, name))
-        with host_seeded(GLOBAL) as host, read_only:
+        with host_seeded(sources) as host, read_only:
             result = function(model)
         for name, tensor in params.items():
-            if memory_of(tensor)[0] != addresses[name]:
+            if memory_of(tensor)[0] != memory_of(before[name])[0] and not _moved(
+                before[name], tensor
+            ):
                 raise replaced_error(user, name)
         if host.drew:
             check_draws(host.drew, user)
-            self._drawing.add((_code(user), training))
+        if host.drew or len(sources) > len(GLOBAL):
+            self._drawing[key] = sources
         return result
 
     def __reduce__(self) -> Any:
         return CloseLook, ()  # code cannot be pickled, and counts are of this process
+
+
+def _moved(before: Tensor, now: Tensor) -> bool:
+    """Whether values were only moved, as recurrent layers on a GPU move them into one block."""
+    return before.device.type != "cpu" and recording() is None and torch.equal(before, now)
 
 
 def check_draws(drawn: Sequence[str], function: Any) -> None:

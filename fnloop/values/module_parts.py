@@ -74,10 +74,10 @@ class ModuleParts:
             owner, key, value, path = waiting.pop()
             if id(value) in self._own:
                 name = self._own[id(value)]
-                if isinstance(owner, (tuple, set, functools.partial)):
-                    self.fixed.append((path, name))
-                else:
+                if _can_be_assigned_to(owner):
                     self.places.append((owner, key, name))
+                else:
+                    self.fixed.append((path, name))
             elif isinstance(value, (types.FunctionType, weakref.ref)):
                 self.references.append((path, value))
             elif isinstance(value, types.MethodType):
@@ -100,6 +100,13 @@ class ModuleParts:
                     waiting += [(value, k, v, _path(path, value, k)) for k, v in inside]
 
 
+def _can_be_assigned_to(owner: Any) -> bool:
+    """Whether what the owner keeps can be replaced in `attributes_of` it."""
+    if isinstance(owner, CONTAINERS):
+        return not isinstance(owner, set)
+    return hasattr(owner, "__dict__") and not isinstance(owner, functools.partial)
+
+
 def contents(value: Any) -> Iterator[tuple[Any, Any]] | None:
     """What is in a container or an object, with keys; None if it is neither."""
     if type(value) in _DICTS:
@@ -111,7 +118,20 @@ def contents(value: Any) -> Iterator[tuple[Any, Any]] | None:
     if isinstance(value, functools.partial):
         return iter([("func", value.func), ("args", value.args), ("keywords", value.keywords)])
     attributes = getattr(value, "__dict__", None)
-    return iter(list(attributes.items())) if type(attributes) is dict else None
+    if type(attributes) is dict:
+        return iter(list(attributes.items()))
+    return iter(slots_of(value).items()) if slot_names(type(value)) else None
+
+
+def slots_of(value: Any) -> dict[str, Any]:
+    """The attributes of an object whose class has ``__slots__``."""
+    return {name: getattr(value, name) for name in slot_names(type(value)) if hasattr(value, name)}
+
+
+def slot_names(kind: type) -> list[str]:
+    """The attributes for which a Python class has ``__slots__``."""
+    members = [(name, member) for base in kind.__mro__ for name, member in vars(base).items()]
+    return [name for name, member in members if isinstance(member, types.MemberDescriptorType)]
 
 
 def attributes_of(owner: Any) -> Any:

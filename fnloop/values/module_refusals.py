@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dis
-import functools
 import types
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fnloop._torch.hooks import has_hooks
 from fnloop.values.module_parts import ModuleParts
+from fnloop.values.reached import MOST, inside, reached
 
 
 def refuse_module(module: nn.Module) -> None:
@@ -44,7 +43,7 @@ def refuse_module(module: nn.Module) -> None:
             "through it first: model(x)."
         )
     for name, p in module.named_parameters():
-        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+        if has_hooks(p):
             raise ValueError(
                 f"The parameter {name!r} has a hook (register_hook, or "
                 "register_post_accumulate_grad_hook), which would not run: parameters are in the "
@@ -91,9 +90,9 @@ def _refuse_fixed(parts: ModuleParts) -> None:
     """Refuse parameters and buffers in tuples, where those of a state cannot be put."""
     for path, name in parts.fixed:
         raise ValueError(
-            f"The model keeps its tensor {name!r} a second time, as {path}, in a tuple, a set or a "
-            "functools.partial, where the state's own cannot take its place: it would stay as it "
-            "is now. Use a list, or make it in forward."
+            f"The model keeps its tensor {name!r} a second time, as {path}, in a tuple, a set, a "
+            "functools.partial or an object with __slots__, where the state's own cannot take its "
+            "place: it would stay as it is now. Use a list, or make it in forward."
         )
 
 
@@ -118,57 +117,17 @@ def _original_in(reference: Any, originals: set[int]) -> str | None:
     if isinstance(reference, weakref.ref):
         target = reference()  # recurrent layers keep weak references to tensors, and renew them
         return type(target).__name__ if _is_in(target, originals, nn.Module) else None
-    waiting, seen = list(_reached(reference)), set[int]()
-    while waiting and len(seen) < _MOST:
+    waiting, seen = list(reached(reference)), set[int]()
+    while waiting and len(seen) < MOST:
         name, value = waiting.pop()
         if _is_in(value, originals, (nn.Module, Tensor)):
             return f"{name}, a {type(value).__name__}"
         if id(value) in seen or isinstance(value, (nn.Module, Tensor, type, types.ModuleType)):
             continue
         seen.add(id(value))
-        waiting += [(name, inside) for inside in _inside(value)]
+        waiting += [(name, each) for each in inside(value)]
     return None
-
-
-_MOST = 10_000
-"""Number of objects after which a search ends."""
 
 
 def _is_in(value: Any, originals: set[int], kinds: Any) -> bool:
     return id(value) in originals and isinstance(value, kinds)
-
-
-def _reached(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function finds outside of its arguments, by name."""
-    code = function.__code__
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # not filled yet
-            continue
-    for value in function.__defaults__ or ():
-        yield "a default", value
-    for name, value in (function.__kwdefaults__ or {}).items():
-        yield name, value
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            value = function.__globals__.get(instruction.argval)
-            if isinstance(value, (nn.Module, Tensor)):
-                yield instruction.argval, value
-
-
-def _inside(value: Any) -> Iterator[Any]:
-    if isinstance(value, types.FunctionType):
-        yield from (found for _, found in _reached(value))
-    elif isinstance(value, types.MethodType):
-        yield from (value.__func__, value.__self__)
-    elif isinstance(value, functools.partial):
-        yield from (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, weakref.ref):
-        yield value()
-    elif isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, (list, tuple, set)):
-        yield from value
-    else:
-        yield from getattr(value, "__dict__", {}).values()

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.hooks import RemovableHandle
 
+from fnloop._torch.hooks import hooks_made
 from fnloop._torch.read_only import memory_of
 from fnloop._torch.tracing import opaque
 from fnloop.values.class_attributes import ClassAttributes
@@ -114,7 +114,7 @@ class ModuleSkeleton:
             fresh = self._fresh(buffers) if buffers else {}
             look = self._look.due(user, training)
             closely = look is True
-            hooks = RemovableHandle.next_id
+            hooks = hooks_made()
             classes = ClassAttributes(self.module) if closely else None
             self._depth += 1
             changed: list[str] = []

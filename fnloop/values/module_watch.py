@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from fnloop._torch.hooks import hooks_made
 from fnloop._torch.tracing import without_modes
-from fnloop.values.module_parts import ModuleParts, assigned_by_torch, attributes_of, join
+from fnloop.values.module_parts import (
+    CONTAINERS,
+    ModuleParts,
+    assigned_by_torch,
+    attributes_of,
+    join,
+    slots_of,
+)
 
 
 class ModuleWatch:
@@ -36,9 +43,9 @@ class ModuleWatch:
 
     def _take(self) -> None:
         owners, quiet, tensors, arrays = self._owners
-        self._often: list[_Kept] = [_Contents(path, owner) for path, owner in owners]
+        self._often: list[_Kept] = [_kept(path, owner) for path, owner in owners]
         self._often += [_Values(path, tensor) for path, tensor in tensors]
-        self._seldom: list[_Kept] = [_Contents(path, owner) for path, owner in quiet]
+        self._seldom: list[_Kept] = [_kept(path, owner) for path, owner in quiet]
         self._seldom += [_Array(path, array) for path, array in arrays]
         self._modules = [
             kept
@@ -67,7 +74,7 @@ class ModuleWatch:
             closely: Whether to look at everything.
             hooks: The number of hooks ever registered, before the call.
         """
-        everything = closely or RemovableHandle.next_id != hooks
+        everything = closely or hooks_made() != hooks
         changed = [kept for kept in self._often if kept.changed(closely)]
         if everything:
             late = [kept for kept in self._seldom if kept.changed(closely)]
@@ -159,6 +166,26 @@ class _Contents:
             now.update(self.before)
 
 
+class _Slots:
+    """The attributes of an object whose class has ``__slots__``."""
+
+    def __init__(self, path: str, owner: Any) -> None:
+        self.path, self._owner, self._before = path, owner, slots_of(owner)
+
+    def changed(self, closely: bool) -> bool:
+        now, before = slots_of(self._owner), self._before
+        return len(now) != len(before) or any(now[name] is not before.get(name) for name in now)
+
+    def names(self) -> list[str]:
+        return [self.path]
+
+    def put_back(self) -> None:
+        for name in slots_of(self._owner).keys() - self._before.keys():
+            object.__delattr__(self._owner, name)
+        for name, value in self._before.items():
+            object.__setattr__(self._owner, name, value)
+
+
 class _Values:
     """A tensor that is no parameter and no buffer."""
 
@@ -201,7 +228,12 @@ class _Array:
         self._now[...] = self._before
 
 
-_Kept = _Contents | _Values | _Array
+_Kept = _Contents | _Slots | _Values | _Array
+
+
+def _kept(path: str, owner: Any) -> _Kept:
+    slotted = not isinstance(owner, CONTAINERS) and not hasattr(owner, "__dict__")
+    return _Slots(path, owner) if slotted else _Contents(path, owner)
 
 
 def _is_torchs_own(module: nn.Module, key: str) -> bool:

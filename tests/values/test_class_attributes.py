@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -19,11 +21,17 @@ def assign(model):
     type(model).calls += 1
 
 
+def cached(model):
+    model.scale(2)
+
+
 def put(model):
     model.cache["x"] = 2
 
 
-@pytest.mark.parametrize(("act", "name"), [(append, "history"), (assign, "calls"), (put, "cache")])
+@pytest.mark.parametrize(
+    ("act", "name"), [(append, "history"), (assign, "calls"), (put, "cache"), (cached, "scale")]
+)
 def test_changes_of_a_class_are_told_once(act, name):
     class Base(nn.Linear):
         history, calls, cache = [], 0, {"x": 1}
@@ -31,12 +39,16 @@ def test_changes_of_a_class_are_told_once(act, name):
     class Net(Base):
         calls = 0
 
+        @functools.lru_cache  # noqa: B019
+        def scale(self, x):
+            return self.weight.sum() * x
+
         def forward(self, x):
             act(self)
             return super().forward(x)
 
     x, state = torch.ones(2, 3), STEP.init(Net(3, 1))
-    owner = "Net" if act is assign else "Base"
+    owner = "Net" if act in (assign, cached) else "Base"
     with pytest.warns(UserWarning, match=rf"attributes of its classes .*: {owner}\.{name}\."):
         STEP(state, x)
     for _ in range(4):

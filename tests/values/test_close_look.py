@@ -326,3 +326,46 @@ def test_a_generator_that_only_torch_reads_cannot_be_vmapped():
     states = [STEP.init(Noisy, seed=i) for i in range(2)]
     with pytest.raises(NotImplementedError, match="generator of its own"):
         fl.testing.check_vmaps(STEP, states, (X, Y))
+
+
+OWN = np.random.default_rng(3)
+
+
+def globally(model, batch):
+    return loss(model, batch) * OWN.uniform(0.5, 1.5)
+
+
+@pytest.mark.parametrize("kind", [*GENERATORS, "a global one"])
+def test_generators_that_a_loss_finds(kind):
+    if kind == "a global one":
+        function, untouched = globally, lambda: OWN.random() == np.random.default_rng(3).random()
+    else:
+        make, draw = GENERATORS[kind]
+        own = {"generators": [make()]}
+        function = lambda m, b: loss(m, b) * float(draw(own["generators"][0]))  # noqa: E731
+        untouched = lambda: float(draw(own["generators"][0])) == float(draw(make()))  # noqa: E731
+    step = step_of(function)
+    state = step.init(nn.Linear(3, 1), seed=0)
+    results = [step(state, (X, Y)) for _ in range(5)]
+    assert all(result == results[0] for result in results)
+    _, other = step(state.replace(calls=state.calls + 1), (X, Y))
+    assert float(other["loss"]) != float(results[0][1]["loss"])
+    with pytest.raises(fl.CompileError):
+        fl.compile(step, backend="aot_eager")(state, (X, Y))
+    assert untouched()
+
+
+def test_a_compiled_step_tells_at_its_first_call_too():
+    class Counts(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    fast = fl.compile(STEP, backend="aot_eager")
+    state = fast.init(Counts(3, 1))
+    with pytest.warns(UserWarning, match="Counts changed something outside .*: calls") as told:
+        for _ in range(3):
+            state, _ = fast(state, (X, Y))
+    assert len(told) == 1

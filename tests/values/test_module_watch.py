@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import pickle
 import warnings
 
@@ -31,6 +32,13 @@ class Settings:
         self.seen = []
 
 
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    scale: float = 1.0
+    seen: list = dataclasses.field(default_factory=list)
+    last: object = None
+
+
 class Keeps(nn.Module):
     """Does one thing outside of its tensors in each call."""
 
@@ -46,6 +54,7 @@ class Keeps(nn.Module):
         self.recent = collections.deque([1.0], maxlen=3)
         self.by_name = collections.defaultdict(list)
         self.settings = Settings()
+        self.slotted = Slotted()
         self.scale = torch.ones(())
         self.table = np.ones(3)
         self.extra = [nn.Linear(3, 1)]  # not registered
@@ -100,6 +109,13 @@ def configure(self, x):
     return self.settings.scale * len(self.settings.seen)
 
 
+def configure_slots(self, x):
+    self.slotted.scale *= 2
+    self.slotted.last = self.linear(x)
+    self.slotted.seen.append(self.slotted.last)
+    return self.slotted.scale * len(self.slotted.seen)
+
+
 def write_tensor(self, x):
     self.scale.mul_(2)
     return float(self.scale)
@@ -145,6 +161,7 @@ ACTS = {
     nest: r"cache\['old'\]",
     add: "names, recent, by_name",
     configure: "settings",
+    configure_slots: "slotted, slotted.seen",
     write_tensor: "scale",
     write_tensor_by_data: "scale",
     write_array: "table",
