@@ -19,7 +19,7 @@ from fnloop._torch.tracing import opaque, recording
 from fnloop.stages.base import Kind, Stage
 from fnloop.stages.grad import INFERENCE
 from fnloop.stages.lift import stage
-from fnloop.transforms.compile_errors import CompileError, check_leaf, translated
+from fnloop.transforms.compile_errors import CompileError, check_dense, check_leaf, translated
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.kinds import ambient, kind_of
 from fnloop.transforms.plan import Plans
@@ -164,6 +164,8 @@ class Compiled(Stage):
             raise RuntimeError(INFERENCE)
         for path, leaf in [*tree_items(x), *tree_items(self.inner)]:
             check_leaf(path, leaf)
+        for path, leaf in tree_items(inputs.state):
+            check_dense(path, leaf)
         start = time.perf_counter()
         try:
             with quiet():
