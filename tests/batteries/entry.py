@@ -29,7 +29,6 @@ class Entry:
         double: Whether it is tried in float64. Batch statistics of a few values blow up rounding,
             so that float32 would prove nothing.
         inductor: Whether it is also built by Inductor, which takes a minute.
-        known: The fault of fnloop that it shows; empty if there is none.
     """
 
     name: str
@@ -44,4 +43,3 @@ class Entry:
     refused: str = ""
     double: bool = False
     inductor: bool = False
-    known: str = ""

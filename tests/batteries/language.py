@@ -158,7 +158,6 @@ def _of(
     )
 
 
-HOOKS = "hooks that a forward registers stay"
 DEBERTA = {**SMALL, **STILL, "num_labels": 3, "relative_attention": True}
 DEBERTA |= {"pos_att_type": ["c2p", "p2c"], "cls_dropout": 0.0, "pooler_dropout": 0.0}
 
@@ -171,7 +170,7 @@ LANGUAGE = [
     Entry(
         "gpt2, captured", "transformers", lambda: gpt2(attn_implementation="eager"),
         tokens, captured_loss, "output_attentions, output_hidden_states",
-        'attn_implementation="eager", which transformers asks for', known=HOOKS,
+        'attn_implementation="eager", which transformers asks for',
     ),
     _of("llama", "LlamaForCausalLM", tokens, own_loss, tests="rotary embeddings"),
     _of(
@@ -198,7 +197,7 @@ LANGUAGE = [
             "output_router_logits": True,
         },
         remedy='experts_implementation="batched_mm"',
-        uncut="the routers' loss is of the whole batch", known=HOOKS,
+        uncut="the routers' loss is of the whole batch",
     ),
     _of(
         "mamba", "MambaForCausalLM", tokens, own_loss, tests="a state-space model",
