@@ -116,6 +116,31 @@ def inductor() -> Any:
     return compile_fx
 
 
+def _reshape_views(graph: GraphModule) -> None:
+    """Let views be copies where Inductor gives their input other strides than PyTorch does.
+
+    It replaces some operations by others whose result has other strides (``cat`` with an empty
+    tensor), of which the recorded view need not exist. Views that are written to stay.
+    """
+    for node in graph.graph.find_nodes(op="call_function", target=_aten.view.default):
+        if not _is_written(node):
+            node.target = _aten.reshape.default
+    graph.recompile()
+
+
+def _is_written(node: Node) -> bool:
+    """Whether an operation writes to the node's tensor, or to a view of it."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)
+        if schema is None:  # the graph's output
+            continue
+        if schema.is_mutable:
+            return True
+        if any(result.alias_info is not None for result in schema.returns) and _is_written(user):
+            return True
+    return False
+
+
 def _inductor(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Runnable:
     """Compile by Inductor, and return its code without AOTAutograd's wrapper.
 
@@ -137,6 +162,7 @@ def _inductor(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any])
         config.patch(enable_autograd_cache=False),  # a cache hit returns only the wrapper
         _room_for(len(graph.graph.nodes)),
     ):
+        _reshape_views(graph)
         wrapped = compiler.compile_fx(graph, inputs, inner_compile=keep, config_patches=options)
     (output,) = graph.graph.find_nodes(op="output")
     if [shape[:2] for shape in built] == [(len(inputs), len(output.args[0]))]:

@@ -23,7 +23,7 @@ from fnloop.stages.base import Kind, Stage
 from fnloop.stages.grad import INFERENCE
 from fnloop.stages.lift import stage
 from fnloop.stages.remedies import remedy
-from fnloop.transforms.compile_errors import CompileError, check_leaf, translated
+from fnloop.transforms.compile_errors import CompileError, check_dense, check_leaf, translated
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.kinds import ambient, kind_of
 from fnloop.transforms.plan import Plans
@@ -183,6 +183,8 @@ class Compiled(Stage):
             raise RuntimeError(INFERENCE)
         for path, leaf in [*tree_items(x), *tree_items(self.inner)]:
             check_leaf(path, leaf)
+        for path, leaf in tree_items(inputs.state):
+            check_dense(path, leaf)
         self._say(f"fl.compile: compiling the step for a batch of {short(x)}, once for this shape")
         start = time.perf_counter()
         try:

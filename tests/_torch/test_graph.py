@@ -165,3 +165,33 @@ def test_storage_users_counts_views():
 def test_what_cannot_be_recorded_raises_what_errors_translate(function, kinds):
     with graph.quiet(), pytest.raises(kinds):
         recorded(function, torch.ones(3))
+
+
+def viewed(x):
+    """A view that exists of PyTorch's result, and not of Inductor's, which has other strides."""
+    joined = torch.cat([x.new_empty(0), x.transpose(1, 2)], 1)
+    return [joined.view(-1, 3) * 2]
+
+
+def written(x):
+    rows = x * 2
+    rows.view(-1)[1:].add_(1)
+    return [rows]
+
+
+def test_inductor_may_give_other_strides_to_what_is_viewed():
+    x, mode = torch.randn(4, 3, 5), graph.fake_mode()
+    (fake,) = graph.without_values([x], mode)
+    recorded = graph.record(viewed, [fake], mode)
+    run = graph.build(recorded, [fake], "inductor", graph.options(x.device, "default", 5))
+    assert torch.equal(run([x])[0], viewed(x)[0])
+
+
+def test_a_view_that_is_written_to_stays_one():
+    mode = graph.fake_mode()
+    (fake,) = graph.without_values([torch.randn(4, 3, 5)], mode)
+    for function, kept in ((viewed, 0), (written, 1)):
+        recorded = graph.record(function, [fake], mode)
+        graph._reshape_views(recorded)
+        names = [node.target for node in recorded.graph.nodes]
+        assert names.count(torch.ops.aten.view.default) == kept

@@ -30,7 +30,7 @@ from fnloop.cli.app import main
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(
-    r"^(?P<exempt><!-- not run: .+ -->\n)?```(?P<kind>\w+)(?: title=\"(?P<title>.+?)\")?\n"
+    r"^(?P<exempt><!-- not run: [^\n]+ -->\n)?```(?P<kind>\w+)(?: title=\"(?P<title>.+?)\")?\n"
     r"(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
