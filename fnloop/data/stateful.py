@@ -250,7 +250,7 @@ def _seeded(data: Any) -> tuple[Any, Any]:
     """
     if not isinstance(data, DataLoader) or not is_map_style(data) or _methods(data.dataset):
         return data, None
-    seed = torch.zeros((), dtype=torch.int64)
+    seed = torch.zeros((), dtype=torch.int64, device="cpu")
     if data.num_workers:
         seed.share_memory_()
     parts: dict[str, Any] = {

@@ -16,6 +16,7 @@ from fnloop.stages.closure import closed_over
 from fnloop.stages.loss_result import LossResult, explain, read_loss
 from fnloop.trees.nodes import tree, tree_leaves
 from fnloop.trees.show import short
+from fnloop.values.context import no_casting
 from fnloop.values.grads import Grads
 from fnloop.values.randomness import randomness
 from fnloop.values.state import State
@@ -51,7 +52,8 @@ class Grad(GradStage):
                 # The backward pass runs here too: activation checkpointing recomputes the forward
                 # pass in it, which needs this model.
                 result = self._run(state, model, x, tape)
-                found = tape.backward(result.loss, _seed(result, scale))
+                with no_casting(state.step.device):
+                    found = tape.backward(result.loss, _seed(result, scale))
                 return trained.gradients(found), result.weight, result.metrics
 
             return state.skeleton.call(run, params, state.buffers, training=True)

@@ -103,7 +103,7 @@ def exact(value: Any) -> Any:
     """
     if not isinstance(value, Tensor):
         if isinstance(value, (np.generic, np.ndarray)):
-            return exact(torch.as_tensor(value)) if value.ndim else value.item()
+            return exact(torch.as_tensor(value, device="cpu")) if value.ndim else value.item()
         return value
     if value.dtype in _EXACT:
         return value
