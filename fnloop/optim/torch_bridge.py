@@ -258,6 +258,6 @@ def _moved(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The keys of entries that are new or have changed."""
 
     def same(a: Any, b: Any) -> bool:
-        return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+        return torch.equal(*[torch.as_tensor(x, device="cpu") for x in (a, b)])
 
     return [k for k, value in after.items() if k not in before or not same(value, before[k])]
