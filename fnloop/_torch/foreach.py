@@ -103,7 +103,7 @@ def clamp(xs: Storages, low: Scalar, high: Scalar, bulk: bool) -> Storages:
 def norm(xs: Storages, bulk: bool) -> Tensor:
     """The Euclidean norm of all values together: 0-d, float32 or wider."""
     if not xs:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     dtypes = set(map(_DTYPE, xs))
     if not bulk or not dtypes <= _EXACT:
         norms = [torch.linalg.vector_norm(x, dtype=_wide(x)) for x in xs]
@@ -120,7 +120,7 @@ def norm_of_small(xs: Storages) -> Tensor:
 def all_finite(xs: Storages) -> Tensor:
     """Whether every value is finite: bool[]."""
     if not xs:
-        return torch.ones((), dtype=torch.bool)
+        return torch.ones((), dtype=torch.bool, device="cpu")
     # x - x is nan if x is not finite, else 0. Inductor vectorizes this sum, but not a reduction of
     # isfinite; it would simplify 0 * x away.
     return torch.stack([(x - x).sum().to(torch.float32) for x in xs]).sum() == 0
@@ -151,7 +151,9 @@ def _boxed(ys: Any, xs: Storages, bulk: bool) -> Any:
         return ys
     dtype, *others = set(map(_DTYPE, xs))
     # In the tensors' dtype, or it would promote 0-d tensors. Half precision would round it.
-    return ys if others or dtype not in _EXACT else torch.scalar_tensor(ys, dtype=dtype)
+    return (
+        ys if others or dtype not in _EXACT else torch.scalar_tensor(ys, dtype=dtype, device="cpu")
+    )
 
 
 def _spread(ys: Any, xs: Storages) -> Sequence[Any]:

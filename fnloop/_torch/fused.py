@@ -71,7 +71,7 @@ def adam(
     if made is None:
         return None
     if apart:
-        kept = torch.where(torch.as_tensor(finite), 1 - lr * weight_decay, 1.0)
+        kept = torch.where(_flag(finite), 1 - lr * weight_decay, 1.0)
         torch._foreach_mul_(made[0], kept)
     kernel = _adamw_ if decoupled else _adam_
     kernel(
@@ -224,4 +224,8 @@ def _rate(lr: Number) -> Number:
 
 def _found_inf(finite: bool | Tensor) -> Any:
     """The kernels' flag to skip the update: float32[], or None if `finite` is True."""
-    return None if finite is True else torch.logical_not(torch.as_tensor(finite)).float()
+    return None if finite is True else torch.logical_not(_flag(finite)).float()
+
+
+def _flag(finite: bool | Tensor) -> Tensor:
+    return finite if isinstance(finite, Tensor) else torch.tensor(finite, device="cpu")

@@ -212,7 +212,7 @@ def storage_of(tensor: Tensor) -> Any:
 users_of: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore
 """The reference count of the storage at an address: `LONE`, plus one per view."""
 
-_lone = torch.empty(1)
+_lone = torch.empty(1, device="cpu")
 LONE = users_of(storage_of(_lone)._cdata)
 """The result of `users_of` for a storage that only one tensor uses."""
 

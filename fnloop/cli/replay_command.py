@@ -119,7 +119,7 @@ def _places(recipe: Recipe, found: Replay) -> Iterator[str]:
     if not isinstance(train, Batches):
         return
     # The order depends only on these arguments, so batches of indices give the positions.
-    numbered = torch.arange(train.examples)
+    numbered = torch.arange(train.examples, device="cpu")
     order = Batches(numbered, train.batch_size, train.shuffle, train.seed, train.drop_last)
     indices = order.at(found.before.cursor)[1].tolist()
     for suspect in found.examples[:4]:

@@ -197,7 +197,9 @@ class _Order:
             start = 0
         stop = min(start + self._ahead, self._examples)
         epochs = range(epoch, epoch + self._epochs)
-        block = permute_epochs(torch.arange(start, stop), self._examples, self._seed, epochs)
+        block = permute_epochs(
+            torch.arange(start, stop, device="cpu"), self._examples, self._seed, epochs
+        )
         blocks = [block.to(device).unbind() for device in self._devices]
         return _Known(epoch, start, stop, list(zip(*blocks, strict=True)))
 

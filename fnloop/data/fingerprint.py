@@ -93,8 +93,8 @@ def _of_tensor(leaf: Tensor) -> bytes:
 @functools.lru_cache(maxsize=64)
 def _places(rows: int, width: int) -> Tensor:
     """Flat indices of the numbers to sample from `rows` examples of `width` numbers: int64[n]."""
-    within = torch.tensor(_spread(width, _NUMBERS))
-    return (torch.tensor(_spread(rows, _EXAMPLES))[:, None] * width + within).view(-1)
+    within = torch.tensor(_spread(width, _NUMBERS), device="cpu")
+    return (torch.tensor(_spread(rows, _EXAMPLES), device="cpu")[:, None] * width + within).view(-1)
 
 
 def _spread(n: int, most: int) -> list[int]:

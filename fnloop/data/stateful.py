@@ -252,7 +252,7 @@ def _seeded(data: Any) -> tuple[Any, Any]:
     """
     if not isinstance(data, DataLoader) or not is_map_style(data) or _methods(data.dataset):
         return data, None
-    shared = torch.zeros(2, dtype=torch.int64)
+    shared = torch.zeros(2, dtype=torch.int64, device="cpu")
     if data.num_workers:
         shared.share_memory_()
     parts: dict[str, Any] = {

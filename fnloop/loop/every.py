@@ -241,7 +241,11 @@ def _is_merged(metric: Any) -> bool:
 def _start(metric: Metric) -> Metric:
     """The memory of a metric before its first report."""
     grows = _shapes(metric) != _shapes(metric.merge(metric))
-    return Reported(torch.zeros((), dtype=torch.int64)) if grows else _as_tensors(metric.empty())
+    return (
+        Reported(torch.zeros((), dtype=torch.int64, device="cpu"))
+        if grows
+        else _as_tensors(metric.empty())
+    )
 
 
 def _add(merged: Metric, metric: Any) -> Metric:
@@ -284,7 +288,7 @@ def _as_tensors(metric: Any) -> Any:
 
 def _as_tensor(leaf: Any) -> Tensor:
     if not isinstance(leaf, Tensor):
-        return torch.scalar_tensor(float(leaf), dtype=torch.float64)
+        return torch.scalar_tensor(float(leaf), dtype=torch.float64, device="cpu")
     return leaf.to(torch.float64) if leaf.is_floating_point() else leaf
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fnloop.trees.nodes import tree
-from fnloop.values.metrics import Mean
+from fnloop.values.metrics import Mean, as_tensor
 
 
 @tree
@@ -17,7 +17,7 @@ class Perplexity(Mean):
     """The exponential of a mean negative log-likelihood (in nats)."""
 
     def value(self) -> Tensor:
-        return torch.as_tensor(super().value()).exp()
+        return as_tensor(super().value(), torch.device("cpu")).exp()
 
 
 @overload

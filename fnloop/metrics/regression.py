@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fnloop.trees.nodes import tree
-from fnloop.values.metrics import Mean, Metric
+from fnloop.values.metrics import Mean, Metric, as_tensor
 
 
 def mse(predictions: Tensor, targets: Tensor) -> Mean:
@@ -50,7 +50,7 @@ class Rmse(Mean):
     """The square root of a mean."""
 
     def value(self) -> Tensor:
-        return torch.as_tensor(super().value()).sqrt()
+        return as_tensor(super().value(), torch.device("cpu")).sqrt()
 
 
 def rmse(predictions: Tensor, targets: Tensor) -> Rmse:

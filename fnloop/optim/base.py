@@ -31,11 +31,15 @@ class Optimizer:
         name: Key of its memory and prefix of its hyperparameters: ``"adamw.lr"``.
         reported: Hyperparameters that are reported and can be scaled (`fl.scale`) even if they are
             constant. Those given by a schedule always are.
+        mixes: Whether a parameter's gradient has an influence on other parameters, as in clipping
+            by the norm of all. It then sees zeros for the gradients that the rest of its chain
+            discards.
     """
 
     explains_keywords: ClassVar[bool] = True
     name: str
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+    mixes: ClassVar[bool] = False
 
     @property
     def makes(self) -> Makes:
@@ -43,6 +47,10 @@ class Optimizer:
         does; ``"zeros"`` if it leaves parameters alone.
         """
         return "updates"
+
+    def discards(self, params: Tensors) -> Collection[str]:
+        """The parameters whose gradients it does not use, because it leaves them alone."""
+        return params.names if self.makes == "zeros" else ()
 
     def names(self) -> tuple[str, ...]:
         """The keys of its memory: its name, or the names of its parts."""

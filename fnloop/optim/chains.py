@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, replaced
@@ -68,6 +68,7 @@ class chain(Optimizer):
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
+        grads = self._used(grads, params)
         for optimizer in self.optimizers:
             grads, memory = optimizer.update(grads, memory, params, step)
         return grads, memory
@@ -78,10 +79,24 @@ class chain(Optimizer):
         if finite is False:
             return params, memory
         *first, last = self.optimizers
-        new = memory
+        new, grads = memory, self._used(grads, params)
         for optimizer in first:
             grads, new = optimizer.update(grads, new, params, step)
         return last.apply(grads, select(finite, new, memory), params, step, finite)
+
+    @property
+    def mixes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any([optimizer.mixes for optimizer in self.optimizers])
+
+    def discards(self, params: Tensors) -> Collection[str]:
+        return {name for optimizer in self.optimizers for name in optimizer.discards(params)}
+
+    def _used(self, grads: Tensors, params: Tensors) -> Tensors:
+        """The gradients, with zeros for those that would count in a norm, but are not used."""
+        if not self.mixes or not (unused := self.discards(params)):
+            return grads
+        names = [name for name in grads if name in unused]
+        return grads.updated(grads.select(names).zeros())
 
     def hyperparameters(self) -> dict[str, Any]:
         return {k: v for part in self.optimizers for k, v in part.hyperparameters().items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self, TypeAlias
 
 from torch import Tensor
@@ -64,6 +64,21 @@ class by_label(Optimizer):
     def makes(self) -> Makes:
         kinds: list[Makes] = [o.makes for o in self.optimizers.values() if o.makes != "zeros"]
         return kinds[0] if kinds else "zeros"
+
+    @property
+    def mixes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any([o.mixes for o in self.optimizers.values()])
+
+    def discards(self, params: Tensors) -> Collection[str]:
+        parts = {
+            label: o
+            for label, o in self.optimizers.items()
+            if o.makes == "zeros" or type(o).discards is not Optimizer.discards
+        }
+        if not parts:  # to group the parameters takes time
+            return ()
+        groups = self._groups(params)
+        return {n for label, o in parts.items() for n in o.discards(params.select(groups[label]))}
 
     def names(self) -> tuple[str, ...]:
         return tuple(f"{label}.{n}" for label, o in self.optimizers.items() for n in o.names())

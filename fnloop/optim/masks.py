@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Self
 
 from torch import Tensor
@@ -49,6 +49,16 @@ class masked(Optimizer):
     @property
     def makes(self) -> Makes:
         return "updates" if self.optimizer.makes == "updates" else "gradients"
+
+    @property
+    def mixes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.optimizer.mixes
+
+    def discards(self, params: Tensors) -> Collection[str]:
+        names = chosen(self.where, params)
+        inside = set(self.optimizer.discards(params.select(names)))
+        others = set(params.names).difference(names) if self.makes == "updates" else set[str]()
+        return inside | others
 
     def names(self) -> tuple[str, ...]:
         return self.optimizer.names()

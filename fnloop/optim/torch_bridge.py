@@ -101,7 +101,7 @@ class from_torch(Optimizer):
         return {
             **zeros(self._state(torch_optimizer, params, copies)),
             "group": zeros(pack(group, "param_groups[0]")),
-            "started": {name: torch.zeros((), dtype=torch.bool) for name in params},
+            "started": {name: torch.zeros((), dtype=torch.bool, device="cpu") for name in params},
         }
 
     def update(
@@ -164,7 +164,10 @@ class from_torch(Optimizer):
             "state": {**own["state"], **made["state"]},
             "shared": made["shared"],
             "group": pack({key: after[key] for key in kept}, "param_groups[0]"),
-            "started": {**own["started"], **{n: torch.ones((), dtype=torch.bool) for n in params}},
+            "started": {
+                **own["started"],
+                **{n: torch.ones((), dtype=torch.bool, device="cpu") for n in params},
+            },
         }
         lost = [f"param_groups[0][{key!r}]" for key in _moved(before, after) if key not in kept]
         if wrong := lost + differences(own, new):
@@ -255,6 +258,6 @@ def _moved(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The keys of entries that are new or have changed."""
 
     def same(a: Any, b: Any) -> bool:
-        return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+        return torch.equal(*[torch.as_tensor(x, device="cpu") for x in (a, b)])
 
     return [k for k, value in after.items() if k not in before or not same(value, before[k])]

@@ -38,9 +38,9 @@ def pack(state: Mapping[Any, Any], where: str) -> Packed:
         if isinstance(value, Tensor):
             packed["tensors"][key] = value.detach().clone()
         elif type(value) in _DTYPES:
-            packed["numbers"][key] = torch.tensor(value, dtype=_DTYPES[type(value)])
+            packed["numbers"][key] = torch.tensor(value, dtype=_DTYPES[type(value)], device="cpu")
         elif value is None:
-            packed["nones"][key] = torch.empty(0)
+            packed["nones"][key] = torch.empty(0, device="cpu")
         elif isinstance(value, Mapping):
             packed["dicts"][key] = pack(value, place)
         elif type(value) is list:

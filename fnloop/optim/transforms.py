@@ -19,7 +19,8 @@ from fnloop.values.tensors import Tensors
 class clip_by_norm(Transform):
     """Scale the gradients down so that their global norm is at most `max_norm`.
 
-    Like ``torch.nn.utils.clip_grad_norm_`` (Pascanu et al., 2013, algorithm 1).
+    Like ``torch.nn.utils.clip_grad_norm_`` (Pascanu et al., 2013, algorithm 1). Gradients that the
+    rest of the chain discards, as `freeze` does, do not count.
 
     Args:
         max_norm: Upper bound of the Euclidean norm of all gradients together.
@@ -30,6 +31,8 @@ class clip_by_norm(Transform):
     >>> dict(clip_by_norm(1.0).update(grads, {}, grads, step=0)[0])
     {'w': tensor([0.6000, 0.8000])}
     """
+
+    mixes: ClassVar[bool] = True
 
     max_norm: Any
     name: str = "clip_by_norm"

@@ -86,7 +86,7 @@ _WHAT = {
 def as_numbers(value: Any) -> Tensor | None:
     """A leaf as a plain dense tensor; None if it is neither that nor a numeric array."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        value = torch.as_tensor(value.copy())
+        value = torch.as_tensor(value.copy(), device="cpu")
     if not isinstance(value, Tensor) or value.is_meta:
         return None
     plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout is torch.strided

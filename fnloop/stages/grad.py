@@ -16,6 +16,7 @@ from fnloop.stages.loss_result import LossResult, explain, read_loss
 from fnloop.trees.nodes import tree, tree_leaves
 from fnloop.trees.show import short
 from fnloop.values.close_look import Unwritten
+from fnloop.values.context import no_casting
 from fnloop.values.grads import Grads
 from fnloop.values.randomness import randomness
 from fnloop.values.state import State
@@ -56,7 +57,8 @@ class Grad(GradStage):
                 # pass in it, which needs this model.
                 result = self._run(state, model, x, tape)
                 try:
-                    found = tape.backward(result.loss, _seed(result, scale))
+                    with no_casting(state.step.device):
+                        found = tape.backward(result.loss, _seed(result, scale))
                 except RuntimeError as error:
                     if "use_reentrant" in str(error):
                         raise RuntimeError(_REENTRANT.format(loss=self.loss)) from error

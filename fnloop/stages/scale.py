@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import torch
+import math
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from fnloop.trees.show import short
 from fnloop.values.state import State
 
 
 def scale(
     state: State,
     hyperparameter: str,
-    factor: float | None = None,
-    to: float | None = None,
+    factor: float | Tensor | None = None,
+    to: float | Tensor | None = None,
     name: str = "update",
 ) -> State:
     """Multiply a reported hyperparameter from the next step on. Returns a new state.
@@ -20,14 +25,15 @@ def scale(
         state: A state initialized for a step with `update`.
         hyperparameter: Its reported name: ``"adamw.lr"``, or ``"head.adamw.lr"`` under
             `fl.optim.by_label`.
-        factor: Multiplies the current multiplier. A learning rate times 0 freezes the parameters,
-            without weight decay, and their optimizer state.
+        factor: Multiplies the current multiplier: a number or a 0-d tensor. A learning rate times 0
+            freezes the parameters, without weight decay, and their optimizer state.
         to: Sets the multiplier instead: ``to=1.0`` undoes all earlier factors.
         name: Slot of the update.
 
     Raises:
         KeyError: There is no such slot or hyperparameter.
-        TypeError: Both or neither of `factor` and `to` are given.
+        TypeError: Both or neither of `factor` and `to` are given, or it is not a number.
+        ValueError: It is not finite, or a tensor of another shape than the multiplier.
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
@@ -45,5 +51,22 @@ def scale(
     if (factor is None) == (to is None):
         raise TypeError("scale takes either a factor or to=, exactly one of the two.")
     old = memory["scale"][hyperparameter]
-    new = old * factor if to is None else torch.full_like(old, to)
+    number = _number(factor if to is None else to, old)
+    new = old * number if to is None else number
     return state.put(name, {**memory, "scale": {**memory["scale"], hyperparameter: new}})
+
+
+def _number(value: Any, old: Tensor) -> Tensor:
+    """A multiplier like `old`, whose dtype and shape it keeps."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"scale takes a finite number, got {value}.")
+    try:
+        number = torch.as_tensor(value, dtype=old.dtype, device=old.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"scale takes a number or a 0-d tensor, got {short(value)}.") from error
+    if number.ndim and number.shape != old.shape:
+        raise ValueError(
+            f"scale takes a number or a tensor of the multiplier's shape, {short(old)}; got "
+            f"{short(number)}."
+        )
+    return number.expand(old.shape).clone()

@@ -238,7 +238,7 @@ def _checked(
 
 def _memory(file: Path, path: str, nbytes: int) -> Tensor:
     try:
-        return torch.empty(nbytes, dtype=torch.uint8)
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
     except RuntimeError as error:
         raise CheckpointError(
             f"{file}: there is no memory for the tensor {path!r}, which has {nbytes} bytes."

@@ -24,9 +24,10 @@ class track(Effect):
 
     A point is the merge of all metrics since the point before. One is written every `every`
     batches, at the end of each epoch, at the end of the run, and at a step with validation metrics
-    (a prefix, as in ``val/loss``). Metrics that are no single number are left out. Another thread
-    does the writing. A tracker that cannot be opened is an error; one that fails later is dropped
-    with a warning, and training continues. A resumed run continues the same tracker run.
+    (a prefix, as in ``val/loss``). A metric of several numbers has a name for each (`fl.numbers`).
+    Another thread does the writing. A tracker that cannot be opened is an error; one that fails
+    later is dropped with a warning, and training continues. A resumed run continues the same
+    tracker run.
 
     Args:
         tracker: An `fl.trackers.Aim`, `fl.trackers.JSONL`, `fl.trackers.CSV`,

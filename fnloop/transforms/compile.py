@@ -181,6 +181,8 @@ class Compiled(Stage):
     def _compile(self, inputs: Inputs, x: Any) -> Program:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(INFERENCE)
+        if torch.is_anomaly_enabled():
+            raise CompileError(_ANOMALY)
         for path, leaf in [*tree_items(x), *tree_items(self.inner)]:
             check_leaf(path, leaf)
         for path, leaf in tree_items(inputs.state):
@@ -207,6 +209,13 @@ class Compiled(Stage):
                 stacklevel=4,
             )
         return program
+
+
+_ANOMALY = (
+    "Anomaly detection follows a backward pass operation by operation, and a compiled step is one "
+    "graph without any. Leave torch.autograd.detect_anomaly(), or call the step without fl.compile "
+    "in it: step.uncompiled. To find where a nan arises in a step of a saved run: fnloop replay."
+)
 
 
 def _add_remedy(error: Exception, state: State, batch: Any) -> None:

@@ -317,7 +317,7 @@ def _collect(node: Any, targets: Set[int], found: list[dict[str, Any]]) -> bool:
 _ONCE = sum(map(sys.getrefcount, [object()]))
 """What ``sys.getrefcount`` returns for an object in one list; each other reference adds one."""
 
-_lone = torch.empty(1)
+_lone = torch.empty(1, device="cpu")
 _STORAGE = sum(map(sys.getrefcount, [storage_of(_lone)]))
 """The same for a tensor's storage, which nobody else refers to."""
 

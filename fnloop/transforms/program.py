@@ -20,6 +20,7 @@ from fnloop.transforms.recording import Hidden, Recording, check_after
 from fnloop.trees.named import restored
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
+from fnloop.values.context import no_casting
 from fnloop.values.key import fold
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
@@ -122,7 +123,8 @@ class Program:
         self._pick = itemgetter(*used) if len(used) > 1 else lambda given: [given[i] for i in used]
         self.operations = sum(node.op == "call_function" for node in recorded.graph.nodes)
         options = graph.options(device, mode, self.operations)
-        self._run = graph.build(recorded, self._pick([*tensors, *drawn]), backend, options)
+        with no_casting(device):  # the recorded graph holds the casts already
+            self._run = graph.build(recorded, self._pick([*tensors, *drawn]), backend, options)
         self._clones = device.type != "cpu"
 
     def __call__(
@@ -140,7 +142,8 @@ class Program:
         everything = inputs + others
         if self._draws:
             everything += draw(self._makers, self._seeds(state), state.step.device)
-        results = self._run(list(self._pick(everything)))
+        with no_casting(state.step.device):
+            results = self._run(list(self._pick(everything)))
         if self._clones:
             results = graph.copies(results)
         if self._calls is not None:

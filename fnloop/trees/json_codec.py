@@ -211,7 +211,7 @@ def _decode_tensor(value: Any, path: str) -> Tensor:
     dtype = _DTYPES[value["dtype"]]
     _check_size(math.prod(shape) * dtype.itemsize, data, path)
     if not data:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype).reshape(shape)
 
 

@@ -38,4 +38,11 @@ class Context:
         return torch.autocast(device.type, dtype=self.autocast)
 
 
+def no_casting(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context manager: no autocast on `device`, should the user have called a step in one."""
+    if not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 EMPTY = Context()

@@ -103,7 +103,7 @@ def exact(value: Any) -> Any:
     """
     if not isinstance(value, Tensor):
         if isinstance(value, (np.generic, np.ndarray)):
-            return exact(torch.as_tensor(value)) if value.ndim else value.item()
+            return exact(torch.as_tensor(value, device="cpu")) if value.ndim else value.item()
         return value
     if value.dtype in _EXACT:
         return value
@@ -306,8 +306,9 @@ def _full(like: Number, value: float) -> Number:
 
 def _extreme(f: Any, a: Number, b: Number) -> Number:
     a, b = exact(a), exact(b)
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return f(exact(torch.as_tensor(a)), exact(torch.as_tensor(b)))
+    device = next((x.device for x in (a, b) if isinstance(x, Tensor)), None)
+    if device is not None:  # without a device, a tensor would move to torch's default device
+        return f(as_tensor(a, device), as_tensor(b, device))
     if a != a or b != b:
         return float("nan")
     return max(a, b) if f is torch.maximum else min(a, b)

@@ -256,3 +256,36 @@ def test_whole_numbers_are_asked_for():
         fl.fit(STEP, state(), data(), epochs=1, callbacks=fl.early_stopping("loss"))
     with pytest.raises(TypeError, match=r"write progress\(\.\.\.\)"):
         fl.fit(STEP, state(), data(), epochs=1, callbacks=[fl.progress])
+
+
+@pytest.mark.parametrize("setting", ["device", "dtype"])
+def test_a_run_under_other_defaults_of_torch_is_the_same_to_the_bit(setting, tmp_path):
+    def loss(model, batch):
+        return model(batch[0]).square().mean(), {"size": 2.5, "worst": fl.Max(1)}
+
+    step = fl.pipe(loss, fl.grad, fl.accumulate(2), fl.update(fl.optim.adamw(0.1)), fl.ema(0.9))
+    start, x = step.init(torch.nn.Linear(2, 1)), torch.randn(12, 2)
+
+    def run(folder):
+        data = fl.Batches((x, x), 4)
+        callbacks = [
+            fl.every(1, fl.validate(loss, data, params="ema"), unit="epoch"),
+            fl.every(2, fl.early_stopping("loss", patience=99)),
+            fl.checkpoint(folder, keep=2, monitor="val/loss"),
+        ]
+        state, history = fl.fit(step, start, data, epochs=2, callbacks=callbacks)
+        loaded = fl.load(fl.latest(folder), like=state)
+        state, history = fl.fit(step, start, data, epochs=3, callbacks=callbacks, resume=folder)
+        predicted = torch.cat(list(fl.predict(lambda m, b: m(b[0]), state, [(x, x)])))
+        return state, loaded, history.rows, fl.evaluate(loss, state, data), predicted
+
+    expected = run(tmp_path / "a")
+    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    torch.set_default_device("meta" if setting == "device" else device)
+    torch.set_default_dtype(torch.float64 if setting == "dtype" else dtype)
+    try:
+        got = run(tmp_path / "b")
+    finally:
+        torch.set_default_device(device)
+        torch.set_default_dtype(dtype)
+    assert fl.tree_diff(expected, got) == ""

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+import fnloop as fl
 from fnloop import optim
 from fnloop.optim.algorithms.adam import adamw
 from fnloop.optim.algorithms.sgd import sgd
@@ -80,3 +82,49 @@ def test_ending_in_freeze_nothing_moves():
     new, memory = optimizer.apply(params, optimizer.init(params), params, 0, True)
     assert torch.equal(new["w"], params["w"]) and optimizer.makes == "zeros"
     assert float(memory["adamw"]["count"]) == 1.0
+
+
+FREEZING = {
+    "by_label": optim.by_label(
+        {"head": optim.sgd(1.0), "body": optim.freeze()}, {"head": "head", "*": "body"}
+    ),
+    "nested": optim.by_label(
+        {
+            "head": optim.sgd(1.0),
+            "body": optim.by_label({"all": optim.freeze()}, {"*": "all"}),
+        },
+        {"head": "head", "*": "body"},
+    ),
+    "masked": optim.masked(optim.sgd(1.0), ["head"]),
+    "masked freeze": optim.chain(optim.masked(optim.freeze(), ["body"]), optim.sgd(1.0)),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", FREEZING)
+def test_a_frozen_gradient_counts_in_no_norm(name, compiled):
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("body", nn.Linear(3, 3))
+    model.add_module("head", nn.Linear(3, 1))
+    x = torch.randn(8, 3)
+    optimizer = optim.chain(optim.clip_by_norm(0.1), FREEZING[name])
+    step = fl.pipe(lambda m, b: m(b).square().sum(), fl.grad, fl.update(optimizer))
+    step = fl.compile(step, backend="aot_eager") if compiled else step
+    state = step.init(model)
+    after, _ = step(state, x)
+    model.body.requires_grad_(False)  # torch's way to freeze
+    model(x).square().sum().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    torch.optim.SGD(model.head.parameters(), 1.0).step()
+    for parameter, value in model.named_parameters():
+        torch.testing.assert_close(after.params[parameter], value.detach())
+    assert after.params["body.weight"].equal(state.params["body.weight"])
+
+
+def test_without_frozen_parameters_the_gradients_are_the_same_object():
+    params = Tensors({"a": torch.ones(2), "b": torch.ones(3)})
+    plain = optim.chain(optim.clip_by_norm(0.1), optim.sgd(1.0))
+    assert plain._used(params, params) is params
+    alone = optim.chain(optim.clip_by_value(0.1), optim.masked(optim.sgd(1.0), ["a"]))
+    assert alone._used(params, params) is params, "nothing mixes"

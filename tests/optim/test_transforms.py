@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+import fnloop as fl
+from fnloop import optim
 from fnloop.optim.algorithms.sgd import sgd
 from fnloop.optim.chains import chain
 from fnloop.optim.transforms import (
@@ -95,3 +98,37 @@ def test_freeze_returns_the_parameters_themselves():
     assert new is params and memory == {"freeze": {}}
     updates, _ = freeze().update(Tensors({"w": torch.tensor([torch.nan])}), {}, params, 0)
     assert torch.equal(updates["w"], torch.zeros(1))
+
+
+class Mixed(nn.Module):
+    """Parameters of four dtypes, one of them 0-d."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(1.0))
+        self.b = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.c = nn.Parameter(torch.ones(2, dtype=torch.float16))
+        self.d = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+
+    def forward(self, x):
+        x = x.double()
+        return self.a * (x * self.b).sum() + 3 * self.c.double().sum() + self.d * x.sum()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("max_norm", [1.0, torch.tensor(1.0), torch.tensor(1.0).double()])
+def test_clipping_parameters_of_several_dtypes(compiled, max_norm):
+    model, x = Mixed(), torch.ones(2, 3)
+    optimizer = optim.chain(optim.clip_by_norm(max_norm), optim.sgd(1.0))
+    step = fl.pipe(lambda m, b: m(b), fl.grad, fl.accumulate(2), fl.update(optimizer), fl.ema(0.9))
+    step = fl.compile(step, backend="aot_eager") if compiled else step
+    state = step.init(model)
+    after, _ = step(state, x)
+    grads = {"a": 3.0, "b": 1.0, "c": 3.0, "d": 3.0}  # the mean over two examples
+    norm = sum(g**2 * state.params[name].numel() for name, g in grads.items()) ** 0.5
+    for name, gradient in grads.items():
+        moved = (state.params[name].double() - after.params[name].double()) * norm
+        assert after.params[name].dtype == state.params[name].dtype
+        torch.testing.assert_close(
+            moved, torch.full_like(moved, gradient), rtol=2e-2, atol=0, check_dtype=False
+        )

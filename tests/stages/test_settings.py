@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -95,24 +97,99 @@ def test_inside_inference_mode_a_step_runs_or_says_what_to_do(name):
     assert fl.tree_diff(expected, got) == ""
 
 
+@contextlib.contextmanager
+def during(set, value):
+    before = {"torch.use_deterministic_algorithms": False, "torch.set_warn_always": False}
+    before["torch.set_float32_matmul_precision"] = "highest"
+    before["torch.set_default_device"] = "cpu"
+    before["torch.set_flush_denormal"] = False
+    set(value)
+    try:
+        yield
+    finally:
+        set(before[f"torch.{set.__name__}"])
+
+
+SAME = {
+    "no_grad": torch.no_grad,
+    "set_grad_enabled(False)": lambda: torch.set_grad_enabled(False),
+    "deterministic algorithms": lambda: during(torch.use_deterministic_algorithms, True),
+    "matmul precision": lambda: during(torch.set_float32_matmul_precision, "medium"),
+    "warn always": lambda: during(torch.set_warn_always, True),
+    "default device": lambda: during(torch.set_default_device, "meta"),
+    "device context": lambda: torch.device("meta"),
+    "autocast off": lambda: torch.autocast("cpu", enabled=False),
+    "hooks on saved tensors": lambda: torch.autograd.graph.saved_tensors_hooks(
+        lambda x: x, lambda x: x
+    ),
+    "tensors saved on the CPU": torch.autograd.graph.save_on_cpu,
+    "one thread for autograd": lambda: torch.autograd.set_multithreading_enabled(False),
+    "flush denormal": lambda: during(torch.set_flush_denormal, True),
+}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["eager", "compiled"])
+def expected(request):
+    """Each step, eager or compiled, with a state and what it makes of it."""
+    found = {}
+    for name, step in STEPS.items():
+        step = fl.compile(step, backend="aot_eager") if request.param else step
+        state = step.init(net())
+        found[name] = step, state, step(state, batch(torch.float32))
+    return found
+
+
+@pytest.mark.parametrize("setting", SAME)
 @pytest.mark.parametrize("name", STEPS)
-def test_no_grad_changes_no_bit(name):
-    step, x = STEPS[name], batch()
-    state = step.init(net())
-    with torch.no_grad():
-        got = step(state, x)
-        assert not torch.is_grad_enabled()
-    assert fl.tree_diff(step(state, x), got) == ""
+def test_a_setting_changes_no_bit(name, setting, expected):
+    step, state, right = expected[name]
+    x = batch(torch.float32)
+    with SAME[setting]():
+        first = step(state, x)
+        if step is not STEPS[name] and name == "plain":  # recorded, too, inside it
+            first = fl.compile(STEPS[name], backend="aot_eager")(state, x)
+    assert fl.tree_diff(right, first) == ""
+    assert torch.is_grad_enabled() and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_outer_autocast_is_that_of_the_loss_alone(dtype, compiled):
+    """As `fl.amp` would: no cast in the backward pass, in the optimizer, nor twice."""
+    plain = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    amped = fl.pipe(loss, fl.grad, fl.amp("bf16"), fl.update(fl.optim.sgd(0.1)))
+    if compiled:
+        plain, amped = (fl.compile(s, backend="aot_eager") for s in (plain, amped))
+    state, x = plain.init(net()), batch(torch.float32)
+    with torch.autocast("cpu", dtype=dtype):
+        got, _ = plain(state, x)
+        inner, _ = amped(state, x)
+    right, _ = amped(state, x)
+    assert inner == right, "the innermost counts"
+    assert (got == right) == (dtype is torch.bfloat16)
+    assert got != plain(state, x)[0]
+
+
+def test_a_compiled_step_is_the_same_in_and_out_of_an_outer_autocast():
+    amped = fl.pipe(loss, fl.grad, fl.amp("bf16"), fl.update(fl.optim.adamw(0.1)), fl.ema(0.9))
+    step = fl.compile(amped, backend="aot_eager")
+    state, x = step.init(net()), batch(torch.float32)
+    right = step(state, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fl.tree_diff(right, step(state, x)) == ""
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("name", STEPS)
-def test_anomaly_mode_changes_no_bit(name):
-    step, x = STEPS[name], batch()
-    state = step.init(net())
+def test_anomaly_detection_is_for_uncompiled_steps(name, expected):
+    step, state, right = expected[name]
     with torch.autograd.detect_anomaly():
-        got = step(state, x)
-    assert fl.tree_diff(step(state, x), got) == ""
+        if step is STEPS[name]:
+            assert fl.tree_diff(right, step(state, batch(torch.float32))) == ""
+        else:
+            with pytest.raises(fl.CompileError, match=r"Anomaly detection.*without fl.compile"):
+                step(state, batch(torch.float32))
+            step.uncompiled(state, batch(torch.float32))
 
 
 @pytest.mark.parametrize("name", STEPS)

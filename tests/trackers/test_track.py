@@ -115,7 +115,7 @@ def test_validation_is_logged_at_its_own_step_and_rare_metrics_are_not_lost(stat
     ]
 
 
-def test_metrics_that_are_no_single_number_are_skipped(state: State) -> None:
+def test_a_metric_of_several_numbers_has_a_name_for_each(state: State) -> None:
     memory = Memory()
     metrics = {
         **loss(2.0),
@@ -126,8 +126,9 @@ def test_metrics_that_are_no_single_number_are_skipped(state: State) -> None:
         "skipped": Sum(torch.tensor(0)),
     }
     run(track(memory, every=1), state, [(Cursor(0, 1, 1), metrics)])
+    rows = {f"classes/rows[{i}]": 1.0 for i in range(3)}
     assert memory.points == [
-        (1, 1, {"loss": 2.0, "classes/cat": 0.5, "bad": math.inf, "skipped": 0.0})
+        (1, 1, {"loss": 2.0, "classes/cat": 0.5, **rows, "bad": math.inf, "skipped": 0.0})
     ]
 
 
@@ -209,7 +210,7 @@ def test_the_config_is_plain(state: State) -> None:
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match=r"fl\.trackers\.JSONL"):
         track("runs/a.jsonl")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="every=0"):
+    with pytest.raises(ValueError, match=r"track\(every=.*at least 1, got 0"):
         track(Memory(), every=0)
 
 
