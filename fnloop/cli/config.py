@@ -116,4 +116,5 @@ def _malformed(path: Path, error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         place += f":{error.problem_mark.line + 1}"
         problem = error.problem or problem
-    return f"{place}: this is not YAML that fnloop reads: {problem}. Expected lines such as\n  lr: 0.001"
+    expected = "Expected lines such as\n  lr: 0.001"
+    return f"{place}: this is not YAML that fnloop reads: {problem}. {expected}"
