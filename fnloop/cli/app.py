@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fnloop.cli.isolation import forget
 from fnloop.cli.messages import Problem, describe, is_fnloop, shown, usage
 
 # Imported when called: importing torch takes seconds, and help does not need it. This module itself
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hint = "\n(--traceback shows where it happened)" if more else ""
             print(f"{name}: {text}{hint}", file=sys.stderr)
             return error.code if expected else 1
+        finally:
+            forget()
 
 
 def _run(given: list[str]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from fnloop.cli import yaml_dialect
 from fnloop.cli.messages import Problem, shown, usage
 
 NAME = "config.yaml"
@@ -22,6 +23,7 @@ class Config:
         path: The file.
         values: Its entries, as YAML gives them.
         lines: The line of each entry.
+        texts: What is written there for a number, a word or a text.
 
     Raises:
         Problem: It cannot be read, is no YAML, or no mapping.
@@ -30,6 +32,10 @@ class Config:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            size = path.stat().st_size
+            if size > yaml_dialect.LONGEST:
+                most = f"at most {yaml_dialect.LONGEST:,} are read"
+                raise usage(f"{shown(path)} cannot be read: it has {size:,} bytes, and {most}.")
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise usage(f"There is no configuration file {shown(path)}.") from None
@@ -37,8 +43,7 @@ class Config:
             why = getattr(error, "strerror", None) or "it is not text in UTF-8"
             raise usage(f"The configuration {shown(path)} cannot be read: {why}.") from None
         try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-            values = yaml.safe_load(text)
+            values, entries = yaml_dialect.load_with_lines(text)
         except yaml.YAMLError as error:
             raise usage(_malformed(path, error)) from None
         if not isinstance(values, dict | None):
@@ -47,8 +52,8 @@ class Config:
                 "lines such as\n  lr: 0.001"
             )
         self.values: dict[str, Any] = {str(key): value for key, value in (values or {}).items()}
-        entries = node.value if isinstance(node, yaml.MappingNode) else []
-        self.lines = {str(key.value): key.start_mark.line + 1 for key, _ in entries}
+        self.lines = {key: line for key, (line, _) in entries.items()}
+        self.texts = {key: text for key, (_, text) in entries.items()}
 
     def where(self, key: str) -> str:
         """The position of an entry, ``file:line``."""
@@ -84,7 +89,7 @@ def dump(recipe: Path, flags: Mapping[str, Any], folder: Path) -> str:
     except ValueError:  # another drive of Windows
         named = recipe.as_posix()
     entries = {"recipe": named, **flags}
-    return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+    return yaml_dialect.dump(entries)
 
 
 def write(recipe: Path, flags: Mapping[str, Any], folder: Path) -> None:
@@ -111,4 +116,5 @@ def _malformed(path: Path, error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         place += f":{error.problem_mark.line + 1}"
         problem = error.problem or problem
-    return f"{place}: this is not YAML: {problem}. Expected lines such as\n  lr: 0.001"
+    expected = "Expected lines such as\n  lr: 0.001"
+    return f"{place}: this is not YAML that fnloop reads: {problem}. {expected}"

@@ -283,8 +283,9 @@ def _longer(recipe: Recipe, status: str, flags: Flags) -> str:
 
 def _tell_changes(saved: config.Config, flags: Flags) -> None:
     for name, value in flags.plain.items():
-        if name in saved.values and saved.values[name] != value:
-            _say(f"{name} was {saved.values[name]}, and is {value} from here on")
+        was = saved.values.get(name, value)
+        if was != value and repr(was) != repr(value):  # nan is nan
+            _say(f"{name} was {was}, and is {value} from here on")
 
 
 def _say(text: str) -> None:

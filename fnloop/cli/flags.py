@@ -6,18 +6,23 @@ import dataclasses
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from fnloop.cli import yaml_dialect
 from fnloop.cli.config import Config
+from fnloop.cli.flag_types import UNFIT, fits, is_simple, read, types_of
 from fnloop.cli.messages import usage
 from fnloop.cli.source import RESERVED, parameters
 
-_WORDS = ("true", "false", "yes", "no", "on", "off")
+_WORDS = {"true": "true", "yes": "true", "on": "true"} | {
+    "false": "false",
+    "no": "false",
+    "off": "false",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +88,51 @@ def parse(
     files = [str(config.path) for config in configs if config.values]
     given = [token for file in files for token in ("--config", file)] + tidied
     try:
-        parsed = parser.parse_args(given)
+        parsed = parser.parse_args(given, env=False)
         ready = parser.instantiate(parsed)
     except ArgumentError as error:
         raise usage(explain(str(error), parser, tidied, configs, function)) from None
-    text = parser.dump(parsed, format="yaml", skip_unset=False)
-    plain: dict[str, Any] = yaml.safe_load(text)
+    plain: dict[str, Any] = yaml_dialect.load(parser.dump(parsed, skip_unset=False))
+    own = dict(_own_values(names, types_of(function), tidied, configs))
     return Flags(
-        values={name: ready[name] for name in names},
-        plain={name: plain[name] for name in names},
+        values={name: own.get(name, ready[name]) for name in names},
+        plain={name: own.get(name, plain[name]) for name in names},
         options={name: value for name, value in vars(parsed).items() if name not in names},
     )
+
+
+def _own_values(
+    names: Sequence[str],
+    kinds: Mapping[str, Any],
+    arguments: Sequence[str],
+    configs: Sequence[Config],
+) -> Iterator[tuple[str, Any]]:
+    """The flags that are read without jsonargparse, and their values."""
+    given = [token.partition("=")[0] for token in arguments if token.startswith("--")]
+    for name in names:
+        if name not in kinds:
+            continue
+        kind, text = kinds[name], _text_of(name, arguments)
+        if text is not None and is_simple(kind):
+            value = read(text, kind)
+            if value is UNFIT:
+                raise usage(f"--{name} takes {inspect.formatannotation(kind)}, got {text!r}.")
+            yield name, value
+        elif not any(option.partition(".")[0].rstrip("+") == f"--{name}" for option in given):
+            config = next((c for c in reversed(configs) if name in c.values), None)
+            if config is not None and fits(config.values[name], kind):
+                yield name, config.values[name]
+
+
+def _text_of(name: str, arguments: Sequence[str]) -> str | None:
+    """The last text given for a flag."""
+    found = None
+    for i, token in enumerate(arguments):
+        if token.startswith(f"--{name}="):
+            found = token.partition("=")[2]
+        elif token == f"--{name}" and i + 1 < len(arguments):
+            found = arguments[i + 1]
+    return found
 
 
 def parse_plain(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
@@ -103,7 +142,7 @@ def parse_plain(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         Problem: An argument is wrong.
     """
     try:
-        return parser.parse_args(list(arguments))
+        return parser.parse_args(list(arguments), env=False)
     except ArgumentError as error:
         raise usage(explain(str(error), parser)) from None
 
@@ -149,14 +188,18 @@ def _tidy(arguments: Sequence[str], function: Callable[..., Any]) -> Iterator[st
     """``--batch-size`` for ``--batch_size``; ``--flag`` and ``--no-flag`` for booleans."""
     flags = parameters(function)
     booleans = {name for name, flag in flags.items() if flag.annotation in (bool, "bool")}
-    for i, token in enumerate(arguments):
+    rest = list(arguments)
+    while rest:
+        token = rest.pop(0)
         option, equals, value = token.partition("=")
         name = option[2:].replace("-", "_")
         if not token.startswith("--"):
             yield token
-        elif name in booleans and not equals:
-            following = arguments[i + 1] if i + 1 < len(arguments) else ""
-            yield f"--{name}" if following.lower() in _WORDS else f"--{name}=true"
+        elif name in booleans:
+            if not equals and rest and rest[0].lower() in _WORDS:
+                value = rest.pop(0)
+            word = _WORDS.get(value.lower(), value) if value or equals else "true"
+            yield f"--{name}={word}"
         elif name.removeprefix("no_") in booleans and name not in flags:
             yield f"--{name.removeprefix('no_')}=false"
         elif name in flags:
@@ -199,6 +242,9 @@ def _wrong_type(
         origin = next((c for c in reversed(configs) if name in c.values), None)
         if origin is not None:
             place = f"{origin.where(name)}: {key}"
+        text = origin.texts.get(name) if origin is not None else None
+        if text is not None and _kind(name, function) == "str":
+            return f'{place} takes str, and {text} is none without quotes: {name}: "{text}".'
     value = re.search(r"(?:Got|Given) value: (.*)", what)
     kind = _kind(key, function)
     if value is None or not kind:

@@ -39,7 +39,7 @@ def describe(error: BaseException) -> str:
         # Its own text would name the line a second time.
         place = f"{shown(Path(error.filename))}:{error.lineno}"
         return f"{type(error).__name__}: {error.msg}\n  {place}\n    {(error.text or '').strip()}"
-    own = [frame for frame in frames if _is_own(frame.filename)]
+    own = [frame for frame in frames if is_own(frame.filename)]
     if own:
         line = linecache.getline(own[-1].filename, own[-1].lineno or 0).strip()
         place = f"{shown(Path(own[-1].filename))}:{own[-1].lineno}, in {own[-1].name}"
@@ -58,7 +58,7 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def _is_own(filename: str) -> bool:
+def is_own(filename: str) -> bool:
     """Whether a file is the user's: not fnloop's, no installed package's, not Python's."""
     if filename.startswith("<"):
         return False

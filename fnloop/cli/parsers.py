@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from argparse import SUPPRESS
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_dumper, set_loader
+from yaml import YAMLError
+
+from fnloop.cli import yaml_dialect
 
 COMMANDS = {
     "fit": "Train what a recipe describes.",
@@ -74,16 +78,46 @@ def of(
     if recipe is not None:
         group = parser.add_argument_group(f"flags of {file}")
         group.add_function_arguments(recipe, as_group=False)
+        parser.set_defaults(dict(_numpy_defaults(recipe)))
     elif command == "fit":
         parser.description = f"{parser.description} For its flags: fnloop fit RECIPE.py --help"
     return parser
 
 
+def _numpy_defaults(recipe: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    """Defaults that are numpy's numbers, as Python's."""
+    for name, parameter in inspect.signature(recipe).parameters.items():
+        value = _without_numpy(parameter.default)
+        if repr(value) != repr(parameter.default):
+            yield name, value
+
+
+def _without_numpy(value: Any) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(_without_numpy(each) for each in value)
+    if type(value) is dict:
+        return {name: _without_numpy(each) for name, each in value.items()}
+    number = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    return value.item() if number else value
+
+
+set_loader("fnloop", yaml_dialect.load, exceptions=(YAMLError,))
+set_dumper("fnloop", yaml_dialect.dump)
+
+
 class _Parser(ArgumentParser):
-    """Raises errors in arguments and does not print them."""
+    """Raises errors in arguments and does not print them; reads no environment variables."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(exit_on_error=False, allow_abbrev=False, **options)
+        super().__init__(exit_on_error=False, allow_abbrev=False, parser_mode="fnloop", **options)
+
+    @property
+    def default_env(self) -> bool:
+        return False
+
+    @default_env.setter
+    def default_env(self, default_env: bool) -> None:  # JSONARGPARSE_DEFAULT_ENV would turn it on
+        self._default_env = False
 
 
 def _fit(parser: ArgumentParser) -> None:

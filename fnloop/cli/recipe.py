@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,22 @@ class Recipe:
                 f"Recipe(step=...) takes a training step, fl.pipe(loss, fl.grad, "
                 f"fl.update(optimizer)); it was given {type(self.step).__name__}."
             )
+        for name in ("epochs", "steps", "seed"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
         if not isinstance(self.callbacks, Sequence):
             raise TypeError(
                 f"Recipe(callbacks=...) takes a list, got {type(self.callbacks).__name__}."
             )
+
+
+def _whole(name: str, value: Any) -> int | None:
+    """A whole number as Python's int, also from numpy and torch."""
+    if value is None and name != "seed":
+        return None
+    number: Any = value
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(
+            f"Recipe({name}=...) takes a whole number, got {value!r} ({type(value).__name__})."
+        ) from None

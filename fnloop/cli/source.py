@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import inspect
 import sys
 import types
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fnloop.cli.isolation import inside
 from fnloop.cli.messages import Problem, shown, usage
 from fnloop.cli.recipe import Recipe
 
@@ -22,8 +22,8 @@ RESERVED = ("config", "help", "print_config", "recipe", "resume", "traceback")
 def load_function(path: Path) -> Callable[..., Any]:
     """The function ``recipe`` of a recipe file.
 
-    The file is imported as a module with a unique name, without a ``__pycache__``. Meanwhile it can
-    import modules in its folder.
+    The file is imported as a module with a unique name; it can import modules in its folder. They
+    are its own, also if another recipe of this process has imported modules of the same names.
 
     Raises:
         Problem: There is no such file or function, or its parameters cannot be flags.
@@ -35,8 +35,8 @@ def load_function(path: Path) -> Callable[..., Any]:
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     module = types.ModuleType(f"_recipe_{path.stem}_{digest}")
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    with _beside(path):
+    with inside(path, anew=True):
+        sys.modules[module.__name__] = module  # dataclasses look their module up
         exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), module.__dict__)
     function = getattr(module, "recipe", None)
     if not callable(function):
@@ -55,7 +55,7 @@ def build(function: Callable[..., Any], path: Path, values: Mapping[str, Any]) -
         Problem: It returns no recipe.
         Exception: Anything that it raises.
     """
-    with _beside(path.resolve()):
+    with inside(path.resolve()):
         recipe = function(**values)
     if not isinstance(recipe, Recipe):
         raise Problem(
@@ -85,20 +85,6 @@ def _check_parameters(function: Callable[..., Any], path: Path) -> None:
         else:
             continue
         raise usage(f"recipe() in {shown(path)} {fault}. For example:\n  {EXAMPLE}")
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Generator[None, None, None]:
-    """Import as a script in that folder does, but write no ``__pycache__``."""
-    folder, writes = str(path.parent), sys.dont_write_bytecode
-    sys.path.insert(0, folder)
-    sys.dont_write_bytecode = True
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = writes
-        with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
 
 
 def _missing(path: Path) -> str:

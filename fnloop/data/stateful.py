@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 from collections.abc import Generator, Iterable
@@ -20,7 +21,7 @@ from fnloop.data.generators import seeded_generators
 from fnloop.data.iterables import END, Once, Pairs, is_once, length, too_short
 from fnloop.data.loader import about_loader, collates, is_map_style, samplers
 from fnloop.data.nested import Epochs
-from fnloop.data.order import check_order
+from fnloop.data.order import check_drawn, check_order
 from fnloop.data.seeding import seeding
 from fnloop.data.worker_parts import SeededDataset, ShowDataset
 from fnloop.trees.json_codec import decode, encode
@@ -72,6 +73,7 @@ class Stateful:
         self._get, self._set = methods
         self._known = _known_of(data)
         self._recalled: CursorWithState | None = None
+        self._watched = False  # whether it is checked that reading draws no random number
         self.batches = None if is_once(data) else length(data)
 
     def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
@@ -143,7 +145,9 @@ class Stateful:
     def ordered(self) -> Stateful:
         """See `Source`."""
         check_order(self._data)
-        return self
+        same = copy.copy(self)
+        same._watched = True
+        return same
 
     def _place(self, cursor: Cursor) -> tuple[Any, int]:
         """Return the state to start the loader from (JSON or None), and the batches to skip."""
@@ -191,6 +195,8 @@ class Stateful:
             for number in itertools.count(index - skip):
                 with block(fold(seed, number)):
                     item: Any = next(items, END)
+                    if self._watched and block is seeding:
+                        check_drawn(fold(seed, number), self._data)
                 if item is END:
                     return
                 if number >= index:
@@ -220,7 +226,9 @@ class StatefulOnce(Stateful):
         state, _ = self._place(cursor)
         if state is not None:
             self._set(decode(state))
-        for after, batch in Once(self._data).iterate(cursor, key):
+        items = Once(self._data)
+        items.watched = self._watched
+        for after, batch in items.iterate(cursor, key):
             yield self._hold(CursorWithState(*after), (batch, self._state()))
 
 

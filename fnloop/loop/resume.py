@@ -153,8 +153,12 @@ def _changes(prefix: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> It
             yield f"{prefix}{name}: {_short(then[name])} -> gone"
         elif name not in then:
             yield f"{prefix}{name}: new, {_short(now[name])}"
-        elif then[name] != now[name]:
+        elif _differ(then[name], now[name]):
             yield f"{prefix}{name}: {_short(then[name])} -> {_short(now[name])}"
+
+
+def _differ(then: Any, now: Any) -> bool:
+    return then != now and repr(then) != repr(now)  # nan is nan
 
 
 def _machine(manifest: Mapping[str, Any], state: State) -> Iterator[str]:

@@ -171,3 +171,19 @@ def test_predict_to_an_unknown_kind_of_file(trained, cli):
 def test_predict_to_a_place_that_cannot_be_written(trained, cli):
     code, _, err = cli("predict", "runs/line", "--output", "nowhere/out.npy")
     assert code == 1 and "nowhere/out.npy cannot be written" in err
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "fl.Batches(x[200:], 16)",
+        "torch.utils.data.DataLoader(x[200:], 16, shuffle=True)",
+        "fl.prefetch(torch.utils.data.DataLoader(x[200:], 16, shuffle=True, num_workers=1))",
+        "lambda epoch: (x[int(i)][None] for i in torch.randperm(9))",
+    ],
+)
+def test_predictions_of_shuffled_data_are_refused(data, edited, cli):
+    recipe = edited("fl.Batches(x[200:], 16, shuffle=False)", data)
+    assert cli("fit", recipe)[0] == 0
+    code, out, err = cli("predict", "runs/line")
+    assert code == 1 and out == "" and "in the order of the data, but " in err

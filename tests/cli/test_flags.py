@@ -104,7 +104,7 @@ def test_a_wrong_type_in_the_configuration(refused, tmp_path):
 
 def test_a_malformed_configuration(refused, tmp_path):
     (tmp_path / "a.yaml").write_text("lr: 0.1\nepochs: [1\nfolder: x\n")
-    assert "a.yaml:3: this is not YAML" in refused("--config", "a.yaml")
+    assert "a.yaml:3: this is not YAML that fnloop reads" in refused("--config", "a.yaml")
 
 
 def test_a_configuration_that_is_no_mapping(refused, tmp_path):
@@ -130,3 +130,42 @@ def test_an_unreadable_configuration(refused, tmp_path):
     assert "a.yaml cannot be read" in refused("--config", "a.yaml")
     (tmp_path / "folder.yaml").mkdir()
     assert "folder.yaml cannot be read" in refused("--config", "folder.yaml")
+
+
+def test_a_key_that_is_given_twice(refused, tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 0.1\nepochs: 3\nlr: 0.2\n")
+    err = refused("--config", "a.yaml")
+    assert (
+        "a.yaml:3: this is not YAML that fnloop reads: 'lr' is given twice, in lines 1 and 3" in err
+    )
+
+
+def test_a_configuration_that_would_not_end(refused, tmp_path):
+    (tmp_path / "a.yaml").write_text("[" * 50_000)
+    assert "a.yaml:1: " in refused("--config", "a.yaml")
+    with (tmp_path / "a.yaml").open("wb") as file:
+        file.truncate(1 << 33)  # eight gigabytes that take no place
+    assert "a.yaml cannot be read: it has 8,589,934,592 bytes" in refused("--config", "a.yaml")
+
+
+def test_variables_of_the_environment_are_no_flags(printed, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
+    for name in ("FNLOOP FIT_LR", "FNLOOP FIT__LR", "FNLOOP_FIT__LR", "LR"):
+        monkeypatch.setenv(name, "7")
+    assert printed()["lr"] == 0.05
+
+
+def test_numpys_numbers_are_defaults_like_others(edited, cli):
+    recipe = edited("epochs: int = 3", "epochs: int = np.int64(3)")
+    recipe.write_text(
+        "import numpy as np\n" + recipe.read_text().replace("0.05", "np.float64(0.05)")
+    )
+    code, out, err = cli("fit", recipe, "--print-config")
+    assert code == 0, err
+    assert (yaml.safe_load(out)["lr"], yaml.safe_load(out)["epochs"]) == (0.05, 3)
+
+
+@pytest.mark.parametrize("word", ["yes", "ON", "true"])
+def test_words_for_booleans_on_the_command_line(printed, word):
+    assert printed("--early", word)["early"] is printed(f"--early={word}")["early"] is True
+    assert printed("--early", "no")["early"] is False

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,3 +30,16 @@ def test_a_loss_for_a_step():
 def test_one_callback_for_a_list():
     with pytest.raises(TypeError, match="takes a list, got progress"):
         Recipe(_step(), torch.nn.Linear(1, 1), [], fl.progress())  # type: ignore[arg-type]
+
+
+def test_counts_may_be_numpys_or_torchs():
+    numbers = {"epochs": np.int64(3), "steps": torch.tensor(4), "seed": np.uint8(5)}
+    recipe = Recipe(_step(), torch.nn.Linear(1, 1), [], **numbers)
+    found = (recipe.epochs, recipe.steps, recipe.seed)
+    assert found == (3, 4, 5) and {type(number) for number in found} == {int}
+
+
+@pytest.mark.parametrize("value", [1.5, "3", np.float32(2.0)])
+def test_other_counts_are_refused(value):
+    with pytest.raises(TypeError, match=r"Recipe\(epochs=\.\.\.\) takes a whole number, got "):
+        Recipe(_step(), torch.nn.Linear(1, 1), [], epochs=value)

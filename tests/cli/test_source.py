@@ -85,8 +85,7 @@ def test_it_leaves_nothing_behind(recipe, cli, tmp_path):
     path = list(sys.path)
     assert cli("fit", recipe, "--print-config")[0] == 0
     assert sys.path == path
-    assert not list(tmp_path.rglob("__pycache__"))
-    del sys.modules["beside"]
+    assert not list(tmp_path.rglob("__pycache__")) and "beside" not in sys.modules
 
 
 def test_it_does_not_replace_a_module_of_the_same_name(edited, cli, tmp_path):

@@ -74,6 +74,30 @@ def batches() -> list[Any]:
     return list(NUMBERS.split(4))
 
 
+class Reader(Stream):
+    """A stream with a state of its own."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        pass
+
+
+class ReaderOnce(Reader):
+    """An iterator with a state of its own."""
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        if not hasattr(self, "left"):
+            self.left = [torch.tensor(int(i)) for i in self.order()]
+        if not self.left:
+            raise StopIteration
+        return self.left.pop(0)
+
+
 IN_ORDER: dict[str, Callable[[], Any]] = {
     "batches": lambda: fl.Batches(NUMBERS, 5, shuffle=False),
     "batches of a dataset": lambda: fl.Batches(DATASET, 5, shuffle=False),
@@ -105,6 +129,8 @@ IN_ORDER: dict[str, Callable[[], Any]] = {
     "wrapper": lambda: Wrapper(DataLoader(DATASET, 5)),
     "wrapper with workers": lambda: Wrapper(DataLoader(DATASET, 5, num_workers=1)),
     "function of loaders": lambda: lambda epoch: DataLoader(DATASET, 5),
+    "stateful": lambda: Reader(),
+    "stateful iterator": lambda: ReaderOnce(),
     "chain": lambda: DataLoader(ChainDataset([Stream()]), 5),
 }
 
@@ -174,6 +200,8 @@ SHUFFLED: dict[str, Callable[[], Any]] = {
         Stream(shuffled), 5, num_workers=1, persistent_workers=True
     ),
     "a chain": lambda: DataLoader(ChainDataset([Stream(), Stream(shuffled)]), 5),
+    "stateful": lambda: Reader(shuffled),
+    "a stateful iterator": lambda: ReaderOnce(shuffled),
     "a wrapper": lambda: Wrapper(DataLoader(DATASET, 5, shuffle=True)),
     "a function": lambda: lambda epoch: (NUMBERS[i] for i in shuffled()),
     "a function of a loader": lambda: lambda epoch: DataLoader(DATASET, 5, shuffle=True),

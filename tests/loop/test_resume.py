@@ -567,3 +567,18 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path, caplog):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert history.status == "completed"
+
+
+def test_a_setting_that_is_nan_has_not_changed(tmp_path):
+    step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    for epochs in (1, 2):
+        _, history = fl.fit(
+            step,
+            step.init(torch.nn.Linear(1, 1), seed=0),
+            [torch.ones(2, 1)],
+            epochs=epochs,
+            callbacks=[fl.checkpoint(tmp_path)],
+            resume=tmp_path,
+            config={"threshold": float("nan")},
+        )
+    assert history.resumed.changes == ()

@@ -1,0 +1,72 @@
+"""Values of flags whose types are made of numbers, words and text, in fnloop's own YAML dialect.
+
+jsonargparse reads text a second time, in a dialect of its own: a text "null" would become None, and
+"12:30" the number 750. Other types are left to it.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from yaml import YAMLError
+
+from fnloop.cli import yaml_dialect
+
+UNFIT: Any = object()
+_SCALARS = (str, int, float, bool, type(None))
+
+
+def types_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's parameters; none if an annotation cannot be resolved."""
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type as it is, without any conversion.
+
+    >>> fits("null", str | None), fits(1, float), fits([1, "a"], list[int | str])
+    (True, False, True)
+    """
+    origin, arguments = get_origin(kind) or kind, get_args(kind)
+    if kind is Any:
+        return True
+    if kind is None or kind in _SCALARS:
+        return type(value) is (type(None) if kind is None else kind)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, each) for each in arguments)
+    if origin is Literal:
+        return any(type(value) is type(each) and value == each for each in arguments)
+    if origin is list and isinstance(value, list):
+        return all(fits(item, each) for item in value for each in arguments)
+    if origin is dict and isinstance(value, dict):
+        of_key, of_value = arguments or (Any, Any)
+        return all(fits(k, of_key) and fits(v, of_value) for k, v in value.items())
+    return False
+
+
+def is_simple(kind: Any) -> bool:
+    """Whether a type is one of the scalars, a literal, or a union of these."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return all(map(is_simple, get_args(kind)))
+    return kind in _SCALARS or get_origin(kind) is Literal
+
+
+def read(text: str, kind: Any) -> Any:
+    """The value that a text on the command line has for a simple type; `UNFIT` if it has none.
+
+    >>> read("010", int), read("3e5", str), read("3e5", float | None), read("12:30", int | str)
+    (10, '3e5', 300000.0, '12:30')
+    """
+    try:
+        value = yaml_dialect.load(text)
+    except YAMLError:
+        value = text
+    found = [] if isinstance(value, str) else [value]
+    if type(value) is int:
+        found.append(float(value))
+    return next((each for each in (*found, text) if fits(each, kind)), UNFIT)
