@@ -55,10 +55,10 @@ class SkipWatch:
         self.due = cursor.count + 1
         whole_epoch = cursor.index == 0 and cursor.epoch - self._moved.epoch >= 1
         if (whole_epoch and batches >= 20) or batches >= AGAIN:
-            raise NothingTrainedError(f"{_told(batches)} {_why(batch)}")
+            raise NothingTrainedError(f"{_told(batches)} {_why(metrics, batch)}")
         if not self._warned:
             self._warned = True
-            warnings.warn(f"{_told(batches)} {_why(batch)}", stacklevel=4)
+            warnings.warn(f"{_told(batches)} {_why(metrics, batch)}", stacklevel=4)
 
     def outcome(
         self, state: State, metrics: Mapping[str, Any], batch: Any, cursor: Cursor
@@ -70,8 +70,8 @@ class SkipWatch:
         if not torch.equal(state.step, self._step):
             return None
         if not self._warned:
-            warnings.warn(f"{_told(drawn)} {_why(batch)}", stacklevel=4)
-        return f"no step was committed: {_cause(batch)}"
+            warnings.warn(f"{_told(drawn)} {_why(metrics, batch)}", stacklevel=4)
+        return f"no step was committed: {_cause(metrics, batch)}"
 
 
 def _is_skipped(metrics: Mapping[str, Any]) -> bool:
@@ -85,17 +85,19 @@ def _told(batches: int) -> str:
     return f"{steps} skipped, and the parameters have not moved:"
 
 
-def _why(batch: Any) -> str:
-    return f"{_cause(batch)}. {_remedy(batch)}"
+def _why(metrics: Mapping[str, Any], batch: Any) -> str:
+    return f"{_cause(metrics, batch)}. {_remedy(batch)}"
 
 
-def _cause(batch: Any) -> str:
+def _cause(metrics: Mapping[str, Any], batch: Any) -> str:
     """Which leaves of the batch are not finite, and their share."""
     found = [
         f"{100 * (1 - share):.3g} % of {name} is {_kinds(leaf)}"
         for name, leaf in _leaves(batch)
         if (share := float(leaf.isfinite().double().mean())) < 1
     ]
+    if not found and "guard" in metrics and bool(metrics["guard"].value()):
+        return "fl.guard takes each step back, because its rule finds it bad"
     if not found:
         return "the gradient is not finite, or the batch has weight zero; the batch is finite"
     return f"in the last batch, {', '.join(found)}"
