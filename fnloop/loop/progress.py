@@ -61,6 +61,7 @@ class progress(Effect):
         self.file = file
 
     def open(self, run: Run) -> None:
+        self._run = run
         self._screen = screen(self.file)
         self._out = self.file or sys.stderr
         self._start = Cursor.of(run.state.cursor)
@@ -110,7 +111,7 @@ class progress(Effect):
             self._ended.set()
             self._ticker.join()
         cursor = self._read()
-        reason = reason_in(self._latest, status)
+        reason = reason_in(self._latest, status) or self._run.reason
         seconds = time.perf_counter() - self._began
         parts = [
             f"{status} ({reason})" if reason and status not in reason else reason or status,

@@ -14,7 +14,7 @@ from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
 
 FIRST = 50
-"""Batches after which the first look is taken, or at the end of an epoch of 20 or more."""
+"""Batches after which the first look is taken; or the first end of an epoch from 20 on."""
 
 AGAIN = 1000
 """Batches from one look to the next, at most: each look waits for the device."""
@@ -39,13 +39,13 @@ class SkipWatch:
         self._warned = False
 
     def look(self, state: State, metrics: Mapping[str, Any], batch: Any, cursor: Cursor) -> None:
-        """Look at a step, at least from batch `due` on, and at the end of each epoch.
+        """Look at a step: from batch `due` on, and at the end of each epoch until one committed.
 
         Raises:
             NothingTrainedError: No step was committed for a whole epoch, or `AGAIN` batches.
         """
         batches = cursor.count - self._moved.count
-        if cursor.count < self.due and batches < 20:
+        if cursor.count < self.due and (batches < 20 or self._moved != self._first):
             return
         if not torch.equal(state.step, self._step) or not _is_skipped(metrics):
             self._step = state.step.clone()
