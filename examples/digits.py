@@ -104,7 +104,7 @@ def recipe(
             fl.early_stopping("val/loss", patience=patience),
             fl.checkpoint(folder, monitor="val/loss"),
             fl.track(fl.trackers.Aim(folder, experiment="digits")),
-            fl.progress(names=["loss", "accuracy", "val/loss", "val/accuracy"]),
+            fl.progress(names=["loss", "val/loss", "accuracy", "val/accuracy"]),
         ],
     )
 

@@ -25,6 +25,7 @@ from fnloop.cli.runs import (
 )
 from fnloop.cli.settings import Settings
 from fnloop.cli.source import build, load_function, parameters
+from fnloop.effects.screens import screen
 from fnloop.loop.early_stopping import early_stopping
 from fnloop.loop.fit import fit
 from fnloop.loop.history import History
@@ -171,6 +172,8 @@ def _conclude(job: Job, state: State) -> int:
         title += f", params={job.recipe.params!r}"
     rows: dict[str, Any] = {}
     code = 0
+    if screen() is not None:
+        _say("\nevaluating")  # which may take as long as an epoch
     try:
         parts = run_report.parts_of(job.recipe.data)
         if not last.cursor[0]:  # after less than an epoch, a whole one may take longer than fit

@@ -127,5 +127,5 @@ class _Text:
         return self._text
 
     def _repr_html_(self) -> str:
-        style = "margin: 0; line-height: 1.35; white-space: pre; overflow-x: auto"
+        style = "margin: 0; font-family: monospace; white-space: pre; overflow-x: auto"
         return f'<pre style="{style}">{html.escape(self._text)}</pre>'

@@ -39,10 +39,12 @@ def live_line(
     if activity:
         return _GAP.join(fitting(columns, [*start, activity]))
     metrics = [f"{name} {number(value)}" for name, value in numbers.items()]
-    by_rank = [*metrics[:1], left, *metrics[1:], speed]
-    room = columns - len(_GAP.join(start)) - len("  +99")
+    by_rank = [text for text in (*metrics[:1], left, *metrics[1:], speed) if text]
+    room = columns - len(_GAP.join(start))
+    if len("".join(by_rank)) + len(_GAP) * len(by_rank) > room:
+        room -= len("  +99")
     chosen: list[str] = []
-    for text in filter(None, by_rank):
+    for text in by_rank:
         room -= len(_GAP) + len(text)
         if room < 0:
             break

@@ -14,7 +14,7 @@ from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
 
 FIRST = 50
-"""Batches after which the first look is taken, or at the end of an epoch of 20 or more."""
+"""Batches after which the first look is taken; or the first end of an epoch from 20 on."""
 
 AGAIN = 1000
 """Batches from one look to the next, at most: each look waits for the device."""
@@ -28,8 +28,9 @@ class SkipWatch:
     """Looks now and then whether the steps are still committed.
 
     It warns when none was since the look before, and then looks at each step. After a whole epoch,
-    or `AGAIN` batches, without a committed step it raises. A run that ends earlier, without one
-    committed step, ends with the status "stopped" and the reason.
+    or `AGAIN` batches, without a committed step it raises. A run from initial weights that ends
+    earlier, without one committed step, ends with the status "stopped" and the reason. Steps that
+    `fl.guard` takes back are given `AGAIN` batches.
     """
 
     def __init__(self, state: State, cursor: Cursor) -> None:
@@ -39,44 +40,46 @@ class SkipWatch:
         self._warned = False
 
     def look(self, state: State, metrics: Mapping[str, Any], batch: Any, cursor: Cursor) -> None:
-        """Look at a step, at least from batch `due` on, and at the end of each epoch.
+        """Look at a step: from batch `due` on, and at the end of each epoch until one committed.
 
         Raises:
             NothingTrainedError: No step was committed for a whole epoch, or `AGAIN` batches.
         """
         batches = cursor.count - self._moved.count
-        if cursor.count < self.due and batches < 20:
+        if cursor.count < self.due and (batches < 20 or self._moved != self._first):
             return
-        if not torch.equal(state.step, self._step) or not _is_skipped(metrics):
+        if not torch.equal(state.step, self._step) or not _is_set(metrics, "skipped"):
             self._step = state.step.clone()
             self._moved, self._warned = cursor, False
             self.due = cursor.count + AGAIN
             return
-        self.due = cursor.count + 1
+        guarded = _is_set(metrics, "guard")  # which may also take back steps that were committed
+        self.due = cursor.count + (FIRST if guarded else 1)
         whole_epoch = cursor.index == 0 and cursor.epoch - self._moved.epoch >= 1
-        if (whole_epoch and batches >= 20) or batches >= AGAIN:
-            raise NothingTrainedError(f"{_told(batches)} {_why(batch)}")
-        if not self._warned:
+        if (whole_epoch and batches >= 20 and not guarded) or batches >= AGAIN:
+            raise NothingTrainedError(f"{_told(batches)} {_why(metrics, batch)}")
+        if not self._warned and not guarded:
             self._warned = True
-            warnings.warn(f"{_told(batches)} {_why(batch)}", stacklevel=4)
+            warnings.warn(f"{_told(batches)} {_why(metrics, batch)}", stacklevel=4)
 
     def outcome(
         self, state: State, metrics: Mapping[str, Any], batch: Any, cursor: Cursor
     ) -> str | None:
-        """Why a run that has ended is no success: no step of it was committed; else None."""
+        """Why a run from initial weights has failed: no step of it was committed; else None."""
         drawn = cursor.count - self._first.count
-        if not drawn or self._moved != self._first or not _is_skipped(metrics):
+        if not drawn or self._moved != self._first or not _is_set(metrics, "skipped"):
             return None
-        if not torch.equal(state.step, self._step):
+        if self._step.any() or not torch.equal(state.step, self._step):
+            return None
+        if _is_set(metrics, "guard"):
             return None
         if not self._warned:
-            warnings.warn(f"{_told(drawn)} {_why(batch)}", stacklevel=4)
-        return f"no step was committed: {_cause(batch)}"
+            warnings.warn(f"{_told(drawn)} {_why(metrics, batch)}", stacklevel=4)
+        return f"no step was committed: {_cause(metrics, batch)}"
 
 
-def _is_skipped(metrics: Mapping[str, Any]) -> bool:
-    skipped = metrics.get("skipped")
-    value = None if skipped is None else skipped.value()
+def _is_set(metrics: Mapping[str, Any], name: str) -> bool:
+    value = metrics[name].value() if name in metrics else None
     return isinstance(value, Tensor) and value.numel() == 1 and bool(value)
 
 
@@ -85,17 +88,19 @@ def _told(batches: int) -> str:
     return f"{steps} skipped, and the parameters have not moved:"
 
 
-def _why(batch: Any) -> str:
-    return f"{_cause(batch)}. {_remedy(batch)}"
+def _why(metrics: Mapping[str, Any], batch: Any) -> str:
+    return f"{_cause(metrics, batch)}. {_remedy(batch)}"
 
 
-def _cause(batch: Any) -> str:
+def _cause(metrics: Mapping[str, Any], batch: Any) -> str:
     """Which leaves of the batch are not finite, and their share."""
     found = [
         f"{100 * (1 - share):.3g} % of {name} is {_kinds(leaf)}"
         for name, leaf in _leaves(batch)
         if (share := float(leaf.isfinite().double().mean())) < 1
     ]
+    if not found and _is_set(metrics, "guard"):
+        return "fl.guard takes each step back, because its rule finds it bad"
     if not found:
         return "the gradient is not finite, or the batch has weight zero; the batch is finite"
     return f"in the last batch, {', '.join(found)}"

@@ -56,6 +56,7 @@ _CLIP = (
     "Use fl.optim.clip_by_norm(1.0) in fl.optim.chain(fl.optim.clip_by_norm(1.0), "
     "fl.optim.adamw(...))."
 )
+_VALIDATE = 'Use fl.every(1, fl.validate(loss, data), unit="epoch") among the callbacks.'
 _DEVICE = "Move the state and the data: state.to(device)."
 
 ELSEWHERE = {
@@ -75,6 +76,11 @@ ELSEWHERE = {
     "seedeverything": _SEED,
     "manualseed": _SEED,
     "seed": _SEED,
+    "model": "The model goes to state = step.init(model); an nn.Module of yours, or a function.",
+    "optimizer": "The optimizer goes to the step: fl.update(fl.optim.adamw(1e-3)).",
+    "optimizers": "Use fl.optim, as in fl.update(fl.optim.adamw(1e-3)).",
+    "fabric": _TRAIN,
+    "init": "Use state = step.init(model).",
     "eval": "Use fl.evaluate(loss, state, data).",
     "test": "Use fl.evaluate(loss, state, data).",
     "score": "Use fl.evaluate(loss, state, data).",
@@ -90,6 +96,12 @@ ELSEWHERE = {
     "strategy": _RANKS,
     "device": _DEVICE,
     # Callbacks
+    "callbacks": "They are at the top: fl.early_stopping, fl.checkpoint, fl.every, fl.validate.",
+    "valdata": _VALIDATE,
+    "valdataloader": _VALIDATE,
+    "valdataloaders": _VALIDATE,
+    "evaldataset": _VALIDATE,
+    "validationdata": _VALIDATE,
     "modelcheckpoint": 'Use fl.checkpoint(folder, monitor="val/loss").',
     "savecheckpoint": "Use fl.save(state, folder).",
     "loadcheckpoint": "Use fl.load(fl.latest(folder), like=state).",
@@ -115,7 +127,6 @@ ELSEWHERE = {
     "timer": "Use fl.fit(..., seconds=...).",
     "valcheckinterval": "Use fl.every(n, fl.validate(loss, data)) among the callbacks.",
     "checkvaleverynepoch": 'Use fl.every(n, fl.validate(loss, data), unit="epoch").',
-    "validationdata": "Use fl.every(1, fl.validate(loss, data), unit='epoch') among the callbacks.",
     "log": "A loss returns what it reports: return loss, {'accuracy': ...}.",
     "verbose": "Use progress=False of fl.fit to silence it.",
     "gradscaler": _AMP,
@@ -177,6 +188,7 @@ ELSEWHERE = {
     "linear": _NN,
     "sequential": _NN,
     "loss": _LOSS,
+    "losses": _LOSS,
     "crossentropyloss": _LOSS,
     "crossentropy": _LOSS,
     "mseloss": _LOSS,

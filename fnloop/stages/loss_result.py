@@ -139,14 +139,14 @@ _PLAIN = (Tensor, np.ndarray, np.generic, int, float, complex, str, bytes)
 
 
 def explain(error: Exception, who: Any, state: State, batch: Any) -> None:
-    """Add notes to an error from the user's function: a remedy, the function, model and batch."""
+    """Add notes to an error from the user's function: function, model and batch, and a remedy."""
     with contextlib.suppress(Exception):  # an exception class may not allow notes
-        if helps := remedy(error, state, batch):
-            error.add_note(f"fnloop: {helps}")
         error.add_note(
             f"fnloop: this happened in {_name(who)}, called with the model {state.skeleton} and "
             f"the batch {short(batch)}."
         )
+        if helps := remedy(error, state, batch):
+            error.add_note(f"fnloop: {helps}")
 
 
 def _reported(

@@ -20,19 +20,24 @@ def remedy(error: BaseException, state: State, batch: Any) -> str:
     >>> import fnloop as fl
     >>> step = fl.pipe(lambda model, batch: model(batch).mean(), fl.grad)
     >>> state = step.init(torch.nn.Linear(2, 1))
-    >>> error = RuntimeError("mat1 and mat2 must have the same dtype")
+    >>> error = RuntimeError("mat1 and mat2 must have the same dtype, but got Double and Float")
     >>> print(remedy(error, state, torch.ones(3, 2, dtype=torch.float64)))
     the batch is float64, and the parameters are float32. NumPy makes float64 by default: ...
     """
     text = str(error)
     found = list(tree_items(batch))
-    for explanation in (_arrays, _devices, _dtypes):
-        if said := explanation(text, state, found):
-            return said
-    return next((says for pattern, says in _KNOWN if re.search(pattern, text)), "")
+    known = next((says for pattern, says in _KNOWN if re.search(pattern, text)), "")
+    if known:
+        return known
+    facts = (explain(text, state, found) for explain in (_arrays, _devices, _dtypes))
+    return next(filter(None, facts), "")
 
 
 _KNOWN = (
+    (
+        "argument #1 'indices'",
+        "An embedding takes whole numbers, the numbers of tokens: x.long().",
+    ),
     (
         "Expected more than 1 value per channel when training",
         "A batch of one example has no variance, which BatchNorm divides by. The usual cause is "
@@ -41,8 +46,8 @@ _KNOWN = (
         "parts of one example, if a batch has k or fewer.",
     ),
     (
-        r"expected target dtype to be Long|expected scalar type (Long|Byte)|not implemented for "
-        r"'(Int|Float)'",
+        r"expected target dtype to be Long|expected scalar type (Long|Byte)|nll_loss.* not "
+        r"implemented for '(Int|Float)'",
         "Class numbers are int64: convert them once, where the data is made (y.long()). For "
         "targets that are probabilities, their shape is that of the scores.",
     ),
@@ -105,37 +110,48 @@ def _devices(text: str, state: State, leaves: list[tuple[str, Any]]) -> str:
 
 
 def _dtypes(text: str, state: State, leaves: list[tuple[str, Any]]) -> str:
-    if not re.search(r"dtype|scalar type|type", text) or "arget" in text:
-        return ""
     own = next((p.dtype for p in state.params.values() if p.is_floating_point()), None)
-    if own is None or not re.search(_SPOKEN, text):
+    if own is None or "arget" in text or not _MIXED.search(text):
         return ""
     for path, leaf in _tensors(leaves):
-        if leaf.dtype == torch.float64 != own:
+        spoken = _SPOKEN.get(leaf.dtype)
+        if spoken is None or leaf.dtype == own or not re.search(spoken, text, re.IGNORECASE):
+            continue
+        if leaf.dtype == torch.float64:
             return (
                 f"{_place(path)} is float64, and the parameters are {_name(own)}. NumPy makes "
                 "float64 by default: convert once, where the data is made (x.float(), "
                 'array.astype("float32")), or make the model float64 (model.double()).'
             )
-        if leaf.is_floating_point() and leaf.dtype != own:
+        if leaf.is_floating_point():
             return (
                 f"{_place(path)} is {_name(leaf.dtype)}, and the parameters are {_name(own)}: "
                 f"convert one to the other (x.to(torch.{_name(own)})); fl.amp computes in half "
                 "precision with float32 parameters."
             )
-    for path, leaf in _tensors(leaves):
         if leaf.dtype == torch.uint8:
             return (
                 f"{_place(path)} is uint8, as images often are: make floats of it in the loss, "
                 "x.float() / 255."
             )
-        if not leaf.is_floating_point() and not leaf.is_complex() and _INPUT.search(text):
-            return f"{_place(path)} is {_name(leaf.dtype)}; a layer takes floats: x.float()."
+        return f"{_place(path)} is {_name(leaf.dtype)}; a layer takes floats: x.float()."
     return ""
 
 
-_SPOKEN = r"same dtype|scalar type|Double|Half|BFloat16|Byte|should be the same"
-_INPUT = re.compile("mat1 and mat2|Input type|same dtype")
+_MIXED = re.compile("same dtype|scalar type|Input type|should be the same")
+_SPOKEN = {
+    torch.float64: "double|float64",
+    torch.float32: "float",
+    torch.float16: "half|float16",
+    torch.bfloat16: "bfloat16",
+    torch.uint8: r"byte|unsigned char|uint8",
+    torch.int8: r"\bchar\b|int8",
+    torch.int16: "short|int16",
+    torch.int32: r"\bint\b|int32",
+    torch.int64: "long|int64",
+    torch.bool: "bool",
+}
+"""How torch's messages call the dtypes."""
 
 
 def _tensors(leaves: list[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,30 @@ def test_a_closed_pipe_is_no_error(trained):
     shell = ["bash", "-o", "pipefail", "-c", command]
     done = subprocess.run(shell, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.fixture
+def without_torch(tmp_path):
+    """An environment in which importing torch ends the process."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
+    root = Path(__file__).resolve().parents[2]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
+
+
+def test_the_first_line_is_there_before_torch_is_imported(without_torch, tmp_path):
+    (tmp_path / "line.py").write_text("import torch")
+    own, terminal = os.openpty()
+    command = [sys.executable, "-m", "fnloop", "fit", "line.py", "--lr", "0.1"]
+    with subprocess.Popen(command, stderr=terminal, cwd=tmp_path, env=without_torch) as process:
+        os.close(terminal)
+        assert process.wait(30) == 1
+    lines = os.read(own, 4096).decode().splitlines()
+    os.close(own)
+    assert lines == ["fnloop fit line.py --lr 0.1: importing PyTorch", "torch is imported"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["--version"]])
+def test_help_needs_no_torch_and_a_pipe_gets_no_first_line(without_torch, arguments):
+    command = [sys.executable, "-m", "fnloop", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env=without_torch)
+    assert run.returncode == 0 and run.stdout and not run.stderr

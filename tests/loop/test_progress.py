@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
-import re
+import sys
+import threading
 import time
 from typing import Any
 
 import pytest
 import torch
 
+import fnloop as fl
+from fnloop.effects.activity import Activity, watchers
 from fnloop.effects.effect import Run
 from fnloop.loop.progress import progress
 from fnloop.values.cursor import Cursor
@@ -57,9 +60,9 @@ def test_without_a_terminal_there_is_a_line_now_and_then(state: State, clock: li
     clock[0] += 1.0
     effect.close("completed")
     assert out.getvalue().splitlines() == [
-        "epoch 3/3  batch 1/4  loss 8  lr 0.0003  val/loss 0.25  0.25 it/s",
-        "epoch 3/3  batch 4/4  loss 11  lr 0.0003  val/loss 0.25  0.25 it/s",
-        "completed  epoch 3/3  batch 4/4  6 batches in 25.0 s  loss 11  lr 0.0003  val/loss 0.25",
+        "epoch 3/3  batch 1/4  loss 8  val/loss 0.25  lr 0.0003  0.25 it/s",
+        "epoch 3/3  batch 4/4  loss 11  val/loss 0.25  lr 0.0003  0.25 it/s",
+        "completed  epoch 3/3  batch 4/4  6 batches in 25.0 s  loss 11  val/loss 0.25  lr 0.0003",
     ]
 
 
@@ -88,31 +91,129 @@ def test_the_reason_of_a_stop_is_in_the_last_line(state: State) -> None:
     assert out.getvalue().startswith("stopped (no improvement)  epoch 1")
 
 
-def test_on_a_terminal_there_is_a_bar(state: State, clock: list[float]) -> None:
+def test_on_a_terminal_there_is_a_bar_and_a_line_an_epoch(state: State, clock: list[float]) -> None:
     out = Screen()
     effect = progress(file=out)
     effect.open(Run(step=None, state=state, batches=50, total=200))
     for count in range(1, 201):
         clock[0] += 0.01
         epoch, index = divmod(count, 50)
-        effect(state.replace(cursor=Cursor(epoch, index, count).tensor()), metrics(count))
+        more = {"val/loss": Mean(0.5 / epoch, 1)} if not index else {}
+        effect(state.replace(cursor=Cursor(epoch, index, count).tensor()), metrics(count, **more))
     effect.close("completed")
-    frames = [frame for frame in out.getvalue().split("\r") if frame.strip()]
-    assert len(frames) <= 24  # 2 seconds at 10 a second, the first and the last
-    assert re.search(r"epoch 1/4.*\b11/200 .*loss=6.5, lr=0.0003", frames[2])
+    drawn = out.getvalue().replace("\n", "\r").split("\r")
+    lines = [line.rstrip() for line in drawn if line.strip()]
+    kept = [line for line in lines if "━" not in line and "─" not in line]
+    assert kept == [
+        "epoch 1/4  0.5 s  loss 25.5  val/loss 0.5  lr 0.0003",
+        "epoch 2/4  0.5 s  loss 75.5  val/loss 0.25  lr 0.0003",
+        "epoch 3/4  0.5 s  loss 125.5  val/loss 0.1667  lr 0.0003",
+        "epoch 4/4  0.5 s  loss 175.5  val/loss 0.125  lr 0.0003",
+        "completed  epoch 4/4  batch 50/50  200 batches in 2.0 s  loss 196  +2",
+    ]
+    assert all(len(line) < 80 for line in lines)
+    bars = [line for line in lines if line not in kept]
+    assert len(bars) <= 24  # 2 seconds at 10 a second, the first and the last
+    assert bars[2] == "epoch 1/4  " + "━" * 3 + "─" * 12 + (
+        "  11/50  loss 6.5  lr 0.0003  100 it/s  1.9 s left"
+    )
     assert "skipped" not in out.getvalue()
-    *bar, last = out.getvalue().rstrip("\n").split("\n")
-    assert "200/200" in bar[-1]
-    assert last.startswith("completed  epoch 4/4  batch 50/50  200 batches in 2.0 s  loss ")
 
 
-def test_an_endless_run_has_a_bar_without_an_end(state: State) -> None:
+def test_an_endless_run_has_no_bar_and_a_line_for_each_validation(
+    state: State, clock: list[float]
+) -> None:
     out = Screen()
     effect = progress(file=out)
     effect.open(Run(step=None, state=state))
-    effect(state.replace(cursor=Cursor(0, 1, 1).tensor()), metrics(1))
+    for count in range(1, 8):
+        clock[0] += 1.0
+        more = {"val/loss": Mean(1.0, 1)} if count == 4 else {}
+        effect(state.replace(cursor=Cursor(0, count, count).tensor()), metrics(count, **more))
     effect.close("interrupted")
-    assert "epoch 1: 1batch" in out.getvalue()
+    assert "epoch 1  batch 1  loss 1" in out.getvalue()
+    kept = [line.split("\r")[-1].rstrip() for line in out.getvalue().split("\n")[:-1]]
+    assert kept[0] == "epoch 1  batch 4  4.0 s  loss 2.5  val/loss 1  lr 0.0003"
+    assert len(kept) == 2
+
+
+def test_short_epochs_share_a_line(state: State, clock: list[float]) -> None:
+    out = Screen()
+    effect = progress(file=out)
+    effect.open(Run(step=None, state=state, batches=1, total=1000))
+    for count in range(1, 1001):
+        clock[0] += 0.001
+        effect(state.replace(cursor=Cursor(count, 0, count).tensor()), metrics(count))
+    effect.close("completed")
+    assert 10 <= out.getvalue().count("\n") <= 25
+
+
+def test_while_something_takes_long_the_line_goes_on(state: State) -> None:
+    out = Screen()
+    effect = progress(file=out)
+    effect.open(Run(step=None, state=state, batches=5, total=5))
+    with Activity("compiling"):
+        time.sleep(1.3)
+    for watcher in watchers():
+        watcher.says("compiled")
+    moved = state.replace(cursor=Cursor(0, 1, 1).tensor())
+    effect(moved, metrics(1))
+    with Activity("val", total=3) as validation:
+        for _ in range(3):
+            time.sleep(0.11)
+            validation.advance()
+            effect._due = 0.0
+    effect.close("completed")
+    text = out.getvalue()
+    for expected in ("starting", "0/5  compiling, 1 s", "compiled", "1/5  val 2/3"):
+        assert expected in text
+    assert watchers() == () and not any(
+        thread.name == "fnloop-progress" for thread in threading.enumerate()
+    )
+
+
+def loss(model: Any, batch: Any) -> Any:
+    return model(batch).square().mean()
+
+
+def run(**arguments: Any) -> None:
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    data = fl.Batches(torch.ones(8, 2), 4)
+    fl.fit(step, step.init(torch.nn.Linear(2, 1)), data, epochs=2, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "arguments", "shown"),
+    [
+        (True, {}, True),
+        (True, {"progress": False}, False),
+        (False, {}, False),
+        (False, {"progress": True}, True),
+    ],
+)
+def test_fit_shows_it_by_itself_where_somebody_looks(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, arguments: Any, shown: bool
+) -> None:
+    out = Screen() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", out)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("CI", raising=False)
+    run(**arguments)
+    assert ("completed" in out.getvalue()) == shown
+    if terminal:
+        monkeypatch.setenv("CI", "true")
+        before = out.getvalue()
+        run()
+        assert out.getvalue() == before
+
+
+def test_one_of_the_callbacks_is_not_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Screen()
+    monkeypatch.setattr(sys, "stderr", out)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("CI", raising=False)
+    run(callbacks=[fl.every(1, progress(names=["loss"]))])
+    assert out.getvalue().count("completed") == 1 and "sgd.lr" not in out.getvalue()
 
 
 def test_an_effect_can_be_used_again_and_closed_unopened(state: State) -> None:

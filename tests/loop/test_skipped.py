@@ -112,3 +112,15 @@ def test_a_batch_can_be_skipped_from_a_loss() -> None:
     after, metrics = step(state, small)
     assert float(metrics["skipped"]) == 1 and fl.tree_equal(after.params, state.params)
     assert float(step(after, GOOD)[1]["skipped"]) == 0
+
+
+def test_steps_that_a_guard_takes_back_are_given_more_time() -> None:
+    def never(state, metrics):
+        return state, {**metrics, "bad": state.params.norm() >= 0}
+
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)), fl.guard(never))
+    state = step.init(nn.Linear(3, 1))
+    _, history = fl.fit(step, state, [GOOD] * 30, epochs=3)
+    assert history.status == "completed" and sum(history["guard"]) == 90
+    with pytest.raises(NothingTrainedError, match=r"fl\.guard takes each step back"):
+        fl.fit(step, state, [GOOD] * 30, epochs=40)

@@ -74,6 +74,8 @@ def run(**arguments):
         (lambda: run(epochs=1, callback=[]), r"'callback'\. Use callbacks="),
         (lambda: run(epochs=1, verbose=0), r"'verbose'\. Use progress=False"),
         (lambda: run(epoch=1), "Use epochs="),
+        (lambda: run(epochs=1, val_dataloaders=[]), r"fl\.validate\(loss, data\)"),
+        (lambda: run(epochs=1, model=None), r"step\.init\(model\)"),
         (lambda: fl.optim.adamw(learning_rate=1e-3), r"adamw got .*Use lr="),
         (lambda: fl.optim.sgd(0.1, mometum=0.9), "Did you mean momentum="),
         (lambda: fl.optim.clip_by_norm(clipnorm=1.0), "Use max_norm="),

@@ -50,6 +50,9 @@ CASES = {
     "class 7 of 5": (cross_entropy, nn.Linear(3, 5), (X, CLASSES + 7), "from 0 to n - 1"),
     "bce of classes": (bce, LINEAR, (X, CLASSES[:, None]), r"y\.float\(\)"),
     "bce [N]": (bce, LINEAR, (X, Y[:, 0]), r"squeeze\(1\)"),
+    "tokens": (mse, nn.Embedding(9, 1), (X[:, 0], Y), r"numbers of tokens: x\.long\(\)"),
+    "float64 images": (mse, nn.Conv1d(8, 1, 1), (X[None].double(), X[:1, None]), "is float64"),
+    "uint8 images": (mse, nn.Conv1d(8, 1, 1), (X[None].byte(), X[:1, None]), "is uint8"),
     "images not flat": (mse, LINEAR, (torch.ones(8, 1, 2, 2), Y), r"x\.flatten\(1\)"),
 }
 
@@ -92,6 +95,15 @@ def test_an_error_that_says_enough_gets_no_remedy() -> None:
     step = fl.pipe(wrong, fl.grad)
     (note,) = told(lambda: step(step.init(LINEAR), (X.double(), Y))).splitlines()
     assert "this happened in" in note
+
+
+def test_a_leaf_that_is_not_to_blame_is_not_named() -> None:
+    def mixed(model, batch):
+        return F.cross_entropy(model(batch[0]) @ torch.ones(5, 5).half(), batch[1])
+
+    step = fl.pipe(mixed, fl.grad)
+    notes = told(lambda: step(step.init(nn.Linear(3, 5)), (X, CLASSES)))
+    assert "batch/" not in notes and "this happened in mixed" in notes
 
 
 @pytest.mark.parametrize("compiled", [False, True])

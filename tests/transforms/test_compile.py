@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -657,3 +660,21 @@ def test_inside_inference_mode_it_says_what_to_do():
     state = step.init(torch.nn.Linear(2, 1))
     with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
         step(state, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_first_call_says_what_it_does_where_somebody_looks(monkeypatch, seen):
+    screen = type("Screen", (io.StringIO,), {"isatty": lambda self: seen})()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("CI", raising=False)
+    step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    fast = fl.compile(step, backend="aot_eager")
+    state = fast.init(torch.nn.Linear(2, 1))
+    for _ in range(2):
+        state, _ = fast(state, torch.ones(3, 2))
+    said = screen.getvalue().splitlines()
+    assert len(said) == (2 if seen else 0)
+    if seen:
+        assert "compiling the step for a batch of f32[3,2], once for this shape" in said[0]
+        assert re.fullmatch(r"fl.compile: one graph of \d+ operations, in \d+\.\d s", said[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fnloop as fl
 from fnloop.values.memory import fill
 from fnloop.values.start import start
 from fnloop.values.tensors import Tensors
@@ -68,3 +69,25 @@ def test_a_single_leaf_as_memory():
     assert int(fill(STATE.put("x", torch.tensor(3)), "x", torch.tensor(0))["x"]) == 3
     with pytest.raises(ValueError, match=r"slots/x +i64\[\] +i64\[2\]"):
         fill(STATE.put("x", torch.tensor(3)), "x", torch.zeros(2, dtype=torch.int64))
+
+
+def test_memory_that_is_a_tree_is_filled_from_the_dict_that_was_loaded():
+    @fl.tree
+    class Moments:
+        mu: torch.Tensor
+        nu: torch.Tensor
+
+    fresh = Moments(torch.zeros(2), torch.zeros(2))
+    filled = fill(STATE.put("x", {"mu": torch.ones(2)}), "x", fresh)["x"]
+    assert isinstance(filled, Moments)
+    assert filled.mu.tolist() == [1, 1] and filled.nu.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("fresh", [{"count": 0}, 0.5, {"a": {"b": [torch.zeros(()), 1]}}])
+def test_memory_is_made_of_tensors(fresh):
+    with pytest.raises(TypeError, match=r"at slots/x(/count|/a/b/1)?\. Memory is made of tensors"):
+        fill(STATE, "x", fresh)
+
+
+def test_what_is_there_and_is_no_tensor_stays():
+    assert fill(STATE.put("x", {"count": 7}), "x", {"count": torch.tensor(0)})["x"] == {"count": 7}
