@@ -37,7 +37,7 @@ class Closing:
     def read(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Read `batches` from now on, and close those that were read before."""
         before, self._batches = self._batches, batches
-        _close_iterator(before)
+        getattr(before, "close", _nothing)()
         return batches
 
     def close(self, status: str) -> None:
@@ -50,36 +50,41 @@ class Closing:
         self._interrupt.hold = True
         for name, effect in named(self._effects).items():
             self._call(effect, f"the effect {name}", effect.close, status)
-        self._call(self._batches, "the data", _close_iterator, self._batches)
+        self._call(self._batches, "the data", getattr(self._batches, "close", _nothing))
         while self._failures:
             warnings.warn(self._failures.pop(0), stacklevel=2)
         raised, self._raised = self._raised, None
         if raised is not None:
             raise raised
 
-    def _call(self, what: Any, name: str, close: Callable[[Any], None], argument: Any) -> None:
+    def _call(self, what: Any, name: str, close: Callable[..., None], *arguments: Any) -> None:
         """Call `close`, but not twice."""
-        if any(what is other for other in self._closed):
+        if self._is_closed(what):
             return
         begun = None
         try:
-            self._interrupt.hold = False
-            (begun := close)(argument)  # one line: an exception comes before it, or after it began
+            try:
+                self._interrupt.hold = False
+                (begun := close)(*arguments)  # one line, and one moment
+            finally:
+                self._note(what, begun)
         except BaseException as error:
-            self._interrupt.hold = True
+            self._note(what, begun)
             if begun is None:
                 raise
             if not isinstance(error, Exception):
                 self._raised = self._raised or error
             elif what is not self._half_open:  # else the error of its `open` is the one to see
                 self._failures.append(f"Closing {name} failed: {error!r}")
-        finally:
-            self._interrupt.hold = True
-            if begun is not None:
-                self._closed.append(what)
+
+    def _note(self, what: Any, begun: Any) -> None:
+        self._interrupt.hold = True
+        if begun is not None and not self._is_closed(what):
+            self._closed.append(what)
+
+    def _is_closed(self, what: Any) -> bool:
+        return any(what is other for other in self._closed)
 
 
-def _close_iterator(batches: Iterator[Any]) -> None:
-    close = getattr(batches, "close", None)
-    if close is not None:
-        close()
+def _nothing() -> None:
+    """The `close` of an iterator that has none."""

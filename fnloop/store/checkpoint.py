@@ -176,14 +176,15 @@ class checkpoint(Effect):
 
     def close(self, status: str) -> None:
         """Save the last state, and note in its manifest how the run ended."""
-        if self._run is None:
-            return
         try:
-            self._close(self._run, status)
+            try:
+                self._close(status)
+            finally:
+                self._request.stop_listening()
         except Exception:
             raise
         except BaseException:  # a second Ctrl-C: the last state is worth another try
-            self._close(self._run, status)
+            self._close(status)
             raise
         finally:
             self._request.stop_listening()
@@ -225,10 +226,14 @@ class checkpoint(Effect):
         others = named(run.effects) if run else {}
         return next((name for name, effect in others.items() if effect is self), self.name)
 
-    def _close(self, run: Run, status: str) -> None:
+    def _close(self, status: str) -> None:
+        run = self._run
+        if run is None:
+            return
         failures = [] if self._worker is None else self._worker.finish()
         self._tell([error for error in failures if isinstance(error, OSError)])
-        if self._called and self._owner is not None and self._owner.holds():
+        begun = self._called or run.cursor is not None
+        if begun and self._owner is not None and self._owner.holds():
             self._save_last(run, status)
         self._tell([error for error in failures if not isinstance(error, OSError)])
 
