@@ -36,10 +36,14 @@ def fit(
 ) -> tuple[State, History]:
     """Train to the end, and keep a history.
 
-    The first Ctrl-C or SIGTERM finishes the step, closes everything (so `fl.checkpoint` saves) and
-    returns the state, with ``history.status == "interrupted"``; ``history.reason`` names the
-    signal. The second raises ``KeyboardInterrupt``. If a step fails, the error has the last good
-    state: ``error.state``, ``error.history``.
+    The first Ctrl-C, SIGTERM or SIGHUP finishes the step, closes everything (so `fl.checkpoint`
+    saves) and returns the state, with ``history.status == "interrupted"``; ``history.reason`` names
+    the signal. The second raises ``KeyboardInterrupt``. Whatever is raised, everything is closed
+    before, and the error has the last good state: ``error.state``, ``error.history`` (unless it has
+    attributes of these names, or allows none).
+
+    After Ctrl-C and `fl.stop`, callbacks such as ``fl.every(n, fl.validate(...))`` that are not due
+    evaluate the last state once more.
 
     A compiled step (`fl.compile`) runs with donation: each new state overwrites the one before, but
     not the given one. If an effect or a callback keeps such a state, it is copied.

@@ -379,8 +379,7 @@ def signals(case, tmp_path, sender, many, count, **options):
 
 
 @pytest.mark.parametrize("many", [1, 2, 3])
-@pytest.mark.parametrize("make", [eager, recorded])
-@pytest.mark.parametrize("background", [False, True], ids=["", "background"])
+@pytest.mark.parametrize(("make", "background"), [(eager, False), (recorded, True)])
 def test_signals_at_random_instants(cases, tmp_path, sender, handlers, make, many, background):
     found = signals(cases(make), tmp_path, sender, many, 20, background=background)
     if many == 1:
