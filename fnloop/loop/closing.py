@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fnloop.effects.effect import Effect, Run, named
+from fnloop.loop.error_state import attach_state
 from fnloop.loop.interrupt import Interrupt
 
 
@@ -18,8 +19,9 @@ class Closing:
     for what comes from elsewhere, `close` can be called again, and goes on where it was.
     """
 
-    def __init__(self, interrupt: Interrupt) -> None:
+    def __init__(self, interrupt: Interrupt, run: Run) -> None:
         self._interrupt = interrupt
+        self._run = run
         self._effects: list[Effect] = []
         self._batches: Iterator[Any] = iter(())
         self._half_open: Effect | None = None
@@ -27,11 +29,11 @@ class Closing:
         self._failures: list[str] = []
         self._raised: BaseException | None = None
 
-    def open(self, effect: Effect, run: Run) -> None:
+    def open(self, effect: Effect) -> None:
         """Open an effect. It will be closed even if this fails."""
         self._effects.append(effect)
         self._half_open = effect
-        effect.open(run)
+        effect.open(self._run)
         self._half_open = None
 
     def read(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -55,6 +57,7 @@ class Closing:
             warnings.warn(self._failures.pop(0), stacklevel=2)
         raised, self._raised = self._raised, None
         if raised is not None:
+            attach_state(raised, self._run.state)
             raise raised
 
     def _call(self, what: Any, name: str, close: Callable[..., None], *arguments: Any) -> None:

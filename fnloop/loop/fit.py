@@ -18,6 +18,7 @@ from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.run import run
 from fnloop.stages.base import Callback
 from fnloop.values.cursor import Cursor
+from fnloop.values.donated import newest
 from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop")
@@ -104,6 +105,7 @@ def fit(
             for state, _ in loop:  # noqa: B007
                 pass
         except BaseException as error:  # it may have come here, between two steps
+            interrupt.hold = True
             loop.throw(error)  # closes everything, and raises it again
         finally:
             interrupt.hold = True
@@ -114,7 +116,7 @@ def fit(
         loop.close()
         interrupt.stop_listening()
         interrupt.hold = False
-        attach(error, "state", state)
+        attach(error, "state", newest(state))
         attach(error, "history", history)
         add_note(error)
         raise

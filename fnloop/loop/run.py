@@ -118,7 +118,7 @@ def _loop(
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     status, first, donated = "failed", True, False
     interrupt = interrupt_in(stages)
-    closing, seeding = Closing(interrupt), inside()
+    closing, seeding = Closing(interrupt, about), inside()
     metrics: Mapping[str, Any] = {}
     cursor = Cursor.of(state.cursor)
     calls: int | None = _calls(state)  # of the newest state; None if no step can write over it
@@ -126,7 +126,7 @@ def _loop(
         try:
             batches = closing.read(source.iterate(cursor, int(state.key)))
             for effect in effects:
-                closing.open(effect, about)
+                closing.open(effect)
             limits.begin()
             while True:
                 if limits.reached(cursor, effects):
@@ -190,6 +190,7 @@ def _loop(
             status = "stopped"
             raise
         except BaseException as error:
+            interrupt.hold = True  # until everything is closed, but for the time in a `close`
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             if not seeding:
                 leave_all()
@@ -197,8 +198,10 @@ def _loop(
             attach_state(error, about.state)
             raise
         finally:
+            interrupt.hold = True
             closing.close(status)
     finally:
+        interrupt.hold = True
         closing.close(status)  # goes on where an exception between two effects has ended it
 
 

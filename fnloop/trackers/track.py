@@ -92,8 +92,11 @@ class track(Effect):
             finally:
                 self._close_worker()
         finally:
-            self._close_worker()  # an exception from a signal handler may have come before it
-            self._close_trackers(status)
+            try:
+                self._close_worker()  # an exception from a signal handler may have come before it
+                self._close_trackers(status)
+            finally:
+                self._close_trackers(status)
 
     def _close_worker(self) -> None:
         if self._worker is not None:
@@ -126,7 +129,7 @@ class track(Effect):
 
     def _close_trackers(self, status: str) -> None:
         while self._opened:
-            tracker = self._opened.pop(0)
+            tracker = self._opened[0]
             try:
                 tracker.close(status)
             except Exception as error:
@@ -135,3 +138,4 @@ class track(Effect):
                     f"{type(error).__name__}: {error}",
                     stacklevel=3,
                 )
+            self._opened.pop(0)
