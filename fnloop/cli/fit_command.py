@@ -35,7 +35,7 @@ from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
 
-_INTERRUPTED, _TERMINATED = 130, 143  # 128 and the number of the signal
+_INTERRUPTED, _TERMINATED, _HUNG_UP = 130, 143, 129  # 128 and the number of the signal
 
 
 class Job(NamedTuple):
@@ -142,6 +142,8 @@ def _train(job: Job) -> int:
         )
     except Exception as error:
         raise _saved(error, job) from error
+    if "SIGHUP" in history.reason:  # nobody can read what is printed
+        return _HUNG_UP
     print(_outcome(history, job, state), flush=True)
     if not _is_saved(state, job):
         raise Problem(

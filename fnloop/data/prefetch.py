@@ -61,17 +61,20 @@ class prefetch:
         worker = _Worker(self._source, cursor, key, self.depth, device)
         after = None
         try:
-            worker.start()
-            while True:
-                drawn = worker.take()
-                if drawn is None:
-                    return
-                after, (batch, copied) = drawn
-                if copied is not None:
-                    _wait_for(batch, copied, device)
-                yield after, batch
+            try:
+                worker.start()
+                while True:
+                    drawn = worker.take()
+                    if drawn is None:
+                        return
+                    after, (batch, copied) = drawn
+                    if copied is not None:
+                        _wait_for(batch, copied, device)
+                    yield after, batch
+            finally:
+                worker.stop()
         finally:
-            worker.stop()
+            worker.stop()  # an exception from a signal handler may have come before the one above
             left: Any = getattr(self._source, "left", None)
             if left is not None and after is not None:
                 left(after)  # later batches were drawn but not used
@@ -115,7 +118,10 @@ class _Worker:
         self, source: Source, cursor: Cursor, key: int, depth: int, device: torch.device | None
     ) -> None:
         self._drawn: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._places = threading.Semaphore(depth)
+        # A queue of C: an exception from a signal handler could leave a `Semaphore` locked.
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(depth):
+            self._places.put(None)
         self._stopped = False
         self._thread = threading.Thread(
             target=self._run,
@@ -131,7 +137,7 @@ class _Worker:
     def take(self) -> tuple[Cursor, _Copied] | None:
         """The next cursor and batch; None at the end. Reraises exceptions of the data."""
         drawn = self._drawn.get()
-        self._places.release()
+        self._places.put(None)
         if isinstance(drawn, BaseException):
             raise drawn
         return drawn
@@ -139,7 +145,7 @@ class _Worker:
     def stop(self) -> None:
         """Stop the thread; wait up to 10 seconds for the batch that it is drawing."""
         self._stopped = True
-        self._places.release()
+        self._places.put(None)
         # The garbage collector may call this from the thread itself.
         if self._thread is not threading.current_thread() and self._thread.is_alive():
             self._thread.join(timeout=10)  # data that hangs must not block the program's exit
@@ -148,7 +154,10 @@ class _Worker:
         batches = source.iterate(cursor, key)
         try:
             copy = _copier(device)
-            while self._places.acquire() and not self._stopped:
+            while True:
+                self._places.get()
+                if self._stopped:
+                    break
                 drawn = next(batches, None)
                 self._drawn.put(None if drawn is None else (drawn[0], copy(drawn[1])))
                 if drawn is None:

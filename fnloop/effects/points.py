@@ -65,7 +65,6 @@ class Points:
         self._held: dict[str, Any] = {}  # JSON of an unfinished point, from a checkpoint
         self._always: set[str] | None = None  # names that every step has reported
         self._cursor = [0, 0, 0]
-        self._newest: Point | None = None
 
     def open(self, batches: int | None) -> None:
         """Choose the length of a point from the batches in an epoch (None if unknown)."""
@@ -77,8 +76,8 @@ class Points:
         if self._held:
             self._parts = [*window.from_json(self._held, metrics)]
             self._held = {}
-        self._parts.append(metrics)
         self._cursor = cursor = state.cursor.tolist()
+        self._parts.append(metrics)
         different: bool = metrics.keys() != self._always  # pyright: ignore
         if different:
             check_names(metrics, "A callback")
@@ -93,23 +92,17 @@ class Points:
         """The point that would end here; the metrics are kept for the next one.
 
         Args:
-            last: Metrics of the last step that came after it, if any. They are added; if a point
-                has ended at the last step, to that one.
+            last: Metrics of the last step that came after it, to be added.
         """
-        if not self._parts:
-            done = self._newest
-            return (
-                None
-                if done is None or not last
-                else done._replace(metrics={**done.metrics, **last})
-            )
+        if not self._parts and not last:
+            return None
         cursor = Cursor(*self._cursor)
-        metrics = {**merge_all(self._parts), **(last or {})}
-        return Point(epoch_of(cursor), cursor.count, metrics)
+        merged = merge_all(self._parts) if self._parts else {}
+        return Point(epoch_of(cursor), cursor.count, {**merged, **(last or {})})
 
     def rest(self) -> Point | None:
         """The point that ends here, if there was a batch since the last one."""
-        self._newest = point = self.peek()
+        point = self.peek()
         self._parts = []
         return point
 

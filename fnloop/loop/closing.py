@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from fnloop.effects.effect import Effect, Run, named
+from fnloop.loop.error_state import attach_state
 from fnloop.loop.interrupt import Interrupt
 
 _OPENS_FIRST = attrgetter("opens_first")
@@ -21,8 +22,9 @@ class Closing:
     for what comes from elsewhere, `close` can be called again, and goes on where it was.
     """
 
-    def __init__(self, interrupt: Interrupt) -> None:
+    def __init__(self, interrupt: Interrupt, run: Run) -> None:
         self._interrupt = interrupt
+        self._run = run
         self._effects: list[Effect] = []
         self._batches: Iterator[Any] = iter(())
         self._half_open: Effect | None = None
@@ -30,17 +32,17 @@ class Closing:
         self._failures: list[str] = []
         self._raised: BaseException | None = None
 
-    def open(self, effect: Effect, run: Run) -> None:
+    def open(self, effect: Effect) -> None:
         """Open an effect. It will be closed even if this fails."""
         self._effects.append(effect)
         self._half_open = effect
-        effect.open(run)
+        effect.open(self._run)
         self._half_open = None
 
     def read(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Read `batches` from now on, and close those that were read before."""
         before, self._batches = self._batches, batches
-        _close_iterator(before)
+        getattr(before, "close", _nothing)()
         return batches
 
     def close(self, status: str) -> None:
@@ -54,36 +56,42 @@ class Closing:
         # What shows the others' work is opened first and closed last.
         for name, effect in named(sorted(self._effects, key=_OPENS_FIRST)).items():
             self._call(effect, f"the effect {name}", effect.close, status)
-        self._call(self._batches, "the data", _close_iterator, self._batches)
+        self._call(self._batches, "the data", getattr(self._batches, "close", _nothing))
         while self._failures:
             warnings.warn(self._failures.pop(0), stacklevel=2)
         raised, self._raised = self._raised, None
         if raised is not None:
+            attach_state(raised, self._run.state)
             raise raised
 
-    def _call(self, what: Any, name: str, close: Callable[[Any], None], argument: Any) -> None:
+    def _call(self, what: Any, name: str, close: Callable[..., None], *arguments: Any) -> None:
         """Call `close`, but not twice."""
-        if any(what is other for other in self._closed):
+        if self._is_closed(what):
             return
         begun = None
         try:
-            self._interrupt.hold = False
-            (begun := close)(argument)  # one line: an exception comes before it, or after it began
+            try:
+                self._interrupt.hold = False
+                (begun := close)(*arguments)  # one line, and one moment
+            finally:
+                self._note(what, begun)
         except BaseException as error:
-            self._interrupt.hold = True
+            self._note(what, begun)
             if begun is None:
                 raise
             if not isinstance(error, Exception):
                 self._raised = self._raised or error
             elif what is not self._half_open:  # else the error of its `open` is the one to see
                 self._failures.append(f"Closing {name} failed: {error!r}")
-        finally:
-            self._interrupt.hold = True
-            if begun is not None:
-                self._closed.append(what)
+
+    def _note(self, what: Any, begun: Any) -> None:
+        self._interrupt.hold = True
+        if begun is not None and not self._is_closed(what):
+            self._closed.append(what)
+
+    def _is_closed(self, what: Any) -> bool:
+        return any(what is other for other in self._closed)
 
 
-def _close_iterator(batches: Iterator[Any]) -> None:
-    close = getattr(batches, "close", None)
-    if close is not None:
-        close()
+def _nothing() -> None:
+    """The `close` of an iterator that has none."""

@@ -22,6 +22,7 @@ from fnloop.names.keywords import explained
 from fnloop.stages.base import Callback
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
+from fnloop.values.donated import newest
 from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop")
@@ -43,10 +44,14 @@ def fit(
 ) -> tuple[State, History]:
     """Train to the end, and keep a history.
 
-    The first Ctrl-C or SIGTERM finishes the step, closes everything (so `fl.checkpoint` saves) and
-    returns the state, with ``history.status == "interrupted"``; ``history.reason`` names the
-    signal. The second raises ``KeyboardInterrupt``. If a step fails, the error has the last good
-    state: ``error.state``, ``error.history``.
+    The first Ctrl-C, SIGTERM or SIGHUP finishes the step, closes everything (so `fl.checkpoint`
+    saves) and returns the state, with ``history.status == "interrupted"``; ``history.reason`` names
+    the signal. The second raises ``KeyboardInterrupt``. Whatever is raised, everything is closed
+    before, and the error has the last good state: ``error.state``, ``error.history`` (unless it has
+    attributes of these names, or allows none).
+
+    After Ctrl-C and `fl.stop`, callbacks such as ``fl.every(n, fl.validate(...))`` that are not due
+    evaluate the last state once more.
 
     A compiled step (`fl.compile`) runs with donation: each new state overwrites the one before, but
     not the given one. If an effect or a callback keeps such a state, it is copied.
@@ -129,6 +134,7 @@ def fit(
             for state, _ in loop:  # noqa: B007
                 pass
         except BaseException as error:  # it may have come here, between two steps
+            interrupt.hold = True
             loop.throw(error)  # closes everything, and raises it again
         finally:
             interrupt.hold = True
@@ -139,7 +145,7 @@ def fit(
         loop.close()
         interrupt.stop_listening()
         interrupt.hold = False
-        attach(error, "state", state)
+        attach(error, "state", newest(state))
         attach(error, "history", history)
         add_note(error)
         raise

@@ -241,8 +241,6 @@ class History(Effect):
     def _cut(self, last: Metrics | None = None) -> list[Row]:
         """The row of the unfinished point, with the metrics of a last validation."""
         point = self._points.peek(last)
-        if point is not None and last and self._points.peek() is None:  # it has its row already
-            point = point._replace(metrics=dict(last))
         return self._last if point is None else _rows([point])
 
     def _fill_pages(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,96 +130,106 @@ def _loop(
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     status, first, donated = "failed", True, False
     interrupt = interrupt_in(stages)
-    closing, seeding = Closing(interrupt), inside()
+    closing, seeding = Closing(interrupt, about), inside()
     metrics: Mapping[str, Any] = {}
     cursor, batch = Cursor.of(state.cursor), None
     skips = SkipWatch(state, cursor)
     calls: int | None = _calls(state)  # of the newest state; None if no step can write over it
     try:
-        batches = closing.read(source.iterate(cursor, int(state.key)))
-        for effect in sorted(effects, key=lambda effect: not effect.opens_first):
-            closing.open(effect, about)
-        limits.begin()
-        while True:
-            if limits.reached(cursor, effects):
-                status, about.reason = limits.outcome()
-                if reason := skips.outcome(state, metrics, batch, cursor):
-                    status, about.reason = "stopped", reason
-                break
-            if interrupt.came:  # after the callbacks, which ask for a stop themselves
-                status, about.reason = "interrupted", interrupt.reason
-                break
-            try:
-                drawn = next(batches, None)
-            except Exception:
-                if interrupt.came:  # the signal has reached the data workers too
+        try:
+            batches = closing.read(source.iterate(cursor, int(state.key)))
+            for effect in sorted(effects, key=lambda effect: not effect.opens_first):
+                closing.open(effect)
+            limits.begin()
+            while True:
+                if limits.reached(cursor, effects):
+                    status, about.reason = limits.outcome()
+                    if reason := skips.outcome(state, metrics, batch, cursor):
+                        status, about.reason = "stopped", reason
+                    break
+                if interrupt.came:  # after the callbacks, which ask for a stop themselves
                     status, about.reason = "interrupted", interrupt.reason
                     break
-                raise
-            if drawn is None:  # an iterator that ends
-                status = limits.ended_early(cursor)
-                break
-            cursor, batch = drawn
-            before = outline(state) if first else None
-            result = step(state, batch)
-            if before is not None:
-                check_result(step, before, result)
-            state, metrics = result
-            del result  # a state that is still referred to cannot be overwritten
-            state = state.replace(cursor=cursor.tensor())
-            if donated := may_be_overwritten(state):  # the newest state, should a callback fail
-                about.state, about.cursor, about.whole = state, cursor, False
-                calls = _calls(state)
-            elif not state.params.plain:  # else the autograd graph would grow with every step
-                state, metrics = tree_map(torch.detach, (state, metrics))
-            if cursor.count >= skips.due or not cursor.index:  # before callbacks that would save it
-                skips.look(state, metrics, batch, cursor)
-            if first:
-                state = init_callbacks(stages, effects, state, metrics)
-            for callback in stages:
-                result = callback(state, metrics)
-                if first:
-                    check_result(callback, state, result)
+                drawn = _drawn(batches, interrupt)
+                if drawn is None and not interrupt.came:  # an iterator that ends
+                    status = limits.ended_early(cursor)
+                    break
+                if drawn is None:
+                    status, about.reason = "interrupted", interrupt.reason
+                    break
+                cursor, batch = drawn
+                before = outline(state) if first else None
+                result = step(state, batch)
+                if before is not None:
+                    check_result(step, before, result)
                 state, metrics = result
-                del result
-            first = False
-            about.state, about.cursor, about.whole = state, cursor, True
-            if stages or not donated:
-                calls = _calls(state) if donated else None
-            for effect in effects:
-                effect(state, metrics)
-            if donated and (stages or effects):  # an effect that kept the state can still read it
-                about.state = state = state.replace()
-            requests = [m for m in metrics.values() if isinstance(m, Stop) and m]
-            sent = yield state, metrics
-            while sent is not None:
-                check_sent(sent)
-                if not torch.equal(sent.cursor, state.cursor):
-                    about.cursor = cursor = Cursor.of(sent.cursor)
-                    batches = closing.read(source.iterate(cursor, int(sent.key)))
-                about.state, calls = sent, _calls(sent)
-                state = sent
+                del result  # a state that is still referred to cannot be overwritten
+                state = state.replace(cursor=cursor.tensor())
+                if donated := may_be_overwritten(state):  # the newest state, should a callback fail
+                    about.state, about.cursor, about.whole = state, cursor, False
+                    calls = _calls(state)
+                elif not state.params.plain:  # else the autograd graph would grow with every step
+                    state, metrics = tree_map(torch.detach, (state, metrics))
+                if cursor.count >= skips.due or not cursor.index:  # before callbacks that save
+                    skips.look(state, metrics, batch, cursor)
+                if first:
+                    state = init_callbacks(stages, effects, state, metrics)
+                for callback in stages:
+                    result = callback(state, metrics)
+                    if first:
+                        check_result(callback, state, result)
+                    state, metrics = result
+                    del result
+                first = False
+                about.state, about.cursor, about.whole = state, cursor, True
+                if stages or not donated:
+                    calls = _calls(state) if donated else None
+                for effect in effects:
+                    effect(state, metrics)
+                if donated and (stages or effects):  # what an effect has kept stays
+                    about.state = state = state.replace()
+                requests = [m for m in metrics.values() if isinstance(m, Stop) and m]
                 sent = yield state, metrics
-            if requests:
-                status = requests[0].status
-                break
-        if status in ("stopped", "interrupted") and not first and not limits.out_of_time:
-            about.last = _validated(stages, state, metrics, interrupt)
-    except GeneratorExit:  # the user's loop ended early
-        status = "stopped"
-        raise
-    except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        if not seeding:
-            leave_all()
-        _recover(about, cursor, calls)
-        attach_state(error, about.state)
-        raise
-    finally:
-        try:
-            closing.close(status)
+                while sent is not None:
+                    check_sent(sent)
+                    if not torch.equal(sent.cursor, state.cursor):
+                        about.cursor = cursor = Cursor.of(sent.cursor)
+                        batches = closing.read(source.iterate(cursor, int(sent.key)))
+                    about.state, calls = sent, _calls(sent)
+                    state = sent
+                    sent = yield state, metrics
+                if requests:
+                    status = requests[0].status
+                    break
+            if status in ("stopped", "interrupted") and not first and not limits.out_of_time:
+                about.last = _validated(stages, state, metrics, interrupt)
+        except GeneratorExit:  # the user's loop ended early
+            status = "stopped"
+            raise
+        except BaseException as error:
+            interrupt.hold = True  # until everything is closed, but for the time in a `close`
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            if not seeding:
+                leave_all()
+            _recover(about, cursor, calls)
+            attach_state(error, about.state)
+            raise
         finally:
-            closing.close(status)  # goes on where an exception between two effects has ended it
+            interrupt.hold = True
+            closing.close(status)
+    finally:
+        interrupt.hold = True
+        closing.close(status)  # goes on where an exception between two effects has ended it
+
+
+def _drawn(batches: Iterator[Any], interrupt: Interrupt) -> Any:
+    """The next cursor and batch; None at the end, or if a signal has ended the data's workers."""
+    try:
+        return next(batches, None)
+    except Exception:
+        if interrupt.came:
+            return None
+        raise
 
 
 def _validated(

@@ -221,30 +221,24 @@ class checkpoint(Effect):
 
     def close(self, status: str) -> None:
         """Save the last state, and note in its manifest how the run ended."""
-        if self._run is None:
-            return
         try:
-            self._end(self._run, status)
+            try:
+                self._end(status)
+            finally:
+                self._request.stop_listening()
         except Exception:
             raise
         except BaseException:  # a second Ctrl-C: the last state is worth another try
-            self._end(self._run, status)
+            self._end(status)
             raise
         finally:
-            self._run, self._called, self._metrics = None, False, {}
-            self._worker = self._staging = None
-            self._recalled = False
-            self._request.stop_listening()
-            self._place.release()
-
-    def _end(self, run: Run, status: str) -> None:
-        with contextlib.suppress(Exception):  # a failed step has overwritten the state
-            self._ended = _position(run.state)
-        failures = [] if self._worker is None else self._worker.finish()
-        self._tell([error for error in failures if isinstance(error, OSError)])
-        if self._called:
-            self._save_last(run, status)
-        self._tell([error for error in failures if not isinstance(error, OSError)])
+            try:
+                self._request.stop_listening()
+            finally:
+                self._run, self._called, self._metrics = None, False, {}
+                self._worker = self._staging = None
+                self._recalled = False
+                self._place.release()
 
     def memo(self) -> dict[str, Any]:
         return {"run": self._place.run, "monitor": self.monitor, **self._kept.memo()}
@@ -286,6 +280,18 @@ class checkpoint(Effect):
     def _own_name(self, run: Run | None) -> str:
         others = named(run.effects) if run else {}
         return next((name for name, effect in others.items() if effect is self), self.name)
+
+    def _end(self, status: str) -> None:
+        run = self._run
+        if run is None:
+            return
+        with contextlib.suppress(Exception):  # a failed step has overwritten the state
+            self._ended = _position(run.state)
+        failures = [] if self._worker is None else self._worker.finish()
+        self._tell([error for error in failures if isinstance(error, OSError)])
+        if self._called or run.cursor is not None:
+            self._save_last(run, status)
+        self._tell([error for error in failures if not isinstance(error, OSError)])
 
     def _save_last(self, run: Run, status: str) -> None:
         if self.monitor and not self._seen and status in ("completed", "stopped"):

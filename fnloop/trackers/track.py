@@ -96,19 +96,30 @@ class track(Effect):
             self._worker.put(point)
 
     def close(self, status: str) -> None:
-        worker, self._worker = self._worker, None
         try:
-            if worker is not None:
-                # A resumed run may continue this point; if one has already, it is left to that run.
-                point = self._points.peek(self._run.last if self._run else {})
-                if point is not None and all(claim.holds() for claim in self._claims):
-                    worker.put(point)
+            try:
+                self._write_rest()
+            finally:
+                self._close_worker()
         finally:
             try:
-                if worker is not None:
-                    worker.close()
+                self._close_worker()  # an exception from a signal handler may have come before it
+                self._close_trackers(status)
             finally:
                 self._close_trackers(status)
+
+    def _close_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def _write_rest(self) -> None:
+        # A resumed run may continue this point; if one has already, it is left to that run.
+        if self._worker is None or self._run is None or self._points.peek() is None:
+            return
+        point = self._points.peek(self._run.last)
+        if point is not None and all(claim.holds() for claim in self._claims):
+            self._worker.put(point)
 
     def memo(self) -> Any:
         runs = [
@@ -137,7 +148,7 @@ class track(Effect):
 
     def _close_trackers(self, status: str) -> None:
         while self._opened:
-            tracker = self._opened.pop(0)
+            tracker = self._opened[0]
             try:
                 tracker.close(status)
             except Exception as error:
@@ -146,3 +157,4 @@ class track(Effect):
                     f"{type(error).__name__}: {error}",
                     stacklevel=3,
                 )
+            self._opened.pop(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import warnings
@@ -30,7 +29,11 @@ class Worker:
     ) -> None:
         self._trackers = list(trackers)
         self._patience = patience
-        self._queue: queue.Queue[Point | None] = queue.Queue(capacity)
+        # Queues of C: an exception from a signal handler could leave a `queue.Queue` locked.
+        self._queue: queue.SimpleQueue[Point | None] = queue.SimpleQueue()
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(capacity):
+            self._places.put(None)
         self._messages: list[str] = []
         self._stuck = False
         self._thread = threading.Thread(target=self._work, name="fnloop-track", daemon=True)
@@ -51,8 +54,7 @@ class Worker:
             if not self._stuck:
                 self._thread.join()
         except BaseException:  # from a signal handler: wait a little
-            with contextlib.suppress(queue.Full):
-                self._queue.put_nowait(None)
+            self._queue.put(None)
             if self._thread.is_alive():
                 self._thread.join(timeout=1)
             raise
@@ -62,8 +64,9 @@ class Worker:
         if self._stuck:
             return
         try:
-            self._queue.put(item, timeout=self._patience)
-        except queue.Full:
+            self._places.get(timeout=self._patience)
+            self._queue.put(item)
+        except queue.Empty:
             self._stuck = True
             names = ", ".join(type(tracker).__name__ for tracker in self._trackers)
             self._messages.append(
@@ -78,6 +81,7 @@ class Worker:
 
     def _work(self) -> None:
         while (point := self._queue.get()) is not None:
+            self._places.put(None)
             try:
                 numbers = numbers_of([point.metrics])[0]
             except Exception as error:

@@ -704,3 +704,25 @@ def test_a_norm_is_that_of_the_values_now():
         state, _ = STEP(state, batch(seed=i))
         for tensors in (state.params, state["ema"]):
             assert torch.equal(tensors.norm(), tensors.clone().norm())
+
+
+def test_a_wrapper_around_a_donating_step_may_save_in_the_background(tmp_path):
+    step = donating(step_of())
+    saving = fl.checkpoint(tmp_path, keep=None, every=1, unit="step", background=True)
+    wrapped = lambda state, batch: step(state, batch)  # noqa: E731
+    data = fl.Batches(batch(12), 4)
+    last, _ = fl.fit(wrapped, step.init(net()), data, steps=6, callbacks=[saving])
+    for path in tmp_path.iterdir():
+        expected, _ = fl.fit(step, step.init(net()), data, steps=int(path.name[5:]))
+        assert fl.tree_diff(expected, fl.load(path, like=last)) == ""
+    assert len([*tmp_path.iterdir()]) == 6
+
+
+def test_replacing_the_slots_frees_their_memory():
+    step = donating(step_of())
+    state, _ = step(step.init(net()), batch())
+    state, _ = step(state, batch())
+    memory = [weakref.ref(leaf) for leaf in fl.tree_leaves(state.slots)]
+    state = state.replace(slots={})
+    gc.collect()
+    assert memory and not any(ref() is not None for ref in memory)
