@@ -256,7 +256,7 @@ def _read(path: Path, files: Files) -> Owner | str | None:
     try:
         with files.open(path) as stream:
             entry: Any = json.loads(stream.read(_LARGEST))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError):
         return ""
