@@ -254,6 +254,8 @@ def _held(folder: Path, owner: Owner) -> str:
 def _read(path: Path, files: Files) -> Owner | str | None:
     """The owner; empty text if the file says none; None if there is no file."""
     try:
+        if not files.renames:  # a store that may answer from what it has listed before
+            files.sync(path.parent)
         with files.open(path) as stream:
             entry: Any = json.loads(stream.read(_LARGEST))
     except (FileNotFoundError, NotADirectoryError):
