@@ -24,11 +24,9 @@ from fnloop.store.retention import Retention
 from fnloop.store.run_folder import RunFolder
 from fnloop.store.save import leaves_of, save
 from fnloop.store.save_request import SaveRequest
+from fnloop.store.slot_shapes import check_shapes, shapes_of
 from fnloop.store.staging import Staging
 from fnloop.store.topk import TopK
-from fnloop.trees.equal import table
-from fnloop.trees.paths import tree_items
-from fnloop.trees.show import short
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor, is_due
 from fnloop.values.donated import may_be_overwritten
@@ -199,7 +197,7 @@ class checkpoint(Effect):
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         if not self._called:
-            self._shapes = _shapes(state)
+            self._shapes = shapes_of(state)
             self._place.clear()
         self._called, self._metrics = True, metrics
         if self._worker is not None:
@@ -209,7 +207,7 @@ class checkpoint(Effect):
         score = self._score(state, metrics) if self.monitor else None
         requested = self._request.taken()
         if self._kept.add(cursor.count, score, due, requested) is not None:
-            _check_shapes(self._shapes, state)
+            check_shapes(self._shapes, state)
             if self._worker is None:
                 self._tell(_failures(self._job(state, score, due, requested, "running")))
                 return
@@ -429,24 +427,3 @@ def _is_untrained(state: State, metrics: Metrics) -> bool:
 
 def _position(state: State) -> Any:
     return state.cursor.tolist(), state.step.tolist(), state.key.tolist()
-
-
-def _shapes(state: State) -> dict[str, str]:
-    return {path: short(leaf) for path, leaf in tree_items(state.slots)}
-
-
-def _check_shapes(first: Mapping[str, str], state: State) -> None:
-    """Raise if memory has grown: a run could not be resumed from it. (Closing saves it anyway.)"""
-    changed = [
-        (f"slots/{path}", first[path], shape)
-        for path, shape in _shapes(state).items()
-        if first.get(path, shape) != shape
-    ]
-    if changed:
-        raise ValueError(
-            "The memory has changed its shape since the first step, so that a run could "
-            "not be resumed from it:\n"
-            + table(("leaf", "first", "now"), changed)
-            + "\nThe usual cause is a callback that collects values. Give its memory a fixed "
-            "shape in init_state: the whole window, filled with nan."
-        )

@@ -3,54 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import socket
 import threading
 import time
-import uuid
 import weakref
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from fnloop.store.files import Files, write_all
+from fnloop.store.files import Files
+from fnloop.store.lock_owner import (
+    PATIENCE,
+    Owner,
+    is_running,
+    myself,
+    read_owner,
+    system_now,
+    write_owner,
+)
 
 LOCK = ".lock"
 BEAT = 15.0
 """Seconds from one sign of life of the owner to the next."""
-PATIENCE = 60.0
-"""Seconds without one after which an owner on another machine is taken for dead."""
 LONG_AGO = 3600.0
 """Seconds since the last one after which nobody waits; more than clocks differ."""
-_LARGEST = 1 << 16
 _log = logging.getLogger("fnloop")
-
-
-class Owner(NamedTuple):
-    """Who holds a lock.
-
-    Attributes:
-        token: Of this lock alone.
-        pid, host: The process.
-        system: The running system in which `pid` means this process; see `_system`.
-        born: When the process started, in the system's ticks; None if that cannot be known.
-        since: When the lock was taken, as text.
-        beat: The owner's clock at its last sign of life.
-    """
-
-    token: str
-    pid: int
-    host: str
-    system: str
-    born: int | None
-    since: str
-    beat: float
-
-    def __str__(self) -> str:
-        host = "".join(c for c in self.host if c.isprintable())[:80]
-        return f"process {self.pid} on {host}, since {self.since[:19].replace('T', ' ')} UTC"
 
 
 class Lock:
@@ -80,7 +56,7 @@ class Lock:
 
     def __init__(self, folder: Path, files: Files) -> None:
         self._folder, self._files, self._path = folder, files, folder / LOCK
-        self._me = _myself()
+        self._me = myself()
         try:
             self._take()
         except BaseException:
@@ -107,18 +83,18 @@ class Lock:
             )
         other = None
         with contextlib.suppress(OSError):  # an error that passes
-            other = _read(self._path, self._files)
+            other = read_owner(self._path, self._files)
             if other is None and self._files.exists(self._folder):
-                _write(self._path, self._files, self._me)
+                write_owner(self._path, self._files, self._me)
         if isinstance(other, Owner) and other.token != self._me.token:
             raise OSError(f"the folder {self._folder} was taken over by {other}")
 
     def _take(self) -> None:
         for _ in range(8):
-            owner = _read(self._path, self._files)
+            owner = read_owner(self._path, self._files)
             if owner is None:
                 with contextlib.suppress(FileExistsError):
-                    _write(self._path, self._files, self._me)
+                    write_owner(self._path, self._files, self._me)
                 continue
             if owner == "" and _still(self._path, self._files, owner, 1.0):
                 self._files.remove(self._path)  # its writer died, or the power was lost
@@ -164,62 +140,14 @@ def check_free(folder: Path, files: Files) -> None:
     Raises:
         FileExistsError: It is held.
     """
-    owner = _read(folder / LOCK, files)
-    if isinstance(owner, Owner) and owner.system == _system() and _is_running(owner):
+    owner = read_owner(folder / LOCK, files)
+    if isinstance(owner, Owner) and owner.system == system_now() and is_running(owner):
         raise FileExistsError(_held(folder, owner))
 
 
-def _myself() -> Owner:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    pid = os.getpid()
-    born = _born(pid)
-    return Owner(uuid.uuid4().hex, pid, socket.gethostname(), _system(), born, now, time.time())
-
-
-def _system() -> str:
-    """What tells whether process numbers mean the same: the boot, and the container."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _born(pid: int) -> int | None:
-    """When a process started, in ticks since the boot; None if it cannot be known.
-
-    Raises:
-        ProcessLookupError: There is no such process, or it has ended and nobody has asked how.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except FileNotFoundError:
-        os.kill(pid, 0)
-        return None
-    except OSError:
-        return None
-    state, *fields = stat.rpartition(b")")[2].split()
-    if state in (b"Z", b"X"):
-        raise ProcessLookupError(pid)
-    return int(fields[18])
-
-
-def _is_running(owner: Owner) -> bool:
-    if owner.pid == os.getpid():  # unless closing was interrupted
-        return owner.born == _born(owner.pid) and time.time() - owner.beat < PATIENCE
-    try:
-        return _born(owner.pid) == owner.born
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
-    except OverflowError:  # no process has such a number
-        return False
-
-
 def _lives(owner: Owner, path: Path, files: Files) -> bool:
-    if owner.system == _system():
-        return _is_running(owner)
+    if owner.system == system_now():
+        return is_running(owner)
     if abs(time.time() - owner.beat) > LONG_AGO:
         return False
     _log.warning("%s is held by %s: waiting up to %g s for a sign of life", path, owner, PATIENCE)
@@ -231,7 +159,7 @@ def _still(path: Path, files: Files, owner: Owner | str, seconds: float) -> bool
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(min(0.2, seconds))
-        if _read(path, files) != owner:
+        if read_owner(path, files) != owner:
             return False
     return True
 
@@ -251,42 +179,11 @@ def _held(folder: Path, owner: Owner) -> str:
     )
 
 
-def _read(path: Path, files: Files) -> Owner | str | None:
-    """The owner; empty text if the file says none; None if there is no file."""
-    try:
-        with files.open(path) as stream:
-            entry: Any = json.loads(stream.read(_LARGEST))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError):
-        return ""
-    try:
-        born = None if entry["born"] is None else int(entry["born"])
-        token, host, system, since = (str(entry[n]) for n in ("token", "host", "system", "since"))
-        return Owner(token, int(entry["pid"]), host, system, born, since, float(entry["beat"]))
-    except (LookupError, TypeError, ValueError, ArithmeticError):
-        return ""
-
-
-def _write(path: Path, files: Files, owner: Owner) -> None:
-    """Make the file; on a disk it is an error that it exists. It need not survive a power loss."""
-    output = files.create(path)
-    try:
-        try:
-            write_all(output, json.dumps(owner._asdict()).encode())
-        finally:
-            output.close()
-    except BaseException:
-        with contextlib.suppress(OSError):
-            files.remove(path)
-        raise
-
-
 def _drop(path: Path, files: Files, owner: Owner) -> None:
     """Remove the owner's lock; tries twice."""
     for _ in range(2):
         with contextlib.suppress(OSError):
-            found = _read(path, files)
+            found = read_owner(path, files)
             if isinstance(found, Owner) and found.token == owner.token:
                 files.remove(path)
             return
@@ -299,16 +196,16 @@ def _beat(path: Path, files: Files, owner: Owner, stop: threading.Event) -> None
 
 
 def _renew(path: Path, files: Files, owner: Owner) -> None:
-    found = _read(path, files)
+    found = read_owner(path, files)
     if not isinstance(found, Owner) or found.token != owner.token:
         return
     if not files.renames:
-        _write(path, files, owner)
+        write_owner(path, files, owner)
         return
     fresh = path.with_name(f"{path.name}.{owner.token}")
     with contextlib.suppress(FileNotFoundError):
         files.remove(fresh)
-    _write(fresh, files, owner)
+    write_owner(fresh, files, owner)
     files.rename(fresh, path)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -133,6 +134,34 @@ def test_a_memo_in_the_middle_of_a_row_loses_nothing(state: State) -> None:
     assert memo["rows"] == {"epoch": [1], "step": [4], "loss": [2.5]}
     assert memo["cut"] == {"epoch": [1], "step": [6], "loss": [5.5]}
     assert history.rows == [{"epoch": 1, "step": 4, "loss": 2.5}]  # asking changed nothing
+
+
+def test_of_a_long_history_all_rows_but_the_last_are_in_pages_that_do_not_change(
+    state: State,
+) -> None:
+    history = History(every=1)
+    seen: list[list[bytes]] = []
+    for count in range(1, 5001):
+        cursor = Cursor(0, count, count).tensor()
+        history(state.replace(cursor=cursor), {"loss": Mean(1.0 / count, 1)})
+        if not count % 1000:
+            memo = history.memo()
+            assert 3 * len(memo["rows"]["step"]) < 4096 + 3
+            seen.append(memo["pages"])
+    assert [len(pages) for pages in seen] == [0, 1, 2, 2, 3]
+    assert all(later[: len(pages)] == pages for pages, later in itertools.pairwise(seen))
+    again = History()
+    again.recall(history.memo())
+    assert again.rows == history.rows and again.memo() == history.memo()
+
+
+def test_pages_that_are_missing_cost_their_rows_only(state: State) -> None:
+    history = fill(History(every=1), state, range(1, 3001))
+    memo = history.memo()
+    memo["pages"][0] = None
+    again = History()
+    again.recall(memo)
+    assert 0 < len(again) < len(history) and again.rows == history.rows[-len(again) :]
 
 
 def test_a_memo_keeps_missing_and_non_finite_values(state: State) -> None:

@@ -115,3 +115,39 @@ def test_amend_changes_what_is_named(tmp_path):
     amend(tmp_path, DISK, status="completed")
     read = read_manifest(tmp_path)
     assert read["status"] == "completed" and math.isnan(read["metrics"]["loss"])
+
+
+# What is too large
+
+
+def test_the_largest_of_what_is_only_for_show_is_left_out(tmp_path):
+    large = entries(config={"lr": 0.1}, memos={"big": [1] * 2**20, "small": 1}, run="one")
+    with pytest.warns(UserWarning, match="the memo of the effect 'big' is too large"):
+        put_manifest(tmp_path, large, DISK)
+    read = read_manifest(tmp_path)
+    assert read["memos"] == {"small": 1} and read["config"] == {"lr": 0.1}
+    with pytest.warns(UserWarning, match="the configuration is too large"):
+        amend(tmp_path, DISK, config={"table": "x" * 2**26})
+    assert read_manifest(tmp_path) == {**read, "config": {}}
+
+
+def test_what_is_needed_to_load_is_never_left_out(tmp_path):
+    large = entries(data={"position": [1] * 2**20}, config={"lr": [0.1] * 1000})
+    with pytest.raises(
+        ValueError, match="more than 1048576 values, because of its data's position"
+    ):
+        put_manifest(tmp_path, large, DISK)
+
+
+@pytest.mark.parametrize("run", [7, "", "a/b", "../a", "a" * 81])
+def test_an_identity_is_a_short_name(tmp_path, run):
+    put(tmp_path, entries(run=run))
+    with pytest.raises(CheckpointError, match="'run' is not an identity or null"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("pages", [7, {"a": "../a"}, {"a": 1}, {"a": "A" * 64}])
+def test_pages_have_digests(tmp_path, pages):
+    put(tmp_path, entries(pages=pages))
+    with pytest.raises(CheckpointError, match="'pages' is not digests by path"):
+        read_manifest(tmp_path)

@@ -45,7 +45,7 @@ def bytes_in(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in Path(folder).rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"  # which its owner renews
     }
 
 

@@ -38,3 +38,17 @@ def test_without_tensorboard_the_error_names_the_extra(
     with pytest.raises(ImportError, match=r"pip install fnloop\[tensorboard\]"):
         TensorBoard(tmp_path / "tb").open({}, None)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_run_does_not_go_on_in_the_folder_of_another(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    first, second = TensorBoard(tmp_path / "a"), TensorBoard(tmp_path / "b")
+    for tracker in (first, second):
+        tracker.open({}, None)
+        tracker.close("completed")
+    assert first.id == second.id == "run-1" and first.place == tmp_path / "a" / "run-1"
+    moved = TensorBoard(tmp_path / "b")
+    moved.place_before = first.place
+    moved.open({}, first.id)
+    moved.close("completed")
+    assert moved.id == "run-2"
