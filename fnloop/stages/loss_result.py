@@ -119,9 +119,8 @@ def examples(batch: Any, who: Any) -> int:
         size = rows(batch)
     except UnclearRows as unclear:
         raise ValueError(
-            f"The loss {_name(who)} returned a scalar, whose weight is the number of examples; but "
-            f"how many the batch has is unclear: {unclear}. Return the weight too: "
-            "fl.Mean(total, weight)."
+            f"{_name(who)} returned a scalar, which is the mean over the batch's examples; but how "
+            f"many those are is unclear: {unclear}. Return the weight too: fl.Mean(total, weight)."
         ) from None
     if size is not None:
         return size
