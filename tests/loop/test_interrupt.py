@@ -130,10 +130,15 @@ def test_a_process_that_is_forked_in_a_run_can_be_ended():
     codes = []
 
     def fork():
+        reader, writer = os.pipe()
         child = os.fork()
         if not child:
+            os.write(writer, b"!")
             time.sleep(60)
             os._exit(1)
+        os.read(reader, 1)  # what comes earlier, Python's fork forgets
+        os.close(reader)
+        os.close(writer)
         os.kill(child, signal.SIGTERM)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
