@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.run_files import claim, end_last_line
+from fnloop.trackers.run_files import append, claim, end_last_line
 from fnloop.trees.json_codec import jsonable
 
 
@@ -35,28 +35,27 @@ class JSONL(Tracker):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._asked = self.path
-        self._file: TextIO | None = None
+        self._first: bytes | None = None  # the first line
 
     def open(self, config: Mapping[str, Any], run: str | None) -> None:
-        going_on = run is not None and self._asked.with_name(run).is_file()
-        self.path = self._asked.with_name(run) if run and going_on else claim(self._asked)
+        asked = self._asked.absolute()
+        going_on = run is not None and asked.with_name(run).is_file()
+        self.path = asked.with_name(run) if run and going_on else claim(asked)
         if going_on:
             end_last_line(self.path)
         self.id = self.path.name
-        self._file = self.path.open("a", encoding="utf-8")
-        if not self.path.stat().st_size:
-            self._write({"config": config})
+        self._first = _line({"config": config})
+        append(self.path, b"", beginning=self._first)
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
-        self._write({"step": step, "epoch": epoch, **numbers})
+        if self._first is None:
+            raise ValueError(f"{self.path} is not open: call open(config, run) first.")
+        line = _line({"step": step, "epoch": epoch, **numbers})
+        append(self.path, line, beginning=self._first)
 
     def close(self, status: str) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._first = None
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        if self._file is None:
-            raise ValueError(f"{self.path} is not open: call open(config, run) first.")
-        self._file.write(json.dumps(jsonable(line), allow_nan=False) + "\n")
-        self._file.flush()
+
+def _line(entries: Mapping[str, Any]) -> bytes:
+    return (json.dumps(jsonable(entries), allow_nan=False) + "\n").encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.run_files import claim, end_last_line
+from fnloop.trackers.run_files import append, claim, end_last_line
 
 
 class CSV(Tracker):
@@ -39,15 +40,15 @@ class CSV(Tracker):
         self._columns: list[str] = []
 
     def open(self, config: Mapping[str, Any], run: str | None) -> None:
-        going_on = run is not None and self._asked.with_name(run).is_file()
-        self.path = self._asked.with_name(run) if run and going_on else claim(self._asked)
+        asked = self._asked.absolute()
+        going_on = run is not None and asked.with_name(run).is_file()
+        self.path = asked.with_name(run) if run and going_on else claim(asked)
         self.id = self.path.name
         if going_on:
             end_last_line(self.path)
         rows = _read(self.path)
         self._columns = rows[0] if rows else ["step", "epoch"]
-        if not rows:
-            self._append([self._columns])
+        self._append([])
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
         row = {**numbers, "step": step, "epoch": epoch}
@@ -58,19 +59,22 @@ class CSV(Tracker):
 
     def _widen(self, new: list[str]) -> None:
         """Add columns; the file is replaced by an atomic rename."""
-        rows = _read(self.path)
-        self._columns = [*self._columns, *new]
-        padded = [
-            self._columns,
-            *(row + [""] * (len(self._columns) - len(row)) for row in rows[1:]),
-        ]
+        columns = [*self._columns, *new]
+        rows = _read(self.path)[1:] if self.path.exists() else []
+        padded = [columns, *(row + [""] * (len(columns) - len(row)) for row in rows)]
         scratch = self.path.with_name(self.path.name + ".tmp")
-        scratch.write_text(_text(padded), encoding="utf-8", newline="")
-        os.replace(scratch, self.path)
+        try:
+            scratch.unlink(missing_ok=True)
+            append(scratch, _text(padded))
+            os.replace(scratch, self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+            raise
+        self._columns = columns
 
     def _append(self, rows: Iterable[Iterable[Any]]) -> None:
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_text(rows))
+        append(self.path, _text(rows), beginning=_text([self._columns]))
 
 
 def _read(path: Path) -> list[list[str]]:
@@ -78,7 +82,7 @@ def _read(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def _text(rows: Iterable[Iterable[Any]]) -> str:
+def _text(rows: Iterable[Iterable[Any]]) -> bytes:
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
+    return buffer.getvalue().encode()

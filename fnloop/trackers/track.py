@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fnloop.effects.effect import Effect, Run
-from fnloop.effects.points import Points
+from fnloop.effects.points import Point, Points
 from fnloop.trackers.base import Tracker
 from fnloop.trackers.run_files import is_name
-from fnloop.trackers.worker import Worker
+from fnloop.trackers.worker import Reading, Worker
 from fnloop.trees.json_codec import plain
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
@@ -21,9 +21,11 @@ class track(Effect):
 
     A point is the merge of all metrics since the point before. One is written every `every`
     batches, at the end of each epoch, at the end of the run, and at a step with validation metrics
-    (a prefix, as in ``val/loss``). Metrics that are no single number are left out. Another thread
-    does the writing. A tracker that cannot be opened is an error; one that fails later is dropped
-    with a warning, and training continues. A resumed run continues the same tracker run.
+    (a prefix, as in ``val/loss``). Metrics that are no single number are left out. Other threads
+    do the writing, one for each tracker. A tracker that cannot be opened is an error. If one fails
+    later (a full disk, a server that is away), there is a warning, training continues, its points
+    are kept (10,000 at most) and tried again until the run ends; what is lost then is said. The end
+    of the run waits for slow trackers, and says so. A resumed run continues the same tracker run.
 
     Args:
         tracker: An `fl.trackers.Aim`, `fl.trackers.JSONL`, `fl.trackers.CSV`,
@@ -53,7 +55,7 @@ class track(Effect):
         self._points = Points(every)
         self._recalled: Points | None = None
         self._runs: list[str | None] = []
-        self._worker: Worker | None = None
+        self._workers: list[Worker] = []
 
     def open(self, run: Run) -> None:
         config = plain(run.config)
@@ -72,24 +74,32 @@ class track(Effect):
                     f"The tracker {type(tracker).__name__} cannot be opened, so the run was not "
                     f"started: {type(error).__name__}: {error}"
                 ) from error
-        self._worker = Worker(self.trackers)
+        self._workers = [Worker(tracker) for tracker in self.trackers]
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         point = self._points.add(state, metrics)
-        if point is not None and self._worker is not None:
-            self._worker.put(point)
+        if point is not None:
+            self._put(point)
 
     def close(self, status: str) -> None:
-        worker, self._worker = self._worker, None
-        if worker is None:
+        if not self._workers:
             return
         point = self._points.peek()  # a resumed run may continue this point
+        to_close = dict(zip(self._workers, self.trackers, strict=True))
         try:
             if point is not None:
-                worker.put(point)
-            worker.close()
+                self._put(point)
+            for worker in self._workers:
+                if not worker.close():
+                    del to_close[worker]
         finally:
-            _close(self.trackers, status)
+            self._workers = []
+            _close([*to_close.values()], status)
+
+    def _put(self, point: Point) -> None:
+        reading = Reading(point)
+        for worker in self._workers:
+            worker.put(reading)
 
     def memo(self) -> Any:
         runs = [{"tracker": type(each).__name__, "run": each.id} for each in self.trackers]
