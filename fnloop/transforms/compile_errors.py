@@ -12,6 +12,7 @@ import torch
 
 from fnloop._torch.draws import RandomnessError
 from fnloop._torch.graph import DATA_DEPENDENT, DYNAMIC_SHAPE, NO_META
+from fnloop.transforms.cache_errors import cache_fault, remedy
 
 _HOMES = (
     Path(torch.__file__).parent,
@@ -51,6 +52,8 @@ def translated(error: Exception) -> Exception:
     elif "numpy" in str(error) and isinstance(error, (RuntimeError, TypeError)):
         what = f"a tensor is taken out of PyTorch ({str(error).rstrip('.')})"
         fix = "Compute it in PyTorch, or after the step, from its metrics."
+    elif fault := cache_fault(error):
+        what, fix = f"its cache fails ({fault})", remedy()
     else:
         return error
     text = f"fl.compile makes one graph of a step, and cannot here: {what}."
