@@ -19,6 +19,7 @@ from fnloop.store.commit import discard, prepare, sweep
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import listing, target_of
 from fnloop.store.manifest import amend, read_manifest
+from fnloop.store.patience import patiently, write_may_pass
 from fnloop.store.retention import Retention
 from fnloop.store.save import leaves_of, save
 from fnloop.store.save_request import SaveRequest
@@ -236,12 +237,16 @@ class checkpoint(Effect):
             if count == self._saved:
                 lost = "The last state of the run is saved, but not how the run ended."
                 place = target_of(self.folder, count)
-                amend(place, self.files, status=status, memos=run.memos())
+                memos = run.memos()
+                patiently(
+                    lambda: amend(place, self.files, status=status, memos=memos), write_may_pass
+                )
                 self._delete()
             else:
                 requested = status == "interrupted"
                 score = self._score(self._metrics)
-                self._job(run.state, score, self.last, requested, status)()
+                job = self._job(run.state, score, self.last, requested, status)
+                patiently(job, write_may_pass)  # there is no later occasion
         except Exception as error:  # a full disk, or a state that a failed step has overwritten
             self._warned = False
             self._warn(f"{error}. {lost}")
