@@ -72,7 +72,7 @@ def resume(
     Raises:
         CheckpointError: All checkpoints are damaged, or the newest does not fit.
     """
-    if not isinstance(folder, (str, os.PathLike)):
+    if not (isinstance(folder, (str, os.PathLike)) or hasattr(folder, "fs")):  # a UPath
         raise TypeError(f"resume= takes a folder of checkpoints, or a checkpoint; got {folder!r}.")
     place = as_path(folder)
     files = files_for(place)

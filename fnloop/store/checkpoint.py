@@ -20,6 +20,7 @@ from fnloop.store.files import Files
 from fnloop.store.folders import listing, target_of
 from fnloop.store.manifest import amend, read_manifest
 from fnloop.store.pages import detached, put_pages, saveable
+from fnloop.store.patience import patiently, write_may_pass
 from fnloop.store.retention import Retention
 from fnloop.store.run_folder import RunFolder
 from fnloop.store.save import leaves_of, save
@@ -312,12 +313,16 @@ class checkpoint(Effect):
                 digests = {path: page.digest for path, page in pages.items()}
                 place = target_of(self.folder, count)
                 known = numbers({**self._metrics, **run.last})
-                amend(place, self.files, status=status, memos=memos, metrics=known, pages=digests)
+                changes = {"memos": memos, "metrics": known, "pages": digests}
+                patiently(
+                    lambda: amend(place, self.files, status=status, **changes), write_may_pass
+                )
                 self._delete()
             else:
                 requested = status == "interrupted"
                 score = self._score(run.state, self._metrics)
-                self._job(run.state, score, self.last, requested, status)()
+                job = self._job(run.state, score, self.last, requested, status)
+                patiently(job, write_may_pass)  # there is no later occasion
         except Exception as error:  # a full disk, or a state that a failed step has overwritten
             self._warned = False
             self._warn(f"{error}. {lost}")

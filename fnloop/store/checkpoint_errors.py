@@ -9,3 +9,10 @@ class CheckpointError(ValueError):
 
 class DamagedError(CheckpointError):
     """A checkpoint that is incomplete or damaged; an older one may be intact."""
+
+
+class UnreadableError(OSError, CheckpointError):
+    """A file that cannot be read now. Nothing says that it is damaged, so no other is taken."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)

@@ -18,7 +18,7 @@ import uuid
 from pathlib import Path
 
 from fnloop.store.checkpoint_errors import CheckpointError
-from fnloop.store.files import Files
+from fnloop.store.files import Files, reason_of
 from fnloop.store.folders import LEFTOVER, NAME, OLD, listing, old_of, target_of
 from fnloop.store.manifest import MANIFEST, UNFINISHED, read_manifest
 
@@ -45,9 +45,9 @@ def prepare(folder: Path, files: Files) -> None:
     except OSError as error:
         raise OSError(
             error.errno or errno.EIO,
-            f"No checkpoint can be written to {folder} ({error.strerror}). The usual cause is a "
-            "read-only run folder, or a file where a folder should be; pass a folder that you can "
-            "write to",
+            f"No checkpoint can be written to {folder} ({reason_of(error)}). The usual cause is a "
+            "read-only run folder, a file where a folder should be, or a store that does not "
+            "answer; pass a folder that you can write to",
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -16,13 +15,13 @@ import torch
 from torch import Tensor
 
 from fnloop.store.checkpoint_errors import CheckpointError
-from fnloop.store.leaves import CODES
+from fnloop.store.files import open_plain
+from fnloop.store.patience import read_error, read_may_pass
+from fnloop.store.safetensors_file import read_safetensors
+from fnloop.trees.show import printable
 
 KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which a file may hold its ``state_dict``."""
-
-_DTYPES = {code: dtype for dtype, code in CODES.items()}
-_LONGEST_HEADER = 100_000_000
 
 
 def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
@@ -44,28 +43,45 @@ def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str
             "fnloop is read by fl.load(path, like=state)."
         )
     try:
-        if path.suffix == ".safetensors":
-            return _safetensors(path)
-        return _weights_in(_torch_file(path), str(path))
+        with open_plain(path) as stream:
+            if path.suffix == ".safetensors":
+                return read_safetensors(path, stream)
+            return _weights_in(_torch_file(path), str(path))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise read_error(path, error) from error
 
 
 def _torch_file(path: Path) -> Any:
-    path.open("rb").close()  # raises OSError for a missing file
     try:
         # Files in the old format are no zip archives and cannot be memory-mapped.
         mapped = zipfile.is_zipfile(path)
+        if mapped:
+            _check_names(path)
         with warnings.catch_warnings():  # about unusual pickle protocols
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, str(error))) from None
-    except (RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # what a damaged file makes of torch.load may be anything
+        if isinstance(error, OSError) and error.errno and read_may_pass(error):
+            raise
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path} is no file of weights that torch.save wrote, or is damaged: {what}"
+            f"{path} is no file of weights that torch.save wrote, or is damaged: {printable(what)}"
         ) from error
+
+
+def _check_names(path: Path) -> None:
+    """Refuse an archive with one name twice: readers differ in which of the two they take."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CheckpointError(
+            f"{path} is damaged: its archive has the name '{printable(twice)}' twice."
+        )
 
 
 def _refusal(path: Path, error: str) -> str:
@@ -91,61 +107,41 @@ def _weights_in(held: Any, who: str) -> dict[str, Tensor]:
         )
     for key in KEYS:
         inside = held.get(key)
-        if isinstance(inside, Mapping) and _tensors(inside):
-            return _tensors(inside)
-    found = _tensors(held)
+        if isinstance(inside, Mapping) and (found := _tensors(inside, who)):
+            return found
+    found = _tensors(held, who)
     if not found:
+        names = [printable(str(key), 40) for key in [*held][:12] if isinstance(key, (str, int))]
         raise CheckpointError(
             f"{who} holds no weights; expected tensors by name, or a dict with them under "
-            f"{', '.join(KEYS)}. It has: {', '.join(map(str, [*held][:12])) or 'nothing'}."
+            f"{', '.join(KEYS)}. It has: {', '.join(names) or 'nothing'}."
         )
     return found
 
 
-def _tensors(held: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {str(name): leaf for name, leaf in held.items() if isinstance(leaf, Tensor)}
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, memory-mapped.
-
-    Source: https://huggingface.co/docs/safetensors (format).
-    """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-            raise CheckpointError(f"{path} does not begin as a safetensors file does.")
-        try:
-            header = json.loads(stream.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            places = {name: _place(entry, size - 8 - length) for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(
-                f"{path} is damaged: its header does not describe its tensors."
-            ) from error
-    if not places:
-        raise CheckpointError(f"{path} holds no tensor.")
-    rest = size - 8 - length
-    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + length :]
+def _tensors(held: Mapping[Any, Any], who: str) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for name, (dtype, shape, begin, end) in places.items():
-        assert end <= rest
-        part = data[begin:end]
-        if part.data_ptr() % dtype.itemsize:
-            part = part.clone()
-        found[name] = part.view(dtype).reshape(shape)
+    for key, leaf in held.items():
+        if not isinstance(leaf, Tensor):
+            continue
+        if not isinstance(key, (str, int)):
+            raise CheckpointError(f"{who} has a tensor under a {type(key).__name__}, not a name.")
+        name = str(key)
+        if name in found:
+            raise CheckpointError(f"{who} has two tensors of the name '{printable(name)}'.")
+        _check_plain(name, leaf, who)
+        found[name] = leaf
     return found
 
 
-def _place(entry: Any, rest: int) -> tuple[torch.dtype, tuple[int, ...], int, int]:
-    dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-    numbers = [*shape, begin, end]
-    if not all(type(number) is int and 0 <= number < 2**56 for number in numbers):
-        raise ValueError("a number that is none")
-    count = dtype.itemsize
-    for length in shape:
-        count *= length
-    if not (begin + count == end <= rest):
-        raise ValueError("a tensor that is not in the file")
-    return dtype, tuple(shape), begin, end
+def _check_plain(name: str, leaf: Tensor, who: str) -> None:
+    plain = leaf.layout is torch.strided and not leaf.is_meta and not leaf.is_nested
+    if plain and not leaf.is_quantized and type(leaf) in (Tensor, torch.nn.Parameter):
+        return
+    kind = "meta" if leaf.is_meta else str(leaf.layout).removeprefix("torch.")
+    kind = "quantized" if leaf.is_quantized else kind
+    raise CheckpointError(
+        f"{who}: the tensor '{printable(name)}' is no plain dense tensor with values (it is a "
+        f"{type(leaf).__name__}, {kind}). Make it one where the file was written: "
+        ".to_dense(), .dequantize(), or a model that is not on the device 'meta'."
+    )

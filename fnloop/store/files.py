@@ -6,13 +6,17 @@ call, or that loses what was not synced.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import shutil
 import stat
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Protocol
+
+from fnloop.store.remote import Remote
 
 
 class Output(Protocol):
@@ -77,6 +81,10 @@ class Files(Protocol):
         ...
 
 
+class NotPlainFile(OSError):
+    """A pipe, a socket, a device or a folder, where a file was to be read."""
+
+
 class Disk:
     """The local file system."""
 
@@ -102,13 +110,8 @@ class Disk:
         return _NewFile(path, "xb")
 
     def open(self, path: Path) -> io.RawIOBase:
-        # A symbolic link could lead out of the checkpoint; opening a pipe would block.
-        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError(errno.EINVAL, "it is no plain file", str(path))
-        return io.FileIO(descriptor)
+        # A symbolic link could lead out of the checkpoint.
+        return open_plain(path, getattr(os, "O_NOFOLLOW", 0))
 
     def rename(self, old: Path, new: Path) -> None:
         os.replace(old, new)
@@ -130,54 +133,6 @@ class Disk:
 
     def free(self, folder: Path) -> int | None:
         return shutil.disk_usage(folder).free
-
-
-class Remote:
-    """A file system of fsspec, such as ``s3://``. A file appears when it is closed, complete."""
-
-    renames = False
-
-    def names(self, folder: Path) -> list[str]:
-        fs, key = _remote(folder)
-        try:
-            return [name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(key, detail=False)]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    def exists(self, path: Path) -> bool:
-        fs, key = _remote(path)
-        return fs.exists(key)
-
-    def make(self, folder: Path) -> None:
-        fs, key = _remote(folder)
-        fs.makedirs(key, exist_ok=True)
-
-    def create(self, path: Path) -> Output:
-        fs, key = _remote(path)
-        return _Upload(fs.open(key, "wb"))
-
-    def open(self, path: Path) -> Any:
-        fs, key = _remote(path)
-        return fs.open(key, "rb")
-
-    def rename(self, old: Path, new: Path) -> None:
-        raise OSError(errno.ENOTSUP, "object stores cannot rename", str(old))
-
-    def remove(self, path: Path) -> None:
-        fs, key = _remote(path)
-        fs.rm_file(key)
-
-    def remove_folder(self, path: Path) -> None:
-        fs, key = _remote(path)
-        if fs.exists(key):  # in most stores it vanishes with its last file
-            fs.rmdir(key)
-
-    def sync(self, folder: Path) -> None:
-        fs, key = _remote(folder)
-        fs.invalidate_cache(key)
-
-    def free(self, folder: Path) -> int | None:
-        return None
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
@@ -212,24 +167,40 @@ def write_all(output: Any, data: Any) -> None:
         rest = rest[len(rest) if written is None else written :]
 
 
+def open_plain(path: Path, flags: int = 0) -> io.FileIO:
+    """Open a file to read, without waiting for anything.
+
+    Raises:
+        NotPlainFile: It is a pipe, a socket, a device or a folder.
+    """
+    flags |= os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotPlainFile(errno.EINVAL, "it is no plain file", str(path))
+    return io.FileIO(descriptor)
+
+
+@contextlib.contextmanager
+def written(files: Files, file: Path) -> Generator[Output]:
+    """A new file: on the disk when the block ends, given up if it fails."""
+    output = files.create(file)
+    try:
+        yield output
+        output.sync()
+        output.close()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            # To close an upload would publish it, so there it is aborted.
+            getattr(output, "abort", output.close)()
+        raise
+
+
+def reason_of(error: BaseException) -> str:
+    """Why, as text for a message."""
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
 class _NewFile(io.FileIO):
     def sync(self) -> None:
         os.fsync(self.fileno())
-
-
-class _Upload:
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def write(self, data: Any, /) -> int | None:
-        return self._file.write(data)
-
-    def sync(self) -> None:
-        """Does nothing: the file appears when it is closed."""
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _remote(path: Any) -> tuple[Any, str]:
-    return path.fs, path.path

@@ -8,9 +8,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
+from fnloop.store.checkpoint_errors import CheckpointError, DamagedError, UnreadableError
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.store.patience import opened, patiently, read_error
 from fnloop.store.read import leaves_in
 
 _STEP = "step-([0-9]{8}|[1-9][0-9]{8,18})"
@@ -31,6 +32,9 @@ def latest(
         folder: The folder given to `fl.save` or `fl.checkpoint`.
         run: Only those of the run with this identity; default all.
         files: The file system; default the disk, or fsspec for a URL.
+
+    Raises:
+        OSError: Something there cannot be read now, though it was tried again for some seconds.
     """
     for _, path in sorted(listing(folder, files).items(), reverse=True):
         manifest = _manifest_if_complete(path, files)
@@ -51,6 +55,9 @@ def best(
         folder: The folder given to `fl.checkpoint(folder, monitor=...)`.
         run: Only those of the run with this identity; default all.
         files: The file system; default the disk, or fsspec for a URL.
+
+    Raises:
+        OSError: As for `latest`.
     """
     scores: list[tuple[float, int, Path]] = []
     kind: tuple[str, str] | None = None
@@ -77,7 +84,12 @@ def listing(folder: str | os.PathLike[str], files: Files | None = None) -> dict[
     folder = as_path(folder)
     found: dict[int, Path] = {}
     old: dict[int, Path] = {}
-    for name in (files or files_for(folder)).names(folder):
+    store = files or files_for(folder)
+    try:
+        names = patiently(lambda: store.names(folder))
+    except OSError as error:
+        raise read_error(folder, error) from error
+    for name in names:
         if match := NAME.fullmatch(name):
             found[int(match[1])] = folder / name
         elif match := OLD.fullmatch(name):
@@ -87,12 +99,20 @@ def listing(folder: str | os.PathLike[str], files: Files | None = None) -> dict[
 
 def is_checkpoint(path: Path, files: Files) -> bool:
     """Whether `path`, by its contents or its name, is one checkpoint, not a folder of them."""
-    return files.exists(path / MANIFEST) or NAME.fullmatch(path.name) is not None
+    return is_there(path / MANIFEST, files) or NAME.fullmatch(path.name) is not None
 
 
 def stand_in(path: Path, files: Files) -> Path:
     """`path`; or the checkpoint that it was replacing, if a commit was interrupted."""
-    return old_of(path) if not files.exists(path) and files.exists(old_of(path)) else path
+    return old_of(path) if not is_there(path, files) and is_there(old_of(path), files) else path
+
+
+def is_there(path: Path, files: Files) -> bool:
+    """Whether there is a file or a folder; asked again if no answer comes."""
+    try:
+        return patiently(lambda: files.exists(path))
+    except OSError as error:
+        raise read_error(path, error) from error
 
 
 def target_of(folder: Path, count: int) -> Path:
@@ -110,12 +130,14 @@ def _manifest_if_complete(path: Path, files: Files | None) -> dict[str, Any] | N
     try:
         manifest = read_manifest(path, files=files)
         leaves_in(manifest, path)
-        with files.open(path / manifest["file"]) as stream:
+        with opened(files, path / manifest["file"]) as stream:
             size = stream.seek(0, os.SEEK_END)
         if size == manifest["bytes"]:
             return manifest
         problem = f"{manifest['file']} has {size} bytes instead of {manifest['bytes']}"
-    except (CheckpointError, OSError) as error:
+    except UnreadableError:
+        raise
+    except CheckpointError as error:
         problem = str(error)
     warnings.warn(f"The checkpoint {path} was passed over: {problem}", stacklevel=3)
     return None

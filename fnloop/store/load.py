@@ -16,7 +16,14 @@ from fnloop.names.keywords import explained
 from fnloop.store import tensor_file
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, as_path, files_for
-from fnloop.store.folders import is_checkpoint, is_folder, listing, nothing_in, stand_in
+from fnloop.store.folders import (
+    is_checkpoint,
+    is_folder,
+    is_there,
+    listing,
+    nothing_in,
+    stand_in,
+)
 from fnloop.store.fresh import refreshed
 from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.store.read import leaves_in
@@ -76,7 +83,10 @@ def load(
         files: The file system; default the disk, or fsspec for a URL.
 
     Raises:
-        CheckpointError: There is no checkpoint, it is damaged, or it does not fit `like`.
+        CheckpointError: There is no checkpoint, it is damaged, or it does not fit `like`. Or it
+            cannot be read now (EIO, EACCES, too many open files, a store that does not answer),
+            though it was tried again for some seconds: that is no damage, so no older one is
+            loaded in its place. This error is an ``OSError`` too.
 
     >>> import tempfile
     >>> from fnloop import save
@@ -110,11 +120,11 @@ def load_at(
     """
     if is_checkpoint(place, files):
         place = stand_in(place, files)
-        if not files.exists(place / MANIFEST):
+        if not is_there(place / MANIFEST, files):
             raise nothing_in(place, files)
         return load_one(place, like, files, only, prune)
     found = load_newest(place, like, files, only, prune)
-    if found is None and files.exists(place) and not is_folder(place, files):
+    if found is None and is_there(place, files) and not is_folder(place, files):
         raise nothing_in(place, files)
     return found
 
@@ -129,7 +139,7 @@ def load_newest(
     """The newest undamaged checkpoint in a folder; None if there is none at all.
 
     Raises:
-        CheckpointError: All are damaged, or the newest does not fit `like`.
+        CheckpointError: All are damaged, or the newest does not fit `like` or cannot be read now.
     """
     skipped: list[tuple[Path, str]] = []
     for _, path in sorted(listing(folder, files).items(), reverse=True):

@@ -14,8 +14,9 @@ from typing import Any
 
 from fnloop.store import schema
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
-from fnloop.store.files import Files, as_path, files_for, write_all
+from fnloop.store.files import Files, as_path, files_for, reason_of, write_all, written
 from fnloop.store.leaves import leaves_from
+from fnloop.store.patience import patiently, read_error, read_may_pass
 from fnloop.trees.json_codec import from_text, to_text, too_many_in
 
 FORMAT = 1
@@ -46,16 +47,19 @@ def read_manifest(path: str | os.PathLike[str], *, files: Files | None = None) -
 
     Raises:
         CheckpointError: There is no manifest, or it is damaged, of a later format, or for another
-            count than the folder's name says.
+            count than the folder's name says; or it cannot be read now (also an ``OSError``).
     """
     folder = as_path(path)
     file = folder / MANIFEST
+    store = files or files_for(folder)
     try:
-        with (files or files_for(folder)).open(file) as stream:
-            raw = _read(stream, file)
+        raw = patiently(lambda: _read(store, file))
     except OSError as error:
-        why = error.strerror or error
-        raise DamagedError(f"{folder} is not a complete checkpoint: {file}: {why}.") from error
+        if read_may_pass(error):
+            raise read_error(file, error) from error
+        raise DamagedError(
+            f"{folder} is not a complete checkpoint: {file}: {reason_of(error)}."
+        ) from error
     manifest = _parse(raw, file)
     count, named = manifest["cursor"]["count"], _COUNT.match(folder.name)
     if named and int(named[1]) != count:
@@ -91,23 +95,21 @@ def amend(folder: Path, files: Files, **changes: Any) -> None:
 
 
 def _write(file: Path, raw: bytes, files: Files) -> None:
-    output = files.create(file)
-    try:
+    with written(files, file) as output:
         write_all(output, raw)
-        output.sync()
-    finally:
-        output.close()
 
 
-def _read(stream: Any, file: Path) -> bytearray:
-    size = stream.seek(0, io.SEEK_END)
-    if size > LARGEST:
-        raise DamagedError(f"{file} is larger than any manifest: {LARGEST} bytes.")
-    stream.seek(0)
-    raw, filled = bytearray(size), 0
-    while filled < size and (got := stream.readinto(memoryview(raw)[filled:])):
-        filled += got
-    return raw
+def _read(files: Files, file: Path) -> bytearray:
+    with files.open(file) as opened:
+        stream: Any = opened
+        size = stream.seek(0, io.SEEK_END)
+        if size > LARGEST:
+            raise DamagedError(f"{file} is larger than any manifest: {LARGEST} bytes.")
+        stream.seek(0)
+        raw, filled = bytearray(size), 0
+        while filled < size and (got := stream.readinto(memoryview(raw)[filled:])):
+            filled += got
+        return raw
 
 
 def _text(manifest: Mapping[str, Any]) -> bytes:

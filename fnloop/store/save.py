@@ -20,7 +20,7 @@ from fnloop.names.keywords import explained
 from fnloop.store import tensor_file
 from fnloop.store.checkpoint_errors import DamagedError
 from fnloop.store.commit import commit, prepare, remove_tree, temporary_of
-from fnloop.store.files import Files, as_path, files_for
+from fnloop.store.files import Files, as_path, files_for, reason_of, written
 from fnloop.store.folders import target_of
 from fnloop.store.manifest import FORMAT, TENSORS, put_manifest, read_manifest
 from fnloop.store.pages import detached, put_pages
@@ -125,7 +125,7 @@ def save(
     except OSError as error:
         raise OSError(
             error.errno or errno.EIO,
-            f"The checkpoint {target} was not saved ({error.strerror or error}); those saved "
+            f"The checkpoint {target} was not saved ({reason_of(error)}); those saved "
             "before are untouched",
         ) from error
     return target
@@ -199,12 +199,8 @@ def _upload_to(
 
 
 def _write(file: Path, leaves: Mapping[str, Tensor], files: Files) -> None:
-    output = files.create(file)
-    try:
+    with written(files, file) as output:
         tensor_file.write(output, leaves)
-        output.sync()
-    finally:
-        output.close()
 
 
 def _read_again(

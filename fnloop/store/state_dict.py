@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, empty_like
 
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.external_weights import read_weights
 from fnloop.store.fresh import refreshed
 from fnloop.trees.equal import table, tree_equal
-from fnloop.trees.show import short
+from fnloop.trees.show import printable, short
 from fnloop.values.module_skeleton import ModuleSkeleton
 from fnloop.values.state import State
 
@@ -50,7 +51,7 @@ def load_state_dict(
             (DistributedDataParallel), ``_orig_mod.`` (torch.compile) and ``model.`` (Lightning)
             are removed automatically if the names then fit; this is logged ("fnloop").
         strict: Refuse missing or unexpected names and other shapes; else load what fits, and warn.
-        cast: Convert tensors of other dtypes.
+        cast: Convert tensors of other dtypes; not complex ones to real, nor fractions to integers.
 
     Returns:
         The state, on the devices and with the strides of `like`; its tensors are copies.
@@ -93,7 +94,7 @@ def load_state_dict(
     if not loaded:
         raise CheckpointError(f"Nothing of {who} fits:\n{_refusal(who, wrong)}")
     if wrong:
-        names = ", ".join(row[0] for row in wrong[:8])
+        names = ", ".join(printable(row[0]) for row in wrong[:8])
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         warnings.warn(f"{who}: not loaded, as they do not fit: {names}{more}.", stacklevel=2)
     if int(like.step.max()):
@@ -134,7 +135,7 @@ def _renamed(
     if prefix:
         chosen = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
         if not chosen:
-            names = ", ".join([*weights][:6])
+            names = ", ".join(printable(name) for name in [*weights][:6])
             raise CheckpointError(f"Nothing in {who} begins with {prefix!r}. It has: {names}, ...")
         weights = chosen
     best, fits = "", sum(name in first for name in weights)
@@ -169,7 +170,8 @@ def _misfits(
             rows.append((name, short(tensor), "-"))
             continue
         own = there[first[name]]
-        if tensor.shape != own.shape or (tensor.dtype != own.dtype and not cast):
+        fits = tensor.dtype == own.dtype or (cast and torch.can_cast(tensor.dtype, own.dtype))
+        if tensor.shape != own.shape or not fits:
             rows.append((name, short(tensor), short(own)))
     covered = {first[name] for name in found if name in first}
     rows += [(name, "-", short(there[name])) for name in there if name in set(needed) - covered]
@@ -180,12 +182,15 @@ def _refusal(who: str, wrong: list[tuple[str, str, str]]) -> str:
     both = [(file, state) for _, file, state in wrong if "-" not in (file, state)]
     hints = ["Load what fits with strict=False"]
     if both and all(_shape(file) == _shape(state) for file, state in both):
-        hints.append("convert other dtypes with cast=True")
+        hints.append(
+            "convert other dtypes with cast=True, where no part is lost (complex to real, and "
+            "fractions to integers, are not converted)"
+        )
     if any(state == "-" for _, _, state in wrong):
         hints.append('take one part of the file with prefix="..."')
     return (
         f"The weights of {who} do not fit the model:\n"
-        + table(("name", "file", "state"), list(wrong[:30]))
+        + table(("name", "file", "state"), [(printable(name), *rest) for name, *rest in wrong[:30]])
         + (f"\nand {len(wrong) - 30} more" if len(wrong) > 30 else "")
         + "\nThe usual cause is a model built with other settings, or whose names have a prefix. "
         + f"{'; '.join(hints)}."

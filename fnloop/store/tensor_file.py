@@ -8,12 +8,11 @@ Source: https://huggingface.co/docs/safetensors (format).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, Output, write_all
 from fnloop.store.leaves import CODES, DTYPES, Leaf
+from fnloop.store.patience import opened
 
 _PIECE = 8 * 2**20  # bytes that are read and hashed at a time
 _SMALL = 2**16  # up to so many bytes are hashed in the same thread
@@ -100,7 +100,7 @@ def check(files: Files, file: Path, tensors: Mapping[str, Tensor]) -> dict[str, 
         DamagedError: The file differs from what was written.
     """
     leaves, taken = _leaves(tensors), dict[str, Future[str]]()
-    with _opened(files, file) as stream, ThreadPoolExecutor(1, "fnloop-digest") as pool:
+    with opened(files, file) as stream, ThreadPoolExecutor(1, "fnloop-digest") as pool:
         _check_header(stream, file, leaves)
         pieces = _reused()
         for path in _order(leaves):
@@ -136,8 +136,9 @@ def read(
 
     Raises:
         DamagedError: The file is missing, or differs from the manifest.
+        UnreadableError: It cannot be read now.
     """
-    with _opened(files, file) as stream, ThreadPoolExecutor(1, "fnloop-digest") as pool:
+    with opened(files, file) as stream, ThreadPoolExecutor(1, "fnloop-digest") as pool:
         position = _check_header(stream, file, leaves)
         waiting: deque[tuple[str, Tensor, Future[str]]] = deque()
         for path in _order(leaves):
@@ -150,16 +151,6 @@ def read(
                 yield _checked(file, leaves, *waiting.popleft())
         for entry in waiting:
             yield _checked(file, leaves, *entry)
-
-
-@contextlib.contextmanager
-def _opened(files: Files, file: Path) -> Generator[Any]:
-    try:
-        with files.open(file) as stream:
-            yield stream
-    except (OSError, EOFError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise DamagedError(f"{file} cannot be read: {why}.") from error
 
 
 def _check_header(stream: Any, file: Path, leaves: Mapping[str, Leaf]) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.run_files import claim, end_last_line, is_same, replace
+from fnloop.trackers.run_files import append, claim, end_last_line, is_same, replace
 from fnloop.trees.json_codec import jsonable
 
 
@@ -35,7 +35,7 @@ class JSONL(Tracker):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._asked = self.path
-        self._file: TextIO | None = None
+        self._first: bytes | None = None  # the first line
 
     def open(self, config: Mapping[str, Any], run: str | None) -> None:
         asked = self._asked.absolute()  # the working directory may change during the run
@@ -43,35 +43,31 @@ class JSONL(Tracker):
         self.path = self.place = asked.with_name(run) if run and going_on else claim(asked)
         if going_on:
             end_last_line(self.path)
-        self.id, self.place = self.path.name, self.path
-        self._file = self.path.open("a", encoding="utf-8")
-        if not self.path.stat().st_size:
-            self._write({"config": config})
+        self.id = self.path.name
+        self._first = _line({"config": config})
+        append(self.path, b"", beginning=self._first)
 
     def rewind(self, step: int) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if not _is_after(line, step)]
         if len(kept) < len(lines):
-            self.close("")
-            replace(self.path, "".join(kept))
-            self._file = self.path.open("a", encoding="utf-8")
+            replace(self.path, b"".join(kept))
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
-        self._write({"step": step, "epoch": epoch, **numbers})
+        if self._first is None:
+            raise ValueError(f"{self.path} is not open: call open(config, run) first.")
+        line = _line({"step": step, "epoch": epoch, **numbers})
+        append(self.path, line, beginning=self._first)
 
     def close(self, status: str) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        if self._file is None:
-            raise ValueError(f"{self.path} is not open: call open(config, run) first.")
-        self._file.write(json.dumps(jsonable(line), allow_nan=False) + "\n")
-        self._file.flush()
+        self._first = None
 
 
-def _is_after(line: str, step: int) -> bool:
+def _line(entries: Mapping[str, Any]) -> bytes:
+    return (json.dumps(jsonable(entries), allow_nan=False) + "\n").encode()
+
+
+def _is_after(line: bytes, step: int) -> bool:
     try:
         point = json.loads(line)
     except ValueError:

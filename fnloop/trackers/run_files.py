@@ -1,7 +1,8 @@
-"""File names for runs; the file of an earlier run is never overwritten."""
+"""Files of runs: their names, and how they grow; an earlier run's file is never overwritten."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import warnings
@@ -27,11 +28,17 @@ def claim(path: Path) -> Path:
     raise AssertionError("unreachable")
 
 
-def replace(path: Path, text: str) -> None:
-    """Replace a file's content by an atomic rename."""
+def replace(path: Path, data: bytes) -> None:
+    """Replace a file's content by an atomic rename: by all of `data` or, if that fails, nothing."""
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8", newline="")
-    os.replace(scratch, path)
+    try:
+        scratch.unlink(missing_ok=True)
+        append(scratch, data)
+        os.replace(scratch, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
 
 
 def is_same(path: Path, before: Path | None) -> bool:
@@ -52,6 +59,38 @@ def is_name(run: Any) -> bool:
     if not isinstance(run, str) or run in ("", ".", "..") or len(run) > 200:
         return False
     return run.isprintable() and not set(run) & set("/\\:")
+
+
+def append(path: Path, data: bytes, beginning: bytes = b"") -> None:
+    """Append `data`: all of it or, if that fails, nothing.
+
+    Args:
+        path: The file; created if missing, for somebody may have deleted it. Its folder is not:
+            it may have been renamed, and the run's files would then lie in two places.
+        data: What to write.
+        beginning: What an empty file begins with.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    try:
+        file = path.open("ab", buffering=0)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            error.errno,
+            f"the folder {path.parent} was deleted or renamed; put it back, and what is waiting is "
+            "written there",
+        ) from error
+    with file:
+        end = file.seek(0, 2)
+        rest = memoryview(data if end else beginning + data)
+        try:
+            while rest:
+                rest = rest[file.write(rest) or 0 :]
+        except BaseException:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
 
 
 def end_last_line(path: Path) -> None:

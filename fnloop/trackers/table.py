@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.run_files import claim, end_last_line, is_same, replace
+from fnloop.trackers.run_files import append, claim, end_last_line, is_same, replace
 
 
 class CSV(Tracker):
@@ -46,8 +46,7 @@ class CSV(Tracker):
             end_last_line(self.path)
         rows = _read(self.path)
         self._columns = rows[0] if rows else ["step", "epoch"]
-        if not rows:
-            self._append([self._columns])
+        self._append([])
 
     def rewind(self, step: int) -> None:
         header, *rows = _read(self.path)
@@ -65,17 +64,14 @@ class CSV(Tracker):
 
     def _widen(self, new: list[str]) -> None:
         """Add columns; the file is replaced by an atomic rename."""
-        rows = _read(self.path)
-        self._columns = [*self._columns, *new]
-        padded = [
-            self._columns,
-            *(row + [""] * (len(self._columns) - len(row)) for row in rows[1:]),
-        ]
+        columns = [*self._columns, *new]
+        rows = _read(self.path)[1:] if self.path.exists() else []
+        padded = [columns, *(row + [""] * (len(columns) - len(row)) for row in rows)]
         replace(self.path, _text(padded))
+        self._columns = columns
 
     def _append(self, rows: Iterable[Iterable[Any]]) -> None:
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_text(rows))
+        append(self.path, _text(rows), beginning=_text([self._columns]))
 
 
 def _is_after(cell: list[str], step: int) -> bool:
@@ -87,7 +83,7 @@ def _read(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def _text(rows: Iterable[Iterable[Any]]) -> str:
+def _text(rows: Iterable[Iterable[Any]]) -> bytes:
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
+    return buffer.getvalue().encode()

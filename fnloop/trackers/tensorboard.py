@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import io
 import itertools
 import json
-from collections.abc import Mapping
+import os
+import socket
+import time
+import types
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.run_files import is_same
+from fnloop.trackers.run_files import append, is_same
 from fnloop.trees.json_codec import jsonable
+
+_VERSION = "brain.Event:2"
 
 
 class TensorBoard(Tracker):
@@ -35,16 +41,11 @@ class TensorBoard(Tracker):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._writer: Any = None
+        self._file: Path | None = None
+        self._parts: Any = None
 
     def open(self, config: Mapping[str, Any], run: str | None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                "fl.trackers.TensorBoard needs the tensorboard package, which is not installed: "
-                "pip install fnloop[tensorboard]"
-            ) from error
+        self._parts = _import_parts()
         self.folder = self.folder.absolute()  # the working directory may change during the run
         if run is not None and not (self.folder / run).exists():
             (self.folder / run).mkdir(parents=True)  # its folder was deleted
@@ -52,26 +53,38 @@ class TensorBoard(Tracker):
             run = None
         self.id = run or self._new_run()
         self.place = self.folder / self.id
-        self._writer = SummaryWriter(str(self.place))
+        self._file = _new_file(self.place)
+        self._append([])
         if run is None:
             text = json.dumps(jsonable(config), indent=2)
-            self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
+            text = "".join(f"    {line}\n" for line in text.splitlines())
+            self._append([{"summary": self._parts.text("config", text)}])
 
     def rewind(self, step: int) -> None:
         # TensorBoard reads this as: what has been written from that step on does not count.
-        protocol: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
-        start = protocol.SessionLog(status=protocol.SessionLog.START)
-        self._writer.file_writer.add_event(protocol.Event(session_log=start), step + 1)
+        self._append([{"session_log": self._parts.start, "step": step + 1}])
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
-        for name, number in numbers.items():
-            self._writer.add_scalar(name, number, global_step=step)
-        self._writer.add_scalar("epoch", epoch, global_step=step)
+        self._append(
+            {"summary": self._parts.scalar(name, number), "step": step}
+            for name, number in {**numbers, "epoch": epoch}.items()
+        )
 
     def close(self, status: str) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._file = None
+
+    def _append(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Write events; here, and not by `SummaryWriter`, whose thread dies of the first error."""
+        if self._file is None:
+            raise ValueError("The tracker is not open: call open(config, run) first.")
+        append(self._file, self._records(events), self._records([{"file_version": _VERSION}]))
+
+    def _records(self, events: Iterable[Mapping[str, Any]]) -> bytes:
+        held = io.BytesIO()
+        writer, now = self._parts.RecordWriter(held), time.time()
+        for event in events:
+            writer.write(self._parts.Event(wall_time=now, **event).SerializeToString())
+        return held.getvalue()
 
     def _new_run(self) -> str:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,3 +93,30 @@ class TensorBoard(Tracker):
                 (self.folder / f"run-{number}").mkdir()
                 return f"run-{number}"
         raise AssertionError("unreachable")
+
+
+def _import_parts() -> Any:
+    try:
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+    except ImportError as error:
+        raise ImportError(
+            "fl.trackers.TensorBoard needs the tensorboard package, which is not installed: "
+            "pip install fnloop[tensorboard]"
+        ) from error
+    proto: Any = event_pb2
+    return types.SimpleNamespace(
+        Event=proto.Event,
+        start=proto.SessionLog(status=proto.SessionLog.START),
+        RecordWriter=RecordWriter,
+        scalar=summary.scalar,
+        text=summary.text,
+    )
+
+
+def _new_file(folder: Path) -> Path:
+    """A name as TensorBoard gives: it reads the files of a folder in the order of their names."""
+    number = len(list(folder.glob("events.out.tfevents.*")))
+    name = f"{int(time.time()):010d}.{socket.gethostname()}.{number:06d}.{os.getpid()}"
+    return folder / f"events.out.tfevents.{name}"

@@ -8,10 +8,10 @@ from typing import Any
 
 from fnloop.effects.claims import Claim, claim
 from fnloop.effects.effect import Effect, Run
-from fnloop.effects.points import Points
+from fnloop.effects.points import Point, Points
 from fnloop.trackers.base import Tracker
 from fnloop.trackers.run_files import is_name
-from fnloop.trackers.worker import Worker
+from fnloop.trackers.worker import Reading, Worker
 from fnloop.trees.json_codec import plain
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
@@ -25,8 +25,10 @@ class track(Effect):
     A point is the merge of all metrics since the point before. One is written every `every`
     batches, at the end of each epoch, at the end of the run, and at a step with validation metrics
     (a prefix, as in ``val/loss``). A metric of several numbers has a name for each (`fl.numbers`).
-    Another thread does the writing. A tracker that cannot be opened is an error; one that fails
-    later is dropped with a warning, and training continues. A resumed run continues the same
+    Other threads do the writing, one for each tracker. A tracker that cannot be opened is an error.
+    If one fails later (a full disk, a server that is away), there is a warning, training continues,
+    its points are kept (10,000 at most) and tried again until the run ends; what is lost then is
+    said. The end of the run waits for slow trackers, and says so. A resumed run continues the same
     tracker run.
 
     Args:
@@ -61,7 +63,7 @@ class track(Effect):
         self._run: Run | None = None
         self._opened: list[Tracker] = []
         self._claims: list[Claim] = []
-        self._worker: Worker | None = None
+        self._workers: list[Worker] = []
 
     def open(self, run: Run) -> None:
         config = plain(run.config)
@@ -87,39 +89,47 @@ class track(Effect):
                 ) from error
         places = [tracker.place for tracker in self.trackers]
         self._claims = [claim(place) for place in places if place is not None]
-        self._worker = Worker(self.trackers)
-        self._worker.start()
+        self._workers = [Worker(tracker) for tracker in self.trackers]
+        for worker in self._workers:
+            worker.start()
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         point = self._points.add(state, metrics)
-        if point is not None and self._worker is not None:
-            self._worker.put(point)
+        if point is not None:
+            self._put(point)
 
     def close(self, status: str) -> None:
         try:
             try:
                 self._write_rest()
             finally:
-                self._close_worker()
+                self._close_workers()
         finally:
             try:
-                self._close_worker()  # an exception from a signal handler may have come before it
+                self._close_workers()  # an exception from a signal handler may have come before it
                 self._close_trackers(status)
             finally:
                 self._close_trackers(status)
 
-    def _close_worker(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+    def _close_workers(self) -> None:
+        while self._workers:
+            worker = self._workers[0]
+            if not worker.close():  # its tracker hangs in a call, so it cannot be closed
+                self._opened = [each for each in self._opened if each is not worker.tracker]
+            self._workers.pop(0)
 
     def _write_rest(self) -> None:
         # A resumed run may continue this point; if one has already, it is left to that run.
-        if self._worker is None or self._run is None or self._points.peek() is None:
+        if not self._workers or self._run is None or self._points.peek() is None:
             return
         point = self._points.peek(self._run.last)
         if point is not None and all(claim.holds() for claim in self._claims):
-            self._worker.put(point)
+            self._put(point)
+
+    def _put(self, point: Point) -> None:
+        reading = Reading(point)
+        for worker in self._workers:
+            worker.put(reading)
 
     def memo(self) -> Any:
         runs = [

@@ -1,102 +1,170 @@
-"""A thread that writes points to trackers, so that training does not wait for them."""
+"""A thread that writes points to a tracker, so that training does not wait for it."""
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
+import time
 import warnings
-from collections.abc import Sequence
 
 from fnloop.effects.points import Point
 from fnloop.trackers.base import Tracker
+from fnloop.trackers.outbox import Outbox
 from fnloop.values.merging import numbers_of
+
+_log = logging.getLogger("fnloop")
+
+
+class Reading:
+    """A point whose metrics are read from the device once, by the first thread that asks."""
+
+    def __init__(self, point: Point) -> None:
+        self.step, self.epoch = point.step, point.epoch
+        self._metrics: dict[str, object] | None = point.metrics
+        self._numbers: dict[str, float] | None = None
+        self._lock = threading.Lock()
+
+    def numbers(self) -> dict[str, float] | None:
+        """Its numbers; None if they could not be read, which the first thread is told by an error.
+
+        Raises:
+            Exception: They cannot be read.
+        """
+        with self._lock:
+            metrics, self._metrics = self._metrics, None
+            if metrics is not None:
+                self._numbers = numbers_of([metrics])[0]
+            return self._numbers
 
 
 class Worker:
-    """Writes points to trackers, in order.
+    """Writes points to one tracker, in order; `Outbox` says what becomes of those that fail.
 
-    A tracker that fails is dropped, with a warning. All trackers are dropped if they write nothing
-    for `patience` seconds while the queue is full, so that a lost server does not block training.
+    `put` blocks while the queue is full. If the tracker writes nothing meanwhile for `patience`
+    seconds (it hangs), it is no longer waited for until it goes on, and new points are dropped.
+    `close` waits as patiently, and says every few seconds how much is left.
 
     Args:
-        trackers: Open trackers.
-        capacity: Size of the queue; when it is full, `put` blocks.
+        tracker: An open tracker.
+        capacity: Size of the queue.
         patience: Seconds.
+        outbox: Default an `Outbox` for the tracker.
     """
 
     def __init__(
-        self, trackers: Sequence[Tracker], capacity: int = 64, patience: float = 60.0
+        self,
+        tracker: Tracker,
+        capacity: int = 64,
+        patience: float = 60.0,
+        outbox: Outbox | None = None,
     ) -> None:
-        self._trackers = list(trackers)
+        self.tracker, self._name = tracker, type(tracker).__name__
+        self._outbox = outbox or Outbox(tracker)
         self._patience = patience
         # Queues of C: an exception from a signal handler could leave a `queue.Queue` locked.
-        self._queue: queue.SimpleQueue[Point | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Reading | None] = queue.SimpleQueue()
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(capacity):
             self._places.put(None)
-        self._messages: list[str] = []
-        self._stuck = False
+        self._hangs = False
+        self._given_up = False
         self._thread = threading.Thread(target=self._work, name="fnloop-track", daemon=True)
 
     def start(self) -> None:
         """Start the thread; afterwards call `close`."""
         self._thread.start()
 
-    def put(self, point: Point) -> None:
+    def put(self, point: Reading) -> None:
         """Queue a point."""
-        self._put(point)
+        if not self._put(point):
+            self._outbox.drop(point.step)
         self._speak()
 
-    def close(self) -> None:
-        """Wait until all points are written."""
+    def close(self) -> bool:
+        """Wait until all points are written; False if the tracker hangs in a call."""
         try:
-            self._put(None)
-            if not self._stuck:
-                self._thread.join()
+            if not self._given_up:
+                self._wait()
         except BaseException:  # from a signal handler: wait a little
+            self._given_up = True
             self._queue.put(None)
             if self._thread.is_alive():
                 self._thread.join(timeout=1)
             raise
         self._speak()
+        if self._thread.is_alive():
+            warnings.warn(
+                f"The tracker {self._name} does not come back from a call. It was not closed, and "
+                f"lacks some {self._left()} points of this run.",
+                stacklevel=4,
+            )
+        return not self._thread.is_alive()
 
-    def _put(self, item: Point | None) -> None:
-        if self._stuck:
-            return
+    def _wait(self) -> None:
+        taken, since = self._outbox.taken, time.monotonic()
+        if self._put(None):
+            self._thread.join(min(5.0, self._patience))
+        while self._thread.is_alive() and not self._hangs:
+            _log.warning(
+                "waiting for %s, which has some %d points to write (Ctrl-C ends the wait)",
+                self._name,
+                self._left(),
+            )
+            if taken != self._outbox.taken:
+                taken, since = self._outbox.taken, time.monotonic()
+            self._hangs = time.monotonic() - since > self._patience
+            self._thread.join(min(5.0, self._patience))
+
+    def _left(self) -> int:
+        return self._queue.qsize() + len(self._outbox)
+
+    def _put(self, item: Reading | None) -> bool:
         try:
-            self._places.get(timeout=self._patience)
+            self._places.get(timeout=0 if self._hangs else self._patience)
             self._queue.put(item)
         except queue.Empty:
-            self._stuck = True
-            names = ", ".join(type(tracker).__name__ for tracker in self._trackers)
-            self._messages.append(
-                f"The trackers ({names}) have written nothing for {self._patience:g} s. Training "
-                "goes on; further points are dropped."
-            )
+            if not self._hangs:
+                self._outbox.messages.append(
+                    f"The tracker {self._name} has written nothing for {self._patience:g} s. "
+                    "Training goes on without waiting for it; until it comes back, points are "
+                    "dropped."
+                )
+            self._hangs = True
+            return False
+        self._hangs = False
+        return True
 
     def _speak(self) -> None:
         """Warn on the training thread, where the user's filters apply."""
-        while self._messages:
-            warnings.warn(self._messages.pop(0), stacklevel=4)
+        while self._outbox.messages:
+            warnings.warn(self._outbox.messages.popleft(), stacklevel=4)
 
     def _work(self) -> None:
-        while (point := self._queue.get()) is not None:
-            self._places.put(None)
-            try:
-                numbers = numbers_of([point.metrics])[0]
-            except Exception as error:
-                self._messages.append(
-                    f"The metrics of step {point.step} cannot be read, and are not tracked: "
-                    f"{type(error).__name__}: {error}"
-                )
-                continue
-            for tracker in list(self._trackers):
-                try:
-                    tracker.log(numbers, point.step, point.epoch)
-                except Exception as error:
-                    self._trackers.remove(tracker)
-                    self._messages.append(
-                        f"The tracker {type(tracker).__name__} failed at step {point.step}: "
-                        f"{type(error).__name__}: {error}. Training goes on; further points to "
-                        "this tracker are dropped."
-                    )
+        while (point := self._next()) is not None:
+            if isinstance(point, Reading):
+                self._add(point)
+            self._outbox.send()
+        self._outbox.finish()
+
+    def _next(self) -> Reading | float | None:
+        """The next point; None at the end; the seconds waited, if it is time to try again."""
+        pause = self._outbox.pause()
+        try:
+            point = self._queue.get(timeout=pause)
+        except queue.Empty:
+            return pause
+        self._places.put(None)
+        return point
+
+    def _add(self, point: Reading) -> None:
+        try:
+            numbers = point.numbers()
+        except Exception as error:
+            self._outbox.messages.append(
+                f"The metrics of step {point.step} cannot be read, and are not tracked: "
+                f"{type(error).__name__}: {error}"
+            )
+            return
+        if numbers is not None:
+            self._outbox.add(point.step, point.epoch, numbers)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fnloop._torch import autograd
 from fnloop._torch.draws import RandomnessError
 from fnloop._torch.graph import DATA_DEPENDENT, DYNAMIC_SHAPE, NO_META, packet_name
+from fnloop.transforms.cache_errors import cache_fault, remedy
 
 
 class Advice(NamedTuple):
@@ -54,6 +55,8 @@ def advice_for(error: Exception, code: str) -> Advice | None:
         )
     if "BF16" in text and any("grouped_mm" in frame.name for frame in frames):
         return _GROUPED
+    if fault := cache_fault(error):
+        return Advice(f"its cache fails ({fault})", remedy())
     return next((advice for words, advice in _WORDS.items() if words in text), None)
 
 

@@ -86,6 +86,16 @@ def tree_show(tree: Any, depth: int = 20) -> str:
     return "\n".join(lines)
 
 
+def printable(text: str, most: int = 200) -> str:
+    """Text from a file, for a message: without control characters, and of limited length.
+
+    >>> print(printable("layer\\x1b[2J.weight"))
+    layer\\x1b[2J.weight
+    """
+    shown = text if len(text) <= most else text[:most] + "..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
 def bytes_text(count: int) -> str:
     """Format a number of bytes.
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import threading
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +18,11 @@ from fnloop.effects.effect import Run
 from fnloop.effects.points import Point
 from fnloop.trackers.base import Tracker
 from fnloop.trackers.jsonl import JSONL
+from fnloop.trackers.outbox import Outbox
 from fnloop.trackers.table import CSV
 from fnloop.trackers.tensorboard import TensorBoard
 from fnloop.trackers.track import track
-from fnloop.trackers.worker import Worker
+from fnloop.trackers.worker import Reading, Worker
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Last, Max, Mean, Sum
 from fnloop.values.start import start
@@ -27,10 +30,10 @@ from fnloop.values.state import State
 
 
 class Memory(Tracker):
-    """Keeps what it is given; fails at the `fail_at`-th point."""
+    """Keeps what it is given."""
 
-    def __init__(self, fail_at: int | None = None, id: str = "new") -> None:
-        self.fail_at, self.new = fail_at, id
+    def __init__(self, id: str = "new") -> None:
+        self.new = id
         self.config: Mapping[str, Any] = {}
         self.points: list[tuple[int, int, dict[str, float]]] = []
         self.closed: list[str] = []
@@ -42,8 +45,6 @@ class Memory(Tracker):
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
         assert threading.current_thread() is not threading.main_thread()
-        if self.fail_at is not None and len(self.points) + 1 == self.fail_at:
-            raise OSError("disk full")
         self.points.append((step, epoch, dict(numbers)))
 
     def close(self, status: str) -> None:
@@ -132,17 +133,57 @@ def test_a_metric_of_several_numbers_has_a_name_for_each(state: State) -> None:
     ]
 
 
-def test_a_tracker_that_fails_at_its_third_point_is_dropped_with_one_warning(state: State) -> None:
-    failing, healthy = Memory(fail_at=3), Memory()
-    steps = [(Cursor(0, n, n), loss(n)) for n in range(1, 8)]
+class Away(Memory):
+    """Fails from its third point on, `failures` times."""
+
+    def __init__(self, failures: float, error: Exception | None = None) -> None:
+        super().__init__()
+        self.failures, self.error = failures, error or OSError(errno.ENOSPC, "disk full")
+
+    def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
+        if len(self.points) >= 2 and self.failures > 0:
+            self.failures -= 1
+            raise self.error
+        super().log(numbers, step, epoch)
+
+
+def watched(effect: track, state: State, points: int) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run(track(failing, healthy, every=1), state, steps)
-    (message,) = [str(w.message) for w in caught]
-    assert "Memory failed at step 3: OSError: disk full. Training goes on" in message
-    assert [step for step, _, _ in failing.points] == [1, 2]
-    assert [step for step, _, _ in healthy.points] == [1, 2, 3, 4, 5, 6, 7]
+        run(effect, state, [(Cursor(0, n, n), loss(n)) for n in range(1, points + 1)])
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "disk full"), RuntimeError("no server")])
+def test_a_tracker_that_fails_for_a_while_gets_all_points(state: State, error: Exception) -> None:
+    failing, healthy = Away(3, error), Memory()
+    (message,) = watched(track(failing, healthy, every=1), state, 7)
+    assert f"Away failed at step 3: {type(error).__name__}: {error}. Training goes on" in message
+    assert failing.points == healthy.points and len(healthy.points) == 7
     assert failing.closed == healthy.closed == ["completed"]
+
+
+def test_what_a_tracker_never_takes_is_said(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fnloop.trackers.outbox.time.sleep", lambda seconds: None)
+    failing, healthy = Away(math.inf), Memory()
+    first, last = watched(track(failing, healthy, every=1), state, 7)
+    assert "Away failed at step 3" in first
+    assert "Away lacks 5 points of this run (steps 3 to 7): OSError: [Errno 28] disk full" in last
+    assert len(failing.points) == 2 and len(healthy.points) == 7
+
+
+def test_a_point_that_a_tracker_cannot_take_holds_up_no_other(state: State) -> None:
+    class Picky(Memory):
+        def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
+            if step == 3:
+                raise KeyError("accuracy")
+            super().log(numbers, step, epoch)
+
+    picky = Picky()
+    first, last = watched(track(picky, every=1), state, 7)
+    assert "Picky failed at step 3: KeyError" in first
+    assert "Picky lacks 1 points of this run (step 3): KeyError: 'accuracy'" in last
+    assert [step for step, _, _ in picky.points] == [1, 2, 4, 5, 6, 7]
 
 
 def test_a_tracker_that_cannot_be_opened_is_an_error_at_the_start(state: State) -> None:
@@ -159,20 +200,75 @@ def test_a_tracker_that_cannot_be_opened_is_an_error_at_the_start(state: State) 
     assert healthy.closed == ["failed"]
 
 
+def reading(step: int) -> Reading:
+    return Reading(Point(1, step, {"loss": Mean(1.0, 1)}))
+
+
 def test_a_lost_server_does_not_hold_up_training() -> None:
     release = threading.Event()
 
     class Hangs(Memory):
         def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
             release.wait()
+            super().log(numbers, step, epoch)
 
-    worker = Worker([Hangs()], capacity=1, patience=0.02)
-    point = Point(1, 1, {"loss": Mean(1.0, 1)})
-    with pytest.warns(UserWarning, match=r"\(Hangs\) have written nothing for 0.02 s"):
-        for _ in range(4):
-            worker.put(point)
-    worker.close()
+    hangs = Hangs()
+    worker = Worker(hangs, capacity=1, patience=0.02)
+    with pytest.warns(UserWarning, match=r"tracker Hangs has written nothing for 0.02 s"):
+        for step in range(1, 7):
+            worker.put(reading(step))
+    release.set()  # it comes back, and goes on with what is still there
+    while worker._queue.qsize():
+        time.sleep(0.01)
+    worker.put(reading(7))
+    with pytest.warns(UserWarning, match=r"Hangs lacks 4 points of this run \(steps 3 to 6\)"):
+        assert worker.close()
+    assert [step for step, _, _ in hangs.points] == [1, 2, 7]
+
+
+def test_a_server_that_never_answers_does_not_hold_up_the_end() -> None:
+    release = threading.Event()
+
+    class Hangs(Memory):
+        def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
+            release.wait()
+
+    worker = Worker(Hangs(), patience=0.05)
+    worker.put(reading(1))
+    with pytest.warns(UserWarning, match="Hangs does not come back from a call"):
+        assert not worker.close()
     release.set()
+
+
+def test_the_end_waits_for_a_slow_tracker_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(Memory):
+        def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
+            time.sleep(0.05)
+            super().log(numbers, step, epoch)
+
+    slow = Slow()
+    worker = Worker(slow, patience=0.3)
+    for step in range(1, 21):
+        worker.put(reading(step))
+    assert worker.close()
+    assert len(slow.points) == 20
+    assert "waiting for Slow, which has some" in caplog.text
+
+
+def test_of_too_many_points_the_newest_are_kept() -> None:
+    taken: list[int] = []
+
+    class Steps(Tracker):
+        def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
+            taken.append(step)
+
+    outbox = Outbox(Steps(), most=3)
+    for step in range(1, 6):
+        outbox.add(step, 1, {})
+    assert len(outbox) == 3 and not outbox.taken
+    outbox.finish()
+    assert taken == [3, 4, 5]
+    assert "lacks 2 points of this run (steps 1 to 2)" in outbox.messages[-1]
 
 
 def test_metrics_that_cannot_be_read_do_not_end_tracking(state: State) -> None:
