@@ -31,7 +31,7 @@ class ModuleSkeleton:
             (child, child.training or not module.training) for child in modules.values()
         ]
         self._original_modes = [child.training for child in modules.values()]
-        self._training = False
+        self._training: bool | None = False
         self._depth = 0
         self.module.eval()
 
@@ -112,7 +112,7 @@ class ModuleSkeleton:
             finally:
                 self._depth -= 1
                 if nested and self._training != modes[0]:
-                    self._set_mode(modes[0])
+                    self._set_mode(bool(modes[0]))
                 set_training(modes[1])
                 for (tensors, key, _), tensor in zip(self._places, before, strict=True):
                     tensors[key] = tensor
@@ -141,9 +141,10 @@ class ModuleSkeleton:
         return [tensors[key] for tensors, key, _ in self._places]
 
     def _set_mode(self, training: bool) -> None:
-        self._training = training
+        self._training = None  # until all of it is done: an exception may come in between
         for child, trains in self._modules:
             child.training = training and trains
+        self._training = training
 
     def build(self, params: dict[str, Tensor], buffers: dict[str, Tensor]) -> nn.Module:
         with self._lock:
