@@ -30,6 +30,10 @@ NOP = dis.opmap["NOP"]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM]
 
 
+# A file that has just been opened as an exception comes is closed when it is collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 class Stop(BaseException):
     """What nobody catches."""
 
