@@ -39,7 +39,7 @@ class ModuleSkeleton:
             (child, child.training or not module.training) for child in modules.values()
         ]
         self._original_modes = [child.training for child in modules.values()]
-        self._training = False
+        self._training: bool | None = False
         self._depth = 0
         self.module.eval()
 
@@ -143,7 +143,7 @@ class ModuleSkeleton:
             finally:
                 self._depth -= 1
                 if nested and self._training != modes[0]:
-                    self._set_mode(modes[0])
+                    self._set_mode(bool(modes[0]))
                 set_training(modes[1])
                 for (owner, key, _), tensor in zip(self._places, before, strict=True):
                     try:
@@ -218,10 +218,11 @@ class ModuleSkeleton:
         return [tensors[key] for tensors, key, _ in self._places]
 
     def _set_mode(self, training: bool) -> None:
-        self._training = training
+        self._training = None  # until all of it is done: an exception may come in between
         for child, trains in self._modules:
             child.training = training and trains
         self._watch.mode_changed()
+        self._training = training
 
     def build(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:
         twins: dict[int, Any] = {}

@@ -30,6 +30,10 @@ NOP = dis.opmap["NOP"]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM]
 
 
+# A file that has just been opened as an exception comes is closed when it is collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 class Stop(BaseException):
     """What nobody catches."""
 
@@ -298,6 +302,9 @@ def sender(tmp_path_factory):
     sender.process.communicate()
 
 
+QUIET = True  # whether the handlers of the tests raise nothing: from the end of a run on
+
+
 class Outside(BaseException):
     """What the handlers of this process raise, where `fit` does not listen."""
 
@@ -307,10 +314,12 @@ def handlers():
     """The handlers of a user, who has some for all signals."""
 
     def outside(number, frame):
-        raise Outside
+        if not QUIET:
+            raise Outside
 
     def alarm(number, frame):
-        raise Alarm
+        if not QUIET:
+            raise Alarm
 
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     before = {number: signal.signal(number, outside) for number in numbers}
@@ -322,19 +331,23 @@ def handlers():
 
 def interrupted(case, folder, begin, end, **options):
     """One run, during which `begin` sees to it that signals come; what has come of it."""
+    global QUIET
     folder.mkdir()
     watched, world = [Opened("first"), Opened("last")], World()
     result = caught = None
+    QUIET = False
     try:
-        try:
-            begin()
-            result = case.fit(folder, watched, **options)
-        finally:
-            end()  # they may come here, too
+        begin()
+        result = case.fit(folder, watched, **options)
+        QUIET = True
     except (Outside, KeyboardInterrupt, Alarm) as error:
+        QUIET = True
         caught = error
-    with contextlib.suppress(Outside, Alarm):
-        end()
+    except RuntimeError as error:  # an alarm in a tracker's `open`; two signals in Python's locks
+        QUIET = True
+        assert "cannot be opened" in str(error) or "unlocked lock" in str(error)
+        caught = error
+    end()
     world.check()
     for effect in watched:
         assert len(effect.closed) in (effect.opened, 1), effect.name
@@ -466,7 +479,7 @@ def dead_workers(case, tmp_path, count):
         caught = None
         try:
             case.fit(tmp_path / str(n), watched, source=loader)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # as torch tells of it
             caught = error
         thread.join()
         assert signal.getsignal(signal.SIGINT) is handler and not inside()
