@@ -55,6 +55,7 @@ class Tape:
         )
         if self._contiguous and _all_contiguous(found):
             return list(found)
+        _check_reached(found)
         return [
             None if grad is None else _in_layout_of(leaf, grad)
             for leaf, grad in zip(self.leaves, found, strict=True)
@@ -67,9 +68,9 @@ class _InnerTape(Tape):
     def backward(self, loss: Tensor, seed: Tensor) -> list[Tensor | None]:
         if not loss.requires_grad:
             raise NoGradientError
-        return list(
-            torch.autograd.grad(loss, self.leaves, seed, create_graph=True, allow_unused=True)
-        )
+        found = torch.autograd.grad(loss, self.leaves, seed, create_graph=True, allow_unused=True)
+        _check_reached(found)
+        return list(found)
 
 
 def gradients(
@@ -125,6 +126,11 @@ def _all_contiguous(found: Sequence[Tensor | None]) -> bool:
         return set(map(_LAYOUT, found)) == _STRIDED and all(map(_IS_CONTIGUOUS, found))
     except AttributeError:  # there is a None
         return False
+
+
+def _check_reached(found: Sequence[Tensor | None]) -> None:
+    if all([grad is None for grad in found]):
+        raise NoGradientError
 
 
 def _in_layout_of(leaf: Tensor, grad: Tensor) -> Tensor:

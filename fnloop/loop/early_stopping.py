@@ -14,6 +14,7 @@ from fnloop.trees.nodes import tree
 from fnloop.values.counts import as_count, as_number
 from fnloop.values.merging import find
 from fnloop.values.metrics import Stop, stop
+from fnloop.values.monitored import check_mode
 from fnloop.values.state import State
 
 
@@ -60,8 +61,7 @@ class early_stopping(Callback):
     name: str = "early_stopping"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("min", "max"):
-            raise ValueError(f'early_stopping(mode=...) takes "min" or "max", got {self.mode!r}.')
+        check_mode(self.mode, self.monitor, "early_stopping")
         patience = as_count(self.patience, "early_stopping(patience=...)")
         object.__setattr__(self, "patience", patience)
         if isinstance(self.min_delta, (int, float)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,25 @@ class SkipWatch:
         if not self._warned:
             warnings.warn(f"{_told(drawn)} {_why(metrics, batch)}", stacklevel=4)
         return f"no step was committed: {_cause(metrics, batch)}"
+
+
+def tell_of_skips(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Warn if more than a tenth of a run's steps were skipped.
+
+    Args:
+        rows: Those of a `fl.History`.
+    """
+    # What fl.guard takes back, it does so on purpose.
+    skipped = sum(row.get("skipped", 0) for row in rows if not row.get("guard"))
+    batches = rows[-1]["step"] if rows else 0
+    if skipped < 10 or skipped <= batches / 10:
+        return
+    warnings.warn(
+        f"{skipped:.0f} of {batches} steps were skipped (when, is in history['skipped']): their "
+        "gradient was not finite, or their batch had the weight zero. The usual causes are values "
+        "in the data that are not finite, and a learning rate that is too high.",
+        stacklevel=3,
+    )
 
 
 def _is_set(metrics: Mapping[str, Any], name: str) -> bool:

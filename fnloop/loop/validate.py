@@ -84,7 +84,9 @@ class validate(Callback):
         return None
 
     def adds(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        added = self._prefixed(evaluate_metrics(self.fn, state, self.data.value, batches=1))
+        added = self._prefixed(
+            evaluate_metrics(self.fn, state, self.data.value, self.params, batches=1)
+        )
         for name in added:
             if name in metrics:
                 raise ValueError(

@@ -84,10 +84,8 @@ def pipe(value: Any, /, *functions: Callable[[Any], Any]) -> Any:
         # A stage that was taken for the argument of what makes the next one.
         if isinstance(before, Stage) and unfinished(value):
             name = value.func.label
-            raise TypeError(
-                f"fl.{name} in this pipe has no arguments: write fl.{name}(...), such as "
-                f"{_EXAMPLES.get(name, f'fl.{name}(...)')}."
-            )
+            example = f", such as {_EXAMPLES[name]}" if name in _EXAMPLES else ""
+            raise TypeError(f"{name} in this pipe has no arguments: write {name}(...){example}.")
     return value
 
 

@@ -57,6 +57,8 @@ class Update(StepStage):
                     f"{name} is {short(value)} ({type(value).__name__}); it takes a number, a "
                     "tensor, or a schedule such as fl.schedules.cosine(1e-3, steps=1000)."
                 )
+            if isinstance(value, Real) and value < 0:
+                raise ValueError(f"{name} is {value}; it takes a number of at least 0.")
         if "scale" in self.optimizer.names():
             raise ValueError(
                 'An optimizer cannot be named "scale": fl.update keeps its multipliers under that '
@@ -202,6 +204,12 @@ def _report(
     if finite is not True:
         metrics = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
     values = optimizer.hyperparameters().items()
+    if not metrics.keys().isdisjoint(optimizer.hyperparameters()):
+        taken = ", ".join(repr(name) for name, _ in values if name in metrics)
+        raise ValueError(
+            f"The loss reports a metric named {taken}, which fl.update reports itself. Give it "
+            "another name."
+        )
     return {
         **metrics,
         "skipped": Sum(as_tensor(invert(finite), device)),

@@ -33,6 +33,7 @@ from fnloop.values.cursor import Cursor, is_due
 from fnloop.values.donated import may_be_overwritten
 from fnloop.values.merging import find, numbers
 from fnloop.values.metrics import Metrics
+from fnloop.values.monitored import check_mode
 from fnloop.values.state import State
 
 _GUESS = 100e6  # bytes a second, until a save has been timed
@@ -100,8 +101,7 @@ class checkpoint(Effect):
         name: str | None = None,
         files: Files | None = None,
     ) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f'checkpoint: mode={mode!r}; expected "min" or "max".')
+        check_mode(mode, monitor, "checkpoint")
         if unit not in ("epoch", "step"):
             raise ValueError(f'checkpoint: unit={unit!r}; expected "epoch" or "step".')
         if unit == "step" and every is None:
@@ -234,10 +234,12 @@ class checkpoint(Effect):
             try:
                 self._request.stop_listening()
             finally:
-                self._run, self._called, self._metrics = None, False, {}
-                self._worker = self._staging = None
-                self._recalled = False
-                self._place.release()
+                try:
+                    self._place.release()
+                finally:
+                    self._run, self._called, self._metrics = None, False, {}
+                    self._worker = self._staging = None
+                    self._recalled = False
 
     def memo(self) -> dict[str, Any]:
         return {"run": self._place.run, "monitor": self.monitor, **self._kept.memo()}
@@ -288,7 +290,8 @@ class checkpoint(Effect):
             self._ended = _position(run.state)
         failures = [] if self._worker is None else self._worker.finish()
         self._tell([error for error in failures if isinstance(error, OSError)])
-        if self._called or run.cursor is not None:
+        begun = self._called or run.cursor is not None
+        if begun and not self._place.superseded:
             self._save_last(run, status)
         self._tell([error for error in failures if not isinstance(error, OSError)])
 

@@ -96,6 +96,11 @@ def load(
     ...     load(save(state, folder), like=start(torch.nn.Linear(2, 1), seed=1)) == state
     True
     """
+    if path is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise CheckpointError(
+            "load takes the path of a checkpoint, and got None: fl.best and fl.latest give None "
+            "where there is no checkpoint."
+        )
     place = as_path(path)
     files = files or files_for(place)
     found = load_at(place, like, files, only, prune)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fnloop.effects.claims import Claim, claim
 from fnloop.effects.effect import Run
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.commit import discard, prepare, remove_tree
@@ -43,6 +44,7 @@ class RunFolder:
         self.clears = False
         self._given, self._overwrite = os.fspath(folder), overwrite
         self._lock: Lock | None = None
+        self._claim: Claim | None = None
         self.run: str | None = None
         self._begun = False  # whether the run goes on from a checkpoint in this folder
 
@@ -52,7 +54,7 @@ class RunFolder:
         Raises:
             FileExistsError: It is.
         """
-        check_free(self.path.absolute(), self.files)
+        check_free(self.path.absolute(), self.files, self._goes_on(run))
         self._check_owner(run)
 
     def take(self, run: Run) -> None:
@@ -65,7 +67,8 @@ class RunFolder:
         self.path = self.path.absolute()
         prepare(self.path, self.files)
         try:
-            self._lock = Lock(self.path, self.files)
+            self._lock = Lock(self.path, self.files, self._goes_on(run))
+            self._claim = claim(self.path)
         except FileExistsError:
             raise
         except OSError as error:
@@ -84,11 +87,16 @@ class RunFolder:
         if self._lock is not None:
             self._lock.check()
 
+    @property
+    def superseded(self) -> bool:
+        """Whether a later run of this process has gone on in the folder."""
+        return self._claim is not None and not self._claim.holds()
+
     def release(self) -> None:
         """Unlock the folder."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        lock, self._lock = self._lock, None  # a lock that nobody refers to is released, too
+        if lock is not None:
+            lock.release()
 
     def own(self, counts: Iterable[int]) -> set[int]:
         """Those of `counts` whose checkpoints this run has saved."""

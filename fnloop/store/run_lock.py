@@ -40,6 +40,9 @@ class Lock:
         folder: The folder; it exists.
         files: The file system.
 
+        supersedes: Whether to take it from an earlier run of this process, which was broken off
+            and not closed (a notebook keeps its exception, and with that its loop).
+
     Raises:
         FileExistsError: It is held, by a process that lives as far as can be known.
         OSError: The lock cannot be written.
@@ -54,21 +57,22 @@ class Lock:
     (['.lock'], [])
     """
 
-    def __init__(self, folder: Path, files: Files) -> None:
+    def __init__(self, folder: Path, files: Files, supersedes: bool = False) -> None:
         self._folder, self._files, self._path = folder, files, folder / LOCK
-        self._me = myself()
-        try:
-            self._take()
-        except BaseException:
-            _drop(self._path, files, self._me)
-            raise
-        self._descriptor = _descriptor_of(folder, files)
+        self._me, self._supersedes = myself(), supersedes
+        self._descriptor: list[int] = []  # by it the folder is known again after a rename
         stop = threading.Event()
         # Neither may refer to the lock: a run that is dropped without closing gives it back.
         held = (self._path, files, self._me, stop)
         thread = threading.Thread(target=_beat, args=held, name="fnloop-lock", daemon=True)
-        thread.start()
         self.release = weakref.finalize(self, _release, *held, thread, self._descriptor)
+        try:
+            self._take()
+            self._descriptor += _descriptor_of(folder, files)
+            thread.start()
+        except BaseException:
+            self.release()
+            raise
 
     def check(self) -> None:
         """Make sure that the folder is still held; one that was deleted may be made again.
@@ -103,9 +107,11 @@ class Lock:
             if owner.token == self._me.token:
                 self._tidy()
                 return
-            if _lives(owner, self._path, self._files):
+            earlier = self._supersedes and _is_mine(owner)
+            if not earlier and _lives(owner, self._path, self._files):
                 raise FileExistsError(_held(self._folder, owner))
-            _log.warning("%s was left by %s, which is gone: taken over", self._path, owner)
+            if not earlier:
+                _log.warning("%s was left by %s, which is gone: taken over", self._path, owner)
             with contextlib.suppress(FileNotFoundError):
                 self._files.remove(self._path)
         raise FileExistsError(
@@ -120,27 +126,29 @@ class Lock:
 
     def _moved(self) -> str:
         """Where the folder is now, as text; empty if it is in its place, or was deleted."""
-        if self._descriptor is None:
+        if not self._descriptor:
             return ""
-        there = os.fstat(self._descriptor)
+        there = os.fstat(self._descriptor[0])
         with contextlib.suppress(OSError):
             if os.path.samestat(there, os.stat(self._folder)):
                 return ""
         if not there.st_nlink:
             return ""
         try:
-            return f" to {os.readlink(f'/proc/self/fd/{self._descriptor}')}"
+            return f" to {os.readlink(f'/proc/self/fd/{self._descriptor[0]}')}"
         except OSError:
             return ", or moved,"
 
 
-def check_free(folder: Path, files: Files) -> None:
-    """Raise at once if a process on this system holds `folder`.
+def check_free(folder: Path, files: Files, supersedes: bool = False) -> None:
+    """Raise at once if a process on this system holds `folder`; `supersedes` as for `Lock`.
 
     Raises:
         FileExistsError: It is held.
     """
     owner = read_owner(folder / LOCK, files)
+    if supersedes and isinstance(owner, Owner) and _is_mine(owner):
+        return
     if isinstance(owner, Owner) and owner.system == system_now() and is_running(owner):
         raise FileExistsError(_held(folder, owner))
 
@@ -215,23 +223,31 @@ def _release(
     owner: Owner,
     stop: threading.Event,
     thread: threading.Thread,
-    descriptor: int | None,
+    descriptor: list[int],
 ) -> None:
     if os.getpid() != owner.pid:  # a fork, which has a copy
         return
     stop.set()
-    if thread is not threading.current_thread():
-        thread.join(PATIENCE)
-    if descriptor is not None:
-        os.close(descriptor)
-    _drop(path, files, owner)
-
-
-def _descriptor_of(folder: Path, files: Files) -> int | None:
-    """By it the folder is known again after a rename; None where that is not possible."""
-    if not files.renames or os.name == "nt":
-        return None
     try:
-        return os.open(folder, os.O_RDONLY)
+        if thread.is_alive() and thread is not threading.current_thread():
+            thread.join(PATIENCE)
+    finally:
+        while descriptor:
+            os.close(descriptor.pop())
+        _drop(path, files, owner)
+
+
+def _is_mine(owner: Owner) -> bool:
+    """Whether an owner is this very process."""
+    me = myself()
+    return (owner.system, owner.pid, owner.born) == (me.system, me.pid, me.born)
+
+
+def _descriptor_of(folder: Path, files: Files) -> list[int]:
+    """The folder's; empty where there is none."""
+    if not files.renames or os.name == "nt":
+        return []
+    try:
+        return [os.open(folder, os.O_RDONLY)]
     except OSError:  # it is not on this machine's disk
-        return None
+        return []

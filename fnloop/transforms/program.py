@@ -20,7 +20,9 @@ from fnloop.transforms.recording import Hidden, Recording, check_after
 from fnloop.trees.named import restored
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
+from fnloop.values.close_look import check_draws
 from fnloop.values.context import no_casting
+from fnloop.values.host_random import GLOBAL, host_seeded
 from fnloop.values.key import fold
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
@@ -198,8 +200,10 @@ class Program:
         )
         versions = [t._version for t in fakes]
         with recording.of(state):
-            with self._read_only(inputs, fakes):
+            with self._read_only(inputs, fakes), host_seeded(GLOBAL) as host:
                 after, results = step(state, restored(batch))
+            if host.drew:  # for a loss, it is an error already
+                check_draws(host.drew, "a stage of the step")
             check_after(state, after, set(plan.slots))
             written = [i for i, t in enumerate(fakes) if t._version != versions[i]]
             if written:

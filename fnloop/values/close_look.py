@@ -84,7 +84,7 @@ class CloseLook:
             ):
                 raise replaced_error(user, name)
         if host.drew:
-            check_draws(host.drew, user)
+            check_draws(host.drew, short(user))
         if host.drew or len(sources) > len(GLOBAL):
             self._drawing[key] = sources
         return result
@@ -98,13 +98,13 @@ def _moved(before: Tensor, now: Tensor) -> bool:
     return before.device.type != "cpu" and recording() is None and torch.equal(before, now)
 
 
-def check_draws(drawn: Sequence[str], function: Any) -> None:
+def check_draws(drawn: Sequence[str], who: str) -> None:
     """Refuse draws from `drawn` where they would not be a function of the state.
 
     Raises:
         RandomnessError: In a recording, which keeps the first draw, or for several members.
     """
-    who = f"{short(function)} draws from {' and '.join(drawn)}"
+    who = f"{who} draws from {' and '.join(drawn)}"
     if recording() is not None:
         raise RandomnessError(
             f"{who}, and the graph would keep the numbers of its recording as constants, the same "

@@ -40,7 +40,8 @@ class Context:
 
 def no_casting(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A context manager: no autocast on `device`, should the user have called a step in one."""
-    if not torch.is_autocast_enabled(device.type):
+    known = torch.amp.is_autocast_available(device.type)
+    if not known or not torch.is_autocast_enabled(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from fnloop._torch.hooks import hooks_made
 from fnloop._torch.read_only import memory_of
 from fnloop._torch.tracing import opaque
+from fnloop.trees.show import short
 from fnloop.values.class_attributes import ClassAttributes
 from fnloop.values.close_look import CloseLook, check_draws, replaced_error
 from fnloop.values.host_random import host_seeded, source_of
@@ -169,7 +170,7 @@ class ModuleSkeleton:
             with host_seeded(self._generators) as host:
                 result = function(model)
             if host.drew and opaque():
-                check_draws(host.drew, user)
+                check_draws(host.drew, short(user))
             return result
 
         return call

@@ -90,7 +90,13 @@ def choose_params(state: State, name: str | None) -> Tensors:
     """
     if name is None:
         return state.params
-    averaged = state[name]
+    averaged = state.slots.get(name)
+    if averaged is None:
+        raise ValueError(
+            f"params={name!r}: the state has no such slot; it has: "
+            f"{', '.join(sorted(state.slots)) or 'none'}. The usual cause is a pipeline without "
+            "the stage that averages: add fl.ema(0.999) after fl.update(...)."
+        )
     if not isinstance(averaged, Mapping) or not set(averaged) <= set(state.params):
         raise ValueError(
             f"params={name!r}: that slot holds no parameters. Name the slot of an average, such as "

@@ -109,3 +109,19 @@ def test_the_parts_of_fl_data():
         fl.evaluate(loss, state, fl.Data(parts["train"]))
     with pytest.raises(ValueError, match=r"fl\.Data\(train, predict=\.\.\.\)"):
         next(iter(fl.predict(lambda m, b: m(b[0]), state, fl.Data(**parts))))
+
+
+def test_an_average_that_nobody_keeps_is_told_at_the_first_step():
+    def loss(model, batch):
+        return model(batch).square().mean()
+
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    data = fl.Batches(torch.ones(8, 2), 2)
+    seen = []
+    validate = fl.every(1, fl.validate(loss, data, params="ema"), unit="epoch")
+    with pytest.raises(ValueError, match=r"params='ema': the state has no such slot.*add fl\.ema"):
+        for state, _ in fl.run(
+            step, step.init(torch.nn.Linear(2, 1)), data, epochs=1, callbacks=[validate]
+        ):
+            seen.append(state)
+    assert not seen

@@ -80,9 +80,10 @@ def mixed(*good: bool):
     ],
     ids=["late", "good", "now and then"],
 )
-def test_a_run_with_committed_steps_is_left_alone(batches) -> None:
+def test_a_run_with_committed_steps_is_not_ended(batches) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", r"\d+ of \d+ steps were skipped")  # at its end
         _, history = fl.fit(STEP, STEP.init(nn.Linear(3, 1)), batches, epochs=2)
     assert history.status == "completed"
 
@@ -124,3 +125,21 @@ def test_steps_that_a_guard_takes_back_are_given_more_time() -> None:
     assert history.status == "completed" and sum(history["guard"]) == 90
     with pytest.raises(NothingTrainedError, match=r"fl\.guard takes each step back"):
         fl.fit(step, state, [GOOD] * 30, epochs=40)
+
+
+def bad_rows(every: int):
+    x = torch.ones(100, 3)
+    x[::every] = torch.nan
+    return fl.Batches({"x": x, "y": torch.ones(100, 1)}, 1, shuffle=False)
+
+
+def test_a_run_that_skips_many_steps_says_how_many() -> None:
+    with pytest.warns(UserWarning, match=r"40 of 200 steps were skipped"):
+        _, history = fl.fit(STEP, STEP.init(nn.Linear(3, 1)), bad_rows(5), epochs=2)
+    assert history.status == "completed" and sum(history["skipped"]) == 40
+
+
+def test_a_few_skipped_steps_are_no_news() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fl.fit(STEP, STEP.init(nn.Linear(3, 1)), bad_rows(10), epochs=2)

@@ -253,10 +253,11 @@ def test_a_bare_run_does_not_look(clock):
 def test_callbacks_look_once_when_they_are_due(clock, callback, cadence):
     step, state = far_step()
     state, history = fl.fit(step, state, clock.batches(), steps=STEPS, callbacks=[callback()])
-    assert clock.looks == ([*range(cadence, STEPS + 1, cadence)] if cadence else [])
-    # The history has four points or more, and is looked at all at once.
+    due = [*range(cadence, STEPS + 1, cadence)] if cadence else []
+    # The history has four points or more, and is looked at all at once when the run has ended.
+    assert clock.looks == [*due, STEPS]
     assert history["loss"][0] > history["loss"][-1] and len(history) >= 4
-    assert len(clock.looks) == (STEPS // cadence if cadence else 0) + 1
+    assert len(clock.looks) == len(due) + 1
 
 
 def test_early_stopping_with_its_memory_on_the_device_looks_once(clock):
@@ -278,6 +279,7 @@ def test_a_tracker_looks_once_a_point_and_not_on_the_thread_that_trains(clock, t
     note, clock.note = clock.note, lambda: (threads.append(threading.current_thread()), note())
     tracker = fl.track(fl.trackers.JSONL(tmp_path / "run.jsonl"), every=25)
     fl.fit(step, state, clock.batches(), steps=STEPS, callbacks=[tracker])
+    assert threads.pop() is here  # at the end of the run
     assert len(threads) == STEPS // 25 and here not in threads
     assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 1 + STEPS // 25
 
@@ -287,6 +289,7 @@ def test_a_bar_looks_once_when_it_is_drawn(clock, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: clock.batch * 0.01)  # 100 batches a second
     bar = fl.progress(file=type("Screen", (io.StringIO,), {"isatty": lambda self: True})())
     fl.fit(step, state, clock.batches(), steps=STEPS, callbacks=[bar])
+    assert clock.looks.pop() == STEPS  # at the end of the run
     assert max(Counter(clock.looks).values()) == 1
     assert STEPS // 10 - 2 <= len(clock.looks) <= STEPS // 10 + 2
 

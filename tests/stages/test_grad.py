@@ -318,3 +318,19 @@ def test_a_loss_of_weight_zero_leaves_the_mean_loss_alone():
     step = fl.pipe(loss, fl.grad, fl.accumulate(2), fl.update(fl.optim.sgd(0.1)))
     _, metrics = step(step.init(nn.Linear(1, 1)), torch.tensor([[0.0], [1.0]]))
     assert math.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize("context", ["plain", "accumulate", "vmap"])
+def test_a_loss_of_another_model_is_an_error(context):
+    """In a notebook, a loss easily uses the global model rather than its argument."""
+    other = nn.Linear(2, 1)
+    stages = [fl.accumulate(2)] if context == "accumulate" else []
+    step = fl.pipe(
+        lambda model, x: other(x).square().mean(), fl.grad, *stages, fl.update(fl.optim.sgd(0.1))
+    )
+    state = step.init(nn.Linear(2, 1))
+    if context == "vmap":
+        state = fl.tree_map(lambda t: torch.stack([t, t]), state)
+        step = torch.func.vmap(step, in_dims=(0, None))
+    with pytest.raises(ValueError, match="uses another model than its argument"):
+        step(state, torch.ones(4, 2))

@@ -229,3 +229,19 @@ def test_gradients_are_named_tensors():
     step = fl.pipe(fl.stage(as_dict, "grad"), fl.update(fl.optim.sgd(0.1)))
     with pytest.raises(TypeError, match=r"Grads\.mean is dict and must be fl\.Tensors"):
         step(step.init(nn.Linear(2, 1)), torch.ones(3, 2))
+
+
+def test_a_metric_of_the_loss_does_not_hide_behind_a_hyperparameter():
+    def reports(model, batch):
+        return loss(model, batch), {"sgd.lr": 1.0}
+
+    step = fl.pipe(reports, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    with pytest.raises(ValueError, match=r"metric named 'sgd.lr', which fl.update reports itself"):
+        step(step.init(net()), batch())
+
+
+def test_a_negative_learning_rate_is_refused_as_torch_does():
+    with pytest.raises(ValueError, match=r"sgd\.lr is -0\.1; it takes a number of at least 0"):
+        fl.update(fl.optim.sgd(-0.1))(fl.grad(loss))
+    with pytest.raises(ValueError, match="Invalid learning rate"):
+        torch.optim.SGD(net().parameters(), lr=-0.1)

@@ -422,3 +422,8 @@ def test_complex_parameters_are_saved_as_what_they_are(tmp_path, quiet):
     leaves = read_manifest(path)["leaves"]
     assert leaves["params/angle"]["dtype"] == "complex64"
     assert tree_equal(load(path, like=step.init(Turn())), state)
+
+
+def test_none_in_place_of_a_path(tmp_path):
+    with pytest.raises(CheckpointError, match=r"got None: fl\.best and fl\.latest give None"):
+        load(fl.best(tmp_path), like=start(torch.nn.Linear(2, 1), seed=0))

@@ -214,6 +214,7 @@ def test_a_lost_server_does_not_hold_up_training() -> None:
 
     hangs = Hangs()
     worker = Worker(hangs, capacity=1, patience=0.02)
+    worker.start()
     with pytest.warns(UserWarning, match=r"tracker Hangs has written nothing for 0.02 s"):
         for step in range(1, 7):
             worker.put(reading(step))
@@ -234,6 +235,7 @@ def test_a_server_that_never_answers_does_not_hold_up_the_end() -> None:
             release.wait()
 
     worker = Worker(Hangs(), patience=0.05)
+    worker.start()
     worker.put(reading(1))
     with pytest.warns(UserWarning, match="Hangs does not come back from a call"):
         assert not worker.close()
@@ -248,6 +250,7 @@ def test_the_end_waits_for_a_slow_tracker_and_says_so(caplog: pytest.LogCaptureF
 
     slow = Slow()
     worker = Worker(slow, patience=0.3)
+    worker.start()
     for step in range(1, 21):
         worker.put(reading(step))
     assert worker.close()
@@ -322,7 +325,7 @@ def test_a_killed_run_that_is_resumed_has_each_step_once(kind: str, tmp_path: Pa
     for count in range(6, 9):  # after the checkpoint
         moved = state.replace(cursor=Cursor(0, count, count).tensor())
         effect(moved, {"loss": Last(float(count))})
-    effect._worker.close()  # pyright: ignore
+    effect._close_workers()  # pyright: ignore
     for tracker in effect.trackers:
         tracker.close("killed")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-from collections import UserDict
 
 import numpy as np
 import pytest
@@ -174,7 +173,6 @@ class Graph:
 BATCHES = {
     "an array": (np.ones((5, 4), np.float32), r"0 is a numpy\.ndarray: .*torch\.as_tensor"),
     "a set": ({1, 2}, "0 is a set: give its tensors in a dict or tuple"),
-    "a mapping": (UserDict(x=torch.ones(5, 4)), r"UserDict: give a plain dict .*dict\(batch\)"),
     "a graph": (Graph(torch.ones(5, 4)), r"Graph: .* plain dict: batch\.to_dict\(\)"),
     "a sparse tensor": (
         torch.ones(5, 4).to_sparse(),

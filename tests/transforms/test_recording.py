@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -277,3 +280,20 @@ def test_a_slot_that_the_step_does_not_use_passes_by():
             step.init(nn.Linear(4, 2)).put("mine", mine), batch()
         )
         assert after["mine"] is mine
+
+
+@pytest.mark.parametrize("draw", [np.random.rand, random.random], ids=["numpy", "random"])
+def test_a_stage_cannot_draw_from_elsewhere(draw):
+    def noisy(inner):
+        def call(state, x):
+            state, grads = inner(state, x)
+            return state, grads.replace(mean=grads.mean.scale(1 + float(draw())))
+
+        return fl.stage(call, "grad")
+
+    step = fl.pipe(mse, fl.grad, noisy, fl.update(fl.optim.sgd(0.1)))
+    state = step.init(nn.Linear(4, 2))
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    with pytest.raises(fl.CompileError, match="a stage of the step draws from"):
+        compiled(step)(state, batch())
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
