@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +68,11 @@ class Batches:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
+        if isinstance(batch_size, (Tensor, np.ndarray, list)):
+            raise TypeError(
+                "fl.Batches takes the data as one argument, such as a tuple: "
+                "fl.Batches((x, y), 64)."
+            )
         self.batch_size = batch_size = as_count(batch_size, "batch_size", 1)
         self.shuffle = shuffle
         self.seed = as_count(seed, "seed", least=None)

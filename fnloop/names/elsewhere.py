@@ -45,7 +45,10 @@ _PLATEAU = (
     "improving."
 )
 _AMP = 'Use fl.amp("bf16") or fl.amp("fp16") in fl.pipe, before fl.update.'
-_SEED = "Use step.init(model, seed=...): all randomness of a run depends on that seed."
+_SEED = (
+    "Use step.init(build, seed=...), where the function build() makes the model: initial weights "
+    "and all randomness of the run depend on that seed."
+)
 _MANY = (
     "To train many states at once, use torch.func.vmap(step): see the how-to page on populations "
     "by vmap."

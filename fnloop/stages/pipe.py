@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 import toolz
 import torch
 
+from fnloop.optim.base import Optimizer
 from fnloop.stages.base import Stage, unfinished
 from fnloop.trees.show import short
 
@@ -109,10 +110,16 @@ def _check_function(function: Any) -> None:
         raise TypeError(
             f"pipe takes its functions one by one, not as a {kind.__name__}: fl.pipe(*functions)."
         )
+    if isinstance(function, Optimizer):
+        call = f"fl.optim.chain({short(function)}, fl.optim.adamw(1e-3))"
+        where = call if function.makes == "gradients" else short(function)
+        raise TypeError(
+            f"{short(function)} is an optimizer or a transform of gradients, not a stage; it goes "
+            f"into the stage that applies it: fl.update({where})."
+        )
     if not callable(function):
         raise TypeError(
-            f"pipe applies functions to its first value; {short(function)} is not a function. Wrap "
-            "an optimizer: fl.update(optimizer)."
+            f"pipe applies functions to its first value; {short(function)} is not a function."
         )
 
 

@@ -312,3 +312,8 @@ def test_bad_data() -> None:
 def test_a_cursor_from_other_data() -> None:
     with pytest.raises(ValueError, match="example 10 of an epoch of 10"):
         Batches(torch.arange(10), 4).at(torch.tensor([0, 10, 3]))
+
+
+def test_inputs_and_targets_are_one_argument():
+    with pytest.raises(TypeError, match=r"such as a tuple: fl\.Batches\(\(x, y\), 64\)"):
+        Batches(torch.ones(8, 2), torch.ones(8), 64)  # type: ignore[arg-type]  # pyright: ignore

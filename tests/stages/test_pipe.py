@@ -23,7 +23,7 @@ def loss(model, batch):
         (lambda: fl.pipe(loss, fl.grad, OPTIMIZER), r"from_torch\(torch\.optim\.AdamW"),
         (lambda: fl.pipe(loss, fl.grad, fl.update(torch.optim.SGD)), "from_torch"),
         (lambda: fl.pipe(loss, fl.grad, fl.update(OPTIMIZER)), r"got AdamW\. .*from_torch"),
-        (lambda: fl.pipe(loss, fl.grad, SGD), r"fl\.update\(optimizer\)"),
+        (lambda: fl.pipe(loss, fl.grad, SGD), r"fl\.update\(sgd"),
         (lambda: fl.pipe(loss, fl.grad, fl.update), r"fl\.update\(fl\.optim\.adamw\(1e-3\)\)"),
         (lambda: fl.pipe(loss, fl.grad, fl.accumulate), r"fl\.accumulate\(4\)"),
         (lambda: fl.pipe(loss, fl.grad, fl.amp), r'fl\.amp\("bf16"\)'),
@@ -75,3 +75,10 @@ def test_a_step_takes_a_state_first() -> None:
     for first in (nn.Linear(1, 1), torch.ones(2, 1)):
         with pytest.raises(TypeError, match=r"step\(state, batch\); got (Linear|Tensor)"):
             step(first, torch.ones(2, 1))
+
+
+def test_an_optimizer_in_the_pipe_says_where_it_goes():
+    with pytest.raises(TypeError, match=r"chain\(clip_by_norm\(max_norm=1\.0\), fl\.optim\."):
+        fl.pipe(loss, fl.grad, fl.optim.clip_by_norm(1.0), fl.update(fl.optim.sgd(0.1)))
+    with pytest.raises(TypeError, match=r"stage that applies it: fl\.update\(sgd\("):
+        fl.pipe(loss, fl.grad, fl.optim.sgd(0.1))
