@@ -27,6 +27,10 @@ class ReadOnly(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or the first step would import the compiler, which takes a second
+
     def __init__(
         self,
         tensors: Mapping[str, Tensor],

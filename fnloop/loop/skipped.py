@@ -19,6 +19,9 @@ FIRST = 50
 AGAIN = 1000
 """Batches from one look to the next, at most: each look waits for the device."""
 
+SETTLED = 30
+"""Batches in which the loss scale of ``fl.amp`` finds its range, by skipping steps."""
+
 
 class NothingTrainedError(RuntimeError):
     """No step was committed, so that nothing can come of the run."""
@@ -71,7 +74,8 @@ class SkipWatch:
             return None
         if self._step.any() or not torch.equal(state.step, self._step):
             return None
-        if _is_set(metrics, "guard"):
+        settling = drawn < SETTLED and any(name.endswith(".scale") for name in metrics)
+        if settling or _is_set(metrics, "guard"):
             return None
         if not self._warned:
             warnings.warn(f"{_told(drawn)} {_why(metrics, batch)}", stacklevel=4)

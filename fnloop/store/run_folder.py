@@ -14,7 +14,7 @@ from fnloop.effects.claims import Claim, claim
 from fnloop.effects.effect import Run
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.commit import discard, prepare, remove_tree
-from fnloop.store.files import Files, as_path, files_for
+from fnloop.store.files import Files, as_path, files_for, reason_of
 from fnloop.store.folders import best, latest, listing, target_of
 from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.store.pages import PAGES
@@ -42,7 +42,7 @@ class RunFolder:
         self.path = as_path(folder)
         self.files = files or files_for(self.path)
         self.clears = False
-        self._given, self._overwrite = os.fspath(folder), overwrite
+        self._given, self._overwrite = str(folder), overwrite
         self._lock: Lock | None = None
         self._claim: Claim | None = None
         self.run: str | None = None
@@ -54,8 +54,14 @@ class RunFolder:
         Raises:
             FileExistsError: It is.
         """
-        check_free(self.path.absolute(), self.files, self._goes_on(run))
-        self._check_owner(run)
+        try:
+            check_free(self.path.absolute(), self.files, self._goes_on(run))
+            self._check_owner(run)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            why = f"No checkpoint can be written to {self.path}: {reason_of(error)}"
+            raise OSError(error.errno or errno.EIO, why) from error
 
     def take(self, run: Run) -> None:
         """Make the folder where it is missing, lock it, and check it again.

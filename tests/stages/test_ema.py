@@ -41,7 +41,7 @@ def test_it_is_evaluated_and_exported_by_name():
     assert fl.evaluate(loss, state, data, params="ema")["loss"] == pytest.approx(
         loss(module, data[0]).item()
     )
-    with pytest.raises(KeyError, match=r"swa.*it has: ema, update"):
+    with pytest.raises(ValueError, match=r"swa.*it has: ema, update"):
         fl.evaluate(loss, state, data, params="swa")
     with pytest.raises(ValueError, match="holds no parameters"):
         fl.evaluate(loss, state, data, params="update")

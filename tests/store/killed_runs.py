@@ -33,6 +33,9 @@ from fnloop.store import checkpoint as checkpointing
 from fnloop.store.folders import listing
 from fnloop.trees.paths import tree_items
 
+for _name in fl.__all__:  # names are imported when they are first used: here, not in each fork
+    getattr(fl, _name)
+
 STEPS = 6
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(40, 6, generator=GENERATOR), torch.randint(0, 3, (40,), generator=GENERATOR)

@@ -420,12 +420,12 @@ def test_one_effect_for_two_runs_that_have_nothing_to_do_with_one_another(tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "lowest"}, "mode='lowest'"),
+        ({"mode": "lowest"}, "got 'lowest'"),
         ({"unit": "batch"}, "unit='batch'"),
         ({"unit": "step"}, "needs every="),
-        ({"every": 0}, "every=0"),
-        ({"keep": 0}, "keep=0"),
-        ({"keep": -1, "monitor": "x"}, "keep=-1"),
+        ({"every": 0}, r"checkpoint\(every=\.\.\.\) .* got 0"),
+        ({"keep": 0}, r"checkpoint\(keep=\.\.\.\) .* got 0"),
+        ({"keep": -1, "monitor": "x"}, r"checkpoint\(keep=\.\.\.\) .* got -1"),
     ],
 )
 def test_arguments_that_make_no_sense_are_errors(arguments, message):
