@@ -15,6 +15,9 @@ _peek: Any = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
 _unwrapped: Any = torch._C._functorch.get_unwrapped  # pyright: ignore
 _is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore
 
+casting: Any = torch._C._is_any_autocast_enabled  # pyright: ignore
+"""Whether autocast is on, for whatever device."""
+
 
 class _Local(threading.local):
     recording: Any = None
@@ -68,7 +71,8 @@ def host_values(a: Tensor, b: Tensor) -> list[tuple[int, int]]:
     Raises:
         NotImplementedError: They are under two nested vmaps.
     """
-    a, b = unwrapped(a), unwrapped(b)
+    if _peek() is not None:
+        a, b = unwrapped(a), unwrapped(b)
     if not a.ndim and not b.ndim:
         return [(a.item(), b.item())]  # type: ignore[list-item]
     if a.ndim > 1 or b.ndim > 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +67,7 @@ class Batches:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        if isinstance(batch_size, (Tensor, np.ndarray, list)):
+        if isinstance(batch_size, list) or getattr(batch_size, "ndim", 0):
             raise TypeError(
                 "fl.Batches takes the data as one argument, such as a tuple: "
                 "fl.Batches((x, y), 64)."

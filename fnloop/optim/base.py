@@ -113,14 +113,18 @@ class Optimizer:
         changes: dict[str, Any] = {}
         for field in fields:
             value = getattr(self, field)
-            number = scaled(value, step, scale.get(f"{self.name}.{field}"))
+            factor = scale.get(f"{self.name}.{field}")
+            if type(value) is float and type(factor) is float and factor == 1.0:
+                continue  # the usual case
+            number = scaled(value, step, factor)
             if number is not value:
                 changes[field] = number
         return replaced(self, **changes, _shown=fields) if changes else self
 
     def at(self, step: Step, *fields: str) -> list[Any]:
         """The values of some hyperparameters at `step`."""
-        return [at(getattr(self, field), step) for field in fields]
+        values = [getattr(self, field) for field in fields]
+        return [v if type(v) is float else at(v, step) for v in values]
 
     def _reported(self) -> list[str]:
         # Cached, because `resolve` replaces schedules by numbers.

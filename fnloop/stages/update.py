@@ -203,9 +203,9 @@ def _report(
     """The metrics (of weight zero for a skipped step) and the current hyperparameters."""
     if finite is not True:
         metrics = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
-    values = optimizer.hyperparameters().items()
-    if not metrics.keys().isdisjoint(optimizer.hyperparameters()):
-        taken = ", ".join(repr(name) for name, _ in values if name in metrics)
+    values = optimizer.hyperparameters()
+    if not metrics.keys().isdisjoint(values):
+        taken = ", ".join(repr(name) for name in values if name in metrics)
         raise ValueError(
             f"The loss reports a metric named {taken}, which fl.update reports itself. Give it "
             "another name."
@@ -213,7 +213,7 @@ def _report(
     return {
         **metrics,
         "skipped": Sum(as_tensor(invert(finite), device)),
-        **{name: Last(as_tensor(value, device)) for name, value in values},
+        **{name: Last(as_tensor(value, device)) for name, value in values.items()},
     }
 
 

@@ -7,7 +7,10 @@ from typing import Any, Self
 
 import torch
 
+from fnloop._torch.tracing import casting
 from fnloop.trees.nodes import tree
+
+_NOTHING = contextlib.nullcontext()
 
 
 @tree
@@ -34,15 +37,14 @@ class Context:
     def casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """A context manager: autocast on `device` to the dtype of `autocast`, if there is one."""
         if self.autocast is None:
-            return contextlib.nullcontext()
+            return _NOTHING
         return torch.autocast(device.type, dtype=self.autocast)
 
 
 def no_casting(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A context manager: no autocast on `device`, should the user have called a step in one."""
-    known = torch.amp.is_autocast_available(device.type)
-    if not known or not torch.is_autocast_enabled(device.type):
-        return contextlib.nullcontext()
+    if not casting() or not torch.amp.is_autocast_available(device.type):
+        return _NOTHING
     return torch.autocast(device.type, enabled=False)
 
 

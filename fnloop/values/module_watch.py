@@ -76,6 +76,8 @@ class ModuleWatch:
         """
         everything = closely or hooks_made() != hooks
         changed = [kept for kept in self._often if kept.changed(closely)]
+        if not changed and not everything:
+            return []  # as in almost all calls
         if everything:
             late = [kept for kept in self._seldom if kept.changed(closely)]
             if late:
