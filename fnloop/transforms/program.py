@@ -23,7 +23,7 @@ from fnloop.trees.show import short
 from fnloop.values.close_look import check_draws
 from fnloop.values.context import no_casting
 from fnloop.values.host_random import GLOBAL, host_seeded
-from fnloop.values.key import seed_of
+from fnloop.values.key import fold
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -167,7 +167,7 @@ class Program:
     def _seeds(self, state: State) -> list[list[int]]:
         keys, calls = (t.reshape(-1).tolist() for t in (state.key, state.calls))
         members = list(zip(keys, calls, strict=True))
-        return [[seed_of(*member, p) for member in members] for p in self._positions]
+        return [[fold(*member, *position) for member in members] for position in self._positions]
 
     def _order(self, recorded: Any, kept: Kept) -> None:
         """Order the graph so that parameters are read by name before they are overwritten."""

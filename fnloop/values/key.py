@@ -35,16 +35,6 @@ def fold(key: int, *positions: int | str) -> int:
     return z - (1 << 64) if z >> 63 else z
 
 
-def seed_of(key: int, calls: int, position: tuple[int | str, ...]) -> int:
-    """The seed of the random numbers at `position` in call number `calls` of a training step."""
-    return fold(_stream(key, position), calls)
-
-
-@functools.lru_cache(maxsize=1024)
-def _stream(key: int, position: tuple[int | str, ...]) -> int:
-    return fold(key, *position)
-
-
 @functools.lru_cache(maxsize=256)
 def _digest(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())

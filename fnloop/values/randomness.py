@@ -7,7 +7,7 @@ from typing import Any
 
 from fnloop._torch.members import drawing
 from fnloop._torch.tracing import host_values, recording
-from fnloop.values.key import seed_of
+from fnloop.values.key import fold
 from fnloop.values.state import State
 
 
@@ -36,4 +36,5 @@ def randomness(state: State, name: str) -> contextlib.AbstractContextManager[Any
     if about is not None:
         return about.randomness(state.key, state.calls, position)
     members = host_values(state.key, state.calls)
-    return drawing([seed_of(*member, position) for member in members], state.step.device)
+    seeds = [fold(key, calls, *position) for key, calls in members]
+    return drawing(seeds, state.step.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gc
 import hashlib
 import itertools
 import random
@@ -379,3 +380,4 @@ def test_a_next_process_that_does_not_synchronise_first_is_caught(
     monkeypatch.setattr("fnloop.store.run_lock._drop", lambda *_: None)
     with pytest.raises(AssertionError, match="nothing is left"):
         play_twice(SHORT_RUN, most=6, judge=Strict)
+    gc.collect()

@@ -103,7 +103,7 @@ def test_a_folder_that_was_moved_away_and_back_loses_no_line(tmp_path: Path) -> 
     told = trained(folder, 4, 16, lambda: folder.rename(aside), lambda: aside.rename(folder))
     assert steps_in(folder) == WHOLE
     assert not aside.exists()
-    assert all("was deleted or renamed; put it back" in text for text in told)
+    assert all("its points are kept" in text for text in told), told
 
 
 def test_a_folder_that_was_deleted_is_told_of(
