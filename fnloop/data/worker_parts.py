@@ -102,7 +102,21 @@ class SeededIndices:
         return tuple(times) if any(times) else ()
 
 
-class SeededDataset:
+class _OfDataset:
+    """A wrapper that has the length and the attributes of the user's dataset."""
+
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class SeededDataset(_OfDataset):
     """Wraps a map-style dataset, and seeds the generators before each example.
 
     Args:
@@ -117,14 +131,6 @@ class SeededDataset:
         self._collates = collates
         self._examples = Examples(dataset)
         self._epochs = Epochs(dataset)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "dataset":
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
 
     def __getitems__(self, request: Any) -> list[Any]:
         """The examples of a batch."""
@@ -156,7 +162,7 @@ class SeededDataset:
         return Request(seed, 0, (), indices, epoch)
 
 
-class SeededStream(IterableDataset[Any]):
+class SeededStream(_OfDataset, IterableDataset[Any]):
     """Wraps an iterable dataset that workers read: each epoch begins with its number and seeds.
 
     Without it, workers that persist would go on with the seeds and the epoch that they began with.
@@ -172,14 +178,6 @@ class SeededStream(IterableDataset[Any]):
         self.dataset = dataset
         self.shared = torch.zeros(3, dtype=torch.int64).share_memory_()
         self._epochs = Epochs(dataset)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "dataset":
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
 
     def __iter__(self) -> Any:
         seed, epoch, watched = self.shared.tolist()

@@ -221,10 +221,7 @@ class checkpoint(Effect):
     def close(self, status: str) -> None:
         """Save the last state, and note in its manifest how the run ended."""
         try:
-            try:
-                self._end(status)
-            finally:
-                self._request.stop_listening()
+            self._end(status)
         except Exception:
             raise
         except BaseException:  # a second Ctrl-C: the last state is worth another try

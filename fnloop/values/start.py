@@ -73,8 +73,7 @@ def to_module(state: State, params: str | None = None) -> Any:
         params: A slot to take the parameters from, such as ``"ema"``; default ``state.params``.
 
     Raises:
-        KeyError: There is no such slot.
-        ValueError: The slot holds no parameters.
+        ValueError: There is no such slot, or it holds no parameters.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> torch.equal(to_module(start(model)).weight, model.weight)
