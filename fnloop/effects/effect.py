@@ -141,6 +141,13 @@ class Effect:
             status: "completed", "stopped", "interrupted" or "failed".
         """
 
+    def release(self) -> None:
+        """Give back what would outlive the run: threads, locks, signal handlers.
+
+        Called after `close`, also after one that Ctrl-C has broken off anywhere, while no signal
+        handler raises. It must be quick, and may be called several times.
+        """
+
     def memo(self) -> Any:
         """A small JSON value to be kept with a checkpoint, or None.
 

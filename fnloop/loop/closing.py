@@ -57,6 +57,8 @@ class Closing:
         for name, effect in named(sorted(self._effects, key=_OPENS_FIRST)).items():
             self._call(effect, f"the effect {name}", effect.close, status)
         self._call(self._batches, "the data", getattr(self._batches, "close", _nothing))
+        for effect in self._effects:
+            self._release(effect)
         while self._failures:
             warnings.warn(self._failures.pop(0), stacklevel=2)
         raised, self._raised = self._raised, None
@@ -83,6 +85,12 @@ class Closing:
                 self._raised = self._raised or error
             elif what is not self._half_open:  # else the error of its `open` is the one to see
                 self._failures.append(f"Closing {name} failed: {error!r}")
+
+    def _release(self, effect: Effect) -> None:
+        try:
+            effect.release()
+        except Exception as error:
+            self._failures.append(f"Releasing what {effect.name} holds failed: {error!r}")
 
     def _note(self, what: Any, begun: Any) -> None:
         self._interrupt.hold = True

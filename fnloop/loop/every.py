@@ -128,6 +128,9 @@ class EveryEffect(Effect):
         finally:
             self.inner.close(status)
 
+    def release(self) -> None:
+        self.inner.release()
+
     def memo(self) -> Any:
         return self.inner.memo()
 

@@ -104,11 +104,7 @@ class progress(Effect):
         if not getattr(self, "_open", False):
             return
         self._open = False
-        if self._screen:
-            unwatch(self)
-            self._ended.set()
-            if self._ticker.is_alive():
-                self._ticker.join()
+        self.release()
         cursor = self._read()
         self._shown.update(numbers_of([self._run.last])[0])
         reason = reason_in(self._latest, status) or self._run.reason
@@ -122,6 +118,13 @@ class progress(Effect):
             self._screen.keep(kept_line(self._screen.columns, parts, self._chosen()))
         else:
             print(kept_line(None, parts, self._chosen()), file=self._out, flush=True)
+
+    def release(self) -> None:
+        unwatch(self)
+        if hasattr(self, "_ended"):
+            self._ended.set()
+            if self._ticker.is_alive():
+                self._ticker.join()
 
     def shows(self, activity: Activity | None) -> None:
         """Show what is going on in a step or a callback."""

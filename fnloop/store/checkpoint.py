@@ -164,13 +164,6 @@ class checkpoint(Effect):
             )
         self._go_on(run)
         self._place.take(run)
-        try:
-            self._open(run)
-        except BaseException:
-            self._place.release()
-            raise
-
-    def _open(self, run: Run) -> None:
         self._longest = self._longest or tensor_file.size_of(leaves_of(run.state)) / _GUESS
         self._note_time(0.0)
         sweep(self.folder, self.files)
@@ -228,15 +221,14 @@ class checkpoint(Effect):
             self._end(status)
             raise
         finally:
-            try:
-                self._request.stop_listening()
-            finally:
-                try:
-                    self._place.release()
-                finally:
-                    self._run, self._called, self._metrics = None, False, {}
-                    self._worker = self._staging = None
-                    self._recalled = False
+            self.release()
+
+    def release(self) -> None:
+        self._request.stop_listening()
+        self._place.release()
+        self._run, self._called, self._metrics = None, False, {}
+        self._worker = self._staging = None
+        self._recalled = False
 
     def memo(self) -> dict[str, Any]:
         return {"run": self._place.run, "monitor": self.monitor, **self._kept.memo()}

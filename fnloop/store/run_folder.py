@@ -74,6 +74,7 @@ class RunFolder:
         prepare(self.path, self.files)
         try:
             self._lock = Lock(self.path, self.files, self._goes_on(run))
+            self._lock.take()
             self._claim = claim(self.path)
         except FileExistsError:
             raise
@@ -100,9 +101,9 @@ class RunFolder:
 
     def release(self) -> None:
         """Unlock the folder."""
-        lock, self._lock = self._lock, None  # a lock that nobody refers to is released, too
-        if lock is not None:
-            lock.release()
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None  # only now: an exception may come in between, and this is called again
 
     def own(self, counts: Iterable[int]) -> set[int]:
         """Those of `counts` whose checkpoints this run has saved."""

@@ -30,7 +30,7 @@ _log = logging.getLogger("fnloop")
 
 
 class Lock:
-    """Holds a folder until `release`, the end of the process, or its own end.
+    """Holds a folder from `take` until `release`, the end of the process, or its own end.
 
     Another process that finds the lock asks whether its owner lives. On the same system the process
     table tells (a process that was given the same number later has started later). Elsewhere the
@@ -39,18 +39,14 @@ class Lock:
     Args:
         folder: The folder; it exists.
         files: The file system.
-
         supersedes: Whether to take it from an earlier run of this process, which was broken off
             and not closed (a notebook keeps its exception, and with that its loop).
-
-    Raises:
-        FileExistsError: It is held, by a process that lives as far as can be known.
-        OSError: The lock cannot be written.
 
     >>> import tempfile
     >>> from fnloop.store.files import Disk
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     lock = Lock(Path(folder), Disk())
+    ...     lock.take()
     ...     held = sorted(os.listdir(folder))
     ...     lock.release()
     ...     held, os.listdir(folder)
@@ -62,17 +58,27 @@ class Lock:
         self._me, self._supersedes = myself(), supersedes
         self._descriptor: list[int] = []  # by it the folder is known again after a rename
         stop = threading.Event()
-        # Neither may refer to the lock: a run that is dropped without closing gives it back.
+        # None of them may refer to the lock: a run that is dropped without closing gives it back.
         held = (self._path, files, self._me, stop)
-        thread = threading.Thread(target=_beat, args=held, name="fnloop-lock", daemon=True)
-        self.release = weakref.finalize(self, _release, *held, thread, self._descriptor)
-        try:
-            self._take()
-            self._descriptor += _descriptor_of(folder, files)
-            thread.start()
-        except BaseException:
-            self.release()
-            raise
+        self._thread = threading.Thread(target=_beat, args=held, name="fnloop-lock", daemon=True)
+        self._held = (*held, self._thread, self._descriptor)
+        self._dropped = weakref.finalize(self, _release, *self._held)
+
+    def take(self) -> None:
+        """Lock the folder; whatever comes of it, `release` ends it.
+
+        Raises:
+            FileExistsError: It is held, by a process that lives as far as can be known.
+            OSError: The lock cannot be written.
+        """
+        self._own()
+        self._descriptor += _descriptor_of(self._folder, self._files)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Unlock the folder. If an exception breaks it off, it can be called again."""
+        _release(*self._held)
+        self._dropped.detach()
 
     def check(self) -> None:
         """Make sure that the folder is still held; one that was deleted may be made again.
@@ -93,7 +99,7 @@ class Lock:
         if isinstance(other, Owner) and other.token != self._me.token:
             raise OSError(f"the folder {self._folder} was taken over by {other}")
 
-    def _take(self) -> None:
+    def _own(self) -> None:
         for _ in range(8):
             owner = read_owner(self._path, self._files)
             if owner is None:

@@ -111,6 +111,10 @@ class track(Effect):
             finally:
                 self._close_trackers(status)
 
+    def release(self) -> None:
+        while self._workers:
+            self._workers.pop().give_up()
+
     def _close_workers(self) -> None:
         while self._workers:
             worker = self._workers[0]

@@ -88,9 +88,7 @@ class Worker:
                 self._wait()
         except BaseException:  # from a signal handler: wait a little
             self._given_up = True
-            self._queue.put(None)
-            if self._thread.is_alive():
-                self._thread.join(timeout=1)
+            self.give_up()
             raise
         self._speak()
         if self._thread.is_alive():
@@ -101,9 +99,15 @@ class Worker:
             )
         return not self._thread.is_alive()
 
+    def give_up(self) -> None:
+        """Let the thread end after what is queued, and wait a second for it."""
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout=1)
+
     def _wait(self) -> None:
         taken, since = self._outbox.taken, time.monotonic()
-        if self._put(None):
+        if self._put(None) and self._thread.is_alive():
             self._thread.join(min(5.0, self._patience))
         while self._thread.is_alive() and not self._hangs:
             _log.warning(

@@ -211,6 +211,14 @@ EFFECTS = [
     "effects/points.py",
     "loop/history.py",
 ]
+HELD = [
+    "store/run_folder.py",
+    "store/run_lock.py",
+    "store/save_request.py",
+    "store/background.py",
+    "trackers/worker.py",
+    "effects/handlers.py",
+]
 GENERATORS = ["_torch/random.py", "data/prefetch.py", "data/seeding.py"]
 
 
@@ -255,6 +263,7 @@ def inject(case, tmp_path, files, every):
         pytest.param(eager, LOOP, id="eager-loop"),
         pytest.param(eager, EFFECTS, id="eager-effects"),
         pytest.param(eager, GENERATORS, id="eager-data"),
+        pytest.param(eager, HELD, id="eager-held"),
         pytest.param(recorded, LOOP, id="recorded-loop"),
         pytest.param(recorded, EFFECTS, id="recorded-effects"),
         # Its lines are those of several threads, so an instant is another one in each run.
@@ -266,7 +275,9 @@ def test_an_exception_at_many_a_line(cases, tmp_path, make, files):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("files", [LOOP, EFFECTS, GENERATORS], ids=["loop", "effects", "data"])
+@pytest.mark.parametrize(
+    "files", [LOOP, EFFECTS, GENERATORS, HELD], ids=["loop", "effects", "data", "held"]
+)
 @pytest.mark.parametrize("make", [eager, recorded])
 def test_an_exception_at_any_line(cases, tmp_path, make, files):
     inject(cases(make), tmp_path, files, 1)
