@@ -30,8 +30,13 @@ NOP = dis.opmap["NOP"]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM]
 
 
-# A file that has just been opened as an exception comes is closed when it is collected.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.fixture(autouse=True)
+def unraisable(monkeypatch):
+    """Ignore what cannot be raised: a file that an exception leaves open is closed when collected.
+
+    Pytest's own hook writes tracebacks, and fails when a signal comes meanwhile.
+    """
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: None)
 
 
 class Stop(BaseException):
