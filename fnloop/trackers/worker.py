@@ -87,7 +87,6 @@ class Worker:
             if not self._given_up:
                 self._wait()
         except BaseException:  # from a signal handler: wait a little
-            self._given_up = True
             self.give_up()
             raise
         self._speak()
@@ -101,6 +100,7 @@ class Worker:
 
     def give_up(self) -> None:
         """Let the thread end after what is queued, and wait a second for it."""
+        self._given_up = True
         self._queue.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout=1)
