@@ -1,17 +1,19 @@
-"""torch's fused optimizer kernels, applied to fresh copies of parameters and memory.
+"""torch's fused optimizer kernels.
 
 The kernels work in place and take hyperparameters as Python numbers. They are not differentiable;
-the caller checks that no derivative is needed. Each function returns None if its kernel cannot be
-used.
+the caller checks that no derivative is needed. Each function here returns a `Kernel`, which has not
+run yet; or None if torch's kernel cannot be used.
 """
 
 # pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,8 +23,46 @@ from fnloop._torch.tracing import opaque
 
 Storages: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 Number: TypeAlias = float | Tensor
-Made: TypeAlias = list[list[Tensor]]
-"""The new parameters, then each part of the new memory."""
+Groups: TypeAlias = list[Storages]
+"""The parameters, then each part of the memory."""
+
+
+class Kernel(NamedTuple):
+    """A fused kernel, ready to run.
+
+    Attributes:
+        given: Parameters and memory as they are.
+        on: Returns the call that writes the new values over such groups of tensors.
+        at_once: Whether that is all there is to do, and the strides of `given` are such that it can
+            be done to them.
+    """
+
+    given: Groups
+    on: Callable[[Groups], Callable[[], Any]]
+    at_once: bool
+
+    def on_copies(self) -> Groups:
+        """The new parameters, then each part of the new memory, as new tensors."""
+        n, every = len(self.given[0]), [t for group in self.given for t in group]
+        fresh = list(torch._foreach_clone(every))
+        groups: Groups = [fresh[i : i + n] for i in range(0, len(fresh), n)]
+        if not self.at_once:
+            groups = [
+                group if _same_layout(group, groups[0]) else list(map(_like, group, groups[0]))
+                for group in groups
+            ]
+        self.on(groups)()
+        return groups
+
+    def in_place(self, written: list[bool]) -> None:
+        """Write the new values over parameters and memory, and append True to `written`.
+
+        No exception can come between the two, from a signal handler or from another thread: there
+        is no bytecode between two calls that ``list(map(...))`` makes.
+        """
+        note = functools.partial(written.append, True)
+        list(map(operator.call, (self.on(self.given), note)))
+
 
 _KINDS = {
     (dtype, torch.strided, *device)
@@ -53,13 +93,13 @@ def adam(
     eps: Number,
     weight_decay: Number,
     maximize: bool,
-) -> Made | None:
+) -> Kernel | None:
     """Adam and AdamW. `memory` is the two moments, and for AMSGrad the maximum of the second.
 
     Args:
         params, grads, memory: Lists of tensors with the same shapes.
         count: float32[]; the number of this update, from 1.
-        finite: Whether to update; if false, the copies are returned unchanged.
+        finite: Whether to update; if false, nothing is changed.
         quick: Whether all tensors are known to be contiguous, on the CPU, and of one dtype, float32
             or float64.
         decoupled: Use AdamW's weight decay.
@@ -67,31 +107,34 @@ def adam(
     """
     apart = decoupled and isinstance(weight_decay, Tensor)  # the kernel requires a number
     decay = 0.0 if apart else weight_decay
-    made = _copies(params, grads, memory, quick, lr, *betas, eps, decay)
-    if made is None:
+    if not _usable(params, grads, memory, quick, lr, *betas, eps, decay):
         return None
-    if apart:
-        kept = torch.where(_flag(finite), 1 - lr * weight_decay, 1.0)
-        torch._foreach_mul_(made[0], kept)
     kernel = _adamw_ if decoupled else _adam_
-    kernel(
-        made[0],
-        grads,
-        made[1],
-        made[2],
-        made[3] if len(made) > 3 else [],
-        [count] * len(params),
-        lr=_rate(lr),
-        beta1=float(betas[0]),
-        beta2=float(betas[1]),
-        weight_decay=float(decay),
-        eps=float(eps),
-        amsgrad=len(made) > 3,
-        maximize=maximize,
-        grad_scale=None,
-        found_inf=_found_inf(finite),
-    )
-    return made
+
+    def on(groups: Groups) -> Callable[[], Any]:
+        if apart:
+            kept = torch.where(_flag(finite), 1 - lr * weight_decay, 1.0)
+            torch._foreach_mul_(groups[0], kept)
+        return functools.partial(
+            kernel,
+            groups[0],
+            grads,
+            groups[1],
+            groups[2],
+            groups[3] if len(groups) > 3 else [],
+            [count] * len(grads),
+            lr=_rate(lr),
+            beta1=float(betas[0]),
+            beta2=float(betas[1]),
+            weight_decay=float(decay),
+            eps=float(eps),
+            amsgrad=len(groups) > 3,
+            maximize=maximize,
+            grad_scale=None,
+            found_inf=_found_inf(finite),
+        )
+
+    return _kernel([params, *memory], on, quick, not apart)
 
 
 def sgd(
@@ -106,28 +149,31 @@ def sgd(
     weight_decay: Number,
     nesterov: bool,
     maximize: bool,
-) -> Made | None:
+) -> Kernel | None:
     """SGD. `memory` is the momentum buffer, or empty without momentum. Arguments as for `adam`."""
     if memory and not isinstance(momentum, Tensor) and momentum == 0:
         return None  # the kernel does not update the buffer then
-    made = _copies(params, grads, memory, quick, lr, momentum, weight_decay)
-    if made is None:
+    if not _usable(params, grads, memory, quick, lr, momentum, weight_decay):
         return None
-    _sgd_(
-        made[0],
-        grads,
-        made[1] if memory else [],
-        weight_decay=float(weight_decay),
-        momentum=float(momentum),
-        lr=_rate(lr),
-        dampening=0.0,
-        nesterov=nesterov,
-        maximize=maximize,
-        is_first_step=False,
-        grad_scale=None,
-        found_inf=_found_inf(finite),
-    )
-    return made
+
+    def on(groups: Groups) -> Callable[[], Any]:
+        return functools.partial(
+            _sgd_,
+            groups[0],
+            grads,
+            groups[1] if memory else [],
+            weight_decay=float(weight_decay),
+            momentum=float(momentum),
+            lr=_rate(lr),
+            dampening=0.0,
+            nesterov=nesterov,
+            maximize=maximize,
+            is_first_step=False,
+            grad_scale=None,
+            found_inf=_found_inf(finite),
+        )
+
+    return _kernel([params, *memory], on, quick)
 
 
 def adagrad(
@@ -143,52 +189,56 @@ def adagrad(
     weight_decay: Number,
     eps: Number,
     maximize: bool,
-) -> Made | None:
+) -> Kernel | None:
     """Adagrad. `memory` is the sum of squares. Arguments as for `adam`."""
-    made = _copies(params, grads, memory, quick, lr, lr_decay, weight_decay, eps)
-    if made is None:
+    if not _usable(params, grads, memory, quick, lr, lr_decay, weight_decay, eps):
         return None
-    _adagrad_(
-        made[0],
-        grads,
-        made[1],
-        [count] * len(params),
-        lr=_rate(lr),
-        lr_decay=float(lr_decay),
-        weight_decay=float(weight_decay),
-        eps=float(eps),
-        maximize=maximize,
-        grad_scale=None,
-        found_inf=_found_inf(finite),
-    )
-    return made
+
+    def on(groups: Groups) -> Callable[[], Any]:
+        return functools.partial(
+            _adagrad_,
+            groups[0],
+            grads,
+            groups[1],
+            [count] * len(grads),
+            lr=_rate(lr),
+            lr_decay=float(lr_decay),
+            weight_decay=float(weight_decay),
+            eps=float(eps),
+            maximize=maximize,
+            grad_scale=None,
+            found_inf=_found_inf(finite),
+        )
+
+    return _kernel([params, *memory], on, quick)
 
 
-def _copies(
+def _usable(
     params: Storages,
     grads: Storages,
     memory: Sequence[Storages],
     quick: bool,
     lr: Number,
     *others: Number,
-) -> Made | None:
-    """Fresh copies of parameters and memory with equal strides; None if no kernel supports them."""
+) -> bool:
+    """Whether a kernel supports these tensors and numbers."""
     if not params or opaque():
-        return None
+        return False
     numbers = [value for value in (lr, *others) if isinstance(value, Tensor)]
     if numbers and (require_grad(numbers) or any([not n.is_cpu for n in numbers if n is not lr])):
-        return None
-    if not quick and not _fit(params, grads, memory):
-        return None
-    n = len(params)
-    fresh = list(torch._foreach_clone([*params, *[t for part in memory for t in part]]))
-    groups = [fresh[i : i + n] for i in range(0, len(fresh), n)]
-    if quick or all(map(Tensor.is_contiguous, fresh)):
-        return groups
-    return [
-        group if _same_layout(group, groups[0]) else list(map(_like, group, groups[0]))
-        for group in groups
-    ]
+        return False
+    return quick or _fit(params, grads, memory)
+
+
+def _kernel(
+    given: Groups,
+    on: Callable[[Groups], Callable[[], Any]],
+    quick: bool,
+    one_call: bool = True,
+) -> Kernel:
+    params = given[0]
+    alike = quick or all([_same_layout(group, params) for group in given])
+    return Kernel(given, on, one_call and alike)
 
 
 def _fit(params: Storages, grads: Storages, memory: Sequence[Storages]) -> bool:

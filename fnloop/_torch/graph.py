@@ -204,22 +204,6 @@ def quiet() -> Generator[None]:
         log.disabled = before
 
 
-def storage_of(tensor: Tensor) -> Any:
-    """The tensor's storage; its attribute ``_cdata`` is the address of the storage object."""
-    return tensor.untyped_storage()
-
-
-users_of: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore
-"""The reference count of the storage at an address: `LONE`, plus one per view."""
-
-_lone = torch.empty(1, device="cpu")
-LONE = users_of(storage_of(_lone)._cdata)
-"""The result of `users_of` for a storage that only one tensor uses."""
-
-holders_of: Callable[[Tensor], int] = torch.Tensor._use_count  # pyright: ignore
-"""PyTorch's reference count of a tensor: one for Python, one per view of it, and so on."""
-
-
 def _addmm(bias: Tensor, x: Tensor, w: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
     # The library's addmm first copies the bias into the output. Separate, the addition fuses with
     # the loop that follows (an activation, say). Written as a difference, because Inductor would

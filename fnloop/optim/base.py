@@ -11,6 +11,8 @@ from torch import Tensor
 from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.show import short
 from fnloop.values.choice import Flag, select
+from fnloop.values.fused_update import FusedUpdate
+from fnloop.values.looking import look
 from fnloop.values.tensors import Tensors
 
 Number: TypeAlias = float | Tensor
@@ -25,7 +27,7 @@ class Optimizer:
     Decorate a subclass with `fl.tree`. Its fields are its hyperparameters; each may be a number, a
     tensor or a schedule (`fl.schedules.cosine`, ...). Define `init_state` and `update` with the
     methods of `fl.Tensors`, so that they run eagerly, compiled, vmapped and differentiated. Define
-    `apply` too if there is a fused kernel.
+    `fused` too if there is a fused kernel.
 
     Attributes:
         name: Key of its memory and prefix of its hyperparameters: ``"adamw.lr"``.
@@ -85,15 +87,26 @@ class Optimizer:
         """
         raise NotImplementedError
 
+    def fused(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
+    ) -> FusedUpdate | None:
+        """The same as `update`, by a fused kernel; None if there is none for these tensors."""
+        return None
+
+    @property
+    def has_fused(self) -> bool:
+        """Whether `apply` is the update that `fused` returns, if it returns one."""
+        own = type(self)
+        return own.fused is not Optimizer.fused and own.apply is Optimizer.apply
+
     def apply(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
-        """Compute the new parameters and memory. If not `finite`, both stay unchanged bit for bit.
-
-        Agrees with `update`, but may use fused kernels on fresh copies.
-        """
+        """The new parameters and memory. If not `finite`, both stay unchanged, bit for bit."""
         if finite is False:
             return params, memory
+        if (fused := self.fused(grads, memory, params, step, finite)) is not None:
+            return fused.on_copies()
         updates, new_memory = self.update(grads, memory, params, step)
         new_params = params.add(params.like(updates))
         return new_params.where(finite, params), select(finite, new_memory, memory)
@@ -174,6 +187,15 @@ def is_zero(value: Any) -> bool:
 def counter(params: Tensors) -> Tensor:
     """A new update counter at zero: float32[], the dtype that the fused kernels require."""
     return torch.zeros((), dtype=torch.float32, device=params.device)
+
+
+def counted(count: Tensor) -> Tensor:
+    """The update counter `count` after one more update."""
+    number = look(count)
+    if isinstance(number, Tensor):
+        return count + 1
+    # A third of the time of an addition, which first makes a tensor of the number.
+    return torch.scalar_tensor(number + 1, dtype=count.dtype, device=count.device)
 
 
 def correction(beta: Number, count: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, replaced
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, select
+from fnloop.values.fused_update import FusedUpdate
 from fnloop.values.tensors import Tensors
 
 
@@ -78,11 +79,27 @@ class chain(Optimizer):
     ) -> tuple[Tensors, Memory]:
         if finite is False:
             return params, memory
-        *first, last = self.optimizers
+        grads, memory = self._before_last(grads, memory, params, step, finite)
+        return self.optimizers[-1].apply(grads, memory, params, step, finite)
+
+    def fused(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
+    ) -> FusedUpdate | None:
+        grads, memory = self._before_last(grads, memory, params, step, finite)
+        return self.optimizers[-1].fused(grads, memory, params, step, finite)
+
+    @property
+    def has_fused(self) -> bool:
+        return self.optimizers[-1].has_fused
+
+    def _before_last(
+        self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
+    ) -> tuple[Tensors, Memory]:
+        """The gradients that the last optimizer gets, and the memory after all before it."""
         new, grads = memory, self._used(grads, params)
-        for optimizer in first:
+        for optimizer in self.optimizers[:-1]:
             grads, new = optimizer.update(grads, new, params, step)
-        return last.apply(grads, select(finite, new, memory), params, step, finite)
+        return grads, select(finite, new, memory)
 
     @property
     def mixes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

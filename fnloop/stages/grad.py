@@ -79,7 +79,7 @@ class Grad(GradStage):
         mean = mean.wide()
         if scale is not None:
             mean = mean.scale(1 / scale)
-        finite = torch.ones((), dtype=torch.bool, device=weight.device)
+        finite = torch.scalar_tensor(True, dtype=torch.bool, device=weight.device)
         if buffers:
             state = state.replace(buffers=state.buffers.like(buffers))
         return state, Grads(mean, weight, finite, metrics)

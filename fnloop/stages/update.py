@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -20,7 +21,10 @@ from fnloop.trees.nodes import tree
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.choice import Flag, both, invert, select
+from fnloop.values.donated import claim, overwrite, release
+from fnloop.values.fused_update import FusedUpdate
 from fnloop.values.grads import Grads
+from fnloop.values.holders import unshared
 from fnloop.values.looking import look, look_all
 from fnloop.values.metrics import Last, Sum, as_tensor
 from fnloop.values.state import State
@@ -79,8 +83,28 @@ class Update(StepStage):
         }
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
+        after, metrics, _ = self._step(state, x, False)
+        return after, metrics
+
+    def donating(self) -> Donating:
+        """The same step for a caller that does not use a state again after the step."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
+        return Donating(**fields)
+
+    def _step(
+        self, state: State, x: Any, donate: bool
+    ) -> tuple[State, dict[str, Any], FusedUpdate | None]:
+        """The state after the step, the metrics, and what is to be written yet, if it may donate.
+
+        Args:
+            state: The state before.
+            x: The batch.
+            donate: Whether the memory of `state` may be used for the next one.
+        """
         after, grads = self.inner(state, x)
         _check(grads, state)
+        may_write = donate and self.optimizer.has_fused
+        free = unshared(state, after, self.name) if may_write else frozenset[int]()
         own = state[self.name]
         step, weight, finite, *multipliers = look_all(
             (state.step, grads.weight, grads.finite, *own["scale"].values())
@@ -89,14 +113,19 @@ class Update(StepStage):
         finite = both(both(finite, counts), look(grads.mean.is_finite()))
         factors = dict(zip(own["scale"], multipliers, strict=True))
         optimizer = self.optimizer.resolve(step, factors)
-        params, memory = self._apply(optimizer, state, grads.mean, own, step, finite, factors)
-        return after.replace(
+        if finite is not True or not all([type(f) is float and f for f in multipliers]):
+            free = frozenset()
+        params, memory, fused = self._apply(
+            optimizer, state, grads.mean, own, step, finite, factors, free
+        )
+        new = after.replace(
             step=select(finite, state.step + 1, state.step),
             calls=state.calls + 1,
             params=state.params.updated(params),
             buffers=select(finite, after.buffers, state.buffers),
             slots={**after.slots, self.name: memory},
-        ), _report(grads.metrics, finite, optimizer, state.step.device)
+        )
+        return new, _report(grads.metrics, finite, optimizer, state.step.device), fused
 
     def _apply(
         self,
@@ -107,25 +136,51 @@ class Update(StepStage):
         step: Any,
         finite: Flag,
         factors: dict[str, Any],
-    ) -> tuple[Tensors, dict[str, Any]]:
-        """Return the parameters that have a gradient, and the memory, after the step."""
+        free: Set[int],
+    ) -> tuple[Tensors, dict[str, Any], FusedUpdate | None]:
+        """The parameters that have a gradient, and the memory, after the step.
+
+        Those that are `free` may be overwritten; what does so is returned then, and is called last.
+        """
         names = state.skeleton.trainable
         some = grads.names != names  # without a gradient, a parameter and its memory stay
         params = state.params.select(grads)
         memory = narrowed(own, set(names).difference(grads.names)) if some else own
         try:
-            new, made = optimizer.apply(grads, memory, params, step, finite)
+            fused = optimizer.fused(grads, memory, params, step, finite) if free else None
+            if fused is not None and fused.may_write(free):
+                new, made = fused.in_place()
+            else:
+                fused = None
+                new, made = optimizer.apply(grads, memory, params, step, finite)
             if len(made) != len(own):
                 raise KeyError(
                     "The optimizer returned memory with other entries than it was given."
                 )
-            return new, _rested(widened(made, own) if some else made, own, factors)
+            return new, _rested(widened(made, own) if some else made, own, factors), fused
         except Exception as error:
             wrong = wrong_part(optimizer, grads, memory, params, step)
             if wrong is not None:
                 raise wrong from error
             _explain(error, self, state, own)
             raise
+
+
+@tree
+class Donating(Update):
+    """The same step, which may write the next state over the one that it is given."""
+
+    def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
+        release(state)
+        after, metrics, fused = self._step(state, x, True)
+        if fused is None:
+            claim(after)
+        else:
+            overwrite(state, after, fused)
+        return after, metrics
+
+    def donating(self) -> Donating:
+        return self
 
 
 @explained

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fnloop._torch.graph import LONE, holders_of, storage_of, users_of
+from fnloop._torch.references import storage_of
 from fnloop.transforms.plan import Plan, Plans, Unit, dense
+from fnloop.values.holders import ONCE, Held, Shared, is_held
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -209,8 +208,8 @@ class _Watch:
                 self._places.append(place.start)
         # References to a single tensor: from the state or a dict in it, the kept units, the kept
         # inputs, perhaps the parts.
-        self._singles = _Held(singles, [3 + (id(t) in parts) for t in singles])
-        self._single_users = _Shared(singles)
+        self._singles = Held(singles, [3 + (id(t) in parts) for t in singles])
+        self._single_users = Shared(singles)
         # References to a `Tensors`: from the state or a dict in it, the kept units, the list here,
         # perhaps the parts. To a dict: from the state or another dict, perhaps the parts.
         named = [unit for unit, _ in self._named]
@@ -218,14 +217,14 @@ class _Watch:
         dicts: list[dict[str, Any]] = []
         for part in plan.parts(state):
             _collect(part, targets, dicts)
-        self._others = _Held(
+        self._others = Held(
             [*named, *dicts],
             [3 + (id(t) in parts) for t in named] + [1 + (id(d) in parts) for d in dicts],
         )
 
     def seen(self, state: State) -> Set[int]:
         """Indices of the inputs that somebody else refers to."""
-        if not self._others.by_nobody() or list(map(sys.getrefcount, [state.slots])) != [_ONCE + 1]:
+        if not self._others.by_nobody() or list(map(sys.getrefcount, [state.slots])) != [ONCE + 1]:
             return self.written
         singles = self._singles.by_nobody() and self._single_users.by_nobody()
         if singles and all([unit.owned and not unit.seen for unit, _ in self._named]):
@@ -233,75 +232,11 @@ class _Watch:
         held = map(operator.or_, self._singles.held(), self._single_users.held())
         found = {place for place, seen in zip(self._places, held, strict=True) if seen}
         for unit, own in self._named:
-            if not unit.owned or (unit.seen and _is_held(unit, self._inputs)):
+            if not unit.owned or (unit.seen and is_held(unit, self._inputs)):
                 found |= own
             else:
                 unit.seen = False
         return found
-
-
-def _is_held(unit: Tensors, inputs: Sequence[Tensor]) -> bool:
-    """Whether somebody else refers to a tensor of `unit`, or to a view of one."""
-    if list(map(sys.getrefcount, _tuples(unit))) not in _OWN_TUPLES:
-        return True
-    storages, views = unit.peek_storages(), unit.peek()
-    lists = [storages, inputs] if views is storages else [storages, views, inputs]
-    tensors = list({id(tensor): tensor for held in lists[:-1] for tensor in held}.values())
-    # References from C++: a view refers to its base.
-    views_of = Counter([id(t._base) for t in tensors if t._is_view()])
-    expected = [1 + views_of[id(tensor)] for tensor in tensors]
-    if list(map(holders_of, tensors)) != expected:
-        return True
-    # References from Python.
-    holders = Counter([id(tensor) for held in lists for tensor in held])
-    expected = [_ONCE + holders[id(t)] + (views_of[id(t)] and _VIEWED) for t in tensors]
-    if list(map(sys.getrefcount, tensors)) != expected:
-        return True
-    # Other tensors on the same memory, and references to the storages from Python.
-    memory = list(map(storage_of, tensors))
-    users = Counter([storage._cdata for storage in memory])
-    if any([users_of(address) != LONE + n - 1 for address, n in users.items()]):
-        return True
-    expected = [_STORAGE + users[storage._cdata] - 1 for storage in memory]
-    return list(map(sys.getrefcount, memory)) != expected  # a loop variable would be a reference
-
-
-def _tuples(unit: Tensors) -> list[Any]:
-    return [unit.peek_storages(), unit.peek()]
-
-
-class _Held:
-    """Objects, and the reference count of each if nobody else refers to it."""
-
-    def __init__(self, objects: list[Any], holders: Iterable[int]) -> None:
-        self._objects = objects
-        self._expected = [_ONCE + n for n in holders]
-
-    def by_nobody(self) -> bool:
-        """Whether nobody else refers to any of them."""
-        return list(map(sys.getrefcount, self._objects)) == self._expected
-
-    def held(self) -> list[bool]:
-        """Which of them somebody else refers to."""
-        return list(map(operator.ne, map(sys.getrefcount, self._objects), self._expected))
-
-
-class _Shared:
-    """Single tensors, and whether other tensors share their memory."""
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._storages = list(map(storage_of, tensors))
-        self._addresses = [storage._cdata for storage in self._storages]
-
-    def by_nobody(self) -> bool:
-        """Whether none shares its memory."""
-        return not any(self.held())
-
-    def held(self) -> list[bool]:
-        """Which of them share their memory."""
-        users = [users_of(address) != LONE for address in self._addresses]
-        holders = [n != _STORAGE for n in map(sys.getrefcount, self._storages)]
-        return list(map(operator.or_, users, holders))
 
 
 def _collect(node: Any, targets: Set[int], found: list[dict[str, Any]]) -> bool:
@@ -313,20 +248,6 @@ def _collect(node: Any, targets: Set[int], found: list[dict[str, Any]]) -> bool:
         found.append(node)
     return any(leads)
 
-
-_ONCE = sum(map(sys.getrefcount, [object()]))
-"""What ``sys.getrefcount`` returns for an object in one list; each other reference adds one."""
-
-_lone = torch.empty(1, device="cpu")
-_STORAGE = sum(map(sys.getrefcount, [storage_of(_lone)]))
-"""The same for a tensor's storage, which nobody else refers to."""
-
-_views = _lone.split(1)
-_VIEWED = sum(map(sys.getrefcount, [_lone])) - 1 - _ONCE
-"""How many more references from Python a tensor has that has views."""
-
-_OWN_TUPLES = ([_ONCE + 1, _ONCE + 1], [_ONCE + 3, _ONCE + 3])
-"""The same for the two tuples of a `Tensors`, storages and views; or one tuple that is both."""
 
 _NOTHING: frozenset[int] = frozenset()
 

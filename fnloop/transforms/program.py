@@ -13,6 +13,7 @@ from torch import Tensor
 from fnloop._torch import graph
 from fnloop._torch.draws import Draws, draw
 from fnloop._torch.read_only import ReadOnly
+from fnloop._torch.references import storage_of
 from fnloop.transforms.compile_errors import CompileError
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.plan import Plan
@@ -173,10 +174,10 @@ class Program:
         """Order the graph so that parameters are read by name before they are overwritten."""
         params: Any = kept.units[kept.plan.params]
         start, first = kept.plan.places[kept.plan.params].start, kept.plan.size
-        storages = [graph.storage_of(s)._cdata for s in params.peek_storages()]
+        storages = [storage_of(s)._cdata for s in params.peek_storages()]
         cuts: dict[int, dict[int, Any]] = {start + i: {} for i in range(len(storages))}
         for i, view in enumerate(params.peek()):
-            owner = start + storages.index(graph.storage_of(view)._cdata)
+            owner = start + storages.index(storage_of(view)._cdata)
             cuts[owner][first + i] = (view.shape, view.stride(), view.storage_offset())
         for owner, views in cuts.items():
             if owner in self.written:

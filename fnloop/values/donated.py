@@ -1,4 +1,4 @@
-"""Donated states: a compiled step reused their memory for the next state."""
+"""Donated states: a step has written the next state into their memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from fnloop._torch import pytree
 from fnloop.values.cursor import Cursor
+from fnloop.values.fused_update import FusedUpdate
 from fnloop.values.state import State
 
 
@@ -59,6 +60,27 @@ def give_away(state: State, after: State) -> None:
     object.__setattr__(state, "__class__", Donated)
 
 
+def overwrite(state: State, after: State, update: FusedUpdate) -> None:
+    """Write a state over the one before, and mark that as donated.
+
+    An exception may come at any time, also from a signal handler: `newest` then returns `after`
+    if it has been written, else `state`.
+
+    Args:
+        state: The state to be overwritten.
+        after: The next state, all of it but what `update` writes.
+        update: Writes the rest into the memory of `state`.
+    """
+    state.__dict__["_writing"] = (after, update)
+    update.write()
+    give_away(state, after)
+
+
+def claim(state: State) -> None:
+    """Mark a state as made by a donating step, which may overwrite it."""
+    state.__dict__.setdefault("_line", None)
+
+
 def release(state: State) -> None:
     """Drop the strong reference that earlier donated states hold to `state`."""
     line = _line_of(state)
@@ -74,7 +96,12 @@ def may_be_overwritten(state: State) -> bool:
 def newest(state: State) -> State | None:
     """The latest state written over `state`; `state` itself if there is none; None if unknown."""
     own = vars(state)
-    return own["_next"].get() if "_given" in own else state
+    if "_given" in own:
+        return own["_next"].get()
+    if "_writing" not in own:
+        return state
+    after, update = own.pop("_writing")
+    return after if update.written else state
 
 
 def _line_of(state: State) -> _Line | None:
@@ -85,10 +112,10 @@ def _line_of(state: State) -> _Line | None:
 def _refuse(state: Any) -> NoReturn:
     count = Cursor.of(object.__getattribute__(state, "__dict__")["_given"]).count
     raise DonatedError(
-        f"This state (after {count} batches) was donated to a compiled step, which has written "
-        "the next state into its memory. Go on with the state that the step returned. To keep "
-        "one, copy it before the step: fl.tree_map(torch.clone, state); or compile without "
-        "donate=True."
+        f"This state (after {count} batches) was donated to a step, which has written the next "
+        "state into its memory. Go on with the state that the step returned. To keep one, copy it "
+        "before the step: fl.tree_map(torch.clone, state); or compile without donate=True, and "
+        "train by fl.run in place of fl.fit."
     )
 
 

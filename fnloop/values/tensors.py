@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from fnloop._torch import foreach, pytree
+from fnloop._torch.fused import Kernel
 from fnloop._torch.tracing import opaque
+from fnloop.values.fused_update import FusedUpdate
 from fnloop.values.layouts import Separate
 from fnloop.values.looking import look
 from fnloop.values.named_tensors import NamedTensors
@@ -81,7 +83,7 @@ class Tensors(NoOperators, NamedTensors):
 
     def clone(self) -> Tensors:
         """Copy every tensor."""
-        return self._bulky(foreach.clone(self._storages, self._bulk()))
+        return self.made(foreach.clone(self._storages, self._bulk()))
 
     def detach(self) -> Tensors:
         """Detach from the autograd graph."""
@@ -135,7 +137,7 @@ class Tensors(NoOperators, NamedTensors):
         """``self + weight * (other - self)``, in the dtypes of `self`."""
         theirs, weight = self._aligned(other), look(weight)
         bulk = self._bulk(other, weight)
-        return self._bulky(foreach.lerp(self._storages, theirs, weight, bulk), bulk)
+        return self.made(foreach.lerp(self._storages, theirs, weight, bulk), bulk)
 
     def lerped(self, other: Tensors, weight: float, in_place: bool) -> Tensors:
         """`lerp`, in place if allowed: pass `in_place` only if nothing else refers to `self`."""
@@ -161,7 +163,7 @@ class Tensors(NoOperators, NamedTensors):
         """Clamp every value to ``[low, high]``."""
         low, high = look(low), look(high)
         bulk = self._bulk(low, high)
-        return self._bulky(foreach.clamp(self._storages, low, high, bulk), bulk)
+        return self.made(foreach.clamp(self._storages, low, high, bulk), bulk)
 
     def where(self, flag: bool | Tensor, other: Tensors) -> Tensors:
         """`self` if `flag`, else `other`. One flag, a bool or bool[], selects for all values."""
@@ -225,16 +227,25 @@ class Tensors(NoOperators, NamedTensors):
 
     def fused(
         self,
-        kernel: Callable[..., list[list[Tensor]] | None],
+        kernel: Callable[..., Kernel | None],
         grads: Tensors,
         memory: list[Tensors],
         *arguments: Any,
+        remember: Callable[..., Any],
         **hyperparameters: Any,
-    ) -> list[Tensors] | None:
-        """Run a fused optimizer kernel on parameters (`self`), gradients and memory.
+    ) -> FusedUpdate | None:
+        """An update of parameters (`self`) and memory by a fused optimizer kernel.
+
+        Args:
+            kernel: One of `fnloop._torch.fused`.
+            grads: Gradients of the same names.
+            memory: The parts of the optimizer's memory that the kernel changes.
+            *arguments: What the kernel takes after them.
+            remember: Makes the optimizer's new memory of the new parts.
+            **hyperparameters: The kernel's.
 
         Returns:
-            The new parameters, then each part of the new memory; None if the kernel cannot be used.
+            The update, which has not been made yet; None if the kernel cannot be used.
         """
         if torch.is_grad_enabled() and not all([part.plain for part in (self, grads, *memory)]):
             return None
@@ -246,7 +257,7 @@ class Tensors(NoOperators, NamedTensors):
         made = kernel(
             self._storages, self._aligned(grads), parts, *arguments, quick, **hyperparameters
         )
-        return None if made is None else [self._bulky(storages) for storages in made]
+        return None if made is None else FusedUpdate(made, [self, *memory], remember)
 
     # Dispatch: per storage, with multi-tensor (foreach) kernels where possible.
 
@@ -271,16 +282,16 @@ class Tensors(NoOperators, NamedTensors):
         bulk = self._bulk(other if isinstance(other, Tensors) else theirs)
         if bulk and isinstance(theirs, Tensor):  # foreach would promote 0-d operands on a GPU
             bulk = False
-        new = self._bulky(kernel(self._storages, theirs, bulk), bulk)
+        new = self.made(kernel(self._storages, theirs, bulk), bulk)
         if isinstance(other, Tensors) and new._kinds is not None and other.kinds != new._kinds:
             new._kinds = None  # the dtypes may have been promoted
         return new
 
     def _each(self, kernel: Any) -> Tensors:
         bulk = self._bulk()
-        return self._bulky(kernel(self._storages, bulk), bulk)
+        return self.made(kernel(self._storages, bulk), bulk)
 
-    def _bulky(self, storages: Any, bulk: bool = True) -> Tensors:
+    def made(self, storages: Any, bulk: bool = True) -> Tensors:
         """Wrap a kernel's results; foreach kernels give tensors without a graph."""
         new = self._new(tuple(storages))
         if bulk:

@@ -11,26 +11,29 @@ ONE = torch.tensor(1.0)
 
 def sgd(params=P, grads=G, finite=True, quick=False, momentum=0.9, lr=0.1, memory=None):
     memory = [[torch.ones_like(p) for p in params]] if memory is None else memory
-    return fused.sgd(
+    kernel = fused.sgd(
         params, grads, memory, finite, quick, lr=lr, momentum=momentum, weight_decay=0.1,
         nesterov=False, maximize=False,
     )  # fmt: skip
+    return kernel and kernel.on_copies()
 
 
 def adam(params=P, grads=G, finite=True, quick=False, decoupled=True, weight_decay=0.1, lr=0.1):
     memory = [[torch.full_like(p, m) for p in params] for m in (3.0, 4.0)]
-    return fused.adam(
+    kernel = fused.adam(
         params, grads, memory, ONE, finite, quick, decoupled=decoupled, lr=lr, betas=(0.9, 0.99),
         eps=1e-8, weight_decay=weight_decay, maximize=False,
     )  # fmt: skip
+    return kernel and kernel.on_copies()
 
 
 def adagrad(params=P, grads=G, finite=True, quick=False, lr=0.1):
     memory = [[torch.full_like(p, 3.0) for p in params]]
-    return fused.adagrad(
+    kernel = fused.adagrad(
         params, grads, memory, ONE, finite, quick, lr=lr, lr_decay=0.0, weight_decay=0.1, eps=1e-8,
         maximize=False,
     )  # fmt: skip
+    return kernel and kernel.on_copies()
 
 
 every = pytest.mark.parametrize("kernel", [sgd, adam, adagrad])

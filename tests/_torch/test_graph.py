@@ -139,21 +139,6 @@ def test_a_chain_as_long_as_the_graph_may_be_followed_by_recursion():
         depth(2 * before)
 
 
-def test_storage_users_counts_views():
-    x = torch.zeros(4)
-    storage = graph.storage_of(x)._cdata
-    assert graph.users_of(storage) == graph.LONE
-    views = [x[:2], x.view(2, 2), x.detach()]
-    assert graph.users_of(storage) == graph.LONE + 3
-    array = x.numpy()  # a user like any view: what it shows must not be overwritten
-    assert graph.users_of(storage) == graph.LONE + 4
-    del views
-    assert graph.users_of(storage) == graph.LONE + 1
-    del array
-    assert graph.users_of(storage) == graph.LONE
-    assert graph.storage_of(x) is graph.storage_of(x)
-
-
 @pytest.mark.parametrize(
     "function, kinds",
     [

@@ -405,7 +405,7 @@ READ = {
 def test_a_donated_state_says_so_when_it_is_read(name):
     state = after(1)
     STEP(state, batch())
-    with pytest.raises(DonatedError, match=r"donated to a compiled step(.|\n)*tree_map"):
+    with pytest.raises(DonatedError, match=r"donated to a step(.|\n)*tree_map"):
         READ[name](state)
 
 

@@ -23,7 +23,10 @@ WATCHED = {
         "transforms/compile.py",
         "transforms/kept.py",
         "transforms/program.py",
+        "stages/update.py",
         "values/donated.py",
+        "values/fused_update.py",
+        "values/holders.py",
         "values/state.py",
         "loop/run.py",
     )
@@ -71,8 +74,10 @@ def mse(model, batch):
 
 
 def step_of(backend):
-    step = fl.pipe(mse, fl.grad, fl.update(fl.optim.adamw(0.1)), fl.ema(0.9), Memory)
-    return fl.compile(step, donate=True, backend=backend)
+    step = fl.pipe(mse, fl.grad, fl.update(fl.optim.adamw(0.1)))
+    if backend is None:
+        return step.donating()
+    return fl.compile(fl.pipe(step, fl.ema(0.9), Memory), donate=True, backend=backend)
 
 
 def net():
@@ -98,7 +103,7 @@ class Interrupted:
 
     def callbacks(self):
         def count(state, metrics):
-            return state.put("mine", {**state["mine"]}), metrics
+            return state.replace(slots={**state.slots}), metrics
 
         return [count, fl.effect(lambda state, metrics: self.seen.append(1))]
 
@@ -120,6 +125,11 @@ class Interrupted:
 @pytest.fixture(scope="module")
 def eager():
     return Interrupted("aot_eager")
+
+
+@pytest.fixture(scope="module")
+def uncompiled():
+    return Interrupted(None)
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +213,24 @@ def test_an_exception_at_many_a_bytecode_leaves_one_whole_state(eager, error):
     assert found == {2, 3, 4}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+def test_an_exception_at_any_bytecode_of_a_step_that_is_not_compiled(uncompiled, error):
+    numbers = opcodes(uncompiled, uncompiled.step)
+    found = {interrupt(uncompiled, uncompiled.step, n, error()) for n in numbers}
+    assert found == {2, 3, 4}
+
+
+def test_an_exception_at_many_a_bytecode_of_a_step_that_is_not_compiled(uncompiled):
+    places = set()
+    for state, _ in uncompiled.turns(uncompiled.step, 1, 4):
+        places.add(state.params["0.weight"].data_ptr())
+    assert len(places) == 1  # it writes in place
+    numbers = list(opcodes(uncompiled, uncompiled.step))
+    found = {interrupt(uncompiled, uncompiled.step, n, Stop()) for n in numbers[::7]}
+    assert found == {2, 3, 4}
+
+
 def test_machine_code_writes_all_or_nothing(inductor):
     numbers = list(opcodes(inductor, inductor.step))
     found = {interrupt(inductor, inductor.step, n, Stop()) for n in numbers[::29]}
@@ -216,7 +244,7 @@ def test_a_wrapper_around_the_step_changes_nothing_about_that(eager):
     assert found == {2, 3, 4}
 
 
-@pytest.mark.parametrize("name", ["eager", "inductor"])
+@pytest.mark.parametrize("name", ["uncompiled", "eager", "inductor"])
 def test_a_signal_at_any_instant_leaves_one_whole_state(name, request):
     case, generator = request.getfixturevalue(name), random.Random(0)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fnloop._torch import fused
-from fnloop.optim.base import Memory, Optimizer, Step, counter, descent
+from fnloop.optim.base import Memory, Optimizer, Step, counted, counter, descent
 from fnloop.schedules.base import at
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, select
+from fnloop.values.fused_update import FusedUpdate
 from fnloop.values.tensors import Tensors
 
 
@@ -56,18 +57,17 @@ class adagrad(Optimizer):
         updates = g.scale(rate).div(total.sqrt().add(eps))
         return updates, {**memory, self.name: {**own, "sum": total, "count": own["count"] + 1}}
 
-    def apply(
+    def fused(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
-    ) -> tuple[Tensors, Memory]:
-        if finite is False:
-            return params, memory
-        own, count = memory[self.name], memory[self.name]["count"] + 1
+    ) -> FusedUpdate | None:
+        own, count = memory[self.name], counted(memory[self.name]["count"])
         lr, lr_decay, decay, eps = self.at(step, "lr", "lr_decay", "weight_decay", "eps")
-        made = params.fused(
-            fused.adagrad, grads, [own["sum"]], count, finite,
+
+        def remember(total: Tensors) -> Memory:
+            new_count = select(finite, count, own["count"])
+            return {**memory, self.name: {**own, "sum": total, "count": new_count}}
+
+        return params.fused(
+            fused.adagrad, grads, [own["sum"]], count, finite, remember=remember,
             lr=lr, lr_decay=lr_decay, weight_decay=decay, eps=eps, maximize=self.maximize,
         )  # fmt: skip
-        if made is None:
-            return super().apply(grads, memory, params, step, finite)
-        count = select(finite, count, own["count"])
-        return made[0], {**memory, self.name: {**own, "sum": made[1], "count": count}}

@@ -10,12 +10,14 @@ from fnloop.optim.base import (
     Optimizer,
     Step,
     correction,
+    counted,
     counter,
     decayed,
     descent,
 )
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, select
+from fnloop.values.fused_update import FusedUpdate
 from fnloop.values.tensors import Tensors
 
 _VALUES = ("lr", "b1", "b2", "eps", "weight_decay")
@@ -57,23 +59,22 @@ class _Adam(Optimizer):
             updates = decayed(updates, params, lr, decay)
         return updates, {**memory, self.name: new}
 
-    def apply(
+    def fused(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
-    ) -> tuple[Tensors, Memory]:
-        if finite is False:
-            return params, memory
-        own, count = memory[self.name], memory[self.name]["count"] + 1
+    ) -> FusedUpdate | None:
+        own, count = memory[self.name], counted(memory[self.name]["count"])
         lr, b1, b2, eps, decay = self.at(step, *_VALUES)
-        made = params.fused(
+
+        def remember(*parts: Tensors) -> Memory:
+            new = dict(zip(self._parts, parts, strict=True))
+            new_count = select(finite, count, own["count"])
+            return {**memory, self.name: {**own, **new, "count": new_count}}
+
+        return params.fused(
             fused.adam, grads, [own[part] for part in self._parts], count, finite,
-            decoupled=self.decoupled, lr=lr, betas=(b1, b2), eps=eps, weight_decay=decay,
-            maximize=self.maximize,
+            remember=remember, decoupled=self.decoupled, lr=lr, betas=(b1, b2), eps=eps,
+            weight_decay=decay, maximize=self.maximize,
         )  # fmt: skip
-        if made is None:
-            return super().apply(grads, memory, params, step, finite)
-        new = dict(zip(self._parts, made[1:], strict=True))
-        count = select(finite, count, own["count"])
-        return made[0], {**memory, self.name: {**own, **new, "count": count}}
 
 
 @tree

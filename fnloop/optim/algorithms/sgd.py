@@ -10,6 +10,7 @@ from fnloop._torch import fused
 from fnloop.optim.base import Memory, Optimizer, Step, counter, descent, is_zero
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag
+from fnloop.values.fused_update import FusedUpdate
 from fnloop.values.tensors import Tensors
 
 
@@ -76,20 +77,20 @@ class sgd(Optimizer):
         direction = g.add(buffer.scale(momentum)) if self.nesterov else buffer
         return direction.scale(-lr), {**memory, self.name: new}
 
-    def apply(
+    def fused(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
-    ) -> tuple[Tensors, Memory]:
-        if finite is False:
-            return params, memory
+    ) -> FusedUpdate | None:
         own = memory[self.name]
+        if not is_zero(self.dampening) or "count" in own:
+            return None
         lr, momentum, decay = self.at(step, "lr", "momentum", "weight_decay")
-        damped = not is_zero(self.dampening) or "count" in own
-        made = None if damped else params.fused(
+
+        def remember(*momenta: Tensors) -> Memory:
+            new = {**own, "momentum": momenta[0]} if momenta else own
+            return {**memory, self.name: new}
+
+        return params.fused(
             fused.sgd, grads, [own["momentum"]] if "momentum" in own else [], finite,
-            lr=lr, momentum=momentum, weight_decay=decay, nesterov=self.nesterov,
-            maximize=self.maximize,
+            remember=remember, lr=lr, momentum=momentum, weight_decay=decay,
+            nesterov=self.nesterov, maximize=self.maximize,
         )  # fmt: skip
-        if made is None:
-            return super().apply(grads, memory, params, step, finite)
-        new = {**own, "momentum": made[1]} if "momentum" in own else own
-        return made[0], {**memory, self.name: new}

@@ -1,0 +1,27 @@
+"""How many objects refer to a tensor and to its memory."""
+
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def storage_of(tensor: Tensor) -> Any:
+    """The tensor's storage; its attribute ``_cdata`` is the address of the storage object."""
+    return tensor.untyped_storage()
+
+
+users_of: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore
+"""The reference count of the storage at an address: `LONE`, plus one per view."""
+
+_lone = torch.empty(1, device="cpu")
+LONE = users_of(storage_of(_lone)._cdata)
+"""The result of `users_of` for a storage that only one tensor uses."""
+
+holders_of: Callable[[Tensor], int] = torch.Tensor._use_count  # pyright: ignore
+"""PyTorch's reference count of a tensor: one for Python, one per view of it, and so on."""

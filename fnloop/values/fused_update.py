@@ -1,0 +1,61 @@
+"""``FusedUpdate``: what a fused kernel makes of parameters and memory, on copies or in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from typing import TYPE_CHECKING, Any
+
+from fnloop._torch.fused import Kernel
+
+if TYPE_CHECKING:
+    from fnloop.values.tensors import Tensors
+
+
+class FusedUpdate:
+    """An optimizer's update by a fused kernel, which has not run yet.
+
+    Args:
+        kernel: The kernel.
+        old: The parameters, and the parts of the memory that it changes.
+        remember: Makes the optimizer's new memory of the new parts.
+
+    Attributes:
+        written: Not empty once `write` has written; an exception may come right after that.
+    """
+
+    __slots__ = ("_kernel", "_old", "_remember", "written")
+
+    def __init__(
+        self, kernel: Kernel, old: Sequence[Tensors], remember: Callable[..., Any]
+    ) -> None:
+        self._kernel, self._old, self._remember = kernel, old, remember
+        self.written: list[bool] = []
+
+    def on_copies(self) -> tuple[Tensors, Any]:
+        """The new parameters and the new memory, as new tensors."""
+        return self._made(self._kernel.on_copies())
+
+    def may_write(self, free: Set[int]) -> bool:
+        """Whether it can be made in place, by one call of torch.
+
+        Args:
+            free: The ``id`` of each `Tensors` that may be overwritten.
+        """
+        layout = self._old[0].layout
+        return self._kernel.at_once and all(
+            [id(part) in free and part.layout is layout for part in self._old]
+        )
+
+    def in_place(self) -> tuple[Tensors, Any]:
+        """The new parameters and the new memory over the old ones, once `write` has been called."""
+        return self._made(self._kernel.given)
+
+    def write(self) -> None:
+        """Write the new values over the old ones, and note that in `written`."""
+        self._kernel.in_place(self.written)
+
+    def _made(self, groups: Any) -> tuple[Tensors, Any]:
+        params, *parts = [self._old[0].made(group) for group in groups]
+        for part in (params, *parts):
+            part.owned = True
+        return params, self._remember(*parts)

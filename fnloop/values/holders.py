@@ -1,0 +1,149 @@
+"""Whether anything but a state refers to its tensors, so that they may be overwritten."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnloop._torch.references import LONE, holders_of, storage_of, users_of
+from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
+
+ONCE = sum(map(sys.getrefcount, [object()]))
+"""What ``sys.getrefcount`` returns for an object in one list; each other reference adds one."""
+
+_lone = torch.empty(1, device="cpu")
+_STORAGE = sum(map(sys.getrefcount, [storage_of(_lone)]))
+"""The same for a tensor's storage, which nobody else refers to."""
+
+_views = _lone.split(1)
+_VIEWED = sum(map(sys.getrefcount, [_lone])) - 1 - ONCE
+"""How many more references from Python a tensor has that has views."""
+
+_OWN_TUPLES = ([ONCE + 1, ONCE + 1], [ONCE + 3, ONCE + 3])
+"""The same for the two tuples of a `Tensors`, storages and views; or one tuple that is both."""
+
+
+def unshared(state: State, after: State, slot: str) -> Set[int]:
+    """The ``id`` of each `Tensors` of a state that nothing but two states refers to.
+
+    Args:
+        state: A state. Its parameters, and the memory in `slot`, are looked at.
+        after: The same state, or one that has been made of it and may share its parts.
+        slot: The name of a slot.
+    """
+    other = None if after is state else after
+    objects: list[Any] = [state.params, state.slots, state.slots[slot]]
+    counts = [1, 1, 1]
+    if other is not None:
+        same = other.slots is state.slots
+        counts[0] += other.params is state.params
+        counts[1] += same
+        counts[2] += not same and other.slots.get(slot) is objects[2]
+    _collect(objects[2], objects)
+    counts += [1] * (len(objects) - len(counts))
+    if not Held(objects, counts).by_nobody():
+        return frozenset()
+    params, *parts = [part for part in objects if type(part) is Tensors]
+    # Nobody need have taken the parameters out of the state: the model has had views of them.
+    params.seen = True
+    return {
+        id(part)
+        for part in (params, *parts)
+        if part.owned and not (part.seen and is_held(part, ()))
+    }
+
+
+def _collect(memory: dict[str, Any], found: list[Any]) -> bool:
+    """Append the `Tensors` inside `memory`, and the dicts on the way; whether there are any."""
+    before = len(found)
+    for value in memory.values():
+        if type(value) is Tensors or (type(value) is dict and _collect(value, found)):
+            found.append(value)
+    return len(found) > before
+
+
+def is_held(unit: Tensors, inputs: Sequence[Tensor]) -> bool:
+    """Whether somebody else refers to a tensor of `unit`, or to a view of one."""
+    if list(map(sys.getrefcount, _tuples(unit))) not in _OWN_TUPLES:
+        return True
+    storages, views = unit.peek_storages(), unit.peek()
+    if views is storages and not inputs and _are_lone(storages):
+        return False
+    lists = [storages, inputs] if views is storages else [storages, views, inputs]
+    tensors = list({id(tensor): tensor for held in lists[:-1] for tensor in held}.values())
+    # References from C++: a view refers to its base.
+    views_of = Counter([id(t._base) for t in tensors if t._is_view()])
+    expected = [1 + views_of[id(tensor)] for tensor in tensors]
+    if list(map(holders_of, tensors)) != expected:
+        return True
+    # References from Python.
+    holders = Counter([id(tensor) for held in lists for tensor in held])
+    expected = [ONCE + holders[id(t)] + (views_of[id(t)] and _VIEWED) for t in tensors]
+    if list(map(sys.getrefcount, tensors)) != expected:
+        return True
+    # Other tensors on the same memory, and references to the storages from Python.
+    memory = list(map(storage_of, tensors))
+    users = Counter([storage._cdata for storage in memory])
+    if any([users_of(address) != LONE + n - 1 for address, n in users.items()]):
+        return True
+    expected = [_STORAGE + users[storage._cdata] - 1 for storage in memory]
+    return list(map(sys.getrefcount, memory)) != expected  # a loop variable would be a reference
+
+
+def _are_lone(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether nothing but this tuple refers to its tensors and to their memory."""
+    n, memory = len(tensors), list(map(storage_of, tensors))
+    return (
+        list(map(sys.getrefcount, tensors)) == [ONCE] * n
+        and list(map(holders_of, tensors)) == [1] * n
+        and list(map(users_of, map(_ADDRESS, memory))) == [LONE] * n
+        and list(map(sys.getrefcount, memory)) == [_STORAGE] * n
+    )
+
+
+_ADDRESS = operator.attrgetter("_cdata")
+
+
+def _tuples(unit: Tensors) -> list[Any]:
+    return [unit.peek_storages(), unit.peek()]
+
+
+class Held:
+    """Objects, and the reference count of each if nobody else refers to it."""
+
+    def __init__(self, objects: list[Any], holders: Iterable[int]) -> None:
+        self._objects = objects
+        self._expected = [ONCE + n for n in holders]
+
+    def by_nobody(self) -> bool:
+        """Whether nobody else refers to any of them."""
+        return list(map(sys.getrefcount, self._objects)) == self._expected
+
+    def held(self) -> list[bool]:
+        """Which of them somebody else refers to."""
+        return list(map(operator.ne, map(sys.getrefcount, self._objects), self._expected))
+
+
+class Shared:
+    """Single tensors, and whether other tensors share their memory."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._storages = list(map(storage_of, tensors))
+        self._addresses = [storage._cdata for storage in self._storages]
+
+    def by_nobody(self) -> bool:
+        """Whether none shares its memory."""
+        return not any(self.held())
+
+    def held(self) -> list[bool]:
+        """Which of them share their memory."""
+        users = [users_of(address) != LONE for address in self._addresses]
+        holders = [n != _STORAGE for n in map(sys.getrefcount, self._storages)]
+        return list(map(operator.or_, users, holders))

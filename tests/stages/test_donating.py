@@ -1,0 +1,225 @@
+"""A step that is not compiled writes in place where nobody looks: the same bits, less memory."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+import fnloop as fl
+from fnloop.values.donated import DonatedError
+from tests.transforms.test_donation import TAKEN, batch, look, mse, net
+
+
+def step_of(optimizer=None, *stages, loss=mse):
+    return fl.pipe(loss, fl.grad, *stages, fl.update(optimizer or fl.optim.adamw(0.1)))
+
+
+STEP = step_of()
+DONATING = STEP.donating()
+
+
+def after(n=2, step=DONATING):
+    state = step.init(net())
+    for i in range(n):
+        state, _ = step(state, batch(seed=i))
+    return state
+
+
+def address(state):
+    return state.params["0.weight"].data_ptr()
+
+
+PIPELINES = {
+    "adamw": step_of(),
+    "amsgrad": step_of(fl.optim.adam(0.1, amsgrad=True, weight_decay=0.1)),
+    "sgd": step_of(fl.optim.sgd(0.1)),
+    "momentum": step_of(fl.optim.sgd(0.1, momentum=0.9, nesterov=True)),
+    "adagrad": step_of(fl.optim.adagrad(0.1)),
+    "a schedule": step_of(fl.optim.adamw(fl.schedules.cosine(0.1, steps=9))),
+    "a chain": step_of(fl.optim.chain(fl.optim.clip_by_norm(0.1), fl.optim.adamw(0.1))),
+    "accumulation": step_of(None, fl.accumulate(2)),
+    "mixed precision": step_of(None, fl.amp("fp16")),
+}
+ON_COPIES = {
+    "no fused kernel": step_of(fl.optim.lamb(0.1)),
+    "by label": step_of(
+        fl.optim.by_label({"a": fl.optim.sgd(0.1), "b": fl.optim.adam(0.1)}, {"0": "a", "*": "b"})
+    ),
+    "masked": step_of(fl.optim.masked(fl.optim.adam(0.1), ["0"])),
+}
+
+
+@pytest.mark.parametrize("name", [*PIPELINES, *ON_COPIES])
+def test_the_bits_are_those_of_the_step_that_copies(name):
+    step = PIPELINES.get(name) or ON_COPIES[name]
+    expected, places = step.init(net()), set()
+    state = expected.replace()
+    for i in range(8):
+        x, y = batch(6, seed=i)
+        if i in (3, 4):
+            x = x / 0  # skipped
+        expected, metrics = step(expected, (x, y))
+        state, same = step.donating()(state, (x, y))
+        assert fl.tree_equal(expected, state) and fl.tree_equal(metrics, same)
+        places.add(address(state))
+    assert int(state.step) == 6
+    if name in PIPELINES:
+        assert len(places) == 1
+    else:
+        assert len(places) > 1
+
+
+@pytest.mark.parametrize("name", [name for name in TAKEN if "average" not in name])
+def test_what_is_taken_out_stays_as_it_was(name):
+    step = fl.pipe(mse, fl.grad, fl.update(fl.optim.adamw(0.1), name="update")).donating()
+    state = after(step=step)
+    if name in ("a storage", "one or the other", "a parameter"):
+        state = state.put("ema", fl.tree_map(torch.clone, state.params))
+    taken = TAKEN[name](state)
+    before = look(taken)
+    for i in range(2):
+        state, _ = step(state, batch(seed=7 + i))
+    assert fl.tree_equal(before, look(taken))
+    del taken
+    state, _ = step(state, batch())
+    seen = []
+    for i in range(3):
+        state, _ = step(state, batch(seed=i))
+        seen.append(address(state))
+    assert len(set(seen)) == 1, "nothing is kept any more, so the memory is used again"
+
+
+def test_what_the_loss_keeps_or_reports_stays_as_it_was():
+    kept = []
+
+    def loss(model, batch):
+        kept.append(model[0].weight.detach())
+        return mse(model, batch), {"bias": fl.Last(model[0].bias[0])}
+
+    step = step_of(loss=loss)
+    expected, donating = step.init(net()), step.donating()
+    state = expected.replace()
+    values, reported = [], []
+    for i in range(4):
+        values.append(expected.params["0.weight"].clone())
+        expected, metrics = step(expected, batch(seed=i))
+        state, same = donating(state, batch(seed=i))
+        reported.append((metrics["bias"], same["bias"]))
+        kept[-2:] = kept[-1:]  # of the donating step
+    assert all(map(torch.equal, values, kept))
+    assert all(float(a) == float(b) for a, b in reported)
+    assert fl.tree_equal(expected, state)
+
+
+def test_a_rate_of_zero_leaves_the_memory_alone():
+    state = fl.scale(after(), "adamw.lr", 0.0)
+    expected, _ = STEP(state, batch(seed=5))
+    state, _ = DONATING(state, batch(seed=5))
+    assert fl.tree_equal(expected, state)
+
+
+def test_frozen_and_unreached_parameters_stay():
+    def loss(model, batch):
+        return (model[0](batch[0]) - batch[1].sum()).square().mean()
+
+    model = net()
+    model[0].bias.requires_grad_(False)
+    for step in (step_of(loss=loss), step_of()):
+        expected = step.init(model)
+        state = expected.replace()
+        for i in range(4):
+            expected, _ = step(expected, batch(seed=i))
+            state, _ = step.donating()(state, batch(seed=i))
+        assert fl.tree_equal(expected, state)
+
+
+def test_a_donated_state_says_so():
+    state = after()
+    DONATING(state, batch())
+    with pytest.raises(DonatedError, match=r"donated to a step(.|\n)*fl\.run"):
+        _ = state.params
+
+
+def test_an_optimizer_that_changes_what_another_makes_is_asked_itself():
+    @fl.tree
+    class Bounded(fl.optim.adamw):
+        def apply(self, grads, memory, params, step, finite):
+            new, memory = super().apply(grads, memory, params, step, finite)
+            return new.clamp(-0.1, 0.1), memory
+
+    step = step_of(Bounded(0.1)).donating()
+    state = after(4, step)
+    assert max(float(p.abs().max()) for p in state.params.values()) <= 0.1001
+
+
+def test_fit_writes_in_place_and_what_an_effect_keeps_stays():
+    places, states, values = [], [], []
+
+    @fl.effect
+    def see(state, metrics):
+        places.append(address(state))
+        if int(state.step) in (2, 5):
+            states.append(state)
+            values.append(fl.tree_map(torch.clone, state))
+
+    data = fl.Batches(batch(12), 4)
+    last, _ = fl.fit(STEP, STEP.init(net()), data, steps=9, callbacks=[see])
+    expected = [state for state, _ in fl.run(STEP, STEP.init(net()), data, steps=9)]
+    assert fl.tree_equal(expected[-1], last)
+    assert len(set(places)) < 6, "it moves at the first step, and after each that is kept"
+    for state, value, step in zip(states, values, (2, 5), strict=True):
+        assert fl.tree_equal(state, value) and fl.tree_equal(state, expected[step - 1])
+
+
+def test_fit_leaves_the_state_that_it_is_given_alone():
+    state = after(3, STEP)
+    before = fl.tree_map(torch.clone, state)
+    fl.fit(STEP, state, fl.Batches(batch(12), 4), steps=4)
+    assert fl.tree_equal(before, state)
+
+
+@fl.tree
+class Best(fl.Callback):
+    """Keeps the parameters, not copies, of the lowest loss."""
+
+    label = "best"
+    name: str = "best"
+
+    def init_state(self, state, metrics):
+        return {"params": state.params, "loss": torch.tensor(torch.inf, dtype=torch.float64)}
+
+    def __call__(self, state, metrics):
+        loss = torch.tensor(float(metrics["loss"]), dtype=torch.float64)
+        if loss >= state["best"]["loss"]:
+            return state, metrics
+        return state.put("best", {"params": state.params, "loss": loss}), metrics
+
+
+def test_a_callback_that_keeps_the_best_parameters_has_them():
+    data = fl.Batches(batch(12), 4, seed=3)
+    start = STEP.init(net())
+    expected = [s for s, _ in fl.run(STEP, start, data, steps=9, callbacks=[Best()])]
+    last, _ = fl.fit(STEP, start, data, steps=9, callbacks=[Best()])
+    assert fl.tree_equal(expected[-1], last)
+    assert len({float(s["best"]["loss"]) for s in expected}) > 2
+
+
+def test_states_that_were_written_over_are_freed():
+    state = after()
+    params = weakref.ref(state.params)
+    state, _ = DONATING(state, batch())
+    gc.collect()
+    assert params() is None
+
+
+def test_gradients_flow_through_a_donating_step():
+    state = STEP.init(net())
+    start = state.params["0.weight"].clone().requires_grad_()
+    state = state.replace(params={**state.params, "0.weight": start})
+    for i in range(2):
+        state, _ = DONATING(state, batch(seed=i))
+    (grad,) = torch.autograd.grad(state.params["2.weight"].sum(), start)
+    assert bool(grad.any())
