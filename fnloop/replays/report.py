@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fnloop.replays.nonfinite_values import Nonfinite, as_numbers, batch_items
+from fnloop.values.nonfinite_values import Nonfinite, as_numbers, batch_items
 from fnloop.trees.equal import table
 from fnloop.trees.show import short
 from fnloop.values.cursor import Cursor

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fnloop._torch.tracing import opaque
-from fnloop.replays.nonfinite_values import Nonfinite, tensors_in
+from fnloop.values.nonfinite_values import Nonfinite, tensors_in
 from fnloop.stages.base import Function, GradStage, takes_state
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.paths import tree_items

@@ -35,7 +35,9 @@ def run(examples: int, folder=None, **arguments):
 
 
 def test_a_whole_epoch_without_a_step_is_an_error_that_names_the_leaf(tmp_path) -> None:
-    with pytest.raises(NothingTrainedError, match=r"33\.3 % of batch/x is nan\. Clean") as error:
+    with pytest.raises(
+        NothingTrainedError, match=r"33\.3 % of batch/x is not finite\. Clean"
+    ) as error:
         run(100, tmp_path, epochs=3)
     assert int(error.value.state.cursor[2]) == 24  # the first epoch has 25
     assert fl.best(tmp_path) is None
@@ -55,7 +57,10 @@ def test_a_run_that_is_too_short_for_that_is_stopped_with_a_reason(tmp_path, epo
     with pytest.warns(UserWarning, match=f"The last {3 * epochs} steps were all skipped"):
         _, history = run(12, tmp_path, epochs=epochs)
     assert history.status == "stopped"
-    assert history.reason == "no step was committed: in the last batch, 33.3 % of batch/x is nan"
+    assert (
+        history.reason
+        == "no step was committed: in the last batch, 33.3 % of batch/x is not finite"
+    )
     assert fl.best(tmp_path) is None and fl.latest(tmp_path) is not None
 
 
@@ -139,7 +144,40 @@ def test_a_run_that_skips_many_steps_says_how_many() -> None:
     assert history.status == "completed" and sum(history["skipped"]) == 40
 
 
-def test_a_few_skipped_steps_are_no_news() -> None:
+@pytest.mark.parametrize("few", [10, 50, 100])
+def test_a_few_skipped_steps_are_told_with_the_rows_that_do_it(few) -> None:
+    with pytest.warns(UserWarning) as told:
+        fl.fit(STEP, STEP.init(nn.Linear(3, 1)), bad_rows(few), epochs=2)
+    count = 100 // few
+    text = str(told.list[0].message)
+    assert len(told) == 1
+    assert text.startswith(f"{2 * count} of 200 steps were skipped")
+    assert f" {count} % of data/x is not finite (rows 0" in text
+    assert "data/y" not in text and "Clean the data" in text
+
+
+def test_a_loop_of_ones_own_is_told_too_and_other_data_get_the_usual_causes() -> None:
+    batches = mixed(*[True] * 30, False, *[True] * 9)
+    with pytest.warns(UserWarning, match=r"1 of 40 steps were skipped .* learning rate"):
+        for _ in fl.run(STEP, STEP.init(nn.Linear(3, 1)), batches, epochs=1):
+            pass
+
+
+def test_data_that_are_drawn_ahead_are_looked_through() -> None:
+    with pytest.warns(UserWarning, match=r"2 % of data/x is not finite \(rows 0, 50\)"):
+        fl.fit(STEP, STEP.init(nn.Linear(3, 1)), fl.prefetch(bad_rows(50)), epochs=1)
+
+
+def test_a_loss_scale_may_skip_a_few_steps_unheard() -> None:
+    step = fl.pipe(loss, fl.grad, fl.amp("fp16", init_scale=2.0**24), fl.update(fl.optim.sgd(1e-3)))
+    batches = fl.Batches({"x": torch.rand(40, 3), "y": torch.rand(40, 1)}, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fl.fit(STEP, STEP.init(nn.Linear(3, 1)), bad_rows(10), epochs=2)
+        _, history = fl.fit(step, step.init(nn.Linear(3, 1)), batches, epochs=3)
+    assert 0 < sum(history["skipped"]) <= 30
+
+
+def test_a_run_without_a_skipped_step_says_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fl.fit(STEP, STEP.init(nn.Linear(3, 1)), [GOOD] * 30, epochs=3)
