@@ -14,7 +14,7 @@ from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.merging import find
-from fnloop.values.metrics import Metric
+from fnloop.values.metrics import check_metrics
 from fnloop.values.state import State
 
 
@@ -60,13 +60,7 @@ def check_result(stage: Any, before: State, result: Any) -> None:
             '{"loss": fl.Mean(total, weight)}.'
         )
     check_names(metrics, who)
-    for name, metric in metrics.items():
-        if not isinstance(metric, Metric):
-            raise TypeError(
-                f"{who} reports {name!r} as {short(metric)}; the loop merges metrics over steps, "
-                "so it must say how: fl.Mean(total, weight), fl.Sum, fl.Max, fl.Last(value), ... "
-                "."
-            )
+    check_metrics(metrics, who)
     left, right = by_name(before).replace(cursor=after.cursor), by_name(after)
     if same_structure(left, right) and all(map(alike, tree_leaves(left), tree_leaves(right))):
         return

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from fnloop.schedules.base import at, is_schedule
-from fnloop.trees.nodes import is_tree, tree
+from fnloop.trees.nodes import fields_of, is_tree, not_decorated, tree
 from fnloop.trees.show import is_default, short
 from fnloop.values.grads import Grads
 from fnloop.values.looking import look
@@ -144,6 +144,8 @@ class Stage:
 
     def describe(self) -> str:
         """Its own part of the ``repr``, without the wrapped stage: ``accumulate(4)``."""
+        if not dataclasses.is_dataclass(self):
+            return f"{self.label}()"
         fields = [f for f in dataclasses.fields(self) if f.name not in ("inner", "loss")]  # pyright: ignore
         values = [(field, getattr(self, field.name)) for field in fields]
         parts = [
@@ -332,20 +334,17 @@ def _takes_three(call: Callable[..., Any], required_arguments: int = 3) -> bool:
     return len(required) >= required_arguments
 
 
-def _check_decorated(cls: type, has_arguments: bool) -> None:
-    """Check that a stage class is a tree if it has fields, or arguments and no ``__init__``."""
-    fields = [
-        name
-        for name, annotation in inspect.get_annotations(cls).items()
-        if "ClassVar" not in str(annotation)
-    ]
+def _check_decorated(cls: type[Stage], has_arguments: bool) -> None:
+    """Check that a stage class is a tree if it needs to be.
+
+    It does if it has fields; if it has arguments and no ``__init__``; or, as it is compiled and
+    vmapped, if it is part of a step. A callback without fields may set itself up.
+    """
+    own = "__init__" in vars(cls)
+    part = getattr(cls, "kind", "callback") != "callback"
     plain = cls.__init__ is object.__init__
-    if fields or (plain and has_arguments):
-        raise TypeError(
-            f"The stage class {cls.__name__} is no tree, so it cannot have fields such as "
-            f"{fields[0] if fields else 'inner'}. Write @fl.tree above it: @fl.tree class "
-            f"{cls.__name__}(...)."
-        )
+    if fields_of(cls) or (plain and has_arguments) or (own and part):
+        raise not_decorated(cls, "stage")
 
 
 def _check_inner(stage: Stage, inner: Any) -> None:

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from fnloop.stages.base import Callback, GradStage, Kind, StepStage, as_function
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
+from fnloop.values.grads import Grads
+from fnloop.values.metrics import check_metrics
 from fnloop.values.state import State
 
 
@@ -30,6 +32,15 @@ class Lifted:
             )
         return result
 
+    def _check(self, reported: Any, metrics: Any) -> None:
+        """Check what the function returned beside the state."""
+        if not isinstance(metrics, Mapping):
+            raise TypeError(
+                f"The stage {short(self.function)} must return (state, {self.reports}), got "
+                f"(state, {short(reported)})."
+            )
+        check_metrics(metrics, f"The stage {short(self.function)}")
+
     def describe(self) -> str:
         return short(self.function)
 
@@ -42,6 +53,11 @@ class LiftedGrad(Lifted, GradStage):  # pyright: ignore[reportIncompatibleMethod
     reports: ClassVar[str] = "fl.Grads"
     function: Any
 
+    def __call__(self, state: State, x: Any) -> Any:
+        after, grads = super().__call__(state, x)
+        self._check(grads, grads.metrics if isinstance(grads, Grads) else None)
+        return after, grads
+
 
 @tree
 class LiftedStep(Lifted, StepStage):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -53,6 +69,7 @@ class LiftedStep(Lifted, StepStage):  # pyright: ignore[reportIncompatibleMethod
 
     def __call__(self, state: State, x: Any) -> Any:
         after, metrics = super().__call__(state, x)
+        self._check(metrics, metrics)
         if after.calls is state.calls:  # the function did not count the call itself
             after = after.replace(calls=state.calls + 1)
         return after, metrics
