@@ -218,6 +218,7 @@ def _loop(
             raise
         finally:
             interrupt.hold = True
+            about.untrained = skips.untrained
             closing.close(status)
     finally:
         interrupt.hold = True

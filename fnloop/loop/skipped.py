@@ -38,6 +38,10 @@ class SkipWatch:
     or `AGAIN` batches, without a committed step it raises. A run from initial weights that ends
     earlier, without one committed step, ends with the status "stopped" and the reason. Steps that
     `fl.guard` takes back are given `AGAIN` batches. At the end it tells how many were skipped.
+
+    Attributes:
+        due: The count of batches at which to look next.
+        untrained: Whether the run has ended, from initial weights, without a committed step.
     """
 
     def __init__(self, state: State, cursor: Cursor, source: Source) -> None:
@@ -47,6 +51,7 @@ class SkipWatch:
         self._begun = state.calls.clone(), state.step.clone()
         self._source = source
         self._warned = False
+        self.untrained = False
 
     def look(self, state: State, metrics: Mapping[str, Any], batch: Any, cursor: Cursor) -> None:
         """Look at a step: from batch `due` on, and at the end of each epoch until one committed.
@@ -66,6 +71,7 @@ class SkipWatch:
         self.due = cursor.count + (FIRST if guarded else 1)
         whole_epoch = cursor.index == 0 and cursor.epoch - self._moved.epoch >= 1
         if (whole_epoch and batches >= 20 and not guarded) or batches >= AGAIN:
+            self.untrained = self._is_untrained(state) and not guarded
             raise NothingTrainedError(f"{_told(batches)} {_why(metrics, batch)}")
         if not self._warned and not guarded:
             self._warned = True
@@ -78,7 +84,7 @@ class SkipWatch:
         drawn = cursor.count - self._first.count
         if not drawn or self._moved != self._first or not _is_set(metrics, "skipped"):
             return None
-        if self._step.any() or not torch.equal(state.step, self._step):
+        if not self._is_untrained(state):
             return None
         settling = drawn < SETTLED and any(name.endswith(".scale") for name in metrics)
         if settling or _is_set(metrics, "guard"):
@@ -86,7 +92,13 @@ class SkipWatch:
         if not self._warned:
             self._warned = True
             warnings.warn(f"{_told(drawn)} {_why(metrics, batch)}", stacklevel=5)
+        self.untrained = True
         return f"no step was committed: {_cause(metrics, batch)}"
+
+    def _is_untrained(self, state: State) -> bool:
+        """Whether no step was committed, neither in this run nor before it."""
+        never = self._moved == self._first and not self._step.any()
+        return never and torch.equal(state.step, self._step)
 
     def tell(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Warn, at the end of a run, if steps were skipped: how many, and which examples do it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import pytest
@@ -181,3 +182,47 @@ def test_a_run_without_a_skipped_step_says_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fl.fit(STEP, STEP.init(nn.Linear(3, 1)), [GOOD] * 30, epochs=3)
+
+
+def well(folder, **arguments):
+    """A run on good data into a folder."""
+    callbacks = [fl.checkpoint(folder, keep=3)]
+    state = STEP.init(nn.Linear(3, 1))
+    return fl.fit(STEP, state, [GOOD] * 4, epochs=1, callbacks=callbacks, **arguments)
+
+
+@pytest.mark.parametrize("examples", [100, 12], ids=["failed", "stopped"])
+def test_the_folder_of_a_run_that_trained_nothing_is_free_for_the_mended_one(
+    tmp_path, caplog, examples
+) -> None:
+    with contextlib.suppress(NothingTrainedError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(examples, tmp_path, epochs=1)
+    (left,) = tmp_path.glob("step-*")
+    well(tmp_path)
+    assert "no step was committed: it is replaced" in caplog.text
+    assert not left.exists() and int(fl.load(tmp_path, like=STEP.init(nn.Linear(3, 1))).step) == 4
+    with pytest.raises(FileExistsError, match="holds another run"):
+        well(tmp_path)
+
+
+def test_the_folder_of_a_run_that_died_later_is_not_free(tmp_path) -> None:
+    batches = mixed(*[True] * 60, *[False] * 3000)
+    callbacks = [fl.checkpoint(tmp_path)]
+    with pytest.raises(NothingTrainedError):
+        state = STEP.init(nn.Linear(3, 1))
+        fl.fit(STEP, state, batches, epochs=1, callbacks=callbacks)
+    with pytest.raises(FileExistsError, match="holds another run"):
+        well(tmp_path)
+
+
+def test_the_folder_of_an_untrained_run_that_went_on_is_not_free(tmp_path) -> None:
+    with pytest.raises(NothingTrainedError):
+        run(100, tmp_path, epochs=1)
+    mended = fl.Batches({"x": torch.ones(100, 3), "y": torch.ones(100, 1)}, 4)
+    state = STEP.init(nn.Linear(3, 1))
+    callbacks = [fl.checkpoint(tmp_path, keep=9)]
+    state, _ = fl.fit(STEP, state, mended, epochs=3, callbacks=callbacks, resume=tmp_path)
+    assert int(state.step) == 3 * 25 - 24
+    with pytest.raises(FileExistsError, match="holds another run"):
+        well(tmp_path)

@@ -93,7 +93,7 @@ def test_incomplete_checkpoints_are_passed_over_with_a_warning(tmp_path, damage)
 
 def test_what_is_no_checkpoint_is_a_clear_error(tmp_path):
     like = state_at(0)
-    with pytest.raises(CheckpointError, match="There is no folder .*gone"):
+    with pytest.raises(CheckpointError, match=r"There is no folder .*gone"):
         load(tmp_path / "gone", like=like)
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file"):
