@@ -6,8 +6,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
 from fnloop.effects.points import check_names
-from fnloop.stages.base import Stage
+from fnloop.optim.base import Optimizer
+from fnloop.stages.base import Stage, unfinished
+from fnloop.stages.grad import grad
 from fnloop.trees.equal import alike, same_structure, table
 from fnloop.trees.named import by_name
 from fnloop.trees.nodes import tree_leaves, tree_map
@@ -21,6 +25,7 @@ from fnloop.values.state import State
 def check_slots(step: Any, state: State) -> None:
     """Check that the state has all memory that the step needs."""
     if not isinstance(step, Stage):
+        _check_callable(step)
         return
     if step.kind != "step":
         hint = " Add fl.update(optimizer) to the pipe." if step.kind == "grad" else ""
@@ -34,6 +39,24 @@ def check_slots(step: Any, state: State) -> None:
                 "with state = step.init(state), which keeps all that is there; or start with "
                 "step.init(model)."
             )
+
+
+def _check_callable(step: Any) -> None:
+    """Refuse what stands in the place of a training step and is none."""
+    if isinstance(step, nn.Module):
+        what = f"the model {type(step).__name__}, which goes into step.init(model)"
+    elif isinstance(step, Optimizer):
+        what = f"the optimizer {short(step)}"
+    elif unfinished(step):
+        what = f"{step.func.label}(...), which waits for the stage that it wraps"
+    elif not callable(step) or isinstance(step, type) or step is grad:
+        what = short(step)
+    else:
+        return
+    raise TypeError(f"run takes a training step, and was given {what}. {MAKE_A_STEP}")
+
+
+MAKE_A_STEP = "A step is made of a loss: fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-3)))."
 
 
 def outline(state: State) -> State:

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
+from torch import nn
+
 from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.nodes import fields_of, is_tree, not_decorated, tree
 from fnloop.trees.show import is_default, short
@@ -298,6 +300,49 @@ def as_function(value: Any, arguments: str) -> Any:
     if not callable(value):
         raise TypeError(f"Expected a function {arguments}, got {type(value).__name__}.")
     return Function(value)
+
+
+def as_loss(value: Any, arguments: str) -> Any:
+    """Like `as_function`, for what is called with a model and a batch.
+
+    Raises:
+        TypeError: It is a stage, compares predictions with targets as ``nn.MSELoss`` does, is a
+            model, or does not take two or three arguments.
+    """
+    if isinstance(value, Stage):
+        raise TypeError(
+            f"Expected a function {arguments}, such as the loss; got {value.describe()}, "
+            f"{_KINDS[value.kind]}, which is called with a state."
+        )
+    kind = value if isinstance(value, type) else type(value)
+    compares = kind.__module__ == "torch.nn.modules.loss"
+    if compares or getattr(value, "__module__", None) == "torch.nn.functional":
+        name = f"nn.{kind.__name__}()" if compares else f"F.{value.__name__}"
+        raise TypeError(
+            f"Expected a function {arguments}; {name} compares predictions with targets. Write "
+            f"what makes them of a batch: def loss(model, batch): x, y = batch; return "
+            f"{name}(model(x), y)."
+        )
+    if is_tree(value) or not callable(value) or takes(value, 2) or takes(value, 3):
+        return as_function(value, arguments)
+    if isinstance(value, nn.Module):
+        what = f"{kind.__name__} is a model, which goes into step.init(model)"
+    else:
+        what = f"{short(value)} takes {inspect.signature(value)}"
+    raise TypeError(f"Expected a function {arguments}; {what}.")
+
+
+def takes(call: Callable[..., Any], count: int) -> bool:
+    """Whether `count` positional arguments can be given; True if that is unknown."""
+    try:
+        inspect.signature(call.forward if isinstance(call, nn.Module) else call).bind(
+            *[None] * count
+        )
+    except TypeError:
+        return False
+    except ValueError:  # a builtin, without a signature
+        return True
+    return True
 
 
 def unfinished(value: Any) -> bool:

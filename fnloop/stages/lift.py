@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from fnloop.stages.base import Callback, GradStage, Kind, StepStage, as_function
+from fnloop.stages.base import Callback, GradStage, Kind, StepStage, as_function, takes
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
 from fnloop.values.grads import Grads
@@ -18,10 +19,17 @@ class Lifted:
 
     reports: ClassVar[str]  # the second return value, for messages
     reads_any_slot: ClassVar[bool] = True
+    kind: ClassVar[Kind]
     function: Any
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "function", as_function(self.function, "f(state, x)"))
+        call = getattr(self.function, "call", None)
+        if call is not None and not takes(call, 2):
+            raise TypeError(
+                f"The stage {short(call)} takes {inspect.signature(call)}; it is called with a "
+                f"state and {_GIVEN[self.kind]}, and returns (state, {self.reports})."
+            )
 
     def __call__(self, state: State, x: Any) -> Any:
         result = self.function(state, x)
@@ -43,6 +51,9 @@ class Lifted:
 
     def describe(self) -> str:
         return short(self.function)
+
+
+_GIVEN = {"grad": "a batch", "step": "a batch", "callback": "metrics"}
 
 
 @tree
