@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from fnloop.data.sources import Source
 from fnloop.values.cursor import Cursor
 from fnloop.values.nonfinite_values import Nonfinite, in_batch
 from fnloop.values.state import State
+
+_log = logging.getLogger("fnloop")
 
 FIRST = 50
 """Batches after which the first look is taken; or the first end of an epoch from 20 on."""
@@ -101,7 +104,7 @@ class SkipWatch:
         return never and torch.equal(state.step, self._step)
 
     def tell(self, state: State, metrics: Mapping[str, Any]) -> None:
-        """Warn, at the end of a run, if steps were skipped: how many, and which examples do it."""
+        """Log, at the end of a run, how many steps were skipped, and which examples do it."""
         calls = int((state.calls - self._begun[0]).sum())
         skipped = calls - int((state.step - self._begun[1]).sum())
         if self._warned or "skipped" not in metrics or "guard" in metrics:
@@ -111,10 +114,12 @@ class SkipWatch:
             return
         found = _in_data(self._source)
         why = f"{found}. {_CLEAN}" if found else f"{_CAUSES} {_REPLAY}"
-        warnings.warn(
-            f"{skipped} of {calls} steps were skipped (the metric 'skipped' says which): their "
-            f"gradient was not finite, or their batch had weight zero. {why}",
-            stacklevel=5,
+        _log.warning(
+            "%d of %d steps were skipped (the metric 'skipped' says which): their gradient was "
+            "not finite, or their batch had weight zero. %s",
+            skipped,
+            calls,
+            why,
         )
 
 
