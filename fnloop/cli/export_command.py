@@ -26,6 +26,8 @@ from fnloop.cli.runs import (
 )
 from fnloop.cli.show_command import all_leaves
 from fnloop.store import tensor_file
+from fnloop.store.files import files_for
+from fnloop.store.folders import meant
 from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.trees.paths import split
 from fnloop.trees.show import bytes_text
@@ -123,7 +125,10 @@ def _weights(arguments: Namespace, params: str | None) -> _Weights:
     chosen = folder if (folder / MANIFEST).is_file() else None
     if chosen is None:
         if not folder.exists():
-            raise usage(f"There is no {shown(folder)}; expected a checkpoint, or a run's folder.")
+            hint = meant(folder, files_for(folder))
+            raise usage(
+                f"There is no {shown(folder)}; expected a checkpoint, or a run's folder.{hint}"
+            )
         chosen = choose(checkpoint_folders(folder), which, folder)
     found = _bare(chosen, params)
     note = "" if run is not None and _has_recipe(run, named) else _BARE

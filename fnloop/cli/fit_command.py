@@ -32,6 +32,7 @@ from fnloop.loop.history import History
 from fnloop.store.folders import best, target_of
 from fnloop.store.load import load
 from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.store.run_folder import UNTRAINED
 from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
 
@@ -77,7 +78,8 @@ def run_fit(arguments: Sequence[str]) -> int:
     start = newest_of(checkpoint_folders(folder, recipe))
     if not flags.options.get("resume"):
         overwrite = bool(flags.options.get("overwrite"))
-        if start is not None and not overwrite:
+        replaces = overwrite or (start and read_manifest(start)["status"].endswith(UNTRAINED))
+        if start is not None and not replaces:
             raise usage(_refusal(start, recipe, folder or start.parent, flags, arguments))
         return _train(Job(file, flags, recipe, folder, None, overwrite))
     if flags.options.get("overwrite"):

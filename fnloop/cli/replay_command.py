@@ -28,11 +28,11 @@ from fnloop.cli.runs import (
 from fnloop.cli.settings import segments_in
 from fnloop.data.batches import Batches
 from fnloop.data.sources import as_source
-from fnloop.replays.nonfinite_values import as_numbers, batch_items
 from fnloop.replays.replay import Replay
 from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.trees.paths import tree_items
 from fnloop.values.cursor import Cursor
+from fnloop.values.nonfinite_values import as_numbers, batch_items
 
 
 def run_replay(arguments: Namespace) -> int:

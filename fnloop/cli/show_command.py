@@ -18,7 +18,7 @@ from fnloop.cli.runs import checkpoint_folders, newest_of
 from fnloop.store import tensor_file
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import files_for
-from fnloop.store.folders import best, listing
+from fnloop.store.folders import best, listing, meant
 from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.store.read import leaves_in
 from fnloop.store.tensor_file import Leaf
@@ -53,7 +53,10 @@ def locate(path: Path) -> Path:
     if newest is not None:
         return newest
     if not path.exists():
-        raise usage(f"There is no {shown(path)}; expected a checkpoint, or the folder of a run.")
+        hint = meant(path, files_for(path))
+        raise usage(
+            f"There is no {shown(path)}; expected a checkpoint, or the folder of a run.{hint}"
+        )
     raise usage(f"{shown(path)} has no checkpoint in it, and is none.")
 
 

@@ -138,6 +138,11 @@ class Batches:
             **self._reader.about(),
         }
 
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """The tensors of the data by path; none of a dataset, whose examples are read singly."""
+        return getattr(self._reader, "leaves", {})
+
     def ordered(self) -> Batches:
         """See `Source`."""
         check_order(self, self._reader)

@@ -84,6 +84,11 @@ class prefetch:
         ask: Any = getattr(self._source, "about", None)
         return None if ask is None else ask()
 
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """See `fl.Batches`."""
+        return getattr(self._source, "columns", {})
+
     def ordered(self) -> prefetch:
         """See `Source`."""
         ask: Any = getattr(self._source, "ordered", None)

@@ -33,6 +33,7 @@ def reader(data: Any) -> Columns | Indexed:
         ValueError: `data` is a list of tensors, or the leaves of a pytree are not tensors and
             arrays with a common leading dimension.
     """
+    check_no_frame(data)
     if isinstance(data, TensorDataset):
         data = data.tensors
     if is_columns(data):
@@ -49,6 +50,29 @@ def reader(data: Any) -> Columns | Indexed:
         "Batches takes tensors or numpy arrays (or a tuple or dict of them), or a dataset with "
         f"__len__ and __getitem__; it was given {type(data).__name__}. Pass an iterable of batches "
         "directly to fl.run or fl.fit."
+    )
+
+
+def check_no_frame(data: Any) -> None:
+    """Refuse a table or a column of pandas or polars, which are no tensors.
+
+    Raises:
+        TypeError: It is one.
+    """
+    if not hasattr(data, "to_numpy"):
+        return
+    one = hasattr(data, "columns")
+    convert = "torch.tensor({}.to_numpy()).float()"
+    raise TypeError(
+        f"The data is a {type(data).__name__} of {type(data).__module__.partition('.')[0]}, and "
+        "training takes tensors of numbers. Convert its columns, such as "
+        + (
+            f"(x, y) with x = {convert.format('table[names]')} and y = "
+            f"{convert.format('table[name]')}."
+            if one
+            else f"{convert.format('column')}."
+        )
+        + " Categories and text become numbers first."
     )
 
 
@@ -147,6 +171,7 @@ def _is_column(value: Any) -> bool:
 
 
 def _tensor(path: str, leaf: Any) -> Tensor:
+    check_no_frame(leaf)
     if not _is_column(leaf):
         raise ValueError(
             f"The data has {short(leaf)} at {path or 'its root'!r}. Every leaf must be a tensor or "

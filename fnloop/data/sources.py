@@ -12,7 +12,7 @@ from fnloop.data.batches import START, Batches
 from fnloop.data.iterables import Again, Once, Stored, function_epochs, is_once, length
 from fnloop.data.loader import Loader
 from fnloop.data.order import check_order
-from fnloop.data.readers import is_columns
+from fnloop.data.readers import check_no_frame, is_columns
 from fnloop.data.stateful import Stateful, StatefulOnce, is_stateful
 from fnloop.values.cursor import Cursor
 
@@ -87,6 +87,7 @@ def as_source(data: Any) -> Source:
         raise TypeError(f"Data is an object, not a class; create one: {data.__name__}(...).")
     if isinstance(data, Source):
         return data
+    check_no_frame(data)
     if is_columns(data):
         return Batches(data, batch_size=1 << 62, shuffle=False)
     if is_stateful(data):

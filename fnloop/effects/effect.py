@@ -30,6 +30,8 @@ class Run:
         whole: Whether the callbacks have run on the newest state. False if one of them failed
             after a step that donates: the newest state is then the step's result.
         reason: Why the run has ended, if no metric says so; set before `close`.
+        untrained: Whether a run from initial weights has ended without one committed step; set
+            before `close`.
         last: Metrics of a last validation, of a run that was stopped between two; set before
             `close`.
         cursor: The cursor of the newest state, as the data gave it; None before the first step.
@@ -49,6 +51,7 @@ class Run:
     total: int | None = None
     whole: bool = True
     reason: str = ""
+    untrained: bool = False
     last: Metrics = dataclasses.field(default_factory=dict)
     cursor: Cursor | None = None
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -51,7 +51,7 @@ def from_json(held: Mapping[str, Any], metrics: Metrics) -> list[dict[str, Any]]
     >>> from fnloop import Mean
     >>> held = to_json([{"loss": Mean(4.0, 2)}, {"loss": Mean(1.0, 3)}])
     >>> from_json(held, {"loss": Mean(0.0, 1)})
-    [{'loss': Mean(total=4.0, weight=2)}, {'loss': Mean(total=1.0, weight=3)}]
+    [{'loss': Mean(2)}, {'loss': Mean(0.3333)}]
     """
     parts: list[dict[str, Any]] = []
     for name, entry in held.items():

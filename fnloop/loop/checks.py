@@ -6,21 +6,26 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
 from fnloop.effects.points import check_names
-from fnloop.stages.base import Stage
+from fnloop.optim.base import Optimizer
+from fnloop.stages.base import Stage, unfinished
+from fnloop.stages.grad import grad
 from fnloop.trees.equal import alike, same_structure, table
 from fnloop.trees.named import by_name
 from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.merging import find
-from fnloop.values.metrics import Metric
+from fnloop.values.metrics import check_metrics
 from fnloop.values.state import State
 
 
 def check_slots(step: Any, state: State) -> None:
     """Check that the state has all memory that the step needs."""
     if not isinstance(step, Stage):
+        _check_callable(step)
         return
     if step.kind != "step":
         hint = " Add fl.update(optimizer) to the pipe." if step.kind == "grad" else ""
@@ -34,6 +39,24 @@ def check_slots(step: Any, state: State) -> None:
                 "with state = step.init(state), which keeps all that is there; or start with "
                 "step.init(model)."
             )
+
+
+def _check_callable(step: Any) -> None:
+    """Refuse what stands in the place of a training step and is none."""
+    if isinstance(step, nn.Module):
+        what = f"the model {type(step).__name__}, which goes into step.init(model)"
+    elif isinstance(step, Optimizer):
+        what = f"the optimizer {short(step)}"
+    elif unfinished(step):
+        what = f"{step.func.label}(...), which waits for the stage that it wraps"
+    elif not callable(step) or isinstance(step, type) or step is grad:
+        what = short(step)
+    else:
+        return
+    raise TypeError(f"run takes a training step, and was given {what}. {MAKE_A_STEP}")
+
+
+MAKE_A_STEP = "A step is made of a loss: fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-3)))."
 
 
 def outline(state: State) -> State:
@@ -60,13 +83,7 @@ def check_result(stage: Any, before: State, result: Any) -> None:
             '{"loss": fl.Mean(total, weight)}.'
         )
     check_names(metrics, who)
-    for name, metric in metrics.items():
-        if not isinstance(metric, Metric):
-            raise TypeError(
-                f"{who} reports {name!r} as {short(metric)}; the loop merges metrics over steps, "
-                "so it must say how: fl.Mean(total, weight), fl.Sum, fl.Max, fl.Last(value), ... "
-                "."
-            )
+    check_metrics(metrics, who)
     left, right = by_name(before).replace(cursor=after.cursor), by_name(after)
     if same_structure(left, right) and all(map(alike, tree_leaves(left), tree_leaves(right))):
         return

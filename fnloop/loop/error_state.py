@@ -17,7 +17,16 @@ def attach(error: BaseException, name: str, value: Any) -> None:
 
 
 def attach_state(error: BaseException, state: State) -> None:
-    """Set ``error.state``; what an inner run has attached is replaced."""
+    """Set ``error.state``; what an inner run has attached is replaced.
+
+    A function that took the state for a model is told which it should be.
+    """
+    if isinstance(error, TypeError) and str(error) == "'State' object is not callable":
+        error.add_note(
+            "fnloop: a training step takes a state and a batch; this function calls the state as "
+            "its model, so it may be a loss. Make a step of it: "
+            "fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-3)))."
+        )
     with contextlib.suppress(Exception):
         if isinstance(getattr(error, "state", None), State):
             del error.state  # type: ignore[attr-defined]  # pyright: ignore

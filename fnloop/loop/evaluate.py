@@ -12,7 +12,7 @@ from fnloop.data.bundle import Data
 from fnloop.data.sources import one_epoch
 from fnloop.loop.statistics import refresh_statistics
 from fnloop.names.keywords import explained
-from fnloop.stages.base import as_function, takes_state
+from fnloop.stages.base import as_loss, takes_state
 from fnloop.stages.loss_result import explain, read_metrics
 from fnloop.values.close_look import Unwritten
 from fnloop.values.key import fold
@@ -72,7 +72,7 @@ def evaluate_metrics(
         batches: Evaluate only so many, the first.
         each: Called after each batch.
     """
-    who, parts = as_function(fn, "fn(model, batch)"), list[dict[str, Any]]()
+    who, parts = as_loss(fn, "fn(model, batch)"), list[dict[str, Any]]()
     if statistics is not None:
         state = refresh_statistics(fn, state, statistics, params)
     for i, (batch, result) in enumerate(_outputs(who, state, data, params, "evaluate")):
@@ -115,7 +115,7 @@ def predict(
     """
     if isinstance(data, Data):
         data = data.only("predict", "predict")
-    for _, output in _outputs(as_function(fn, "fn(model, batch)"), state, data, params, "predict"):
+    for _, output in _outputs(as_loss(fn, "fn(model, batch)"), state, data, params, "predict"):
         yield output
 
 

@@ -17,7 +17,7 @@ from fnloop.trees.nodes import tree, tree_leaves, tree_map
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor, is_due
 from fnloop.values.merging import merge_all
-from fnloop.values.metrics import Metric, Metrics, Stop
+from fnloop.values.metrics import Metric, Metrics, Stop, check_metrics
 from fnloop.values.state import State
 
 Unit = Literal["step", "epoch"]
@@ -72,6 +72,7 @@ class Every(Callback):
         given = {name: m for name, m in given.items() if m is not None}
         state, seen = self.inner(state, given)
         added = {name: m for name, m in seen.items() if name not in given or m is not given[name]}
+        check_metrics(added, f"The callback {self.inner.describe()}")
         empty = {name: _as_tensors(merged.empty()) for name, merged in window.items()}
         return state.put(self.name, {**empty, **gone}), {**x, **added}
 

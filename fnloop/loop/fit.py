@@ -18,7 +18,6 @@ from fnloop.loop.hyperparameters import hyperparameters
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.progress import progress as Progress
 from fnloop.loop.run import run
-from fnloop.loop.skipped import tell_of_skips
 from fnloop.names.keywords import explained
 from fnloop.stages.base import Callback
 from fnloop.values.counts import as_count
@@ -152,8 +151,6 @@ def fit(
         raise
     if interrupt.came and history.status == "completed":  # it came as the run was being closed
         history.status, history.reason = "interrupted", interrupt.reason
-    if history.status == "completed":
-        tell_of_skips(history.rows)
     return state, history
 
 

@@ -133,7 +133,7 @@ def _loop(
     closing, seeding = Closing(interrupt, about), inside()
     metrics: Mapping[str, Any] = {}
     cursor, batch = Cursor.of(state.cursor), None
-    skips = SkipWatch(state, cursor)
+    skips = SkipWatch(state, cursor, source)
     calls: int | None = _calls(state)  # of the newest state; None if no step can write over it
     try:
         try:
@@ -201,6 +201,8 @@ def _loop(
                 if requests:
                     status = requests[0].status
                     break
+            if status in ("completed", "stopped"):
+                skips.tell(state, metrics)
             if status in ("stopped", "interrupted") and not first and not limits.out_of_time:
                 about.last = _validated(stages, state, metrics, interrupt)
         except GeneratorExit:  # the user's loop ended early
@@ -216,6 +218,7 @@ def _loop(
             raise
         finally:
             interrupt.hold = True
+            about.untrained = skips.untrained
             closing.close(status)
     finally:
         interrupt.hold = True

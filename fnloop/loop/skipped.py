@@ -1,17 +1,21 @@
-"""Notice that a run's steps are all skipped, say why, and end it where nothing can come of it."""
+"""Notice that steps are skipped, say why, and end a run of which nothing can come."""
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fnloop.trees.paths import tree_items
+from fnloop.data.sources import Source
 from fnloop.values.cursor import Cursor
+from fnloop.values.nonfinite_values import Nonfinite, in_batch
 from fnloop.values.state import State
+
+_log = logging.getLogger("fnloop")
 
 FIRST = 50
 """Batches after which the first look is taken; or the first end of an epoch from 20 on."""
@@ -21,6 +25,9 @@ AGAIN = 1000
 
 SETTLED = 30
 """Batches in which the loss scale of ``fl.amp`` finds its range, by skipping steps."""
+
+AT_ONCE = 1 << 26
+"""Values of data that are looked through at the end of a run: some tenths of a second."""
 
 
 class NothingTrainedError(RuntimeError):
@@ -33,14 +40,21 @@ class SkipWatch:
     It warns when none was since the look before, and then looks at each step. After a whole epoch,
     or `AGAIN` batches, without a committed step it raises. A run from initial weights that ends
     earlier, without one committed step, ends with the status "stopped" and the reason. Steps that
-    `fl.guard` takes back are given `AGAIN` batches.
+    `fl.guard` takes back are given `AGAIN` batches. At the end it tells how many were skipped.
+
+    Attributes:
+        due: The count of batches at which to look next.
+        untrained: Whether the run has ended, from initial weights, without a committed step.
     """
 
-    def __init__(self, state: State, cursor: Cursor) -> None:
+    def __init__(self, state: State, cursor: Cursor, source: Source) -> None:
         self.due = cursor.count + FIRST
         self._first = self._moved = cursor  # when a step was committed last, or the beginning
         self._step = state.step.clone()
+        self._begun = state.calls.clone(), state.step.clone()
+        self._source = source
         self._warned = False
+        self.untrained = False
 
     def look(self, state: State, metrics: Mapping[str, Any], batch: Any, cursor: Cursor) -> None:
         """Look at a step: from batch `due` on, and at the end of each epoch until one committed.
@@ -60,10 +74,11 @@ class SkipWatch:
         self.due = cursor.count + (FIRST if guarded else 1)
         whole_epoch = cursor.index == 0 and cursor.epoch - self._moved.epoch >= 1
         if (whole_epoch and batches >= 20 and not guarded) or batches >= AGAIN:
+            self.untrained = self._is_untrained(state) and not guarded
             raise NothingTrainedError(f"{_told(batches)} {_why(metrics, batch)}")
         if not self._warned and not guarded:
             self._warned = True
-            warnings.warn(f"{_told(batches)} {_why(metrics, batch)}", stacklevel=4)
+            warnings.warn(f"{_told(batches)} {_why(metrics, batch)}", stacklevel=5)
 
     def outcome(
         self, state: State, metrics: Mapping[str, Any], batch: Any, cursor: Cursor
@@ -72,33 +87,40 @@ class SkipWatch:
         drawn = cursor.count - self._first.count
         if not drawn or self._moved != self._first or not _is_set(metrics, "skipped"):
             return None
-        if self._step.any() or not torch.equal(state.step, self._step):
+        if not self._is_untrained(state):
             return None
         settling = drawn < SETTLED and any(name.endswith(".scale") for name in metrics)
         if settling or _is_set(metrics, "guard"):
             return None
         if not self._warned:
-            warnings.warn(f"{_told(drawn)} {_why(metrics, batch)}", stacklevel=4)
+            self._warned = True
+            warnings.warn(f"{_told(drawn)} {_why(metrics, batch)}", stacklevel=5)
+        self.untrained = True
         return f"no step was committed: {_cause(metrics, batch)}"
 
+    def _is_untrained(self, state: State) -> bool:
+        """Whether no step was committed, neither in this run nor before it."""
+        never = self._moved == self._first and not self._step.any()
+        return never and torch.equal(state.step, self._step)
 
-def tell_of_skips(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Warn if more than a tenth of a run's steps were skipped.
-
-    Args:
-        rows: Those of a `fl.History`.
-    """
-    # What fl.guard takes back, it does so on purpose.
-    skipped = sum(row.get("skipped", 0) for row in rows if not row.get("guard"))
-    batches = rows[-1]["step"] if rows else 0
-    if skipped < 10 or skipped <= batches / 10:
-        return
-    warnings.warn(
-        f"{skipped:.0f} of {batches} steps were skipped (when, is in history['skipped']): their "
-        "gradient was not finite, or their batch had the weight zero. The usual causes are values "
-        "in the data that are not finite, and a learning rate that is too high.",
-        stacklevel=3,
-    )
+    def tell(self, state: State, metrics: Mapping[str, Any]) -> None:
+        """Log, at the end of a run, how many steps were skipped, and which examples do it."""
+        calls = int((state.calls - self._begun[0]).sum())
+        skipped = calls - int((state.step - self._begun[1]).sum())
+        if self._warned or "skipped" not in metrics or "guard" in metrics:
+            return  # what fl.guard takes back, it does so on purpose
+        scaled = any(name.endswith(".scale") for name in metrics)
+        if skipped <= (SETTLED + calls // 100 if scaled else 0):
+            return
+        found = _in_data(self._source)
+        why = f"{found}. {_CLEAN}" if found else f"{_CAUSES} {_REPLAY}"
+        _log.warning(
+            "%d of %d steps were skipped (the metric 'skipped' says which): their gradient was "
+            "not finite, or their batch had weight zero. %s",
+            skipped,
+            calls,
+            why,
+        )
 
 
 def _is_set(metrics: Mapping[str, Any], name: str) -> bool:
@@ -117,39 +139,42 @@ def _why(metrics: Mapping[str, Any], batch: Any) -> str:
 
 def _cause(metrics: Mapping[str, Any], batch: Any) -> str:
     """Which leaves of the batch are not finite, and their share."""
-    found = [
-        f"{100 * (1 - share):.3g} % of {name} is {_kinds(leaf)}"
-        for name, leaf in _leaves(batch)
-        if (share := float(leaf.isfinite().double().mean())) < 1
-    ]
-    if not found and _is_set(metrics, "guard"):
+    found = ", ".join(_share(leaf) for leaf in in_batch(batch))
+    if found:
+        return f"in the last batch, {found}"
+    if _is_set(metrics, "guard"):
         return "fl.guard takes each step back, because its rule finds it bad"
-    if not found:
-        return "the gradient is not finite, or the batch has weight zero; the batch is finite"
-    return f"in the last batch, {', '.join(found)}"
+    return "the gradient is not finite, or the batch has weight zero; the batch is finite"
 
 
 def _remedy(batch: Any) -> str:
-    if all(bool(leaf.isfinite().all()) for _, leaf in _leaves(batch)):
-        return (
-            "The usual causes: a learning rate that is too high, a logarithm or a division of 0, "
-            "fp16 values that overflow. fl.replay(step, state, batch) shows where it begins."
-        )
-    return "Clean the data: drop these examples, or fill them in (torch.nan_to_num)."
+    return _CLEAN if any(in_batch(batch)) else f"{_CAUSES} {_REPLAY}"
 
 
-def _kinds(leaf: Tensor) -> str:
-    found = [("nan", leaf.isnan()), ("inf", leaf.isinf())]
-    return " or ".join(name for name, there in found if bool(there.any()))
+_CLEAN = "Clean the data: drop these examples, or fill them in (torch.nan_to_num)."
+
+_CAUSES = (
+    "The usual causes: a learning rate that is too high, a logarithm or a division of 0, "
+    "fp16 values that overflow."
+)
+
+_REPLAY = "fl.replay(step, state, batch) shows where it begins."
 
 
-def _leaves(batch: Any) -> list[tuple[str, Tensor]]:
-    items = ((f"batch/{path}" if path else "batch", leaf) for path, leaf in tree_items(batch))
-    return [
-        (name, leaf)
-        for name, leaf in items
-        if isinstance(leaf, Tensor)
-        and leaf.layout is torch.strided
-        and (leaf.is_floating_point() or leaf.is_complex())
-        and leaf.numel()
-    ]
+def _in_data(source: Source) -> str:
+    """Which examples are not finite, if the data is at hand and small enough to look through."""
+    columns: Mapping[str, Tensor] = getattr(source, "columns", {})
+    if sum(column.numel() for column in columns.values()) > AT_ONCE:
+        return ""
+    leaves = (
+        Nonfinite.of("batch", f"data/{path}" if path else "data", leaf)
+        for path, leaf in columns.items()
+    )
+    found = [leaf for leaf in leaves if leaf]
+    rows = sorted({row for leaf in found for row in leaf.rows})
+    which = f"{', '.join(map(str, rows[:8]))}{', ...' if len(rows) >= 8 else ''}"
+    return f"{', '.join(map(_share, found))} (rows {which})" if found else ""
+
+
+def _share(leaf: Nonfinite) -> str:
+    return f"{100 * leaf.count / leaf.size:.3g} % of {leaf.path} is not finite"

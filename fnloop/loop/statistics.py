@@ -12,7 +12,7 @@ from fnloop._torch.random import seeded
 from fnloop.data.sources import one_epoch
 from fnloop.effects.activity import Activity
 from fnloop.names.keywords import explained
-from fnloop.stages.base import as_function, takes_state
+from fnloop.stages.base import as_loss, takes_state
 from fnloop.stages.loss_result import explain
 from fnloop.values.key import fold
 from fnloop.values.start import choose_params
@@ -54,7 +54,7 @@ def refresh_statistics(
     >>> fresh.buffers["running_mean"].tolist(), fresh.buffers["running_var"].tolist()
     ([2.0], [2.5])
     """
-    who = as_function(fn, "fn(model, batch)")
+    who = as_loss(fn, "fn(model, batch)")
     chosen, wants_state = choose_params(state, params), takes_state(who)
     key, calls, device = int(state.key), int(state.calls), state.step.device
     moments: dict[str, _Moments] = {}

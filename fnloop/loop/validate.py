@@ -12,7 +12,7 @@ from fnloop.data.sources import as_source
 from fnloop.effects.activity import Activity
 from fnloop.loop.evaluate import evaluate_metrics
 from fnloop.loop.every import Every
-from fnloop.stages.base import Callback, as_function
+from fnloop.stages.base import Callback, as_loss
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.show import short
 from fnloop.values.state import State
@@ -64,7 +64,7 @@ class validate(Callback):
     statistics: Any = static(default=None)  # in a `Same`
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "fn", as_function(self.fn, "fn(model, batch)"))
+        object.__setattr__(self, "fn", as_loss(self.fn, "fn(model, batch)"))
         if isinstance(self.data, Same):
             return
         if isinstance(self.data, Data):

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fnloop.replays.nonfinite_values import Nonfinite, in_batch, in_state
 from fnloop.replays.suspects import Suspect, suspects
 from fnloop.replays.watch import Watch, watched
 from fnloop.stages.base import Stage
 from fnloop.trees.equal import tree_equal
 from fnloop.values.merging import numbers
+from fnloop.values.nonfinite_values import Nonfinite, in_batch, in_state
 from fnloop.values.state import State
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fnloop.replays.nonfinite_values import Nonfinite, as_numbers, batch_items
 from fnloop.trees.equal import table
 from fnloop.trees.show import short
 from fnloop.values.cursor import Cursor
 from fnloop.values.merging import numbers
+from fnloop.values.nonfinite_values import Nonfinite, as_numbers, batch_items
 
 if TYPE_CHECKING:
     from fnloop.replays.replay import Replay

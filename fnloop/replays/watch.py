@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from fnloop._torch.tracing import opaque
-from fnloop.replays.nonfinite_values import Nonfinite, tensors_in
 from fnloop.stages.base import Function, GradStage, takes_state
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.paths import tree_items
@@ -23,6 +22,7 @@ from fnloop.trees.show import short
 from fnloop.values.grads import Grads
 from fnloop.values.merging import numbers
 from fnloop.values.module_skeleton import ModuleSkeleton
+from fnloop.values.nonfinite_values import Nonfinite, tensors_in
 from fnloop.values.rows import UnclearRows, rows
 from fnloop.values.state import State
 

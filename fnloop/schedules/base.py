@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fnloop.trees.nodes import is_tree
+from fnloop.trees.nodes import is_tree, not_decorated
 from fnloop.values.counts import as_count
 
 
@@ -20,6 +20,9 @@ class Schedule:
     """
 
     explains_keywords: ClassVar[bool] = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise not_decorated(type(self), "schedule")
 
     def compute(self, step: Any) -> Any:
         """The value at `step`, an int or float64[]. Must not branch on a tensor's value."""

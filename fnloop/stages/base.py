@@ -8,8 +8,10 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
+from torch import nn
+
 from fnloop.schedules.base import at, is_schedule
-from fnloop.trees.nodes import is_tree, tree
+from fnloop.trees.nodes import fields_of, is_tree, not_decorated, tree
 from fnloop.trees.show import is_default, short
 from fnloop.values.grads import Grads
 from fnloop.values.looking import look
@@ -144,6 +146,8 @@ class Stage:
 
     def describe(self) -> str:
         """Its own part of the ``repr``, without the wrapped stage: ``accumulate(4)``."""
+        if not dataclasses.is_dataclass(self):
+            return f"{self.label}()"
         fields = [f for f in dataclasses.fields(self) if f.name not in ("inner", "loss")]  # pyright: ignore
         values = [(field, getattr(self, field.name)) for field in fields]
         parts = [
@@ -298,6 +302,49 @@ def as_function(value: Any, arguments: str) -> Any:
     return Function(value)
 
 
+def as_loss(value: Any, arguments: str) -> Any:
+    """Like `as_function`, for what is called with a model and a batch.
+
+    Raises:
+        TypeError: It is a stage, compares predictions with targets as ``nn.MSELoss`` does, is a
+            model, or does not take two or three arguments.
+    """
+    if isinstance(value, Stage):
+        raise TypeError(
+            f"Expected a function {arguments}, such as the loss; got {value.describe()}, "
+            f"{_KINDS[value.kind]}, which is called with a state."
+        )
+    kind = value if isinstance(value, type) else type(value)
+    compares = kind.__module__ == "torch.nn.modules.loss"
+    if compares or getattr(value, "__module__", None) == "torch.nn.functional":
+        name = f"nn.{kind.__name__}()" if compares else f"F.{value.__name__}"
+        raise TypeError(
+            f"Expected a function {arguments}; {name} compares predictions with targets. Write "
+            f"what makes them of a batch: def loss(model, batch): x, y = batch; return "
+            f"{name}(model(x), y)."
+        )
+    if is_tree(value) or not callable(value) or takes(value, 2) or takes(value, 3):
+        return as_function(value, arguments)
+    if isinstance(value, nn.Module):
+        what = f"{kind.__name__} is a model, which goes into step.init(model)"
+    else:
+        what = f"{short(value)} takes {inspect.signature(value)}"
+    raise TypeError(f"Expected a function {arguments}; {what}.")
+
+
+def takes(call: Callable[..., Any], count: int) -> bool:
+    """Whether `count` positional arguments can be given; True if that is unknown."""
+    try:
+        inspect.signature(call.forward if isinstance(call, nn.Module) else call).bind(
+            *[None] * count
+        )
+    except TypeError:
+        return False
+    except ValueError:  # a builtin, without a signature
+        return True
+    return True
+
+
 def unfinished(value: Any) -> bool:
     """Whether `value` is a stage that still waits for the one that it wraps: ``fl.ema(0.9)``."""
     return (
@@ -332,20 +379,17 @@ def _takes_three(call: Callable[..., Any], required_arguments: int = 3) -> bool:
     return len(required) >= required_arguments
 
 
-def _check_decorated(cls: type, has_arguments: bool) -> None:
-    """Check that a stage class is a tree if it has fields, or arguments and no ``__init__``."""
-    fields = [
-        name
-        for name, annotation in inspect.get_annotations(cls).items()
-        if "ClassVar" not in str(annotation)
-    ]
+def _check_decorated(cls: type[Stage], has_arguments: bool) -> None:
+    """Check that a stage class is a tree if it needs to be.
+
+    It does if it has fields; if it has arguments and no ``__init__``; or, as it is compiled and
+    vmapped, if it is part of a step. A callback without fields may set itself up.
+    """
+    own = "__init__" in vars(cls)
+    part = getattr(cls, "kind", "callback") != "callback"
     plain = cls.__init__ is object.__init__
-    if fields or (plain and has_arguments):
-        raise TypeError(
-            f"The stage class {cls.__name__} is no tree, so it cannot have fields such as "
-            f"{fields[0] if fields else 'inner'}. Write @fl.tree above it: @fl.tree class "
-            f"{cls.__name__}(...)."
-        )
+    if fields_of(cls) or (plain and has_arguments) or (own and part):
+        raise not_decorated(cls, "stage")
 
 
 def _check_inner(stage: Stage, inner: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.autograd import NoGradientError, Tape, gradients, require_grad
-from fnloop.stages.base import GradStage, as_function, takes_state
+from fnloop.stages.base import GradStage, as_loss, takes_state
 from fnloop.stages.closure import closed_over
 from fnloop.stages.loss_result import LossResult, explain, read_loss
 from fnloop.trees.nodes import tree, tree_leaves
@@ -34,7 +34,7 @@ class Grad(GradStage):
     loss: Any
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loss", as_function(self.loss, "loss(model, batch)"))
+        object.__setattr__(self, "loss", as_loss(self.loss, "loss(model, batch)"))
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         if torch.is_inference_mode_enabled():
@@ -109,7 +109,7 @@ class Grad(GradStage):
         return [short(self.loss), "grad"]
 
 
-def grad(loss: Callable[..., Any]) -> Grad:
+def grad(loss: Callable[..., Any] | None = None) -> Grad:
     """Gradients of a loss: the first stage of a pipeline.
 
     The loss is called as ``loss(model, batch)``, with the model in training mode, or as
@@ -122,7 +122,8 @@ def grad(loss: Callable[..., Any]) -> Grad:
         loss: A function, or a tree (`fl.tree`) with ``__call__``.
 
     Raises:
-        TypeError: `loss` is not callable; or, at the call, returns something else.
+        TypeError: `loss` is missing, or no function of a model and a batch; or, at the call, it
+            returns something else.
         ValueError: At the call, the loss depends on no parameter that requires gradients, or is
             not a scalar.
         RuntimeError: It is called inside ``torch.inference_mode()``, or the model writes to a
@@ -134,6 +135,11 @@ def grad(loss: Callable[..., Any]) -> Grad:
     >>> grads.mean["weight"].shape, float(grads.weight)
     (torch.Size([1, 2]), 3.0)
     """
+    if loss is None:
+        raise TypeError(
+            "fl.grad takes the loss: fl.grad(loss). A pipe gives it the loss, so there it stands "
+            "without brackets: fl.pipe(loss, fl.grad, fl.update(optimizer))."
+        )
     return Grad(loss)
 
 

@@ -18,7 +18,7 @@ from fnloop.values.choice import Flag, both, either, invert, select, stepped
 from fnloop.values.counts import as_count
 from fnloop.values.looking import look
 from fnloop.values.merging import find
-from fnloop.values.metrics import Metric, Sum, as_tensor
+from fnloop.values.metrics import Metric, Sum, as_tensor, check_metrics
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -183,6 +183,7 @@ class Guard(StepStage):
         shown["skipped"] = select(good, shown.get("skipped", zero), one)
         if good is True:
             return shown
+        check_metrics(shown, f"The step inside {self.describe()}")
         counts = {p.name for p in self.inner.stages() if isinstance(p, Guard)} | {"skipped"}
         for name in [name for name in shown if name not in counts]:
             shown[name] = select(good, shown[name], shown[name].empty())

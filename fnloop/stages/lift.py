@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from fnloop.stages.base import Callback, GradStage, Kind, StepStage, as_function
+from fnloop.stages.base import Callback, GradStage, Kind, StepStage, as_function, takes
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
+from fnloop.values.grads import Grads
+from fnloop.values.metrics import check_metrics
 from fnloop.values.state import State
 
 
@@ -16,10 +19,17 @@ class Lifted:
 
     reports: ClassVar[str]  # the second return value, for messages
     reads_any_slot: ClassVar[bool] = True
+    kind: ClassVar[Kind]
     function: Any
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "function", as_function(self.function, "f(state, x)"))
+        call = getattr(self.function, "call", None)
+        if call is not None and not takes(call, 2):
+            raise TypeError(
+                f"The stage {short(call)} takes {inspect.signature(call)}; it is called with a "
+                f"state and {_GIVEN[self.kind]}, and returns (state, {self.reports})."
+            )
 
     def __call__(self, state: State, x: Any) -> Any:
         result = self.function(state, x)
@@ -30,8 +40,20 @@ class Lifted:
             )
         return result
 
+    def _check(self, reported: Any, metrics: Any) -> None:
+        """Check what the function returned beside the state."""
+        if not isinstance(metrics, Mapping):
+            raise TypeError(
+                f"The stage {short(self.function)} must return (state, {self.reports}), got "
+                f"(state, {short(reported)})."
+            )
+        check_metrics(metrics, f"The stage {short(self.function)}")
+
     def describe(self) -> str:
         return short(self.function)
+
+
+_GIVEN = {"grad": "a batch", "step": "a batch", "callback": "metrics"}
 
 
 @tree
@@ -41,6 +63,11 @@ class LiftedGrad(Lifted, GradStage):  # pyright: ignore[reportIncompatibleMethod
     label: ClassVar[str] = "stage"
     reports: ClassVar[str] = "fl.Grads"
     function: Any
+
+    def __call__(self, state: State, x: Any) -> Any:
+        after, grads = super().__call__(state, x)
+        self._check(grads, grads.metrics if isinstance(grads, Grads) else None)
+        return after, grads
 
 
 @tree
@@ -53,6 +80,7 @@ class LiftedStep(Lifted, StepStage):  # pyright: ignore[reportIncompatibleMethod
 
     def __call__(self, state: State, x: Any) -> Any:
         after, metrics = super().__call__(state, x)
+        self._check(metrics, metrics)
         if after.calls is state.calls:  # the function did not count the call itself
             after = after.replace(calls=state.calls + 1)
         return after, metrics

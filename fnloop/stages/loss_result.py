@@ -17,7 +17,7 @@ from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.looking import look
-from fnloop.values.metrics import Mean, Metric, as_tensor, exact
+from fnloop.values.metrics import Mean, Metric, as_tensor, check_metrics, exact
 from fnloop.values.rows import UnclearRows, rows
 from fnloop.values.state import State
 
@@ -165,6 +165,7 @@ def _reported(
 
 def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
     if isinstance(value, Metric):
+        check_metrics({name: value}, _name(who))
         return tree_map(functools.partial(as_tensor, device=_device(batch)), value)
     single = isinstance(value, (Tensor, np.generic, np.ndarray)) and not value.ndim
     number = as_tensor(value, _device(batch)) if single or _is_number(value) else None

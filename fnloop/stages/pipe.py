@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -81,6 +82,8 @@ def pipe(value: Any, /, *functions: Callable[[Any], Any]) -> Any:
     """
     for function in functions:
         _check_function(function)
+        if isinstance(value, Stage):
+            _check_takes_stage(function, value)
         before, value = value, function(value)
         # A stage that was taken for the argument of what makes the next one.
         if isinstance(before, Stage) and unfinished(value):
@@ -121,6 +124,28 @@ def _check_function(function: Any) -> None:
         raise TypeError(
             f"pipe applies functions to its first value; {short(function)} is not a function."
         )
+
+
+def _check_takes_stage(function: Any, before: Stage) -> None:
+    """Refuse a function of a state, where a pipe gives the stage before it."""
+    if isinstance(function, Stage):
+        what = f"{function.describe()} is a stage by itself, and wraps no other"
+    else:
+        try:
+            inspect.signature(function).bind(before)
+            return
+        except ValueError:  # a builtin, without a signature
+            return
+        except TypeError:
+            what = f"{short(function)} takes {inspect.signature(function)}"
+    raise TypeError(
+        f"{what}, but a pipe gives each function what it has made so far, here "
+        f"{before.describe()}. What changes gradients or steps is a class that wraps "
+        "a stage: @fl.tree class "
+        f"Mine(fl.{'GradStage' if before.kind == 'grad' else 'StepStage'}), with wraps = "
+        f'"{before.kind}", a field inner, and __call__(self, state, batch) that calls '
+        "self.inner(state, batch). See the how-to page Write a stage."
+    )
 
 
 @overload

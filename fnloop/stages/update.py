@@ -14,10 +14,10 @@ import torch
 from fnloop.names.keywords import explained
 from fnloop.optim.base import Optimizer, narrowed, widened
 from fnloop.optim.checked import wrong_part
-from fnloop.schedules.base import is_schedule
+from fnloop.schedules.base import Schedule, is_schedule
 from fnloop.stages.base import GradStage, Kind, StepStage
 from fnloop.trees.equal import table
-from fnloop.trees.nodes import tree
+from fnloop.trees.nodes import is_tree, not_decorated, tree
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.choice import Flag, both, invert, select
@@ -26,7 +26,7 @@ from fnloop.values.fused_update import FusedUpdate
 from fnloop.values.grads import Grads
 from fnloop.values.holders import unshared
 from fnloop.values.looking import look, look_all
-from fnloop.values.metrics import Last, Sum, as_tensor
+from fnloop.values.metrics import Last, Sum, as_tensor, check_metrics
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -49,6 +49,8 @@ class Update(StepStage):
                 f"update takes an optimizer such as fl.optim.adamw(1e-3), got {what}. "
                 "Wrap a torch.optim class: fl.optim.from_torch(torch.optim.AdamW, lr=1e-3)."
             )
+        if not is_tree(self.optimizer):
+            raise not_decorated(type(self.optimizer), "optimizer")
         if self.optimizer.makes == "gradients":
             raise TypeError(
                 f"{short(self.optimizer)} transforms gradients, but makes no update from them. "
@@ -56,6 +58,8 @@ class Update(StepStage):
                 "fl.optim.sgd(0.1))."
             )
         for name, value in self.optimizer.hyperparameters().items():
+            if isinstance(value, Schedule) and not is_schedule(value):
+                raise not_decorated(type(value), "schedule")
             if not isinstance(value, (Real, torch.Tensor)) and not is_schedule(value):
                 raise TypeError(
                     f"{name} is {short(value)} ({type(value).__name__}); it takes a number, a "
@@ -257,6 +261,7 @@ def _report(
 ) -> dict[str, Any]:
     """The metrics (of weight zero for a skipped step) and the current hyperparameters."""
     if finite is not True:
+        check_metrics(metrics, "The gradient stage")
         metrics = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
     values = optimizer.hyperparameters()
     if not metrics.keys().isdisjoint(values):

@@ -22,7 +22,7 @@ from fnloop.store.manifest import amend, read_manifest
 from fnloop.store.pages import detached, put_pages, saveable
 from fnloop.store.patience import patiently, write_may_pass
 from fnloop.store.retention import Retention
-from fnloop.store.run_folder import RunFolder
+from fnloop.store.run_folder import UNTRAINED, RunFolder
 from fnloop.store.save import leaves_of, save
 from fnloop.store.save_request import SaveRequest
 from fnloop.store.slot_shapes import check_shapes, shapes_of
@@ -294,6 +294,8 @@ class checkpoint(Effect):
             )
         if not run.whole:
             status += ", before the callbacks of its last step"
+        if run.untrained:
+            status += UNTRAINED
         lost = "The last state of the run is not saved."
         try:
             count = Cursor.of(run.state.cursor).count

@@ -11,6 +11,10 @@ class DamagedError(CheckpointError):
     """A checkpoint that is incomplete or damaged; an older one may be intact."""
 
 
+class MissingError(FileNotFoundError, CheckpointError):
+    """There is no checkpoint at a path: no such folder, or none in it. Nothing is damaged."""
+
+
 class UnreadableError(OSError, CheckpointError):
     """A file that cannot be read now. Nothing says that it is damaged, so no other is taken."""
 

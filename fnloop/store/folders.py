@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import os
 import re
 import warnings
 from pathlib import Path
 from typing import Any
 
-from fnloop.store.checkpoint_errors import CheckpointError, DamagedError, UnreadableError
+from fnloop.store.checkpoint_errors import (
+    CheckpointError,
+    DamagedError,
+    MissingError,
+    UnreadableError,
+)
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.store.patience import opened, patiently, read_error
@@ -143,16 +150,32 @@ def _manifest_if_complete(path: Path, files: Files | None) -> dict[str, Any] | N
     return None
 
 
-def nothing_in(path: Path, files: Files) -> DamagedError:
+def nothing_in(path: Path, files: Files) -> CheckpointError:
     """The error for a path at which there is no checkpoint."""
     there, entries = files.exists(path), files.names(path)
     if there and NAME.fullmatch(path.name):
         why = f"it has no {MANIFEST}" if entries else "it is empty"
         return DamagedError(f"{path} is not a complete checkpoint: {why}.")
     if there and (entries or is_folder(path, files)):
-        return DamagedError(f"The folder {path} holds no complete checkpoint (step-...).")
-    what = "is a file" if there else "does not exist"
-    return DamagedError(f"{path} {what}; expected a checkpoint, or a folder of checkpoints.")
+        return MissingError(
+            f"The folder {path} holds no complete checkpoint (step-...).{meant(path, files)}"
+        )
+    if there:
+        return MissingError(f"{path} is a file; expected a checkpoint, or a folder of checkpoints.")
+    where = "" if path.is_absolute() or "://" in str(path) else f" in {os.getcwd()}"
+    return MissingError(f"There is no folder {path}{where}.{meant(path, files)}")
+
+
+def meant(path: Path, files: Files) -> str:
+    """For a path without a checkpoint, a sentence that names one of a similar name, or inside."""
+    with contextlib.suppress(OSError, CheckpointError):  # what cannot be listed names nothing
+        inside = [path / name for name in files.names(path)]
+        if runs := [folder for folder in sorted(inside) if listing(folder, files)]:
+            return f" Did you mean {runs[0]}?"
+        names = [] if files.exists(path) else files.names(path.parent)
+        if close := difflib.get_close_matches(path.name, names, n=1):
+            return f" Did you mean {path.with_name(close[0])}?"
+    return ""
 
 
 def is_folder(path: Path, files: Files) -> bool:

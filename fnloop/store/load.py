@@ -86,7 +86,8 @@ def load(
         CheckpointError: There is no checkpoint, it is damaged, or it does not fit `like`. Or it
             cannot be read now (EIO, EACCES, too many open files, a store that does not answer),
             though it was tried again for some seconds: that is no damage, so no older one is
-            loaded in its place. This error is an ``OSError`` too.
+            loaded in its place. This error is an ``OSError`` too; and that for a path without a
+            checkpoint a ``FileNotFoundError``, which names a folder of a similar name.
 
     >>> import tempfile
     >>> from fnloop import save

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,11 @@ from fnloop.store.folders import best, latest, listing, target_of
 from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.store.pages import PAGES
 from fnloop.store.run_lock import Lock, check_free
+
+UNTRAINED = ", no step committed"
+"""The end of a run's status in the manifest, if it has trained nothing."""
+
+_log = logging.getLogger("fnloop")
 
 
 class RunFolder:
@@ -88,6 +94,9 @@ class RunFolder:
             raise
         self.run, self._begun = run.id, self._goes_on(run)
         self.clears = self._overwrite or run.overwrite
+        if not self.clears and not self._begun and self._is_untrained():
+            self.clears = True
+            _log.warning("%s holds a run in which no step was committed: it is replaced", self.path)
 
     def check_held(self) -> None:
         """Raise `OSError` if the folder was renamed, or another process has taken it."""
@@ -148,7 +157,18 @@ class RunFolder:
         newest = next(filter(None, (_manifest(path, self.files) for path in whole)), None)
         if not whole or (newest and _owns(newest.get("run"), run.id, self._goes_on(run))):
             return
+        if self._is_untrained():
+            return
         raise FileExistsError(_refusal(newest, self._given, folder, self.files))
+
+    def _is_untrained(self) -> bool:
+        """Whether all that is there is of one run, which has ended without a committed step."""
+        folder = self.path.absolute()
+        there = sorted(listing(folder, self.files).items())
+        found = [_manifest(path, self.files) for _, path in there]
+        runs = {manifest.get("run") for manifest in found}
+        one = len(runs) == 1 and None not in runs
+        return one and found[-1]["status"].endswith(UNTRAINED)
 
 
 def _owns(owner: str | None, run: str | None, begun: bool) -> bool:

@@ -20,6 +20,7 @@ from fnloop.store.save import save
 from fnloop.testing.comparison import LawError, Step, name_of
 from fnloop.trees.equal import alike, same_structure, tree_diff, tree_equal
 from fnloop.trees.paths import tree_items
+from fnloop.values.grads import Grads
 from fnloop.values.start import start
 from fnloop.values.state import State
 
@@ -51,6 +52,8 @@ def check_repeatable(step: Step, state: State, x: Any) -> None:
         raise LawError(
             f"law 2, repeatability: two calls of {name_of(step)} differ:\n"
             + tree_diff(first, second)
+            + "\nThe usual causes: it keeps something outside of the state, such as a counter, or "
+            'draws random numbers outside of the loss without fl.randomness(state, "name").'
         )
 
 
@@ -96,10 +99,10 @@ def check_accumulates(
 ) -> None:
     """Law 4: `accumulate(k)` gives the gradient of the one big batch, to rounding.
 
-    Holds for losses without batch statistics or randomness.
+    Holds for losses without batch statistics or randomness; the message says if there are any.
 
     Args:
-        grad: A gradient stage.
+        grad: A gradient stage, such as ``fl.pipe(loss, fl.grad)``.
         state: Its state.
         batch: A batch with at least ``max(ks)`` examples; best not a multiple of any of `ks`.
         ks: Numbers of micro-batches.
@@ -107,13 +110,19 @@ def check_accumulates(
         atol: Absolute tolerance for mean gradients.
 
     Raises:
-        LawError: With the leaf.
+        LawError: With the leaf, and the usual cause.
+        TypeError: `grad` is no gradient stage.
 
     >>> import fnloop as fl
     >>> gradients = fl.grad(lambda model, batch: model(batch).square().mean())
     >>> check_accumulates(gradients, gradients.init(torch.nn.Linear(2, 1)), torch.rand(7, 2))
     """
-    _, whole = grad(state, batch)
+    if not isinstance(grad, Stage) or grad.kind != "grad":
+        raise TypeError(
+            f"check_accumulates takes a gradient stage, such as fl.pipe(loss, fl.grad), without "
+            f"fl.update; it was given {name_of(grad)}."
+        )
+    after, whole = grad(state, batch)
     for k in ks:
         _, parts = accumulate(k)(grad)(state, batch)
         for name, expected in whole.mean.items():
@@ -121,12 +130,13 @@ def check_accumulates(
             if not torch.allclose(expected, got, rtol=rtol, atol=atol):
                 raise LawError(
                     f"law 4, accumulation: the gradient of {name} over {k} parts is off by "
-                    f"{float((expected - got).abs().max()):.3g}"
+                    f"{float((expected - got).abs().max()):.3g}. "
+                    + _why_parts_differ(grad, state, batch, after, whole)
                 )
         if not math.isclose(float(whole.weight), float(parts.weight), rel_tol=1e-6):
             raise LawError(
                 f"law 4, accumulation: the weight of {k} parts is {float(parts.weight)}, that of "
-                f"the whole {float(whole.weight)}"
+                f"the whole {float(whole.weight)}. {_NO_MEAN}"
             )
 
 
@@ -170,6 +180,7 @@ def check_resumes(
             raise LawError(
                 f"law 8, resuming: stopped after {k} of {steps} steps, the run ends differently:\n"
                 + tree_diff(whole, resumed)
+                + f"\n{_why_resumed_differs(whole, step, state, data, steps, callbacks())}"
             )
 
 
@@ -228,7 +239,10 @@ def check_skips(step: Step, state: State, bad: Any) -> None:
     expected = state.replace(calls=after.calls, slots={**after.slots, **frozen})
     if not tree_equal(expected, after):
         raise LawError(
-            f"law 10, skipping: a bad batch changed the state:\n{tree_diff(expected, after)}"
+            f"law 10, skipping: a bad batch changed the state:\n{tree_diff(expected, after)}\n"
+            "The usual cause is a stage that moves its memory in a skipped step: let it keep the "
+            "old where state.step has not moved, or, before fl.update, where the gradients are not "
+            "finite. What is to move on, as a loss scale, is left out by its taken_back."
         )
     if float(metrics["skipped"]) != 1:
         raise LawError("law 10, skipping: the skipped step did not report skipped = 1")
@@ -285,6 +299,47 @@ def _kept_slots(step: Step, state: State) -> set[str]:
         and state[part.slot] != {}
         and part.taken_back(state[part.slot]) == {}
     }
+
+
+def _why_parts_differ(grad: GradStage, state: State, batch: Any, after: State, whole: Grads) -> str:
+    """Why the gradients of parts are not that of the whole."""
+    _, other = grad(state.replace(calls=state.calls + 1), batch)
+    if not tree_equal(whole.mean, other.mean):
+        return (
+            "The loss draws random numbers, as dropout does, and each part draws its own, so this "
+            "law is not about it. Check it without: a model with p=0."
+        )
+    if not tree_equal(after.buffers, state.buffers):
+        return (
+            "The model has batch statistics (BatchNorm), and each part its own, so this law is not "
+            "about it. Check it without: with GroupNorm, or with these layers left out."
+        )
+    return _NO_MEAN
+
+
+_NO_MEAN = (
+    "The usual cause is a loss that is no mean over the batch's examples, but a sum, or a mean "
+    "over something else, such as tokens: return fl.Mean(total, weight)."
+)
+
+
+def _why_resumed_differs(
+    whole: State, step: Step, state: State, data: Any, steps: int, callbacks: Sequence[Any]
+) -> str:
+    """Why a resumed run ends elsewhere: whether a run that is not stopped would, too."""
+    again = _last(run(step, state, data, steps=steps, callbacks=callbacks), state)
+    if tree_equal(dict(tree_items(whole)), dict(tree_items(again))):
+        return (
+            "Without a stop it is the same each time. The usual causes: data that do not start "
+            "at the state's cursor, or memory that is not in the state: a stage or callback keeps "
+            "it in state[name], made by its init_state."
+        )
+    return (
+        "It is not the same without a stop either, so it is no matter of saving. The usual causes: "
+        "data in another order on each pass (fl.Batches and a DataLoader follow their seed), an "
+        "iterator, which is read only once, or a step that keeps something outside of the state, "
+        "such as a counter: testing.check_repeatable(step, state, batch) tells that."
+    )
 
 
 def _last(loop: Any, state: State) -> State:

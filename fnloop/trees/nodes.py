@@ -122,6 +122,34 @@ def is_tree(value: Any) -> bool:
     return hasattr(type(value), "__tree_children__")
 
 
+def fields_of(cls: type) -> list[str]:
+    """The names that a class itself annotates as fields."""
+    annotations = inspect.get_annotations(cls).items()
+    return [name for name, annotation in annotations if "ClassVar" not in str(annotation)]
+
+
+def not_decorated(cls: type, what: str) -> TypeError:
+    """The error for a class that was written without `fl.tree`.
+
+    Args:
+        cls: The class.
+        what: What its instances are, for the message.
+    """
+    fields = fields_of(cls)
+    own = "" if fields or "__init__" not in vars(cls) else _NO_INIT
+    cannot = f", so it cannot have fields such as {fields[0]}" if fields else ""
+    return TypeError(
+        f"The {what} class {cls.__name__} is no tree{cannot}. Write @fl.tree on the line above "
+        f"class {cls.__name__}.{own}"
+    )
+
+
+_NO_INIT = (
+    " Declare its settings as annotated fields in place of __init__; what is checked or computed "
+    "from them goes into __post_init__."
+)
+
+
 def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Apply `f` to every leaf of `tree`, with the corresponding leaves of `rest`.
 

@@ -32,12 +32,7 @@ def short(value: Any) -> str:
     if hasattr(type(value), "__tree_children__"):
         if not getattr(type(value).__repr__, "of_tree", False):  # the class defines its own
             return repr(value)
-        fields = [
-            f"{f.name}={short(getattr(value, f.name))}"
-            for f in dataclasses.fields(value)
-            if not is_default(f, getattr(value, f.name))
-        ]
-        return f"{type(value).__name__}({', '.join(fields)})"
+        return short_fields(value)
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {short(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
@@ -47,6 +42,16 @@ def short(value: Any) -> str:
     if callable(value) and hasattr(value, "__qualname__"):
         return value.__qualname__.rpartition("<locals>.")[2]
     return repr(value)
+
+
+def short_fields(tree: Any) -> str:
+    """The class of a tree and its fields, as `short`, without those that have their default."""
+    fields = [
+        f"{f.name}={short(getattr(tree, f.name))}"
+        for f in dataclasses.fields(tree)
+        if not is_default(f, getattr(tree, f.name))
+    ]
+    return f"{type(tree).__name__}({', '.join(fields)})"
 
 
 def is_default(field: dataclasses.Field[Any], value: Any) -> bool:

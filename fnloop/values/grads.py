@@ -11,11 +11,12 @@ from torch import Tensor
 from fnloop.trees.nodes import tree
 from fnloop.values.looking import look
 from fnloop.values.merging import merge
+from fnloop.values.operators import NoOperatorsOfGrads
 from fnloop.values.tensors import Tensors
 
 
 @tree
-class Grads:
+class Grads(NoOperatorsOfGrads):
     """Mean gradients and their total weight.
 
     Merging takes the weighted mean, over micro-batches, ranks or examples.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fnloop.trees.show import short
-from fnloop.values.metrics import Last, Mean, Metric, Metrics, Stop, Sum
+from fnloop.values.metrics import Last, Mean, Metric, Metrics, Stop, Sum, check_metrics
 
 MANY = 100
 """The longest list of numbers that a metric may have to be shown."""
@@ -48,6 +48,7 @@ def merge_all(parts: Sequence[Metrics]) -> dict[str, Any]:
 
 
 def _merged(name: str, a: Any, b: Any) -> Any:
+    check_metrics({name: a}, "A part")
     if type(a) is not type(b):
         raise TypeError(
             f"The metric {name!r} is {short(a)} in one part and {short(b)} in another, which "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fnloop._torch.tracing import opaque
 from fnloop.trees.equal import tree_equal
-from fnloop.trees.nodes import tree, tree_map
-from fnloop.trees.show import short
+from fnloop.trees.nodes import is_tree, not_decorated, tree, tree_map
+from fnloop.trees.show import short, short_fields
 
 Number: TypeAlias = float | Tensor
 
@@ -20,8 +22,8 @@ class Metric:
     """Base class of metrics: an associative `merge` and a `value` to report.
 
     For a metric of your own, subclass it and decorate with `fl.tree`; its fields are tensors.
-    Formatting and comparison with numbers use its value; two metrics are equal if all their fields
-    are, bit by bit.
+    Formatting and comparison with numbers use its value, and ``repr`` shows it; two metrics are
+    equal if all their fields are, bit by bit.
 
     Attributes:
         reduction: How each field is reduced across ranks: ``"sum"``, ``"min"``, ``"max"``,
@@ -38,9 +40,14 @@ class Metric:
     5.0
     >>> f"{Mean(torch.tensor(3.0), 2):.2f}", Mean(3.0, 2) < 2, Mean(3.0, 2) == 1.5
     ('1.50', True, True)
+    >>> {"loss": Mean(torch.tensor(3.0), 2), "lr": Last(0.1)}
+    {'loss': Mean(1.5), 'lr': Last(0.1)}
     """
 
     reduction: ClassVar[str] = "sum"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise not_decorated(type(self), "metric")
 
     def merge(self, other: Any) -> Self:
         """Combine with the metric of a later part, `other`."""
@@ -70,6 +77,14 @@ class Metric:
     def __format__(self, spec: str) -> str:
         return format(float(self), spec) if spec else str(self)
 
+    def __repr__(self) -> str:
+        if not is_tree(self):
+            return object.__repr__(self)
+        with contextlib.suppress(Exception):  # there is no value to look at, as while recording
+            if not opaque():
+                return f"{type(self).__name__}({_text(self.value())})"
+        return short_fields(self)
+
     def __eq__(self, other: object) -> bool:  # `fl.tree` adds the hash
         if isinstance(other, (int, float, np.number)):
             return float(self) == float(other)
@@ -90,6 +105,27 @@ class Metric:
 
 Metrics: TypeAlias = Mapping[str, Any]
 """What a stage reports: a dict of `Metric` objects by name."""
+
+
+def check_metrics(metrics: Mapping[str, Any], who: str) -> None:
+    """Check that all are metrics, which say how they merge.
+
+    Args:
+        metrics: What a stage reports.
+        who: The stage, for the message.
+
+    Raises:
+        TypeError: One is a bare number or tensor, or its class is no tree.
+    """
+    for name, metric in metrics.items():
+        if not isinstance(metric, Metric):
+            raise TypeError(
+                f"{who} reports {name!r} as {short(metric)}. Metrics are merged over steps, so it "
+                "must say how: fl.Last(value) keeps the latest, fl.Mean(value * n, n) is the mean "
+                "over n examples; or fl.Sum, fl.Max, fl.Min."
+            )
+        if "__tree_children__" not in vars(type(metric)):
+            raise not_decorated(type(metric), "metric")
 
 
 def exact(value: Any) -> Any:
@@ -279,6 +315,21 @@ def stop(when: bool | Tensor, reason: str, status: str = "stopped") -> Stop:
     ...     return state, {**metrics, "enough": stop(float(metrics["loss"]) < 0.1, "loss < 0.1")}
     """
     return Stop(when, reason, status)
+
+
+def _text(value: Any) -> str:
+    """A value for people: numbers have four digits, and what is long or wide only its shape."""
+    if isinstance(value, Tensor) and (value.ndim < 2 or value.numel() == 1):
+        value = value.tolist() if value.numel() <= _FEW else value
+    if isinstance(value, Mapping):
+        parts = [f"{name!r}: {_text(part)}" for name, part in [*value.items()][:_FEW]]
+        return "{" + ", ".join(parts) + (", ...}" if len(value) > _FEW else "}")
+    if isinstance(value, (list, tuple)) and len(value) <= _FEW:
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return f"{value:.4g}" if isinstance(value, (float, complex)) else short(value)
+
+
+_FEW = 8
 
 
 def _divisible(value: Any) -> Any:

@@ -57,7 +57,8 @@ class State:
             known = ", ".join(sorted(self.slots)) or "none"
             raise KeyError(
                 f"The state has no slot {name!r}; it has: {known}. A stage fills its slot in "
-                "step.init(state)."
+                "step.init(state). (fl.stage(function, kind) does not see the stages that its "
+                "function calls: a stage around another is a class with the field inner.)"
             ) from None
 
     def replace(self, **changes: Any) -> Self:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+import fnloop as fl
 from fnloop.data.batches import Batches
 from fnloop.data.permute import permute, permute_epochs
+from fnloop.data.sources import as_source
 from fnloop.trees.nodes import tree
 from fnloop.values.cursor import Cursor
 
@@ -317,3 +319,18 @@ def test_a_cursor_from_other_data() -> None:
 def test_inputs_and_targets_are_one_argument():
     with pytest.raises(TypeError, match=r"such as a tuple: fl\.Batches\(\(x, y\), 64\)"):
         Batches(torch.ones(8, 2), torch.ones(8), 64)  # type: ignore[arg-type]  # pyright: ignore
+
+
+def test_a_table_is_told_how_to_become_tensors():
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}, index=[7, 9])
+    message = r"DataFrame of pandas.*torch\.tensor\(table\[names\]\.to_numpy\(\)\)"
+    for data in (table, (table, table)):
+        with pytest.raises(TypeError, match=message):
+            fl.Batches(data, 2)
+    with pytest.raises(TypeError, match=r"Series of pandas.*torch\.tensor\(column"):
+        fl.Batches({"a": table["a"]}, 2)
+    with pytest.raises(TypeError, match=message):
+        as_source(table)
+    x = torch.tensor(table[["a", "b"]].to_numpy()).float()
+    assert next(iter(fl.Batches(x, 2, shuffle=False))).tolist() == [[1.0, 3.0], [2.0, 4.0]]

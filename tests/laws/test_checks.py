@@ -233,3 +233,66 @@ def test_differentiable_names_the_leaf():
 
     with pytest.raises(LawError, match=r"off most is the parameter bias: "):
         testing.check_differentiable(cut, double, torch.ones(3, 2).double())
+
+
+@pytest.mark.parametrize(
+    ("of", "model", "cause"),
+    [
+        (loss, nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 1)), "draws random numbers"),
+        (loss, nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "batch statistics"),
+        (lambda m, b: m(b).square().sum(), nn.Linear(2, 1), r"no mean over .*fl\.Mean\(total"),
+    ],
+    ids=["dropout", "batch norm", "sum"],
+)
+def test_accumulation_that_differs_says_why(of, model, cause):
+    grad = fl.grad(of)
+    with pytest.raises(LawError, match=rf"law 4, accumulation: .* off by .*{cause}"):
+        testing.check_accumulates(
+            grad, grad.init(model), torch.rand(7, 2, generator=torch.Generator().manual_seed(0))
+        )
+
+
+@pytest.mark.parametrize("given", [loss, STEP])
+def test_accumulation_is_checked_of_a_gradient_stage(given):
+    with pytest.raises(TypeError, match=r"gradient stage, such as fl\.pipe\(loss, fl\.grad\)"):
+        testing.check_accumulates(given, state(), torch.ones(4, 2))
+
+
+def test_a_run_that_resumes_otherwise_says_whether_saving_has_to_do_with_it():
+    class Shuffled:
+        """Data in an order of its own on each pass."""
+
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return iter([torch.full((2, 2), float(self.passes + i)) for i in range(3)])
+
+    with pytest.raises(LawError, match=r"(?s)not the same without a stop either.*fl\.Batches"):
+        testing.check_resumes(STEP, state(), Shuffled(), steps=3)
+
+    class Memory(fl.Callback):
+        """Keeps in itself, from a start of its own, what it changes the state by."""
+
+        def __init__(self):
+            self.seen = 0
+
+        def __call__(self, state, metrics):
+            self.seen += 1
+            return state.replace(params=state.params.scale(1 / self.seen)), metrics
+
+    with pytest.raises(LawError, match=r"(?s)Without a stop it is the same.*init_state"):
+        testing.check_resumes(
+            STEP, state(), fl.Batches(torch.ones(4, 2), 2), steps=3, callbacks=lambda: [Memory()]
+        )
+
+
+def test_other_laws_say_the_usual_cause():
+    with pytest.raises(LawError, match=r"(?s)law 2.*fl\.randomness"):
+        calls = []
+
+        def counting(state, batch):
+            calls.append(1)
+            return state.replace(step=state.step + len(calls)), {}
+
+        testing.check_repeatable(counting, state(), None)

@@ -295,7 +295,7 @@ def test_a_chosen_checkpoint_is_gone_on_from(tmp_path):
 
 def test_what_is_no_checkpoint_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    for place, message in (("file", "is a file"), ("step-00000004", "does not exist")):
+    for place, message in (("file", "is a file"), ("step-00000004", "There is no folder")):
         with pytest.raises(fl.CheckpointError, match=message):
             fl.fit(STEP, state(), DATA["a list"](), steps=1, resume=tmp_path / place)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import pytest
@@ -35,7 +36,9 @@ def run(examples: int, folder=None, **arguments):
 
 
 def test_a_whole_epoch_without_a_step_is_an_error_that_names_the_leaf(tmp_path) -> None:
-    with pytest.raises(NothingTrainedError, match=r"33\.3 % of batch/x is nan\. Clean") as error:
+    with pytest.raises(
+        NothingTrainedError, match=r"33\.3 % of batch/x is not finite\. Clean"
+    ) as error:
         run(100, tmp_path, epochs=3)
     assert int(error.value.state.cursor[2]) == 24  # the first epoch has 25
     assert fl.best(tmp_path) is None
@@ -55,7 +58,10 @@ def test_a_run_that_is_too_short_for_that_is_stopped_with_a_reason(tmp_path, epo
     with pytest.warns(UserWarning, match=f"The last {3 * epochs} steps were all skipped"):
         _, history = run(12, tmp_path, epochs=epochs)
     assert history.status == "stopped"
-    assert history.reason == "no step was committed: in the last batch, 33.3 % of batch/x is nan"
+    assert (
+        history.reason
+        == "no step was committed: in the last batch, 33.3 % of batch/x is not finite"
+    )
     assert fl.best(tmp_path) is None and fl.latest(tmp_path) is not None
 
 
@@ -83,7 +89,6 @@ def mixed(*good: bool):
 def test_a_run_with_committed_steps_is_not_ended(batches) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", r"\d+ of \d+ steps were skipped")  # at its end
         _, history = fl.fit(STEP, STEP.init(nn.Linear(3, 1)), batches, epochs=2)
     assert history.status == "completed"
 
@@ -133,13 +138,86 @@ def bad_rows(every: int):
     return fl.Batches({"x": x, "y": torch.ones(100, 1)}, 1, shuffle=False)
 
 
-def test_a_run_that_skips_many_steps_says_how_many() -> None:
-    with pytest.warns(UserWarning, match=r"40 of 200 steps were skipped"):
-        _, history = fl.fit(STEP, STEP.init(nn.Linear(3, 1)), bad_rows(5), epochs=2)
+def test_a_run_that_skips_many_steps_says_how_many(caplog) -> None:
+    _, history = fl.fit(STEP, STEP.init(nn.Linear(3, 1)), bad_rows(5), epochs=2)
+    assert "40 of 200 steps were skipped" in caplog.text
     assert history.status == "completed" and sum(history["skipped"]) == 40
 
 
-def test_a_few_skipped_steps_are_no_news() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fl.fit(STEP, STEP.init(nn.Linear(3, 1)), bad_rows(10), epochs=2)
+@pytest.mark.parametrize("few", [10, 50, 100])
+def test_a_few_skipped_steps_are_told_with_the_rows_that_do_it(caplog, few) -> None:
+    fl.fit(STEP, STEP.init(nn.Linear(3, 1)), bad_rows(few), epochs=2)
+    (text,) = caplog.messages
+    count = 100 // few
+    assert text.startswith(f"{2 * count} of 200 steps were skipped")
+    assert f" {count} % of data/x is not finite (rows 0" in text
+    assert "data/y" not in text and "Clean the data" in text
+
+
+def test_a_loop_of_ones_own_is_told_too_and_other_data_get_the_usual_causes(caplog) -> None:
+    batches = mixed(*[True] * 30, False, *[True] * 9)
+    for _ in fl.run(STEP, STEP.init(nn.Linear(3, 1)), batches, epochs=1):
+        pass
+    (text,) = caplog.messages
+    assert text.startswith("1 of 40 steps were skipped") and "learning rate" in text
+
+
+def test_data_that_are_drawn_ahead_are_looked_through(caplog) -> None:
+    fl.fit(STEP, STEP.init(nn.Linear(3, 1)), fl.prefetch(bad_rows(50)), epochs=1)
+    assert "2 % of data/x is not finite (rows 0, 50)" in caplog.text
+
+
+def test_a_loss_scale_may_skip_a_few_steps_unheard(caplog) -> None:
+    step = fl.pipe(loss, fl.grad, fl.amp("fp16", init_scale=2.0**24), fl.update(fl.optim.sgd(1e-3)))
+    batches = fl.Batches({"x": torch.rand(40, 3), "y": torch.rand(40, 1)}, 1)
+    _, history = fl.fit(step, step.init(nn.Linear(3, 1)), batches, epochs=3)
+    assert 0 < sum(history["skipped"]) <= 30 and not caplog.messages
+
+
+def test_a_run_without_a_skipped_step_says_nothing(caplog) -> None:
+    fl.fit(STEP, STEP.init(nn.Linear(3, 1)), [GOOD] * 30, epochs=3)
+    assert not caplog.messages
+
+
+def well(folder, **arguments):
+    """A run on good data into a folder."""
+    callbacks = [fl.checkpoint(folder, keep=3)]
+    state = STEP.init(nn.Linear(3, 1))
+    return fl.fit(STEP, state, [GOOD] * 4, epochs=1, callbacks=callbacks, **arguments)
+
+
+@pytest.mark.parametrize("examples", [100, 12], ids=["failed", "stopped"])
+def test_the_folder_of_a_run_that_trained_nothing_is_free_for_the_mended_one(
+    tmp_path, caplog, examples
+) -> None:
+    with contextlib.suppress(NothingTrainedError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(examples, tmp_path, epochs=1)
+    (left,) = tmp_path.glob("step-*")
+    well(tmp_path)
+    assert "no step was committed: it is replaced" in caplog.text
+    assert not left.exists() and int(fl.load(tmp_path, like=STEP.init(nn.Linear(3, 1))).step) == 4
+    with pytest.raises(FileExistsError, match="holds another run"):
+        well(tmp_path)
+
+
+def test_the_folder_of_a_run_that_died_later_is_not_free(tmp_path) -> None:
+    batches = mixed(*[True] * 60, *[False] * 3000)
+    callbacks = [fl.checkpoint(tmp_path)]
+    with pytest.raises(NothingTrainedError):
+        state = STEP.init(nn.Linear(3, 1))
+        fl.fit(STEP, state, batches, epochs=1, callbacks=callbacks)
+    with pytest.raises(FileExistsError, match="holds another run"):
+        well(tmp_path)
+
+
+def test_the_folder_of_an_untrained_run_that_went_on_is_not_free(tmp_path) -> None:
+    with pytest.raises(NothingTrainedError):
+        run(100, tmp_path, epochs=1)
+    mended = fl.Batches({"x": torch.ones(100, 3), "y": torch.ones(100, 1)}, 4)
+    state = STEP.init(nn.Linear(3, 1))
+    callbacks = [fl.checkpoint(tmp_path, keep=9)]
+    state, _ = fl.fit(STEP, state, mended, epochs=3, callbacks=callbacks, resume=tmp_path)
+    assert int(state.step) == 3 * 25 - 24
+    with pytest.raises(FileExistsError, match="holds another run"):
+        well(tmp_path)

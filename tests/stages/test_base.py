@@ -90,7 +90,9 @@ def test_a_stage_class_is_a_tree():
     class Callback(fl.Callback):
         name: str = "mine"
 
-    with pytest.raises(TypeError, match=r"Plain is no tree, .* as inner\. Write @fl\.tree above"):
+    with pytest.raises(
+        TypeError, match=r"Plain is no tree, .* as inner\. Write @fl\.tree on the line above"
+    ):
         fl.pipe(loss, fl.grad, Plain)
     with pytest.raises(TypeError, match=r"More is no tree, .* as decay"):
         fl.pipe(loss, fl.grad, More)
@@ -141,3 +143,26 @@ def test_a_callback_that_sets_itself_up_needs_no_decorator():
             return state, x
 
     assert Steps(3).most == 3
+
+
+def test_a_stage_class_that_sets_itself_up_is_told_what_to_write_instead():
+    class Mine(fl.StepStage):
+        def __init__(self, k):
+            self.k = k
+
+    with pytest.raises(TypeError, match=r"Write @fl\.tree .*class Mine\. .*in place of __init__"):
+        Mine(3)
+
+
+def test_a_stage_without_fields_and_decorator_prints_as_itself():
+    class Still(fl.StepStage):
+        def __call__(self, state, x):
+            return state, {}
+
+    class Counting(fl.Callback):
+        def __init__(self, start):
+            self.start = start
+
+    assert repr(Still()) == "Still()" and repr(Counting(3)) == "Counting()"
+    state = Still().init(nn.Linear(2, 1))
+    assert fl.fit(Still(), state, [torch.ones(1, 2)], epochs=1)[1].status == "completed"

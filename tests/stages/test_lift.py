@@ -34,21 +34,65 @@ def test_a_gradient_stage_goes_into_a_pipeline():
     testing.check_skips(step, state, batch * torch.nan)
 
 
+STATE = fl.grad(loss).init(nn.Linear(2, 1))
+
+
 @pytest.mark.parametrize(
     ("kind", "result", "message"),
     [
         ("grad", None, r"must return \(state, fl\.Grads\), got None"),
+        ("grad", (STATE, {}), r"must return \(state, fl\.Grads\), got \(state, \{\}\)"),
+        ("step", (STATE, 3), r"must return \(state, metrics\), got \(state, 3\)"),
         ("step", (1, {}), r"must return \(state, metrics\), got \('1', '\{\}'\)"),
     ],
 )
 def test_a_wrong_result(kind, result, message):
-    state = fl.grad(loss).init(nn.Linear(2, 1))
     with pytest.raises(TypeError, match=message):
-        fl.stage(lambda s, x: result, kind)(state, None)
+        fl.stage(lambda s, x: result, kind)(STATE, None)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("value", [0.5, 3, torch.tensor(2.0), "text"], ids=str)
+@pytest.mark.parametrize("kind", ["grad", "step"])
+def test_a_bare_number_as_a_metric_is_refused_alike_wherever_it_runs(kind, value, compiled):
+    def function(state, batch):
+        if kind == "step":
+            return state, {"gap": value}
+        state, grads = fl.grad(loss)(state, batch)
+        return state, grads.replace(metrics={**grads.metrics, "gap": value})
+
+    step = fl.stage(function, kind)
+    if kind == "grad":
+        step = fl.pipe(step, fl.accumulate(2), fl.update(fl.optim.sgd(0.1)))
+    run = fl.compile(step, backend="aot_eager") if compiled else step
+    with pytest.raises(TypeError, match=r"The stage function reports 'gap' as .*fl\.Last\(value\)"):
+        run(step.init(nn.Linear(2, 1)), torch.ones(4, 2))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_bare_number_from_a_stage_class_is_refused_too(compiled):
+    @fl.tree
+    class Gap(fl.GradStage):
+        wraps = "grad"
+        inner: object
+
+        def __call__(self, state, x):
+            state, grads = self.inner(state, x)
+            return state, grads.replace(metrics={**grads.metrics, "gap": 0.5})
+
+    step = fl.pipe(loss, fl.grad, Gap, fl.update(fl.optim.sgd(0.1)))
+    run = fl.compile(step, backend="aot_eager") if compiled else step
+    with pytest.raises(TypeError, match=r"reports 'gap' as 0\.5.*fl\.Last\(value\)"):
+        next(fl.run(run, step.init(nn.Linear(2, 1)), [torch.ones(4, 2)], steps=1))
 
 
 def test_a_gradient_stage_must_give_gradients():
-    step = fl.pipe(fl.stage(lambda s, x: (s, {}), "grad"), fl.update(fl.optim.sgd(0.1)))
+    @fl.tree
+    class Other(fl.GradStage):
+        def __call__(self, state, x):
+            return state, {}
+
+    step = fl.pipe(Other(), fl.update(fl.optim.sgd(0.1)))
     with pytest.raises(TypeError, match="update got dict from the gradient stage"):
         step(step.init(nn.Linear(2, 1)), torch.ones(4, 2))
 

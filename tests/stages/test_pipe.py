@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import fnloop as fl
@@ -14,6 +15,62 @@ SGD = fl.optim.sgd(0.1)
 
 def loss(model, batch):
     return model(batch).mean()
+
+
+STEP = fl.pipe(loss, fl.grad, fl.update(SGD))
+
+
+def noise(state, grads):
+    return state, grads
+
+
+class Distance(nn.Module):
+    def forward(self, model, batch):
+        return model(batch).square().mean()
+
+
+@pytest.mark.parametrize("given", [Distance(), max, lambda *a: a[0](a[1]).mean(), loss])
+def test_what_can_be_a_loss(given) -> None:
+    assert fl.grad(given).kind == "grad"
+
+
+@pytest.mark.parametrize("place", ["evaluate", "validate", "predict"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(STEP, "a training step"), (nn.Linear(2, 1), "is a model"), (nn.MSELoss(), r"model\(x\), y")],
+)
+def test_what_is_not_evaluated(place, given, message: str) -> None:
+    state, data = STEP.init(nn.Linear(2, 1)), [torch.ones(3, 2)]
+    with pytest.raises(TypeError, match=message):
+        if place == "validate":
+            fl.validate(given, data)
+        else:
+            list(getattr(fl, place)(given, state, data))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (nn.Linear(2, 1), r"the model Linear, which goes into step\.init"),
+        (SGD, "the optimizer sgd"),
+        (fl.update(SGD), r"update\(\.\.\.\), which waits"),
+        (fl.grad, "was given grad"),
+        (3, "was given 3"),
+    ],
+)
+def test_what_is_no_step(given, message: str) -> None:
+    state, data = STEP.init(nn.Linear(2, 1)), [torch.ones(3, 2)]
+    with pytest.raises(TypeError, match=rf"{message}.*fl\.pipe\(loss, fl\.grad"):
+        fl.fit(given, state, data, epochs=1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_loss_in_the_place_of_a_step_says_so(compiled) -> None:
+    state, data = STEP.init(nn.Linear(2, 1)), [torch.ones(3, 2)]
+    given = fl.compile(loss, backend="aot_eager") if compiled else loss
+    with pytest.raises(TypeError, match="not callable") as error:
+        fl.fit(given, state, data, epochs=1)
+    assert any("may be a loss. Make a step of it: fl.pipe" in n for n in error.value.__notes__)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +98,26 @@ def loss(model, batch):
             ),
             r"StepLR.*fl\.schedules\.cosine",
         ),
+        (lambda: fl.pipe(loss, fl.grad(), fl.update(SGD)), r"without brackets: fl\.pipe"),
+        (
+            lambda: fl.pipe(loss, fl.grad, noise, fl.update(SGD)),
+            r"noise takes \(state, grads\).*@fl",
+        ),
+        (
+            lambda: fl.pipe(loss, fl.grad, fl.stage(noise, "grad"), fl.update(SGD)),
+            r"noise is a stage by itself.*fl\.GradStage\), with wraps = \"grad\"",
+        ),
+        (
+            lambda: fl.pipe(loss, fl.grad, fl.update(SGD), fl.stage(noise, "step")),
+            r"noise is a stage by itself.*fl\.StepStage\), with wraps = \"step\"",
+        ),
+        (lambda: fl.stage(lambda g: g, "grad"), r"takes \(g\); .* a state and a batch"),
+        (lambda: fl.pipe(nn.MSELoss(), fl.grad), r"return nn\.MSELoss\(\)\(model\(x\), y\)"),
+        (lambda: fl.pipe(nn.MSELoss, fl.grad), r"return nn\.MSELoss\(\)\(model\(x\), y\)"),
+        (lambda: fl.pipe(F.mse_loss, fl.grad), r"return F\.mse_loss\(model\(x\), y\)"),
+        (lambda: fl.pipe(nn.Linear(2, 1), fl.grad), r"Linear is a model.*step\.init\(model\)"),
+        (lambda: fl.pipe(lambda m: 0, fl.grad), r"takes \(m\)"),
+        (lambda: fl.pipe(STEP, fl.grad), "update.*a training step, which is called with a state"),
     ],
 )
 def test_what_does_not_belong_there(build, message: str) -> None:

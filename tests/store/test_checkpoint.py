@@ -23,6 +23,7 @@ from fnloop.values.start import start
 BATCHES = 4  # in an epoch
 
 
+@fl.tree
 class Report(Metric):
     """A metric whose value is a dict of values."""
 

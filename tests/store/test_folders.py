@@ -4,7 +4,8 @@ import shutil
 import pytest
 import torch
 
-from fnloop.store.checkpoint_errors import CheckpointError
+import fnloop as fl
+from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
 from fnloop.store.files import Disk
 from fnloop.store.folders import best, latest, target_of
 from fnloop.store.load import load
@@ -92,7 +93,7 @@ def test_incomplete_checkpoints_are_passed_over_with_a_warning(tmp_path, damage)
 
 def test_what_is_no_checkpoint_is_a_clear_error(tmp_path):
     like = state_at(0)
-    with pytest.raises(CheckpointError, match="gone does not exist"):
+    with pytest.raises(CheckpointError, match=r"There is no folder .*gone"):
         load(tmp_path / "gone", like=like)
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file"):
@@ -108,3 +109,24 @@ def test_what_is_no_checkpoint_is_a_clear_error(tmp_path):
         load(tmp_path / "step-00000001", like=like)
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         read_manifest(tmp_path / "step-00000001")
+
+
+def test_a_path_without_a_checkpoint_is_missing_not_damaged_and_a_similar_one_is_named(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    step = fl.pipe(lambda m, b: m(b).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    state = step.init(torch.nn.Linear(2, 1))
+    fl.save(state, "runs/first")
+    for path, message in [
+        ("runs/frist", r"There is no folder runs/frist in .*\. Did you mean runs/first\?"),
+        (tmp_path / "runs/frist", r"There is no folder /.*/frist\. Did you mean /.*/first\?"),
+        ("runs", r"runs holds no complete checkpoint \(step-\.\.\.\)\. Did you mean runs/first\?"),
+        ("elsewhere/first", r"There is no folder elsewhere/first in [^?]*$"),
+    ]:
+        with pytest.raises(FileNotFoundError, match=message) as missing:
+            fl.load(path, like=state)
+        assert isinstance(missing.value, fl.CheckpointError)
+        assert not isinstance(missing.value, DamagedError)
+    fl.fit(step, state, [torch.ones(2, 2)], epochs=1, resume="runs/frist")
+    assert "the run starts here. Did you mean runs/first?" in caplog.text

@@ -206,3 +206,76 @@ def test_a_metric_of_several_values_has_a_name_for_each():
         "text": fl.Last("a"),
     }
     assert fl.numbers(long) == {}
+
+
+def test_a_metric_shows_its_value():
+    table = fl.Sum(torch.ones(20, 20))
+    shown = {
+        "loss": fl.Mean(torch.tensor(0.123456), 3),
+        "steps": fl.Sum(torch.tensor(7)),
+        "lr": fl.Last(1e-5),
+        "recall": fl.Last(torch.tensor([0.5, 0.25])),
+        "table": table,
+        "done": fl.stop(torch.tensor(False), "enough"),
+    }
+    assert repr(shown) == (
+        "{'loss': Mean(0.04115), 'steps': Sum(7), 'lr': Last(1e-05), "
+        "'recall': Last([0.5, 0.25]), 'table': Sum(f32[20,20]), 'done': Stop(False)}"
+    )
+    assert str(shown["loss"]) == f"{shown['loss']}" == "Mean(0.04115)"
+
+
+def test_where_there_is_no_value_to_look_at_a_metric_shows_its_fields():
+    texts = []
+
+    def f(x):
+        texts.append(repr(fl.Mean(x, 2)))
+        return x
+
+    torch.func.vmap(f)(torch.ones(3))
+    torch.func.grad(f)(torch.ones(()))
+    texts.append(repr(fl.Mean(torch.ones((), device="meta"), 2)))
+    with torch._subclasses.FakeTensorMode():
+        texts.append(repr(fl.Mean(torch.ones(()), 2)))
+    assert texts == ["Mean(total=f32[], weight=2)"] * 4
+
+
+def test_printing_metrics_in_a_compiled_step_records_nothing():
+    texts = []
+
+    def told(state, batch):
+        state, metrics = STEP(state, batch)
+        texts.append(repr(metrics))
+        return state, metrics
+
+    STEP = fl.pipe(lambda m, b: m(b).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    state = STEP.init(torch.nn.Linear(2, 1))
+    fl.compile(told, backend="aot_eager")(state, torch.ones(3, 2))
+    assert "'loss': Mean(total=f64[], weight=i64[])" in texts[0]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_metric_class_without_fl_tree_is_told_so(compiled):
+    class Fields(fl.Metric):
+        n: torch.Tensor
+
+    class Own(fl.Metric):
+        def __init__(self, n):
+            self.n = n
+
+        def merge(self, other):
+            return Own(self.n + other.n)
+
+        def value(self):
+            return self.n
+
+    with pytest.raises(TypeError, match=r"class Fields is no tree.* as n\. Write @fl\.tree"):
+        Fields(torch.ones(()))
+    step = fl.pipe(
+        lambda m, b: (m(b).mean(), {"own": Own(torch.ones(()))}),
+        fl.grad,
+        fl.update(fl.optim.sgd(0.1)),
+    )
+    run = fl.compile(step, backend="aot_eager") if compiled else step
+    with pytest.raises(TypeError, match=r"class Own is no tree\. .*in place of __init__"):
+        run(step.init(torch.nn.Linear(2, 1)), torch.ones(3, 2))

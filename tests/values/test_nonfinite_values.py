@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop.replays.nonfinite_values import Nonfinite, in_batch, in_state, tensors_in
+from fnloop.values.nonfinite_values import Nonfinite, in_batch, in_state, tensors_in
 
 
 def test_counts_and_places_are_those_of_a_plain_search():
