@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from fnloop.data.batches import Batches
-from fnloop.data.permute import permute, permute_epochs
+from fnloop.data.permutation import permute, permute_epochs
 from fnloop.trees.nodes import tree
 from fnloop.values.cursor import Cursor
 
