@@ -22,7 +22,7 @@ def whole_numbers(numbers: Any, who: str, what: str) -> Tensor:
         found = torch.as_tensor(numbers, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         found = None
-    if found is None or found.ndim != 1 or found.dtype not in _WHOLE:
+    if found is None or found.ndim != 1 or (len(found) and found.dtype not in _WHOLE):
         got = type(numbers).__name__ if found is None else short(found)
         raise TypeError(f"{who} takes {what}, a list of whole numbers; got {got}.")
     return found.long()

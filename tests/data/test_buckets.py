@@ -202,7 +202,8 @@ def test_another_batch_size_puts_others_together_and_says_so(loader: bool) -> No
     def source(size: int) -> Any:
         if loader:
             data: Any = SEQUENCES
-            return as_source(DataLoader(data, batch_sampler=BucketSampler(BUCKETS, size)))
+            sampler = BucketSampler(BUCKETS, size)
+            return as_source(DataLoader(data, batch_sampler=sampler, collate_fn=list))
         return fl.Batches(SEQUENCES, size, collate=list, buckets=BUCKETS)
 
     after, _ = next(source(4).iterate(Cursor(1, 0, 6)))
