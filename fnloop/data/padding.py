@@ -119,10 +119,9 @@ class pad:
         sizes = torch.tensor(self.lengths, device="cpu")
         return sizes[torch.searchsorted(sizes, given)]
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, as JSON."""
-        values = {path: repr(value) for path, value in self._values.items()}  # JSON has no inf
-        return {"pad": list(self.lengths), "values": values, "batch_size": self.batch_size}
+    def about(self) -> str:
+        """What a checkpoint keeps of it."""
+        return repr(self)
 
     def __repr__(self) -> str:
         values = self._values.get("", self._values)
