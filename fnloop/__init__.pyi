@@ -69,7 +69,7 @@ from fnloop import metrics as metrics
 # Data
 from fnloop.data.batches import Batches as Batches
 from fnloop.data.bundle import Data as Data
-from fnloop.data.permute import permute as permute
+from fnloop import data as data
 from fnloop.data.prefetch import prefetch as prefetch
 
 # Effects

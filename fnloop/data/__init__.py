@@ -1,1 +1,9 @@
-"""Data sources: batches as a function of the cursor, and adapters for iterables."""
+"""Data: joining examples of many lengths, orders of examples, and sources of batches."""
+
+from fnloop.data.buckets import BucketSampler as BucketSampler
+from fnloop.data.padding import pad as pad
+from fnloop.data.permutation import permute as permute
+from fnloop.names.suggestions import suggesting as _suggesting
+from fnloop.values.padded import Padded as Padded
+
+__getattr__ = _suggesting(__name__)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fnloop.data.order import check_order
-from fnloop.data.permute import permute_epochs
+from fnloop.data.buckets import BucketOrder
+from fnloop.data.fingerprint import sample_of_columns
+from fnloop.data.order import check_order, refusal
+from fnloop.data.permutation import permute_epochs
 from fnloop.data.readers import reader
+from fnloop.data.whole import whole_numbers
 from fnloop.names.keywords import explained
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
@@ -25,7 +28,7 @@ class Batches:
     """Batches of data, shuffled anew each epoch. A batch is a pure function of the cursor.
 
     There is no iteration state, so resuming needs only the cursor. The order of an epoch is a
-    function of `seed` and the epoch (see `fl.permute`), independent of the batch size.
+    function of `seed` and the epoch (see `fl.data.permute`), independent of the batch size.
 
     Args:
         data: A tensor or numpy array; a tuple, dict or other pytree of them with a common leading
@@ -40,15 +43,21 @@ class Batches:
         shuffle: False keeps the order of the data.
         seed: Seed of the shuffle and of a dataset's random numbers, any integer.
         drop_last: Drop a last batch that is smaller than `batch_size`.
+        collate: Joins a list of examples of a dataset to a batch, instead of ``default_collate``:
+            `fl.data.pad`, or a function of yours. A list of tensors is then one of examples. Random
+            numbers that it draws are a function of `seed`, the epoch and the batch.
+        buckets: A whole number for each example. Examples with the same number, or with
+            neighbouring ones, are put together: within stretches of 100 to 200 batches, in which
+            the batches are shuffled. The order then depends on the batch size.
 
     Attributes:
         examples: Number of examples.
         batches: Number of batches per epoch.
 
     Raises:
-        TypeError: `data` is none of these.
-        ValueError: There is no example, leading dimensions differ, `batch_size` is less than 1, or
-            `drop_last` leaves no batch.
+        TypeError: `data` is none of these, or `collate` is given for tensors.
+        ValueError: There is no example, leading dimensions differ, `batch_size` is less than 1,
+            `drop_last` leaves no batch, or there are more or fewer `buckets` than examples.
 
     >>> batches = Batches({"x": torch.arange(5.0)}, batch_size=2, shuffle=False)
     >>> len(batches), [batch["x"].tolist() for batch in batches]
@@ -66,6 +75,8 @@ class Batches:
         shuffle: bool = True,
         seed: int = 0,
         drop_last: bool = False,
+        collate: Callable[[list[Any]], Any] | None = None,
+        buckets: Sequence[int] | Tensor | None = None,
     ) -> None:
         if isinstance(batch_size, list) or getattr(batch_size, "ndim", 0):
             raise TypeError(
@@ -76,7 +87,7 @@ class Batches:
         self.shuffle = shuffle
         self.seed = as_count(seed, "seed", least=None)
         self.drop_last = drop_last
-        self._reader = reader(data)
+        self._reader = reader(data, collate)
         self.examples = self._reader.examples
         if not self.examples:
             raise ValueError("The data is empty: it has 0 examples.")
@@ -85,6 +96,7 @@ class Batches:
                 f"drop_last=True leaves no batch: there are {self.examples} examples and "
                 f"batch_size is {batch_size}. Make batch_size smaller, or keep the last batch."
             )
+        self._buckets = None if buckets is None else _checked(buckets, self.examples)
         self._length = (self.examples + (0 if drop_last else batch_size - 1)) // batch_size
         self.batches: int | None = self._length  # part of the Source protocol
         self._order = self._new_order()
@@ -135,6 +147,7 @@ class Batches:
             "drop_last": self.drop_last,
             "index": "examples",
             "exact": "at once",
+            **({} if self._buckets is None else {"buckets": sample_of_columns([self._buckets])}),
             **self._reader.about(),
         }
 
@@ -145,6 +158,8 @@ class Batches:
 
     def ordered(self) -> Batches:
         """See `Source`."""
+        if self._buckets is not None:
+            raise refusal("fl.Batches puts buckets together", "leave buckets= out")
         check_order(self, self._reader)
         return self
 
@@ -154,7 +169,9 @@ class Batches:
             f"shuffle={self.shuffle}, seed={self.seed}, drop_last={self.drop_last})"
         )
 
-    def _walk(self, cursor: Cursor, order: _Order) -> Generator[tuple[Cursor, Any], None, None]:
+    def _walk(
+        self, cursor: Cursor, order: _Order | BucketOrder | None
+    ) -> Generator[tuple[Cursor, Any], None, None]:
         epoch, index, count = cursor
         size, examples, data = self.batch_size, self.examples, self._reader
         if not 0 <= index < examples:
@@ -170,7 +187,7 @@ class Batches:
             seed = fold(self.seed, epoch) if data.random else 0
             if data.epochs:
                 data.epochs.keep(epoch)
-            if self.shuffle:
+            if order is not None:
                 batch = data.take(order.at(epoch, index, stop), seed)
             else:
                 batch = data.cut(index, stop, seed)
@@ -178,9 +195,14 @@ class Batches:
             epoch, index = (epoch, stop) if stop <= last else (epoch + 1, 0)
             yield Cursor(epoch, index, count), batch
 
-    def _new_order(self) -> _Order:
+    def _new_order(self) -> _Order | BucketOrder | None:
+        devices = self._reader.devices
+        if self._buckets is not None:
+            return BucketOrder(self._buckets, self.batch_size, self.shuffle, self.seed, devices)
+        if not self.shuffle:
+            return None
         ahead = self.batch_size * max(1, _AHEAD // self.batch_size)
-        return _Order(self.examples, self.seed, self._reader.devices, ahead)
+        return _Order(self.examples, self.seed, devices, ahead)
 
 
 class _Order:
@@ -212,6 +234,16 @@ class _Order:
         )
         blocks = [block.to(device).unbind() for device in self._devices]
         return _Known(epoch, start, stop, list(zip(*blocks, strict=True)))
+
+
+def _checked(buckets: Any, examples: int) -> Tensor:
+    found = whole_numbers(buckets, "fl.Batches(buckets=...)", "the bucket of each example")
+    if len(found) != examples:
+        raise ValueError(
+            f"buckets has {len(found)} numbers, and there are {examples} examples. Give each "
+            "example its bucket, in the order of the data."
+        )
+    return found
 
 
 class _Known(NamedTuple):

@@ -28,6 +28,7 @@ from fnloop.data.generators import seeded_generators
 from fnloop.data.iterables import Again, length, read
 from fnloop.data.nested import Epochs, inexact, parts
 from fnloop.data.order import check_order
+from fnloop.data.readers import about_collate
 from fnloop.data.seeding import draws
 from fnloop.data.worker_parts import SeededDataset, SeededIndices, SeededStream, ShowDataset
 
@@ -115,6 +116,7 @@ def samplers(loader: Any) -> list[Any]:
 def about_loader(loader: Any) -> dict[str, Any]:
     """The part of the fingerprint that all torch loaders share."""
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    ask: Any = getattr(loader.batch_sampler, "about", None)
     return {
         "dataset": name_of(loader.dataset),
         "examples": length(loader.dataset),
@@ -123,6 +125,8 @@ def about_loader(loader: Any) -> dict[str, Any]:
         "shuffle": isinstance(sampler, (RandomSampler, SubsetRandomSampler)),
         "sampler": name_of(sampler),
         "num_workers": loader.num_workers,
+        **({} if ask is None else ask()),
+        **({"collate": about_collate(loader.collate_fn)} if collates(loader) else {}),
     }
 
 

@@ -40,11 +40,11 @@ def check_order(*data: Any) -> None:
             remedy = "set shuffle=False"
             if name_of(part).startswith("fnloop."):
                 remedy = "use fl.Batches(..., shuffle=False)"
-            raise _refusal(f"{_name(part)} shuffles (shuffle=True)", remedy)
+            raise refusal(f"{_name(part)} shuffles (shuffle=True)", remedy)
         if isinstance(part, DataLoader):
             _check_loader(part)
         elif _shuffles_a_stream(part):
-            raise _refusal(f"{_name(part)} shuffles the stream", "leave it out")
+            raise refusal(f"{_name(part)} shuffles the stream", "leave it out")
 
 
 def watch(items: Iterable[Any], seed: int) -> Generator[Any, None, None]:
@@ -70,7 +70,7 @@ def check_drawn(seed: int, data: Any) -> None:
         ValueError: One was. A stream that draws may shuffle, and nobody can see that from outside.
     """
     if drawn(seed):
-        raise _refusal(
+        raise refusal(
             f"{_name(data)} draws random numbers while it is read, as a shuffle does",
             "turn off its shuffle, or its augmentation; or read its examples by number, with "
             "fl.Batches(dataset, batch_size, shuffle=False)",
@@ -82,14 +82,14 @@ def _check_loader(loader: Any) -> None:
     if type(sampler) is BatchSampler:
         sampler = sampler.sampler
     if loader.num_workers and not loader.in_order:
-        raise _refusal(
+        raise refusal(
             "this DataLoader gives batches as its workers finish (in_order=False)",
             "set in_order=True",
         )
     if isinstance(loader.dataset, IterableDataset):
         return
     if isinstance(sampler, _AT_RANDOM) or getattr(sampler, "shuffle", False) is True:
-        raise _refusal(
+        raise refusal(
             f"this DataLoader shuffles: its sampler is {_name(sampler)}",
             "use DataLoader(..., shuffle=False), without a sampler",
         )
@@ -103,7 +103,7 @@ def _check_sampler(sampler: Any, dataset: Sized) -> None:
     with seeding(0), seeded_generators(parts(sampler), 0):
         for index in islice(_indices(sampler), len(dataset) + 1):
             if not isinstance(index, int) or index < last:
-                raise _refusal(
+                raise refusal(
                     f"the {_name(sampler)} of this DataLoader gives {index!r} after {last}, which "
                     "is not the order of the dataset",
                     "use DataLoader(..., shuffle=False) without it; or, if its order is the one "
@@ -132,7 +132,8 @@ def _name(thing: Any) -> str:
     return name if isinstance(name, str) else type(thing).__name__
 
 
-def _refusal(why: str, remedy: str) -> ValueError:
+def refusal(why: str, remedy: str) -> ValueError:
+    """The error for data that is not in its own order."""
     return ValueError(
         f"predict gives outputs in the order of the data, but {why}. To predict: {remedy}."
     )

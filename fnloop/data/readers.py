@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,27 +25,44 @@ def is_columns(data: Any) -> bool:
     return isinstance(data, (Tensor, np.ndarray, tuple, Mapping)) or is_tree(data)
 
 
-def reader(data: Any) -> Columns | Indexed:
+Collate = Callable[[list[Any]], Any]
+
+
+def reader(data: Any, collate: Collate | None = None) -> Columns | Indexed:
     """Make the reader for `data`; see `fl.Batches` for the accepted types.
 
     Raises:
-        TypeError: The type is not accepted.
+        TypeError: The type is not accepted, or `collate` is given for a pytree of tensors.
         ValueError: `data` is a list of tensors, or the leaves of a pytree are not tensors and
             arrays with a common leading dimension.
     """
     check_no_frame(data)
+    if collate is not None and not callable(collate):
+        raise TypeError(f"collate= takes a function of a list of examples, got {short(collate)}.")
     if isinstance(data, TensorDataset):
+        if collate is not None:
+            return Indexed(data, collate)
         data = data.tensors
+    if is_columns(data) and collate is not None:
+        raise TypeError(
+            f"collate= joins examples of a dataset, and this data is a {type(data).__name__} of "
+            "tensors, which are cut without joining. Give a list of examples, or a dataset."
+        )
     if is_columns(data):
         mapping: bool = isinstance(data, Mapping) and not isinstance(data, dict)
         return Columns(dict(data) if mapping else data)
-    if isinstance(data, list) and data and all(_is_column(part) for part in data):
+    if (
+        collate is None
+        and isinstance(data, list)
+        and data
+        and all(_is_column(part) for part in data)
+    ):
         raise ValueError(
             f"A list of {len(data)} tensors may be columns or examples. Use a tuple for columns, "
             "such as (inputs, targets), and torch.stack(list) for examples."
         )
     if hasattr(data, "__len__") and (hasattr(data, "__getitem__") or hasattr(data, "__getitems__")):
-        return Indexed(data)
+        return Indexed(data, collate)
     raise TypeError(
         "Batches takes tensors or numpy arrays (or a tuple or dict of them), or a dataset with "
         f"__len__ and __getitem__; it was given {type(data).__name__}. Pass an iterable of batches "
@@ -127,11 +144,13 @@ class Indexed:
 
     devices = (torch.device("cpu"),)
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, collate: Collate | None) -> None:
         self.examples = len(data)
         self._data = data
+        self._collate = collate
         self._examples = Examples(data)
-        self.random = self._examples.random
+        self._drawn = getattr(collate, "draws", collate is not None)  # while joining
+        self.random = self._examples.random or self._drawn
         self.epochs = Epochs(data) or None
 
     def take(self, indices: list[Tensor], seed: int) -> Any:
@@ -146,24 +165,41 @@ class Indexed:
         """The fingerprint of the data, computed without reading examples (except of a list)."""
         dataset = self._data
         sample = {"sample": sample_of_list(dataset)} if type(dataset) is list else {}
-        return {"dataset": name_of(dataset), **sample, **inexact(dataset)}
+        return {
+            "dataset": name_of(dataset),
+            **sample,
+            **({} if self._collate is None else {"collate": about_collate(self._collate)}),
+            **inexact(dataset, self._collate),
+        }
 
     def _join(self, numbers: Sequence[int], seed: int) -> Any:
         if not self.random:
-            return self._collate(self._examples.take(numbers, seed), numbers)
+            return self._joined(self._examples.take(numbers, seed))
         with seeding(seed):
-            return self._collate(self._examples.take(numbers, seed), numbers)
+            examples = self._examples.take(numbers, seed)
+            if self._drawn:
+                self._examples.before_collation(numbers, seed)
+            return self._joined(examples)
 
-    def _collate(self, examples: list[Any], numbers: Sequence[int]) -> Any:
+    def _joined(self, examples: list[Any]) -> Any:
+        if self._collate is not None:
+            return self._collate(examples)
         try:
             return default_collate(examples)
         except (TypeError, ValueError, RuntimeError, KeyError) as error:
             raise ValueError(
-                f"{len(numbers)} examples of {type(self._data).__name__} cannot be "
-                f"joined to a batch: {error}. Usual cause: they differ in shape or keys, or hold "
-                "something other than numbers, text, arrays and tensors (None, objects). Return "
-                "tensors of one shape, or use a DataLoader with a collate_fn."
+                f"{len(examples)} examples of {type(self._data).__name__} cannot be joined to a "
+                f"batch: {error}. Usual cause: they differ in shape or keys, or hold something "
+                "other than numbers, text, arrays and tensors (None, objects). Return tensors of "
+                "one shape; pad sequences that differ in length, collate=fl.data.pad(...); or "
+                "give a collate= of your own."
             ) from error
+
+
+def about_collate(collate: Any) -> Any:
+    """What a checkpoint keeps of a function that joins examples."""
+    ask: Any = getattr(collate, "about", None)
+    return getattr(collate, "__qualname__", None) or name_of(collate) if ask is None else ask()
 
 
 def _is_column(value: Any) -> bool:

@@ -38,7 +38,8 @@ def resumed_index(
             f"The batch size was {old} and is {new}: the loader goes on from its own state, and "
             "what that means for another batch size is up to it."
         )
-    if cursor.index == 0 or old is None or new is None or old == new:
+    regrouped = _regrouped(before, now)
+    if cursor.index == 0 or old is None or new is None or (old == new and not regrouped):
         return cursor, None
     read = cursor.index * old
     index = read // new
@@ -50,8 +51,19 @@ def resumed_index(
         )
     place = f"example {index}" if now.get("index") == "examples" else f"batch {index}"
     twice = read - index * new
+    if regrouped:
+        return cursor._replace(index=index), (
+            f"{what}, which puts other examples together (buckets): the epoch goes on at {place}, "
+            "some of its examples may be left out, and others seen twice."
+        )
     seen = f", and {twice} examples are seen twice" if twice else ", and none is seen twice"
     return cursor._replace(index=index), f"{what}: the epoch goes on at {place}{seen}."
+
+
+def _regrouped(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the order of the examples depends on the batch size, which is another one."""
+    grouped = "buckets" in before or "buckets" in now
+    return grouped and before.get("batch_size") != now.get("batch_size")
 
 
 def _size(about: Mapping[str, Any]) -> int | None:
@@ -64,7 +76,7 @@ def _size(about: Mapping[str, Any]) -> int | None:
 
 def _what(before: Mapping[str, Any], now: Mapping[str, Any], old: int, new: int) -> str:
     if before.get("index") == now.get("index"):
-        return f"The batch size was {old} and is {new}"
+        return f"The batch size was {before.get('batch_size')} and is {now.get('batch_size')}"
     return (
         f"The data was {before.get('kind')} and is {now.get('kind')}, which has another order, so "
         "some examples of this epoch may be left out and others seen twice"

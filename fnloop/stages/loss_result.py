@@ -18,6 +18,7 @@ from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.looking import look
 from fnloop.values.metrics import Mean, Metric, as_tensor, check_metrics, exact
+from fnloop.values.padded import Padded
 from fnloop.values.rows import UnclearRows, rows
 from fnloop.values.state import State
 
@@ -113,8 +114,15 @@ def examples(batch: Any, who: Any) -> int:
     """The number of examples, as by `rows`; 1 if the batch has only single values.
 
     Raises:
-        ValueError: It is unclear, or the batch has leaves of unknown types only.
+        ValueError: It is unclear, or the batch has leaves of unknown types only; or it is padded.
     """
+    if isinstance(batch, Padded):
+        raise ValueError(
+            f"{_name(who)} returned a scalar, which is the mean over the batch's examples; but "
+            "the batch is an fl.data.Padded, in which examples of weight zero may stand. Weigh "
+            "them: fl.Mean((weight * losses).sum(), weight.sum()), with the weight in the batch "
+            "and one loss for each example. The same for a metric."
+        )
     try:
         size = rows(batch)
     except UnclearRows as unclear:

@@ -26,7 +26,12 @@ _NAMES = {
 
 
 def short(value: Any) -> str:
-    """A one-line text for any value; for a tensor its dtype and shape, such as ``f32[3,4]``."""
+    """A one-line text for any value; for a tensor its dtype and shape, such as ``f32[3,4]``.
+
+    >>> from collections import namedtuple
+    >>> short(namedtuple("Batch", "x y")((torch.zeros(2, 3), "a"), None))
+    "Batch(x=(f32[2,3], 'a'), y=None)"
+    """
     if isinstance(value, Tensor):
         return f"{_dtype(value)}[{','.join(map(str, value.shape))}]"
     if hasattr(type(value), "__tree_children__"):
@@ -37,6 +42,10 @@ def short(value: Any) -> str:
         return "{" + ", ".join(f"{k!r}: {short(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(short, value)) + "]"
+    names: Any = getattr(value, "_fields", None)
+    if isinstance(value, tuple) and names is not None:
+        fields = [f"{name}={short(part)}" for name, part in zip(names, value, strict=True)]
+        return f"{type(value).__name__}({', '.join(fields)})"
     if type(value) is tuple:
         return "(" + ", ".join(map(short, value)) + ("," if len(value) == 1 else "") + ")"
     if callable(value) and hasattr(value, "__qualname__"):

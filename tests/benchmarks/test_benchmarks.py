@@ -13,7 +13,7 @@ import torch
 
 import fnloop as fl
 
-from . import compare_checkouts, extras, machine, population, report, steps
+from . import compare_checkouts, extras, lengths, machine, population, report, steps
 from .__main__ import main
 from .compiling import cold_and_warm
 from .contenders import CONTENDERS, DONATED, FUSED, JAX, LIGHTNING, Contender, chosen, sort
@@ -288,6 +288,24 @@ def test_a_population_against_its_members(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert f"| 8 | {population.VMAPPED} |" in out
     assert f"| 8 | {population.SINGLES} |" in out
+
+
+@pytest.mark.parametrize("name", lengths.CONTENDERS)
+def test_texts_are_trained_alike_by_hand_and_by_fnloop(name):
+    texts = lengths.texts(3 * lengths.BATCH)
+    data = lengths.batches(name, texts)
+    assert {len(batch["tokens"]) for batch, _, _ in data} == {lengths.BATCH}
+    by_hand, with_fnloop = lengths.by_hand(data, False), lengths.with_fnloop(data, False)
+    for _ in range(2):
+        assert with_fnloop() == pytest.approx(by_hand(), rel=1e-4)
+
+
+def test_texts_measured_in_this_process(capsys):
+    arguments = ["--only", lengths.EAGER, "--examples", "64", "--epochs", "2"]
+    assert lengths.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["graphs"] == 0 and 0 < found["padding"] < 0.4 and found["us"] > 0
+    assert lengths.line(found)[0] == "0"
 
 
 def test_the_peak_of_memory_is_counted(tmp_path, capsys):

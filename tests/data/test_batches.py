@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 import fnloop as fl
 from fnloop.data.batches import Batches
-from fnloop.data.permute import permute, permute_epochs
+from fnloop.data.permutation import permute, permute_epochs
 from fnloop.data.sources import as_source
 from fnloop.trees.nodes import tree
 from fnloop.values.cursor import Cursor

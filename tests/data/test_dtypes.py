@@ -103,5 +103,5 @@ def test_quantized_tensors_are_refused() -> None:
 
 def test_examples_that_do_not_fit_together_are_named() -> None:
     for examples in ([{"a": None}] * 3, [{"a": torch.ones(i)} for i in range(3)]):
-        with pytest.raises(ValueError, match=r"3 examples of list cannot be joined .*collate_fn"):
+        with pytest.raises(ValueError, match=r"3 examples of list cannot be joined .*collate=fl"):
             list(fl.Batches(examples, 3))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fnloop.data.permute import permute, permute_epochs
+from fnloop.data.permutation import permute, permute_epochs
 from fnloop.values.key import fold
 
 SIZES = [*range(1, 130), 255, 256, 257, 1000, 4095, 4096, 4097, 65535, 65537, 100_003]
