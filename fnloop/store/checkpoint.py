@@ -166,7 +166,7 @@ class checkpoint(Effect):
         self._place.take(run)
         self._longest = self._longest or tensor_file.size_of(leaves_of(run.state)) / _GUESS
         self._note_time(0.0)
-        sweep(self.folder, self.files)
+        patiently(lambda: sweep(self.folder, self.files), write_may_pass)
         self._run, self._called, self._saved = run, False, None
         self._seen, self._names, self._warned = False, set(), False
         on_disk = listing(self.folder, self.files)
@@ -362,7 +362,8 @@ class checkpoint(Effect):
             memos = saveable({**memos, own: self.memo()})
             save(state, self.folder, files=self.files, memos=memos, **about)
         except BaseException:
-            self._kept = before
+            # Of a remote store the answer may have been lost.
+            self._kept = before if self.files.renames else before.failed(count)
             raise
         self._note_time(time.monotonic() - began)
         self._saved = count

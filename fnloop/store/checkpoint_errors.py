@@ -11,6 +11,13 @@ class DamagedError(CheckpointError):
     """A checkpoint that is incomplete or damaged; an older one may be intact."""
 
 
+class UnfinishedError(DamagedError):
+    """One without a manifest, on a store that cannot rename: its upload or deletion has not ended.
+
+    A process or a store that is killed leaves such folders, so they are passed over.
+    """
+
+
 class UnreadableError(OSError, CheckpointError):
     """A file that cannot be read now. Nothing says that it is damaged, so no other is taken."""
 
