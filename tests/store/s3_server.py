@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
@@ -43,10 +44,15 @@ class Kept:
         for file in folder.rglob("*"):
             if file.is_file() and not file.name.endswith(".part"):
                 backend.put_object(BUCKET, file.relative_to(folder).as_posix(), file.read_bytes())
+        self._uploads: Any = backend.buckets[BUCKET].multiparts
         self._objects: Any = backend.buckets[BUCKET].keys
         self._known = {key: found.etag for key, found in list(self._objects.items())}
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        query = parse_qs(environ["QUERY_STRING"])
+        if not {*query.get("uploadId", [])} <= {*self._uploads}:  # moto says 500, unlike S3
+            start_response("404 Not Found", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>NoSuchUpload</Code><Message>It is not there</Message></Error>"]
         answer = [*self._application(environ, start_response)]
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             with self._lock:
