@@ -16,8 +16,7 @@ import pytest
 import torch
 
 import fnloop as fl
-from fnloop.store import checkpoint as checkpointing
-from fnloop.store import remote
+from fnloop.store import keeper, remote
 from fnloop.store.folders import listing
 from fnloop.store.manifest import MANIFEST
 
@@ -101,7 +100,7 @@ class Trial:
             return call
 
         for name in ("save", "discard", "amend"):
-            patch.setattr(checkpointing, name, noted(name, getattr(checkpointing, name)))
+            patch.setattr(keeper, name, noted(name, getattr(keeper, name)))
 
     def enter(self, phase: str) -> Any:
         """An effect that notes that a run has begun with its steps, which take a little time."""
