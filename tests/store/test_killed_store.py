@@ -20,7 +20,7 @@ from fnloop.store import keeper, remote
 from fnloop.store.folders import listing
 from fnloop.store.manifest import MANIFEST
 
-from . import s3_killed
+from . import s3, s3_killed
 
 STEPS = 20
 DATA = fl.Batches(torch.arange(96.0).reshape(48, 2), 2)
@@ -189,8 +189,10 @@ def disturbed(
     stops, background = number % 3 == 2, bool(number // 2 % 2)
     key = f"runs/{trial.width}-{number}"
     files = server.files / key
-    part = {"default_block_size": PART} if trial.width > 2 else {}
-    place = s3_killed.folder(server, name, key, client=QUICK, **part)
+    large = trial.width > 2  # its uploads take a while
+    options = {"default_block_size": PART} if large else {}
+    client = s3.CLIENT if large else QUICK
+    place = s3_killed.folder(server, name, key, client=client, **options)
     trial.acknowledged = 0
     seen = collections.Counter[str](runs=1)
     with Trouble(server, name, stops, trial, files, chance) as trouble:
