@@ -22,10 +22,9 @@ import torch
 
 from fnloop.effects import claims
 from fnloop.effects.effect import Run
-from fnloop.store import keeper
+from fnloop.store import keeper, tensor_file
 from fnloop.store import manifest as manifests
 from fnloop.store import save as saving
-from fnloop.store import tensor_file
 from fnloop.store.checkpoint import checkpoint
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.commit import discard, remove_tree
