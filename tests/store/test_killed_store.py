@@ -123,6 +123,7 @@ class Trouble:
         trial: The run that it disturbs.
         files: Where the server keeps the run's objects.
         chance: Random numbers.
+        rest: Seconds, at most, from one time to the next.
     """
 
     def __init__(
@@ -133,10 +134,11 @@ class Trouble:
         trial: Trial,
         files: Path,
         chance: random.Random,
+        rest: float,
     ) -> None:
         self.seen = collections.Counter[str]()
         self._server, self._name, self._stops = server, name, stops
-        self._trial, self._files, self._chance = trial, files, chance
+        self._trial, self._files, self._chance, self._rest = trial, files, chance, rest
         self._done, self._fault = threading.Event(), list[BaseException]()
         self._thread = threading.Thread(target=self._meddle)
 
@@ -152,7 +154,7 @@ class Trouble:
 
     def _meddle(self) -> None:
         try:
-            while not self._done.wait(self._chance.uniform(0.0, 0.8)):
+            while not self._done.wait(self._chance.uniform(0.0, self._rest)):
                 self._bring_down()
         except BaseException as error:
             self._fault.append(error)
@@ -179,7 +181,7 @@ class Trouble:
 
 
 def disturbed(
-    server: s3_killed.Mortal, trial: Trial, number: int, chance: random.Random
+    server: s3_killed.Mortal, trial: Trial, number: int, chance: random.Random, rest: float
 ) -> collections.Counter[str]:
     """A run in three parts, each resumed from the one before, whose store is killed all the time.
 
@@ -195,7 +197,7 @@ def disturbed(
     place = s3_killed.folder(server, name, key, client=client, **options)
     trial.acknowledged = 0
     seen = collections.Counter[str](runs=1)
-    with Trouble(server, name, stops, trial, files, chance) as trouble:
+    with Trouble(server, name, stops, trial, files, chance, rest) as trouble:
         for steps in (STEPS // 3, 2 * STEPS // 3, STEPS):
             trial.phase = "resume"
             with warnings.catch_warnings(record=True) as caught:
@@ -228,12 +230,16 @@ def disturbed(
 
 
 def battery(
-    server: s3_killed.Mortal, trial: Trial, runs: Iterable[int], patch: pytest.MonkeyPatch
+    server: s3_killed.Mortal,
+    trial: Trial,
+    runs: Iterable[int],
+    patch: pytest.MonkeyPatch,
+    rest: float = 0.8,
 ) -> collections.Counter[str]:
     trial.note(patch)
     chance, total = random.Random(0), collections.Counter[str]()
     for number in runs:
-        total += disturbed(server, trial, number, chance)
+        total += disturbed(server, trial, number, chance, rest)
     print(f"\n{dict(total)}")
     return total
 
@@ -241,7 +247,7 @@ def battery(
 def test_runs_outlive_a_store_that_is_killed_now_and_then(
     server: s3_killed.Mortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert battery(server, Trial(tmp_path), (0, 3), monkeypatch)["kills"] >= 4
+    assert battery(server, Trial(tmp_path), (0, 6), monkeypatch, rest=1.5)["kills"] >= 4
 
 
 @pytest.mark.slow
