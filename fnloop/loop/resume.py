@@ -17,7 +17,7 @@ from fnloop.effects.effect import Effect, named
 from fnloop.stages.base import Stage
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import Files, as_path, files_for
-from fnloop.store.folders import meant
+from fnloop.store.folders import is_there, meant
 from fnloop.store.load import Loaded, load_at
 from fnloop.store.pages import attached
 from fnloop.store.save import machine_of
@@ -79,7 +79,7 @@ def resume(
     files = files_for(place)
     loaded = load_at(place, state, files)
     if loaded is None:
-        what = "holds no checkpoint" if files.exists(place) else "does not exist yet"
+        what = "holds no checkpoint" if is_there(place, files) else "does not exist yet"
         hint = meant(place, files)
         _log.warning("%s %s: nothing is resumed, the run starts here.%s", place, what, hint)
         return state, None

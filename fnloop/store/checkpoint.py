@@ -5,25 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from fnloop.effects.effect import Effect, Run, named
-from fnloop.store import tensor_file
 from fnloop.store.background import Background
-from fnloop.store.checkpoint_errors import CheckpointError
-from fnloop.store.commit import discard, sweep
 from fnloop.store.files import Files
-from fnloop.store.folders import listing, target_of
-from fnloop.store.manifest import amend, read_manifest
-from fnloop.store.pages import detached, put_pages, saveable
+from fnloop.store.keeper import Keeper
 from fnloop.store.patience import patiently, write_may_pass
 from fnloop.store.retention import Retention
 from fnloop.store.run_folder import UNTRAINED, RunFolder
-from fnloop.store.save import leaves_of, save
 from fnloop.store.save_request import SaveRequest
 from fnloop.store.slot_shapes import check_shapes, shapes_of
 from fnloop.store.staging import Staging
@@ -35,8 +28,6 @@ from fnloop.values.merging import find, numbers
 from fnloop.values.metrics import Metrics
 from fnloop.values.monitored import check_mode
 from fnloop.values.state import State
-
-_GUESS = 100e6  # bytes a second, until a save has been timed
 
 
 class checkpoint(Effect):
@@ -119,7 +110,8 @@ class checkpoint(Effect):
         self.last = self.saves_last = last
         self.background = background
         self.name = name or (f"checkpoint/{monitor}" if monitor else "checkpoint")
-        self._kept = Retention(TopK(keep, mode), keep if monitor is None else int(last))
+        kept = Retention(TopK(keep, mode), keep if monitor is None else int(last))
+        self._keeper = Keeper(self._place, monitor, kept)
         self._request = SaveRequest()
         self._damaged: frozenset[Path] = frozenset()
         self._recalled = False
@@ -132,10 +124,7 @@ class checkpoint(Effect):
         self._metrics: Metrics = {}
         self._seen = False  # whether the monitored metric was reported
         self._names: set[str] = set()  # metrics reported until then
-        self._saved: int | None = None
         self._warned = False
-        self._longest = 0.0  # seconds; a guess, until a save has been timed
-        self._timed = False
 
     def best(self) -> Path | None:
         """The checkpoint of this run whose monitored metric is best, as `fl.best` finds it.
@@ -164,20 +153,16 @@ class checkpoint(Effect):
             )
         self._go_on(run)
         self._place.take(run)
-        self._longest = self._longest or tensor_file.size_of(leaves_of(run.state)) / _GUESS
-        self._note_time(0.0)
-        sweep(self.folder, self.files)
-        self._run, self._called, self._saved = run, False, None
+        self._run, self._called = run, False
         self._seen, self._names, self._warned = False, set(), False
-        on_disk = listing(self.folder, self.files)
-        now = Cursor.of(run.state.cursor).count
-        known = {*self._kept.counts, *self._kept.unneeded} & on_disk.keys()
-        own = self._place.own(known)
-        self._kept = self._kept.only({count for count in own if count <= now}).of(own)
+        there = self._keeper.begin(run.state)
         self._delete()
-        later = [count for count, path in on_disk.items() if path not in self._damaged]
+        self._note_time()
+        now = Cursor.of(run.state.cursor).count
+        later = [count for count, path in there.items() if path not in self._damaged]
         if self._recalled:
-            self._adopt(run, {count: on_disk[count] for count in later if count <= now})
+            before = {count: there[count] for count in later if count <= now}
+            self._keeper.adopt(before, self._own_name(run))
         self._worker = Background() if self.background else None
         self._staging = None
         self._request.listen()
@@ -200,7 +185,7 @@ class checkpoint(Effect):
         due = is_due(self.every, self.unit, cursor)
         score = self._score(state, metrics) if self.monitor else None
         requested = self._request.taken()
-        if self._kept.add(cursor.count, score, due, requested) is not None:
+        if self._keeper.kept.add(cursor.count, score, due, requested) is not None:
             check_shapes(self._shapes, state)
             if self._worker is None:
                 self._tell(_failures(self._job(state, score, due, requested, "running")))
@@ -231,18 +216,10 @@ class checkpoint(Effect):
         self._recalled = False
 
     def memo(self) -> dict[str, Any]:
-        return {"run": self._place.run, "monitor": self.monitor, **self._kept.memo()}
+        return self._keeper.memo()
 
     def recall(self, memo: Mapping[str, Any]) -> None:
-        same = (memo["monitor"], memo["mode"]) == (self.monitor, self._kept.top.mode)
-        if not same and memo["best"]:
-            warnings.warn(
-                f"checkpoint: the run monitored {memo['monitor']!r} ({memo['mode']}), and now "
-                f"monitors {self.monitor!r} ({self._kept.top.mode}). The search for the best "
-                "starts again; the best so far stay on the disk.",
-                stacklevel=2,
-            )
-        self._kept = self._kept.recall(memo, same)
+        self._keeper.recall(memo)
         self._recalled = True
 
     def note_damaged(self, paths: Collection[Path]) -> None:
@@ -252,20 +229,6 @@ class checkpoint(Effect):
         """A run that begins with the state with which this effect's last one ended is the same."""
         if run.continues is None and self._place.run and self._ended == _position(run.state):
             run.id = self._place.run
-
-    def _adopt(self, run: Run, on_disk: Mapping[int, Path]) -> None:
-        """Also manage what this effect saved after the memo that it was resumed from.
-
-        With two such effects, the last checkpoint is one's, and the other's memo in it is older.
-        """
-        own = self._own_name(run)
-        for count in sorted(on_disk.keys() - self._kept.counts - {*self._kept.unneeded}):
-            with contextlib.suppress(CheckpointError, LookupError, TypeError):
-                manifest = read_manifest(on_disk[count], files=self.files)
-                memo = manifest["memos"][own]
-                before = {entry[0] for entry in memo["best"]}
-                if manifest.get("run") == run.id and count in {*memo["recent"]} - before:
-                    self._kept = self._kept.add(count, None, due=True) or self._kept
 
     def _own_name(self, run: Run | None) -> str:
         others = named(run.effects) if run else {}
@@ -299,18 +262,10 @@ class checkpoint(Effect):
         lost = "The last state of the run is not saved."
         try:
             count = Cursor.of(run.state.cursor).count
-            if count == self._saved:
+            if count == self._keeper.saved:
                 lost = "The last state of the run is saved, but not how the run ended."
-                self._place.check_held()
-                memos, pages = detached(saveable(run.memos()))
-                put_pages(pages, self.folder, self.files)
-                digests = {path: page.digest for path, page in pages.items()}
-                place = target_of(self.folder, count)
                 known = numbers({**self._metrics, **run.last})
-                changes = {"memos": memos, "metrics": known, "pages": digests}
-                patiently(
-                    lambda: amend(place, self.files, status=status, **changes), write_may_pass
-                )
+                self._keeper.amend(run.memos(), status=status, metrics=known)
                 self._delete()
             else:
                 requested = status == "interrupted"
@@ -327,14 +282,13 @@ class checkpoint(Effect):
         """A job that saves `state` with the run's current values."""
         run = self._run
         memos = {} if run is None else run.memos()
-        own = self._own_name(run)
-        monitor = {"name": self.monitor, "mode": self._kept.top.mode, "value": score}
+        monitor = {"name": self.monitor, "mode": self._keeper.kept.top.mode, "value": score}
         return functools.partial(
-            self._consider,
+            self._save,
             state,
             (score, due, requested),
-            own,
-            memos=memos,
+            self._own_name(run),
+            memos,
             metrics=numbers({**self._metrics, **(run.last if run else {})}),
             config=run.config if run else None,
             data=run.data_now() if run else None,
@@ -344,50 +298,22 @@ class checkpoint(Effect):
             run=run.id if run else None,
         )
 
-    def _consider(
-        self,
-        state: State,
-        occasion: tuple[float | None, bool, bool],
-        own: str,
-        memos: dict[str, Any],
-        **about: Any,
-    ) -> None:
-        """Save `state` if it is to be kept, then delete what it replaces."""
-        count = Cursor.of(state.cursor).count
-        before, kept = self._kept, self._kept.add(count, *occasion)
-        if kept is None:
+    def _save(self, *what: Any, **about: Any) -> None:
+        """Save a state if it is to be kept, then delete what it replaces."""
+        if not self._keeper.save(*what, **about):
             return
-        self._kept = kept
-        began = time.monotonic()
-        try:
-            self._place.check_held()
-            memos = saveable({**memos, own: self.memo()})
-            save(state, self.folder, files=self.files, memos=memos, **about)
-        except BaseException:
-            self._kept = before
-            raise
-        self._note_time(time.monotonic() - began)
-        self._saved = count
+        self._note_time()
         self._delete()
-        self._warned = self._warned and bool(self._kept.unneeded)
+        self._warned = self._warned and bool(self._keeper.kept.unneeded)
 
-    def _note_time(self, seconds: float) -> None:
+    def _note_time(self) -> None:
         """Update `closing` with the duration of a save."""
-        if seconds:
-            self._longest = max(self._longest if self._timed else 0.0, seconds)
-            self._timed = True
         # With a margin of a half for slow disks; in the background two more saves may be pending.
-        self.closing = 1.5 * self._longest * (3 if self.background else 1)
+        self.closing = 1.5 * self._keeper.seconds * (3 if self.background else 1)
 
     def _delete(self) -> None:
-        """Delete what is not needed; retry later what cannot be deleted now."""
-        for count in self._kept.unneeded:
-            try:
-                discard(target_of(self.folder, count), self.files)
-            except OSError as error:
-                self._warn(f"a checkpoint that is no longer needed cannot be deleted: {error}")
-                return
-            self._kept = self._kept.deleted(count)
+        if error := self._keeper.delete():
+            self._warn(f"a checkpoint that is no longer needed cannot be deleted: {error}")
 
     def _score(self, state: State, metrics: Metrics) -> float | None:
         value = find(metrics, self.monitor or "")

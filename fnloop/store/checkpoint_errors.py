@@ -15,6 +15,13 @@ class MissingError(FileNotFoundError, CheckpointError):
     """There is no checkpoint at a path: no such folder, or none in it. Nothing is damaged."""
 
 
+class UnfinishedError(DamagedError):
+    """One without a manifest, on a store that cannot rename: its upload or deletion has not ended.
+
+    A process or a store that is killed leaves such folders, so they are passed over.
+    """
+
+
 class UnreadableError(OSError, CheckpointError):
     """A file that cannot be read now. Nothing says that it is damaged, so no other is taken."""
 

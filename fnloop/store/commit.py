@@ -47,7 +47,7 @@ def prepare(folder: Path, files: Files) -> None:
             error.errno or errno.EIO,
             f"No checkpoint can be written to {folder} ({reason_of(error)}). The usual cause is a "
             "read-only run folder, a file where a folder should be, or a store that does not "
-            "answer; pass a folder that you can write to",
+            "answer; try again when it does, or pass a folder that you can write to",
         ) from error
 
 

@@ -14,11 +14,12 @@ from fnloop.store.checkpoint_errors import (
     CheckpointError,
     DamagedError,
     MissingError,
+    UnfinishedError,
     UnreadableError,
 )
-from fnloop.store.files import Files, as_path, files_for
+from fnloop.store.files import Files, NotPlainFile, as_path, files_for
 from fnloop.store.manifest import MANIFEST, read_manifest
-from fnloop.store.patience import opened, patiently, read_error
+from fnloop.store.patience import opened, patiently, read_error, read_may_pass
 from fnloop.store.read import leaves_in
 
 _STEP = "step-([0-9]{8}|[1-9][0-9]{8,18})"
@@ -144,6 +145,8 @@ def _manifest_if_complete(path: Path, files: Files | None) -> dict[str, Any] | N
         problem = f"{manifest['file']} has {size} bytes instead of {manifest['bytes']}"
     except UnreadableError:
         raise
+    except UnfinishedError:
+        return None
     except CheckpointError as error:
         problem = str(error)
     warnings.warn(f"The checkpoint {path} was passed over: {problem}", stacklevel=3)
@@ -152,7 +155,8 @@ def _manifest_if_complete(path: Path, files: Files | None) -> dict[str, Any] | N
 
 def nothing_in(path: Path, files: Files) -> CheckpointError:
     """The error for a path at which there is no checkpoint."""
-    there, entries = files.exists(path), files.names(path)
+    there = is_there(path, files)
+    entries = patiently(lambda: files.names(path))
     if there and NAME.fullmatch(path.name):
         why = f"it has no {MANIFEST}" if entries else "it is empty"
         return DamagedError(f"{path} is not a complete checkpoint: {why}.")
@@ -179,9 +183,13 @@ def meant(path: Path, files: Files) -> str:
 
 
 def is_folder(path: Path, files: Files) -> bool:
-    """Whether `path` cannot be opened as a file."""
+    """Whether `path`, which is there, is no file."""
     try:
-        files.open(path).close()
-    except OSError:
+        patiently(lambda: files.open(path)).close()
+    except NotPlainFile:
+        return True
+    except OSError as error:
+        if read_may_pass(error):
+            raise read_error(path, error) from error
         return True
     return False

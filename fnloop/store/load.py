@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fnloop.names.keywords import explained
 from fnloop.store import tensor_file
-from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
+from fnloop.store.checkpoint_errors import CheckpointError, DamagedError, UnfinishedError
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import (
     is_checkpoint,
@@ -151,6 +151,8 @@ def load_newest(
     for _, path in sorted(listing(folder, files).items(), reverse=True):
         try:
             return load_one(path, like, files, only, prune)._replace(skipped=tuple(skipped))
+        except UnfinishedError:
+            continue
         except DamagedError as error:
             skipped.append((path, str(error)))
     if not skipped:

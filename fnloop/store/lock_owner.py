@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fnloop.store.files import Files, write_all
+from fnloop.store.files import Files, write_all, written
 
 PATIENCE = 60.0
 """Seconds without a sign of life after which an owner that cannot be asked is taken for dead."""
+HELD: set[str] = set()
+"""Tokens of the locks that this process holds, or is about to take."""
 _LARGEST = 1 << 16
 
 
@@ -82,8 +84,8 @@ def born_at(pid: int) -> int | None:
 
 def is_running(owner: Owner) -> bool:
     """Whether an owner on this system lives."""
-    if owner.pid == os.getpid():  # unless closing was interrupted
-        return owner.born == born_at(owner.pid) and time.time() - owner.beat < PATIENCE
+    if owner.pid == os.getpid():  # it may have been left when the store did not answer
+        return owner.token in HELD
     try:
         return born_at(owner.pid) == owner.born
     except ProcessLookupError:
@@ -115,10 +117,15 @@ def read_owner(path: Path, files: Files) -> Owner | str | None:
 
 def write_owner(path: Path, files: Files, owner: Owner) -> None:
     """Make the file; on a disk it is an error that it exists. It need not survive a power loss."""
+    raw = json.dumps(owner._asdict()).encode()
+    if not files.renames:  # it appears whole, or what was there before stays
+        with written(files, path) as output:
+            write_all(output, raw)
+        return
     output = files.create(path)
     try:
         try:
-            write_all(output, json.dumps(owner._asdict()).encode())
+            write_all(output, raw)
         finally:
             output.close()
     except BaseException:

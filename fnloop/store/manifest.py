@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.store import schema
-from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
+from fnloop.store.checkpoint_errors import CheckpointError, DamagedError, UnfinishedError
 from fnloop.store.files import Files, as_path, files_for, reason_of, write_all, written
 from fnloop.store.leaves import leaves_from
 from fnloop.store.patience import patiently, read_error, read_may_pass
@@ -57,9 +57,8 @@ def read_manifest(path: str | os.PathLike[str], *, files: Files | None = None) -
     except OSError as error:
         if read_may_pass(error):
             raise read_error(file, error) from error
-        raise DamagedError(
-            f"{folder} is not a complete checkpoint: {file}: {reason_of(error)}."
-        ) from error
+        kind = DamagedError if store.renames else UnfinishedError
+        raise kind(f"{folder} is not a complete checkpoint: {file}: {reason_of(error)}.") from error
     manifest = _parse(raw, file)
     count, named = manifest["cursor"]["count"], _COUNT.match(folder.name)
     if named and int(named[1]) != count:

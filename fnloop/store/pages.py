@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.effects.page import Page
-from fnloop.store.files import Files, write_all
+from fnloop.store.checkpoint_errors import DamagedError
+from fnloop.store.files import Files, write_all, written
+from fnloop.store.patience import opened
 from fnloop.trees.json_codec import as_json
 from fnloop.trees.paths import join, split
 
@@ -66,20 +68,24 @@ def attached(
 
     Returns:
         The memos, and what is wrong with pages that are missing or damaged: they stay None.
+
+    Raises:
+        UnreadableError: A page cannot be read now.
     """
     memos, faults, left = manifest["memos"], list[str](), ALL
     for path, digest in manifest.get("pages", {}).items():
+        try:
+            page = _read(folder / PAGES / digest, digest, files, min(left, LARGEST))
+        except DamagedError as error:
+            faults.append(str(error))
+            continue
+        left -= len(page)
         *parents, last = split(path)
         with contextlib.suppress(LookupError, TypeError, ValueError):
             node = memos
             for part in parents:
                 node = node[int(part) if isinstance(node, list) else part]
-            try:
-                page = _read(folder / PAGES / digest, digest, files, min(left, LARGEST))
-                left -= len(page)
-                node[int(last) if isinstance(node, list) else last] = page
-            except OSError as error:
-                faults.append(f"{folder / PAGES / digest}: {error.strerror or error}")
+            node[int(last) if isinstance(node, list) else last] = page
     return memos, faults
 
 
@@ -99,12 +105,8 @@ def put_pages(pages: Mapping[str, Page], folder: Path, files: Files) -> None:
     for digest, page in new.items():
         # Elsewhere than on a disk the file appears whole when it is closed.
         file = place / (f"{digest}.tmp-{uuid.uuid4().hex[:8]}" if files.renames else digest)
-        output = files.create(file)
-        try:
+        with written(files, file) as output:
             write_all(output, page)
-            output.sync()
-        finally:
-            output.close()
         if files.renames:
             files.rename(file, place / digest)
     if new:
@@ -112,16 +114,16 @@ def put_pages(pages: Mapping[str, Page], folder: Path, files: Files) -> None:
 
 
 def _read(file: Path, digest: str, files: Files, largest: int) -> Page:
-    with files.open(file) as stream:
+    with opened(files, file) as stream:
         size = stream.seek(0, io.SEEK_END)
         if size > largest:
-            raise OSError(f"it has {size} bytes, and pages may have {LARGEST} each, {ALL} in all")
+            raise DamagedError(
+                f"{file} has {size} bytes, and pages may have {LARGEST} each, {ALL} in all."
+            )
         stream.seek(0)
-        raw = bytearray()
-        while part := stream.read(size - len(raw) or 1):
-            raw += part
-            if len(raw) > size:
-                break
+        raw, filled = bytearray(size), 0
+        while filled < size and (got := stream.readinto(memoryview(raw)[filled:])):
+            filled += got
     if hashlib.sha256(raw).hexdigest() != digest:
-        raise OSError("it is damaged: its contents do not match its digest")
+        raise DamagedError(f"{file} is damaged: its contents do not match its digest.")
     return Page(raw)

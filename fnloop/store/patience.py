@@ -42,14 +42,16 @@ _LASTING = _NOT_THERE | {
 
 def read_may_pass(error: OSError) -> bool:
     """Whether reading may work later: the file is there, as far as the error says."""
-    if isinstance(error, (CheckpointError, NotPlainFile)):
+    if isinstance(error, (CheckpointError, NotPlainFile, FileExistsError)):
         return False
     return error.errno not in _NOT_THERE
 
 
 def write_may_pass(error: OSError) -> bool:
     """Whether writing may work in a moment; a disk that is full or read-only takes longer."""
-    return not isinstance(error, CheckpointError) and error.errno not in _LASTING
+    if isinstance(error, (CheckpointError, FileExistsError)):
+        return False
+    return error.errno not in _LASTING
 
 
 def patiently(call: Callable[[], T], may_pass: Callable[[OSError], bool] = read_may_pass) -> T:

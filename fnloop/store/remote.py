@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from fnloop.trees.show import printable
@@ -69,7 +69,11 @@ class Remote:
     def open(self, path: Any) -> Any:
         with _translated(path):
             fs, key = _fresh(path)
-            return _Download(path, fs.open(key, "rb"))
+            file = fs.open(key, "rb")
+            details: Any = getattr(file, "details", None)  # that of a folder opens as an empty file
+            if isinstance(details, Mapping) and details.get("type") == "directory":
+                raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+            return _Download(path, file)
 
     def rename(self, old: Any, new: Any) -> None:
         raise OSError(errno.ENOTSUP, "object stores cannot rename", str(old))
@@ -111,7 +115,7 @@ class _Upload:
                 self._stream = fs.open(key, "wb")
                 self._stream.write(self._start)
                 self._start.clear()
-            written = self._stream.write(data)
+            written = self._sent(lambda: self._stream.write(data))
             return len(data) if written is None else written
 
     def sync(self) -> None:
@@ -120,10 +124,19 @@ class _Upload:
     def close(self) -> None:
         with _translated(self._path):
             if self._stream is not None:
-                self._stream.close()
+                self._sent(self._stream.close)
             else:
                 fs, key = _fresh(self._path)
                 fs.pipe_file(key, bytes(self._start))
+
+    def _sent(self, call: Callable[[], Any]) -> Any:
+        """Send a part; where the store has forgotten the upload, it may be begun anew."""
+        try:
+            return call()
+        except FileNotFoundError as error:
+            raise OSError(
+                errno.EIO, f"the store does not know the upload any more ({error})", str(self._path)
+            ) from error
 
     def abort(self) -> None:
         """Give the file up: to close it would publish what there is of it."""

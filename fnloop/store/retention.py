@@ -52,6 +52,10 @@ class Retention:
             recent = _last(self.newest, (*recent, count))
         return dataclasses.replace(self, top=top, recent=recent)._without(self.counts)
 
+    def failed(self, count: int) -> Retention:
+        """After saving the state at `count` failed: something of it may be there all the same."""
+        return self._without({count})
+
     @property
     def counts(self) -> set[int]:
         """All that are kept."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
@@ -13,18 +12,23 @@ from typing import Any
 
 from fnloop.effects.claims import Claim, claim
 from fnloop.effects.effect import Run
-from fnloop.store.checkpoint_errors import CheckpointError
+from fnloop.store.checkpoint_errors import CheckpointError, UnreadableError
 from fnloop.store.commit import discard, prepare, remove_tree
 from fnloop.store.files import Files, as_path, files_for, reason_of
-from fnloop.store.folders import best, latest, listing, target_of
+from fnloop.store.folders import best, is_there, latest, listing, target_of
 from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.store.pages import PAGES
+from fnloop.store.patience import patiently, write_may_pass
 from fnloop.store.run_lock import Lock, check_free
 
 UNTRAINED = ", no step committed"
 """The end of a run's status in the manifest, if it has trained nothing."""
 
 _log = logging.getLogger("fnloop")
+_ADVICE = (
+    "The usual cause is a folder that you may not write to, or a store that does not answer: try "
+    "again when it does, or choose another folder"
+)
 
 
 class RunFolder:
@@ -61,12 +65,12 @@ class RunFolder:
             FileExistsError: It is.
         """
         try:
-            check_free(self.path.absolute(), self.files, self._goes_on(run))
+            patiently(lambda: check_free(self.path.absolute(), self.files, self._goes_on(run)))
             self._check_owner(run)
         except FileExistsError:
             raise
         except OSError as error:
-            why = f"No checkpoint can be written to {self.path}: {reason_of(error)}"
+            why = f"No checkpoint can be written to {self.path}: {reason_of(error)}. {_ADVICE}"
             raise OSError(error.errno or errno.EIO, why) from error
 
     def take(self, run: Run) -> None:
@@ -77,7 +81,7 @@ class RunFolder:
             OSError: It cannot be written.
         """
         self.path = self.path.absolute()
-        prepare(self.path, self.files)
+        patiently(lambda: prepare(self.path, self.files), write_may_pass)
         try:
             self._lock = Lock(self.path, self.files, self._goes_on(run))
             self._lock.take()
@@ -85,13 +89,9 @@ class RunFolder:
         except FileExistsError:
             raise
         except OSError as error:
-            why = f"{self.path} cannot be locked ({error.strerror or error})"
+            why = f"{self.path} cannot be locked ({reason_of(error)}). {_ADVICE}"
             raise OSError(error.errno or errno.EIO, why) from error
-        try:
-            self._check_owner(run)
-        except BaseException:
-            self.release()
-            raise
+        self._check_owner(run)
         self.run, self._begun = run.id, self._goes_on(run)
         self.clears = self._overwrite or run.overwrite
         if not self.clears and not self._begun and self._is_untrained():
@@ -123,13 +123,16 @@ class RunFolder:
         """Delete what another run has saved, if that was asked for."""
         if not self.clears:
             return
+        patiently(self._clear, write_may_pass)
+        self.clears = False
+
+    def _clear(self) -> None:
         there = [*listing(self.path, self.files).values()]
         others = [path for path in there if not self._is_own(path)]
         for path in others:
             discard(path, self.files)
         if len(others) == len(there) and self.files.exists(self.path / PAGES):
             remove_tree(self.path / PAGES, self.files)
-        self.clears = False
 
     def best(self) -> Path | None:
         """The best checkpoint of the run; None if there is none."""
@@ -191,14 +194,21 @@ def run_of(checkpoint: Path, files: Files) -> str | None:
 def _newest_first(folder: Path, files: Files) -> Iterator[Path]:
     """Its checkpoints that have a manifest."""
     there = sorted(listing(folder, files).items(), reverse=True)
-    return (path for _, path in there if files.exists(path / MANIFEST))
+    return (path for _, path in there if is_there(path / MANIFEST, files))
 
 
 def _manifest(path: Path, files: Files) -> dict[str, Any]:
-    """The manifest; empty if it cannot be read."""
-    with contextlib.suppress(CheckpointError, OSError):
+    """The manifest; empty if it is damaged.
+
+    Raises:
+        UnreadableError: It cannot be read now.
+    """
+    try:
         return read_manifest(path, files=files)
-    return {}
+    except UnreadableError:
+        raise
+    except CheckpointError:
+        return {}
 
 
 def _refusal(manifest: dict[str, Any] | None, given: str, folder: Path, files: Files) -> str:
@@ -209,7 +219,7 @@ def _refusal(manifest: dict[str, Any] | None, given: str, folder: Path, files: F
         epoch = cursor["epoch"] + bool(cursor["index"])
         which = f"{how}, epoch {epoch}, {cursor['count']} batches"
     numbers = range(2, 1 << 30)
-    free = next(n for n in numbers if not files.exists(folder.with_name(f"{folder.name}-{n}")))
+    free = next(n for n in numbers if not is_there(folder.with_name(f"{folder.name}-{n}"), files))
     return (
         f"{given} holds another run ({which}), which is not overwritten. Choose one:\n"
         f"  go on with it:  fl.fit(..., resume={_quoted(given)})\n"

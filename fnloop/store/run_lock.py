@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fnloop.store.files import Files
 from fnloop.store.lock_owner import (
+    HELD,
     PATIENCE,
     Owner,
     is_running,
@@ -20,6 +21,7 @@ from fnloop.store.lock_owner import (
     system_now,
     write_owner,
 )
+from fnloop.store.patience import patiently, write_may_pass
 
 LOCK = ".lock"
 BEAT = 15.0
@@ -71,7 +73,8 @@ class Lock:
             FileExistsError: It is held, by a process that lives as far as can be known.
             OSError: The lock cannot be written.
         """
-        self._own()
+        HELD.add(self._me.token)
+        patiently(self._own, write_may_pass)
         self._descriptor += _descriptor_of(self._folder, self._files)
         self._thread.start()
 
@@ -240,6 +243,7 @@ def _release(
     finally:
         while descriptor:
             os.close(descriptor.pop())
+        HELD.discard(owner.token)
         _drop(path, files, owner)
 
 

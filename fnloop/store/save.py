@@ -194,8 +194,9 @@ def _upload_to(
     name = f"state-{uuid.uuid4().hex[:8]}.safetensors"
     _write(target / name, leaves, files)
     put_manifest(target, _with(manifest, name, tensor_file.digests(leaves)), files)
-    for name in before:
-        files.remove(target / name)
+    with contextlib.suppress(OSError):  # readers ignore it, and the next run tries again
+        for name in before:
+            files.remove(target / name)
 
 
 def _write(file: Path, leaves: Mapping[str, Tensor], files: Files) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from fnloop.effects.points import subset_of
 from fnloop.trackers.base import Tracker
 from fnloop.trackers.jsonl import JSONL
+from fnloop.trackers.run_files import local
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Aim(Tracker):
         name: str | None = None,
         tags: Sequence[str] = (),
     ) -> None:
-        self.repo = str(repo)
+        self.repo = str(repo) if _remote(str(repo)) else str(local(repo, "fl.trackers.Aim"))
         self.experiment = experiment
         self.name = name
         self.tags = tuple(tags)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.run_files import append, claim, end_last_line, is_same, replace
+from fnloop.trackers.run_files import append, claim, end_last_line, is_same, local, replace
 from fnloop.trees.json_codec import jsonable
 
 
@@ -33,7 +33,7 @@ class JSONL(Tracker):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = local(path, "fl.trackers.JSONL")
         self._asked = self.path
         self._first: bytes | None = None  # the first line
 

@@ -10,6 +10,21 @@ from pathlib import Path
 from typing import Any
 
 
+def local(path: str | os.PathLike[str], tracker: str) -> Path:
+    """The path of a tracker's file or folder.
+
+    Raises:
+        ValueError: It is a URL, or a ``UPath``.
+    """
+    if hasattr(path, "fs") or (isinstance(path, str) and "://" in path):
+        raise ValueError(
+            f"{tracker} writes to a disk, and {path} is a URL. Object stores cannot append to a "
+            "file: give it a local path, and copy what is there when the run has ended. "
+            "Checkpoints do go to a URL."
+        )
+    return Path(path)
+
+
 def claim(path: Path) -> Path:
     """Create `path`, or ``<stem>-2<suffix>``, ``-3``, ... if it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)

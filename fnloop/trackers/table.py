@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.run_files import append, claim, end_last_line, is_same, replace
+from fnloop.trackers.run_files import append, claim, end_last_line, is_same, local, replace
 
 
 class CSV(Tracker):
@@ -33,7 +33,7 @@ class CSV(Tracker):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = local(path, "fl.trackers.CSV")
         self._asked = self.path
         self._columns: list[str] = []
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.run_files import append, is_same
+from fnloop.trackers.run_files import append, is_same, local
 from fnloop.trees.json_codec import jsonable
 
 _VERSION = "brain.Event:2"
@@ -40,7 +40,7 @@ class TensorBoard(Tracker):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = local(folder, "fl.trackers.TensorBoard")
         self._file: Path | None = None
         self._parts: Any = None
 

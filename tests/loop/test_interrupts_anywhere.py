@@ -219,6 +219,7 @@ def traced(case, folder, tracer):
 LOOP = ["loop/fit.py", "loop/run.py", "loop/closing.py", "loop/interrupt.py"]
 EFFECTS = [
     "store/checkpoint.py",
+    "store/keeper.py",
     "store/save_request.py",
     "trackers/track.py",
     "effects/points.py",

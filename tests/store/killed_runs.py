@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop.store import checkpoint as checkpointing
+from fnloop.store import keeper
 from fnloop.store.folders import listing
 from fnloop.trees.paths import tree_items
 
@@ -203,7 +203,7 @@ def end(process: int) -> bool:
 def note_phases() -> None:
     """Let the board show what a process is at when it is killed."""
     for name, phase in (("save", "save"), ("discard", "delete")):
-        original = getattr(checkpointing, name)
+        original = getattr(keeper, name)
 
         def noted(*args: Any, original: Any = original, phase: str = phase, **named: Any) -> Any:
             before, BOARD.phase = BOARD.phase, PHASES.index(phase)
@@ -211,7 +211,7 @@ def note_phases() -> None:
             BOARD.phase = before
             return result
 
-        setattr(checkpointing, name, noted)
+        setattr(keeper, name, noted)
 
 
 def random_kills(root: Path, runs: int, seed: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import socketserver
+import struct
 import subprocess
 import sys
 import threading
@@ -31,13 +32,17 @@ class Gate:
 
     Attributes:
         mode: "open"; "shut" (connections are refused); "slow" (each packet waits); "silent"
-            (connections are taken, and never answered); or a status such as "503".
-        only: What of requests a status is given to: a pattern for their first line.
-        requests: First lines of the requests that were given a status.
+            (connections are taken, and never answered); "lost" (requests are passed on, and their
+            answers are not); "cut" (connections are reset when so many bytes have passed one way,
+            once); or a status such as "503".
+        only: What of requests is given a status, lost or cut: a pattern for their first line.
+        bytes: After how many bytes a connection is cut.
+        requests: First lines of the requests that were given a status, lost or cut.
     """
 
     def __init__(self, port: int) -> None:
         self.server, self.mode, self.only, self.requests = port, "open", "", list[str]()
+        self.bytes = 0
         self._links = list[socket.socket]()
         self._listener: Any = None
         self.port = 0
@@ -81,18 +86,28 @@ class Gate:
             return
         with socket.create_connection(("127.0.0.1", self.server)) as server:
             self._links.append(server)
-            threading.Thread(target=self._pump, args=(server, client), daemon=True).start()
+            chosen = list[str]()  # this connection's request, if it is to be lost or cut
+            pumped = (server, client, chosen)
+            threading.Thread(target=self._pump, args=pumped, daemon=True).start()
+            passed = 0
             while data := client.recv(1 << 16):
                 first = data.split(b"\r\n", 1)[0].decode("latin-1")
-                if self._fails(first):
+                if self._fails(first) and self.mode.isdigit():
                     client.sendall(self._refusal(first))
                     return
+                if self._fails(first):
+                    chosen.append(first)
                 if self.mode == "slow":
                     time.sleep(0.02)
+                passed += len(data)
+                if chosen and self.mode == "cut" and passed > self.bytes:
+                    self._reset(client, server)
+                    return
                 server.sendall(data)
 
     def _fails(self, first: str) -> bool:
-        fails = self.mode.isdigit() and re.match(r"[A-Z]+ /", first) is not None
+        fails = self.mode.isdigit() or self.mode in ("lost", "cut")
+        fails = fails and re.match(r"[A-Z]+ /", first) is not None
         fails = fails and re.search(self.only, first) is not None
         if fails:
             self.requests.append(first)
@@ -104,11 +119,32 @@ class Gate:
         head = f"HTTP/1.1 {self.mode} Error\r\nConnection: close\r\nContent-Length: {len(body)}"
         return head.encode() + b"\r\n\r\n" + body
 
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+    def _reset(self, *links: socket.socket) -> None:
+        """Let both ends see a reset (RST), not the end of what was sent (FIN)."""
+        self.mode = "open"
+        for link in links:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            link.shutdown(socket.SHUT_RD)  # wakes the thread that reads from it
+            link.close()
+
+    def _pump(self, source: socket.socket, target: socket.socket, chosen: list[str]) -> None:
+        passed = 0
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if chosen and self.mode == "lost" and not _is_continue(data):
+                    break
+                passed += len(data)
+                if chosen and self.mode == "cut" and passed > self.bytes:
+                    target.sendall(data[: self.bytes - passed])
+                    self._reset(target, source)
+                    return
                 target.sendall(data)
             target.shutdown(socket.SHUT_RDWR)
+
+
+def _is_continue(data: bytes) -> bool:
+    """Whether it asks for the body of a request, and is not yet the answer."""
+    return data.startswith(b"HTTP/1.1 100") and data.count(b"HTTP/1.1 ") == 1
 
 
 @contextlib.contextmanager

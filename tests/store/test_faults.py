@@ -321,8 +321,10 @@ def test_a_run_goes_on_whatever_call_fails(
 
 def open_and_close(folder: Path, files: Any) -> None:
     effect = checkpoint(folder, files=files, every=1, unit="step")
-    effect.open(Run(step=None, state=BEGIN, effects=[effect]))
-    effect.close("completed")
+    try:
+        effect.open(Run(step=None, state=BEGIN, effects=[effect]))
+    finally:  # as a run does it
+        effect.close("completed")
 
 
 @pytest.mark.parametrize("fault", ERRORS, ids=errno.errorcode.get)
@@ -331,7 +333,7 @@ def test_a_run_that_cannot_begin_to_save_does_not_begin(tmp_path: Path, fault: i
     failures = 0
     for at in range(len(calls)):
         try:
-            open_and_close(tmp_path / str(at), Faulty(DISK, at, fault))
+            open_and_close(tmp_path / str(at), Faulty(DISK, at, fault, onwards=True))
         except OSError as error:
             failures += 1
             assert error.errno == fault and os.strerror(fault) in str(error)

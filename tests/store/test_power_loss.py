@@ -22,10 +22,9 @@ import torch
 
 from fnloop.effects import claims
 from fnloop.effects.effect import Run
-from fnloop.store import checkpoint as checkpointing
+from fnloop.store import keeper, tensor_file
 from fnloop.store import manifest as manifests
 from fnloop.store import save as saving
-from fnloop.store import tensor_file
 from fnloop.store.checkpoint import checkpoint
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.commit import discard, remove_tree
@@ -356,7 +355,7 @@ def test_deleting_before_the_commit_is_caught(monkeypatch: pytest.MonkeyPatch) -
             discard(path, about["files"])
         return save(state, folder, **about)
 
-    monkeypatch.setattr(checkpointing, "save", save_late)
+    monkeypatch.setattr(keeper, "save", save_late)
     assert play(SCENARIOS["a run that keeps one"]).verdicts["nothing"] > 20
 
 
