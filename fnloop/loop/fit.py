@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from fnloop.data.bundle import Data
 from fnloop.data.sources import as_source
@@ -18,7 +18,7 @@ from fnloop.loop.hyperparameters import hyperparameters
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.progress import progress as Progress
 from fnloop.loop.run import run
-from fnloop.names.keywords import explained
+from fnloop.names.keywords import check_keywords
 from fnloop.stages.base import Callback
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
@@ -28,7 +28,6 @@ from fnloop.values.state import State
 _log = logging.getLogger("fnloop")
 
 
-@explained
 def fit(
     step: Callable[[State, Any], tuple[State, Any]],
     state: State,
@@ -41,6 +40,7 @@ def fit(
     config: Mapping[str, Any] | None = None,
     progress: bool | None = None,
     overwrite: bool = False,
+    **wrong: Never,
 ) -> tuple[State, History]:
     """Train to the end, and keep a history.
 
@@ -53,8 +53,9 @@ def fit(
     After Ctrl-C and `fl.stop`, callbacks such as ``fl.every(n, fl.validate(...))`` that are not due
     evaluate the last state once more.
 
-    A compiled step (`fl.compile`) runs with donation: each new state overwrites the one before, but
-    not the given one. If an effect or a callback keeps such a state, it is copied.
+    Each new state is written over the one before, but not over the given one: by a compiled step
+    (`fl.compile`), and by a step that ends in `fl.update` with an optimizer that has a fused kernel.
+    If an effect or a callback keeps such a state, it is copied.
 
     Args:
         step, state, data, epochs, steps, seconds, callbacks: As in `fl.run`; at least one limit.
@@ -82,6 +83,8 @@ def fit(
     >>> history.status, len(history), history["loss"][0] > history["loss"][-1]
     ('completed', 3, True)
     """
+    # Not by `explained`, whose arguments would hold the given state for as long as this runs.
+    check_keywords(fit, wrong)
     if epochs is None and steps is None and seconds is None:
         raise ValueError("fit needs a limit: epochs=, steps= or seconds=.")
     steps = None if steps is None else as_count(steps, "steps=")

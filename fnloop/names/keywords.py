@@ -43,7 +43,7 @@ def check_keywords(call: Callable[..., Any], given: Mapping[str, Any]) -> None:
         TypeError: There is one.
     """
     parameters = inspect.signature(call).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    if any(p.kind is p.VAR_KEYWORD and p.annotation != "Never" for p in parameters):
         return
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for name in given:

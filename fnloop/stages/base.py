@@ -14,6 +14,7 @@ from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.nodes import fields_of, is_tree, not_decorated, tree
 from fnloop.trees.show import is_default, short
 from fnloop.values.grads import Grads
+from fnloop.values.holders import own
 from fnloop.values.looking import look
 from fnloop.values.memory import fill
 from fnloop.values.start import start
@@ -98,6 +99,8 @@ class Stage:
         for part in self.stages():
             if part.slot is not None:
                 state = fill(state, part.slot, part.init_state(state))
+        if not isinstance(model, State):  # all is new
+            own(state)
         return state
 
     def init_state(self, state: State) -> Any:

@@ -30,6 +30,20 @@ _OWN_TUPLES = ([ONCE + 1, ONCE + 1], [ONCE + 3, ONCE + 3])
 """The same for the two tuples of a `Tensors`, storages and views; or one tuple that is both."""
 
 
+def own(state: State) -> None:
+    """Mark the tensors of a new state as its own.
+
+    A stage may have put the same tensors into two places, or the user's: they are `seen`, so that
+    whoever overwrites them looks for other references first.
+    """
+    found: list[Any] = [state.params, state.buffers]
+    _collect(state.slots, found)
+    for part in found:
+        if type(part) is Tensors:
+            part.seen = True
+            part.owned = all([storage_of(s).resizable() for s in part.peek_storages()])
+
+
 def unshared(state: State, after: State, slot: str) -> Set[int]:
     """The ``id`` of each `Tensors` of a state that nothing but two states refers to.
 

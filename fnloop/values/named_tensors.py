@@ -141,7 +141,9 @@ class NamedTensors(Mapping[str, Tensor]):
         return f"{type(self).__name__}({', '.join([*shown, *more])})"
 
     def __tree_named__(self) -> Named:
-        return Named(self.names, self.values(), self.like)
+        # Not the bound method `like`, which would hold these tensors as long as their outline is.
+        layout, of = self.layout, type(self).of
+        return Named(self.names, self.values(), lambda named: of(layout, layout.join(named)))
 
     def __reduce__(self) -> Any:
         return type(self).of, (self.layout, self.storages)

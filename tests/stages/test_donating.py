@@ -174,6 +174,23 @@ def test_fit_writes_in_place_and_what_an_effect_keeps_stays():
         assert fl.tree_equal(state, value) and fl.tree_equal(state, expected[step - 1])
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fit_writes_over_a_state_that_nobody_else_has(compiled):
+    step = fl.compile(STEP, backend="aot_eager") if compiled else STEP
+    places = []
+
+    def noted(state):
+        places.append(state.params.peek_storages()[0].data_ptr())
+        return state
+
+    see = fl.effect(lambda state, metrics: noted(state))
+    data = fl.Batches(batch(12), 4)
+    last, _ = fl.fit(step, noted(step.init(net())), data, steps=6, callbacks=[see])
+    assert len(set(places)) == 1
+    expected, _ = fl.fit(step, step.init(net()), data, steps=6)
+    assert fl.tree_equal(expected, last)
+
+
 def test_fit_leaves_the_state_that_it_is_given_alone():
     state = after(3, STEP)
     before = fl.tree_map(torch.clone, state)
