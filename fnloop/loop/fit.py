@@ -53,9 +53,9 @@ def fit(
     After Ctrl-C and `fl.stop`, callbacks such as ``fl.every(n, fl.validate(...))`` that are not due
     evaluate the last state once more.
 
-    Each new state is written over the one before, but not over the given one: by a compiled step
-    (`fl.compile`), and by a step that ends in `fl.update` with an optimizer that has a fused kernel.
-    If an effect or a callback keeps such a state, it is copied.
+    Each new state is written over the one before, but not over the given one, by a compiled step
+    (`fl.compile`) and by one that ends in `fl.update` with an optimizer that has a fused kernel. If
+    an effect or a callback keeps such a state, it is copied.
 
     Args:
         step, state, data, epochs, steps, seconds, callbacks: As in `fl.run`; at least one limit.

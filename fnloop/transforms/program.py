@@ -124,8 +124,9 @@ class Program:
             self._calls = self._take_calls(recorded, inputs)
         used = graph.prune(recorded)
         self._pick = itemgetter(*used) if len(used) > 1 else lambda given: [given[i] for i in used]
-        self.operations = sum(node.op == "call_function" for node in recorded.graph.nodes)
-        options = graph.options(device, mode, self.operations)
+        operations = graph.operations_of(recorded)
+        self.operations = operations.total()
+        options = graph.options(device, mode, operations)
         with no_casting(device):  # the recorded graph holds the casts already
             self._run = graph.build(recorded, self._pick([*tensors, *drawn]), backend, options)
         self._clones = device.type != "cpu"

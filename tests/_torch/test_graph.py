@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -109,11 +110,30 @@ def test_parts_of_a_vector_are_read_before_it_is_written(backend, size):
     found = graph.record(update, inputs, mode)
     graph.read_before_writing(found, 0, cuts)
     used = graph.prune(found)
-    options = graph.options(vector.device, "default", size)
+    options = graph.options(vector.device, "default", Counter(any=size))
     run = graph.build(found, [inputs[i] for i in used], backend, options)
     results = run([[vector, *parts][i] for i in used])
     for a, b in zip([vector, *results], expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "layers, asked",
+    [
+        ([nn.Conv2d(3, 4, 3)], None),
+        ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)], False),
+        ([nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)], False),
+        ([nn.Conv2d(3, 4, 3), nn.LayerNorm([4, 6, 6])], None),
+    ],
+)
+def test_convolutions_that_are_normalized_keep_their_layout(layers, asked):
+    net, mode = nn.Sequential(*layers), graph.fake_mode()
+    (x,) = graph.without_values([torch.randn(2, 3, 8, 8)], mode)
+    with mode:
+        net = net.to_empty(device="cpu")
+        recorded = graph.record(lambda x: [net(x)], [x], mode)
+    found = graph.options(torch.device("cpu"), "default", graph.operations_of(recorded))
+    assert found.get("layout_optimization") is asked
 
 
 def test_a_recurrent_layer_can_be_recorded_and_onednn_is_on_again():
@@ -168,7 +188,7 @@ def test_inductor_may_give_other_strides_to_what_is_viewed():
     x, mode = torch.randn(4, 3, 5), graph.fake_mode()
     (fake,) = graph.without_values([x], mode)
     recorded = graph.record(viewed, [fake], mode)
-    run = graph.build(recorded, [fake], "inductor", graph.options(x.device, "default", 5))
+    run = graph.build(recorded, [fake], "inductor", graph.options(x.device, "default", Counter()))
     assert torch.equal(run([x])[0], viewed(x)[0])
 
 
