@@ -9,6 +9,7 @@ of place, unless their name ends in an underscore.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, TypeAlias
@@ -91,6 +92,11 @@ def lerp(xs: Storages, ys: Storages, weight: Scalar, bulk: bool) -> Storages:
 def lerp_(xs: Storages, ys: Storages, weight: float) -> None:
     """`lerp` in place. All tensors have one dtype; nothing else may refer to those of `xs`."""
     torch._foreach_lerp_(xs, ys, weight)
+
+
+def lerping(xs: Storages, ys: Storages, weight: float) -> Callable[[], None]:
+    """The call of `lerp_`, without any bytecode in it."""
+    return functools.partial(torch._foreach_lerp_, xs, ys, weight)
 
 
 def clamp(xs: Storages, low: Scalar, high: Scalar, bulk: bool) -> Storages:

@@ -10,7 +10,6 @@ run yet; or None if torch's kernel cannot be used.
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
@@ -53,15 +52,6 @@ class Kernel(NamedTuple):
             ]
         self.on(groups)()
         return groups
-
-    def in_place(self, written: list[bool]) -> None:
-        """Write the new values over parameters and memory, and append True to `written`.
-
-        No exception can come between the two, from a signal handler or from another thread: there
-        is no bytecode between two calls that ``list(map(...))`` makes.
-        """
-        note = functools.partial(written.append, True)
-        list(map(operator.call, (self.on(self.given), note)))
 
 
 _KINDS = {

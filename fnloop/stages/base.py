@@ -19,6 +19,7 @@ from fnloop.values.looking import look
 from fnloop.values.memory import fill
 from fnloop.values.start import start
 from fnloop.values.state import State
+from fnloop.values.writes import Write
 
 Kind: TypeAlias = Literal["grad", "step", "callback"]
 
@@ -207,6 +208,17 @@ class StepStage(Stage):
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         raise NotImplementedError
+
+    def donating(self) -> StepStage:
+        """The same step for a caller that does not use a state again: it may write over it."""
+        return self
+
+    def writing(self, state: State, x: Any) -> tuple[State, dict[str, Any], list[Write]]:
+        """The step; and calls, yet to be made, which write new tensors over those of `state`.
+
+        Until they have been made, nothing may read what they write.
+        """
+        return *self(state, x), []
 
 
 class Callback(Stage):

@@ -6,12 +6,17 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from fnloop.names.keywords import explained
 from fnloop.stages.base import Kind, StepStage
+from fnloop.stages.donating import Donating
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import stepped
+from fnloop.values.holders import free_memory
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
+from fnloop.values.writes import Write
 
 
 @tree
@@ -32,12 +37,30 @@ class Ema(StepStage):
     def init_state(self, state: State) -> Tensors:
         return state.params.select(state.skeleton.trainable).wide().clone()
 
+    def donating(self) -> StepStage:
+        return self if self.inner.donating() is self.inner else Donating(self)
+
+    def writing(self, state: State, x: Any) -> tuple[State, dict[str, Any], list[Write]]:
+        (decay,) = self.at(state, "decay")
+        if isinstance(decay, Tensor) or not state[self.name].alike(state.params):
+            return *self(state, x), []
+        after, metrics, calls = self.inner.writing(state, x)
+        if not calls:
+            return self._averaged(state, after, decay), metrics, []
+        free = free_memory(state, after, self.name)
+        old = after[self.name]
+        new, call = (old if id(old) in free else old.clone()).lerping(after.params, 1 - decay)
+        return after.put(self.name, new), metrics, [*calls, call]
+
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         (decay,) = self.at(state, "decay")
         after, metrics = self.inner(state, x)
+        return self._averaged(state, after, decay), metrics
+
+    def _averaged(self, state: State, after: State, decay: Any) -> State:
         old = after[self.name]
         new = old.lerp(after.params.select(old), 1 - decay)
-        return after.put(self.name, new.where(stepped(state, after), old)), metrics
+        return after.put(self.name, new.where(stepped(state, after), old))
 
 
 @explained

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Set
@@ -16,19 +15,19 @@ from fnloop.optim.base import Optimizer, narrowed, widened
 from fnloop.optim.checked import wrong_part
 from fnloop.schedules.base import Schedule, is_schedule
 from fnloop.stages.base import GradStage, Kind, StepStage
+from fnloop.stages.donating import Donating
 from fnloop.trees.equal import table
 from fnloop.trees.nodes import is_tree, not_decorated, tree
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.choice import Flag, both, invert, select
-from fnloop.values.donated import claim, overwrite, release
-from fnloop.values.fused_update import FusedUpdate
 from fnloop.values.grads import Grads
-from fnloop.values.holders import unshared
+from fnloop.values.holders import free_memory, free_params
 from fnloop.values.looking import look, look_all
 from fnloop.values.metrics import Last, Sum, as_tensor, check_metrics
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
+from fnloop.values.writes import Write
 
 
 @tree
@@ -90,25 +89,20 @@ class Update(StepStage):
         after, metrics, _ = self._step(state, x, False)
         return after, metrics
 
-    def donating(self) -> Donating:
-        """The same step for a caller that does not use a state again after the step."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
-        return Donating(**fields)
+    def donating(self) -> StepStage:
+        return Donating(self) if self.optimizer.has_fused else self
+
+    def writing(self, state: State, x: Any) -> tuple[State, dict[str, Any], list[Write]]:
+        return self._step(state, x, self.optimizer.has_fused)
 
     def _step(
         self, state: State, x: Any, donate: bool
-    ) -> tuple[State, dict[str, Any], FusedUpdate | None]:
-        """The state after the step, the metrics, and what is to be written yet, if it may donate.
-
-        Args:
-            state: The state before.
-            x: The batch.
-            donate: Whether the memory of `state` may be used for the next one.
-        """
+    ) -> tuple[State, dict[str, Any], list[Write]]:
         after, grads = self.inner(state, x)
         _check(grads, state)
-        may_write = donate and self.optimizer.has_fused
-        free = unshared(state, after, self.name) if may_write else frozenset[int]()
+        free: Set[int] = frozenset()
+        if donate:
+            free = free_params(state, after) | free_memory(state, after, self.name)
         own = state[self.name]
         step, weight, finite, *multipliers = look_all(
             (state.step, grads.weight, grads.finite, *own["scale"].values())
@@ -119,7 +113,7 @@ class Update(StepStage):
         optimizer = self.optimizer.resolve(step, factors)
         if finite is not True or not all([type(f) is float and f for f in multipliers]):
             free = frozenset()
-        params, memory, fused = self._apply(
+        params, memory, writes = self._apply(
             optimizer, state, grads.mean, own, step, finite, factors, free
         )
         new = after.replace(
@@ -129,7 +123,7 @@ class Update(StepStage):
             buffers=select(finite, after.buffers, state.buffers),
             slots={**after.slots, self.name: memory},
         )
-        return new, _report(grads.metrics, finite, optimizer, state.step.device), fused
+        return new, _report(grads.metrics, finite, optimizer, state.step.device), writes
 
     def _apply(
         self,
@@ -141,10 +135,10 @@ class Update(StepStage):
         finite: Flag,
         factors: dict[str, Any],
         free: Set[int],
-    ) -> tuple[Tensors, dict[str, Any], FusedUpdate | None]:
+    ) -> tuple[Tensors, dict[str, Any], list[Write]]:
         """The parameters that have a gradient, and the memory, after the step.
 
-        Those that are `free` may be overwritten; what does so is returned then, and is called last.
+        What is `free` may be overwritten: the calls that do so are returned, for the end.
         """
         names = state.skeleton.trainable
         some = grads.names != names  # without a gradient, a parameter and its memory stay
@@ -153,38 +147,22 @@ class Update(StepStage):
         try:
             fused = optimizer.fused(grads, memory, params, step, finite) if free else None
             if fused is not None and fused.may_write(free):
+                writes = [fused.call]
                 new, made = fused.in_place()
             else:
-                fused = None
+                writes = []
                 new, made = optimizer.apply(grads, memory, params, step, finite)
             if len(made) != len(own):
                 raise KeyError(
                     "The optimizer returned memory with other entries than it was given."
                 )
-            return new, _rested(widened(made, own) if some else made, own, factors), fused
+            return new, _rested(widened(made, own) if some else made, own, factors), writes
         except Exception as error:
             wrong = wrong_part(optimizer, grads, memory, params, step)
             if wrong is not None:
                 raise wrong from error
             _explain(error, self, state, own)
             raise
-
-
-@tree
-class Donating(Update):
-    """The same step, which may write the next state over the one that it is given."""
-
-    def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
-        release(state)
-        after, metrics, fused = self._step(state, x, True)
-        if fused is None:
-            claim(after)
-        else:
-            overwrite(state, after, fused)
-        return after, metrics
-
-    def donating(self) -> Donating:
-        return self
 
 
 @explained

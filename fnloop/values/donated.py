@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 from fnloop._torch import pytree
 from fnloop.values.cursor import Cursor
-from fnloop.values.fused_update import FusedUpdate
 from fnloop.values.state import State
+from fnloop.values.writes import Writes
 
 
 class DonatedError(RuntimeError):
@@ -60,7 +60,7 @@ def give_away(state: State, after: State) -> None:
     object.__setattr__(state, "__class__", Donated)
 
 
-def overwrite(state: State, after: State, update: FusedUpdate) -> None:
+def overwrite(state: State, after: State, writes: Writes) -> None:
     """Write a state over the one before, and mark that as donated.
 
     An exception may come at any time, also from a signal handler: `newest` then returns `after`
@@ -68,11 +68,11 @@ def overwrite(state: State, after: State, update: FusedUpdate) -> None:
 
     Args:
         state: The state to be overwritten.
-        after: The next state, all of it but what `update` writes.
-        update: Writes the rest into the memory of `state`.
+        after: The next state, all of it but what is written then.
+        writes: Writes the rest into the memory of `state`.
     """
-    state.__dict__["_writing"] = (after, update)
-    update.write()
+    state.__dict__["_writing"] = (after, writes)
+    writes.make()
     give_away(state, after)
 
 
@@ -100,8 +100,8 @@ def newest(state: State) -> State | None:
         return own["_next"].get()
     if "_writing" not in own:
         return state
-    after, update = own.pop("_writing")
-    return after if update.written else state
+    after, writes = own.pop("_writing")
+    return after if writes.done else state
 
 
 def _line_of(state: State) -> _Line | None:

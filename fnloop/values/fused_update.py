@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from fnloop._torch.fused import Kernel
+from fnloop.values.writes import Write
 
 if TYPE_CHECKING:
     from fnloop.values.tensors import Tensors
@@ -18,18 +19,14 @@ class FusedUpdate:
         kernel: The kernel.
         old: The parameters, and the parts of the memory that it changes.
         remember: Makes the optimizer's new memory of the new parts.
-
-    Attributes:
-        written: Not empty once `write` has written; an exception may come right after that.
     """
 
-    __slots__ = ("_kernel", "_old", "_remember", "written")
+    __slots__ = ("_kernel", "_old", "_remember")
 
     def __init__(
         self, kernel: Kernel, old: Sequence[Tensors], remember: Callable[..., Any]
     ) -> None:
         self._kernel, self._old, self._remember = kernel, old, remember
-        self.written: list[bool] = []
 
     def on_copies(self) -> tuple[Tensors, Any]:
         """The new parameters and the new memory, as new tensors."""
@@ -47,12 +44,13 @@ class FusedUpdate:
         )
 
     def in_place(self) -> tuple[Tensors, Any]:
-        """The new parameters and the new memory over the old ones, once `write` has been called."""
+        """The new parameters and the new memory over the old ones, once `call` has been called."""
         return self._made(self._kernel.given)
 
-    def write(self) -> None:
-        """Write the new values over the old ones, and note that in `written`."""
-        self._kernel.in_place(self.written)
+    @property
+    def call(self) -> Write:
+        """The call that writes the new values over the old ones."""
+        return self._kernel.on(self._kernel.given)
 
     def _made(self, groups: Any) -> tuple[Tensors, Any]:
         params, *parts = [self._old[0].made(group) for group in groups]

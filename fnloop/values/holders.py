@@ -44,34 +44,43 @@ def own(state: State) -> None:
             part.owned = all([storage_of(s).resizable() for s in part.peek_storages()])
 
 
-def unshared(state: State, after: State, slot: str) -> Set[int]:
-    """The ``id`` of each `Tensors` of a state that nothing but two states refers to.
+def free_params(state: State, after: State) -> Set[int]:
+    """The ``id`` of the parameters, if nothing but two states refers to them; else nothing.
 
     Args:
-        state: A state. Its parameters, and the memory in `slot`, are looked at.
+        state: A state.
         after: The same state, or one that has been made of it and may share its parts.
-        slot: The name of a slot.
     """
-    other = None if after is state else after
-    objects: list[Any] = [state.params, state.slots, state.slots[slot]]
-    counts = [1, 1, 1]
-    if other is not None:
-        same = other.slots is state.slots
-        counts[0] += other.params is state.params
-        counts[1] += same
-        counts[2] += not same and other.slots.get(slot) is objects[2]
-    _collect(objects[2], objects)
-    counts += [1] * (len(objects) - len(counts))
-    if not Held(objects, counts).by_nobody():
+    shared = after is not state and after.params is state.params
+    if not Held([state.params], [1 + shared]).by_nobody():
         return frozenset()
-    params, *parts = [part for part in objects if type(part) is Tensors]
-    # Nobody need have taken the parameters out of the state: the model has had views of them.
-    params.seen = True
-    return {
-        id(part)
-        for part in (params, *parts)
-        if part.owned and not (part.seen and is_held(part, ()))
-    }
+    # Nobody need have taken them out of the state: the model has had views of them.
+    state.params.seen = True
+    return _free([state.params])
+
+
+def free_memory(state: State, after: State, slot: str) -> Set[int]:
+    """The ``id`` of each `Tensors` in a slot that nothing but two states refers to.
+
+    Args:
+        state, after: As for `free_params`.
+        slot: The name of the slot.
+    """
+    objects: list[Any] = [state.slots, state.slots[slot]]
+    counts = [1, 1]
+    if after is not state:
+        same = after.slots is state.slots
+        counts[0] += same
+        counts[1] += not same and after.slots.get(slot) is objects[1]
+    if type(objects[1]) is dict:
+        _collect(objects[1], objects)
+    counts += [1] * (len(objects) - len(counts))
+    return _free(objects) if Held(objects, counts).by_nobody() else frozenset()
+
+
+def _free(objects: list[Any]) -> Set[int]:
+    tensors = [part for part in objects if type(part) is Tensors]
+    return {id(t) for t in tensors if t.owned and not (t.seen and is_held(t, ()))}
 
 
 def _collect(memory: dict[str, Any], found: list[Any]) -> bool:

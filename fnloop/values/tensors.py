@@ -17,6 +17,7 @@ from fnloop.values.layouts import Separate
 from fnloop.values.looking import look
 from fnloop.values.named_tensors import NamedTensors
 from fnloop.values.operators import NoOperators
+from fnloop.values.writes import Write
 
 Scalar: TypeAlias = Any  # a number or a 0-d tensor
 
@@ -146,6 +147,20 @@ class Tensors(NoOperators, NamedTensors):
             foreach.lerp_(self._storages, theirs, weight)
             return self._new(self._storages)
         return self.lerp(other, weight)
+
+    def alike(self, other: Tensors) -> bool:
+        """Whether multi-tensor kernels can take both: equal layouts, one dtype, no transforms."""
+        return (
+            self.layout is other.layout
+            and len(self.dtypes | other.dtypes) == 1
+            and self._bulk(other)
+        )
+
+    def lerping(self, other: Tensors, weight: float) -> tuple[Tensors, Write]:
+        """`lerp` in place, once the call has been called: for tensors that are `alike`."""
+        new = self.made(self._storages)
+        new.owned = True
+        return new, foreach.lerping(self._storages, other._storages, weight)
 
     def sqrt(self) -> Tensors:
         """Square roots, with a derivative of zero at zero."""

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from torch import Tensor
 
 import fnloop as fl
 from fnloop.values.donated import DonatedError
@@ -32,6 +33,10 @@ def address(state):
     return state.params["0.weight"].data_ptr()
 
 
+def averages(state):
+    return [slot["0.weight"] for name, slot in state.slots.items() if name in ("ema", "fast")]
+
+
 PIPELINES = {
     "adamw": step_of(),
     "amsgrad": step_of(fl.optim.adam(0.1, amsgrad=True, weight_decay=0.1)),
@@ -42,6 +47,11 @@ PIPELINES = {
     "a chain": step_of(fl.optim.chain(fl.optim.clip_by_norm(0.1), fl.optim.adamw(0.1))),
     "accumulation": step_of(None, fl.accumulate(2)),
     "mixed precision": step_of(None, fl.amp("fp16")),
+    "an average": fl.pipe(step_of(), fl.ema(0.9)),
+    "two averages": fl.pipe(step_of(), fl.ema(0.9), fl.ema(0.5, name="fast")),
+    "an average with a schedule": fl.pipe(
+        step_of(), fl.ema(fl.schedules.linear(0.5, 0.9, steps=5))
+    ),
 }
 ON_COPIES = {
     "no fused kernel": step_of(fl.optim.lamb(0.1)),
@@ -50,6 +60,20 @@ ON_COPIES = {
     ),
     "masked": step_of(fl.optim.masked(fl.optim.adam(0.1), ["0"])),
 }
+
+
+def test_an_average_in_another_dtype_or_of_some_parameters_is_made_anew():
+    half, frozen = net().bfloat16(), net()
+    frozen[0].bias.requires_grad_(False)
+    step = PIPELINES["an average"]
+    for model, to in ((half, torch.bfloat16), (frozen, torch.float32)):
+        expected = step.init(model)
+        state = expected.replace()
+        for i in range(4):
+            x, y = batch(seed=i)
+            expected, _ = step(expected, (x.to(to), y.to(to)))
+            state, _ = step.donating()(state, (x.to(to), y.to(to)))
+        assert fl.tree_equal(expected, state)
 
 
 @pytest.mark.parametrize("name", [*PIPELINES, *ON_COPIES])
@@ -64,7 +88,7 @@ def test_the_bits_are_those_of_the_step_that_copies(name):
         expected, metrics = step(expected, (x, y))
         state, same = step.donating()(state, (x, y))
         assert fl.tree_equal(expected, state) and fl.tree_equal(metrics, same)
-        places.add(address(state))
+        places.add((address(state), *map(Tensor.data_ptr, averages(state))))
     assert int(state.step) == 6
     if name in PIPELINES:
         assert len(places) == 1
@@ -72,12 +96,10 @@ def test_the_bits_are_those_of_the_step_that_copies(name):
         assert len(places) > 1
 
 
-@pytest.mark.parametrize("name", [name for name in TAKEN if "average" not in name])
+@pytest.mark.parametrize("name", TAKEN)
 def test_what_is_taken_out_stays_as_it_was(name):
-    step = fl.pipe(mse, fl.grad, fl.update(fl.optim.adamw(0.1), name="update")).donating()
+    step = PIPELINES["an average"].donating()
     state = after(step=step)
-    if name in ("a storage", "one or the other", "a parameter"):
-        state = state.put("ema", fl.tree_map(torch.clone, state.params))
     taken = TAKEN[name](state)
     before = look(taken)
     for i in range(2):
@@ -88,7 +110,7 @@ def test_what_is_taken_out_stays_as_it_was(name):
     seen = []
     for i in range(3):
         state, _ = step(state, batch(seed=i))
-        seen.append(address(state))
+        seen.append((address(state), *map(Tensor.data_ptr, averages(state))))
     assert len(set(seen)) == 1, "nothing is kept any more, so the memory is used again"
 
 

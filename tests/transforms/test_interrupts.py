@@ -23,11 +23,14 @@ WATCHED = {
         "transforms/compile.py",
         "transforms/kept.py",
         "transforms/program.py",
+        "stages/donating.py",
+        "stages/ema.py",
         "stages/update.py",
         "values/donated.py",
         "values/fused_update.py",
         "values/holders.py",
         "values/state.py",
+        "values/writes.py",
         "loop/run.py",
     )
 }
@@ -76,7 +79,7 @@ def mse(model, batch):
 def step_of(backend):
     step = fl.pipe(mse, fl.grad, fl.update(fl.optim.adamw(0.1)))
     if backend is None:
-        return step.donating()
+        return fl.pipe(step, fl.ema(0.9)).donating()
     return fl.compile(fl.pipe(step, fl.ema(0.9), Memory), donate=True, backend=backend)
 
 

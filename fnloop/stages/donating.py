@@ -1,0 +1,41 @@
+"""``Donating``: a step that writes the next state over the one that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fnloop.stages.base import Stage, StepStage
+from fnloop.trees.nodes import tree
+from fnloop.values.donated import claim, overwrite, release
+from fnloop.values.state import State
+from fnloop.values.writes import Writes
+
+
+@tree
+class Donating(StepStage):
+    """The step `inner`, for a caller that does not use a state again after the step."""
+
+    inner: Any
+
+    @property
+    def slot(self) -> str | None:
+        return None
+
+    def stages(self) -> Iterator[Stage]:
+        yield from self.inner.stages()
+
+    def describe(self) -> str:
+        return self.inner.describe()
+
+    def init(self, model: Any, seed: int = 0) -> State:
+        return self.inner.init(model, seed)
+
+    def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
+        release(state)
+        after, metrics, calls = self.inner.writing(state, x)
+        if calls:
+            overwrite(state, after, Writes(calls))
+        else:
+            claim(after)
+        return after, metrics
