@@ -12,6 +12,7 @@ from fnloop._torch.tracing import opaque
 from fnloop.stages.base import Callback
 from fnloop.trees.nodes import tree
 from fnloop.values.counts import as_count, as_number
+from fnloop.values.cursor import Cursor
 from fnloop.values.merging import find
 from fnloop.values.metrics import Stop, stop
 from fnloop.values.monitored import check_mode
@@ -76,6 +77,9 @@ class early_stopping(Callback):
             "latest": torch.tensor(worst, dtype=torch.float64, device=state.step.device),
             "checks": torch.zeros((), dtype=torch.int64, device=state.step.device),
         }
+
+    def is_due(self, cursor: Cursor) -> bool:
+        return False  # what reports its metric is; reading that does not fail
 
     def needs(self) -> tuple[str, ...]:
         return (self.monitor,)

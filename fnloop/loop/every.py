@@ -55,7 +55,7 @@ class Every(Callback):
         return self.inner.stopped(state)
 
     def __call__(self, state: State, x: Metrics) -> tuple[State, Metrics]:
-        due = self.is_due(state)
+        due = self.is_due(Cursor.of(state.cursor))
         memory = state[self.name]
         if not memory:  # the inner callback does not read the metrics
             return self.inner(state, x) if due else (state, x)
@@ -76,9 +76,8 @@ class Every(Callback):
         empty = {name: _as_tensors(merged.empty()) for name, merged in window.items()}
         return state.put(self.name, {**empty, **gone}), {**x, **added}
 
-    def is_due(self, state: State) -> bool:
-        """Whether it calls its callback at `state`."""
-        return is_due(self.n, self.unit, Cursor.of(state.cursor))
+    def is_due(self, cursor: Cursor) -> bool:
+        return is_due(self.n, self.unit, cursor)
 
     def describe(self) -> str:
         unit = "" if self.unit == "step" else f", unit={self.unit!r}"

@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 
 from fnloop.effects.handlers import restore
 from fnloop.stages.base import Callback
+from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import stop
 from fnloop.values.state import State
 
@@ -47,6 +48,9 @@ class Interrupt(Callback):
 
     def describe(self) -> str:
         return "interrupt"
+
+    def is_due(self, cursor: Cursor) -> bool:
+        return False
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
         if self.came is None:

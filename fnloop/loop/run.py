@@ -128,12 +128,13 @@ def _loop(
     effects: Sequence[Effect],
     about: Run,
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
-    status, first, donated = "failed", True, False
+    status, first = "failed", True
     interrupt = interrupt_in(stages)
     closing, seeding = Closing(interrupt, about), inside()
     metrics: Mapping[str, Any] = {}
     cursor, batch = Cursor.of(state.cursor), None
     skips = SkipWatch(state, cursor, source)
+    keeping: Any = getattr(step, "keeping", step)  # for where a callback may yet fail
     calls: int | None = _calls(state)  # of the newest state; None if no step can write over it
     try:
         try:
@@ -159,13 +160,15 @@ def _loop(
                     break
                 cursor, batch = drawn
                 before = outline(state) if first else None
-                result = step(state, batch)
+                keeps = any([callback.is_due(cursor) for callback in stages])
+                result = (keeping if keeps else step)(state, batch)
                 if before is not None:
                     check_result(step, before, result)
                 state, metrics = result
                 del result  # a state that is still referred to cannot be overwritten
                 state = state.replace(cursor=cursor.tensor())
-                if donated := may_be_overwritten(state):  # the newest state, should a callback fail
+                given = may_be_overwritten(state)  # by the next step
+                if given and not (keeps and keeping is not step):  # and this one has done so
                     about.state, about.cursor, about.whole = state, cursor, False
                     calls = _calls(state)
                 elif not state.params.plain:  # else the autograd graph would grow with every step
@@ -182,11 +185,11 @@ def _loop(
                     del result
                 first = False
                 about.state, about.cursor, about.whole = state, cursor, True
-                if stages or not donated:
-                    calls = _calls(state) if donated else None
+                if stages or not given:
+                    calls = _calls(state) if given else None
                 for effect in effects:
                     effect(state, metrics)
-                if donated and (stages or effects):  # what an effect has kept stays
+                if given and (stages or effects):  # what an effect has kept stays
                     about.state = state = state.replace()
                 requests = [m for m in metrics.values() if isinstance(m, Stop) and m]
                 sent = yield state, metrics

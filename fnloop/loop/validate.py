@@ -15,6 +15,7 @@ from fnloop.loop.every import Every
 from fnloop.stages.base import Callback, as_loss
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.show import short
+from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
 
 
@@ -123,7 +124,8 @@ class validate(Callback):
 def not_due(stages: Sequence[Callback], state: State) -> list[Callback]:
     """What evaluates every so often, and did not at `state`."""
     waiting = [s for s in stages if isinstance(s, Every) and s.only_evaluates]
-    found: list[Any] = [every.inner for every in waiting if not every.is_due(state)]
+    cursor = Cursor.of(state.cursor)
+    found: list[Any] = [every.inner for every in waiting if not every.is_due(cursor)]
     return [inner for inner in found if not isinstance(inner, Every)]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.nodes import fields_of, is_tree, not_decorated, tree
 from fnloop.trees.show import is_default, short
+from fnloop.values.cursor import Cursor
 from fnloop.values.grads import Grads
 from fnloop.values.holders import own
 from fnloop.values.looking import look
@@ -213,6 +214,11 @@ class StepStage(Stage):
         """The same step for a caller that does not use a state again: it may write over it."""
         return self
 
+    @property
+    def keeping(self) -> StepStage:
+        """The same step for a call after which the state that it was given is used again."""
+        return self
+
     def writing(self, state: State, x: Any) -> tuple[State, dict[str, Any], list[Write]]:
         """The step; and calls, yet to be made, which write new tensors over those of `state`.
 
@@ -268,6 +274,17 @@ class Callback(Stage):
 
     only_evaluates: ClassVar[bool] = False
     """Whether it only evaluates data: it adds metrics and changes nothing in the state."""
+
+    def is_due(self, cursor: Cursor) -> bool:
+        """Whether it does more at a batch than look whether it is its turn.
+
+        If so, the step before it keeps the state that it was given: should the callback fail, the
+        run ends with that state, and a resumed run does the step again.
+
+        Args:
+            cursor: The position after the batch.
+        """
+        return True
 
     def needs(self) -> tuple[str, ...]:
         """Names of the metrics that it requires."""

@@ -31,6 +31,10 @@ class Donating(StepStage):
     def init(self, model: Any, seed: int = 0) -> State:
         return self.inner.init(model, seed)
 
+    @property
+    def keeping(self) -> StepStage:
+        return self.inner
+
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         release(state)
         after, metrics, calls = self.inner.writing(state, x)

@@ -84,7 +84,7 @@ def stepped(optimizer, model=lambda: nn.Linear(2, 1)):
         ("three", r"returned a tuple of 3"),
         ("list", r"as updates, which are fl\.Tensors, it returned list"),
         ("tensors", r"as memory, a dict by optimizer name, it returned Tensors"),
-        ("operator", r"no operator \*, here with float.*grads\.scale\(-lr\)"),
+        ("operator", r"no operator \*, here with float.*mean\.scale\(0\.5\)"),
     ],
 )
 def test_the_error_says_what_is_wrong(how, message, place):

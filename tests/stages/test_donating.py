@@ -213,6 +213,41 @@ def test_fit_writes_over_a_state_that_nobody_else_has(compiled):
     assert fl.tree_equal(expected, last)
 
 
+class Broken(Exception):
+    pass
+
+
+def broken(state, metrics):
+    raise Broken
+
+
+@pytest.mark.parametrize("epoch", [True, False])
+def test_a_step_keeps_its_state_where_a_callback_is_due_and_may_fail(epoch):
+    data = fl.Batches(batch(12), 4, seed=1)
+    states = [s for s, _ in fl.run(STEP, STEP.init(net()), data, steps=3)]
+    failing = fl.every(1, broken, unit="epoch") if epoch else fl.every(3, broken)
+    with pytest.raises(Broken) as caught:
+        fl.fit(STEP, STEP.init(net()), data, steps=9, callbacks=[failing])
+    kept = caught.value.state
+    assert fl.tree_equal(kept.params, states[1].params) and int(kept.cursor[2]) == 2
+    last, _ = fl.fit(STEP, kept, data, steps=1)
+    assert fl.tree_equal(last.params, states[2].params)
+
+
+def test_a_state_that_an_effect_has_kept_from_a_step_that_copies_stays():
+    states, values = [], []
+
+    @fl.effect
+    def see(state, metrics):
+        states.append(state)
+        values.append(fl.tree_map(torch.clone, state))
+
+    data = fl.Batches(batch(12), 4, seed=1)
+    same = fl.every(2, lambda state, metrics: (state, metrics), name="same")
+    fl.fit(STEP, STEP.init(net()), data, steps=7, callbacks=[same, see])
+    assert all(map(fl.tree_equal, states, values))
+
+
 def test_fit_leaves_the_state_that_it_is_given_alone():
     state = after(3, STEP)
     before = fl.tree_map(torch.clone, state)

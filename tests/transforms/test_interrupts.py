@@ -72,6 +72,19 @@ class Memory(fl.StepStage):
         return after.put(self.name, fl.tree_map(lambda t: t * 2 + 1, after[self.name])), metrics
 
 
+@fl.tree
+class Copied(fl.Callback):
+    """Makes another state."""
+
+    label = "copied"
+
+    def is_due(self, cursor):
+        return False  # so that steps before it donate
+
+    def __call__(self, state, metrics):
+        return state.replace(slots={**state.slots}), metrics
+
+
 def mse(model, batch):
     return (model(batch[0]) - batch[1]).square().mean()
 
@@ -105,10 +118,7 @@ class Interrupted:
             self.states.append(fl.tree_map(torch.clone, state))
 
     def callbacks(self):
-        def count(state, metrics):
-            return state.replace(slots={**state.slots}), metrics
-
-        return [count, fl.effect(lambda state, metrics: self.seen.append(1))]
+        return [Copied(), fl.effect(lambda state, metrics: self.seen.append(1))]
 
     def turns(self, step, first, last):
         state = fl.tree_map(torch.clone, self.states[first])
