@@ -26,7 +26,7 @@ from fnloop.values.start import to_module as to_module
 from fnloop.values.mode import training as training
 
 # Stages
-from fnloop.stages.base import Callback as Callback
+from fnloop.stages.callback import Callback as Callback
 from fnloop.stages.base import GradStage as GradStage
 from fnloop.stages.base import Stage as Stage
 from fnloop.stages.base import StepStage as StepStage

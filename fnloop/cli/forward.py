@@ -20,7 +20,7 @@ from fnloop.loop.callbacks import sort
 from fnloop.loop.progress import progress
 from fnloop.loop.run import run
 from fnloop.replays.replay import Replay, replay
-from fnloop.stages.base import Callback
+from fnloop.stages.callback import Callback
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.folders import listing
 from fnloop.store.load import load

@@ -7,7 +7,8 @@ from typing import Any
 
 from fnloop.effects.effect import Effect
 from fnloop.loop.checks import check_metric_names
-from fnloop.stages.base import Callback, Stage, unfinished
+from fnloop.stages.base import Stage, unfinished
+from fnloop.stages.callback import Callback
 from fnloop.stages.lift import stage
 from fnloop.values.state import State
 

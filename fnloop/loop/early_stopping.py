@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.tracing import opaque
-from fnloop.stages.base import Callback
+from fnloop.stages.callback import Callback
 from fnloop.trees.nodes import tree
 from fnloop.values.counts import as_count, as_number
 from fnloop.values.cursor import Cursor

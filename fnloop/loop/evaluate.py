@@ -12,7 +12,7 @@ from fnloop.data.bundle import Data
 from fnloop.data.sources import one_epoch
 from fnloop.loop.statistics import refresh_statistics
 from fnloop.names.keywords import explained
-from fnloop.stages.base import as_loss, takes_state
+from fnloop.stages.functions import as_loss, takes_state
 from fnloop.stages.loss_result import explain, read_metrics
 from fnloop.values.close_look import Unwritten
 from fnloop.values.key import fold

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fnloop.effects.effect import Effect, Run
 from fnloop.names.keywords import explained
-from fnloop.stages.base import Callback, Stage
+from fnloop.stages.base import Stage
+from fnloop.stages.callback import Callback
 from fnloop.stages.lift import stage
 from fnloop.trees.nodes import tree, tree_leaves, tree_map
 from fnloop.values.counts import as_count

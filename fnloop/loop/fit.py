@@ -19,7 +19,7 @@ from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.progress import progress as Progress
 from fnloop.loop.run import run
 from fnloop.names.keywords import check_keywords
-from fnloop.stages.base import Callback
+from fnloop.stages.callback import Callback
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
 from fnloop.values.donated import newest

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch.utils.data import get_worker_info
 
 from fnloop.effects.handlers import restore
-from fnloop.stages.base import Callback
+from fnloop.stages.callback import Callback
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import stop
 from fnloop.values.state import State

@@ -22,7 +22,7 @@ from fnloop.loop.limits import Limits
 from fnloop.loop.skipped import SkipWatch
 from fnloop.loop.validate import last_validation, not_due
 from fnloop.names.keywords import explained
-from fnloop.stages.base import Callback
+from fnloop.stages.callback import Callback
 from fnloop.store.files import as_path, files_for
 from fnloop.store.run_folder import run_of
 from fnloop.trees.nodes import tree_map

@@ -12,7 +12,7 @@ from fnloop._torch.random import seeded
 from fnloop.data.sources import one_epoch
 from fnloop.effects.activity import Activity
 from fnloop.names.keywords import explained
-from fnloop.stages.base import as_loss, takes_state
+from fnloop.stages.functions import as_loss, takes_state
 from fnloop.stages.loss_result import explain
 from fnloop.values.key import fold
 from fnloop.values.start import choose_params

@@ -12,7 +12,8 @@ from fnloop.data.sources import as_source
 from fnloop.effects.activity import Activity
 from fnloop.loop.evaluate import evaluate_metrics
 from fnloop.loop.every import Every
-from fnloop.stages.base import Callback, as_loss
+from fnloop.stages.callback import Callback
+from fnloop.stages.functions import as_loss
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.show import short
 from fnloop.values.cursor import Cursor

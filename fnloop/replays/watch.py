@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fnloop._torch.tracing import opaque
-from fnloop.stages.base import Function, GradStage, takes_state
+from fnloop.stages.base import GradStage
+from fnloop.stages.functions import Function, takes_state
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short

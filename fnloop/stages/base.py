@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from torch import nn
-
 from fnloop.schedules.base import at, is_schedule
-from fnloop.trees.nodes import fields_of, is_tree, not_decorated, tree
+from fnloop.trees.nodes import fields_of, not_decorated
 from fnloop.trees.show import is_default, short
-from fnloop.values.cursor import Cursor
 from fnloop.values.grads import Grads
 from fnloop.values.holders import own
 from fnloop.values.looking import look
@@ -24,7 +20,7 @@ from fnloop.values.writes import Write
 
 Kind: TypeAlias = Literal["grad", "step", "callback"]
 
-_KINDS = {"grad": "a gradient stage", "step": "a training step", "callback": "a callback"}
+KINDS = {"grad": "a gradient stage", "step": "a training step", "callback": "a callback"}
 
 
 class Stage:
@@ -46,9 +42,9 @@ class Stage:
     wraps: ClassVar[Kind | None] = None
     label: ClassVar[str]
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, abstract: bool = False, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if cls.__module__ != __name__ and not hasattr(cls, "label"):
+        if not abstract and not hasattr(cls, "label"):
             cls.label = cls.__name__
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -174,7 +170,7 @@ class Stage:
         return [self.describe()]
 
 
-class GradStage(Stage):
+class GradStage(Stage, abstract=True):
     """A gradient stage: ``(state, batch) -> (state, Grads)``."""
 
     kind: ClassVar[Kind] = "grad"
@@ -185,7 +181,7 @@ class GradStage(Stage):
         raise NotImplementedError
 
 
-class StepStage(Stage):
+class StepStage(Stage, abstract=True):
     """A training step: ``(state, batch) -> (state, metrics)``.
 
     >>> import torch, fnloop as fl
@@ -227,156 +223,6 @@ class StepStage(Stage):
         return *self(state, x), []
 
 
-class Callback(Stage):
-    """A callback: ``(state, metrics) -> (state, metrics)``, called after every training step.
-
-    >>> import torch, fnloop as fl
-    >>> @fl.tree
-    ... class lowest(fl.Callback):
-    ...     label = "lowest"
-    ...     monitor: str
-    ...     name: str = "lowest"
-    ...     def init_state(self, state, metrics):
-    ...         return torch.tensor(float("inf"), dtype=torch.float64)
-    ...     def __call__(self, state, x):
-    ...         value = torch.minimum(state[self.name], torch.tensor(float(x[self.monitor])))
-    ...         return state.put(self.name, value), {**x, self.name: fl.Last(value)}
-    >>> step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
-    >>> state = step.init(torch.nn.Linear(1, 1))
-    >>> watch = lowest("loss")
-    >>> for state, metrics in fl.run(step, state, [torch.ones(2, 1)], steps=3, callbacks=[watch]):
-    ...     pass
-    >>> float(metrics["lowest"]) == float(metrics["loss"])  # it falls at every step here
-    True
-    """
-
-    kind: ClassVar[Kind] = "callback"
-
-    def init(self, state: State, metrics: Mapping[str, Any]) -> State:  # type: ignore[override]  # pyright: ignore
-        """Add the callback's memory to the state. The loop calls it after the first step.
-
-        Args:
-            state: The state after the first step.
-            metrics: That step's metrics, with examples of those that earlier callbacks add.
-        """
-        if self.slot is None:
-            return state
-        return fill(state, self.slot, self.init_state(state, metrics))
-
-    def init_state(self, state: State, metrics: Mapping[str, Any]) -> Any:  # type: ignore[override]  # pyright: ignore
-        """The callback's initial memory: new tensors, `fl.Tensors`, or dicts of them."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has a slot, so it must define init_state(state, metrics)."
-        )
-
-    reads: ClassVar[bool] = True
-    """Whether it reads its metrics; if so, `fl.every` merges those between two calls."""
-
-    only_evaluates: ClassVar[bool] = False
-    """Whether it only evaluates data: it adds metrics and changes nothing in the state."""
-
-    def is_due(self, cursor: Cursor) -> bool:
-        """Whether it does more at a batch than look whether it is its turn.
-
-        If so, the step before it keeps the state that it was given: should the callback fail, the
-        run ends with that state, and a resumed run does the step again.
-
-        Args:
-            cursor: The position after the batch.
-        """
-        return True
-
-    def needs(self) -> tuple[str, ...]:
-        """Names of the metrics that it requires."""
-        return ()
-
-    def adds(self, state: State, metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """An example of the metrics that it adds; None if they are not known in advance."""
-        return {}
-
-    def stopped(self, state: State) -> str | None:
-        """The reason if its memory in `state` says that it stopped the run; checked on resume."""
-        return None
-
-    def __call__(self, state: State, x: Any) -> tuple[State, Mapping[str, Any]]:
-        raise NotImplementedError
-
-
-@tree
-class Function:
-    """Wraps a plain function as a field of a stage. Equality is identity; ``repr`` is its name."""
-
-    call: Callable[..., Any]
-
-    def __call__(self, *args: Any) -> Any:
-        return self.call(*args)
-
-    def __repr__(self) -> str:
-        return short(self.call)
-
-
-def as_function(value: Any, arguments: str) -> Any:
-    """Return a tree unchanged, and wrap any other callable in `Function`.
-
-    The fields of a tree stay leaves of the stage, so they can be swept and differentiated.
-
-    Args:
-        value: The function.
-        arguments: Its expected signature, for the error message.
-
-    Raises:
-        TypeError: `value` is not callable.
-    """
-    if is_tree(value):
-        return value
-    if not callable(value):
-        raise TypeError(f"Expected a function {arguments}, got {type(value).__name__}.")
-    return Function(value)
-
-
-def as_loss(value: Any, arguments: str) -> Any:
-    """Like `as_function`, for what is called with a model and a batch.
-
-    Raises:
-        TypeError: It is a stage, compares predictions with targets as ``nn.MSELoss`` does, is a
-            model, or does not take two or three arguments.
-    """
-    if isinstance(value, Stage):
-        raise TypeError(
-            f"Expected a function {arguments}, such as the loss; got {value.describe()}, "
-            f"{_KINDS[value.kind]}, which is called with a state."
-        )
-    kind = value if isinstance(value, type) else type(value)
-    compares = kind.__module__ == "torch.nn.modules.loss"
-    if compares or getattr(value, "__module__", None) == "torch.nn.functional":
-        name = f"nn.{kind.__name__}()" if compares else f"F.{value.__name__}"
-        raise TypeError(
-            f"Expected a function {arguments}; {name} compares predictions with targets. Write "
-            f"what makes them of a batch: def loss(model, batch): x, y = batch; return "
-            f"{name}(model(x), y)."
-        )
-    if is_tree(value) or not callable(value) or takes(value, 2) or takes(value, 3):
-        return as_function(value, arguments)
-    if isinstance(value, nn.Module):
-        what = f"{kind.__name__} is a model, which goes into step.init(model)"
-    else:
-        what = f"{short(value)} takes {inspect.signature(value)}"
-    raise TypeError(f"Expected a function {arguments}; {what}.")
-
-
-def takes(call: Callable[..., Any], count: int) -> bool:
-    """Whether `count` positional arguments can be given; True if that is unknown."""
-    try:
-        inspect.signature(call.forward if isinstance(call, nn.Module) else call).bind(
-            *[None] * count
-        )
-    except TypeError:
-        return False
-    except ValueError:  # a builtin, without a signature
-        return True
-    return True
-
-
 def unfinished(value: Any) -> bool:
     """Whether `value` is a stage that still waits for the one that it wraps: ``fl.ema(0.9)``."""
     return (
@@ -384,31 +230,6 @@ def unfinished(value: Any) -> bool:
         and isinstance(value.func, type)
         and issubclass(value.func, Stage)
     )
-
-
-def takes_state(function: Any) -> bool:
-    """Whether a loss has the signature ``(model, batch, state)``, not ``(model, batch)``."""
-    call = function.call if isinstance(function, Function) else function
-    if is_tree(call):
-        return _takes_three(type(call).__call__, 4)  # including self
-    try:
-        return _takes_three(call)
-    except TypeError:  # not hashable
-        return _takes_three.__wrapped__(call)
-
-
-@functools.lru_cache(maxsize=1024)
-def _takes_three(call: Callable[..., Any], required_arguments: int = 3) -> bool:
-    try:
-        parameters = inspect.signature(call).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    required = [
-        p
-        for p in parameters
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
-    ]
-    return len(required) >= required_arguments
 
 
 def _check_decorated(cls: type[Stage], has_arguments: bool) -> None:
@@ -426,7 +247,7 @@ def _check_decorated(cls: type[Stage], has_arguments: bool) -> None:
 
 def _check_inner(stage: Stage, inner: Any) -> None:
     assert stage.wraps is not None
-    wanted = _KINDS[stage.wraps]
+    wanted = KINDS[stage.wraps]
     if getattr(inner, "outermost", False):
         raise TypeError(
             f"{stage.label} wraps {inner.label}, which compiles everything before it into one "
@@ -435,7 +256,7 @@ def _check_inner(stage: Stage, inner: Any) -> None:
     if isinstance(inner, Stage):
         if inner.kind == stage.wraps:
             return
-        got = f"{inner.describe()}, {_KINDS[inner.kind]}"
+        got = f"{inner.describe()}, {KINDS[inner.kind]}"
         if stage.wraps == "grad" and inner.kind == "step":
             hint = (
                 f"Put it before the update: fl.pipe(loss, fl.grad, ..., {stage.label}(...), "

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.autograd import NoGradientError, Tape, gradients, require_grad
-from fnloop.stages.base import GradStage, as_loss, takes_state
+from fnloop.stages.base import GradStage
 from fnloop.stages.closure import closed_over
+from fnloop.stages.functions import as_loss, takes_state
 from fnloop.stages.loss_result import LossResult, explain, read_loss
 from fnloop.trees.nodes import tree, tree_leaves
 from fnloop.trees.show import short

@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from fnloop.stages.base import Callback, GradStage, Kind, StepStage, as_function, takes
+from fnloop.stages.base import GradStage, Kind, StepStage
+from fnloop.stages.callback import Callback
+from fnloop.stages.functions import as_function, takes
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
 from fnloop.values.grads import Grads

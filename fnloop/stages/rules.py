@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fnloop.stages.base import Callback, Kind, Stage
+from fnloop.stages.base import Kind, Stage
+from fnloop.stages.callback import Callback
 from fnloop.stages.lift import stage
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short

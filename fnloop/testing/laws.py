@@ -14,7 +14,8 @@ import torch
 from fnloop.effects.effect import Effect
 from fnloop.loop.run import run
 from fnloop.stages.accumulate import accumulate
-from fnloop.stages.base import Callback, GradStage, Stage
+from fnloop.stages.base import GradStage, Stage
+from fnloop.stages.callback import Callback
 from fnloop.store.load import load
 from fnloop.store.save import save
 from fnloop.testing.comparison import LawError, Step, name_of
