@@ -18,6 +18,7 @@ from fnloop.values.cursor import Cursor, epoch_of
 from fnloop.values.merging import merge_all, numbers_of
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
+from fnloop.values.threads import begin
 
 _TICK = 0.1  # seconds from one drawing of the bar to the next
 _CLOSE_EPOCHS = 0.05  # epochs shorter than that share a line
@@ -82,7 +83,7 @@ class progress(Effect):
         if self._screen:
             watch(self)
             self.shows(Activity("starting"))
-            self._ticker.start()
+            begin(self._ticker.start)
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         self._parts.append(metrics)

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from fnloop.values.threads import begin
+
 
 class Background:
     """Runs jobs one after the other, with at most one in the queue.
@@ -15,6 +17,7 @@ class Background:
 
     >>> done = []
     >>> background = Background()
+    >>> background.start()
     >>> for i in range(3):
     ...     background.do(lambda i=i: done.append(i))
     >>> background.finish(), done
@@ -25,6 +28,14 @@ class Background:
         self._pool = ThreadPoolExecutor(1, "fnloop-checkpoint")
         self._jobs: deque[Future[None]] = deque()
         self._failures: list[BaseException] = []
+
+    def start(self) -> None:
+        """Start the thread; afterwards call `release`.
+
+        An exception from a signal handler may keep a thread from starting, and a job that was
+        waiting for it would be lost. So there is one before there are jobs.
+        """
+        begin(self._pool.submit, _nothing).result()
 
     def wait(self) -> None:
         """Wait until all jobs have ended."""
@@ -46,16 +57,20 @@ class Background:
 
     def finish(self) -> list[BaseException]:
         """Wait for all jobs, and return their exceptions."""
-        try:
-            self.wait()
-        except BaseException:  # from a signal handler; the thread ends after the last job
-            self._pool.shutdown(wait=False)
-            raise
+        self.wait()
         self._pool.shutdown()
         return self.failures()
+
+    def release(self) -> None:
+        """Let the thread end after the last job."""
+        self._pool.shutdown(wait=False)
 
     def _settle(self) -> None:
         error = self._jobs[0].exception()  # an exception from a signal handler may end the wait
         self._jobs.popleft()
         if error is not None:
             self._failures.append(error)
+
+
+def _nothing() -> None:
+    """The first job."""

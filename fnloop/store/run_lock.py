@@ -20,6 +20,7 @@ from fnloop.store.lock_owner import (
     system_now,
     write_owner,
 )
+from fnloop.values.threads import begin
 
 LOCK = ".lock"
 BEAT = 15.0
@@ -73,7 +74,7 @@ class Lock:
         """
         self._own()
         self._descriptor += _descriptor_of(self._folder, self._files)
-        self._thread.start()
+        begin(self._thread.start)
 
     def release(self) -> None:
         """Unlock the folder. If an exception breaks it off, it can be called again."""

@@ -1,3 +1,4 @@
+import signal
 import threading
 import time
 
@@ -43,6 +44,17 @@ def test_failures_are_told_in_order_and_once():
     background.do(lambda: None)
     assert list(map(str, background.finish())) == ["a", "b"]
     assert background.failures() == []
+
+
+def test_a_job_needs_no_thread_that_starts_with_it(monkeypatch):
+    def refuse(thread):
+        raise AssertionError
+
+    done, background = [], Background()
+    background.start()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    background.do(lambda: done.append(1))
+    assert background.finish() == [] and done == [1]
 
 
 class Slow(Disk):
@@ -147,3 +159,54 @@ def test_background_and_plain_saves_keep_the_same(tmp_path):
         return [(m["cursor"], m["monitor"], m["memos"], m["status"]) for m in manifests]
 
     assert run(tmp_path / "a", True) == run(tmp_path / "b", False)
+
+
+class Alarm(Exception):
+    """What a handler of the user's raises."""
+
+
+@pytest.fixture
+def alarm():
+    """Make SIGALRM raise."""
+
+    def handler(number, frame):
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, handler)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_an_alarm_while_the_end_waits_for_a_save_does_not_cost_the_last_state(tmp_path, alarm):
+    came = []
+
+    class Alarming(Slow):
+        def create(self, path):
+            if threading.current_thread() is not threading.main_thread() and not came:
+                came.append(path)
+                time.sleep(self.seconds)  # until the main thread waits
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+            return super().create(path)
+
+    saving = fl.checkpoint(tmp_path, every=2, unit="step", background=True, files=Alarming())
+    with pytest.warns(UserWarning, match=r"Closing the effect checkpoint failed: Alarm\(\)"):
+        fit(saving, steps=3)
+    assert came and saves(tmp_path) == [2, 3]
+    assert fl.read_manifest(tmp_path / "step-00000003")["status"] == "completed"
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_an_alarm_in_the_last_save_does_not_cost_the_last_state(tmp_path, alarm, background):
+    came = []
+
+    class Alarming(Disk):
+        def create(self, path):
+            if "step-00000003" in str(path) and not came:
+                came.append(path)
+                signal.raise_signal(signal.SIGALRM)
+            return super().create(path)
+
+    saving = fl.checkpoint(tmp_path, every=2, unit="step", background=background, files=Alarming())
+    fit(saving, steps=3)
+    assert came and saves(tmp_path) == [2, 3]
+    assert fl.read_manifest(tmp_path / "step-00000003")["status"] == "completed"
