@@ -35,7 +35,7 @@ class Background:
         An exception from a signal handler may keep a thread from starting, and a job that was
         waiting for it would be lost. So there is one before there are jobs.
         """
-        begin(self._pool.submit, _nothing).result()
+        begin(lambda: self._pool.submit(_nothing).result())
 
     def wait(self) -> None:
         """Wait until all jobs have ended."""
