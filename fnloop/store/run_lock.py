@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import threading
 import time
 import weakref
@@ -58,7 +59,8 @@ class Lock:
         self._folder, self._files, self._path = folder, files, folder / LOCK
         self._me, self._supersedes = myself(), supersedes
         self._descriptor: list[int] = []  # by it the folder is known again after a rename
-        stop = threading.Event()
+        # A queue of C: an exception from a signal handler could leave an `Event` locked.
+        stop: queue.SimpleQueue[None] = queue.SimpleQueue()
         # None of them may refer to the lock: a run that is dropped without closing gives it back.
         held = (self._path, files, self._me, stop)
         self._thread = threading.Thread(target=_beat, args=held, name="fnloop-lock", daemon=True)
@@ -204,8 +206,11 @@ def _drop(path: Path, files: Files, owner: Owner) -> None:
             return
 
 
-def _beat(path: Path, files: Files, owner: Owner, stop: threading.Event) -> None:
-    while not stop.wait(BEAT):
+def _beat(path: Path, files: Files, owner: Owner, stop: queue.SimpleQueue[None]) -> None:
+    while True:
+        with contextlib.suppress(queue.Empty):
+            stop.get(timeout=BEAT)
+            return
         with contextlib.suppress(Exception):
             _renew(path, files, owner._replace(beat=time.time()))
 
@@ -228,13 +233,13 @@ def _release(
     path: Path,
     files: Files,
     owner: Owner,
-    stop: threading.Event,
+    stop: queue.SimpleQueue[None],
     thread: threading.Thread,
     descriptor: list[int],
 ) -> None:
     if os.getpid() != owner.pid:  # a fork, which has a copy
         return
-    stop.set()
+    stop.put(None)
     try:
         if thread.is_alive() and thread is not threading.current_thread():
             thread.join(PATIENCE)

@@ -8,10 +8,12 @@ import torch
 import fnloop as fl
 from fnloop.store.background import Background
 from fnloop.store.files import Disk
+from fnloop.store.run_lock import Lock
 
 
 def test_jobs_are_done_in_their_order_by_one_thread():
     done, background = [], Background()
+    background.start()
     for i in range(20):
         background.do(lambda i=i: done.append((i, threading.current_thread().name)))
     assert background.finish() == []
@@ -21,6 +23,7 @@ def test_jobs_are_done_in_their_order_by_one_thread():
 
 def test_whoever_brings_a_third_waits():
     gate, background = threading.Event(), Background()
+    background.start()
     background.do(gate.wait)
     background.do(lambda: None)
     third = threading.Thread(target=lambda: background.do(lambda: None))
@@ -35,6 +38,7 @@ def test_whoever_brings_a_third_waits():
 
 def test_failures_are_told_in_order_and_once():
     background = Background()
+    background.start()
 
     def fail(text):
         raise OSError(text)
@@ -44,6 +48,24 @@ def test_failures_are_told_in_order_and_once():
     background.do(lambda: None)
     assert list(map(str, background.finish())) == ["a", "b"]
     assert background.failures() == []
+
+
+def in_the_main_thread(condition):
+    """In place of ``Condition.__enter__``, which an exception can leave with the lock locked."""
+    if threading.current_thread() is threading.main_thread():
+        raise AssertionError
+    return condition._lock.__enter__()
+
+
+def test_no_exception_of_a_signal_handler_can_leave_a_lock_locked(monkeypatch, tmp_path):
+    done, background, lock = [], Background(), Lock(tmp_path, Disk())
+    background.start()
+    lock.take()
+    monkeypatch.setattr(threading.Condition, "__enter__", in_the_main_thread)
+    for i in range(4):
+        background.do(lambda i=i: done.append(i))
+    assert background.finish() == [] and done == [0, 1, 2, 3]
+    lock.release()
 
 
 def test_a_job_needs_no_thread_that_starts_with_it(monkeypatch):
