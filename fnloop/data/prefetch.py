@@ -16,6 +16,7 @@ from fnloop.data.sources import Source, as_source
 from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
+from fnloop.values.threads import begin
 
 _Copied = tuple[Any, Any]  # the batch, and the CUDA event after its copy, if any
 
@@ -137,7 +138,7 @@ class _Worker:
 
     def start(self) -> None:
         """Start the thread; afterwards call `stop`."""
-        self._thread.start()
+        begin(self._thread.start)
 
     def take(self) -> tuple[Cursor, _Copied] | None:
         """The next cursor and batch; None at the end. Reraises exceptions of the data."""

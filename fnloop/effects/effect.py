@@ -30,6 +30,7 @@ class Run:
         whole: Whether the callbacks have run on the newest state. False if one of them failed
             after a step that donates: the newest state is then the step's result.
         reason: Why the run has ended, if no metric says so; set before `close`.
+        status: How the run has ended; set before `close`.
         untrained: Whether a run from initial weights has ended without one committed step; set
             before `close`.
         last: Metrics of a last validation, of a run that was stopped between two; set before
@@ -51,6 +52,7 @@ class Run:
     total: int | None = None
     whole: bool = True
     reason: str = ""
+    status: str = "running"
     untrained: bool = False
     last: Metrics = dataclasses.field(default_factory=dict)
     cursor: Cursor | None = None

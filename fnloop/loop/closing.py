@@ -53,6 +53,7 @@ class Closing:
                 from a `close`, after all have been closed.
         """
         self._interrupt.hold = True
+        self._run.status = status
         # What shows the others' work is opened first and closed last.
         for name, effect in named(sorted(self._effects, key=_OPENS_FIRST)).items():
             self._call(effect, f"the effect {name}", effect.close, status)

@@ -108,6 +108,10 @@ class History(Effect):
         self._last = self._cut(self._run.last if self._run else {})
         self._run = None
 
+    def release(self) -> None:
+        if self._run is not None:  # an exception from a signal handler has broken off `close`
+            self.close(self._run.status)
+
     def memo(self) -> Any:
         """Complete rows by column, the row that was cut short, and the metrics merged in it.
 

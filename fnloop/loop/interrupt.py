@@ -18,6 +18,7 @@ from fnloop.stages.callback import Callback
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import stop
 from fnloop.values.state import State
+from fnloop.values.threads import HOLDERS
 
 _log = logging.getLogger("fnloop")
 _KNOWN = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}  # Windows has no SIGHUP
@@ -33,7 +34,7 @@ class Interrupt(Callback):
     Attributes:
         came: The first signal: "Ctrl-C", "SIGTERM", "SIGHUP"; None if none has come.
         hold: While True, no handler raises an exception: signals wait until `raise_held`. For the
-            few instructions between closing one thing and the next.
+            few instructions between closing one thing and the next, and while a thread starts.
     """
 
     label: ClassVar[str] = "interrupt"
@@ -70,6 +71,7 @@ class Interrupt(Callback):
         """
         if threading.current_thread() is not threading.main_thread():
             return
+        HOLDERS.append(self)
         for signum in signal.valid_signals():
             before = signal.getsignal(signum)
             if signum in _NAMES and before not in (None, signal.SIG_IGN):
@@ -85,9 +87,10 @@ class Interrupt(Callback):
         for signum, before in self._before.items():
             if signum in _NAMES or signal.getsignal(signum) is self._others.get(signum):
                 restore(signum, before)
+        HOLDERS[:] = [other for other in HOLDERS if other is not self]
 
     def raise_held(self) -> None:
-        """Let the signals that had to wait take their effect, after `stop_listening`."""
+        """Let the signals that had to wait take their effect."""
         self.hold = False
         while self._held:
             signum = self._held.pop(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import queue
 import sys
 import threading
 import time
@@ -18,6 +20,7 @@ from fnloop.values.cursor import Cursor, epoch_of
 from fnloop.values.merging import merge_all, numbers_of
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
+from fnloop.values.threads import begin
 
 _TICK = 0.1  # seconds from one drawing of the bar to the next
 _CLOSE_EPOCHS = 0.05  # epochs shorter than that share a line
@@ -76,13 +79,14 @@ class progress(Effect):
         self._interval = _TICK if self._screen else self.every_seconds
         self._due = self._began + (0.0 if self._screen else self._interval)
         self._activity: Activity | None = None
-        self._lock, self._ended = threading.RLock(), threading.Event()
+        # A queue of C: an exception from a signal handler could leave an `Event` locked.
+        self._lock, self._ended = threading.RLock(), queue.SimpleQueue[None]()
         self._ticker = threading.Thread(target=self._tick, name="fnloop-progress", daemon=True)
         self._open = True
         if self._screen:
             watch(self)
             self.shows(Activity("starting"))
-            self._ticker.start()
+            begin(self._ticker.start)
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         self._parts.append(metrics)
@@ -122,7 +126,7 @@ class progress(Effect):
     def release(self) -> None:
         unwatch(self)
         if hasattr(self, "_ended"):
-            self._ended.set()
+            self._ended.put(None)
             if self._ticker.is_alive():
                 self._ticker.join()
 
@@ -140,7 +144,10 @@ class progress(Effect):
 
     def _tick(self) -> None:
         """Draw while nothing else does: the time that something takes goes on."""
-        while not self._ended.wait(5 * _TICK):
+        while True:
+            with contextlib.suppress(queue.Empty):
+                self._ended.get(timeout=5 * _TICK)
+                return
             if self._activity is not None:
                 self._draw()
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+
+from fnloop.values.threads import begin
 
 
 class Background:
@@ -15,6 +19,7 @@ class Background:
 
     >>> done = []
     >>> background = Background()
+    >>> background.start()
     >>> for i in range(3):
     ...     background.do(lambda i=i: done.append(i))
     >>> background.finish(), done
@@ -22,9 +27,18 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "fnloop-checkpoint")
-        self._jobs: deque[Future[None]] = deque()
+        # A queue of C: an exception from a signal handler could leave an executor's locks locked.
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=_work, args=(self._queue,), name="fnloop-checkpoint", daemon=True
+        )
+        self._jobs: deque[_Job] = deque()
         self._failures: list[BaseException] = []
+        weakref.finalize(self, _end, self._queue, self._thread)
+
+    def start(self) -> None:
+        """Start the thread; afterwards call `release`."""
+        begin(self._thread.start)
 
     def wait(self) -> None:
         """Wait until all jobs have ended."""
@@ -35,7 +49,9 @@ class Background:
         """Run `job` in the thread; blocks while two are running or queued."""
         while len(self._jobs) >= 2:
             self._settle()
-        self._jobs.append(self._pool.submit(job))
+        one = _Job(job)
+        self._queue.put(one)  # first: nothing may wait for a job that is not done
+        self._jobs.append(one)
 
     def failures(self) -> list[BaseException]:
         """Exceptions of the jobs that have ended since the last call, in order."""
@@ -46,16 +62,57 @@ class Background:
 
     def finish(self) -> list[BaseException]:
         """Wait for all jobs, and return their exceptions."""
-        try:
-            self.wait()
-        except BaseException:  # from a signal handler; the thread ends after the last job
-            self._pool.shutdown(wait=False)
-            raise
-        self._pool.shutdown()
+        self.wait()
+        _end(self._queue, self._thread)
         return self.failures()
 
+    def release(self) -> None:
+        """Let the thread end after the last job."""
+        self._queue.put(None)
+
     def _settle(self) -> None:
-        error = self._jobs[0].exception()  # an exception from a signal handler may end the wait
+        error = self._jobs[0].outcome()  # an exception from a signal handler may end the wait
         self._jobs.popleft()
         if error is not None:
             self._failures.append(error)
+
+
+class _Job:
+    """A job, and what has become of it."""
+
+    def __init__(self, job: Callable[[], None]) -> None:
+        self._job: Callable[[], None] | None = job
+        self._error: BaseException | None = None
+        self._pending = threading.Lock()  # locked until it is done
+        self._pending.acquire()
+
+    def run(self) -> None:
+        try:
+            if self._job is not None:
+                self._job()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._job = None  # and the state in it
+            self._pending.release()
+
+    def done(self) -> bool:
+        return not self._pending.locked()
+
+    def outcome(self) -> BaseException | None:
+        """Wait until it is done; its exception, if there was one."""
+        with self._pending:  # `acquire` and `release` would leave room for an exception
+            return self._error
+
+
+def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job.run()
+        del job  # else the last one is held until the next comes
+
+
+def _end(jobs: queue.SimpleQueue[_Job | None], thread: threading.Thread) -> None:
+    """Let the thread end after the last job, and wait for it."""
+    jobs.put(None)
+    if thread.is_alive() and thread is not threading.current_thread():
+        thread.join()

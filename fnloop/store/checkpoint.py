@@ -163,7 +163,9 @@ class checkpoint(Effect):
         if self._recalled:
             before = {count: there[count] for count in later if count <= now}
             self._keeper.adopt(before, self._own_name(run))
-        self._worker = Background() if self.background else None
+        if self.background:
+            self._worker = Background()
+            self._worker.start()
         self._staging = None
         self._request.listen()
         if later and max(later) > now and not self._place.clears:
@@ -200,9 +202,7 @@ class checkpoint(Effect):
         """Save the last state, and note in its manifest how the run ended."""
         try:
             self._end(status)
-        except Exception:
-            raise
-        except BaseException:  # a second Ctrl-C: the last state is worth another try
+        except BaseException:  # a second Ctrl-C, an alarm: the last state is worth another try
             self._end(status)
             raise
         finally:
@@ -211,6 +211,8 @@ class checkpoint(Effect):
     def release(self) -> None:
         self._request.stop_listening()
         self._place.release()
+        if self._worker is not None:
+            self._worker.release()
         self._run, self._called, self._metrics = None, False, {}
         self._worker = self._staging = None
         self._recalled = False
@@ -259,22 +261,36 @@ class checkpoint(Effect):
             status += ", before the callbacks of its last step"
         if run.untrained:
             status += UNTRAINED
-        lost = "The last state of the run is not saved."
         try:
-            count = Cursor.of(run.state.cursor).count
-            if count == self._keeper.saved:
-                lost = "The last state of the run is saved, but not how the run ended."
-                known = numbers({**self._metrics, **run.last})
-                self._keeper.amend(run.memos(), status=status, metrics=known)
-                self._delete()
-            else:
-                requested = status == "interrupted"
-                score = self._score(run.state, self._metrics)
-                job = self._job(run.state, score, self.last, requested, status)
-                patiently(job, write_may_pass)  # there is no later occasion
+            try:
+                self._write_last(run, status)
+            except OSError:
+                raise
+            except Exception:  # a signal handler's, perhaps, so it is worth another try
+                self._write_last(run, status)
         except Exception as error:  # a full disk, or a state that a failed step has overwritten
+            lost = "The last state of the run is not saved."
+            if self._is_saved(run.state):
+                lost = "The last state of the run is saved, but not how the run ended."
             self._warned = False
             self._warn(f"{error}. {lost}")
+
+    def _is_saved(self, state: State) -> bool:
+        with contextlib.suppress(Exception):  # a failed step has overwritten the state
+            return Cursor.of(state.cursor).count == self._keeper.saved
+        return False
+
+    def _write_last(self, run: Run, status: str) -> None:
+        """Save the last state; if it is saved, note in its manifest how the run ended."""
+        if self._is_saved(run.state):
+            known = numbers({**self._metrics, **run.last})
+            self._keeper.amend(run.memos(), status=status, metrics=known)
+            self._delete()
+        else:
+            requested = status == "interrupted"
+            score = self._score(run.state, self._metrics)
+            job = self._job(run.state, score, self.last, requested, status)
+            patiently(job, write_may_pass)  # there is no later occasion
 
     def _job(
         self, state: State, score: float | None, due: bool, requested: bool, status: str

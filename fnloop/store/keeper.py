@@ -110,9 +110,9 @@ class Keeper:
         before, kept = self.kept, self.kept.add(count, *occasion)
         if kept is None:
             return False
-        self.kept = kept
         began = time.monotonic()
         try:
+            self.kept = kept
             self._place.check_held()
             saved = saveable({**memos, name: self.memo()})
             save(state, self._place.path, files=self._place.files, memos=saved, **about)

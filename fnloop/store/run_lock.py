@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import threading
 import time
 import weakref
@@ -22,6 +23,7 @@ from fnloop.store.lock_owner import (
     write_owner,
 )
 from fnloop.store.patience import patiently, write_may_pass
+from fnloop.values.threads import begin
 
 LOCK = ".lock"
 BEAT = 15.0
@@ -59,7 +61,8 @@ class Lock:
         self._folder, self._files, self._path = folder, files, folder / LOCK
         self._me, self._supersedes = myself(), supersedes
         self._descriptor: list[int] = []  # by it the folder is known again after a rename
-        stop = threading.Event()
+        # A queue of C: an exception from a signal handler could leave an `Event` locked.
+        stop: queue.SimpleQueue[None] = queue.SimpleQueue()
         # None of them may refer to the lock: a run that is dropped without closing gives it back.
         held = (self._path, files, self._me, stop)
         self._thread = threading.Thread(target=_beat, args=held, name="fnloop-lock", daemon=True)
@@ -76,7 +79,7 @@ class Lock:
         HELD.add(self._me.token)
         patiently(self._own, write_may_pass)
         self._descriptor += _descriptor_of(self._folder, self._files)
-        self._thread.start()
+        begin(self._thread.start)
 
     def release(self) -> None:
         """Unlock the folder. If an exception breaks it off, it can be called again."""
@@ -206,8 +209,11 @@ def _drop(path: Path, files: Files, owner: Owner) -> None:
             return
 
 
-def _beat(path: Path, files: Files, owner: Owner, stop: threading.Event) -> None:
-    while not stop.wait(BEAT):
+def _beat(path: Path, files: Files, owner: Owner, stop: queue.SimpleQueue[None]) -> None:
+    while True:
+        with contextlib.suppress(queue.Empty):
+            stop.get(timeout=BEAT)
+            return
         with contextlib.suppress(Exception):
             _renew(path, files, owner._replace(beat=time.time()))
 
@@ -230,13 +236,13 @@ def _release(
     path: Path,
     files: Files,
     owner: Owner,
-    stop: threading.Event,
+    stop: queue.SimpleQueue[None],
     thread: threading.Thread,
     descriptor: list[int],
 ) -> None:
     if os.getpid() != owner.pid:  # a fork, which has a copy
         return
-    stop.set()
+    stop.put(None)
     try:
         if thread.is_alive() and thread is not threading.current_thread():
             thread.join(PATIENCE)

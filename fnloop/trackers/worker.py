@@ -12,6 +12,7 @@ from fnloop.effects.points import Point
 from fnloop.trackers.base import Tracker
 from fnloop.trackers.outbox import Outbox
 from fnloop.values.merging import numbers_of
+from fnloop.values.threads import begin
 
 _log = logging.getLogger("fnloop")
 
@@ -73,7 +74,7 @@ class Worker:
 
     def start(self) -> None:
         """Start the thread; afterwards call `close`."""
-        self._thread.start()
+        begin(self._thread.start)
 
     def put(self, point: Reading) -> None:
         """Queue a point."""

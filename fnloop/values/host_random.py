@@ -152,15 +152,29 @@ class host_seeded:
     def __enter__(self) -> host_seeded:
         seed = torch.initial_seed()
         self._saved = [source.save() for source in self._sources]
-        for i, source in enumerate(self._sources):
-            source.seed(fold(seed, i) & _MASK)
-        self._seeded = [source.save() for source in self._sources]
+        try:
+            for i, source in enumerate(self._sources):
+                source.seed(fold(seed, i) & _MASK)
+            self._seeded = [source.save() for source in self._sources]
+        except BaseException:  # from a signal handler; so the rest, too
+            self._restore()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for source, saved, seeded in zip(self._sources, self._saved, self._seeded, strict=True):
-            if not _same(source.save(), seeded):
-                self.drew.append(source.name)
+        try:
+            for source, seeded in zip(self._sources, self._seeded, strict=True):
+                if not _same(source.save(), seeded):
+                    self.drew.append(source.name)
+        finally:
+            try:
+                self._restore()
+            except BaseException:
+                self._restore()
+                raise
+
+    def _restore(self) -> None:
+        for source, saved in zip(self._sources, self._saved, strict=True):
             source.restore(saved)
 
 

@@ -99,3 +99,17 @@ def test_a_late_close_of_a_run_that_another_has_continued_writes_nothing(tmp_pat
     late.close()
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert fl.load(tmp_path / "run", like=last) == last
+
+
+def test_a_history_whose_close_was_broken_off_knows_how_the_run_ended():
+    class Breaking(fl.History):
+        def close(self, status):
+            if not hasattr(self, "broken"):
+                self.broken = True
+                raise OSError("as an alarm at its first instruction")
+            super().close(status)
+
+    history = Breaking()
+    with pytest.warns(UserWarning, match="Closing the effect history failed"):
+        _, found = fl.fit(STEP, state(), data(), steps=2, callbacks=[history])
+    assert found.status == "completed" and len(found) == 1

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 
 import fnloop as fl
+from fnloop.loop.interrupt import Interrupt
+from fnloop.values.threads import HOLDERS, begin
 
 
 def loss(model, x):
@@ -213,3 +216,33 @@ def test_a_second_ctrl_c_skips_it(tmp_path):
         fl.fit(STEP, state(), data(), epochs=4, callbacks=callbacks)
     assert len(calls) == 6 and int(caught.value.state.cursor[2]) == 5
     assert fl.load(tmp_path, like=caught.value.state) == caught.value.state
+
+
+def test_a_signal_that_comes_as_a_thread_starts_waits_until_it_has(monkeypatch):
+    class Alarm(Exception):
+        """What a handler of the user's raises."""
+
+    def handler(number, frame):
+        raise Alarm
+
+    name = "_start_joinable_thread"  # since Python 3.13
+    name = name if hasattr(threading, name) else "_start_new_thread"
+    start, gate = getattr(threading, name), threading.Event()
+
+    def signalled(*arguments, **options):
+        signal.raise_signal(signal.SIGALRM)
+        return start(*arguments, **options)
+
+    thread, before = threading.Thread(target=gate.wait), signal.signal(signal.SIGALRM, handler)
+    interrupt = Interrupt()
+    interrupt.listen()
+    monkeypatch.setattr(threading, name, signalled)
+    try:
+        with pytest.raises(Alarm):
+            begin(thread.start)
+        assert thread.is_alive() and not interrupt.hold
+    finally:
+        gate.set()
+        interrupt.stop_listening()
+        signal.signal(signal.SIGALRM, before)
+    assert HOLDERS == []

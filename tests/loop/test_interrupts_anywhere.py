@@ -280,8 +280,7 @@ def inject(case, tmp_path, files, every):
         pytest.param(eager, HELD, id="eager-held"),
         pytest.param(recorded, LOOP, id="recorded-loop"),
         pytest.param(recorded, EFFECTS, id="recorded-effects"),
-        # Its lines are those of several threads, so an instant is another one in each run.
-        pytest.param(recorded, GENERATORS, id="recorded-data", marks=pytest.mark.slow),
+        pytest.param(recorded, GENERATORS, id="recorded-data"),
     ],
 )
 def test_an_exception_at_many_a_line(cases, tmp_path, make, files):

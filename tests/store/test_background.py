@@ -1,3 +1,4 @@
+import signal
 import threading
 import time
 
@@ -7,10 +8,12 @@ import torch
 import fnloop as fl
 from fnloop.store.background import Background
 from fnloop.store.files import Disk
+from fnloop.store.run_lock import Lock
 
 
 def test_jobs_are_done_in_their_order_by_one_thread():
     done, background = [], Background()
+    background.start()
     for i in range(20):
         background.do(lambda i=i: done.append((i, threading.current_thread().name)))
     assert background.finish() == []
@@ -20,6 +23,7 @@ def test_jobs_are_done_in_their_order_by_one_thread():
 
 def test_whoever_brings_a_third_waits():
     gate, background = threading.Event(), Background()
+    background.start()
     background.do(gate.wait)
     background.do(lambda: None)
     third = threading.Thread(target=lambda: background.do(lambda: None))
@@ -34,6 +38,7 @@ def test_whoever_brings_a_third_waits():
 
 def test_failures_are_told_in_order_and_once():
     background = Background()
+    background.start()
 
     def fail(text):
         raise OSError(text)
@@ -43,6 +48,35 @@ def test_failures_are_told_in_order_and_once():
     background.do(lambda: None)
     assert list(map(str, background.finish())) == ["a", "b"]
     assert background.failures() == []
+
+
+def in_the_main_thread(condition):
+    """In place of ``Condition.__enter__``, which an exception can leave with the lock locked."""
+    if threading.current_thread() is threading.main_thread():
+        raise AssertionError
+    return condition._lock.__enter__()
+
+
+def test_no_exception_of_a_signal_handler_can_leave_a_lock_locked(monkeypatch, tmp_path):
+    done, background, lock = [], Background(), Lock(tmp_path, Disk())
+    background.start()
+    lock.take()
+    monkeypatch.setattr(threading.Condition, "__enter__", in_the_main_thread)
+    for i in range(4):
+        background.do(lambda i=i: done.append(i))
+    assert background.finish() == [] and done == [0, 1, 2, 3]
+    lock.release()
+
+
+def test_a_job_needs_no_thread_that_starts_with_it(monkeypatch):
+    def refuse(thread):
+        raise AssertionError
+
+    done, background = [], Background()
+    background.start()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    background.do(lambda: done.append(1))
+    assert background.finish() == [] and done == [1]
 
 
 class Slow(Disk):
@@ -147,3 +181,54 @@ def test_background_and_plain_saves_keep_the_same(tmp_path):
         return [(m["cursor"], m["monitor"], m["memos"], m["status"]) for m in manifests]
 
     assert run(tmp_path / "a", True) == run(tmp_path / "b", False)
+
+
+class Alarm(Exception):
+    """What a handler of the user's raises."""
+
+
+@pytest.fixture
+def alarm():
+    """Make SIGALRM raise."""
+
+    def handler(number, frame):
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, handler)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_an_alarm_while_the_end_waits_for_a_save_does_not_cost_the_last_state(tmp_path, alarm):
+    came = []
+
+    class Alarming(Slow):
+        def create(self, path):
+            if threading.current_thread() is not threading.main_thread() and not came:
+                came.append(path)
+                time.sleep(self.seconds)  # until the main thread waits
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+            return super().create(path)
+
+    saving = fl.checkpoint(tmp_path, every=2, unit="step", background=True, files=Alarming())
+    with pytest.warns(UserWarning, match=r"Closing the effect checkpoint failed: Alarm\(\)"):
+        fit(saving, steps=3)
+    assert came and saves(tmp_path) == [2, 3]
+    assert fl.read_manifest(tmp_path / "step-00000003")["status"] == "completed"
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_an_alarm_in_the_last_save_does_not_cost_the_last_state(tmp_path, alarm, background):
+    came = []
+
+    class Alarming(Disk):
+        def create(self, path):
+            if "step-00000003" in str(path) and not came:
+                came.append(path)
+                signal.raise_signal(signal.SIGALRM)
+            return super().create(path)
+
+    saving = fl.checkpoint(tmp_path, every=2, unit="step", background=background, files=Alarming())
+    fit(saving, steps=3)
+    assert came and saves(tmp_path) == [2, 3]
+    assert fl.read_manifest(tmp_path / "step-00000003")["status"] == "completed"
