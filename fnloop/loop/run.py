@@ -160,15 +160,15 @@ def _loop(
                     break
                 cursor, batch = drawn
                 before = outline(state) if first else None
-                keeps = any([callback.is_due(cursor) for callback in stages])
-                result = (keeping if keeps else step)(state, batch)
+                now = keeping if any([callback.is_due(cursor) for callback in stages]) else step
+                result = now(state, batch)
                 if before is not None:
                     check_result(step, before, result)
                 state, metrics = result
                 del result  # a state that is still referred to cannot be overwritten
                 state = state.replace(cursor=cursor.tensor())
                 given = may_be_overwritten(state)  # by the next step
-                if given and not (keeps and keeping is not step):  # and this one has done so
+                if given and now is step:  # this one has done so: there is no earlier state
                     about.state, about.cursor, about.whole = state, cursor, False
                     calls = _calls(state)
                 elif not state.params.plain:  # else the autograd graph would grow with every step
