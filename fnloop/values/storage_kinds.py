@@ -19,12 +19,13 @@ class Kinds:
 
     Attributes:
         dtypes: The dtypes of the storages.
+        values: How many values they have, all together.
         quick: Whether all are contiguous, on the CPU, and of one dtype: float32 or float64.
         small: Whether they are quick, and have so few values that the launch of a kernel takes
             longer than its work.
     """
 
-    __slots__ = ("_facts", "dtypes", "quick", "small")
+    __slots__ = ("_facts", "dtypes", "quick", "small", "values")
 
     @classmethod
     def of(cls, storages: Sequence[Tensor]) -> Kinds:
@@ -37,8 +38,8 @@ class Kinds:
             and all([facts[2] and facts[3] is torch.strided for facts in self._facts])
             and all(map(Tensor.is_contiguous, storages))
         )
-        values = sum(map(Tensor.numel, storages))
-        self.small = self.quick and 0 < values < _SMALL * len(storages)
+        self.values = sum(map(Tensor.numel, storages))
+        self.small = self.quick and 0 < self.values < _SMALL * len(storages)
         return self
 
     def __eq__(self, other: object) -> bool:

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 import fnloop as fl
+from fnloop.stages import update
 from fnloop.values.donated import DonatedError
 from tests.transforms.test_donation import TAKEN, batch, look, mse, net
+
+
+@pytest.fixture(autouse=True)
+def small_models_too(monkeypatch):
+    monkeypatch.setattr(update, "WORTH", 0)
 
 
 def step_of(optimizer=None, *stages, loss=mse):
@@ -279,6 +285,15 @@ def test_a_callback_that_keeps_the_best_parameters_has_them():
     last, _ = fl.fit(STEP, start, data, steps=9, callbacks=[Best()])
     assert fl.tree_equal(expected[-1], last)
     assert len({float(s["best"]["loss"]) for s in expected}) > 2
+
+
+def test_few_parameters_are_copied_and_many_are_not(monkeypatch):
+    state = after()
+    for worth, places in ((27, 2), (26, 1)):
+        monkeypatch.setattr(update, "WORTH", worth)
+        before = address(state)
+        state, _ = DONATING(state, batch())
+        assert len({before, address(state)}) == places
 
 
 def test_states_that_were_written_over_are_freed():
