@@ -12,6 +12,10 @@ from fnloop.values.state import State
 from fnloop.values.writes import Writes
 
 
+WORTH = 1 << 14
+"""Number of parameters from which it takes longer to copy them than to see whether one must."""
+
+
 @tree
 class Donating(StepStage):
     """The step `inner`, for a caller that does not use a state again after the step."""
@@ -36,6 +40,8 @@ class Donating(StepStage):
         return self.inner
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
+        if state.params.kinds.values < WORTH:
+            return self.inner(state, x)
         release(state)
         after, metrics, calls = self.inner.writing(state, x)
         if calls:

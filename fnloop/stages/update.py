@@ -29,10 +29,6 @@ from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 from fnloop.values.writes import Write
 
-WORTH = 1 << 14
-"""Number of parameters from which it takes longer to copy them than to see whether one must."""
-
-
 @tree
 class Update(StepStage):
     """The stage that `update` makes."""
@@ -104,7 +100,7 @@ class Update(StepStage):
         after, grads = self.inner(state, x)
         _check(grads, state)
         free: Set[int] = frozenset()
-        if donate and state.params.kinds.values >= WORTH:
+        if donate:
             free = free_params(state, after) | free_memory(state, after, self.name)
         own = state[self.name]
         step, weight, finite, *multipliers = look_all(

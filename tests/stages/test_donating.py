@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 import fnloop as fl
-from fnloop.stages import update
+from fnloop.stages import donating
 from fnloop.values.donated import DonatedError
 from tests.transforms.test_donation import TAKEN, batch, look, mse, net
 
 
 @pytest.fixture(autouse=True)
 def small_models_too(monkeypatch):
-    monkeypatch.setattr(update, "WORTH", 0)
+    monkeypatch.setattr(donating, "WORTH", 0)
 
 
 def step_of(optimizer=None, *stages, loss=mse):
@@ -289,8 +289,8 @@ def test_a_callback_that_keeps_the_best_parameters_has_them():
 
 def test_few_parameters_are_copied_and_many_are_not(monkeypatch):
     state = after()
-    for worth, places in ((27, 2), (26, 1)):
-        monkeypatch.setattr(update, "WORTH", worth)
+    for worth, places in ((24, 2), (23, 1)):
+        monkeypatch.setattr(donating, "WORTH", worth)
         before = address(state)
         state, _ = DONATING(state, batch())
         assert len({before, address(state)}) == places

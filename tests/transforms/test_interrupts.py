@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop.stages import update
+from fnloop.stages import donating
 
 ROOT = Path(fl.__file__).parent
 WATCHED = {
@@ -144,7 +144,7 @@ def eager():
 @pytest.fixture(scope="module")
 def uncompiled():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(update, "WORTH", 0)  # few parameters are copied otherwise
+        patch.setattr(donating, "WORTH", 0)  # few parameters are copied otherwise
         yield Interrupted(None)
 
 
