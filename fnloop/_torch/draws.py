@@ -38,6 +38,10 @@ _MAKES = frozenset(
     )
 )  # fmt: skip
 
+# What `F.dropout` is on a GPU: one operation that draws a mask and applies it. Of the tensor, the
+# mask depends on shape and strides only.
+_DROPOUT = _aten.native_dropout.default
+
 
 class RandomnessError(NotImplementedError):
     """A random operation that cannot be part of a compiled step."""
@@ -113,6 +117,8 @@ class Draws(TorchDispatchMode):
             return func(*args, **kwargs)
         if func.overloadpacket in _FILLS:
             return args[0].copy_(self._drawn[place])
+        if func is _DROPOUT:
+            return _dropped_out(*args[:2], self._drawn[place])
         return self._drawn[place].clone()
 
 
@@ -131,11 +137,13 @@ def _place(seed: int) -> Place | None:
 def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False
-    # Attention has the random tag even if its dropout is zero.
+    # Attention has the random tag even if its dropout is zero, and so have cuDNN's RNNs.
     arguments = func._schema.arguments
     named = {a.name: a.default_value for a in arguments if a.has_default_value()}
     named.update(zip([a.name for a in arguments], args, strict=False), **kwargs)
-    return named.get("dropout_p") != 0
+    if named.get("train") is False:
+        return False
+    return named.get("dropout_p", named.get("dropout")) != 0
 
 
 def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -144,6 +152,15 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise RandomnessError(
             f"{name} draws from a generator of its own, which is not part of the training state. "
             "Leave generator= out: the numbers then follow from the state's key and calls"
+        )
+    if func is _DROPOUT:
+        return
+    if "dropout_p" in [argument.name for argument in func._schema.arguments]:
+        raise RandomnessError(
+            "attention with dropout draws its mask inside of its kernel, but a compiled step draws "
+            "all its random numbers before it runs. On a GPU, leave that dropout out (dropout_p=0),"
+            " or compute the attention without a fused kernel: with "
+            "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
         )
     reads = [a for a in (args[1:] if packet in _FILLS else args) if isinstance(a, Tensor)]
     if packet in _FILLS and not reads:
@@ -172,9 +189,16 @@ def _maker(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable
 
     def make() -> Tensor:
         memory = torch.empty_strided(shape, stride, dtype=dtype, device=device)
-        return func(memory, *rest, **kwargs)
+        result = func(memory, *rest, **kwargs)
+        return result[1] if func is _DROPOUT else result
 
     return make
+
+
+def _dropped_out(x: Tensor, p: float, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What native_dropout returns, for a mask that is drawn already."""
+    scale = 0.0 if p == 1 else 1 / (1 - p)
+    return x * mask * scale, mask.clone()
 
 
 def draw(

@@ -104,7 +104,8 @@ def adam(
     def on(groups: Groups) -> Callable[[], Any]:
         if apart:
             kept = torch.where(_flag(finite), 1 - lr * weight_decay, 1.0)
-            torch._foreach_mul_(groups[0], kept)
+            # Of another dtype, it would take one kernel for each tensor.
+            torch._foreach_mul_(groups[0], kept.to(groups[0][0].dtype))
         return functools.partial(
             kernel,
             groups[0],
@@ -258,8 +259,10 @@ def _like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def _rate(lr: Number) -> Number:
-    """Convert a learning rate for the kernels: to a number if it is a tensor on the CPU."""
-    return float(lr) if isinstance(lr, Tensor) and lr.device.type == "cpu" else lr
+    """Convert a learning rate for the kernels: on the CPU to a number, elsewhere to float32."""
+    if not isinstance(lr, Tensor):
+        return lr
+    return float(lr) if lr.is_cpu else lr.to(torch.float32)
 
 
 def _found_inf(finite: bool | Tensor) -> Any:

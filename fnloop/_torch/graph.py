@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -249,9 +249,11 @@ def _is_scalar(node: Node, members: int) -> bool:
     return value.ndim == 0 or 1 < value.numel() <= members
 
 
-def copies(tensors: Sequence[Any]) -> list[Any]:
-    """Copy the results of a graph: the next call may overwrite their memory."""
-    return [t.clone() if isinstance(t, Tensor) else t for t in tensors]
+def copies(tensors: Sequence[Any], but: Set[int] = frozenset()) -> list[Any]:
+    """Copy the results of a graph, which the next call may overwrite, except those at `but`."""
+    return [
+        t.clone() if isinstance(t, Tensor) and i not in but else t for i, t in enumerate(tensors)
+    ]
 
 
 def copy_all(to: list[Tensor], tensors: list[Tensor]) -> None:

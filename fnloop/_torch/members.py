@@ -81,6 +81,8 @@ class MemberDraws(TorchDispatchMode):
         ]
         if func.overloadpacket.__name__.endswith("_"):
             return args[0]  # each member has filled its part in place
+        if isinstance(parts[0], tuple):  # native_dropout, what dropout is on a GPU
+            return tuple([torch.stack(each) for each in zip(*parts, strict=True)])
         return torch.stack(parts) if isinstance(parts[0], Tensor) else parts[0]
 
     def _as_member(self, i: int, draw: Callable[[], Any]) -> Any:

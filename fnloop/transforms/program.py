@@ -149,7 +149,7 @@ class Program:
         with no_casting(state.step.device):
             results = self._run(list(self._pick(everything)))
         if self._clones:
-            results = graph.copies(results)
+            results = graph.copies(results, {place for _, place in self._copied})
         if self._calls is not None:
             place, count = self._calls
             results = [*results[:place], state.calls + count, *results[place + 1 :]]
