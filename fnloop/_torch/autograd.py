@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -50,9 +51,11 @@ class Tape:
             raise NoGradientError
         # torch.autograd.grad without its checks, which are slow for small steps. Arguments:
         # tensors, their gradients, keep_graph, create_graph, inputs, allow_unreachable, ...
-        found = _run_backward(
-            (loss,), (seed,), self.kept, self.kept, tuple(self.leaves), True, accumulate_grad=False
-        )
+        with _in_this_thread(loss):
+            found = _run_backward(
+                (loss,), (seed,), self.kept, self.kept, tuple(self.leaves), True,
+                accumulate_grad=False,
+            )  # fmt: skip
         if self._contiguous and _all_contiguous(found):
             return list(found)
         _check_reached(found)
@@ -68,7 +71,10 @@ class _InnerTape(Tape):
     def backward(self, loss: Tensor, seed: Tensor) -> list[Tensor | None]:
         if not loss.requires_grad:
             raise NoGradientError
-        found = torch.autograd.grad(loss, self.leaves, seed, create_graph=True, allow_unused=True)
+        with _in_this_thread(loss):
+            found = torch.autograd.grad(
+                loss, self.leaves, seed, create_graph=True, allow_unused=True
+            )
         _check_reached(found)
         return list(found)
 
@@ -119,6 +125,18 @@ def gradients(
         return function(tape)
     finally:
         torch.set_grad_enabled(False)
+
+
+def _in_this_thread(loss: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """A context manager: the backward pass runs in the thread that asks for it, on a GPU too.
+
+    A checkpointed loss is computed again in it, and so may ask for the mode of the model and draw
+    from `fl.randomness`, whose lock this thread holds.
+    """
+    return _HERE if loss.is_cpu else torch.autograd.set_multithreading_enabled(False)
+
+
+_HERE: Any = contextlib.nullcontext()
 
 
 def _all_contiguous(found: Sequence[Tensor | None]) -> bool:
