@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -119,3 +121,37 @@ def test_the_callers_tensors_get_no_gradient_and_no_history():
     w = torch.ones(2, requires_grad=True)
     differentiated(lambda w: (w**2).sum(), [w])
     assert w.grad is None and w.is_leaf
+
+
+class Threads(torch.autograd.Function):
+    """Notes whether autograd may use a thread for each device."""
+
+    seen: ClassVar[list[bool]] = []
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        Threads.seen.append(torch._C._is_multithreading_enabled())
+        return grad
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_backward_pass_runs_in_the_thread_that_asks_for_it(nested):
+    """On a GPU autograd would run it in another one; the device "meta" stands for it."""
+    w, seed = torch.ones(3, device="meta"), torch.ones((), device="meta")
+
+    def slope(w):
+        loss = lambda w: Threads.apply(w).sum()  # noqa: E731
+        return gradients(lambda tape: tape.backward(loss(*tape.leaves), seed), [w], False)[0]
+
+    Threads.seen.clear()
+    torch.func.vmap(slope)(w[None]) if nested else slope(w)
+    assert Threads.seen == [False] and torch._C._is_multithreading_enabled()

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fnloop._torch.draws import Draws, RandomnessError, draw
+from fnloop._torch.draws import Draws, RandomnessError, _is_random, draw
 from fnloop._torch.graph import fake_mode
+from fnloop._torch.members import drawing
 from fnloop._torch.random import seeded
 
 
@@ -42,6 +43,8 @@ def many():
         torch.bernoulli(x, 0.4),
         F.dropout(x, 0.5),
         torch.randint(0, 9, (4,)),
+        *torch.native_dropout(x.t(), 0.5, True),
+        *torch.native_dropout(x.half(), 1.0, True),
     ]
 
 
@@ -117,9 +120,28 @@ def test_attention_with_dropout_draws_once():
     assert len(note(lambda: attention(dropout_p=0.5)).found) == 1
 
 
+def test_dropout_of_a_gpu_draws_nothing_in_evaluation():
+    assert not note(lambda: torch.native_dropout(torch.ones(3), 0.5, False)).found
+
+
+@pytest.mark.parametrize(
+    ("dropout", "train", "draws"), [(0.0, True, False), (0.3, True, True), (0.3, False, False)]
+)
+def test_recurrent_layers_of_cudnn_draw_if_they_have_dropout(dropout, train, draws):
+    x = torch.ones(2, 3, 4)
+    arguments = (x, [x], 4, None, x, x, 2, 4, 0, 1, True, dropout, train, False, [], None)
+    assert _is_random(torch.ops.aten._cudnn_rnn.default, arguments, {}) is draws
+
+
 @pytest.mark.parametrize(
     "function, message",
     [
+        (
+            lambda: torch.ops.aten._scaled_dot_product_flash_attention(
+                *[torch.ones(1, 2, 8, 8)] * 3, dropout_p=0.5
+            ),
+            "SDPBackend.MATH",
+        ),
         (lambda: torch.multinomial(torch.ones(3), 1), "depend on a tensor's values"),
         (lambda: torch.bernoulli(torch.ones(3)), "depend on a tensor's values"),
         (lambda: torch.empty(3).bernoulli_(torch.ones(3)), "depend on a tensor's values"),
@@ -149,3 +171,15 @@ def test_members_draw_what_each_draws_alone():
         with seeded(seed):
             assert torch.equal(first[i], torch.rand(3))
             assert torch.equal(second[i], torch.empty(4).normal_())
+
+
+def test_members_drop_out_what_each_drops_out_alone():
+    """By the operation that dropout is on a GPU, which returns two tensors."""
+    drop = lambda x: torch.native_dropout(x, 0.5, True)  # noqa: E731
+    x = torch.ones(2, 3, 4)
+    with drawing([3, 8], torch.device("cpu")):
+        values, masks = torch.func.vmap(drop, randomness="different")(x)
+    for i, seed in enumerate((3, 8)):
+        with seeded(seed):
+            value, mask = drop(x[i])
+        assert torch.equal(values[i], value) and torch.equal(masks[i], mask)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fnloop._torch import fused
 
@@ -125,3 +126,27 @@ def test_a_decay_that_is_a_tensor_is_taken_apart(finite):
     if finite is not True and not finite:
         kept = adam(finite=finite, weight_decay=torch.tensor(0.1))
         assert all(map(torch.equal, kept[0], P))
+
+
+class Calls(TorchDispatchMode):
+    """The arguments of fused kernels, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "_fused" in str(func):
+            self.seen.append(kwargs)
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+@every
+def test_a_learning_rate_elsewhere_than_on_the_cpu_is_float32(kernel):
+    """The kernels for CUDA read its memory as such."""
+    far = lambda tensors: [t.to("meta") for t in tensors]  # noqa: E731
+    with Calls() as calls:
+        rate = torch.tensor(0.1, dtype=torch.float64, device="meta")
+        kernel(far(P), far(G), quick=True, lr=rate)
+    assert [call["lr"].dtype for call in calls.seen] == [torch.float32]

@@ -200,3 +200,9 @@ def test_a_view_that_is_written_to_stays_one():
         graph._reshape_views(recorded)
         names = [node.target for node in recorded.graph.nodes]
         assert names.count(torch.ops.aten.view.default) == kept
+
+
+def test_results_are_copied_except_those_that_are_copied_anyway():
+    x, y = torch.ones(2), torch.ones(3)
+    a, b, c = graph.copies([x, None, y], {2})
+    assert a is not x and torch.equal(a, x) and b is None and c is y
