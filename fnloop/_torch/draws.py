@@ -118,7 +118,7 @@ class Draws(TorchDispatchMode):
         if func.overloadpacket in _FILLS:
             return args[0].copy_(self._drawn[place])
         if func is _DROPOUT:
-            return _dropped_out(*args[:2], self._drawn[place])
+            return _dropped_out(args[0], args[1], self._drawn[place])
         return self._drawn[place].clone()
 
 

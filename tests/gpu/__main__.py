@@ -32,18 +32,25 @@ def main() -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("There is no CUDA device here: torch.cuda.is_available() is False.")
         return 1
-    faulthandler.dump_traceback_later(options.seconds, exit=True)
-    print(f"# fnloop on {_about(options.device)}\n", flush=True)
-    failed = list(_checked(options.device, options.only, end - 0.3 * options.seconds))
-    if not options.only:
-        failed += _peaks(options.device)
-        for share, name in enumerate(reversed(speed.PROBLEMS), start=1):
-            left = end - time.perf_counter()
-            failed += _timed(name, options.device, 0.45 * share * left)
+    faulthandler.dump_traceback_later(options.seconds, exit=True, file=sys.__stderr__)
+    try:
+        failed = list(_reported(options.device, options.only, options.seconds, end))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     print(f"\n## {'Failed' if failed else 'Everything passed'}\n")
     print("".join(f"- {line}\n" for line in failed), end="", flush=True)
-    faulthandler.cancel_dump_traceback_later()
     return 1 if failed else 0
+
+
+def _reported(device: str, only: str, seconds: float, end: float) -> Iterator[str]:
+    """Print the report; what failed, a line each."""
+    print(f"# fnloop on {_about(device)}\n", flush=True)
+    yield from _checked(device, only, end - 0.3 * seconds)
+    if only:
+        return
+    yield from _peaks(device)
+    for share, name in enumerate(reversed(speed.PROBLEMS), start=1):
+        yield from _timed(name, device, 0.45 * share * (end - time.perf_counter()))
 
 
 def _about(device: str) -> str:

@@ -62,14 +62,19 @@ def bf16(device: str) -> None:
     """bf16, eager and compiled, is `torch.autocast`."""
     step = simple(fl.optim.sgd(0.1), fl.amp("bf16"))
     given = batches(6, device)
-    for own in (step, fl.compile(step, backend=backend(device))):
+    compiled = fl.compile(step, backend=backend(device))
+    for own, rtol, atol in ((step, 1e-5, 1e-6), (compiled, 1e-2, 2e-3)):
         model, state = _model(step, device), started(step, smooth, device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for batch in given:
             state, _ = own(state, batch)
             _classic(model, optimizer, batch, torch.autocast(device, torch.bfloat16))
         assert all(p.dtype is torch.float32 for p in state.params.values())
-        _same(state, model, "bf16", 1e-2, 2e-3)
+        _same(state, model, "bf16", rtol, atol)
+    seen = fl.pipe(_kinds, fl.grad, fl.amp("bf16"), fl.update(fl.optim.sgd(0.1)))
+    for own in (seen, fl.compile(seen, backend=backend(device))):
+        _, metrics = own(started(seen, smooth, device), given[0])
+        assert float(metrics["bf16"]) == 1, "the model does not run in bf16"
 
 
 def fp16(device: str) -> None:
@@ -106,6 +111,11 @@ def half_parameters(device: str) -> None:
             losses.append(float(metrics["loss"]))
         assert losses[-1] < 0.9 * losses[0], f"the loss went from {losses[0]} to {losses[-1]}"
         assert {p.dtype for p in state.params.values()} == {torch.bfloat16}
+
+
+def _kinds(model: Any, batch: Any) -> Any:
+    logits = model(batch[0])
+    return logits.float().square().mean(), {"bf16": fl.Last(logits.dtype is torch.bfloat16)}
 
 
 def _model(step: Any, device: str) -> nn.Module:
