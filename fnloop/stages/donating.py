@@ -11,7 +11,6 @@ from fnloop.values.donated import claim, overwrite, release
 from fnloop.values.state import State
 from fnloop.values.writes import Writes
 
-
 WORTH = 1 << 14
 """Number of parameters from which it takes longer to copy them than to see whether one must."""
 

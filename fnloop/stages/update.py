@@ -29,6 +29,7 @@ from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 from fnloop.values.writes import Write
 
+
 @tree
 class Update(StepStage):
     """The stage that `update` makes."""

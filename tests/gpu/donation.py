@@ -14,9 +14,8 @@ from .problems import backend, batches, simple, smooth, started
 
 
 def _donating(step: Any, device: str) -> dict[str, Any]:
-    """Steps that donate. On a GPU only a compiled one does: an eager one would have to look."""
-    compiled = {"compiled": fl.compile(step, donate=True, backend=backend(device))}
-    return {"eager": step.donating(), **compiled} if device == "cpu" else compiled
+    """Steps that donate, also those of few parameters: compiled ones."""
+    return {"compiled": fl.compile(step, donate=True, backend=backend(device))}
 
 
 def refused(device: str) -> None:
