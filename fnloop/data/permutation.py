@@ -1,4 +1,4 @@
-"""A shuffle computed position by position, without a table."""
+"""A shuffle computed position by position, without a table of the order."""
 
 from __future__ import annotations
 
