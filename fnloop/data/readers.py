@@ -120,19 +120,21 @@ class Columns:
             for path, leaf in self.leaves.items()
         ]
         self._dtypes = [leaf.dtype for leaf in leaves]
+        self._viewed = any(
+            x.dtype is not t for (x, _), t in zip(self._columns, self._dtypes, strict=True)
+        )
         self._structure: Any = optree.tree_structure(data)
 
-    def take(self, indices: list[Tensor], seed: int) -> Any:
+    def take(self, indices: Sequence[Tensor], seed: int) -> Any:
         """The examples at `indices` (int64[n] on each device), as new tensors."""
-        columns = (column.index_select(0, indices[k]) for column, k in self._columns)
-        found = [
-            x if x.dtype is t else x.view(t) for x, t in zip(columns, self._dtypes, strict=True)
-        ]
+        found = [column.index_select(0, indices[k]) for column, k in self._columns]
+        if self._viewed:
+            found = [x.view(dtype) for x, dtype in zip(found, self._dtypes, strict=True)]
         return self._structure.unflatten(found)
 
-    def cut(self, start: int, stop: int, seed: int) -> Any:
-        """The examples from `start` to `stop`, as views."""
-        return self._structure.unflatten([x[start:stop] for x in self.leaves.values()])
+    def cut(self, part: slice, seed: int) -> Any:
+        """The examples of a part of the data, as views."""
+        return self._structure.unflatten([x[part] for x in self.leaves.values()])
 
     def about(self) -> dict[str, Any]:
         """The fingerprint of the data."""
@@ -153,13 +155,13 @@ class Indexed:
         self.random = self._examples.random or self._drawn
         self.epochs = Epochs(data) or None
 
-    def take(self, indices: list[Tensor], seed: int) -> Any:
+    def take(self, indices: Sequence[Tensor], seed: int) -> Any:
         """The collated examples at `indices`; random numbers of each depend on it and `seed`."""
         return self._join(indices[0].tolist(), seed)
 
-    def cut(self, start: int, stop: int, seed: int) -> Any:
-        """The collated examples from `start` to `stop`."""
-        return self._join(list(range(start, stop)), seed)
+    def cut(self, part: slice, seed: int) -> Any:
+        """The collated examples of a part of the dataset."""
+        return self._join(list(range(part.start, part.stop)), seed)
 
     def about(self) -> dict[str, Any]:
         """The fingerprint of the data, computed without reading examples (except of a list)."""

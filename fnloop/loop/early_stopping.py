@@ -95,7 +95,8 @@ class early_stopping(Callback):
         return self._reason(float(latest), float(best), int(waited), *map(bool, rules))
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
-        found = find(x, self.monitor)
+        # Most steps report nothing that it could be, or be a part of.
+        found = find(x, self.monitor) if self.monitor.startswith(tuple(x)) else None
         if found is None:
             return state, x
         best, waited = state[self.name]["best"], state[self.name]["waited"]

@@ -53,6 +53,18 @@ def test_resumes_exactly_from_every_cursor(data: Any, shuffle: bool, drop_last: 
         cursor = next_cursor
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_walk_gives_the_batches_that_stand_at_its_cursors(drop_last: bool) -> None:
+    """Also where it looks further ahead, and where an epoch ends."""
+    data = {"x": torch.arange(500), "bits": torch.arange(500).to(torch.uint16)}
+    batches = Batches(data, 7, seed=4, drop_last=drop_last)
+    cursor = Cursor(1, 30, 5).tensor()
+    for after, batch in walk(batches, Cursor(1, 30, 5), 200):
+        cursor, one = Batches(data, 7, seed=4, drop_last=drop_last).at(cursor)
+        assert Cursor.of(cursor) == after and torch.equal(one["x"], batch["x"])
+        assert batch["bits"].tolist() == batch["x"].tolist()
+
+
 def test_cursor_counts_examples_and_ends_an_epoch_in_one_form() -> None:
     cursors = [c for c, _ in walk(Batches(torch.arange(10), 4), Cursor(), 4)]
     assert cursors == [(0, 4, 1), (0, 8, 2), (1, 0, 3), (1, 4, 4)]
@@ -264,12 +276,12 @@ def test_one_look_ahead_serves_several_short_epochs(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("fnloop.data.batches.permute_epochs", noting)
     batches = Batches(torch.arange(1000), 100, seed=3)
     seen = [batch for _, batch in walk(batches, Cursor(2, 300, 23), 67)]  # to the end of epoch 8
-    assert asked == [[*range(2, 10)]]  # 8192 positions
+    assert asked == [[*range(2, 18)]]  # 16, though there would be room for more
     for i, epoch in enumerate(range(3, 9)):
         one = torch.cat(seen[7 + 10 * i : 17 + 10 * i])
         assert torch.equal(one, permute(torch.arange(1000), 1000, 3, epoch))
     walk(Batches(torch.arange(1000), 100, seed=3), Cursor(9, 0, 90), 1)
-    assert asked[1] == [*range(9, 17)]
+    assert asked[1] == [*range(9, 25)]
 
 
 def test_length_and_repr() -> None:

@@ -36,10 +36,10 @@ def test_several_epochs_at_once_are_each_alone(n: int) -> None:
     assert torch.equal(together, torch.stack([permute(positions, n, 7, e) for e in range(3, 8)]))
 
 
-def test_the_order_is_that_of_the_formula_one_by_one() -> None:
+@pytest.mark.parametrize(("n", "a", "b", "rounds"), [(10, 4, 3, 16), (1001, 32, 32, 8)])
+def test_the_order_is_that_of_the_formula_one_by_one(n: int, a: int, b: int, rounds: int) -> None:
     """Black and Rogaway's network in Python's own integers."""
-    n, seed, epoch = 10, 3, 2
-    a, b, mask = 4, 3, (1 << 64) - 1
+    seed, epoch, mask = 3, 2, (1 << 64) - 1
 
     def mix(value: int) -> int:
         for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
@@ -49,7 +49,7 @@ def test_the_order_is_that_of_the_formula_one_by_one() -> None:
 
     def once(value: int) -> int:
         left, right = divmod(value, b)
-        for r in range(16):
+        for r in range(rounds):
             key = fold(seed, epoch, r) & mask
             if r % 2:
                 right = (right + (mix(left ^ key) * b >> 32)) % b
@@ -64,6 +64,8 @@ def test_the_order_is_that_of_the_formula_one_by_one() -> None:
             value = once(value)
         expected.append(value)
     assert order(n, seed, epoch).tolist() == expected
+    few = torch.arange(3)  # too few for tables
+    assert permute(few, n, seed, epoch).tolist() == expected[:3]
 
 
 def test_does_not_change_its_input() -> None:
