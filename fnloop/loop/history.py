@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import html
 from collections import deque
@@ -109,8 +110,9 @@ class History(Effect):
         self._run = None
 
     def release(self) -> None:
-        if self._run is not None:  # an exception from a signal handler has broken off `close`
-            self.close(self._run.status)
+        if self._run is not None:  # `close` was broken off, perhaps by a signal handler
+            with contextlib.suppress(Exception):  # that it failed has been told
+                self.close(self._run.status)
 
     def memo(self) -> Any:
         """Complete rows by column, the row that was cut short, and the metrics merged in it.
