@@ -41,7 +41,12 @@ def own(state: State) -> None:
     for part in found:
         if type(part) is Tensors:
             part.seen = True
-            part.owned = all([storage_of(s).resizable() for s in part.peek_storages()])
+            part.owned = all([_is_of_torch(s) for s in part.peek_storages()])
+
+
+def _is_of_torch(tensor: Tensor) -> bool:
+    """Whether PyTorch has allocated its memory, in one piece."""
+    return tensor.layout is torch.strided and storage_of(tensor).resizable()
 
 
 def free_params(state: State, after: State) -> Set[int]:
