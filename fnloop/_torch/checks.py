@@ -140,6 +140,8 @@ _JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))
 def _is_caught(frame: FrameType) -> bool:
     """Whether what is raised may be caught before it leaves the step, by code of the user."""
     for each in _users(frame):
+        if not each.f_code.co_exceptiontable:
+            continue  # neither try nor with
         spans = _catching(each.f_code.co_filename)
         if spans is None or any(a <= each.f_lineno <= b for a, b in spans):
             return True

@@ -44,6 +44,10 @@ class RandomnessError(NotImplementedError):
     """A random operation that cannot be part of a compiled step."""
 
 
+class HostRandomnessError(RandomnessError):
+    """Random numbers of Python or NumPy, seen only after they have been drawn."""
+
+
 class Place(NamedTuple):
     """The position of a random operation in a step.
 

@@ -1,4 +1,4 @@
-"""One habit of the literature: a loss or a layer as people write it, and what compiling makes of it."""
+"""One habit of the literature: a loss as people write it, and what compiling makes of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What people write is recorded and equals the step that is not compiled, or is refused with a remedy.
-
-The remedy is tried too.
-"""
+"""What people write is recorded, or is refused with a remedy that works."""
 
 from __future__ import annotations
 

@@ -191,10 +191,19 @@ def test_what_makes_a_choice_is_refused(loss):
         step(state, torch.ones(3, 4))
 
 
-def test_code_without_a_text_may_catch_and_is_refused():
+def typed(body):
+    """A loss whose text cannot be looked up, as in a shell."""
     names = {"torch": torch}
-    exec("def loss(model, x):\n    assert x.min() < 9\n    return model(x).mean()", names)
-    step, state = compiled(names["loss"])
+    exec(f"def loss(model, x):\n    {body}\n    return model(x).mean()", names)
+    return names["loss"]
+
+
+def test_code_without_a_text_is_recorded_unless_it_may_catch():
+    step, state = compiled(typed("assert x.min() < 9"))
+    step(state, torch.ones(3, 4))
+    with pytest.raises(AssertionError, match="does not hold"):
+        step(state, torch.full((3, 4), 9.0))
+    step, state = compiled(typed("with torch.no_grad(): assert x.min() < 9"))
     with pytest.raises(fl.CompileError, match="a value of a tensor is asked for"):
         step(state, torch.ones(3, 4))
 
