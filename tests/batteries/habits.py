@@ -31,7 +31,8 @@ def table(rows: Mapping[str, str]) -> str:
     ]
     for habit in HABITS:
         if habit.name in rows:
-            cells = [habit.name, rows[habit.name], habit.refused, _proposal(habit)]
+            proposed = habit.refused.replace("|", "\\|")
+            cells = [habit.name, rows[habit.name], proposed, _proposal(habit)]
             lines.append(f"| {' | '.join(cells)} |")
     counts = {word: list(rows.values()).count(word) for word in ("recorded", "refused", "FAILED")}
     said = ", ".join(f"{count} {word}" for word, count in counts.items())
