@@ -9,6 +9,7 @@ the eager step, bit for bit.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -47,6 +48,10 @@ class RandomnessError(NotImplementedError):
     """A random operation that cannot be part of a compiled step."""
 
 
+class HostRandomnessError(RandomnessError):
+    """Random numbers of Python or NumPy, seen only after they have been drawn."""
+
+
 class Place(NamedTuple):
     """The position of a random operation in a step.
 
@@ -64,14 +69,20 @@ class Draws(TorchDispatchMode):
 
     Args:
         drawn: The results by place; None to record.
+        members: Number of steps vmapped into one.
 
     Attributes:
         seeds: The position of each block; the key is folded with it to get the block's seed.
         found: Functions that draw each tensor from torch's generator.
     """
 
-    def __init__(self, drawn: Mapping[Place, Tensor] | None = None) -> None:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # `Checks` looks through its frames
+
+    def __init__(self, drawn: Mapping[Place, Tensor] | None = None, members: int = 1) -> None:
         super().__init__()
+        self._members = members
         self.seeds: list[tuple[int | str, ...]] = []
         self.found: dict[Place, Callable[[], Tensor]] = {}
         self._kinds: dict[Place, str] = {}
@@ -96,6 +107,9 @@ class Draws(TorchDispatchMode):
         kwargs = kwargs or {}
         if not _is_random(func, args, kwargs):
             return func(*args, **kwargs)
+        if kwargs.get("generator") is None and (another := _another(func, args, self._members)):
+            with self:
+                return another()
         _check(func, args, kwargs)
         place = _place(torch.initial_seed())
         if not self.seeds or place is None:
@@ -146,6 +160,41 @@ def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     return named.get("dropout_p", named.get("dropout")) != 0
 
 
+def _another(func: Any, args: tuple[Any, ...], members: int) -> Callable[[], Tensor] | None:
+    """The same numbers by operations whose draws depend on no tensor; None if there are none.
+
+    They are what PyTorch's own kernels do, so a seed gives the same numbers.
+    """
+    if func.overloadpacket is _aten.normal and any(isinstance(a, Tensor) for a in args):
+        return functools.partial(_normal, *args)
+    if func is _aten.multinomial.default and (args[1] == 1 or not any(args[2:])):
+        return functools.partial(_multinomial, args[0], args[1], members)
+    if func is _aten.bernoulli.default and args[0].device.type == "cpu":
+        p = args[0]
+        if p.dtype in (torch.float32, torch.float64):  # others draw in another precision
+            return lambda: (torch.rand(p.shape, dtype=p.dtype) < p).to(p.dtype)
+    return None
+
+
+def _normal(mean: Any, std: Any = 1.0) -> Tensor:
+    tensors = [value for value in (mean, std) if isinstance(value, Tensor)]
+    shape = torch.broadcast_shapes(*[value.shape for value in tensors])
+    return tensors[0].new_empty(shape).normal_() * std + mean
+
+
+def _multinomial(weights: Tensor, count: int, members: int) -> Tensor:
+    possible = (weights >= 0) & (weights < torch.inf)
+    if not (possible.all() & (weights.sum(-1) > 0).all()):
+        raise RuntimeError("multinomial: weights that are negative, inf, nan, or all zero")
+    # A vmapped step has the rows of its members one after the other.
+    shape = weights.shape if members == 1 else (members, -1, weights.shape[-1])
+    times = torch.empty_like(weights.reshape(shape)).exponential_()
+    chances = weights / times.reshape(weights.shape)
+    if count == 1:
+        return chances.argmax(-1, keepdim=True)
+    return chances.topk(count).indices
+
+
 def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     packet, name = func.overloadpacket, func.overloadpacket.__name__
     if kwargs.get("generator") is not None:
@@ -169,10 +218,23 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         return
     raise RandomnessError(
         f"{name} draws numbers that depend on a tensor's values, but a compiled step draws all its "
-        "random numbers before it runs. Use torch.rand_like, randn_like, or bernoulli_(p) with a "
-        "number p: for example torch.rand_like(p) < p for a Bernoulli draw, or the Gumbel trick "
-        "for a categorical one"
+        f"random numbers before it runs. {_INSTEAD.get(name, _ELSE)}"
     )
+
+
+_GIVEN = "Draw them where the batch is made, and give them with the batch, as a tensor"
+_INSTEAD = {
+    "_sample_dirichlet": f"{_GIVEN}; Beta(1, 1), as in mixup, is torch.rand(())",
+    "_standard_gamma": _GIVEN,
+    "poisson": _GIVEN,
+    "binomial": f"{_GIVEN}; or count (torch.rand(n, *p.shape) < p).sum(0)",
+    "multinomial": "Draw rows of one each: torch.multinomial(p.expand(n, -1), 1)",
+    "rrelu_with_noise": "Use torch.where(x < 0, x * torch.empty_like(x).uniform_(lower, upper), x)",
+}
+_ELSE = (
+    "Use torch.rand_like, randn_like, or bernoulli_(p) with a number p: for example "
+    "torch.rand_like(p) < p for a Bernoulli draw"
+)
 
 
 def _kind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

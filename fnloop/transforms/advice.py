@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def advice_for(error: Exception, code: str) -> Advice | None:
     if isinstance(error, DATA_DEPENDENT) or "FakeTensor.__format__" in text:
         if _passes(frames, "nn/modules/rnn.py"):
             return _PACKED
-        return _CLASSES if "one_hot(" in code else _VALUE
+        return next((advice for words, advice in _ASKED.items() if re.search(words, code)), _VALUE)
     if isinstance(error, DYNAMIC_SHAPE):
         backward = not code and any(
             frame.name == "backward" and frame.filename == autograd.__file__ for frame in frames
@@ -79,9 +80,12 @@ def _without_shape(error: Any) -> Advice:
     )
 
 
-_VALUE = Advice(
+_ASKS = (
     "a value of a tensor is asked for (by item(), float(), a format, an if), and values are known "
-    "only when the step runs",
+    "only when the step runs"
+)
+_VALUE = Advice(
+    _ASKS,
     "Choose with torch.where instead of an if; report numbers as metrics; use a tensor where a "
     "Python number is computed from one, and a mask, torch.arange(size) < n, where one says how "
     "many.",
@@ -90,9 +94,44 @@ _CLASSES = Advice(
     "a value of a tensor is asked for: one_hot looks for the largest class",
     "Say how many classes there are: F.one_hot(y, n).",
 )
+_ASKED = {
+    r"one_hot\(": _CLASSES,
+    "^(assert|raise)": Advice(
+        _ASKS,
+        "A condition that is a tensor, and that does nothing but raise, is recorded and looked at "
+        "after the step: assert (x < n).all() in place of x.max().item() < n; (a | b).all() in "
+        "place of a or b; without a try around it.",
+    ),
+    "^while": Advice(
+        _ASKS,
+        "Repeat as often as at most needed, and keep what is done: for _ in range(most): "
+        "x = torch.where(x.norm() > 1, x / 2, x).",
+    ),
+    r"\b(allclose|equal)\(": Advice(
+        _ASKS,
+        "Compare as a tensor, (a == b).all() or ((a - b).abs() <= tolerance).all(), and choose "
+        "with torch.where.",
+    ),
+    r"tolist\(": Advice(
+        _ASKS,
+        "Report the tensor itself as a metric. Lengths are masks, torch.arange(size) < n, or "
+        "Python numbers in the batch: each combination of those takes a graph.",
+    ),
+    r"\bif\b": Advice(
+        _ASKS,
+        "Choose between the results with torch.where(condition, a, b). A part that may be empty "
+        "has the weight zero: (w * losses).sum() / w.sum().clamp(min=1).",
+    ),
+    r"[\"']\s*:": Advice(_ASKS, "Report the tensor itself as a metric, without item() or float()."),
+}
+"""By what is written in the line, where the error says no more; the first that is found."""
+
 _SHAPE = Advice(
     "the shape of a result depends on values (a mask as an index, nonzero, unique)",
-    "Keep the shape and weigh: return fl.Mean((w * losses).sum(), w.sum()) with w = mask.float().",
+    "Keep the shape. A mean over what a mask picks: fl.Mean((w * losses).sum(), w.sum()) with "
+    "w = mask.float(), or (w * x).sum() / w.sum() for one term of a loss. A change of what it "
+    "picks: torch.where(mask, changed, x). Groups that are picked one after the other: all at "
+    "once, torch.zeros(n, d).index_add(0, group, x).",
 )
 _SPARSE_GRADIENT = Advice(
     "in the backward pass, the shape of a result depends on values",

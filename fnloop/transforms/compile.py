@@ -188,13 +188,14 @@ class Compiled(Stage):
         for path, leaf in tree_items(inputs.state):
             check_dense(path, leaf)
         self._say(f"fl.compile: compiling the step for a batch of {short(x)}, once for this shape")
+        build = functools.partial(Program, inputs, self.donate, self.mode, self.backend)
         start = time.perf_counter()
         try:
             with quiet(), Activity("compiling"):
-                program = Program(inputs, self.donate, self.mode, self.backend)
+                program = build()
         except Exception as error:
             _add_remedy(error, inputs.state, x)
-            translation = translated(error)
+            translation = translated(error, build)
             if translation is error:
                 raise
             raise translation from error

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import linecache
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fnloop._torch.draws import HostRandomnessError
 from fnloop.transforms.advice import advice_for
+from fnloop.transforms.drawing_line import drawing_line
 
 _HOMES = (
     Path(torch.__file__).parent,
@@ -24,9 +26,17 @@ class CompileError(RuntimeError):
     """A step cannot be compiled into one graph; the message names the line and a fix."""
 
 
-def translated(error: Exception) -> Exception:
-    """`error` as a `CompileError` if recording caused it; otherwise `error` itself."""
+def translated(error: Exception, again: Callable[[], Any]) -> Exception:
+    """`error` as a `CompileError` if recording caused it; otherwise `error` itself.
+
+    Args:
+        error: From the recording.
+        again: Records once more, to find a line that the error does not know.
+    """
     frames = _frames(error)
+    if isinstance(error, HostRandomnessError):
+        line = drawing_line(again, lambda file: not _inside(file) and not _in_library(file))
+        frames = [line] if line else []
     advice = advice_for(error, _code(frames[0]) if frames else "")
     if advice is None:
         return error
@@ -45,20 +55,22 @@ def translated(error: Exception) -> Exception:
 
 def _frames(error: Exception) -> list[traceback.FrameSummary]:
     """The innermost line outside of PyTorch and fnloop; if it is a library's, the user's too."""
-    found = [f for f in reversed(traceback.extract_tb(error.__traceback__)) if not _inside(f)]
-    own = [f for f in found if not _in_library(f)]
+    found = [
+        f for f in reversed(traceback.extract_tb(error.__traceback__)) if not _inside(f.filename)
+    ]
+    own = [f for f in found if not _in_library(f.filename)]
     return found[:1] if found[:1] == own[:1] else [*found[:1], *own[:1]]
 
 
-def _inside(frame: traceback.FrameSummary) -> bool:
+def _inside(file: str) -> bool:
     *ours, standard = _HOMES
-    parents = Path(frame.filename).parents
-    library = standard in parents and not _in_library(frame)
-    return library or any(home in parents for home in ours) or frame.filename[:1] == "<"
+    parents = Path(file).parents
+    library = standard in parents and not _in_library(file)
+    return library or any(home in parents for home in ours) or file[:1] == "<"
 
 
-def _in_library(frame: traceback.FrameSummary) -> bool:
-    return not {"site-packages", "dist-packages"}.isdisjoint(Path(frame.filename).parts)
+def _in_library(file: str) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
 
 
 def _line(frame: traceback.FrameSummary) -> str:

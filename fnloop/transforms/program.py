@@ -11,6 +11,7 @@ import optree
 from torch import Tensor
 
 from fnloop._torch import graph
+from fnloop._torch.checks import Checks
 from fnloop._torch.draws import Draws, draw
 from fnloop._torch.read_only import ReadOnly
 from fnloop._torch.references import storage_of
@@ -77,6 +78,11 @@ _OUTSIDE = (
     "buffer of the model, self.register_buffer(...), or in the memory of a stage."
 )
 
+_FAILED = (
+    "What the step asserts does not hold:\n{lines}\nThe state is the one before this step. For the "
+    "values, and the error's own message, call the step without fl.compile: step.uncompiled."
+)
+
 _CHANGED = (
     "The step makes {now} of {what}, which was {was}. A state keeps its shapes, dtypes and devices "
     "from step to step: make the memory so from the beginning, in init_state(state), or convert "
@@ -103,9 +109,11 @@ class Program:
         self._calls: tuple[int, int] | None = None
         fakes = graph.fake_mode()
         tensors = graph.without_values(inputs.tensors(), fakes)
-        draws = Draws()
+        members = inputs.state.step.numel()
+        draws = Draws(members=members)
         with fakes:
             self._record(inputs, tensors, draws)
+        self._writes = self._writes and not self._checks  # they come before anything is written
         places = self._draws = list(draws.found)
         blocks = range(len(draws.seeds))
         self._makers = [[m for p, m in draws.found.items() if p.block == i] for i in blocks]
@@ -114,10 +122,11 @@ class Program:
             drawn = [maker() for block in self._makers for maker in block]
 
         def function(*given: Tensor) -> list[Tensor]:
-            replay = Draws(dict(zip(places, given[len(tensors) :], strict=True)))
+            drawn = dict(zip(places, given[len(tensors) :], strict=True))
+            replay = Draws(drawn, members)
             return self._record(inputs, given[: len(tensors)], replay)
 
-        recorded = graph.record(function, [*tensors, *drawn], fakes, inputs.state.step.numel())
+        recorded = graph.record(function, [*tensors, *drawn], fakes, members)
         if self._writes:
             self._order(recorded, inputs.kept)
         else:
@@ -148,6 +157,9 @@ class Program:
             everything += draw(self._makers, self._seeds(state), state.step.device)
         with no_casting(state.step.device):
             results = self._run(list(self._pick(everything)))
+        for place, check in self._checks:
+            if bool(results[place]) is not check.holds:
+                raise AssertionError(_FAILED.format(lines=check.lines))
         if self._clones:
             results = graph.copies(results, {place for _, place in self._copied})
         if self._calls is not None:
@@ -201,7 +213,7 @@ class Program:
             for leaves, structure in (inputs.step, inputs.batch)
         )
         versions = [t._version for t in fakes]
-        with recording.of(state):
+        with Checks() as checks, recording.of(state):
             with self._read_only(inputs, fakes), host_seeded(GLOBAL) as host:
                 after, results = step(state, restored(batch))
             if host.drew:  # for a loss, it is an error already
@@ -216,7 +228,9 @@ class Program:
                     raise CompileError(
                         _CHANGED.format(what=inputs.name(i), was=short(before), now=short(now))
                     )
-            return self._outputs(fakes, fakes[: plan.size], new, results)
+            outputs = self._outputs(fakes, fakes[: plan.size], new, results)
+            self._checks = list(enumerate(checks.found, len(outputs)))
+            return [*outputs, *[check.tensor for check in checks.found]]
 
     def _read_only(self, inputs: Inputs, fakes: Sequence[Tensor]) -> ReadOnly:
         """Refuse writes to what the step is given, also those that versions do not show."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fnloop._torch.draws import RandomnessError
+from fnloop._torch.draws import HostRandomnessError, RandomnessError
 from fnloop._torch.members import draws_by_member
 from fnloop._torch.read_only import ReadOnly, memory_of
 from fnloop._torch.tracing import recording
@@ -106,7 +106,7 @@ def check_draws(drawn: Sequence[str], who: str) -> None:
     """
     who = f"{who} draws from {' and '.join(drawn)}"
     if recording() is not None:
-        raise RandomnessError(
+        raise HostRandomnessError(
             f"{who}, and the graph would keep the numbers of its recording as constants, the same "
             "in every step. Draw with torch (torch.rand, torch.randn: their numbers become inputs "
             "of the graph), or draw in the data and give the number with the batch, as a tensor"

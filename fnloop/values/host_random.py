@@ -164,7 +164,7 @@ class host_seeded:
     def __exit__(self, *_: object) -> None:
         try:
             for source, seeded in zip(self._sources, self._seeded, strict=True):
-                if not _same(source.save(), seeded):
+                if not same(source.save(), seeded):
                     self.drew.append(source.name)
         finally:
             try:
@@ -181,10 +181,10 @@ class host_seeded:
 _MASK = (1 << 64) - 1
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Whether two states of a generator are equal."""
     if isinstance(a, Mapping):
-        return isinstance(b, Mapping) and all(_same(value, b.get(key)) for key, value in a.items())
+        return isinstance(b, Mapping) and all(same(value, b.get(key)) for key, value in a.items())
     if isinstance(a, torch.Tensor):
         return True  # draws from a torch.Generator are seen where torch's random numbers are
     if isinstance(a, np.ndarray):

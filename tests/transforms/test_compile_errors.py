@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import random
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -52,12 +54,6 @@ def lists(model, batch):
     return mse(model, batch) * sum(batch[1].sum(1).tolist())
 
 
-def asserts_finite(model, batch):
-    error = mse(model, batch)
-    assert torch.isfinite(error)
-    return error
-
-
 def picks(model, batch):
     x, y = batch
     return (model(x) - y)[x[:, 0] > 0].square().mean()
@@ -77,7 +73,6 @@ UNRECORDABLE = {
     branches: "a value of a tensor is asked for",
     formats: "a value of a tensor is asked for",
     lists: "a value of a tensor is asked for",
-    asserts_finite: "a value of a tensor is asked for",
     picks: "the shape of a result depends on values",
     counts: "the number of different values depends on the values",
     leaves_torch: "a tensor is taken out of PyTorch",
@@ -116,6 +111,24 @@ def test_a_librarys_line_is_named_with_the_users(tmp_path):
     assert first.strip() == "library.py, line 2, in kept: return x[x > 0]"
     assert re.match(r"  test_compile_errors\.py, line \d+, in loss: return library\.kept", second)
     assert "The first line is a library's: look for a setting of it" in third
+
+
+def coin():
+    return random.random() < 0.5
+
+
+def test_the_line_that_draws_outside_of_torch_is_named():
+    def loss(model, batch):
+        error = mse(model, batch)
+        return 2 * error if coin() else error
+
+    step, state = compiled(loss)
+    tracer = sys.gettrace()
+    with pytest.raises(fl.CompileError, match="draws from random") as caught:
+        step(state, batch())
+    assert sys.gettrace() is tracer
+    named = re.findall(r"test_compile_errors\.py, line \d+, in (.*)", str(caught.value))
+    assert named == ["coin: return random.random() < 0.5"]
 
 
 @pytest.mark.parametrize("compiles", [False, True])

@@ -63,6 +63,18 @@ NOISES = {
     "bernoulli_": lambda x: torch.empty_like(x).bernoulli_(0.3),
     "uniform_": lambda x: torch.empty(5).uniform_(1, 2),
     "exponential_": lambda x: torch.empty_like(x).exponential_(),
+    "bernoulli of tensors": lambda x: torch.bernoulli(x.sigmoid()),
+    "bernoulli of a transposed tensor": lambda x: torch.bernoulli(x.t().sigmoid()),
+    "bernoulli in float64": lambda x: torch.bernoulli(x.double().sigmoid()),
+    "normal of tensors": lambda x: torch.normal(x, x.abs()),
+    "normal of a mean": lambda x: torch.normal(x, 0.5),
+    "multinomial": lambda x: torch.multinomial(x.softmax(1), 1).double(),
+    "multinomial, several": lambda x: torch.multinomial(x.softmax(1), 3).double(),
+    "multinomial, a row": lambda x: torch.multinomial(x.flatten().softmax(0), 7).double(),
+    "multinomial, replaced": lambda x: torch.multinomial(x.softmax(1), 1, True).double(),
+    "a categorical distribution": lambda x: torch.distributions.Categorical(logits=x).sample(),
+    "a Bernoulli distribution": lambda x: torch.distributions.Bernoulli(logits=x).sample(),
+    "a normal distribution": lambda x: torch.distributions.Normal(x, x.abs()).rsample(),
     "on a transposed tensor": lambda x: torch.rand_like(x.t()),
     "written over afterwards": lambda x: torch.rand_like(x).mul_(2).add_(x),
     "dropout": lambda x: F.dropout(x, 0.5),
@@ -92,6 +104,37 @@ def test_draws_are_those_of_the_eager_step_to_the_bit(name):
         seen.append(metrics["drawn"].value())
     assert not torch.equal(seen[0], seen[1])
     assert fast.graphs == 1
+
+
+MEMBERS_DRAW = (
+    "bernoulli of tensors", "normal of tensors", "multinomial", "multinomial, several",
+    "multinomial, a row",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.func imports it
+@pytest.mark.parametrize("name", MEMBERS_DRAW)
+def test_members_draw_what_each_draws_alone(name):
+    step, state = drawn_by(NOISES[name], batch()[0])
+    members = [state.replace(key=state.key + i) for i in range(3)]
+    states = fl.tree_map(lambda *leaves: torch.stack(leaves), *members)
+    many = torch.func.vmap(step, in_dims=(0, None), randomness="different")
+    _, metrics = compiled(many)(states, batch())
+    for i, member in enumerate(members):
+        wanted = step(member, batch())[1]["drawn"].value()
+        assert torch.equal(metrics["drawn"].value()[i], wanted)
+
+
+@pytest.mark.parametrize("weights", [-1.0, 0.0, torch.inf, torch.nan])
+def test_multinomial_refuses_weights_that_are_none(weights):
+    step, state = drawn_by(lambda x: torch.multinomial(x, 1).double(), batch()[0])
+    fast, (x, y) = compiled(step), batch()
+    fast(state, (x.abs() + 1, y))
+    wrong = x.abs() + 1
+    wrong[2] = weights
+    for each, error in ((step, RuntimeError), (fast, AssertionError)):
+        with pytest.raises(error):
+            each(state, (wrong, y))
 
 
 def test_each_micro_batch_draws_its_own():
@@ -185,9 +228,14 @@ def test_two_gradients_of_one_batch_have_one_mask():
 
 
 REFUSED = {
-    "bernoulli": (lambda x: torch.bernoulli(x.sigmoid()), "depend on a tensor's values"),
-    "multinomial": (lambda x: torch.multinomial(x.softmax(1), 1), "depend on a tensor's values"),
-    "normal": (lambda x: torch.normal(x, x.abs()), "depend on a tensor's values"),
+    "bernoulli": (
+        lambda x: torch.bernoulli(x.sigmoid().half()).to(x.dtype),
+        "depend on a tensor's values",
+    ),
+    "multinomial": (
+        lambda x: torch.multinomial(x.softmax(1), 9, replacement=True),
+        "Draw rows of one each",
+    ),
     "poisson": (lambda x: torch.poisson(x.abs()), "depend on a tensor's values"),
     "a generator": (
         lambda x: torch.rand(x.shape, generator=torch.Generator().manual_seed(1)),
