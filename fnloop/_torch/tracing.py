@@ -35,6 +35,18 @@ def opaque() -> bool:
     return _here.recording is not None or _peek() is not None
 
 
+def in_modes() -> bool:
+    """Whether a mode of Python's is between a call of torch and its kernel.
+
+    ``torch.set_default_device`` is one. Bytecode runs in each call then.
+    """
+    return _function_modes() > 0 or _dispatch_modes() > 0
+
+
+_function_modes: Any = torch._C._len_torch_function_stack  # pyright: ignore
+_dispatch_modes: Any = torch._C._len_torch_dispatch_stack  # pyright: ignore
+
+
 def transformed() -> bool:
     """True inside ``torch.func`` transforms: autograd's engine cannot be called directly."""
     return _peek() is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fnloop._torch.tracing import in_modes
 from fnloop.stages.base import Stage, StepStage
 from fnloop.trees.nodes import tree
 from fnloop.values.donated import claim, overwrite, release
@@ -39,7 +40,7 @@ class Donating(StepStage):
         return self.inner
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
-        if state.params.kinds.values < WORTH:
+        if state.params.kinds.values < WORTH or in_modes():
             return self.inner(state, x)
         release(state)
         after, metrics, calls = self.inner.writing(state, x)

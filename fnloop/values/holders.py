@@ -45,8 +45,9 @@ def own(state: State) -> None:
 
 
 def _is_of_torch(tensor: Tensor) -> bool:
-    """Whether PyTorch has allocated its memory, in one piece."""
-    return tensor.layout is torch.strided and storage_of(tensor).resizable()
+    """Whether it is a plain tensor whose memory PyTorch has allocated, in one piece."""
+    plain = type(tensor) is Tensor and tensor.layout is torch.strided
+    return plain and storage_of(tensor).resizable()
 
 
 def free_params(state: State, after: State) -> Set[int]:
@@ -84,8 +85,16 @@ def free_memory(state: State, after: State, slot: str) -> Set[int]:
 
 
 def _free(objects: list[Any]) -> Set[int]:
-    tensors = [part for part in objects if type(part) is Tensors]
-    return {id(t) for t in tensors if t.owned and not (t.seen and is_held(t, ()))}
+    tensors = [part for part in objects if type(part) is Tensors and part.owned]
+    return {id(t) for t in tensors if _are_plain(t) and not (t.seen and is_held(t, ()))}
+
+
+def _are_plain(tensors: Tensors) -> bool:
+    """Whether a call of a kernel on them runs no bytecode of a subclass."""
+    return set(map(type, tensors.peek_storages())) <= _PLAIN
+
+
+_PLAIN = {Tensor}
 
 
 def _collect(memory: dict[str, Any], found: list[Any]) -> bool:

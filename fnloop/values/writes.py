@@ -29,6 +29,7 @@ class Writes:
 
         No exception of a signal handler or of another thread comes between two of them, nor before
         `done` says so: such exceptions come with the next bytecode, and ``list(map(...))`` is one.
+        The tensors are plain, and no mode of torch's is on: these would run bytecode.
         """
         note = functools.partial(self.done.append, True)
         list(map(operator.call, (*self._calls, note)))

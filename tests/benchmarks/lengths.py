@@ -82,7 +82,7 @@ def line(found: dict[str, Any]) -> list[str]:
 
 def measured(name: str, examples: int, epochs: int) -> dict[str, Any]:
     """Train some epochs, the first of which compiles."""
-    data = batches(name, texts(examples))
+    data, graphs = batches(name, texts(examples)), inductor_graphs()
     epoch = by_hand(data, name == DYNAMIC) if name in (EAGER, DYNAMIC) else with_fnloop(data, True)
     seconds, loss = list[float](), 0.0
     for _ in range(epochs):
@@ -91,7 +91,7 @@ def measured(name: str, examples: int, epochs: int) -> dict[str, Any]:
         seconds.append(_processor() - before)
     masks = [mask["tokens"] for _, mask, _ in data]
     return {
-        "graphs": inductor_graphs(),
+        "graphs": inductor_graphs() - graphs,
         "compiling": seconds[0] - min(seconds[1:]),
         "padding": 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks),
         "us": min(seconds[1:]) / examples * 1e6,

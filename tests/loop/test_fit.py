@@ -280,12 +280,12 @@ def test_a_run_under_other_defaults_of_torch_is_the_same_to_the_bit(setting, tmp
         return state, loaded, history.rows, fl.evaluate(loss, state, data), predicted
 
     expected = run(tmp_path / "a")
-    device, dtype = torch.get_default_device(), torch.get_default_dtype()
-    torch.set_default_device("meta" if setting == "device" else device)
+    dtype = torch.get_default_dtype()
+    torch.set_default_device("meta" if setting == "device" else None)
     torch.set_default_dtype(torch.float64 if setting == "dtype" else dtype)
     try:
         got = run(tmp_path / "b")
     finally:
-        torch.set_default_device(device)
+        torch.set_default_device(None)
         torch.set_default_dtype(dtype)
     assert fl.tree_diff(expected, got) == ""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import fnloop as fl
 from fnloop.stages import donating
 from fnloop.values.donated import DonatedError
+from fnloop.values.holders import own
 from tests.transforms.test_donation import TAKEN, batch, look, mse, net
 
 
@@ -285,6 +288,29 @@ def test_a_callback_that_keeps_the_best_parameters_has_them():
     last, _ = fl.fit(STEP, start, data, steps=9, callbacks=[Best()])
     assert fl.tree_equal(expected[-1], last)
     assert len({float(s["best"]["loss"]) for s in expected}) > 2
+
+
+class Subclass(Tensor):
+    """Its functions are Python's, so a kernel on it may be interrupted."""
+
+
+@pytest.mark.parametrize("mode", ["default device", "dispatch", "subclass"])
+def test_where_python_runs_inside_of_a_kernel_the_step_copies(mode):
+    with contextlib.ExitStack() as stack:
+        if mode == "default device":
+            stack.enter_context(torch.device("cpu"))
+        elif mode == "dispatch":
+            stack.enter_context(FlopCounterMode(display=False))
+        state, expected = after(), after(step=STEP)
+        if mode == "subclass":
+            params = fl.tree_map(lambda t: t.clone().as_subclass(Subclass), state.params)
+            state = state.replace(params=params)
+            own(state)
+        before = address(state)
+        state, _ = DONATING(state, batch())
+        expected, _ = STEP(expected, batch())
+    assert address(state) != before
+    assert fl.tree_equal(look(expected), look(state))
 
 
 def test_few_parameters_are_copied_and_many_are_not(monkeypatch):

@@ -101,7 +101,7 @@ def test_inside_inference_mode_a_step_runs_or_says_what_to_do(name):
 def during(set, value):
     before = {"torch.use_deterministic_algorithms": False, "torch.set_warn_always": False}
     before["torch.set_float32_matmul_precision"] = "highest"
-    before["torch.set_default_device"] = "cpu"
+    before["torch.set_default_device"] = None
     before["torch.set_flush_denormal"] = False
     set(value)
     try:
