@@ -29,6 +29,7 @@ from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
 from fnloop.values.donated import may_be_overwritten, newest
 from fnloop.values.metrics import Stop
+from fnloop.values.mode import set_training, training
 from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop")
@@ -130,7 +131,7 @@ def _loop(
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     status, first = "failed", True
     interrupt = interrupt_in(stages)
-    closing, seeding = Closing(interrupt, about), inside()
+    closing, seeding, mode = Closing(interrupt, about), inside(), training()
     metrics: Mapping[str, Any] = {}
     cursor, batch = Cursor.of(state.cursor), None
     skips = SkipWatch(state, cursor, source)
@@ -214,8 +215,10 @@ def _loop(
         except BaseException as error:
             interrupt.hold = True  # until everything is closed, but for the time in a `close`
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            # A signal handler's may have come where these are put back.
             if not seeding:
                 leave_all()
+            set_training(mode)
             _recover(about, cursor, calls)
             attach_state(error, about.state)
             raise

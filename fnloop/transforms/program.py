@@ -11,7 +11,7 @@ import optree
 from torch import Tensor
 
 from fnloop._torch import graph
-from fnloop._torch.checks import Checks
+from fnloop._torch.conditions import Checks
 from fnloop._torch.draws import Draws, draw
 from fnloop._torch.read_only import ReadOnly
 from fnloop._torch.references import storage_of

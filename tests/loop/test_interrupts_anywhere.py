@@ -23,6 +23,7 @@ from torch import nn
 
 import fnloop as fl
 from fnloop._torch.random import inside
+from fnloop.values.mode import training
 
 ROOT = Path(fl.__file__).parent
 STEPS = 6
@@ -173,6 +174,7 @@ class World:
             time.sleep(0.001)
         assert running() <= self.threads
         assert self.draw() == self.random
+        assert training()
         assert not inside()
 
 

@@ -153,7 +153,7 @@ def test_while_something_takes_long_the_line_goes_on(state: State) -> None:
     effect = progress(file=out)
     effect.open(Run(step=None, state=state, batches=5, total=5))
     with Activity("compiling"):
-        time.sleep(1.3)
+        time.sleep(1.7)
     for watcher in watchers():
         watcher.says("compiled")
     moved = state.replace(cursor=Cursor(0, 1, 1).tensor())

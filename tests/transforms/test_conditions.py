@@ -103,7 +103,9 @@ def test_what_only_raises_is_recorded_and_raises_after_the_step(loss, donate):
     kept = fl.tree_map(torch.clone, state)
     with pytest.raises((AssertionError, ValueError)):
         step.inner(state, bad)
-    with pytest.raises(AssertionError, match=rf"test_checks\.py, line \d+, in {loss.__name__}: "):
+    with pytest.raises(
+        AssertionError, match=rf"test_conditions\.py, line \d+, in {loss.__name__}: "
+    ):
         step(state, bad)
     assert fl.tree_equal(kept, state)  # nothing was written, also if it was given away
     got, _ = step(state, good)
@@ -116,7 +118,7 @@ def test_the_librarys_line_is_named_with_the_users():
     step, state = compiled(asserts_by_a_distribution)
     with pytest.raises(AssertionError) as caught:
         step(state, torch.full((3, 4), torch.nan))
-    assert re.search(r"distribution\.py, line \d+, in .*\n  test_checks\.py", str(caught.value))
+    assert re.search(r"distribution\.py, line \d+, in .*\n  test_conditions\.py", str(caught.value))
 
 
 def one_is_enough(model, x):
