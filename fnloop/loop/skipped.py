@@ -105,10 +105,10 @@ class SkipWatch:
 
     def tell(self, state: State, metrics: Mapping[str, Any]) -> None:
         """Log, at the end of a run, how many steps were skipped, and which examples do it."""
-        calls = int((state.calls - self._begun[0]).sum())
-        skipped = calls - int((state.step - self._begun[1]).sum())
         if self._warned or "skipped" not in metrics or "guard" in metrics:
             return  # what fl.guard takes back, it does so on purpose
+        calls = int((state.calls - self._begun[0]).sum())
+        skipped = calls - int((state.step - self._begun[1]).sum())
         scaled = any(name.endswith(".scale") for name in metrics)
         if skipped <= (SETTLED + calls // 100 if scaled else 0):
             return

@@ -146,12 +146,14 @@ class Update(StepStage):
         memory = narrowed(own, set(names).difference(grads.names)) if some else own
         try:
             fused = optimizer.fused(grads, memory, params, step, finite) if free else None
-            if fused is not None and fused.may_write(free):
+            writes: list[Write] = []
+            if fused is None:
+                new, made = optimizer.apply(grads, memory, params, step, finite)
+            elif fused.may_write(free):
                 writes = [fused.call]
                 new, made = fused.in_place()
             else:
-                writes = []
-                new, made = optimizer.apply(grads, memory, params, step, finite)
+                new, made = fused.on_copies()
             if len(made) != len(own):
                 raise KeyError(
                     "The optimizer returned memory with other entries than it was given."

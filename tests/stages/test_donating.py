@@ -15,7 +15,7 @@ import fnloop as fl
 from fnloop.stages import donating
 from fnloop.values.donated import DonatedError
 from fnloop.values.holders import own
-from tests.transforms.test_donation import TAKEN, batch, look, mse, net
+from tests.transforms.test_donation import TAKEN, address, batch, look, mse, net
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +36,6 @@ def after(n=2, step=DONATING):
     for i in range(n):
         state, _ = step(state, batch(seed=i))
     return state
-
-
-def address(state):
-    return state.params["0.weight"].data_ptr()
 
 
 def averages(state):

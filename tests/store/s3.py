@@ -177,13 +177,19 @@ def serving() -> Iterator[Gate]:
 
 def folder(gate: Gate, name: str) -> Any:
     """A folder in the bucket, as fnloop takes it."""
+    return folder_at(gate.port, name, CLIENT)
+
+
+def folder_at(port: int, name: str, client: Any, **options: Any) -> Any:
+    """A folder in the bucket, seen through a port, with options of the client and of s3fs."""
     from upath import UPath
 
     return UPath(
         f"s3://{BUCKET}/{name}",
         key="test",
         secret="test",
-        endpoint_url=f"http://127.0.0.1:{gate.port}",
+        endpoint_url=f"http://127.0.0.1:{port}",
         client_kwargs={"region_name": "us-east-1"},
-        config_kwargs=CLIENT,
+        config_kwargs=client,
+        **options,
     )

@@ -88,14 +88,4 @@ def living(files: Path) -> Iterator[Mortal]:
 
 def folder(server: Mortal, through: str, name: str, client: Any, **options: Any) -> Any:
     """A folder in the bucket, seen through the server or the relay."""
-    from upath import UPath
-
-    return UPath(
-        f"s3://{s3.BUCKET}/{name}",
-        key="test",
-        secret="test",
-        endpoint_url=f"http://127.0.0.1:{server.ports[through]}",
-        client_kwargs={"region_name": "us-east-1"},
-        config_kwargs=client,
-        **options,
-    )
+    return s3.folder_at(server.ports[through], name, client, **options)
