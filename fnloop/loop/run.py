@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fnloop._torch.random import inside, leave_all
+from fnloop._torch.process_wide import inside, leave_all
 from fnloop.data.bundle import Data
 from fnloop.data.sources import Source, as_source
 from fnloop.effects.effect import Effect, Run

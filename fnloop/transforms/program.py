@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from operator import itemgetter
@@ -10,7 +11,7 @@ from typing import Any
 import optree
 from torch import Tensor
 
-from fnloop._torch import graph
+from fnloop._torch import graph, products
 from fnloop._torch.conditions import Checks
 from fnloop._torch.draws import Draws, draw
 from fnloop._torch.read_only import ReadOnly
@@ -139,6 +140,8 @@ class Program:
         with no_casting(device):  # the recorded graph holds the casts already
             self._run = graph.build(recorded, self._pick([*tensors, *drawn]), backend, options)
         self._clones = device.type != "cpu"
+        faster = products.gain(recorded) > 0 and products.available()
+        self._products = products.by_onednn if faster else contextlib.nullcontext
 
     def __call__(
         self, state: State, inputs: list[Tensor], others: list[Tensor]
@@ -155,7 +158,7 @@ class Program:
         everything = inputs + others
         if self._draws:
             everything += draw(self._makers, self._seeds(state), state.step.device)
-        with no_casting(state.step.device):
+        with no_casting(state.step.device), self._products():
             results = self._run(list(self._pick(everything)))
         for place, check in self._checks:
             if bool(results[place]) is not check.holds:
@@ -213,7 +216,7 @@ class Program:
             for leaves, structure in (inputs.step, inputs.batch)
         )
         versions = [t._version for t in fakes]
-        with Checks() as checks, recording.of(state):
+        with Checks() as checks, recording.of(state), products.short_attention():
             with self._read_only(inputs, fakes), host_seeded(GLOBAL) as host:
                 after, results = step(state, restored(batch))
             if host.drew:  # for a loss, it is an error already

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop._torch.random import inside
+from fnloop._torch.process_wide import inside
 from fnloop.values.mode import training
 
 ROOT = Path(fl.__file__).parent

@@ -1,13 +1,14 @@
-"""Blocks with seeded generators, also where an exception comes from a signal handler."""
+"""Blocks with a setting of the process, also where an exception comes from a signal handler."""
 
 from __future__ import annotations
 
 import sys
 import threading
 
+import pytest
 import torch
 
-from fnloop._torch import random
+from fnloop._torch import process_wide, products, random
 
 
 class Stop(BaseException):
@@ -15,11 +16,12 @@ class Stop(BaseException):
 
 
 def raising_at(n):
-    """A tracer that raises at the n-th event in ``random.py``, from the first line of calls on."""
+    """A tracer that raises at the n-th event in the blocks, from the first line of calls on."""
+    files = {module.__file__ for module in (process_wide, products, random)}
     left = [n]
 
     def local(frame, event, arg):
-        if event in ("call", "line") and frame.f_code.co_filename == random.__file__:
+        if event in ("call", "line") and frame.f_code.co_filename in files:
             left[0] -= 1
             if left[0] == 0:
                 raise Stop
@@ -33,9 +35,9 @@ def is_free():
     found = []
 
     def look():
-        found.append(random._LOCK.acquire(False))
+        found.append(process_wide._LOCK.acquire(False))
         if found[0]:
-            random._LOCK.release()
+            process_wide._LOCK.release()
 
     other = threading.Thread(target=look)
     other.start()
@@ -43,27 +45,32 @@ def is_free():
     return found[0]
 
 
-def test_an_exception_at_any_line_leaves_generator_and_lock_as_they_were():
+def settings():
+    return torch.get_rng_state().tolist(), torch.backends.mkldnn.matmul.fp32_precision
+
+
+@pytest.mark.parametrize("block", [lambda: random.seeded(5), products.by_onednn])
+def test_an_exception_at_any_line_leaves_settings_and_lock_as_they_were(block):
     n = 0
     while True:
         n += 1
         tracer, left = raising_at(n)
-        before, previous = torch.get_rng_state(), sys.gettrace()
+        before, previous = settings(), sys.gettrace()
         try:
             sys.settrace(tracer)
             try:
-                with random.seeded(5):
-                    torch.rand(2)
+                with block():
+                    assert settings() != before
             finally:
                 sys.settrace(previous)
         except Stop:
-            random.leave_all()
-        assert torch.equal(before, torch.get_rng_state()), n
-        assert not random.inside()
+            process_wide.leave_all()
+        assert settings() == before, n
+        assert not process_wide.inside()
         assert is_free(), n
         if left[0] > 0:
             break
-    assert n > 15
+    assert n > 12
 
 
 def test_blocks_in_blocks():
@@ -75,4 +82,4 @@ def test_blocks_in_blocks():
         second = torch.rand(1)
     with random.seeded(1):
         assert torch.equal(torch.rand(2), torch.cat([first, second]))
-    assert torch.equal(before, torch.get_rng_state()) and not random.inside()
+    assert torch.equal(before, torch.get_rng_state()) and not process_wide.inside()
