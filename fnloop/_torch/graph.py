@@ -44,7 +44,11 @@ def fake_mode() -> FakeTensorMode:
 
     Real tensors that a function closes over (class weights, a mask) become constants.
     """
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # imports sympy, 0.3 s
+
+    # No shape varies, but without this environment Inductor keeps no graph on disk.
+    shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=True)
 
 
 def is_fake(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""A cache of Inductor that cannot be written, or was damaged."""
+"""Inductor's cache on disk: a second start finds the graph; it cannot be written or is damaged."""
 
 from __future__ import annotations
 
@@ -23,12 +23,23 @@ except fl.CompileError as error:
 """
 
 
-def compiled_with(cache: Path) -> str:
+FOUND = """
+from torch._dynamo.utils import counters
+print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
+"""
+
+
+def compiled_with(cache: Path, then: str = "") -> str:
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT + then]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def test_a_second_start_finds_the_graph(tmp_path: Path) -> None:
+    assert compiled_with(tmp_path, then=FOUND) == "0 1\n"
+    assert compiled_with(tmp_path, then=FOUND) == "1 0\n"
 
 
 @pytest.mark.parametrize("place", ["a file", "below a file"])
