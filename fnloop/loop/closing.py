@@ -8,8 +8,8 @@ from operator import attrgetter
 from typing import Any
 
 from fnloop.effects.effect import Effect, Run, named
-from fnloop.loop.error_state import attach_state
 from fnloop.loop.interrupt import Interrupt
+from fnloop.values.error_state import attach_state
 
 _OPENS_FIRST = attrgetter("opens_first")
 

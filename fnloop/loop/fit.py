@@ -12,7 +12,6 @@ from fnloop.data.sources import as_source
 from fnloop.effects.screens import screen
 from fnloop.loop import resume as resuming
 from fnloop.loop.callbacks import listed
-from fnloop.loop.error_state import add_note, attach
 from fnloop.loop.history import History
 from fnloop.loop.hyperparameters import hyperparameters
 from fnloop.loop.interrupt import Interrupt
@@ -23,6 +22,7 @@ from fnloop.stages.callback import Callback
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
 from fnloop.values.donated import newest
+from fnloop.values.error_state import add_note, attach
 from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop")

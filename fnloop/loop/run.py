@@ -16,7 +16,6 @@ from fnloop.effects.effect import Effect, Run
 from fnloop.loop.callbacks import init_callbacks, sort
 from fnloop.loop.checks import check_result, check_sent, check_slots, outline
 from fnloop.loop.closing import Closing
-from fnloop.loop.error_state import attach_state
 from fnloop.loop.interrupt import Interrupt, interrupt_in
 from fnloop.loop.limits import Limits
 from fnloop.loop.skipped import SkipWatch
@@ -28,6 +27,7 @@ from fnloop.store.run_folder import run_of
 from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
 from fnloop.values.donated import may_be_overwritten, newest
+from fnloop.values.error_state import attach_state
 from fnloop.values.metrics import Stop
 from fnloop.values.mode import set_training, training
 from fnloop.values.state import State

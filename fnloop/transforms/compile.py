@@ -10,9 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-import optree
 import torch
-from torch import Tensor
 
 from fnloop._torch.graph import quiet
 from fnloop._torch.tracing import opaque, recording
@@ -22,17 +20,24 @@ from fnloop.names.keywords import explained
 from fnloop.stages.base import Kind, Stage
 from fnloop.stages.grad import INFERENCE
 from fnloop.stages.lift import stage
-from fnloop.stages.remedies import remedy
-from fnloop.transforms.compile_errors import CompileError, check_dense, check_leaf, translated
+from fnloop.transforms.cache import Cache
+from fnloop.transforms.compile_errors import (
+    CompileError,
+    add_remedy,
+    check_dense,
+    check_leaf,
+    translated,
+)
 from fnloop.transforms.kept import Kept
-from fnloop.transforms.kinds import ambient, kind_of
-from fnloop.transforms.plan import Plans
 from fnloop.transforms.program import Inputs, Program
-from fnloop.trees.named import by_name
+from fnloop.transforms.series import Series
+from fnloop.transforms.several import NOTE, check_batches
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values.donated import give_away, release
+from fnloop.values.counts import as_count
+from fnloop.values.donated import newest
+from fnloop.values.error_state import attach
 from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop.compile")
@@ -47,17 +52,19 @@ class Compiled(Stage):
 
     Attributes:
         inner: The step.
-        donate, mode, backend: As in `compile`.
+        donate, steps, mode, backend: As in `compile`.
     """
 
     outermost: ClassVar[bool] = True
     label: ClassVar[str] = "compile"
     inner: Any
     donate: bool = False
+    steps: int = 1
     mode: str = "default"
     backend: Any = static(default="inductor")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", as_count(self.steps, "compile(steps=...)", 1))
         if self.mode not in ("default", "max-autotune"):
             raise ValueError(f'compile(mode=) is "default" or "max-autotune", got {self.mode!r}.')
 
@@ -86,46 +93,15 @@ class Compiled(Stage):
     def __call__(self, state: State, x: Any) -> tuple[State, Any]:
         if opaque():
             return self._inside(state, x)
-        if not isinstance(state, State):
-            raise TypeError(
-                f"A step takes a state, from step.init(model); got {type(state).__name__}."
-            )
-        if torch.is_grad_enabled() and not state.params.plain:
-            raise CompileError(
-                "The parameters require gradients, but nothing can be differentiated through a "
-                "compiled step: detach them (state.params.detach()), or run the step without "
-                "fl.compile."
-            )
-        cache = self._cache
-        leaves, structure = optree.tree_flatten(x)
-        if not all([isinstance(leaf, Tensor) for leaf in leaves]):
-            leaves, structure = optree.tree_flatten(by_name(x))
-        if self.donate:
-            release(state)
-        kept = Kept.of(state, cache.plans)
-        key = (kept.plan, structure, tuple(map(kind_of, leaves)), self.donate, ambient())
-        program = cache.programs.get(key)
-        if program is None:
-            inputs = Inputs(state, kept, cache.step, (leaves, structure))
-            program = cache.programs[key] = self._compile(inputs, x)
-        if self.donate:
-            kept = kept.unshared(state, program.written)
-        others = [
-            state.cursor,
-            *cache.tensors,
-            *[leaf for leaf in leaves if isinstance(leaf, Tensor)],
-        ]
-        # From here on the next state may overwrite the memory of `state`, in one call. After an
-        # error, `state.calls` tells whether that has happened.
-        try:
-            changed, metrics = program(state, kept.inputs, others)
-        except Exception as error:
-            _add_remedy(error, state, x)
-            raise
-        after = kept.advance(changed, state, program.stable)
-        if self.donate:
-            give_away(state, after)
-        return after, metrics
+        if self.steps > 1:
+            return self._several(state, x)
+        series = self.series(state)
+        metrics = series(x)
+        return series.state, metrics
+
+    def series(self, state: State) -> Series:
+        """Steps from `state` on, one batch at a time."""
+        return Series(state, self._cache, self.donate, self._compile)
 
     @property
     def uncompiled(self) -> Stage:
@@ -153,8 +129,8 @@ class Compiled(Stage):
         return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_donating")}
 
     @functools.cached_property
-    def _cache(self) -> _Cache:
-        return _Cache(self.inner)
+    def _cache(self) -> Cache:
+        return Cache(self.inner)
 
     @functools.cached_property
     def _donating(self) -> Compiled:
@@ -162,9 +138,29 @@ class Compiled(Stage):
         twin.__dict__["_cache"] = self._cache
         return twin
 
+    def _several(self, state: State, batches: Any) -> tuple[State, list[Any]]:
+        check_batches(batches, self.steps)
+        series, metrics = self.series(state), []
+        try:
+            for batch in batches:
+                metrics.append(series(batch))
+        except BaseException as error:
+            attach(error, "state", newest(series.state))
+            if not metrics:
+                error.add_note(NOTE.format(steps=self.steps, first=short(batches[0])))
+            raise
+        return series.state, metrics
+
     def _inside(self, state: State, x: Any) -> tuple[State, Any]:
         if recording() is not None:  # a part of what is being compiled
-            return self.inner(state, x)
+            if self.steps == 1:
+                return self.inner(state, x)
+            check_batches(x, self.steps)
+            metrics = []
+            for batch in x:
+                state, reported = self.inner(state, batch)
+                metrics.append(reported)
+            return state, metrics
         raise CompileError(
             "A compiled step cannot be transformed by torch.func: fl.compile goes outermost, as in "
             'fl.compile(fl.stage(torch.func.vmap(step, in_dims=(0, None)), "step")).'
@@ -194,7 +190,7 @@ class Compiled(Stage):
             with quiet(), Activity("compiling"):
                 program = build()
         except Exception as error:
-            _add_remedy(error, inputs.state, x)
+            add_remedy(error, inputs.state, x)
             translation = translated(error, build)
             if translation is error:
                 raise
@@ -219,26 +215,11 @@ _ANOMALY = (
 )
 
 
-def _add_remedy(error: Exception, state: State, batch: Any) -> None:
-    if not hasattr(error, "__notes__") and (helps := remedy(error, state, batch)):
-        error.add_note(f"fnloop: {helps}")
-
-
-class _Cache:
-    """What a compiled step caches: the plans of its states, and its programs."""
-
-    def __init__(self, step: Stage) -> None:
-        flat: Any = optree.tree_flatten(step)  # pyright: ignore[reportArgumentType]
-        self.step = flat
-        self.tensors = [leaf for leaf in self.step[0] if isinstance(leaf, Tensor)]
-        self.plans = Plans(step)
-        self.programs: dict[Any, Program] = {}
-
-
 @explained
 def compile(
     step: Any,
     donate: bool = False,
+    steps: int = 1,
     mode: Literal["default", "max-autotune"] = "default",
     backend: Any = "inductor",
 ) -> Any:
@@ -290,4 +271,4 @@ def compile(
         raise TypeError(
             f"compile takes a step; {step.describe()} is a callback, whose work is on numbers."
         )
-    return Compiled(step, donate, mode, backend)
+    return Compiled(step, donate, steps, mode, backend)

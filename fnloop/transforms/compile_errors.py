@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from fnloop._torch.draws import HostRandomnessError
+from fnloop.stages.remedies import remedy
 from fnloop.transforms.advice import advice_for
 from fnloop.transforms.drawing_line import drawing_line
+from fnloop.values.state import State
 
 _HOMES = (
     Path(torch.__file__).parent,
@@ -24,6 +26,12 @@ _HOMES = (
 
 class CompileError(RuntimeError):
     """A step cannot be compiled into one graph; the message names the line and a fix."""
+
+
+def add_remedy(error: Exception, state: State, batch: Any) -> None:
+    """Say in the traceback what helps against an error of the user's code, if that is known."""
+    if not hasattr(error, "__notes__") and (helps := remedy(error, state, batch)):
+        error.add_note(f"fnloop: {helps}")
 
 
 def translated(error: Exception, again: Callable[[], Any]) -> Exception:
