@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ class Settings(Effect):
 
     def __call__(self, state: State, metrics: Any) -> None:
         """Does nothing."""
+
+    def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
+        return False
 
     def memo(self) -> Any:
         return [{"from": count, "flags": flags} for count, flags in self._past]

@@ -139,6 +139,19 @@ class Effect:
         """Called after each step, after all callbacks that are stages."""
         raise NotImplementedError
 
+    def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
+        """Whether it reads more of the state than its cursor at a batch.
+
+        Only a step that does several batches in one call, ``fl.compile(step, steps=k)``, asks: the
+        call ends with a step after which somebody needs the state. At the others the effect is
+        called later, with a state that has the cursor only. By default it always needs the state.
+
+        Args:
+            cursor: The position after the batch.
+            reported: Names of the metrics that the step reports.
+        """
+        return True
+
     def close(self, status: str) -> None:
         """Called once, also after an error, and if `open` has failed.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -80,6 +80,9 @@ class early_stopping(Callback):
 
     def is_due(self, cursor: Cursor) -> bool:
         return False  # what reports its metric is; reading that does not fail
+
+    def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
+        return self.monitor.startswith(tuple(reported))  # it may ask for a stop at any step
 
     def needs(self) -> tuple[str, ...]:
         return (self.monitor,)

@@ -113,6 +113,9 @@ class EveryEffect(Effect):
         self._parts, self._run = [], run
         self.inner.open(run)
 
+    def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
+        return is_due(self.n, self.unit, cursor)
+
     def __call__(self, state: State, metrics: Metrics) -> None:
         self._parts.append(metrics)
         if is_due(self.n, self.unit, Cursor.of(state.cursor)):

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import html
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,6 +16,7 @@ from fnloop.effects.points import Point, Points, reason_in
 from fnloop.loop.plot import draw
 from fnloop.trees.json_codec import from_text, to_text
 from fnloop.values.counts import as_count
+from fnloop.values.cursor import Cursor
 from fnloop.values.merging import numbers_of
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
@@ -102,6 +103,9 @@ class History(Effect):
             self._waiting.append(point)
             if len(self._waiting) >= 256:
                 self._settle()
+
+    def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
+        return bool(self._states.maxlen)
 
     def close(self, status: str) -> None:
         self.status = status

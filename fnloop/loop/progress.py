@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from fnloop.effects.activity import Activity, unwatch, watch
@@ -103,6 +103,9 @@ class progress(Effect):
             self._show()
         elif len(self._parts) >= 256:
             self._parts = [merge_all(self._parts)]
+
+    def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
+        return False
 
     def close(self, status: str) -> None:
         if not getattr(self, "_open", False):

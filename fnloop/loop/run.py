@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ from fnloop.loop.checks import check_result, check_sent, check_slots, outline
 from fnloop.loop.closing import Closing
 from fnloop.loop.interrupt import Interrupt, interrupt_in
 from fnloop.loop.limits import Limits
+from fnloop.loop.newest import Newest, calls_of
 from fnloop.loop.skipped import SkipWatch
+from fnloop.loop.together import Merged, Together
 from fnloop.loop.validate import last_validation, not_due
 from fnloop.names.keywords import explained
 from fnloop.stages.callback import Callback
@@ -26,7 +29,7 @@ from fnloop.store.files import as_path, files_for
 from fnloop.store.run_folder import run_of
 from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
-from fnloop.values.donated import may_be_overwritten, newest
+from fnloop.values.donated import may_be_overwritten
 from fnloop.values.error_state import attach_state
 from fnloop.values.metrics import Stop
 from fnloop.values.mode import set_training, training
@@ -136,7 +139,8 @@ def _loop(
     cursor, batch = Cursor.of(state.cursor), None
     skips = SkipWatch(state, cursor, source)
     keeping: Any = getattr(step, "keeping", step)  # for where a callback may yet fail
-    calls: int | None = _calls(state)  # of the newest state; None if no step can write over it
+    newest = Newest(about)
+    together = Together(step, stages, effects, skips, newest)
     try:
         try:
             batches = closing.read(source.iterate(cursor, int(state.key)))
@@ -160,9 +164,15 @@ def _loop(
                     status, about.reason = "interrupted", interrupt.reason
                     break
                 cursor, batch = drawn
+                newest.drawn = cursor
                 before = outline(state) if first else None
                 now = keeping if any([callback.is_due(cursor) for callback in stages]) else step
-                result = now(state, batch)
+                if together.steps == 1:
+                    call, result = None, now(state, batch)
+                else:
+                    draw = functools.partial(_following, batches, interrupt, limits, effects)
+                    call, result = together.go(state, cursor, batch, None if first else draw)
+                    cursor, batch = call.cursor, call.batch
                 if before is not None:
                     check_result(step, before, result)
                 state, metrics = result
@@ -171,12 +181,17 @@ def _loop(
                 given = may_be_overwritten(state)  # by the next step
                 if given and now is step:  # this one has done so: there is no earlier state
                     about.state, about.cursor, about.whole = state, cursor, False
-                    calls = _calls(state)
+                    newest.calls = calls_of(state)
                 elif not state.params.plain:  # else the autograd graph would grow with every step
                     state, metrics = tree_map(torch.detach, (state, metrics))
+                told: list[Mapping[str, Any]] = []  # of the steps before the last one of a call
+                for turn in call.before if call else ():
+                    state, seen = together.tell(state, turn)
+                    told.append(seen)
                 if cursor.count >= skips.due or not cursor.index:  # before callbacks that save
                     skips.look(state, metrics, batch, cursor)
                 if first:
+                    together.reported = frozenset(metrics)
                     state = init_callbacks(stages, effects, state, metrics)
                 for callback in stages:
                     result = callback(state, metrics)
@@ -187,24 +202,32 @@ def _loop(
                 first = False
                 about.state, about.cursor, about.whole = state, cursor, True
                 if stages or not given:
-                    calls = _calls(state) if given else None
+                    newest.calls = calls_of(state) if given else None
                 for effect in effects:
                     effect(state, metrics)
                 if given and (stages or effects):  # what an effect has kept stays
                     about.state = state = state.replace()
-                requests = [m for m in metrics.values() if isinstance(m, Stop) and m]
-                sent = yield state, metrics
+                requests = [
+                    m
+                    for each in (*told, metrics)
+                    for m in each.values()
+                    if isinstance(m, Stop) and m
+                ]
+                shown = Merged([*told, metrics]) if told else metrics
+                sent = yield state, shown
                 while sent is not None:
                     check_sent(sent)
                     if not torch.equal(sent.cursor, state.cursor):
                         about.cursor = cursor = Cursor.of(sent.cursor)
                         batches = closing.read(source.iterate(cursor, int(sent.key)))
-                    about.state, calls = sent, _calls(sent)
+                    about.state, newest.calls = sent, calls_of(sent)
                     state = sent
-                    sent = yield state, metrics
+                    sent = yield state, shown
                 if requests:
                     status = requests[0].status
                     break
+                if call and call.failed:
+                    raise call.failed
             if status in ("completed", "stopped"):
                 skips.tell(state, metrics)
             if status in ("stopped", "interrupted") and not first and not limits.out_of_time:
@@ -219,7 +242,7 @@ def _loop(
             if not seeding:
                 leave_all()
             set_training(mode)
-            _recover(about, cursor, calls)
+            newest.recover()
             attach_state(error, about.state)
             raise
         finally:
@@ -241,6 +264,19 @@ def _drawn(batches: Iterator[Any], interrupt: Interrupt) -> Any:
         raise
 
 
+def _following(
+    batches: Iterator[Any],
+    interrupt: Interrupt,
+    limits: Limits,
+    effects: Sequence[Effect],
+    cursor: Cursor,
+) -> Any:
+    """The batch at `cursor` with the cursor after it; None if the run ends there."""
+    if interrupt.came or limits.reached(cursor, effects):
+        return None
+    return _drawn(batches, interrupt)
+
+
 def _validated(
     stages: Sequence[Callback], state: State, metrics: Mapping[str, Any], interrupt: Interrupt
 ) -> Mapping[str, Any]:
@@ -254,24 +290,3 @@ def _validated(
     if interrupt.came:
         _log.warning("Validating the last state. Press Ctrl-C again to stop at once.")
     return last_validation(waiting, state, metrics)
-
-
-def _calls(state: State) -> int:
-    """Number of calls of the step so far; all members of a population have the same."""
-    calls: Any = state.calls
-    return calls.item() if not calls.ndim else int(calls.max())
-
-
-def _recover(about: Run, cursor: Cursor, calls: int | None) -> None:
-    """Find the newest state after an exception in a step or after it.
-
-    A step that donates writes the next state into the memory of the one before, in one call. The
-    number of calls in the state tells which of the two it is.
-    """
-    state = newest(about.state)
-    if state is None:
-        return
-    if calls is not None and _calls(state) != calls:
-        state = state.replace(cursor=cursor.tensor())
-        about.cursor, about.whole = cursor, False
-    about.state = state

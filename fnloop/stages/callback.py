@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from fnloop.stages.base import Kind, Stage
@@ -69,6 +69,20 @@ class Callback(Stage, abstract=True):
             cursor: The position after the batch.
         """
         return True
+
+    def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
+        """Whether it reads or changes more of the state than its own memory, or may ask for a stop.
+
+        Only a step that does several batches in one call, ``fl.compile(step, steps=k)``, asks: the
+        call ends with a step after which somebody needs the state. At the others the callback is
+        called later, with a state that has the cursor and the memory of callbacks. By default it
+        needs the state whenever it is due.
+
+        Args:
+            cursor: The position after the batch.
+            reported: Names of the metrics that the step reports.
+        """
+        return self.is_due(cursor)
 
     def needs(self) -> tuple[str, ...]:
         """Names of the metrics that it requires."""

@@ -21,6 +21,7 @@ from fnloop.store.save_request import SaveRequest
 from fnloop.store.slot_shapes import check_shapes, shapes_of
 from fnloop.store.staging import Staging
 from fnloop.store.topk import TopK
+from fnloop.values.between import Between
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor, is_due
 from fnloop.values.donated import may_be_overwritten
@@ -186,7 +187,7 @@ class checkpoint(Effect):
         cursor = Cursor.of(state.cursor)
         due = is_due(self.every, self.unit, cursor)
         score = self._score(state, metrics) if self.monitor else None
-        requested = self._request.taken()
+        requested = not isinstance(state, Between) and self._request.taken()
         if self._keeper.kept.add(cursor.count, score, due, requested) is not None:
             check_shapes(self._shapes, state)
             if self._worker is None:
@@ -197,6 +198,10 @@ class checkpoint(Effect):
                 self._worker.wait()  # until the memory of the last copy is free
                 state = self._staging.copy(state)
             self._worker.do(self._job(state, score, due, requested, "running"))
+
+    def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
+        monitored = self.monitor is not None and self.monitor.startswith(tuple(reported))
+        return monitored or self._request.asked or is_due(self.every, self.unit, cursor)
 
     def close(self, status: str) -> None:
         """Save the last state, and note in its manifest how the run ended."""

@@ -19,10 +19,13 @@ class SaveRequest:
     """Notes the signal, and calls the previous handler.
 
     The handler can be installed in the main thread only; elsewhere nothing is done.
+
+    Attributes:
+        asked: Whether the signal has come since it was `taken` last.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self.asked = False
         self._before: Any = None
         self._listening = False
         self._process = 0
@@ -34,7 +37,7 @@ class SaveRequest:
         before = signal.getsignal(_SIGNAL)
         if before is None:  # installed from C: Python could not restore it
             return
-        self._asked, self._before, self._process = False, before, os.getpid()
+        self.asked, self._before, self._process = False, before, os.getpid()
         self._listening = True
         signal.signal(_SIGNAL, self._note)
 
@@ -46,13 +49,13 @@ class SaveRequest:
 
     def taken(self) -> bool:
         """Whether the signal has come since the last call."""
-        asked, self._asked = self._asked, False
+        asked, self.asked = self.asked, False
         return asked
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a data worker, which inherited the handler
             return
-        self._asked = True
+        self.asked = True
         _log.warning("SIGUSR1: saving after this step.")
         if callable(self._before):
             self._before(signum, frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,9 @@ class track(Effect):
         point = self._points.add(state, metrics)
         if point is not None:
             self._put(point)
+
+    def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
+        return False
 
     def close(self, status: str) -> None:
         try:
