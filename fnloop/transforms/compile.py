@@ -153,14 +153,12 @@ class Compiled(Stage):
 
     def _inside(self, state: State, x: Any) -> tuple[State, Any]:
         if recording() is not None:  # a part of what is being compiled
-            if self.steps == 1:
-                return self.inner(state, x)
-            check_batches(x, self.steps)
-            metrics = []
-            for batch in x:
-                state, reported = self.inner(state, batch)
-                metrics.append(reported)
-            return state, metrics
+            if self.steps > 1:
+                raise CompileError(
+                    f"A step compiled with steps={self.steps} cannot be a part of another that is "
+                    "compiled: call step.uncompiled in it, for each batch."
+                )
+            return self.inner(state, x)
         raise CompileError(
             "A compiled step cannot be transformed by torch.func: fl.compile goes outermost, as in "
             'fl.compile(fl.stage(torch.func.vmap(step, in_dims=(0, None)), "step")).'

@@ -24,15 +24,19 @@ WATCHED = {
         "transforms/compile.py",
         "transforms/kept.py",
         "transforms/program.py",
+        "transforms/series.py",
         "stages/donating.py",
         "stages/ema.py",
         "stages/update.py",
+        "values/between.py",
         "values/donated.py",
         "values/fused_update.py",
         "values/holders.py",
         "values/state.py",
         "values/writes.py",
+        "loop/newest.py",
         "loop/run.py",
+        "loop/together.py",
     )
 }
 
@@ -42,6 +46,10 @@ NOP = dis.opmap["NOP"]
 
 class Stop(BaseException):
     """What nobody catches."""
+
+
+class Trouble(Exception):
+    """What the loop keeps until callbacks have been told of the steps before."""
 
 
 @fl.tree
@@ -86,15 +94,29 @@ class Copied(fl.Callback):
         return state.replace(slots={**state.slots}), metrics
 
 
+class Shown(fl.Effect):
+    """Notes that it is called."""
+
+    def __init__(self, seen, in_between):
+        self.seen, self.in_between = seen, in_between
+
+    def needs_state(self, cursor, reported):
+        return not self.in_between
+
+    def __call__(self, state, metrics):
+        self.seen.append(int(state.cursor[2]))
+
+
 def mse(model, batch):
     return (model(batch[0]) - batch[1]).square().mean()
 
 
-def step_of(backend):
+def step_of(backend, donate=True, steps=1):
     step = fl.pipe(mse, fl.grad, fl.update(fl.optim.adamw(0.1)))
     if backend is None:
         return fl.pipe(step, fl.ema(0.9)).donating()
-    return fl.compile(fl.pipe(step, fl.ema(0.9), Memory), donate=True, backend=backend)
+    pipe = fl.pipe(step, fl.ema(0.9), Memory)
+    return fl.compile(pipe, donate=donate, backend=backend, steps=steps)
 
 
 def net():
@@ -110,26 +132,30 @@ def data():
 class Interrupted:
     """The run without an interrupt, and what is checked of one that has been interrupted."""
 
-    def __init__(self, backend):
+    def __init__(self, backend, donate=True, steps=1):
         torch.manual_seed(0)
-        self.step, self.data, self.seen = step_of(backend), data(), []
+        self.step, self.data, self.seen = step_of(backend, donate, steps), data(), []
+        self.steps = steps
+        self.span = (1, 4) if steps == 1 else (2, 7)  # in which the second call has three steps
         self.states = [self.step.init(net())]
         first = fl.tree_map(torch.clone, self.states[0])
-        for state, _ in fl.run(self.step, first, self.data, steps=7):
+        single = self.step if steps == 1 else step_of(backend)
+        for state, _ in fl.run(single, first, self.data, steps=8):
             self.states.append(fl.tree_map(torch.clone, state))
 
     def callbacks(self):
-        return [Copied(), fl.effect(lambda state, metrics: self.seen.append(1))]
+        return [Copied(), Shown(self.seen, in_between=self.steps > 1)]
 
     def turns(self, step, first, last):
         state = fl.tree_map(torch.clone, self.states[first])
         return fl.run(step, state, self.data, steps=last - first, callbacks=self.callbacks())
 
-    def check(self, error, known=(2, 3, 4)):
+    def check(self, error, known=None):
         """The state in the error is one of the run, and goes on as it does."""
         state = error.state
         count = int(state.cursor[2])
-        assert count in known and int(state.calls) == count
+        first, last = self.span
+        assert count in (known or range(first + 1, last + 1)) and int(state.calls) == count
         assert fl.tree_diff(self.states[count], state) == ""
         [(after, _)] = fl.run(self.step, state, self.data, steps=1)
         assert fl.tree_diff(self.states[count + 1], after) == ""
@@ -139,6 +165,16 @@ class Interrupted:
 @pytest.fixture(scope="module")
 def eager():
     return Interrupted("aot_eager")
+
+
+@pytest.fixture(scope="module")
+def together():
+    return Interrupted("aot_eager", steps=4)
+
+
+@pytest.fixture(scope="module")
+def keeping():
+    return Interrupted("aot_eager", donate=False, steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -175,15 +211,15 @@ class Tracer:
 
 
 def traced(case, step, tracer):
-    """Two steps, and what the loop does after each; the error if there is one."""
-    turns = case.turns(step, 1, 4)
+    """Two calls of a step, and what the loop does after each; the error if there is one."""
+    turns = case.turns(step, *case.span)
     next(turns)
     before = sys.gettrace()
     sys.settrace(tracer)
     try:
         next(turns)
         next(turns)
-    except (Stop, KeyboardInterrupt) as error:
+    except (Stop, KeyboardInterrupt, Trouble) as error:
         return error
     finally:
         sys.settrace(before)
@@ -247,6 +283,25 @@ def test_an_exception_at_many_a_bytecode_of_a_step_that_is_not_compiled(uncompil
     assert found == {2, 3, 4}
 
 
+@pytest.mark.parametrize("name", ["together", "keeping"])
+def test_an_exception_at_many_a_bytecode_within_a_call_of_several_steps(name, request):
+    case = request.getfixturevalue(name)
+    turns = case.turns(case.step, *case.span)
+    assert [int(state.cursor[2]) for state, _ in turns] == [3, 6, 7]
+    numbers = list(opcodes(case, case.step))
+    found = {interrupt(case, case.step, n, Stop()) for n in numbers[::13]}
+    assert found == {3, 4, 5, 6, 7}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["together", "keeping"])
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, Trouble])
+def test_an_exception_at_any_bytecode_within_a_call_of_several_steps(name, error, request):
+    case = request.getfixturevalue(name)
+    found = {interrupt(case, case.step, n, error()) for n in opcodes(case, case.step)}
+    assert found == {3, 4, 5, 6, 7}
+
+
 def test_machine_code_writes_all_or_nothing(inductor):
     numbers = list(opcodes(inductor, inductor.step))
     found = {interrupt(inductor, inductor.step, n, Stop()) for n in numbers[::29]}
@@ -260,7 +315,7 @@ def test_a_wrapper_around_the_step_changes_nothing_about_that(eager):
     assert found == {2, 3, 4}
 
 
-@pytest.mark.parametrize("name", ["uncompiled", "eager", "inductor"])
+@pytest.mark.parametrize("name", ["uncompiled", "eager", "inductor", "together", "keeping"])
 def test_a_signal_at_any_instant_leaves_one_whole_state(name, request):
     case, generator = request.getfixturevalue(name), random.Random(0)
 
