@@ -34,9 +34,9 @@ class Newest:
         self._run.cursor, self._run.whole = self.drawn, False
         self.calls = calls_of(state)
 
-    def has_moved(self, state: State) -> bool:
-        """Whether a step has written over `state` that is not known to be done."""
-        return calls_of(state) != self.calls
+    def is_known(self, state: State, cursor: Cursor) -> bool:
+        """Whether `state` is that of the step at `cursor`, and no later one has been begun."""
+        return calls_of(state) == self.calls and self._run.cursor is cursor
 
     def recover(self) -> None:
         """Let the run have the newest state, at its own cursor."""

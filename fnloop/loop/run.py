@@ -76,7 +76,9 @@ def run(
         overwrite: Whether `fl.checkpoint` deletes what another run has saved in its folder.
 
     Yields:
-        ``(state, metrics)`` after each step.
+        ``(state, metrics)`` after each step. A step that does several batches in one call,
+        ``fl.compile(step, steps=k)``, yields after each call: the state after its last step, and
+        the merge of the metrics of all of them. Callbacks and effects are told of each step.
 
     Raises:
         FileExistsError: The folder of an `fl.checkpoint` holds another run, or is in use.

@@ -110,7 +110,7 @@ class Together:
                 cursor, batch = drawn
                 newest.drawn = cursor
         except Exception as error:
-            if not turns or newest.has_moved(series.state):
+            if not turns or not newest.is_known(series.state, turns[-1].cursor):
                 raise
             failed = error
         *before, turn = turns

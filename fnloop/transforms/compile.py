@@ -238,6 +238,13 @@ def compile(
         donate: Write the new state into the old one's memory. Reading the old state is then an
             error. Tensors, or dicts of them, that were taken out of it stay valid, at the cost of
             a copy. `fl.fit` turns this on for the states that it makes.
+        steps: Steps in one call, at most. With more than one, ``step(state, [batch, ...])`` takes a
+            list of 1 to `steps` batches, and returns the last state and a list of the metrics of
+            each step. They have the bits of one call for each, in one graph as before: what is
+            saved is Python between them. In `fl.run` and `fl.fit` such a step is given one batch
+            after the other, and the call ends where a callback or an effect needs the state
+            (`Callback.needs_state`, `Effect.needs_state`), with an epoch, at a limit or an
+            interrupt.
         mode: "max-autotune" also tries several kernels for each matrix product.
         backend: Another backend of ``torch.compile``, by name: ``"aot_eager"`` only records, which
             is quick and enough for a test.
@@ -255,6 +262,14 @@ def compile(
     >>> a, b = step(state, batch)[0], fast(state, batch)[0]
     >>> torch.allclose(a.params["weight"], b.params["weight"]), fast.graphs
     (True, 1)
+
+    Several steps in one call:
+
+    >>> many = compile(step, steps=3, backend="aot_eager")
+    >>> c, metrics = many(state, [batch, batch, batch])
+    >>> int(c.step), [f"{float(reported['loss']):.2f}" for reported in metrics] == [
+    ...     f"{float(fast(s, batch)[1]['loss']):.2f}" for s in (state, b, fast(b, batch)[0])]
+    (3, True)
     """
     if isinstance(step, Compiled):
         raise TypeError("This step is compiled already.")

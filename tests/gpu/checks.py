@@ -31,6 +31,7 @@ CHECKS: dict[str, Check] = {
     "states outlive the next steps": compiled.states_are_kept,
     "states of donating steps": compiled.donated_states_are_kept,
     "one CUDA graph": compiled.few_graphs,
+    "several steps in one call": compiled.several_steps,
     "donated states are refused": donation.refused,
     "kept tensors stay": donation.kept,
     "donation is in place": donation.in_place,

@@ -11,7 +11,19 @@ import torch.nn.functional as F
 import fnloop as fl
 from fnloop import testing
 
-from .problems import CASES, Net, backend, bad, batches, everything, loss, simple, smooth, started
+from .problems import (
+    CASES,
+    Net,
+    backend,
+    bad,
+    batches,
+    dropping,
+    everything,
+    loss,
+    simple,
+    smooth,
+    started,
+)
 
 STEPS = 7
 
@@ -99,6 +111,24 @@ def donated_states_are_kept(device: str) -> None:
     assert all(fl.tree_equal(held, copy) for held, copy in kept), "metrics were written over"
     rows = testing.comparison.apart(expected, state, 1e-3, 1e-4)
     assert not rows, f"donating gives other values: {rows}"
+
+
+def several_steps(device: str) -> None:
+    """Several steps in one call have the bits of a call for each, and metrics of their own."""
+    pipe, given = simple(), batches(4, device)
+    for donate in (False, True):
+        single = fl.compile(pipe, donate=donate, backend=backend(device))
+        many = fl.compile(pipe, donate=donate, steps=4, backend=backend(device))
+        expected, state = (started(pipe, dropping, device) for _ in range(2))
+        for _ in range(STEPS):
+            reported = []
+            for batch in given:
+                expected, metrics = single(expected, batch)
+                reported.append(metrics)
+            state, found = many(state, given)
+            assert fl.tree_equal(expected, state), fl.tree_diff(expected, state)
+            assert fl.tree_equal(reported, found), fl.tree_diff(reported, found)
+            _outside_of_graphs([state, found], device)
 
 
 def few_graphs(device: str) -> None:

@@ -283,13 +283,14 @@ def test_an_exception_at_many_a_bytecode_of_a_step_that_is_not_compiled(uncompil
     assert found == {2, 3, 4}
 
 
+@pytest.mark.parametrize("error", [Stop, Trouble])
 @pytest.mark.parametrize("name", ["together", "keeping"])
-def test_an_exception_at_many_a_bytecode_within_a_call_of_several_steps(name, request):
+def test_an_exception_at_many_a_bytecode_within_a_call_of_several_steps(name, error, request):
     case = request.getfixturevalue(name)
     turns = case.turns(case.step, *case.span)
     assert [int(state.cursor[2]) for state, _ in turns] == [3, 6, 7]
     numbers = list(opcodes(case, case.step))
-    found = {interrupt(case, case.step, n, Stop()) for n in numbers[::13]}
+    found = {interrupt(case, case.step, n, error()) for n in numbers[::19]}
     assert found == {3, 4, 5, 6, 7}
 
 
