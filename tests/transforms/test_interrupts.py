@@ -142,6 +142,8 @@ class Interrupted:
         single = self.step if steps == 1 else step_of(backend)
         for state, _ in fl.run(single, first, self.data, steps=8):
             self.states.append(fl.tree_map(torch.clone, state))
+        for _ in self.turns(self.step, *self.span):  # so that it is compiled
+            pass
 
     def callbacks(self):
         return [Copied(), Shown(self.seen, in_between=self.steps > 1)]
