@@ -1,0 +1,49 @@
+"""A thread that computes while the caller reads."""
+
+from __future__ import annotations
+
+import _thread
+import functools
+import queue
+import weakref
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from fnloop.store.job import Job, work
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Helper:
+    """Makes calls in order in another thread, which begins with the first and ends with the block.
+
+    Nobody waits for calls whose results are not asked for. An exception from a signal handler may
+    come at any instruction: the thread ends nevertheless, at the latest when the `Helper` is
+    collected. `threading.Thread` and executors have locks in Python, which it would leave locked.
+
+    >>> with Helper() as helper:
+    ...     job = helper.later(pow, 2, 10)
+    ...     job.result()
+    1024
+    """
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
+        self._started = False
+        weakref.finalize(self, self._jobs.put, None)
+
+    def later(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Job[T]:
+        """Make a call in the other thread."""
+        if not self._started:
+            self._started = True
+            _thread.start_new_thread(work, (self._jobs,))
+        job = Job(functools.partial(call, *arguments, **named))
+        self._jobs.put(job)
+        return job
+
+    def __enter__(self) -> Helper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._jobs.put(None)
