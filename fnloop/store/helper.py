@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import functools
 import queue
 import weakref
@@ -34,13 +35,21 @@ class Helper:
         weakref.finalize(self, self._jobs.put, None)
 
     def later(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Job[T]:
-        """Make a call in the other thread."""
-        if not self._started:
-            self._started = True
-            _thread.start_new_thread(work, (self._jobs,))
+        """Make a call in the other thread; here, if no thread can be started."""
         job = Job(functools.partial(call, *arguments, **named))
-        self._jobs.put(job)
+        if self._starts():
+            self._jobs.put(job)
+        else:
+            job.run()
         return job
+
+    def _starts(self) -> bool:
+        """Whether the thread has been started."""
+        if not self._started:
+            with contextlib.suppress(RuntimeError):  # at the end of the process; too many threads
+                _thread.start_new_thread(work, (self._jobs,))
+                self._started = True
+        return self._started
 
     def __enter__(self) -> Helper:
         return self

@@ -203,14 +203,14 @@ class Tracer:
         return self.local
 
 
-def traced(case, folder, tracer):
+def traced(case, folder, tracer, **options):
     """One run under a tracer; the error, if there is one, and the effects."""
     folder.mkdir()
     watched = [Opened("first"), Opened("last")]
     before = sys.gettrace()
     sys.settrace(tracer)
     try:
-        case.fit(folder, watched)
+        case.fit(folder, watched, **options)
         return None, watched
     except (Stop, KeyboardInterrupt) as error:
         return error, watched
@@ -218,7 +218,13 @@ def traced(case, folder, tracer):
         sys.settrace(before)
 
 
-LOOP = ["loop/fit.py", "loop/run.py", "loop/closing.py", "loop/interrupt.py"]
+LOOP = [
+    "loop/fit.py",
+    "loop/run.py",
+    "loop/at_exit.py",
+    "loop/closing.py",
+    "loop/interrupt.py",
+]
 EFFECTS = [
     "store/checkpoint.py",
     "store/keeper.py",
@@ -238,9 +244,9 @@ HELD = [
 GENERATORS = ["_torch/random.py", "data/prefetch.py", "data/seeding.py"]
 
 
-def injected(case, folder, files, n, error):
+def injected(case, folder, files, n, error, **options):
     world, tracer = World(), Tracer(files, n, error)
-    caught, watched = traced(case, folder, tracer)
+    caught, watched = traced(case, folder, tracer, **options)
     try:
         world.check()
         for effect in watched:
@@ -257,17 +263,18 @@ def injected(case, folder, files, n, error):
     return hasattr(caught, "state")
 
 
-def lines(case, folder, files):
+def lines(case, folder, files, **options):
     tracer = Tracer(files)
-    assert traced(case, folder, tracer)[0] is None
+    assert traced(case, folder, tracer, **options)[0] is None
     return tracer.count
 
 
-def inject(case, tmp_path, files, every):
-    total, first = lines(case, tmp_path / "whole", files), random.Random(0).randrange(every)
+def inject(case, tmp_path, files, every, **options):
+    total = lines(case, tmp_path / "whole", files, **options)
+    first = random.Random(0).randrange(every)
     errors = [Stop, KeyboardInterrupt]
     found = [
-        injected(case, tmp_path / str(n), files, n, errors[n % 2]())
+        injected(case, tmp_path / str(n), files, n, errors[n % 2](), **options)
         for n in range(first, total, every)
     ]
     assert sum(found) > len(found) // 3

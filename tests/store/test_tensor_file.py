@@ -3,6 +3,7 @@ import hashlib
 import signal
 import struct
 import sys
+import threading
 import time
 
 import pytest
@@ -284,3 +285,15 @@ def test_an_exception_at_any_line_leaves_no_thread_and_nothing_locked(tmp_path, 
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_where_no_thread_can_be_started_digests_are_computed_without(tmp_path):
+    given = {"a": torch.arange(2**18)}
+    size = threading.stack_size(2**40)
+    try:
+        with pytest.raises(RuntimeError):
+            threading.Thread(target=print).start()
+        leaves = put(tmp_path / "x", given)
+        assert torch.equal(get(tmp_path / "x", leaves)["a"], given["a"])
+    finally:
+        threading.stack_size(size)
