@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import weakref
 from collections.abc import Generator
@@ -36,5 +37,5 @@ class AtExit:
         loop = self._loop and self._loop()
         if loop is None or os.getpid() != self._process:  # a fork, which has a copy
             return
-        if not loop.gi_running:  # in a thread that goes on to the very end
+        if inspect.getgeneratorstate(loop) != inspect.GEN_RUNNING:  # else in a thread, to the end
             loop.close()
