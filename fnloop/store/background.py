@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
-from fnloop.store.job import Job, work
+from fnloop.store.task import Task, work
 from fnloop.values.threads import begin
 
 
@@ -29,11 +29,11 @@ class Background:
 
     def __init__(self) -> None:
         # A queue of C: an exception from a signal handler could leave an executor's locks locked.
-        self._queue: queue.SimpleQueue[Job[None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Task[None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=work, args=(self._queue,), name="fnloop-checkpoint", daemon=True
         )
-        self._jobs: deque[Job[None]] = deque()
+        self._jobs: deque[Task[None]] = deque()
         self._failures: list[BaseException] = []
         weakref.finalize(self, _end, self._queue, self._thread)
 
@@ -50,7 +50,7 @@ class Background:
         """Run `job` in the thread; blocks while two are running or queued."""
         while len(self._jobs) >= 2:
             self._settle()
-        one = Job(job)
+        one = Task(job)
         self._queue.put(one)  # first: nothing may wait for a job that is not done
         self._jobs.append(one)
 
@@ -78,7 +78,7 @@ class Background:
             self._failures.append(error)
 
 
-def _end(jobs: queue.SimpleQueue[Job[None] | None], thread: threading.Thread) -> None:
+def _end(jobs: queue.SimpleQueue[Task[None] | None], thread: threading.Thread) -> None:
     """Let the thread end after the last job, and wait for it."""
     jobs.put(None)
     if thread.is_alive() and thread is not threading.current_thread():

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from fnloop.store.job import Job, work
+from fnloop.store.task import Task, work
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,30 +24,30 @@ class Helper:
     collected. `threading.Thread` and executors have locks in Python, which it would leave locked.
 
     >>> with Helper() as helper:
-    ...     job = helper.later(pow, 2, 10)
-    ...     job.result()
+    ...     task = helper.later(pow, 2, 10)
+    ...     task.result()
     1024
     """
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
         self._started = False
-        weakref.finalize(self, self._jobs.put, None)
+        weakref.finalize(self, self._tasks.put, None)
 
-    def later(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Job[T]:
+    def later(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Task[T]:
         """Make a call in the other thread; here, if no thread can be started."""
-        job = Job(functools.partial(call, *arguments, **named))
+        task = Task(functools.partial(call, *arguments, **named))
         if self._starts():
-            self._jobs.put(job)
+            self._tasks.put(task)
         else:
-            job.run()
-        return job
+            task.run()
+        return task
 
     def _starts(self) -> bool:
         """Whether the thread has been started."""
         if not self._started:
             with contextlib.suppress(RuntimeError):  # at the end of the process; too many threads
-                _thread.start_new_thread(work, (self._jobs,))
+                _thread.start_new_thread(work, (self._tasks,))
                 self._started = True
         return self._started
 
@@ -55,4 +55,4 @@ class Helper:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._jobs.put(None)
+        self._tasks.put(None)

@@ -24,7 +24,7 @@ from torch import Tensor
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, Output, write_all
 from fnloop.store.helper import Helper
-from fnloop.store.job import Job
+from fnloop.store.task import Task
 from fnloop.store.leaves import CODES, DTYPES, Leaf
 from fnloop.store.patience import opened
 
@@ -104,7 +104,7 @@ def check(files: Files, file: Path, tensors: Mapping[str, Tensor]) -> dict[str, 
     Raises:
         DamagedError: The file differs from what was written.
     """
-    leaves, taken = _leaves(tensors), dict[str, Job[str]]()
+    leaves, taken = _leaves(tensors), dict[str, Task[str]]()
     with opened(files, file) as stream, Helper() as helper:
         _check_header(stream, file, leaves)
         pieces = _reused()
@@ -145,7 +145,7 @@ def read(
     """
     with opened(files, file) as stream, Helper() as helper:
         position = _check_header(stream, file, leaves)
-        waiting: deque[tuple[str, Tensor, Job[str]]] = deque()
+        waiting: deque[tuple[str, Tensor, Task[str]]] = deque()
         for path in _order(leaves):
             begin, position = position, position + leaves[path].nbytes
             if only(path):
@@ -179,7 +179,7 @@ def _check_header(stream: Any, file: Path, leaves: Mapping[str, Leaf]) -> int:
     return len(header)
 
 
-def _fill(stream: Any, memory: Any, helper: Helper) -> Job[str]:
+def _fill(stream: Any, memory: Any, helper: Helper) -> Task[str]:
     """Read a leaf into `memory`, and hash it meanwhile."""
     digest = hashlib.sha256()
     for start in range(0, memory.nbytes, _PIECE):
@@ -191,18 +191,18 @@ def _fill(stream: Any, memory: Any, helper: Helper) -> Job[str]:
 
 def _later(
     helper: Helper, nbytes: int, call: Callable[P, T], *arguments: P.args, **named: P.kwargs
-) -> Job[T]:
+) -> Task[T]:
     """Call it in the other thread if the tensor is large; else here."""
     if nbytes > _SMALL:
         return helper.later(call, *arguments, **named)
-    job = Job(functools.partial(call, *arguments, **named))
+    job = Task(functools.partial(call, *arguments, **named))
     job.run()
     return job
 
 
-def _reused() -> Iterator[tuple[Any, list[Job[None]]]]:
+def _reused() -> Iterator[tuple[Any, list[Task[None]]]]:
     """Buffers in turn, each when the hashing of its last contents is done."""
-    pieces = [(np.empty(_PIECE, np.uint8), list[Job[None]]()) for _ in range(3)]
+    pieces = [(np.empty(_PIECE, np.uint8), list[Task[None]]()) for _ in range(3)]
     while True:
         for piece, used in pieces:
             while used:
@@ -219,7 +219,7 @@ def _read_into(stream: Any, memory: memoryview) -> None:
 
 
 def _checked(
-    file: Path, leaves: Mapping[str, Leaf], path: str, memory: Tensor, digest: Job[str]
+    file: Path, leaves: Mapping[str, Leaf], path: str, memory: Tensor, digest: Task[str]
 ) -> tuple[str, Tensor]:
     leaf = leaves[path]
     if digest.result() != leaf.sha256:

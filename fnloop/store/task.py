@@ -10,14 +10,14 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Job(Generic[T]):
+class Task(Generic[T]):
     """A call to be made by `run`, and its result.
 
     Its locks and queues are of C: an exception from a signal handler leaves none of them locked.
 
-    >>> job = Job(lambda: 2 + 3)
-    >>> job.run()
-    >>> job.done(), job.error(), job.result()
+    >>> task = Task(lambda: 2 + 3)
+    >>> task.run()
+    >>> task.done(), task.error(), task.result()
     (True, None, 5)
     """
 
@@ -55,8 +55,8 @@ class Job(Generic[T]):
         return self._results[0]
 
 
-def work(jobs: queue.SimpleQueue[Job[object] | None]) -> None:
-    """Do the jobs of a queue until there is None in it: what a thread runs."""
-    while (job := jobs.get()) is not None:
-        job.run()
-        del job  # else the last one is held until the next comes
+def work(tasks: queue.SimpleQueue[Task[object] | None]) -> None:
+    """Do the tasks of a queue until there is None in it: what a thread runs."""
+    while (task := tasks.get()) is not None:
+        task.run()
+        del task  # else the last one is held until the next comes
