@@ -24,9 +24,9 @@ from torch import Tensor
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, Output, write_all
 from fnloop.store.helper import Helper
-from fnloop.store.task import Task
 from fnloop.store.leaves import CODES, DTYPES, Leaf
 from fnloop.store.patience import opened
+from fnloop.store.task import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
