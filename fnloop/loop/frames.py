@@ -15,7 +15,7 @@ from fnloop.names.whose import LEFT_OUT, is_fnloop, is_users
 def shorten(error: BaseException) -> None:
     """Leave fnloop's own frames out where an error comes from the user's code, and say so.
 
-    Only those on the way to the user's last line go, and those of ``__torch_dispatch__`` below it;
+    Only those on the way to the user's last line go, and those of torch modes below it;
     for an error from a data worker, those on the way to PyTorch, which tells where it was. Where
     fnloop itself fails, and in the development mode of Python, the traceback stays whole.
     """
@@ -83,7 +83,7 @@ def _file(entry: TracebackType) -> str:
 
 
 def _dispatches(entry: TracebackType) -> bool:
-    return entry.tb_frame.f_code.co_name == "__torch_dispatch__"
+    return entry.tb_frame.f_code.co_name in ("__torch_dispatch__", "__torch_function__")
 
 
 def _hands_on(entry: TracebackType) -> bool:
