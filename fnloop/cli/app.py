@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.cli.isolation import forget
-from fnloop.cli.messages import Problem, describe, is_fnloop, shown, usage
+from fnloop.cli.messages import Problem, describe, shown, usage
+from fnloop.names.whose import is_fnloop
 
 # Imported when called: importing torch takes seconds, and help does not need it. This module itself
 # imports nothing that does.

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fnloop.cli.messages import Problem, describe, is_own, shown
+from fnloop.cli.messages import Problem, describe, shown
+from fnloop.names.whose import is_users
 
 
 class _Left:
@@ -124,7 +125,7 @@ def _of_other_places(folder: Path) -> dict[str, ModuleType]:
 
 def _is_users(module: Any) -> bool:
     place = _place(module)
-    return place is not None and is_own(place)
+    return place is not None and is_users(place)
 
 
 def _place(module: Any) -> str | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import linecache
-import sysconfig
 import traceback
 from pathlib import Path
 
-_FNLOOP = Path(__file__).resolve().parents[1]
-_STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
+from fnloop.names.whose import LEFT_OUT, is_fnloop, is_users
 
 
 class Problem(Exception):
@@ -39,14 +37,18 @@ def describe(error: BaseException) -> str:
         # Its own text would name the line a second time.
         place = f"{shown(Path(error.filename))}:{error.lineno}"
         return f"{type(error).__name__}: {error.msg}\n  {place}\n    {(error.text or '').strip()}"
-    own = [frame for frame in frames if is_own(frame.filename)]
+    own = [frame for frame in frames if is_users(frame.filename)]
     if own:
         line = linecache.getline(own[-1].filename, own[-1].lineno or 0).strip()
         place = f"{shown(Path(own[-1].filename))}:{own[-1].lineno}, in {own[-1].name}"
         text += f"\n  {place}" + (f"\n    {line}" if line else "")
-    # What fnloop knows of the error; the state is of no use here.
+    # What fnloop knows of the error; the state is of no use here, and there is no traceback.
     notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("fnloop: ")]
-    told = [note.removeprefix("fnloop: ") for note in notes if "error.state" not in note]
+    told = [
+        note.removeprefix("fnloop: ")
+        for note in notes
+        if not ("error.state" in note or LEFT_OUT in note)
+    ]
     return "\n".join([text, *told])
 
 
@@ -58,18 +60,6 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def is_own(filename: str) -> bool:
-    """Whether a file is the user's: not fnloop's, no installed package's, not Python's."""
-    if filename.startswith("<"):
-        return False
-    path = Path(filename).resolve()
-    return (
-        not is_fnloop(filename)
-        and not {"site-packages", "dist-packages"} & set(path.parts)
-        and not path.is_relative_to(_STDLIB)
-    )
-
-
 def printable(text: str) -> str:
     """Text from a file with control characters escaped, safe for a terminal.
 
@@ -77,8 +67,3 @@ def printable(text: str) -> str:
     a\\x1b[2J
     """
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
-def is_fnloop(filename: str) -> bool:
-    """Whether a file is fnloop's."""
-    return Path(filename).resolve().is_relative_to(_FNLOOP)

@@ -12,6 +12,7 @@ from fnloop.data.sources import as_source
 from fnloop.effects.screens import screen
 from fnloop.loop import resume as resuming
 from fnloop.loop.callbacks import listed
+from fnloop.loop.frames import shorten
 from fnloop.loop.history import History
 from fnloop.loop.hyperparameters import hyperparameters
 from fnloop.loop.interrupt import Interrupt
@@ -150,6 +151,7 @@ def fit(
         interrupt.hold = False
         attach(error, "state", newest(state))
         attach(error, "history", history)
+        shorten(error)
         add_note(error)
         raise
     if interrupt.came and history.status == "completed":  # it came as the run was being closed

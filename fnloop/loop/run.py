@@ -14,6 +14,7 @@ from fnloop._torch.process_wide import inside, leave_all
 from fnloop.data.bundle import Data
 from fnloop.data.sources import Source, as_source
 from fnloop.effects.effect import Effect, Run
+from fnloop.loop.at_exit import AtExit
 from fnloop.loop.callbacks import init_callbacks, sort
 from fnloop.loop.checks import check_result, check_sent, check_slots, outline
 from fnloop.loop.closing import Closing
@@ -122,7 +123,10 @@ def run(
         about.position = lambda: keep(about.cursor)
     for effect in effects:
         effect.check_run(about)
-    return _loop(step, state, source, limits, stages, effects, about)
+    at_exit = AtExit()
+    loop = _loop(step, state, source, limits, stages, effects, about, at_exit)
+    at_exit.watch(loop)
+    return loop
 
 
 def _loop(
@@ -133,6 +137,7 @@ def _loop(
     stages: Sequence[Callback],
     effects: Sequence[Effect],
     about: Run,
+    at_exit: AtExit,
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     status, first = "failed", True
     interrupt = interrupt_in(stages)
@@ -148,6 +153,7 @@ def _loop(
             batches = closing.read(source.iterate(cursor, int(state.key)))
             for effect in sorted(effects, key=lambda effect: not effect.opens_first):
                 closing.open(effect)
+            at_exit.begin()
             limits.begin()
             while True:
                 if limits.reached(cursor, effects):
@@ -254,6 +260,7 @@ def _loop(
     finally:
         interrupt.hold = True
         closing.close(status)  # goes on where an exception between two effects has ended it
+        at_exit.end()
 
 
 def _drawn(batches: Iterator[Any], interrupt: Interrupt) -> Any:

@@ -129,6 +129,7 @@ def examples(batch: Any, who: Any) -> int:
         raise ValueError(
             f"{_name(who)} returned a scalar, which is the mean over the batch's examples; but how "
             f"many those are is unclear: {unclear}. Return the weight too: fl.Mean(total, weight)."
+            + (_SINGLE if _may_be_one(batch) else "")
         ) from None
     if size is not None:
         return size
@@ -142,6 +143,18 @@ def examples(batch: Any, who: Any) -> int:
     return 1
 
 
+_SINGLE = (
+    " If the data gives single examples, make batches of them first: fl.Batches(dataset, "
+    "batch_size=32), or a DataLoader with a batch_size."
+)
+
+
+def _may_be_one(batch: Any) -> bool:
+    """Whether no tensor has a dimension for examples besides one of its own."""
+    return all([leaf.ndim < 2 for _, leaf in tree_items(batch) if isinstance(leaf, _ARRAYS)])
+
+
+_ARRAYS = (Tensor, np.ndarray)
 _PLAIN = (Tensor, np.ndarray, np.generic, int, float, complex, str, bytes)
 
 

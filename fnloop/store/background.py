@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
+from fnloop.store.task import Task, work
 from fnloop.values.threads import begin
 
 
@@ -28,11 +29,11 @@ class Background:
 
     def __init__(self) -> None:
         # A queue of C: an exception from a signal handler could leave an executor's locks locked.
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Task[None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
-            target=_work, args=(self._queue,), name="fnloop-checkpoint", daemon=True
+            target=work, args=(self._queue,), name="fnloop-checkpoint", daemon=True
         )
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[Task[None]] = deque()
         self._failures: list[BaseException] = []
         weakref.finalize(self, _end, self._queue, self._thread)
 
@@ -49,7 +50,7 @@ class Background:
         """Run `job` in the thread; blocks while two are running or queued."""
         while len(self._jobs) >= 2:
             self._settle()
-        one = _Job(job)
+        one = Task(job)
         self._queue.put(one)  # first: nothing may wait for a job that is not done
         self._jobs.append(one)
 
@@ -71,47 +72,13 @@ class Background:
         self._queue.put(None)
 
     def _settle(self) -> None:
-        error = self._jobs[0].outcome()  # an exception from a signal handler may end the wait
+        error = self._jobs[0].error()  # an exception from a signal handler may end the wait
         self._jobs.popleft()
         if error is not None:
             self._failures.append(error)
 
 
-class _Job:
-    """A job, and what has become of it."""
-
-    def __init__(self, job: Callable[[], None]) -> None:
-        self._job: Callable[[], None] | None = job
-        self._error: BaseException | None = None
-        self._pending = threading.Lock()  # locked until it is done
-        self._pending.acquire()
-
-    def run(self) -> None:
-        try:
-            if self._job is not None:
-                self._job()
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._job = None  # and the state in it
-            self._pending.release()
-
-    def done(self) -> bool:
-        return not self._pending.locked()
-
-    def outcome(self) -> BaseException | None:
-        """Wait until it is done; its exception, if there was one."""
-        with self._pending:  # `acquire` and `release` would leave room for an exception
-            return self._error
-
-
-def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job.run()
-        del job  # else the last one is held until the next comes
-
-
-def _end(jobs: queue.SimpleQueue[_Job | None], thread: threading.Thread) -> None:
+def _end(jobs: queue.SimpleQueue[Task[None] | None], thread: threading.Thread) -> None:
     """Let the thread end after the last job, and wait for it."""
     jobs.put(None)
     if thread.is_alive() and thread is not threading.current_thread():

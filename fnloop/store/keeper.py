@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import warnings
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.store import tensor_file
-from fnloop.store.checkpoint_errors import CheckpointError
+from fnloop.store.checkpoint_errors import CheckpointError, UnreadableError
 from fnloop.store.commit import discard, sweep
 from fnloop.store.folders import listing, target_of
 from fnloop.store.manifest import amend, read_manifest
@@ -77,15 +76,25 @@ class Keeper:
         """Also keep what the run's effect `name` saved after the memo that it was resumed from.
 
         With two such effects, the last checkpoint is one's, and the other's memo in it is older.
+        What cannot be read now may be another run's, so it is left alone.
         """
-        for count in sorted(there.keys() - self.kept.counts - {*self.kept.unneeded}):
-            with contextlib.suppress(CheckpointError, LookupError, TypeError):
+        known = max({*self.kept.counts, *self.kept.unneeded}, default=-1)
+        for count in sorted(count for count in there if count > known):
+            try:
                 manifest = read_manifest(there[count], files=self._place.files)
                 memo = manifest["memos"][name]
                 before = {entry[0] for entry in memo["best"]}
                 own = manifest.get("run") == self._place.run
                 if own and count in {*memo["recent"]} - before:
                     self.kept = self.kept.add(count, None, due=True) or self.kept
+            except UnreadableError as error:
+                warnings.warn(
+                    f"checkpoint: {error} This run counts {there[count].name} among none of its "
+                    "own, and never deletes it.",
+                    stacklevel=3,
+                )
+            except (CheckpointError, LookupError, TypeError):
+                pass  # damaged, or saved by hand
 
     def save(
         self,

@@ -8,14 +8,14 @@ Source: https://huggingface.co/docs/safetensors (format).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +23,13 @@ from torch import Tensor
 
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError
 from fnloop.store.files import Files, Output, write_all
+from fnloop.store.helper import Helper
 from fnloop.store.leaves import CODES, DTYPES, Leaf
 from fnloop.store.patience import opened
+from fnloop.store.task import Task
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _PIECE = 8 * 2**20  # bytes that are read and hashed at a time
 _SMALL = 2**16  # up to so many bytes are hashed in the same thread
@@ -99,8 +104,8 @@ def check(files: Files, file: Path, tensors: Mapping[str, Tensor]) -> dict[str, 
     Raises:
         DamagedError: The file differs from what was written.
     """
-    leaves, taken = _leaves(tensors), dict[str, Future[str]]()
-    with opened(files, file) as stream, ThreadPoolExecutor(1, "fnloop-digest") as pool:
+    leaves, taken = _leaves(tensors), dict[str, Task[str]]()
+    with opened(files, file) as stream, Helper() as helper:
         _check_header(stream, file, leaves)
         pieces = _reused()
         for path in _order(leaves):
@@ -115,9 +120,9 @@ def check(files: Files, file: Path, tensors: Mapping[str, Tensor]) -> dict[str, 
                         f"{file}: the bytes of tensor {path!r} are not those in memory: the disk "
                         "has lost some, or the tensor was changed in place while it was saved"
                     )
-                used.append(_later(pool, data.nbytes, digest.update, piece))
-            taken[path] = _later(pool, data.nbytes, digest.hexdigest)
-    return {path: leaf._replace(sha256=taken[path].result()) for path, leaf in leaves.items()}
+                used.append(_later(helper, data.nbytes, digest.update, piece))
+            taken[path] = _later(helper, data.nbytes, digest.hexdigest)
+        return {path: leaf._replace(sha256=taken[path].result()) for path, leaf in leaves.items()}
 
 
 def read(
@@ -138,15 +143,15 @@ def read(
         DamagedError: The file is missing, or differs from the manifest.
         UnreadableError: It cannot be read now.
     """
-    with opened(files, file) as stream, ThreadPoolExecutor(1, "fnloop-digest") as pool:
+    with opened(files, file) as stream, Helper() as helper:
         position = _check_header(stream, file, leaves)
-        waiting: deque[tuple[str, Tensor, Future[str]]] = deque()
+        waiting: deque[tuple[str, Tensor, Task[str]]] = deque()
         for path in _order(leaves):
             begin, position = position, position + leaves[path].nbytes
             if only(path):
                 stream.seek(begin)
                 memory = _memory(file, path, leaves[path].nbytes)
-                waiting.append((path, memory, _fill(stream, memory.numpy(), pool)))
+                waiting.append((path, memory, _fill(stream, memory.numpy(), helper)))
             if len(waiting) > 2:  # hash some while others are read
                 yield _checked(file, leaves, *waiting.popleft())
         for entry in waiting:
@@ -174,30 +179,30 @@ def _check_header(stream: Any, file: Path, leaves: Mapping[str, Leaf]) -> int:
     return len(header)
 
 
-def _fill(stream: Any, memory: Any, pool: ThreadPoolExecutor) -> Future[str]:
+def _fill(stream: Any, memory: Any, helper: Helper) -> Task[str]:
     """Read a leaf into `memory`, and hash it meanwhile."""
     digest = hashlib.sha256()
     for start in range(0, memory.nbytes, _PIECE):
         piece = memory[start : start + _PIECE]
         _read_into(stream, memoryview(piece))
-        _later(pool, memory.nbytes, digest.update, piece)
-    return _later(pool, memory.nbytes, digest.hexdigest)
+        _later(helper, memory.nbytes, digest.update, piece)
+    return _later(helper, memory.nbytes, digest.hexdigest)
 
 
 def _later(
-    pool: ThreadPoolExecutor, nbytes: int, call: Callable[..., Any], *arguments: Any
-) -> Future[Any]:
+    helper: Helper, nbytes: int, call: Callable[P, T], *arguments: P.args, **named: P.kwargs
+) -> Task[T]:
     """Call it in the other thread if the tensor is large; else here."""
     if nbytes > _SMALL:
-        return pool.submit(call, *arguments)
-    done: Future[Any] = Future()
-    done.set_result(call(*arguments))
-    return done
+        return helper.later(call, *arguments, **named)
+    job = Task(functools.partial(call, *arguments, **named))
+    job.run()
+    return job
 
 
-def _reused() -> Iterator[tuple[Any, list[Future[None]]]]:
+def _reused() -> Iterator[tuple[Any, list[Task[None]]]]:
     """Buffers in turn, each when the hashing of its last contents is done."""
-    pieces = [(np.empty(_PIECE, np.uint8), list[Future[None]]()) for _ in range(3)]
+    pieces = [(np.empty(_PIECE, np.uint8), list[Task[None]]()) for _ in range(3)]
     while True:
         for piece, used in pieces:
             while used:
@@ -214,7 +219,7 @@ def _read_into(stream: Any, memory: memoryview) -> None:
 
 
 def _checked(
-    file: Path, leaves: Mapping[str, Leaf], path: str, memory: Tensor, digest: Future[str]
+    file: Path, leaves: Mapping[str, Leaf], path: str, memory: Tensor, digest: Task[str]
 ) -> tuple[str, Tensor]:
     leaf = leaves[path]
     if digest.result() != leaf.sha256:

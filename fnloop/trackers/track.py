@@ -104,14 +104,12 @@ class track(Effect):
 
     def close(self, status: str) -> None:
         try:
+            self._write_rest()
+            self._close_workers()
+            self._close_trackers(status)
+        finally:  # what an exception from a signal handler has left open
             try:
-                self._write_rest()
-            finally:
                 self._close_workers()
-        finally:
-            try:
-                self._close_workers()  # an exception from a signal handler may have come before it
-                self._close_trackers(status)
             finally:
                 self._close_trackers(status)
 

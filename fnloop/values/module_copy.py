@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fnloop.values.module_parts import assigned_by_torch
+
 
 class TensorPlace(NamedTuple):
     """A place in a module where a tensor of the state goes during a call.
@@ -36,7 +38,7 @@ def places(owners: Iterable[dict[str, Any]], names: Mapping[int, str]) -> list[T
 
 def private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
     """A copy of a module; and the objects that were copied for it, by the ids of their copies."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(weight): weight.detach().clone() for weight in _recomputed(module)}
     try:
         private = copy.deepcopy(module, memo)
     except Exception as error:
@@ -44,11 +46,16 @@ def private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
             "fnloop keeps a private copy of your model, and "
             f"copy.deepcopy({type(module).__name__}) failed: {error}. The usual cause is an "
             "attribute that cannot be copied (a lock, an open file, a tensor that is the result "
-            "of a computation, old-style weight_norm); keep it outside the module, or pass a "
-            "function that builds the model."
+            "of a computation); keep it outside the module, or make it in forward."
         ) from error
     originals = memo.get(id(memo), [])  # deepcopy keeps them alive there
     return private, {id(memo[id(thing)]): thing for thing in originals if id(thing) in memo}
+
+
+def _recomputed(module: nn.Module) -> list[Tensor]:
+    """The weights that torch's own hooks compute anew before each call, which have a graph."""
+    values = [getattr(m, name, None) for m in module.modules() for name in assigned_by_torch(m)]
+    return [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
 
 
 def placeholder(tensor: Tensor) -> Tensor:

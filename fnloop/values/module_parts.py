@@ -148,9 +148,12 @@ def is_torchs(module: nn.Module) -> bool:
 
 
 def assigned_by_torch(module: nn.Module) -> set[str]:
-    """Attributes that torch's own hooks assign before each call: the weight of a spectral norm."""
+    """Attributes that torch's own hooks assign before each call: the weight of a spectral norm.
+
+    Those of `weight_norm` and of `prune` do so, too.
+    """
     hooks = [h for h in module._forward_pre_hooks.values() if type(h).__module__[:6] == "torch."]
-    return {getattr(hook, "name", "") for hook in hooks}
+    return {getattr(hook, "name", getattr(hook, "_tensor_name", "")) for hook in hooks}
 
 
 def join(path: str, name: str) -> str:

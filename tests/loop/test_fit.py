@@ -96,7 +96,7 @@ def test_a_failing_step_does_not_cost_the_state():
         pass
     assert caught.value.state == expected
     assert caught.value.history.status == "failed"
-    assert "after 3 batches" in caught.value.__notes__[0]
+    assert "after 3 batches" in caught.value.__notes__[-1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -334,3 +334,12 @@ def test_a_loss_of_another_model_is_an_error(context):
         step = torch.func.vmap(step, in_dims=(0, None))
     with pytest.raises(ValueError, match="uses another model than its argument"):
         step(state, torch.ones(4, 2))
+
+
+def test_single_examples_are_to_be_made_batches_of():
+    stage = fl.grad(lambda model, batch: (model(batch[0]) - batch[1]).square().mean())
+    state = stage.init(nn.Linear(3, 1))
+    with pytest.raises(ValueError, match=r"0 has 3, 1 has 1.*single examples.*fl\.Batches\("):
+        stage(state, (torch.ones(3), torch.ones(1)))
+    with pytest.raises(ValueError, match=r"0 has 4, 1 has 1.*fl\.Mean\(total, weight\)\.$"):
+        stage(state, (torch.ones(4, 3), torch.ones(1)))

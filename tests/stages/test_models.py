@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 import fnloop as fl
@@ -114,6 +115,43 @@ def test_parametrized_models_are_what_they_are(wrap):
         reference.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(state.params[name], p.detach())
+
+
+def old_weight_norm(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(layer)
+
+
+def called_spectral_norm(layer):
+    layer = nn.utils.spectral_norm(layer)
+    layer(torch.ones(1, layer.in_features))
+    return layer
+
+
+def pruned_twice(layer):
+    prune.l1_unstructured(layer, "weight", 0.5)
+    prune.random_unstructured(layer, "weight", 0.2)
+    return layer
+
+
+@pytest.mark.parametrize("wrap", [old_weight_norm, called_spectral_norm, pruned_twice])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weights_that_torchs_hooks_compute_before_each_call(wrap, compiled):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), wrap(nn.Linear(4, 3)))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    step = fl.compile(step, backend="aot_eager") if compiled else step
+    state, reference = step.init(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        state, _ = step(state, batch())
+        reference.zero_grad()
+        loss(model, batch()).backward()
+        reference.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(state.params[name], p.detach())
+    x = batch()[0]
+    torch.testing.assert_close(fl.to_module(state).eval()(x), model.eval()(x))
 
 
 def test_complex_and_double_parameters():

@@ -15,6 +15,9 @@ from typing import Any
 
 from . import s3
 
+PART = 5 * 2**20
+"""Bytes; the smallest part of an upload that S3 takes."""
+
 
 class Mortal:
     """A server (`s3_server.py`), and a relay before it; each is a process of its own.

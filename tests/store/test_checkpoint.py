@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -9,7 +10,9 @@ import torch
 
 import fnloop as fl
 from fnloop.effects.effect import Effect, Run
+from fnloop.store import patience
 from fnloop.store.checkpoint import checkpoint
+from fnloop.store.files import Disk
 from fnloop.store.folders import best, latest
 from fnloop.store.load import load
 from fnloop.store.manifest import read_manifest
@@ -19,6 +22,7 @@ from fnloop.values.cursor import Cursor
 from fnloop.values.donated import give_away
 from fnloop.values.metrics import Last, Mean, Metric
 from fnloop.values.start import start
+from tests.store.faulty import Faulty
 
 BATCHES = 4  # in an epoch
 
@@ -326,11 +330,11 @@ def test_what_a_killed_run_left_behind_is_swept_up(tmp_path):
 # Memory
 
 
-def recalled(effect, path, count):
+def recalled(effect, path, count, **fields):
     """A new process: `effect` gets back the memo that the checkpoint holds."""
     (path.parent / ".lock").unlink(missing_ok=True)  # that of the process before
     effect.recall(json.loads(json.dumps(read_manifest(path)["memos"]))[effect.name])
-    return begin(effect, count)
+    return begin(effect, count, **fields)
 
 
 def test_every_effects_memo_is_kept(tmp_path):
@@ -386,6 +390,53 @@ def test_what_a_killed_run_did_not_get_to_delete_is_deleted(tmp_path, monkeypatc
     assert on_disk(tmp_path) == [4, 8]
     recalled(checkpoint(tmp_path, keep=1), latest(tmp_path), 8)
     assert on_disk(tmp_path) == [8]
+
+
+class Unreadable(Disk):
+    """A disk that cannot read one checkpoint."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def open(self, path):
+        if self.name in path.parts:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return super().open(path)
+
+
+def test_what_cannot_be_read_now_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(patience, "DELAYS", ())
+    go(begin(checkpoint(tmp_path, keep=3)), range(1, 17))
+    assert on_disk(tmp_path) == [8, 12, 16]
+    older = tmp_path / "step-00000008"  # its memo does not know the later ones
+    effect = checkpoint(tmp_path, keep=2, files=Unreadable("step-00000012"))
+    with pytest.warns(UserWarning, match="step-00000012.*cannot be read now.*never deletes it"):
+        recalled(effect, older, 16, continues=older)
+    assert effect.memo()["recent"] == [8, 16]
+    go(effect, range(17, 25))
+    assert on_disk(tmp_path) == [12, 20, 24]
+    go(recalled(checkpoint(tmp_path, keep=2), latest(tmp_path), 24), range(25, 29))
+    assert on_disk(tmp_path) == [12, 24, 28]
+
+
+@pytest.mark.parametrize("at", [4, 8, 12, 16])
+def test_in_an_outage_nothing_is_deleted_by_mistake(tmp_path, monkeypatch, at):
+    monkeypatch.setattr(patience, "DELAYS", ())
+    scores = {4: 3.0, 8: 1.0, 12: 2.0, 16: 2.0}.items()
+    go(begin(checkpoint(tmp_path, keep=2, monitor="val/loss")), range(1, at + 1), scores)
+    there, calls = on_disk(tmp_path), Faulty(Disk())
+    older = tmp_path / f"step-{there[0]:08d}"
+    effect = checkpoint(tmp_path, keep=2, monitor="val/loss", files=calls)
+    recalled(effect, older, at, continues=older)
+    for n in range(len(calls.calls)):
+        files = Faulty(Disk(), n, errno.EIO, onwards=True)
+        effect = checkpoint(tmp_path, keep=2, monitor="val/loss", files=files)
+        with warnings.catch_warnings(), contextlib.suppress(OSError):
+            warnings.simplefilter("ignore")
+            recalled(effect, older, at, continues=older)
+        effect.release()
+        names = {int(path.name[5:]) for path in tmp_path.glob("step-*")}
+        assert names == {*there}, calls.calls[n]
 
 
 def test_another_monitor_begins_anew_and_deletes_nothing_of_the_old(tmp_path):

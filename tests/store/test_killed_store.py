@@ -8,7 +8,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import fnloop as fl
-from fnloop.store import keeper, remote
+from fnloop.store import keeper
 from fnloop.store.folders import listing
 from fnloop.store.manifest import MANIFEST
 
@@ -25,15 +25,6 @@ from . import s3, s3_killed
 STEPS = 20
 DATA = fl.Batches(torch.arange(96.0).reshape(48, 2), 2)
 QUICK = {"retries": {"max_attempts": 0}, "connect_timeout": 0.3, "read_timeout": 0.3}
-PART = 5 * 2**20  # bytes; the smallest part of an upload that S3 takes
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_killed.Mortal]:
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto.server")
-    with s3_killed.living(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 class Trial:
@@ -192,7 +183,7 @@ def disturbed(
     key = f"runs/{trial.width}-{number}"
     files = server.files / key
     large = trial.width > 2  # its uploads take a while
-    options = {"default_block_size": PART} if large else {}
+    options = {"default_block_size": s3_killed.PART} if large else {}
     client = s3.CLIENT if large else QUICK
     place = s3_killed.folder(server, name, key, client=client, **options)
     trial.acknowledged = 0
@@ -245,24 +236,23 @@ def battery(
 
 
 def test_runs_outlive_a_store_that_is_killed_now_and_then(
-    server: s3_killed.Mortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mortal: s3_killed.Mortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert battery(server, Trial(tmp_path), (0, 6), monkeypatch, rest=1.5)["kills"] >= 4
+    assert battery(mortal, Trial(tmp_path), (0, 6), monkeypatch, rest=1.5)["kills"] >= 4
 
 
 @pytest.mark.slow
 def test_runs_outlive_a_store_that_is_killed_all_the_time(
-    server: s3_killed.Mortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mortal: s3_killed.Mortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = battery(server, Trial(tmp_path), range(24), monkeypatch)
+    seen = battery(mortal, Trial(tmp_path), range(24), monkeypatch)
     assert seen["kills"] >= 100 and seen["stopped"] >= 20
     assert seen["killed in save"] >= 30 and seen["killed in resume"] >= 10
 
 
 @pytest.mark.slow
 def test_uploads_in_parts_outlive_a_store_that_is_killed(
-    server: s3_killed.Mortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mortal: s3_killed.Mortal, part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_WHOLE", PART)
-    seen = battery(server, Trial(tmp_path, 3_000_000), range(6), monkeypatch)  # 12 MB
+    seen = battery(mortal, Trial(tmp_path, 3_000_000), range(6), monkeypatch)  # 12 MB
     assert seen["killed in save"] >= 10

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -229,19 +228,9 @@ def test_a_server_that_never_answers_is_an_error_that_names_the_folder(
     assert fl.load(quick, like=LIKE) == state_at(1)
 
 
-@pytest.fixture(scope="module")
-def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_killed.Mortal]:
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto.server")
-    with s3_killed.living(tmp_path_factory.mktemp("s3")) as mortal:
-        yield mortal
-
-
 def test_an_upload_that_a_restarted_server_has_forgotten_may_be_tried_again(
-    mortal: s3_killed.Mortal, monkeypatch: pytest.MonkeyPatch
+    mortal: s3_killed.Mortal, part: int
 ) -> None:
-    part = 5 * 2**20
-    monkeypatch.setattr(remote, "_WHOLE", part)
     folder = s3_killed.folder(mortal, "server", "forgotten", s3.CLIENT, default_block_size=part)
     upload = Remote().create(folder / "large")
     for _ in range(3):
@@ -258,10 +247,8 @@ def test_an_upload_that_a_restarted_server_has_forgotten_may_be_tried_again(
 
 
 def test_the_last_state_is_uploaded_anew_where_a_restarted_server_has_forgotten_it(
-    mortal: s3_killed.Mortal, monkeypatch: pytest.MonkeyPatch
+    mortal: s3_killed.Mortal, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = 5 * 2**20
-    monkeypatch.setattr(remote, "_WHOLE", part)
     folder = s3_killed.folder(mortal, "server", "last", s3.CLIENT, default_block_size=part)
     close, restarts = remote._Upload.close, list[int]()
 

@@ -1,5 +1,10 @@
+import dis
 import hashlib
+import signal
 import struct
+import sys
+import threading
+import time
 
 import pytest
 import safetensors
@@ -220,3 +225,75 @@ def test_what_is_not_on_the_disk_as_it_is_in_memory_is_noticed(tmp_path, size):
     named["a"][-1] = 7.5
     with pytest.raises(CheckpointError, match="'a' are not those in memory"):
         tensor_file.check(DISK, tmp_path / "x", named)
+
+
+class Stop(BaseException):
+    """What nobody catches."""
+
+
+class Hangs(BaseException):
+    """What an alarm raises where nothing goes on."""
+
+
+def stopped(call, n):
+    """Call it with an exception at the n-th line of Python of all that runs; whether it came."""
+    left = [n]
+
+    def tracer(frame, event, arg):
+        if event == "line" and frame.f_code.co_code[frame.f_lasti] != dis.opmap["NOP"]:
+            left[0] -= 1
+            if left[0] == -1:
+                raise Stop
+        return tracer
+
+    before = sys.gettrace()
+    try:
+        sys.settrace(tracer)
+        call()
+    except Stop:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def hangs(number, frame):
+    raise Hangs
+
+
+def test_an_exception_at_any_line_leaves_no_thread_and_nothing_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_file, "_PIECE", 2**19)
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: None)
+    given = {name: torch.arange(7 * 2**15) + n for n, name in enumerate("ab")}
+    leaves = put(tmp_path / "x", given)
+    before = signal.signal(signal.SIGALRM, hangs)
+    try:
+        for call in (
+            lambda: tensor_file.check(DISK, tmp_path / "x", given),
+            lambda: get(tmp_path / "x", leaves),
+        ):
+            threads, n = {*sys._current_frames()}, 0
+            signal.alarm(60)
+            while stopped(call, n):
+                n += 1
+                deadline = time.monotonic() + 5
+                while {*sys._current_frames()} - threads and time.monotonic() < deadline:
+                    time.sleep(1e-4)
+                assert {*sys._current_frames()} <= threads, f"at line {n - 1}"
+            signal.alarm(0)
+            assert n > 100
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_where_no_thread_can_be_started_digests_are_computed_without(tmp_path):
+    given = {"a": torch.arange(2**18)}
+    size = threading.stack_size(2**40)
+    try:
+        with pytest.raises(RuntimeError):
+            threading.Thread(target=print).start()
+        leaves = put(tmp_path / "x", given)
+        assert torch.equal(get(tmp_path / "x", leaves)["a"], given["a"])
+    finally:
+        threading.stack_size(size)
