@@ -272,9 +272,11 @@ def read_before_writing(graph: GraphModule, vector: int, cuts: Mapping[int, Any]
     """Make sure that views of an input are read before the input is overwritten.
 
     A vector and its views are separate inputs: code that reads a view is then the same for all
-    layers of a kind, and is compiled once. But the compiler does not know that they alias. Reads
-    that the vector's new value depends on happen before the write. For all other reads, replace the
-    view by an `as_strided` of the vector, an alias that the compiler does know.
+    layers of a kind, and is compiled once. But the compiler does not know that they alias, and may
+    compute what is read again for each result that needs it. Reads by a kernel of its own that the
+    vector's new value depends on happen before the write, and so do all that lead only to such
+    kernels or into that value. For all other reads, replace the view by an `as_strided` of the
+    vector, an alias that the compiler does know.
 
     Args:
         graph: From `record`.
@@ -286,9 +288,9 @@ def read_before_writing(graph: GraphModule, vector: int, cuts: Mapping[int, Any]
     writes = [write for write in writes if write.args[0] is inputs[vector]]
     if not writes:
         return
-    before = _ancestors(writes[0].args[1])
+    in_time = _done_before(graph, writes[0])
     for place, cut in cuts.items():
-        late = [user for user in inputs[place].users if not _read_by(user, before)]
+        late = [user for user in inputs[place].users if user not in in_time]
         if late:
             with graph.graph.inserting_after(inputs[-1]):
                 view = graph.graph.call_function(_aten.as_strided.default, (inputs[vector], *cut))
@@ -307,16 +309,20 @@ def _ancestors(node: Node) -> set[Node]:
     return found
 
 
-def _read_by(user: Node, before: set[Node]) -> bool:
-    """Whether `user`, and every user of an output that aliases its input, is in `before`."""
-    if user not in before:
-        return False
-    schema = getattr(user.target, "_schema", None)
-    if schema is None:
-        return False
-    if all(result.alias_info is None for result in schema.returns):
-        return True
-    return all(_read_by(further, before) for further in user.users)
+def _done_before(graph: GraphModule, write: Node) -> set[Node]:
+    """The operations that are done before a write or in it, and never once more after it."""
+    before, found = _ancestors(write.args[1]), {write}  # type: ignore[arg-type]
+    for node in reversed(graph.graph.nodes):
+        if node in before and (_is_kernel(node) or found.issuperset(node.users)):
+            found.add(node)
+    return found
+
+
+def _is_kernel(node: Node) -> bool:
+    """Whether an operation is always a kernel of its own: Inductor may inline some products."""
+    if node.target in (_aten.mm.default, _aten.bmm.default):
+        return all(size != 1 for x in node.all_input_nodes for size in x.meta["val"].shape[-2:])
+    return node.target in (_aten.convolution.default, _aten.convolution_backward.default)
 
 
 def take_count(graph: GraphModule, counter: int, output: int) -> int | None:

@@ -85,9 +85,13 @@ def test_an_input_that_is_written_to_is_kept():
 
 
 def update(vector, first, second):
-    """The parts of a vector are inputs beside it; some are read for its new value, some are not."""
-    new = vector - 0.1 * torch.cat([second.flip(0), first])
-    others = [(first * 3).sum(), second.exp()]
+    """The parts of a vector are inputs beside it; some are read for its new value, some are not.
+
+    Of what is read for it and for others too, a compiler may compute the reading twice.
+    """
+    both = first.sin()
+    new = vector - 0.1 * torch.cat([second.flip(0), both])
+    others = [(first * 3).sum(), second.exp(), both[:7].sum()]
     vector.copy_(new)  # last, as in a donated step
     return others
 
@@ -102,14 +106,16 @@ def test_parts_of_a_vector_are_read_before_it_is_written(backend, size):
     cuts = {1: ((40,), (1,), 0), 2: ((40,), (1,), 40)}
     vector = torch.randn(80, generator=torch.Generator().manual_seed(0))
     parts = [vector.as_strided(*cut) for cut in cuts.values()]
-    expected = [vector - 0.1 * torch.cat([parts[1].flip(0), parts[0]]), (parts[0] * 3).sum()]
-    expected = [t.clone() for t in [*expected, parts[1].exp()]]
+    new = vector - 0.1 * torch.cat([parts[1].flip(0), parts[0].sin()])
+    others = [(parts[0] * 3).sum(), parts[1].exp(), parts[0][:7].sin().sum()]
+    expected = [t.clone() for t in [new, *others]]
 
     mode = graph.fake_mode()
     inputs = graph.without_values([vector, *parts], mode)
     found = graph.record(update, inputs, mode)
     graph.read_before_writing(found, 0, cuts)
     used = graph.prune(found)
+    assert used == [0, 2]  # only `second.flip(0)` is read for the new value alone
     options = graph.options(vector.device, "default", Counter(any=size))
     run = graph.build(found, [inputs[i] for i in used], backend, options)
     results = run([[vector, *parts][i] for i in used])

@@ -691,6 +691,33 @@ def test_metrics_of_a_donated_step_stay_as_they_were():
     assert fl.tree_equal(before, look(metrics))
 
 
+class Pooled(nn.Module):
+    """Attention, dropout, and a mean over places: a row of it is computed twice by Inductor."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.places = nn.Embedding(30, 8), nn.Embedding(40, 8)
+        self.attention = nn.MultiheadAttention(8, 2, dropout=0.2, batch_first=True)
+        self.drop, self.head = nn.Dropout(0.3), nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens) + self.places(torch.arange(tokens.shape[1]))
+        mask = torch.zeros(tokens.shape, dtype=torch.bool)
+        x = x + self.attention(x, x, x, key_padding_mask=mask, need_weights=False)[0]
+        return self.head((self.drop(x) * ~mask[..., None]).sum(1) / 9)
+
+
+def test_the_loss_is_that_of_the_parameters_before_they_are_overwritten():
+    step = step_of(fl.optim.sgd(0.1), loss=lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]))
+    fast = fl.compile(step, donate=True)
+    torch.manual_seed(0)
+    model = Pooled()
+    row = torch.randint(30, (1, 9)), torch.tensor([2])
+    _, expected = step(step.init(model), row)
+    _, metrics = fast(fast.init(model), row)
+    torch.testing.assert_close(metrics["loss"].value(), expected["loss"].value())
+
+
 def test_donating_shares_its_graphs_with_the_plain_step():
     step = fl.compile(step_of(), backend="aot_eager")
     assert step.donating() is step.donating()
