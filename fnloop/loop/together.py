@@ -33,7 +33,7 @@ class Turn(NamedTuple):
     metrics: Mapping[str, Any]
 
 
-class Call(NamedTuple):
+class Calling(NamedTuple):
     """A call of one or more steps.
 
     Attributes:
@@ -49,7 +49,7 @@ class Call(NamedTuple):
 
 
 Draw = Callable[[Cursor], Any]
-Gone = tuple[Call, tuple[State, Any]]
+Gone = tuple[Calling, tuple[State, Any]]
 
 
 class Together:
@@ -114,7 +114,7 @@ class Together:
                 raise
             failed = error
         *before, turn = turns
-        return Call(before, turn.cursor, last, failed), (series.state, turn.metrics)
+        return Calling(before, turn.cursor, last, failed), (series.state, turn.metrics)
 
     def _ends(self, cursor: Cursor) -> bool:
         """Whether the loop, a callback or an effect needs the state after the batch at `cursor`."""
