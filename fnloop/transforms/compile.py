@@ -25,9 +25,11 @@ from fnloop.stages.lift import stage
 from fnloop.stages.remedies import remedy
 from fnloop.transforms.compile_errors import CompileError, check_dense, check_leaf, translated
 from fnloop.transforms.kept import Kept
-from fnloop.transforms.kinds import ambient, kind_of
+from fnloop.transforms.kinds import ambient, kind_but_sizes, kind_of
 from fnloop.transforms.plan import Plans
-from fnloop.transforms.program import Inputs, Program
+from fnloop.transforms.program import Program
+from fnloop.transforms.recorded import Inputs
+from fnloop.transforms.varying import Family, Form, Varying
 from fnloop.trees.named import by_name
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.paths import tree_items
@@ -47,7 +49,7 @@ class Compiled(Stage):
 
     Attributes:
         inner: The step.
-        donate, mode, backend: As in `compile`.
+        donate, mode, backend, dynamic: As in `compile`.
     """
 
     outermost: ClassVar[bool] = True
@@ -56,10 +58,16 @@ class Compiled(Stage):
     donate: bool = False
     mode: str = "default"
     backend: Any = static(default="inductor")
+    dynamic: bool | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("default", "max-autotune"):
             raise ValueError(f'compile(mode=) is "default" or "max-autotune", got {self.mode!r}.')
+        if self.dynamic not in (None, False):
+            raise ValueError(
+                "compile(dynamic=) is None, for sizes that may vary from the second shape on, or "
+                f"False, for one graph for each shape; got {self.dynamic!r}."
+            )
 
     @property
     def kind(self) -> Kind:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -71,8 +79,8 @@ class Compiled(Stage):
 
     @property
     def graphs(self) -> int:
-        """Number of graphs so far: one for each batch shape seen."""
-        return len(self._cache.programs)
+        """Number of graphs so far."""
+        return self._cache.graphs
 
     def stages(self) -> Iterator[Stage]:
         yield from self.inner.stages()
@@ -107,7 +115,7 @@ class Compiled(Stage):
         program = cache.programs.get(key)
         if program is None:
             inputs = Inputs(state, kept, cache.step, (leaves, structure))
-            program = cache.programs[key] = self._compile(inputs, x)
+            program = cache.programs[key] = self._program(inputs, x)
         if self.donate:
             kept = kept.unshared(state, program.written)
         others = [
@@ -178,7 +186,25 @@ class Compiled(Stage):
         elif seen := screen():
             seen.keep(line)
 
-    def _compile(self, inputs: Inputs, x: Any) -> Program:
+    def _program(self, inputs: Inputs, x: Any) -> Program:
+        """A program for a shape that is new: one that is there already, or another."""
+        leaves, structure = inputs.batch
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if any([t.layout is not torch.strided for t in tensors]):
+            return self._compile(inputs, x)  # which refuses it
+        forms, shapes = tuple(map(Form.of, tensors)), tuple([tuple(t.shape) for t in tensors])
+        kinds = tuple(map(kind_but_sizes, leaves))
+        alike = (inputs.kept.plan, structure, kinds, forms, self.donate, ambient())
+        family = self._cache.families.setdefault(alike, Family())
+        program = family.known(shapes)
+        if program is None:
+            varies = self.dynamic is None and inputs.state.step.device.type == "cpu"
+            build = functools.partial(self._compile, inputs, x)
+            program = (family.make(shapes, forms, build) if varies else None) or build()
+            family.saw(shapes)
+        return program
+
+    def _compile(self, inputs: Inputs, x: Any, varying: Varying | None = None) -> Program:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(INFERENCE)
         if torch.is_anomaly_enabled():
@@ -187,13 +213,17 @@ class Compiled(Stage):
             check_leaf(path, leaf)
         for path, leaf in tree_items(inputs.state):
             check_dense(path, leaf)
-        self._say(f"fl.compile: compiling the step for a batch of {short(x)}, once for this shape")
-        build = functools.partial(Program, inputs, self.donate, self.mode, self.backend)
+        batch = short(x)
+        which = "once for this shape" if varying is None else f"for all sizes of {varying}"
+        self._say(f"fl.compile: compiling the step for a batch of {batch}, {which}")
+        build = functools.partial(Program, inputs, self.donate, self.mode, self.backend, varying)
         start = time.perf_counter()
         try:
             with quiet(), Activity("compiling"):
                 program = build()
         except Exception as error:
+            if varying is not None:
+                raise
             _add_remedy(error, inputs.state, x)
             translation = translated(error, build)
             if translation is error:
@@ -202,12 +232,14 @@ class Compiled(Stage):
         seconds = time.perf_counter() - start
         _log.info("One graph of %d operations, in %.1f s.", program.operations, seconds)
         self._say(f"fl.compile: one graph of {program.operations} operations, in {seconds:.1f} s")
-        if self.graphs + 1 == MANY:
+        self._cache.graphs += 1
+        if self.graphs == MANY:
             warnings.warn(
-                f"fl.compile has made {MANY} graphs of one step, the last for a batch of {short(x)}"
-                ": every new shape, and every new number that is not in a tensor, takes one more. "
-                "Pad the batches to a few shapes, and give numbers as tensors.",
-                stacklevel=4,
+                f"fl.compile has made {MANY} graphs of one step, the last for a batch of {batch}"
+                ": a shape that none of them is for, and every new number that is not in a tensor, "
+                "takes one more. Pad the batches to a few shapes, and give numbers as tensors. "
+                "(The log fnloop.compile says why there is none for all sizes.)",
+                stacklevel=5,
             )
         return program
 
@@ -233,6 +265,8 @@ class _Cache:
         self.tensors = [leaf for leaf in self.step[0] if isinstance(leaf, Tensor)]
         self.plans = Plans(step)
         self.programs: dict[Any, Program] = {}
+        self.families: dict[Any, Family] = {}
+        self.graphs = 0
 
 
 @explained
@@ -241,15 +275,17 @@ def compile(
     donate: bool = False,
     mode: Literal["default", "max-autotune"] = "default",
     backend: Any = "inductor",
+    dynamic: bool | None = None,
 ) -> Any:
     """Make one graph of a whole step: forward, backward, clipping, optimizer, averages, metrics.
 
-    The step is recorded at its first call and for each new batch shape (the short last batch of an
-    epoch takes one more graph), and compiled by Inductor, which caches its results on disk: the
-    next start of the same program is quick. Parameters, and moments and averages of their shapes,
-    are packed into a few long tensors (`fl.Tensors`); ``state.params["w"]`` is a view of one.
-    Random numbers equal those of the uncompiled step to the bit; the rest agrees to rounding
-    (law 7).
+    The step is recorded at its first call, for that batch's shape, and compiled by Inductor, which
+    caches its results on disk: the next start of the same program is quick. At a second shape (the
+    short last batch of an epoch, another length) it is recorded for all sizes of the dimensions
+    that have varied; where that cannot be, for each shape. Parameters, and moments and averages of
+    their shapes, are packed into a few long tensors (`fl.Tensors`); ``state.params["w"]`` is a view
+    of one. Random numbers equal those of the uncompiled step to the bit; the rest agrees to
+    rounding (law 7).
 
     Code that cannot be recorded raises an error that names its line; nothing silently runs
     uncompiled.
@@ -262,6 +298,9 @@ def compile(
         mode: "max-autotune" also tries several kernels for each matrix product.
         backend: Another backend of ``torch.compile``, by name: ``"aot_eager"`` only records, which
             is quick and enough for a test.
+        dynamic: False makes a graph for each batch shape, for a few shapes that are to be as quick
+            as can be. With None, and on the CPU, dimensions that vary are variables of the second
+            graph.
 
     Raises:
         CompileError: At the first call, if the step reads a tensor's value, or if the shape of a
@@ -276,6 +315,10 @@ def compile(
     >>> a, b = step(state, batch)[0], fast(state, batch)[0]
     >>> torch.allclose(a.params["weight"], b.params["weight"]), fast.graphs
     (True, 1)
+    >>> for rows in (4, 5, 6):
+    ...     _ = fast(state, torch.ones(rows, 2))
+    >>> fast.graphs
+    2
     """
     if isinstance(step, Compiled):
         raise TypeError("This step is compiled already.")
@@ -290,4 +333,4 @@ def compile(
         raise TypeError(
             f"compile takes a step; {step.describe()} is a callback, whose work is on numbers."
         )
-    return Compiled(step, donate, mode, backend)
+    return Compiled(step, donate, mode, backend, dynamic)
