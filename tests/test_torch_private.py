@@ -13,6 +13,7 @@ from torch import nn
 
 from fnloop._torch import (
     autograd,
+    fakes,
     foreach,
     fused,
     graph,
@@ -209,9 +210,9 @@ def test_a_step_is_recorded_without_values_and_built():
 
 
 def test_what_inductor_builds_takes_a_list_and_is_called_directly():
-    mode = graph.fake_mode()
+    mode = fakes.fake_mode()
     x = torch.arange(4.0)
-    (fake,) = graph.without_values([x], mode)
+    (fake,) = fakes.without_values([x], mode)
     recorded = graph.record(lambda x: [x + 1, x.sum()], [fake], mode)
     run = graph.build(recorded, [fake], "inductor", graph.options(x.device, "default", Counter()))
     where: str = getattr(run, "__qualname__", "")
@@ -287,11 +288,11 @@ def test_a_storage_has_an_address_that_views_share():
 
 
 def test_modes_are_seen_and_can_be_left():
-    modes = graph.fake_mode()
+    modes = fakes.fake_mode()
     with modes, tracing.without_modes():
-        assert not graph.is_fake(torch.ones(2))
+        assert not fakes.is_fake(torch.ones(2))
     with modes:
-        assert graph.is_fake(torch.ones(2))
+        assert fakes.is_fake(torch.ones(2))
     with members.drawing([1, 2], torch.device("cpu")):
         assert members.draws_by_member()
     with members.drawing([1], torch.device("cpu")):

@@ -64,6 +64,28 @@ class Place(NamedTuple):
     number: int
 
 
+class Maker(NamedTuple):
+    """A function that draws a tensor.
+
+    Attributes:
+        func, args, kwargs: The random operation, and what it takes after its memory.
+        memory: Shape, strides, dtype and device of the tensor that it fills; None if it makes one.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    memory: tuple[Any, Any, torch.dtype, torch.device] | None
+
+    def __call__(self) -> Tensor:
+        if self.memory is None:
+            return self.func(*self.args, **self.kwargs)
+        shape, stride, dtype, device = self.memory
+        memory = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+        result = self.func(memory, *self.args, **self.kwargs)
+        return result[1] if self.func is _DROPOUT else result
+
+
 class Draws(TorchDispatchMode):
     """A dispatch mode that records random operations, or replaces their results by `drawn`.
 
@@ -73,7 +95,7 @@ class Draws(TorchDispatchMode):
 
     Attributes:
         seeds: The position of each block; the key is folded with it to get the block's seed.
-        found: Functions that draw each tensor from torch's generator.
+        found: What draws each tensor from torch's generator.
     """
 
     @classmethod
@@ -84,7 +106,7 @@ class Draws(TorchDispatchMode):
         super().__init__()
         self._members = members
         self.seeds: list[tuple[int | str, ...]] = []
-        self.found: dict[Place, Callable[[], Tensor]] = {}
+        self.found: dict[Place, Maker] = {}
         self._kinds: dict[Place, str] = {}
         self._drawn = drawn
 
@@ -242,19 +264,13 @@ def _kind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     return f"{func.overloadpacket.__name__}({', '.join(map(str, shown))})"
 
 
-def _maker(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Tensor]:
-    """A function that draws the tensor: the same operation, on memory with the same strides."""
+def _maker(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Maker:
+    """What draws the tensor: the same operation, on memory with the same strides."""
     if not (args and isinstance(args[0], Tensor)):
-        return lambda: func(*args, **kwargs)
-    like, rest = args[0], args[1:]
-    shape, stride, dtype, device = tuple(like.shape), like.stride(), like.dtype, like.device
-
-    def make() -> Tensor:
-        memory = torch.empty_strided(shape, stride, dtype=dtype, device=device)
-        result = func(memory, *rest, **kwargs)
-        return result[1] if func is _DROPOUT else result
-
-    return make
+        return Maker(func, args, kwargs, None)
+    like = args[0]
+    memory = (tuple(like.shape), like.stride(), like.dtype, like.device)
+    return Maker(func, args[1:], kwargs, memory)
 
 
 def _dropped_out(x: Tensor, p: float, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,8 +16,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
     UnsupportedOperatorException,
 )
 from torch.fx import GraphModule, Node
@@ -39,41 +38,18 @@ Runnable = Callable[[list[Tensor]], Sequence[Any]]
 """A function from a list of tensors, which it may empty, to the results."""
 
 
-def fake_mode() -> FakeTensorMode:
-    """A mode for fake tensors, which have shapes, dtypes and devices but no values.
-
-    Real tensors that a function closes over (class weights, a mask) become constants.
-    """
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # imports sympy, 0.3 s
-
-    # No shape varies, but without this environment Inductor keeps no graph on disk.
-    shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
-    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=True)
-
-
-def is_fake(tensor: Tensor) -> bool:
-    """Whether a tensor was made under `fake_mode`, rather than before."""
-    return isinstance(tensor, FakeTensor)
-
-
-def without_values(tensors: Sequence[Tensor], mode: FakeTensorMode) -> list[Tensor]:
-    """Fake tensors of the same shapes, strides, dtypes and devices. No two of them share memory."""
-    with mode:
-        return [
-            torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
-            for t in tensors
-        ]
-
-
 def record(
-    function: Callable[..., Any], inputs: Sequence[Tensor], mode: FakeTensorMode, members: int = 1
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    mode: AbstractContextManager[Any],
+    members: int = 1,
 ) -> GraphModule:
     """Trace ``function(*inputs)``, including its backward pass, into one graph.
 
     Args:
         function: Takes tensors and returns a list of tensors.
         inputs: Fake tensors of `mode`.
-        mode: From `fake_mode`.
+        mode: Their mode, and whatever else the function is to run in.
         members: Number of steps vmapped into one; a scalar of each member is then a tensor of this
             size.
     """
@@ -252,6 +228,8 @@ def _keep_scalars(graph: GraphModule, members: int) -> None:
 def _is_scalar(node: Node, members: int) -> bool:
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    if any([isinstance(size, torch.SymInt) for size in value.shape]):
         return False
     return value.ndim == 0 or 1 < value.numel() <= members
 

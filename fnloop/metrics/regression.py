@@ -127,7 +127,7 @@ def r2(predictions: Tensor, targets: Tensor) -> R2:
     """
     residual = _difference(predictions, targets).square().sum(0)
     y = targets.detach().double()
-    n = len(y)
+    n = y.shape[0]
     mean = y.sum(0) / max(n, 1)
     weight = torch.full((), n, dtype=torch.float64, device=y.device)
     return R2(weight, mean, (y - mean).square().sum(0), residual)

@@ -201,7 +201,7 @@ def _metric(name: Any, value: Any, batch: Any, who: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (bool, int, float))
+    return isinstance(value, (bool, int, float, torch.SymInt, torch.SymFloat))
 
 
 def _weight(weight: Any, device: torch.device, who: Any) -> Tensor:

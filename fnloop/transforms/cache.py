@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import optree
@@ -10,10 +11,20 @@ from torch import Tensor
 from fnloop.stages.base import Stage
 from fnloop.transforms.plan import Plans
 from fnloop.transforms.program import Program
+from fnloop.transforms.varying import Family
 
 
 class Cache:
-    """The plans of a step's states, and its programs; and the step itself, as leaves."""
+    """The plans of a step's states, and its programs; and the step itself, as leaves.
+
+    Attributes:
+        step: The step's leaves and their structure.
+        tensors: The leaves that are tensors.
+        plans: See `Plans`.
+        programs: By all that they depend on.
+        families: Programs for all sizes, by all but the sizes.
+        graphs: Number of graphs so far.
+    """
 
     def __init__(self, step: Stage) -> None:
         flat: Any = optree.tree_flatten(step)  # pyright: ignore[reportArgumentType]
@@ -21,3 +32,5 @@ class Cache:
         self.tensors = [leaf for leaf in self.step[0] if isinstance(leaf, Tensor)]
         self.plans = Plans(step)
         self.programs: dict[Any, Program] = {}
+        self.families: dict[Any, Family] = defaultdict(Family)
+        self.graphs = 0

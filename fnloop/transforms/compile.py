@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from fnloop._torch.graph import quiet
 from fnloop._torch.tracing import opaque, recording
@@ -29,9 +30,12 @@ from fnloop.transforms.compile_errors import (
     translated,
 )
 from fnloop.transforms.kept import Kept
-from fnloop.transforms.program import Inputs, Program
+from fnloop.transforms.kinds import ambient, kind_but_sizes
+from fnloop.transforms.program import Program
+from fnloop.transforms.recorded import Inputs
 from fnloop.transforms.series import Series
 from fnloop.transforms.several import NOTE, check_batches
+from fnloop.transforms.varying import Form, Varying
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
@@ -52,7 +56,7 @@ class Compiled(Stage):
 
     Attributes:
         inner: The step.
-        donate, steps, mode, backend: As in `compile`.
+        donate, steps, mode, backend, dynamic: As in `compile`.
     """
 
     outermost: ClassVar[bool] = True
@@ -62,11 +66,14 @@ class Compiled(Stage):
     steps: int = 1
     mode: str = "default"
     backend: Any = static(default="inductor")
+    dynamic: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", as_count(self.steps, "compile(steps=...)", 1))
         if self.mode not in ("default", "max-autotune"):
             raise ValueError(f'compile(mode=) is "default" or "max-autotune", got {self.mode!r}.')
+        if not isinstance(self.dynamic, bool):
+            raise TypeError(f"compile(dynamic=) is True or False, got {self.dynamic!r}.")
 
     @property
     def kind(self) -> Kind:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -78,8 +85,8 @@ class Compiled(Stage):
 
     @property
     def graphs(self) -> int:
-        """Number of graphs so far: one for each batch shape seen."""
-        return len(self._cache.programs)
+        """Number of graphs so far."""
+        return self._cache.graphs
 
     def stages(self) -> Iterator[Stage]:
         yield from self.inner.stages()
@@ -101,7 +108,7 @@ class Compiled(Stage):
 
     def series(self, state: State) -> Series:
         """Steps from `state` on, one batch at a time."""
-        return Series(state, self._cache, self.donate, self._compile)
+        return Series(state, self._cache, self.donate, self._program)
 
     @property
     def uncompiled(self) -> Stage:
@@ -172,7 +179,25 @@ class Compiled(Stage):
         elif seen := screen():
             seen.keep(line)
 
-    def _compile(self, inputs: Inputs, x: Any) -> Program:
+    def _program(self, inputs: Inputs, x: Any) -> Program:
+        """A program for a shape that is new: one that is there already, or another."""
+        leaves, structure = inputs.batch
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if any([t.layout is not torch.strided for t in tensors]):
+            return self._compile(inputs, x)  # which refuses it
+        forms, shapes = tuple(map(Form.of, tensors)), tuple([tuple(t.shape) for t in tensors])
+        kinds = tuple(map(kind_but_sizes, leaves))
+        alike = (inputs.kept.plan, structure, kinds, forms, self.donate, ambient())
+        family = self._cache.families[alike]
+        program = family.known(shapes)
+        if program is None:
+            varies = self.dynamic and inputs.state.step.device.type == "cpu"
+            build = functools.partial(self._compile, inputs, x)
+            program = (family.make(shapes, forms, build) if varies else None) or build()
+            family.saw(shapes)
+        return program
+
+    def _compile(self, inputs: Inputs, x: Any, varying: Varying | None = None) -> Program:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(INFERENCE)
         if torch.is_anomaly_enabled():
@@ -181,13 +206,17 @@ class Compiled(Stage):
             check_leaf(path, leaf)
         for path, leaf in tree_items(inputs.state):
             check_dense(path, leaf)
-        self._say(f"fl.compile: compiling the step for a batch of {short(x)}, once for this shape")
-        build = functools.partial(Program, inputs, self.donate, self.mode, self.backend)
+        batch = short(x)
+        which = "once for this shape" if varying is None else f"for all sizes of {varying}"
+        self._say(f"fl.compile: compiling the step for a batch of {batch}, {which}")
+        build = functools.partial(Program, inputs, self.donate, self.mode, self.backend, varying)
         start = time.perf_counter()
         try:
             with quiet(), Activity("compiling"):
                 program = build()
         except Exception as error:
+            if varying is not None:
+                raise
             add_remedy(error, inputs.state, x)
             translation = translated(error, build)
             if translation is error:
@@ -196,15 +225,21 @@ class Compiled(Stage):
         seconds = time.perf_counter() - start
         _log.info("One graph of %d operations, in %.1f s.", program.operations, seconds)
         self._say(f"fl.compile: one graph of {program.operations} operations, in {seconds:.1f} s")
-        if self.graphs + 1 == MANY:
+        self._cache.graphs += 1
+        if self.graphs == MANY:
             warnings.warn(
-                f"fl.compile has made {MANY} graphs of one step, the last for a batch of {short(x)}"
+                f"fl.compile has made {MANY} graphs of one step, the last for a batch of {batch}"
                 ": every new shape, and every new number that is not in a tensor, takes one more. "
-                "Pad the batches to a few shapes, and give numbers as tensors.",
-                stacklevel=4,
+                f"{_MANY[self.dynamic]}, and give numbers as tensors.",
+                stacklevel=5,
             )
         return program
 
+
+_MANY = {
+    False: "Pad the batches to a few shapes, or compile with dynamic=True",
+    True: "The log fnloop.compile says why there is none for all sizes. Pad the batches to a few",
+}
 
 _ANOMALY = (
     "Anomaly detection follows a backward pass operation by operation, and a compiled step is one "
@@ -220,6 +255,7 @@ def compile(
     steps: int = 1,
     mode: Literal["default", "max-autotune"] = "default",
     backend: Any = "inductor",
+    dynamic: bool = False,
 ) -> Any:
     """Make one graph of a whole step: forward, backward, clipping, optimizer, averages, metrics.
 
@@ -248,6 +284,9 @@ def compile(
         mode: "max-autotune" also tries several kernels for each matrix product.
         backend: Another backend of ``torch.compile``, by name: ``"aot_eager"`` only records, which
             is quick and enough for a test.
+        dynamic: On the CPU, make the graph for the second shape for all sizes of the dimensions
+            that have varied, where that can be. Which graph a batch gets then depends on the
+            batches before it, so that a resumed run equals the other to rounding, not to the bit.
 
     Raises:
         CompileError: At the first call, if the step reads a tensor's value, or if the shape of a
@@ -270,6 +309,14 @@ def compile(
     >>> int(c.step), [f"{float(reported['loss']):.2f}" for reported in metrics] == [
     ...     f"{float(fast(s, batch)[1]['loss']):.2f}" for s in (state, b, fast(b, batch)[0])]
     (3, True)
+
+    One graph for all numbers of rows, from the second one on:
+
+    >>> varying = compile(step, backend="aot_eager", dynamic=True)
+    >>> for rows in (3, 4, 5, 6):
+    ...     _ = varying(state, torch.ones(rows, 2))
+    >>> varying.graphs
+    2
     """
     if isinstance(step, Compiled):
         raise TypeError("This step is compiled already.")
@@ -284,4 +331,4 @@ def compile(
         raise TypeError(
             f"compile takes a step; {step.describe()} is a callback, whose work is on numbers."
         )
-    return Compiled(step, donate, steps, mode, backend)
+    return Compiled(step, donate, steps, mode, backend, dynamic)

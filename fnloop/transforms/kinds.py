@@ -19,6 +19,13 @@ def kind_of(leaf: Any) -> Any:
     return type(leaf), repr(leaf)  # repr tells -0.0 from 0.0, and nan equals nan
 
 
+def kind_but_sizes(leaf: Any) -> Any:
+    """The same without shape and strides of a tensor."""
+    if isinstance(leaf, Tensor):
+        return leaf.ndim, leaf.dtype, leaf.device, leaf.requires_grad
+    return kind_of(leaf)
+
+
 def ambient() -> Any:
     """The global settings that a graph depends on; its machine code has the number of threads."""
     autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")

@@ -13,7 +13,8 @@ from fnloop.transforms.cache import Cache
 from fnloop.transforms.compile_errors import CompileError, add_remedy
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.kinds import ambient, kind_of
-from fnloop.transforms.program import Inputs, Program
+from fnloop.transforms.program import Program
+from fnloop.transforms.recorded import Inputs
 from fnloop.trees.named import by_name
 from fnloop.values.donated import give_away, release
 from fnloop.values.state import State

@@ -157,9 +157,10 @@ def as_tensor(value: Any, device: torch.device) -> Any:
         return torch.scalar_tensor(value, dtype=torch.float64, device=device)
     if isinstance(value, Tensor):
         return exact(value)
-    if isinstance(value, (int, float)):
-        dtype = torch.int64 if isinstance(value, int) else torch.float64
-        return torch.scalar_tensor(value, dtype=dtype, device=device)
+    if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        dtype = torch.int64 if isinstance(value, (int, torch.SymInt)) else torch.float64
+        number: Any = value
+        return torch.scalar_tensor(number, dtype=dtype, device=device)
     if isinstance(value, (np.generic, np.ndarray)):
         number = exact(value)
         return number.to(device) if value.ndim else as_tensor(number, device)

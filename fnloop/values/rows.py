@@ -48,22 +48,22 @@ or 5 inputs of 3 examples
             if size == y.shape[0]:
                 return size
     tree = by_name(batch)
-    outer, inner = dict[int, str](), dict[int, str]()
+    outer, inner = list[tuple[int, str]](), list[tuple[int, str]]()
     for path, array, in_list in _arrays(tree):
-        (inner if in_list else outer).setdefault(array.shape[0], path)
+        _note(inner if in_list else outer, array.shape[0], path)
     if type(tree) is list:
         _refuse_examples("the batch", tree)
     for entry, child in [] if outer else _children(tree):
         _refuse_examples(join((entry,)), child)
     found = outer or inner or _texts(tree)
     if len(found) == 1:
-        size = next(iter(found))
+        ((size, _),) = found
         if not inner or all([_has(child, size) for _, child in _children(tree)]):
             return size
-        found = {size: found[size], **inner}
+        found = [*found, *[each for each in inner if each[0] != size]]
     if not found:
         return None
-    listed = [f"{path or 'the batch'} has {size}" for size, path in found.items()]
+    listed = [f"{path or 'the batch'} has {size}" for size, path in found]
     more = [f"{len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else []
     raise UnclearRows(", ".join([*listed[:_SHOWN], *more]))
 
@@ -109,8 +109,8 @@ def _has(node: Any, size: int) -> bool:
 
 def _is_columns(node: Any, size: int) -> bool:
     """Whether all tensors in a list have `size` rows, and there is one."""
-    found = {array.shape[0] for _, array, _ in _arrays(node)}
-    return found == {size}
+    found = [array.shape[0] for _, array, _ in _arrays(node)]
+    return bool(found) and all([rows == size for rows in found])
 
 
 def _arrays(
@@ -140,12 +140,21 @@ def _refuse_examples(path: str, items: Any) -> None:
         )
 
 
-def _texts(tree: Any) -> dict[int, str]:
+def _note(found: list[tuple[int, str]], size: int, path: str) -> None:
+    """Add a size that is not there yet. (Sizes that vary, in a compiled step, have no hash.)"""
+    if not any([size == each for each, _ in found]):
+        found.append((size, path))
+
+
+def _texts(tree: Any) -> list[tuple[int, str]]:
     """The lengths of the lists of strings, each with a path."""
     if _is_texts(tree):
-        return {len(tree): ""}
-    found = [(entry, child) for entry, child in _children(tree) if _is_list(child)]
-    return {len(child): join((entry,)) for entry, child in found if _all_text(child)}
+        return [(len(tree), "")]
+    found: list[tuple[int, str]] = []
+    for entry, child in _children(tree):
+        if _is_list(child) and _all_text(child):
+            _note(found, len(child), join((entry,)))
+    return found
 
 
 def _is_texts(tree: Any) -> bool:

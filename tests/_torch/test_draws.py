@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fnloop._torch.draws import Draws, RandomnessError, _is_random, draw
-from fnloop._torch.graph import fake_mode
+from fnloop._torch.fakes import fake_mode
 from fnloop._torch.members import drawing
 from fnloop._torch.random import seeded
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from fnloop._torch import graph
+from fnloop._torch import fakes, graph
 
 
 def recorded(function, *tensors):
-    mode = graph.fake_mode()
-    return graph.record(function, graph.without_values(tensors, mode), mode)
+    mode = fakes.fake_mode()
+    return graph.record(function, fakes.without_values(tensors, mode), mode)
 
 
 def operations(found):
@@ -37,7 +37,7 @@ def test_the_backward_pass_is_in_the_graph():
 
 def test_inputs_have_no_values_and_share_no_memory():
     x = torch.randn(3, 4).t()
-    a, b, c = graph.without_values([x, x, x[0]], graph.fake_mode())
+    a, b, c = fakes.without_values([x, x, x[0]], fakes.fake_mode())
     assert (a.shape, a.stride(), a.dtype) == (x.shape, x.stride(), x.dtype)
     storages = {t.untyped_storage()._cdata for t in (a, b, c)}
     assert len(storages) == 3
@@ -110,8 +110,8 @@ def test_parts_of_a_vector_are_read_before_it_is_written(backend, size):
     others = [(parts[0] * 3).sum(), parts[1].exp(), parts[0][:7].sin().sum()]
     expected = [t.clone() for t in [new, *others]]
 
-    mode = graph.fake_mode()
-    inputs = graph.without_values([vector, *parts], mode)
+    mode = fakes.fake_mode()
+    inputs = fakes.without_values([vector, *parts], mode)
     found = graph.record(update, inputs, mode)
     graph.read_before_writing(found, 0, cuts)
     used = graph.prune(found)
@@ -133,8 +133,8 @@ def test_parts_of_a_vector_are_read_before_it_is_written(backend, size):
     ],
 )
 def test_convolutions_that_are_normalized_keep_their_layout(layers, asked):
-    net, mode = nn.Sequential(*layers), graph.fake_mode()
-    (x,) = graph.without_values([torch.randn(2, 3, 8, 8)], mode)
+    net, mode = nn.Sequential(*layers), fakes.fake_mode()
+    (x,) = fakes.without_values([torch.randn(2, 3, 8, 8)], mode)
     with mode:
         net = net.to_empty(device="cpu")
         recorded = graph.record(lambda x: [net(x)], [x], mode)
@@ -191,16 +191,16 @@ def written(x):
 
 
 def test_inductor_may_give_other_strides_to_what_is_viewed():
-    x, mode = torch.randn(4, 3, 5), graph.fake_mode()
-    (fake,) = graph.without_values([x], mode)
+    x, mode = torch.randn(4, 3, 5), fakes.fake_mode()
+    (fake,) = fakes.without_values([x], mode)
     recorded = graph.record(viewed, [fake], mode)
     run = graph.build(recorded, [fake], "inductor", graph.options(x.device, "default", Counter()))
     assert torch.equal(run([x])[0], viewed(x)[0])
 
 
 def test_a_view_that_is_written_to_stays_one():
-    mode = graph.fake_mode()
-    (fake,) = graph.without_values([torch.randn(4, 3, 5)], mode)
+    mode = fakes.fake_mode()
+    (fake,) = fakes.without_values([torch.randn(4, 3, 5)], mode)
     for function, kept in ((viewed, 0), (written, 1)):
         recorded = graph.record(function, [fake], mode)
         graph._reshape_views(recorded)

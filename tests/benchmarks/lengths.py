@@ -8,7 +8,9 @@ batches is measured in a process of its own, with empty caches:
 
 - by hand, each batch padded to its longest text: eager, or loss and model in
   ``torch.compile(dynamic=True)``, which compiles for all lengths at once;
-- fnloop's compiled step (``fl.fit``), texts padded to 1, 2 or 4 lengths, with buckets.
+- fnloop's compiled step (``fl.fit``), each batch padded to its longest text: from the second length
+  on it has one graph for all;
+- the same without ``dynamic=True``, texts padded to 1, 2 or 4 lengths, with buckets.
 
 All times are the processor's, which hardly notice what else the machine does. ``compiling`` is the
 first epoch less a later one, the C++ compiler included; ``us/text`` is the time for a text in the
@@ -42,7 +44,8 @@ from .compiling import empty_caches
 BATCH, WORDS, WIDTH, CLASSES = 32, 1000, 64, 4
 SIZES = {"1 length": (100,), "2 lengths": (60, 100), "4 lengths": (40, 60, 80, 100)}
 EAGER, DYNAMIC = "by hand, eager", "by hand, dynamic=True"
-CONTENDERS = (EAGER, DYNAMIC, *SIZES)
+ANY = "the longest"
+CONTENDERS = (EAGER, DYNAMIC, ANY, *SIZES)
 LONGEST = tuple(range(20, 101))  # pads to the longest text of the batch
 
 Epoch = Callable[[], float]
@@ -83,7 +86,10 @@ def line(found: dict[str, Any]) -> list[str]:
 def measured(name: str, examples: int, epochs: int) -> dict[str, Any]:
     """Train some epochs, the first of which compiles."""
     data, graphs = batches(name, texts(examples)), inductor_graphs()
-    epoch = by_hand(data, name == DYNAMIC) if name in (EAGER, DYNAMIC) else with_fnloop(data, True)
+    if name in (EAGER, DYNAMIC):
+        epoch = by_hand(data, name == DYNAMIC)
+    else:
+        epoch = with_fnloop(data, True, dynamic=name == ANY)
     seconds, loss = list[float](), 0.0
     for _ in range(epochs):
         before = _processor()
@@ -162,10 +168,10 @@ def weighted_loss(model: Any, padded: Any) -> fl.Mean:
     return fl.Mean((weight * losses).sum(), weight.sum())
 
 
-def with_fnloop(data: fl.Batches, compiled: bool) -> Epoch:
+def with_fnloop(data: fl.Batches, compiled: bool, dynamic: bool = False) -> Epoch:
     """``fl.fit``."""
     step = fl.pipe(weighted_loss, fl.grad, fl.update(fl.optim.adamw(1e-3)))
-    step = fl.compile(step) if compiled else step
+    step = fl.compile(step, dynamic=dynamic) if compiled else step
     state = step.init(Classifier, seed=0)
 
     def epoch() -> float:
