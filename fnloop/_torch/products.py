@@ -25,7 +25,6 @@ from fnloop._torch.tracing import without_modes
 _aten: Any = torch.ops.aten
 _mkldnn: Any = torch.backends.mkldnn
 _setting = _mkldnn.matmul
-_UNSET = "none"
 
 # Measured on one core of a Zen 4 processor.
 _SAVED = 6e-12
@@ -60,21 +59,24 @@ def gain(graph: GraphModule) -> float:
 class by_onednn(ProcessWide):
     """A context manager inside which oneDNN computes the products of float32 matrices.
 
-    Where a precision has been chosen for them already, it stays.
+    Where somebody has allowed PyTorch to round in them, that stays as it is.
     """
 
-    __slots__ = ("_chosen",)
+    __slots__ = ("_before", "_inherited")
 
     def save(self) -> None:
-        self._chosen = _setting.fp32_precision != _UNSET
+        self._before = _setting.fp32_precision
+        self._inherited = _mkldnn.fp32_precision == self._before
 
     def change(self) -> None:
-        if not self._chosen:
+        if self._before in _EXACT:
             _setting.fp32_precision = "bf16"
 
     def restore(self) -> None:
-        if not self._chosen:
-            _setting.fp32_precision = _UNSET
+        _setting.fp32_precision = "none" if self._inherited else self._before
+
+
+_EXACT = ("none", "ieee")
 
 
 class short_attention(TorchFunctionMode):

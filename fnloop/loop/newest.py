@@ -6,7 +6,7 @@ from typing import Any
 
 from fnloop.effects.effect import Run
 from fnloop.values.cursor import Cursor
-from fnloop.values.donated import may_be_overwritten, newest
+from fnloop.values.donated import Donated, may_be_overwritten, newest
 from fnloop.values.state import State
 
 
@@ -36,6 +36,8 @@ class Newest:
 
     def is_known(self, state: State, cursor: Cursor) -> bool:
         """Whether `state` is that of the step at `cursor`, and no later one has been begun."""
+        if isinstance(state, Donated):  # it came before the one that follows was noted
+            return False
         return calls_of(state) == self.calls and self._run.cursor is cursor
 
     def recover(self) -> None:

@@ -88,7 +88,10 @@ def run(**arguments):
         (lambda: fl.update(fl.optim.sgd(0.1), lr=0.1), r"update got .*It takes optimizer, name"),
         (lambda: fl.ema(beta=0.9), "Use decay="),
         (lambda: fl.accumulate(steps=2), "It takes k"),
-        (lambda: fl.compile(loss, fullgraph=True), "It takes step, donate, mode, backend"),
+        (
+            lambda: fl.compile(loss, fullgraph=True),
+            "It takes step, donate, steps, mode, backend, dynamic",
+        ),
         (lambda: fl.track(fl.trackers.CSV("x"), logger=1), "subclass fl.trackers.Tracker"),
     ],
 )
