@@ -76,21 +76,23 @@ class Keeper:
         """Also keep what the run's effect `name` saved after the memo that it was resumed from.
 
         With two such effects, the last checkpoint is one's, and the other's memo in it is older.
-        What cannot be read now may be another run's, so it is left alone.
+        What it saved before, and is there again after a power loss, is to be deleted. What cannot
+        be read now may be another run's, so it is left alone.
         """
-        known = max({*self.kept.counts, *self.kept.unneeded}, default=-1)
-        for count in sorted(count for count in there if count > known):
+        known = {*self.kept.counts, *self.kept.unneeded}
+        newest = max(known, default=-1)
+        for count in sorted(there.keys() - known):
             try:
                 manifest = read_manifest(there[count], files=self._place.files)
                 memo = manifest["memos"][name]
                 before = {entry[0] for entry in memo["best"]}
                 own = manifest.get("run") == self._place.run
                 if own and count in {*memo["recent"]} - before:
-                    self.kept = self.kept.add(count, None, due=True) or self.kept
+                    later = self.kept.add(count, None, due=True) if count > newest else None
+                    self.kept = later or self.kept.left(count)
             except UnreadableError as error:
                 warnings.warn(
-                    f"checkpoint: {error} This run counts {there[count].name} among none of its "
-                    "own, and never deletes it.",
+                    f"checkpoint: {error} {there[count].name} is left alone until it can be read.",
                     stacklevel=3,
                 )
             except (CheckpointError, LookupError, TypeError):
@@ -127,7 +129,7 @@ class Keeper:
             save(state, self._place.path, files=self._place.files, memos=saved, **about)
         except BaseException:
             # Of a remote store the answer may have been lost.
-            self.kept = before if self._place.files.renames else before.failed(count)
+            self.kept = before if self._place.files.renames else before.left(count)
             raise
         seconds = time.monotonic() - began
         self.seconds = max(self.seconds if self._timed else 0.0, seconds)

@@ -52,8 +52,8 @@ class Retention:
             recent = _last(self.newest, (*recent, count))
         return dataclasses.replace(self, top=top, recent=recent)._without(self.counts)
 
-    def failed(self, count: int) -> Retention:
-        """After saving the state at `count` failed: something of it may be there all the same."""
+    def left(self, count: int) -> Retention:
+        """Something is there of `count`, which is not kept: it is to be deleted."""
         return self._without({count})
 
     @property
