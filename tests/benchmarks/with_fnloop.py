@@ -58,17 +58,24 @@ def run(
 
 
 def fit(
-    problem: Problem, clock: Clock, transform: Transform = lambda step: step, compiled: bool = False
+    problem: Problem,
+    clock: Clock,
+    transform: Transform = lambda step: step,
+    compiled: bool = False,
+    bar: bool = True,
 ) -> Training:
-    """`fl.fit` with a progress bar; the history it keeps by itself."""
+    """`fl.fit`, with a progress bar if asked for; the history it keeps by itself."""
     step = transform(pipeline(problem))
     state = step.init(problem.model())
     last = _Last(problem.reads_loss)
+    shown = [fl.progress(file=Screen())] if bar else []
 
     def train(batches: Clocked) -> None:
         nonlocal state
-        callbacks = [fl.progress(file=Screen()), fl.effect(last)]
-        state, _ = fl.fit(step, state, iter(batches), steps=batches.steps, callbacks=callbacks)
+        callbacks = [*shown, fl.effect(last)]
+        state, _ = fl.fit(
+            step, state, iter(batches), steps=batches.steps, callbacks=callbacks, progress=False
+        )
 
     graphs = inductor_graphs if compiled else None
     return watched(problem, clock, train, lambda: float(last.metrics["loss"]), graphs=graphs)
