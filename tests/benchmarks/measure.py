@@ -9,7 +9,7 @@ import time
 import warnings
 from typing import Any
 
-from . import compiling, extras, machine, memory, steps
+from . import compiling, extras, machine, memory, steps, timing
 from .contenders import CONTENDERS, chosen
 from .models import MEASURED
 from .problems import little
@@ -39,7 +39,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     if options.what == "peak":
         return memory.peak(problem, little(), CONTENDERS[options.contender[0]])
     if options.what == "first-step":
-        return compiling.first_step(problem, CONTENDERS[options.contender[0]])
+        whole = timing.used if options.cpu else clock
+        return compiling.first_step(problem, CONTENDERS[options.contender[0]], whole)
     if options.what == "fit":
         rows = extras.compare(problem, options.rounds, clock=clock)
         return {"rows": [row._asdict() for row in rows], "rounds": options.rounds}

@@ -16,6 +16,8 @@ DROPOUT = 0.1
 BY_CHANCE = 0.2
 """How far losses may be apart where each contender draws random numbers of its own."""
 
+NOT_IN_JAX: Mapping[str, str] = {"JAX": "nobody has written this model in JAX here"}
+
 
 def vae() -> Problem:
     """A variational autoencoder, 784-400-20-400-784, 128 pictures of black and white."""
@@ -37,7 +39,7 @@ def vae() -> Problem:
 
     g = torch.Generator().manual_seed(0)
     pictures = [torch.rand(128, 784, generator=g).round() for _ in range(32)]
-    return Problem("vae", build, loss, pictures, rtol=BY_CHANCE)
+    return Problem("vae", build, loss, pictures, rtol=BY_CHANCE, left_out=NOT_IN_JAX)
 
 
 def pinn() -> Problem:
@@ -66,7 +68,9 @@ def pinn() -> Problem:
 
     g = torch.Generator().manual_seed(0)
     points = [torch.rand(256, 2, generator=g) * 2 - 1 for _ in range(32)]
-    return Problem("pinn", build, loss, points, ready=lambda x: x.clone().requires_grad_())
+    return Problem(
+        "pinn", build, loss, points, ready=lambda x: x.clone().requires_grad_(), left_out=NOT_IN_JAX
+    )
 
 
 def tabular() -> Problem:
@@ -78,7 +82,14 @@ def tabular() -> Problem:
             hidden += [nn.Linear(inner, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(DROPOUT)]
         return nn.Sequential(*hidden, nn.Linear(128, 2))
 
-    return Problem("tabular", build, classify, labelled(256, 32, classes=2), rtol=BY_CHANCE)
+    return Problem(
+        "tabular",
+        build,
+        classify,
+        labelled(256, 32, classes=2),
+        rtol=BY_CHANCE,
+        left_out=NOT_IN_JAX,
+    )
 
 
 class Recurrent(nn.Module):
@@ -96,12 +107,16 @@ class Recurrent(nn.Module):
 
 def gru() -> Problem:
     """A GRU 64 wide on 32 texts of 32 tokens."""
-    return Problem("gru", lambda: Recurrent(nn.GRU, 64), classify, texts(32, 32))
+    return Problem(
+        "gru", lambda: Recurrent(nn.GRU, 64), classify, texts(32, 32), left_out=NOT_IN_JAX
+    )
 
 
 def lstm() -> Problem:
     """An LSTM 128 wide on 32 texts of 32 tokens."""
-    return Problem("lstm", lambda: Recurrent(nn.LSTM, 128), classify, texts(32, 32))
+    return Problem(
+        "lstm", lambda: Recurrent(nn.LSTM, 128), classify, texts(32, 32), left_out=NOT_IN_JAX
+    )
 
 
 class Encoder(nn.Module):
@@ -121,7 +136,7 @@ class Encoder(nn.Module):
 
 def encoder() -> Problem:
     """Two layers of `nn.TransformerEncoder`, 64 wide, with dropout, on 32 texts of 32 tokens."""
-    return Problem("encoder", Encoder, classify, texts(32, 32), rtol=BY_CHANCE)
+    return Problem("encoder", Encoder, classify, texts(32, 32), rtol=BY_CHANCE, left_out=NOT_IN_JAX)
 
 
 class Block(nn.Module):
@@ -173,7 +188,7 @@ def gpt2() -> Problem:
 
     g = torch.Generator().manual_seed(0)
     windows = [torch.randint(2000, (4, 65), generator=g) for _ in range(32)]
-    return Problem("gpt2", GPT2, loss, windows, rtol=BY_CHANCE)
+    return Problem("gpt2", GPT2, loss, windows, rtol=BY_CHANCE, left_out=NOT_IN_JAX)
 
 
 def normalized(inner: int, outer: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
@@ -191,7 +206,9 @@ def blocks() -> Problem:
             layers += [*normalized(inner, outer, stride=1 + i % 2), nn.ReLU()]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
 
-    return Problem("blocks", build, classify, labelled(32, 3, 32, 32), pictures=True)
+    return Problem(
+        "blocks", build, classify, labelled(32, 3, 32, 32), pictures=True, left_out=NOT_IN_JAX
+    )
 
 
 class Residual(nn.Module):
@@ -222,7 +239,13 @@ def resnet18() -> Problem:
 
     # Small batches of noise: BatchNorm makes the losses of another order of summation differ.
     return Problem(
-        "resnet18", build, classify, labelled(8, 3, 64, 64), pictures=True, rtol=BY_CHANCE
+        "resnet18",
+        build,
+        classify,
+        labelled(8, 3, 64, 64),
+        pictures=True,
+        rtol=BY_CHANCE,
+        left_out=NOT_IN_JAX,
     )
 
 
