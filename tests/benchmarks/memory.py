@@ -61,7 +61,8 @@ class Looks:
     """
 
     def __init__(self) -> None:
-        self._settled, self.rise = _settled(), 0
+        self._settled, self.rise = 0, 0
+        self()
 
     def __call__(self) -> float:
         self.rise = _resident("VmHWM") - self._settled
