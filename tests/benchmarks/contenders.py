@@ -71,10 +71,10 @@ def _accelerate(problem: Problem, clock: Clock) -> Training:
     return prepared(problem, clock)
 
 
-def _jax(problem: Problem, clock: Clock) -> Training:
+def _jax(problem: Problem, clock: Clock, together: bool = False) -> Training:
     from .with_jax import jit
 
-    return jit(problem, clock)
+    return jit(problem, clock, together)
 
 
 def _fnloop(loop: Callable[..., Training], donate: bool) -> Build:
@@ -89,6 +89,7 @@ FUSED = "by hand, fused"
 DONATED = "fnloop, compiled, donated"
 LIGHTNING = "Lightning, defaults"
 JAX = "JAX"
+JAX_TOGETHER = "JAX, 8 steps a call"
 
 _ALL = [
     Contender("by hand, default", "by hand", by_hand.eager),
@@ -146,6 +147,13 @@ _ALL = [
     Contender("Lightning, bare", "peer", _bare, needs=["pytorch_lightning"], around=FUSED),
     Contender("Accelerate", "peer", _accelerate, needs=["accelerate"], around=FUSED),
     Contender(JAX, "peer", _jax, compiles=True, needs=["jax", "optax"]),
+    Contender(
+        JAX_TOGETHER,
+        "peer",
+        _with(_jax, together=True),
+        compiles=True,
+        needs=["jax", "optax"],
+    ),
     Contender("fnloop, eager, step alone", "fnloop", with_fnloop.alone),
     Contender("fnloop, eager", "fnloop", with_fnloop.run, around="fnloop, eager, step alone"),
     Contender(

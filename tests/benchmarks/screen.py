@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .contenders import DONATED, FUSED, JAX
+from .contenders import DONATED, FUSED, JAX, JAX_TOGETHER
 from .models import MODELS
 from .report import table
 from .results import Results
@@ -21,6 +21,7 @@ CASES: Sequence[str] = ("mlp", "narrow", "many", "logged", "cnn", "gpt", *MODELS
 
 COMPILED = "by hand, compiled loss"
 FIT = "fnloop, eager, fit"
+TOGETHER = "fnloop, compiled, donated, 8 steps a call"
 
 TIMED: Sequence[str] = (
     FUSED,
@@ -33,6 +34,7 @@ TIMED: Sequence[str] = (
     "by hand, compiled loss, layouts kept",
     "by hand, compiled loss and optimizer",
     JAX,
+    JAX_TOGETHER,
     FIT,
     DONATED,
     "fnloop, compiled, donated, fit",
@@ -91,7 +93,7 @@ class Line(NamedTuple):
 
 HEAD = [
     *("", "best loop by hand", "compiled", "in `fit`", "eager in `fit`", "JAX"),
-    *("MB, eager", "MB, compiled", "first call, s", "again, s"),
+    *("8 a call: JAX / fnloop", "MB, eager", "MB, compiled", "first call, s", "again, s"),
 ]
 
 
@@ -128,6 +130,7 @@ def _line(case: str, step: Any, memory: Mapping[str, Any], first: Mapping[str, A
     peaks = {n: f["peak"] * f["megabytes"] for n, f in memory.items() if "peak" in f}
     least = min((peaks[n] for n in (FUSED, COMPILED) if n in peaks), default=0.0)
     others = [
+        _together(rows.get(JAX_TOGETHER), rows.get(TOGETHER)),
         _pair(peaks.get(FUSED), peaks.get(FIT), peaks.get(FUSED, 0.0)),
         _pair(peaks.get(COMPILED), peaks.get(DONATED), least),
     ]
@@ -150,6 +153,16 @@ def _to_jax(ours: Any, jax: Any) -> Figure:
         return Figure()
     shown = _ratio(jax)
     return shown._replace(of_goal=ours["ratio"] / jax["ratio"], slack=shown.slack / jax["ratio"])
+
+
+def _together(jax: Any, ours: Any) -> tuple[str, Figure]:
+    if jax is None and ours is None:
+        return "", Figure()
+    before = "\N{EN DASH}" if jax is None else str(_ratio(jax)._replace(of_goal=None))
+    if ours is None:
+        return before, Figure("\N{EN DASH}")
+    shown = _ratio(ours, jax["ratio"] if jax else 1.0)
+    return before, shown._replace(slack=shown.slack / (jax["ratio"] if jax else 1.0))
 
 
 def _pair(by_hand: float | None, ours: float | None, goal: float) -> tuple[str, Figure]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .contenders import FUSED, Contender, sort
-from .loops import Training
+from .loops import TOGETHER, Training
 from .problems import Problem
 from .timing import Clock, Row, Samples, fastest, interleave, steps_in, summary
 
-CHECKED = 12  # steps after which the losses have to agree
+CHECKED = 2 * TOGETHER  # steps after which the losses have to agree
 
 
 class Result(NamedTuple):

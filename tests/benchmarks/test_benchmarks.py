@@ -18,8 +18,18 @@ import fnloop as fl
 from . import compare_checkouts, extras, lengths, machine, memory, population, report, screen, steps
 from .__main__ import main
 from .compiling import cold_and_warm
-from .contenders import CONTENDERS, DONATED, FUSED, JAX, LIGHTNING, Contender, chosen, sort
-from .loops import Clocked, looped, watched
+from .contenders import (
+    CONTENDERS,
+    DONATED,
+    FUSED,
+    JAX,
+    JAX_TOGETHER,
+    LIGHTNING,
+    Contender,
+    chosen,
+    sort,
+)
+from .loops import Clocked, grouped, looped, watched
 from .models import BY_CHANCE, CASES, MEASURED, MODELS
 from .problems import LR, PROBLEMS, WEIGHT_DECAY, Problem
 from .results import load, save
@@ -27,7 +37,7 @@ from .timing import Row, interleave, summary, table, used
 
 EAGER = [c for c in CONTENDERS.values() if not c.compiles and not c.needs and not c.pictures]
 LAST = CONTENDERS["by hand, fused, channels last"]
-PEERS = [c for c in CONTENDERS.values() if c.group == "peer"]
+PEERS = [c for c in CONTENDERS.values() if c.group == "peer" and c.name != JAX_TOGETHER]
 
 
 def by_the_book(problem: Problem, n: int) -> list[float]:
@@ -134,6 +144,31 @@ def test_all_losses_are_read_where_the_case_says_so():
     assert reads == [1, 1, 1]
     looped(PROBLEMS["mlp"](), time.perf_counter, lambda batch: 1, reads.append).block(3)
     assert len(reads) == 3
+
+
+def test_a_call_of_several_steps_is_timed_by_the_step():
+    problem, now, calls = PROBLEMS["mlp"](), 0.0, []
+
+    def call(batches):
+        nonlocal now
+        now += 16.0
+        calls.append(batches)
+        return batches
+
+    batches = grouped(range(32))
+    block = looped(problem, lambda: now, call, lambda loss: 0.0, batches=batches, each=8).block
+    assert block(16) == 32.0
+    assert block(4) == 8.0  # a call, of which half counts
+    assert calls == [list(range(8)), list(range(8, 16)), list(range(16, 24))]
+
+
+@pytest.mark.parametrize("case", ["mlp", "logged", "gpt-accumulate"])
+def test_jax_makes_several_steps_in_a_call(case):
+    pytest.importorskip("jax")
+    problem = PROBLEMS[case]()
+    assert trained(CONTENDERS[JAX_TOGETHER], problem, 8) == pytest.approx(
+        by_the_book(problem, 8)[7], rel=1e-4
+    )
 
 
 def test_steps_are_timed_from_batch_to_batch():
@@ -408,7 +443,7 @@ def test_the_page(tmp_path):
 
 def test_a_screen_has_what_is_behind_first_and_in_bold(tmp_path):
     about = machine.description()
-    us = {FUSED: [100.0], screen.FIT: [104.0], JAX: [35.0], DONATED: [40.0]}
+    us = {FUSED: [100.0], screen.FIT: [104.0], JAX: [35.0], JAX_TOGETHER: [20.0], DONATED: [40.0]}
     slow = {FUSED: [1000.0], screen.FIT: [1060.0], screen.COMPILED: [800.0], DONATED: [900.0]}
     for case, samples, best in (("mlp", us, FUSED), ("gru", slow, screen.COMPILED)):
         figures = {
@@ -423,10 +458,12 @@ def test_a_screen_has_what_is_behind_first_and_in_bold(tmp_path):
     seconds = {screen.COMPILED: {"cold": 10.0, "warm": 2.0}, DONATED: {"cold": 9.0, "warm": 2.5}}
     save(tmp_path, "compile.mlp", about, seconds)
     lines = screen.markdown(screen.lines(load(tmp_path, list(MEASURED)))).splitlines()
+    none = "\N{EN DASH}"
     assert lines[2:] == [
         "| `mlp` | fused, 100 µs | 0.40 ± 0.00 |  | 1.04 ± 0.00 | **0.35 ± 0.00** "
-        "| 40.0 / 40.0 | 39.0 / 38.0 | 10.0 / 9.0 | 2.0 / **2.5** |",
-        "| `gru` | compiled loss, 800 µs | **1.12 ± 0.00** |  | **1.06 ± 0.00** |  |  |  |  |  |",
+        f"| 0.20 ± 0.00 / {none} | 40.0 / 40.0 | 39.0 / 38.0 | 10.0 / 9.0 | 2.0 / **2.5** |",
+        "| `gru` | compiled loss, 800 µs | **1.12 ± 0.00** |  | **1.06 ± 0.00** "
+        "|  |  |  |  |  |  |",
     ]
 
 
