@@ -89,6 +89,7 @@ FUSED = "by hand, fused"
 DONATED = "fnloop, compiled, donated"
 LIGHTNING = "Lightning, defaults"
 JAX = "JAX"
+DONATED_TOGETHER = "fnloop, compiled, donated, 8 steps a call"
 JAX_TOGETHER = "JAX, 8 steps a call"
 
 _ALL = [
@@ -188,6 +189,7 @@ _ALL = [
         compiles=True,
         around="fnloop, compiled, donated, step alone",
     ),
+    Contender(DONATED_TOGETHER, "fnloop", with_fnloop.together, compiles=True),
 ]
 
 CONTENDERS: Mapping[str, Contender] = {contender.name: contender for contender in _ALL}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -21,6 +22,7 @@ from .compiling import cold_and_warm
 from .contenders import (
     CONTENDERS,
     DONATED,
+    DONATED_TOGETHER,
     FUSED,
     JAX,
     JAX_TOGETHER,
@@ -167,6 +169,14 @@ def test_jax_makes_several_steps_in_a_call(case):
     pytest.importorskip("jax")
     problem = PROBLEMS[case]()
     assert trained(CONTENDERS[JAX_TOGETHER], problem, 8) == pytest.approx(
+        by_the_book(problem, 8)[7], rel=1e-4
+    )
+
+
+def test_fnloop_makes_several_steps_in_a_call(monkeypatch):
+    monkeypatch.setattr(fl, "compile", functools.partial(fl.compile, backend="aot_eager"))
+    problem = PROBLEMS["logged"]()
+    assert trained(CONTENDERS[DONATED_TOGETHER], problem, 8) == pytest.approx(
         by_the_book(problem, 8)[7], rel=1e-4
     )
 

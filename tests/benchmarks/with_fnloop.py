@@ -9,7 +9,7 @@ from typing import Any
 import fnloop as fl
 
 from .by_hand import inductor_graphs
-from .loops import Clocked, Training, looped, watched
+from .loops import TOGETHER, Clocked, Training, grouped, looped, watched
 from .problems import LR, WEIGHT_DECAY, Problem
 from .timing import Clock
 
@@ -40,6 +40,27 @@ def alone(
         return metrics["loss"]
 
     return looped(problem, clock, one, graphs=inductor_graphs if compiled else None)
+
+
+def together(problem: Problem, clock: Clock) -> Training:
+    """Calls of several steps, compiled and donated, in a loop of one's own."""
+    step = fl.compile(pipeline(problem), donate=True, steps=TOGETHER)
+    state = step.init(problem.model())
+
+    def one(batches: Any) -> Any:
+        nonlocal state
+        state, metrics = step(state, batches)
+        return [reported["loss"] for reported in metrics]
+
+    return looped(
+        problem,
+        clock,
+        one,
+        read=lambda losses: [float(loss) for loss in losses][-1],
+        batches=grouped(problem.batches),
+        graphs=inductor_graphs,
+        each=TOGETHER,
+    )
 
 
 def run(
