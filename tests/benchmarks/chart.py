@@ -58,6 +58,7 @@ def screen_figure(cases: Mapping[str, Mapping[str, float]]) -> Figure:
         ax.plot(x, y, marker, color=colour, markersize=6, label=SHOWN[name], clip_on=False)
     ax.set_yticks(range(len(cases)), list(cases), fontsize=8, color=_INK)
     ax.set_xlim(0, LONGEST)
+    ax.set_xticks([0, 0.5, 1, 1.5, LONGEST], ["0", "0.5", "1", "1.5", f"{LONGEST:.0f} or more"])
     ax.tick_params(length=0, labelsize=8, labelcolor=_INK)
     ax.invert_yaxis()
     ax.spines[["top", "right", "bottom", "left"]].set_visible(False)

@@ -460,21 +460,31 @@ def test_a_screen_has_what_is_behind_first_and_in_bold(tmp_path):
             "rows": [row._asdict() for row in summary(samples, best)],
             "eager": [row._asdict() for row in summary(samples, FUSED)],
             "baseline": best,
+            "rounds": 1,
         }
         save(tmp_path, f"step.{case}.1", about, figures)
-    peaks = {FUSED: 4.0, screen.COMPILED: 3.9, screen.FIT: 4.0, DONATED: 3.8}
+    peaks = {FUSED: 4.0, screen.COMPILED: 3.9, screen.FIT: 4.02, DONATED: 3.95}
     figures = {name: {"megabytes": 10.0, "peak": peak} for name, peak in peaks.items()}
     save(tmp_path, "memory.mlp", about, figures)
     seconds = {screen.COMPILED: {"cold": 10.0, "warm": 2.0}, DONATED: {"cold": 9.0, "warm": 2.5}}
     save(tmp_path, "compile.mlp", about, seconds)
     lines = screen.markdown(screen.lines(load(tmp_path, list(MEASURED)))).splitlines()
-    none = "\N{EN DASH}"
     assert lines[2:] == [
         "| `mlp` | fused, 100 µs | 0.40 ± 0.00 |  | 1.04 ± 0.00 | **0.35 ± 0.00** "
-        f"| 0.20 ± 0.00 / {none} | 40.0 / 40.0 | 39.0 / 38.0 | 10.0 / 9.0 | 2.0 / **2.5** |",
+        f"| 0.20 ± 0.00 / {screen.NONE} "
+        "| 40.0 / 40.2 | 39.0 / **39.5** | 10.0 / 9.0 | 2.0 / **2.5** |",
         "| `gru` | compiled loss, 800 µs | **1.12 ± 0.00** |  | **1.06 ± 0.00** "
         "|  |  |  |  |  |  |",
     ]
+
+
+def test_the_noise_of_a_ratio_is_that_of_its_median(tmp_path):
+    samples = {FUSED: [100.0] * 4, DONATED: [101.0, 101.0, 109.0, 109.0]}
+    figures = {"rows": [row._asdict() for row in summary(samples, FUSED)], "eager": []}
+    save(tmp_path, "step.mlp.1", {}, {**figures, "baseline": FUSED, "rounds": 4})
+    (line,) = screen.lines(load(tmp_path, list(MEASURED)))
+    assert line.steps[0].text == "1.05 ± 0.06"  # 1.57 * 0.08 / 2
+    assert not line.steps[0].is_behind()
 
 
 def test_a_figure_is_behind_beyond_its_noise():
