@@ -8,6 +8,7 @@
     python -m tests.benchmarks memory               # the peak of memory
     python -m tests.benchmarks fit                  # what `fl.fit` and callbacks add to `fl.run`
     python -m tests.benchmarks report               # write up what has been measured
+    python -m tests.benchmarks screen --cpu         # the first table of the page, all of it
 
 Each case is measured in a process of its own. There all contenders run side by side, in many short
 rounds in random order. Times are microseconds a step; "ratio" and "extra" are medians of
@@ -30,22 +31,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import chart, machine, memory, report
+from . import chart, machine, memory, report, screen
 from .compiling import cold_and_warm
 from .contenders import Contender, chosen, sort
+from .models import CASES, MEASURED
 from .problems import PROBLEMS
 from .results import load, save
 from .timing import Row, table
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "internals" / "benchmarks.md"
+SCREEN_CHART = "../images/benchmarks-models.png"
+SCREEN_MARKS = ("<!-- screen: begin -->", "<!-- screen: end -->")
 LIMIT = 900  # seconds for a first step or a peak of memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, keep; the number of things that failed is not zero where one did."""
     options = _parser().parse_args(arguments)
+    part = "screen" if options.what == "screen" else "benchmarks"
+    options.results = options.results or ROOT / "runs" / part
     session = Session(options)
+    if options.what == "screen":
+        session.screen()
+        write_screen(options.results)
     for part in ("step", "compile", "memory", "fit"):
         if options.what in (part, "all"):
             getattr(session, part)()
@@ -70,6 +79,18 @@ class Session:
         if options.quick:
             self.about["note"] = "a quick run, to see that it works: not for quoting"
 
+    def screen(self) -> None:
+        """What is in `screen.screen`, on one thread."""
+        options = self.options
+        options.threads, options.case = [1], options.case or list(screen.CASES)
+        for part, contenders in (
+            (self.step, screen.TIMED),
+            (self.memory, screen.WEIGHED),
+            (self.compile, screen.FIRST),
+        ):
+            options.contender = list(contenders)
+            part()
+
     def step(self) -> None:
         """`steps.compare`, for each case and number of threads."""
         for threads in self.options.threads:
@@ -92,7 +113,7 @@ class Session:
         """`compiling.first_step` twice, for each case and contender that compiles."""
         for case in ["mlp"] if self.options.quick and not self.options.case else self._cases():
             figures = self._each(
-                [c for c in sort(self._contenders(), PROBLEMS[case]())[0] if c.compiles],
+                [c for c in sort(self._contenders(), CASES[case]())[0] if c.compiles],
                 lambda contender, case=case: cold_and_warm(
                     lambda environment: self._child(
                         *("first-step", "--case", case, "--contender", contender.name),
@@ -104,18 +125,21 @@ class Session:
             self._save(f"compile.{case}", figures)
 
     def memory(self) -> None:
-        """`memory.peak`, for each contender."""
+        """`memory.peak`, for each case and contender."""
         if not memory.available():
             print("left out: memory: this system does not tell the peak since a moment")
             return
-        contenders, _ = sort(self._contenders(), PROBLEMS["mlp"]())
         environment = {**os.environ, **memory.ALLOCATOR}
-        figures = self._each(
-            contenders,
-            lambda c: self._child("peak", "--contender", c.name, environment=environment),
-            "memory",
-        )
-        self._save("memory", figures)
+        for case in self.options.case or ["wide"]:
+            contenders, _ = sort(self._contenders(), MEASURED[case]())
+            figures = self._each(
+                contenders,
+                lambda c, case=case: self._child(
+                    *("peak", "--case", case, "--contender", c.name), environment=environment
+                ),
+                f"memory {case}",
+            )
+            self._save(f"memory.{case}", figures)
 
     def fit(self) -> None:
         """`extras.compare`, on one thread."""
@@ -176,12 +200,23 @@ class Session:
 
 def write(folder: Path) -> None:
     """Put what is in a folder of results into the page, with its charts."""
-    results = load(folder, list(PROBLEMS))
+    results = load(folder, list(MEASURED))
     charts = {}
     for threads, cases in results.step.items():
         charts[threads] = f"../images/benchmarks-{threads}.png"
         chart.draw(cases, threads, PAGE.parent / charts[threads])
-    report.write(PAGE, results, charts)
+    report.write(PAGE, report.markdown(results, charts))
+
+
+def write_screen(folder: Path) -> None:
+    """Put what is in a folder of results into the first table of the page, with its chart."""
+    results = load(folder, list(MEASURED))
+    lines = screen.lines(results)
+    ratios = {line.case: screen.drawn(results.step[1][line.case]) for line in lines}
+    chart.draw_screen(ratios, PAGE.parent / SCREEN_CHART)
+    picture = f"![Time of a step against the best loop by hand, one thread]({SCREEN_CHART})"
+    text = "\n\n".join([screen.markdown(lines), picture, report.machine(results)])
+    report.write(PAGE, text + "\n", *SCREEN_MARKS)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -190,9 +225,9 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parts = ("all", "step", "compile", "memory", "fit", "report")
+    parts = ("all", "step", "compile", "memory", "fit", "report", "screen")
     parser.add_argument("what", nargs="?", choices=parts, default="all")
-    parser.add_argument("--case", action="append", choices=list(PROBLEMS), help="default: all")
+    parser.add_argument("--case", action="append", choices=list(MEASURED), help="default: all")
     parser.add_argument(
         "--contender", action="append", help="a name, or what is in several; default: all"
     )
@@ -204,8 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--results",
         type=lambda path: Path(path).resolve(),
-        default=ROOT / "runs" / "benchmarks",
-        help="folder of what has been measured; default: runs/benchmarks",
+        help="folder of what has been measured; default: runs/benchmarks, or runs/screen",
     )
     return parser
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,12 @@ from .problems import LR, WEIGHT_DECAY, Problem
 from .timing import Clock
 
 
-def eager(problem: Problem, clock: Clock, **options: Any) -> Training:
+def eager(problem: Problem, clock: Clock, channels_last: bool = False, **options: Any) -> Training:
     """The loop of PyTorch's tutorials; `options` are those of the optimizer."""
-    model = problem.model()
+    model, batches = _laid_out(problem, channels_last)
     optimizer = adamw(model, **options)
     step = classic(problem, functools.partial(problem.loss, model), optimizer)
-    return looped(problem, clock, step, Tensor.item)
+    return looped(problem, clock, step, Tensor.item, batches=batches)
 
 
 def compiled_model(problem: Problem, clock: Clock) -> Training:
@@ -31,18 +31,20 @@ def compiled_model(problem: Problem, clock: Clock) -> Training:
     return looped(problem, clock, step, Tensor.item, graphs=inductor_graphs)
 
 
-def compiled_loss(problem: Problem, clock: Clock, **options: Any) -> Training:
-    """Model and loss compiled together; `options` are those of Inductor."""
-    model = problem.model()
-    step = classic(problem, _compiled_loss(problem, model, options), adamw(model, fused=True))
-    return looped(problem, clock, step, Tensor.item, graphs=inductor_graphs)
+def compiled_loss(
+    problem: Problem, clock: Clock, channels_last: bool = False, **how: Any
+) -> Training:
+    """Model and loss compiled together; `how` is for ``torch.compile``."""
+    model, batches = _laid_out(problem, channels_last)
+    step = classic(problem, _compiled_loss(problem, model, **how), adamw(model, fused=True))
+    return looped(problem, clock, step, Tensor.item, batches=batches, graphs=inductor_graphs)
 
 
 def compiled_optimizer(problem: Problem, clock: Clock) -> Training:
     """Model and loss compiled together, and the optimizer's step by itself."""
     model = problem.model()
     optimizer = adamw(model, foreach=True)  # a fused kernel has nothing to compile
-    step = classic(problem, _compiled_loss(problem, model, {}), optimizer, torch.compile)
+    step = classic(problem, _compiled_loss(problem, model), optimizer, torch.compile)
     return looped(problem, clock, step, Tensor.item, graphs=inductor_graphs)
 
 
@@ -121,9 +123,18 @@ def inductor_graphs() -> int:
     return sum(counters["inductor"][f"fxgraph_cache_{how}"] for how in ("hit", "miss", "bypass"))
 
 
-def _compiled_loss(
-    problem: Problem, model: torch.nn.Module, options: dict[str, Any]
-) -> Callable[[Any], Tensor]:
-    return torch.compile(
-        lambda batch: problem.loss(model, batch), fullgraph=True, options=options or None
-    )
+def _compiled_loss(problem: Problem, model: torch.nn.Module, **how: Any) -> Callable[[Any], Tensor]:
+    """One graph, whatever Dynamo has to be told for that."""
+    torch._dynamo.config.allow_rnn = True
+    torch._dynamo.config.trace_autograd_ops = True
+    compiled = torch.compile(lambda batch: problem.loss(model, batch), fullgraph=True, **how)
+    return lambda batch: compiled(problem.ready(batch))
+
+
+def _laid_out(problem: Problem, channels_last: bool) -> tuple[torch.nn.Module, Sequence[Any]]:
+    """Model and batches; pictures and convolutions with the channels last, if asked for."""
+    model = problem.model()
+    if not channels_last:
+        return model, problem.batches
+    last = torch.channels_last
+    return model.to(memory_format=last), [(x.to(memory_format=last), y) for x, y in problem.batches]

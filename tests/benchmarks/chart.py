@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ SHOWN = {
     DONATED: "fnloop, compiled, donated",
 }
 _ACCENT, _GREY, _INK = "#4051b5", "#b9bec9", "#30343c"
+_POINTS = {
+    FUSED: ("o", _GREY),
+    "by hand, compiled loss": ("s", _GREY),
+    JAX: ("D", "#d9822b"),
+    DONATED: ("o", _ACCENT),
+}
 LONGEST = 2.0  # longer bars are cut, and say so
 
 
@@ -30,6 +37,38 @@ def draw(cases: dict[str, Any], threads: int, file: Path) -> None:
     """Write the chart of some cases as a PNG, 1,600 pixels wide; it is made for half of that."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure(cases, threads).savefig(file)
+
+
+def draw_screen(cases: Mapping[str, Mapping[str, float]], file: Path) -> None:
+    """Write the chart of all models: a line of points for each, ratios by contender."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    screen_figure(cases).savefig(file)
+
+
+def screen_figure(cases: Mapping[str, Mapping[str, float]]) -> Figure:
+    """The chart of all models, in the given order."""
+    matplotlib.rcParams["font.family"] = "DejaVu Sans"
+    whole = Figure(figsize=(8, 1.0 + 0.26 * len(cases)), dpi=200, layout="constrained")
+    ax = whole.subplots()
+    ax.axvline(1, color=_INK, linewidth=0.7, linestyle=(0, (3, 2)))
+    ax.hlines(range(len(cases)), 0, LONGEST, color=_GREY, linewidth=0.4)
+    for name, (marker, colour) in _POINTS.items():
+        points = [(ratios[name], y) for y, ratios in enumerate(cases.values()) if name in ratios]
+        x, y = [min(x, LONGEST) for x, _ in points], [y for _, y in points]
+        ax.plot(x, y, marker, color=colour, markersize=6, label=SHOWN[name], clip_on=False)
+    ax.set_yticks(range(len(cases)), list(cases), fontsize=8, color=_INK)
+    ax.set_xlim(0, LONGEST)
+    ax.set_xticks([0, 0.5, 1, 1.5, LONGEST], ["0", "0.5", "1", "1.5", f"{LONGEST:.0f} or more"])
+    ax.tick_params(length=0, labelsize=8, labelcolor=_INK)
+    ax.invert_yaxis()
+    ax.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    whole.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    ax.set_title(
+        "Time of a training step, 1 thread; the best loop by hand is 1 (left is faster)",
+        fontsize=9,
+        color=_INK,
+    )
+    return whole
 
 
 def figure(cases: dict[str, Any], threads: int) -> Figure:

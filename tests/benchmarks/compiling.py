@@ -12,10 +12,18 @@ from typing import Any
 
 from .contenders import Contender
 from .problems import Problem
+from .timing import Clock
 
 
-def first_step(problem: Problem, contender: Contender) -> dict[str, Any]:
+def first_step(
+    problem: Problem, contender: Contender, clock: Clock = time.perf_counter
+) -> dict[str, Any]:
     """In a fresh process: build a contender and make one step, then some more.
+
+    Args:
+        problem: What to train.
+        contender: Who trains.
+        clock: What to time with.
 
     Returns:
         ``seconds`` until the first step's loss can be read, less those of a later step; ``graphs``
@@ -23,11 +31,11 @@ def first_step(problem: Problem, contender: Contender) -> dict[str, Any]:
     """
     for library in contender.needs:
         importlib.import_module(library)
-    start = time.perf_counter()
+    start = clock()
     training = contender.build(problem, time.perf_counter)
     training.block(4 if contender.name.endswith("fit") else 1)
     training.loss()
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     count = training.graphs or (lambda: 0)
     graphs = count()
     once = training.block(8) / 8

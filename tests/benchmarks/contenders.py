@@ -27,6 +27,7 @@ class Contender(NamedTuple):
         build: Makes it ready to train a problem.
         compiles: Whether it compiles.
         needs: Libraries, as they are imported.
+        pictures: Whether it takes part where the model convolves over pictures, and only there.
         around: The contender whose step this loop runs: what it takes longer is the loop's cost.
     """
 
@@ -35,6 +36,7 @@ class Contender(NamedTuple):
     build: Build
     compiles: bool = False
     needs: Sequence[str] = ()
+    pictures: bool = False
     around: str | None = None
 
     def absent(self, problem: Problem) -> str | None:
@@ -42,6 +44,8 @@ class Contender(NamedTuple):
         for library in self.needs:
             if importlib.util.find_spec(library) is None:
                 return f"{library} is not installed"
+        if self.pictures and not problem.pictures:
+            return "nothing convolves over pictures"
         return problem.left_out.get(self.name)
 
 
@@ -67,10 +71,10 @@ def _accelerate(problem: Problem, clock: Clock) -> Training:
     return prepared(problem, clock)
 
 
-def _jax(problem: Problem, clock: Clock) -> Training:
+def _jax(problem: Problem, clock: Clock, together: bool = False) -> Training:
     from .with_jax import jit
 
-    return jit(problem, clock)
+    return jit(problem, clock, together)
 
 
 def _fnloop(loop: Callable[..., Training], donate: bool) -> Build:
@@ -85,19 +89,47 @@ FUSED = "by hand, fused"
 DONATED = "fnloop, compiled, donated"
 LIGHTNING = "Lightning, defaults"
 JAX = "JAX"
+DONATED_TOGETHER = "fnloop, compiled, donated, 8 steps a call"
+JAX_TOGETHER = "JAX, 8 steps a call"
 
 _ALL = [
     Contender("by hand, default", "by hand", by_hand.eager),
     Contender("by hand, foreach", "by hand", _with(by_hand.eager, foreach=True)),
     Contender(FUSED, "by hand", _with(by_hand.eager, fused=True)),
+    Contender(
+        "by hand, fused, channels last",
+        "by hand",
+        _with(by_hand.eager, fused=True, channels_last=True),
+        pictures=True,
+    ),
     Contender("by hand, fused, again", "check", _with(by_hand.eager, fused=True)),
     Contender("by hand, compiled model", "by hand", by_hand.compiled_model, compiles=True),
     Contender("by hand, compiled loss", "by hand", by_hand.compiled_loss, compiles=True),
     Contender(
         "by hand, compiled loss, C++ wrapper",
         "by hand",
-        _with(by_hand.compiled_loss, cpp_wrapper=True),
+        _with(by_hand.compiled_loss, options={"cpp_wrapper": True}),
         compiles=True,
+    ),
+    Contender(
+        "by hand, compiled loss, max-autotune",
+        "by hand",
+        _with(by_hand.compiled_loss, mode="max-autotune-no-cudagraphs", dynamic=False),
+        compiles=True,
+    ),
+    Contender(
+        "by hand, compiled loss, channels last",
+        "by hand",
+        _with(by_hand.compiled_loss, channels_last=True),
+        compiles=True,
+        pictures=True,
+    ),
+    Contender(
+        "by hand, compiled loss, layouts kept",
+        "by hand",
+        _with(by_hand.compiled_loss, options={"layout_optimization": False}),
+        compiles=True,
+        pictures=True,
     ),
     Contender(
         "by hand, compiled loss and optimizer",
@@ -116,8 +148,21 @@ _ALL = [
     Contender("Lightning, bare", "peer", _bare, needs=["pytorch_lightning"], around=FUSED),
     Contender("Accelerate", "peer", _accelerate, needs=["accelerate"], around=FUSED),
     Contender(JAX, "peer", _jax, compiles=True, needs=["jax", "optax"]),
+    Contender(
+        JAX_TOGETHER,
+        "peer",
+        _with(_jax, together=True),
+        compiles=True,
+        needs=["jax", "optax"],
+    ),
     Contender("fnloop, eager, step alone", "fnloop", with_fnloop.alone),
     Contender("fnloop, eager", "fnloop", with_fnloop.run, around="fnloop, eager, step alone"),
+    Contender(
+        "fnloop, eager, fit",
+        "fnloop",
+        _with(with_fnloop.fit, bar=False),
+        around="fnloop, eager, step alone",
+    ),
     Contender(
         "fnloop, compiled",
         "fnloop",
@@ -144,6 +189,7 @@ _ALL = [
         compiles=True,
         around="fnloop, compiled, donated, step alone",
     ),
+    Contender(DONATED_TOGETHER, "fnloop", with_fnloop.together, compiles=True),
 ]
 
 CONTENDERS: Mapping[str, Contender] = {contender.name: contender for contender in _ALL}

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from .problems import Problem
 from .timing import Block, Clock
 
+TOGETHER = 8
+"""Steps in a call, for those that make several."""
+
 
 class Training(NamedTuple):
     """A contender at work on a problem.
@@ -32,6 +35,7 @@ def looped(
     wait: Callable[[Any], Any] = lambda loss: None,
     batches: Sequence[Any] | None = None,
     graphs: Callable[[], int] | None = None,
+    each: int = 1,
 ) -> Training:
     """A loop of one's own around a step.
 
@@ -43,6 +47,8 @@ def looped(
         wait: Waits until the loss is computed.
         batches: Default: those of the problem.
         graphs: As in `Training`.
+        each: How many steps a call of `step` makes, of which each of `batches` has as many. Where
+            a block ends within a call, the seconds are those of its part.
     """
     source = itertools.cycle(problem.batches if batches is None else batches)
     log: list[float] = []
@@ -50,18 +56,24 @@ def looped(
 
     def block(n: int) -> float:
         nonlocal loss
+        calls = -(-n // each)
         start = clock()
         if problem.reads_loss:
-            for batch in itertools.islice(source, n):
+            for batch in itertools.islice(source, calls):
                 loss = step(batch)
                 log.append(read(loss))
         else:
-            for batch in itertools.islice(source, n):
+            for batch in itertools.islice(source, calls):
                 loss = step(batch)
             wait(loss)
-        return clock() - start
+        return (clock() - start) * n / (calls * each)
 
     return Training(block, lambda: read(loss), graphs)
+
+
+def grouped(batches: Sequence[Any]) -> list[list[Any]]:
+    """Batches for calls of `TOGETHER` steps."""
+    return [list(batches[i : i + TOGETHER]) for i in range(0, len(batches), TOGETHER)]
 
 
 def watched(

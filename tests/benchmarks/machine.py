@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 LIBRARIES = ("torch", "jax", "optax", "pytorch-lightning", "accelerate")
@@ -17,6 +18,7 @@ def description() -> dict[str, str]:
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "system": f"{platform.system()}, Python {platform.python_version()}",
         **versions(),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
 
@@ -27,6 +29,13 @@ def processor() -> str:
     names = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in names if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """Of this clone, and whether files are changed beside it; or that it is none."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=, changed"]
+    found = subprocess.run(words, capture_output=True, text=True)
+    return found.stdout.strip() or "not a clone"
 
 
 def versions() -> dict[str, str]:

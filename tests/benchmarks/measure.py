@@ -9,16 +9,17 @@ import time
 import warnings
 from typing import Any
 
-from . import compiling, extras, machine, memory, steps
+from . import compiling, extras, machine, memory, steps, timing
 from .contenders import CONTENDERS, chosen
-from .problems import PROBLEMS, little, wide
+from .models import MEASURED
+from .problems import little
 
 
 def main() -> None:
     """Measure what the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.measure")
     parser.add_argument("what", choices=("step", "first-step", "peak", "fit"))
-    parser.add_argument("--case", choices=list(PROBLEMS), default="mlp")
+    parser.add_argument("--case", choices=list(MEASURED), default="mlp")
     parser.add_argument("--contender", action="append")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
@@ -34,18 +35,20 @@ def main() -> None:
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """The figures, as JSON has them."""
     clock = time.process_time if options.cpu else time.perf_counter
+    problem = MEASURED[options.case]()
     if options.what == "peak":
-        return memory.peak(wide(), little(), CONTENDERS[options.contender[0]])
-    problem = PROBLEMS[options.case]()
+        return memory.peak(problem, little(), CONTENDERS[options.contender[0]])
     if options.what == "first-step":
-        return compiling.first_step(problem, CONTENDERS[options.contender[0]])
+        whole = timing.used if options.cpu else clock
+        return compiling.first_step(problem, CONTENDERS[options.contender[0]], whole)
     if options.what == "fit":
         rows = extras.compare(problem, options.rounds, clock=clock)
         return {"rows": [row._asdict() for row in rows], "rounds": options.rounds}
     result = steps.compare(
         problem, chosen(options.contender), options.rounds, options.seconds, clock
     )
-    return {**result._asdict(), "rows": [row._asdict() for row in result.rows]}
+    rows = {name: [row._asdict() for row in getattr(result, name)] for name in ("rows", "eager")}
+    return {**result._asdict(), **rows}
 
 
 if __name__ == "__main__":

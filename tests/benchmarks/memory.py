@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 if TYPE_CHECKING:
     from .contenders import Contender
@@ -25,28 +28,72 @@ def available() -> bool:
 
 
 def peak(problem: Problem, little: Problem, contender: Contender) -> dict[str, float]:
-    """In a fresh process: what the resident memory grows by, from before the model is built.
+    """In a fresh process: the tensors that are kept between steps, and the peak during a step.
 
     Training `little` before that loads what the libraries load. The first steps, in which things
     are compiled and allocated, do not count; parameters and optimizer, which stay, do.
 
+    What compiling leaves behind is no tensor, and is not counted.
+
     Returns:
-        ``megabytes`` of the parameters; ``peak`` during a step and ``resting`` after it, as
-        multiples of that.
+        ``megabytes`` of the parameters; ``resting`` of all tensors between steps but those of the
+        batches, and ``peak`` of a step, both as multiples of the parameters.
     """
     contender.build(little, time.perf_counter).block(4)
-    before = _settled()
     size = sum(p.numel() * p.element_size() for p in problem.model().parameters())
-    training = contender.build(problem, time.perf_counter)
+    look = Looks()
+    training = contender.build(problem, look)
     training.block(4)
-    _settled()
-    _CLEAR.write_text("5")  # the peak is counted from now
     training.block(4)
+    resting = tensors() - batches(problem)
     return {
         "megabytes": size / 1e6,
-        "peak": (_resident("VmHWM") - before) / size,
-        "resting": (_settled() - before) / size,
+        "peak": (resting + look.rise) / size,
+        "resting": resting / size,
     }
+
+
+class Looks:
+    """A clock for a loop, which looks at the memory each time.
+
+    Attributes:
+        rise: Resident bytes by which the process grew between the last two looks, at its peak.
+    """
+
+    def __init__(self) -> None:
+        self._settled, self.rise = 0, 0
+        self()
+
+    def __call__(self) -> float:
+        self.rise = _resident("VmHWM") - self._settled
+        self._settled = _settled()
+        _CLEAR.write_text("5")  # the peak is counted from now
+        return time.perf_counter()
+
+
+def tensors() -> int:
+    """Bytes of the tensors that there are, PyTorch's and JAX's.
+
+    >>> import torch
+    >>> before, kept = tensors(), torch.zeros(250)
+    >>> tensors() - before
+    1000
+    """
+    found: dict[int, int] = {}
+    for each in gc.get_objects():
+        if type(each) in (torch.Tensor, torch.nn.Parameter) and each.device.type == "cpu":
+            grad = each.grad if each.is_leaf else None
+            for storage in (x.untyped_storage() for x in (each, grad) if x is not None):
+                found[storage.data_ptr()] = storage.nbytes()
+    arrays = sys.modules["jax"].live_arrays() if "jax" in sys.modules else []
+    return sum(found.values()) + sum(array.nbytes for array in arrays)
+
+
+def batches(problem: Problem) -> int:
+    """Bytes of a problem's batches; JAX has a copy of them."""
+    parts = [x for b in problem.batches for x in (b if isinstance(b, tuple) else (b,))]
+    storages = {s.data_ptr(): s.nbytes() for s in (x.untyped_storage() for x in parts)}
+    return sum(storages.values()) * (2 if "jax" in sys.modules else 1)
 
 
 def _settled() -> int:

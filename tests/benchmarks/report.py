@@ -13,25 +13,21 @@ _NONE = "\N{EN DASH}"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
-def write(page: Path, results: Results, charts: dict[int, str]) -> None:
-    """Put the tables between the markers of a page; the rest of it stays.
-
-    Args:
-        page: Has both markers, each once.
-        results: What was measured.
-        charts: Paths of the pictures, relative to the page, by threads.
-    """
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text(
-        f"{before}{BEGIN}\n\n{markdown(results, charts)}\n{END}{after}", encoding="utf-8"
-    )
+def write(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Put a text between two markers of a page, each there once; the rest of it stays."""
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    _, after = rest.split(end)
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def markdown(results: Results, charts: dict[int, str]) -> str:
-    """All tables."""
-    parts = ["## The machine", _machine(results)]
+    """All tables.
+
+    Args:
+        results: What was measured.
+        charts: Paths of the pictures, relative to the page, by threads.
+    """
+    parts = ["## The machine", machine(results)]
     for threads, cases in results.step.items():
         parts += [f"## A step, {_threads(threads)}", ratios(cases)]
         if threads in charts:
@@ -41,8 +37,8 @@ def markdown(results: Results, charts: dict[int, str]) -> str:
             )
     if results.compile:
         parts += ["## Compiling", *_compiling(results.compile)]
-    if results.memory:
-        parts += ["## Memory", _memory(results.memory)]
+    if wide := results.memory.get("wide"):
+        parts += ["## Memory", _memory(wide)]
     if results.fit:
         parts += ["## What the loop costs", _fit(results.fit)]
     for threads, cases in results.step.items():
@@ -150,7 +146,7 @@ def _fit(figures: Any) -> str:
     return table(["", "µs a step", "more than `run`"], rows)
 
 
-def _machine(results: Results) -> str:
+def machine(results: Results) -> str:
     """One table where all parts come from one machine and day; otherwise all that there were."""
     different = list({tuple(about.items()): None for about in results.about.values()})
     rows = [[key, f"{value}"] for about in different for key, value in about]

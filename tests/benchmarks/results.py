@@ -15,14 +15,14 @@ class Results(NamedTuple):
         about: The machine, and how it was measured, by part.
         step: Of `steps.compare`, by threads and case.
         compile: Of `compiling.cold_and_warm`, by case and contender.
-        memory: Of `memory.peak`, by contender.
+        memory: Of `memory.peak`, by case and contender.
         fit: Of `extras.compare`.
     """
 
     about: dict[str, dict[str, str]]
     step: dict[int, dict[str, Any]]
     compile: dict[str, dict[str, Any]]
-    memory: dict[str, Any]
+    memory: dict[str, dict[str, Any]]
     fit: dict[str, Any]
 
 
@@ -44,8 +44,10 @@ def load(folder: Path, cases: Sequence[str]) -> Results:
                 results.step.setdefault(int(threads), {})[case] = found["figures"]
             case ["compile", case]:
                 results.compile[case] = found["figures"]
-            case ["memory" | "fit" as part]:
-                getattr(results, part).update(found["figures"])
+            case ["memory", case]:
+                results.memory[case] = found["figures"]
+            case ["fit"]:
+                results.fit.update(found["figures"])
             case _:
                 raise ValueError(f"{file} is not one of the benchmark's.")
     return results

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .contenders import FUSED, Contender, sort
-from .loops import Training
+from .loops import TOGETHER, Training
 from .problems import Problem
-from .timing import Clock, Row, fastest, interleave, steps_in, summary
+from .timing import Clock, Row, Samples, fastest, interleave, steps_in, summary
 
-CHECKED = 12  # steps after which the losses have to agree
+CHECKED = 2 * TOGETHER  # steps after which the losses have to agree
 
 
 class Result(NamedTuple):
@@ -21,6 +21,7 @@ class Result(NamedTuple):
     Attributes:
         rows: Of the contenders.
         baseline: The contender that ratios are to.
+        eager: Of those that do not compile, against the fastest of them by hand.
         losses: After `CHECKED` steps, by contender.
         loop_us: What a loop adds to its step, in microseconds, for those whose step is there too.
         rounds: How often each was timed.
@@ -30,6 +31,7 @@ class Result(NamedTuple):
 
     rows: list[Row]
     baseline: str
+    eager: list[Row]
     losses: dict[str, float]
     loop_us: dict[str, float]
     rounds: int
@@ -80,7 +82,8 @@ def compare(
         for c in present
         if c.around in samples
     }
-    return Result(summary(samples, baseline), baseline, losses, loop_us, rounds, steps, left_out)
+    rows, eager = summary(samples, baseline), _eager(samples, present)
+    return Result(rows, baseline, eager, losses, loop_us, rounds, steps, left_out)
 
 
 def check_losses(losses: dict[str, float], rtol: float) -> None:
@@ -100,6 +103,15 @@ def check_losses(losses: dict[str, float], rtol: float) -> None:
             f"Losses differ after the same steps from the same weights, by more than {rtol}: "
             f"{first} has {expected:.6f}, but {wrong}"
         )
+
+
+def _eager(samples: Samples, present: Sequence[Contender]) -> list[Row]:
+    """Of loops in the layouts that PyTorch has by itself, as fnloop's are."""
+    there = [c for c in present if not c.compiles and not c.pictures and c.group != "peer"]
+    by_hand = [c.name for c in there if c.group == "by hand"]
+    if not by_hand:
+        return []
+    return summary({c.name: samples[c.name] for c in there}, fastest(samples, by_hand))
 
 
 def _graphs(trainings: dict[str, Training]) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,17 +16,30 @@ import torch
 
 import fnloop as fl
 
-from . import compare_checkouts, extras, lengths, machine, population, report, steps
+from . import compare_checkouts, extras, lengths, machine, memory, population, report, screen, steps
 from .__main__ import main
 from .compiling import cold_and_warm
-from .contenders import CONTENDERS, DONATED, FUSED, JAX, LIGHTNING, Contender, chosen, sort
-from .loops import Clocked, looped, watched
+from .contenders import (
+    CONTENDERS,
+    DONATED,
+    DONATED_TOGETHER,
+    FUSED,
+    JAX,
+    JAX_TOGETHER,
+    LIGHTNING,
+    Contender,
+    chosen,
+    sort,
+)
+from .loops import Clocked, grouped, looped, watched
+from .models import BY_CHANCE, CASES, MEASURED, MODELS
 from .problems import LR, PROBLEMS, WEIGHT_DECAY, Problem
 from .results import load, save
-from .timing import Row, interleave, summary, table
+from .timing import Row, interleave, summary, table, used
 
-EAGER = [c for c in CONTENDERS.values() if not c.compiles and not c.needs]
-PEERS = [c for c in CONTENDERS.values() if c.group == "peer"]
+EAGER = [c for c in CONTENDERS.values() if not c.compiles and not c.needs and not c.pictures]
+LAST = CONTENDERS["by hand, fused, channels last"]
+PEERS = [c for c in CONTENDERS.values() if c.group == "peer" and c.name != JAX_TOGETHER]
 
 
 def by_the_book(problem: Problem, n: int) -> list[float]:
@@ -75,6 +91,21 @@ def test_eager_contenders_train_the_same_model(case, contender):
     assert trained(contender, problem, 5) == pytest.approx(expected[4], rel=1e-5)
 
 
+def test_the_layout_changes_nothing_in_the_mathematics():
+    problem = PROBLEMS["cnn"]()
+    assert trained(LAST, problem, 5) == pytest.approx(by_the_book(problem, 5)[4], rel=1e-5)
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_fnloop_and_a_loop_by_hand_train_the_models_that_people_bring(case):
+    problem = MODELS[case]()
+    by_hand, fit = (CONTENDERS[name] for name in (FUSED, screen.FIT))
+    first, losses = trained(by_hand, problem, 1), [trained(c, problem, 4) for c in (by_hand, fit)]
+    assert first != pytest.approx(losses[0], rel=1e-5)
+    by_chance = problem.rtol == BY_CHANCE
+    assert losses[1] == pytest.approx(losses[0], rel=BY_CHANCE if by_chance else 1e-5)
+
+
 @pytest.mark.parametrize("contender", EAGER, ids=lambda c: c.name)
 def test_accumulating_is_the_big_batch(contender):
     problem = PROBLEMS["gpt-accumulate"]()
@@ -99,7 +130,7 @@ def test_peers_train_the_same_model(case, contender):
 
 
 def test_a_model_has_the_same_weights_each_time():
-    for problem in (PROBLEMS[name]() for name in PROBLEMS):
+    for problem in (CASES[name]() for name in CASES):
         before = torch.get_rng_state()
         first, second = problem.model(), problem.model()
         assert torch.equal(torch.get_rng_state(), before)
@@ -115,6 +146,39 @@ def test_all_losses_are_read_where_the_case_says_so():
     assert reads == [1, 1, 1]
     looped(PROBLEMS["mlp"](), time.perf_counter, lambda batch: 1, reads.append).block(3)
     assert len(reads) == 3
+
+
+def test_a_call_of_several_steps_is_timed_by_the_step():
+    problem, now, calls = PROBLEMS["mlp"](), 0.0, []
+
+    def call(batches):
+        nonlocal now
+        now += 16.0
+        calls.append(batches)
+        return batches
+
+    batches = grouped(range(32))
+    block = looped(problem, lambda: now, call, lambda loss: 0.0, batches=batches, each=8).block
+    assert block(16) == 32.0
+    assert block(4) == 8.0  # a call, of which half counts
+    assert calls == [list(range(8)), list(range(8, 16)), list(range(16, 24))]
+
+
+@pytest.mark.parametrize("case", ["mlp", "logged", "gpt-accumulate"])
+def test_jax_makes_several_steps_in_a_call(case):
+    pytest.importorskip("jax")
+    problem = PROBLEMS[case]()
+    assert trained(CONTENDERS[JAX_TOGETHER], problem, 8) == pytest.approx(
+        by_the_book(problem, 8)[7], rel=1e-4
+    )
+
+
+def test_fnloop_makes_several_steps_in_a_call(monkeypatch):
+    monkeypatch.setattr(fl, "compile", functools.partial(fl.compile, backend="aot_eager"))
+    problem = PROBLEMS["logged"]()
+    assert trained(CONTENDERS[DONATED_TOGETHER], problem, 8) == pytest.approx(
+        by_the_book(problem, 8)[7], rel=1e-4
+    )
 
 
 def test_steps_are_timed_from_batch_to_batch():
@@ -175,6 +239,8 @@ def test_a_comparison():
     assert result.baseline in ("by hand, default", FUSED)
     assert result.left_out == {"missing": "no_such_library is not installed"}
     assert all(math.isfinite(row.median) and row.median > 0 for row in result.rows)
+    assert [row.name for row in result.eager] == [row.name for row in result.rows]  # none compiles
+    assert steps.compare(PROBLEMS["mlp"](), contenders[2:], rounds=1, seconds=1e-4).eager == []
 
 
 def test_contenders_are_chosen_by_name_or_by_a_part_of_it():
@@ -185,6 +251,8 @@ def test_contenders_are_chosen_by_name_or_by_a_part_of_it():
         chosen(["nobody"])
     problem = PROBLEMS["mlp"]()._replace(left_out={FUSED: "too slow"})
     assert sort(chosen([FUSED]), problem) == ([], {FUSED: "too slow"})
+    assert sort([LAST], PROBLEMS["mlp"]()) == ([], {LAST.name: "nothing convolves over pictures"})
+    assert sort([LAST], PROBLEMS["cnn"]()) == ([LAST], {})
 
 
 def test_loops_are_around_steps_that_are_there():
@@ -220,7 +288,7 @@ def test_the_command_measures_in_a_process_of_its_own(capsys, tmp_path):
     done = main(["step", "--case", "mlp", "--quick", "--results", str(tmp_path), *words])
     assert done == 0
     assert "fnloop, eager" in capsys.readouterr().out
-    results = load(tmp_path, list(PROBLEMS))
+    results = load(tmp_path, list(MEASURED))
     names = [row["name"] for row in results.step[1]["mlp"]["rows"]]
     assert names == [f"{FUSED} *", "fnloop, eager"]
     assert "not for quoting" in results.about["step.mlp.1"]["note"]
@@ -311,10 +379,34 @@ def test_texts_measured_in_this_process(capsys):
 def test_the_peak_of_memory_is_counted(tmp_path, capsys):
     words = ["--contender", FUSED, "--threads", "1", "--results", str(tmp_path)]
     assert main(["memory", *words]) == 0
-    found = json.loads((tmp_path / "memory.json").read_text())["figures"][FUSED]
+    found = json.loads((tmp_path / "memory.wide.json").read_text())["figures"][FUSED]
     assert found["megabytes"] == pytest.approx(12 * (2048 + 1) * 2048 * 4 / 1e6)
-    # Parameters, two running means and gradients; and freeing the gradients leaves three of them.
+    # Parameters, two running means and gradients, which stay until the next step begins.
+    assert 3.98 < found["resting"] < 4.02
     assert 3.98 < found["peak"] < 4.2
+
+
+@pytest.mark.skipif(not memory.available(), reason="this system does not tell the peak")
+def test_a_look_at_the_memory_sees_what_was_there_since_the_last():
+    look = memory.Looks()
+    kept = torch.ones(10_000_000)
+    look()
+    assert 39e6 < look.rise < 45e6
+    torch.ones(5_000_000)
+    look()
+    assert 19e6 < look.rise < 25e6
+    before = memory.tensors()
+    del kept
+    assert before - memory.tensors() == 40_000_000
+    look()
+    look()
+    assert look.rise < 5e6
+
+
+def test_the_processors_seconds_have_those_of_processes_that_ended():
+    start = used()
+    subprocess.run([sys.executable, "-c", "while __import__('time').process_time() < 0.2: pass"])
+    assert 0.2 <= used() - start < 2
 
 
 def test_the_page(tmp_path):
@@ -334,10 +426,10 @@ def test_the_page(tmp_path):
     about = {"processor": "a good one", **machine.versions()}
     save(tmp_path, "step.mlp.1", about, figures)
     save(tmp_path, "compile.mlp", about, {DONATED: seconds, JAX: {"error": "failed"}})
-    save(tmp_path, "memory", about, {FUSED: {"megabytes": 201.4, "peak": 4.1, "resting": 4.0}})
-    results = load(tmp_path, list(PROBLEMS))
+    save(tmp_path, "memory.wide", about, {FUSED: {"megabytes": 201.4, "peak": 4.1, "resting": 4.0}})
+    results = load(tmp_path, list(MEASURED))
     for _ in range(2):  # writing again replaces
-        report.write(page, results, {1: "images/chart.png"})
+        report.write(page, report.markdown(results, {1: "images/chart.png"}))
     lines = page.read_text().splitlines()
     assert lines[0] == "before"
     assert lines[-1] == "after"
@@ -357,6 +449,57 @@ def test_the_page(tmp_path):
         assert lines.count(line) == 1, line
     assert "losses are between 2.000000 and 2.500000" in page.read_text()
     assert "(images/chart.png)" in page.read_text()
+
+
+def test_a_screen_has_what_is_behind_first_and_in_bold(tmp_path):
+    about = machine.description()
+    us = {FUSED: [100.0], screen.FIT: [104.0], JAX: [35.0], JAX_TOGETHER: [20.0], DONATED: [40.0]}
+    slow = {FUSED: [1000.0], screen.FIT: [1060.0], screen.COMPILED: [800.0], DONATED: [900.0]}
+    for case, samples, best in (("mlp", us, FUSED), ("gru", slow, screen.COMPILED)):
+        figures = {
+            "rows": [row._asdict() for row in summary(samples, best)],
+            "eager": [row._asdict() for row in summary(samples, FUSED)],
+            "baseline": best,
+            "rounds": 1,
+        }
+        save(tmp_path, f"step.{case}.1", about, figures)
+    peaks = {FUSED: 4.0, screen.COMPILED: 3.9, screen.FIT: 4.02, DONATED: 3.95}
+    figures = {name: {"megabytes": 10.0, "peak": peak} for name, peak in peaks.items()}
+    save(tmp_path, "memory.mlp", about, figures)
+    seconds = {screen.COMPILED: {"cold": 10.0, "warm": 2.0}, DONATED: {"cold": 9.0, "warm": 2.5}}
+    save(tmp_path, "compile.mlp", about, seconds)
+    lines = screen.markdown(screen.lines(load(tmp_path, list(MEASURED)))).splitlines()
+    assert lines[2:] == [
+        "| `mlp` | fused, 100 µs | 0.40 ± 0.00 |  | 1.04 ± 0.00 | **0.35 ± 0.00** "
+        f"| 0.20 ± 0.00 / {screen.NONE} "
+        "| 40.0 / 40.2 | 39.0 / **39.5** | 10.0 / 9.0 | 2.0 / **2.5** |",
+        "| `gru` | compiled loss, 800 µs | **1.12 ± 0.00** |  | **1.06 ± 0.00** "
+        "|  |  |  |  |  |  |",
+    ]
+
+
+def test_the_noise_of_a_ratio_is_that_of_its_median(tmp_path):
+    samples = {FUSED: [100.0] * 4, DONATED: [101.0, 101.0, 109.0, 109.0]}
+    figures = {"rows": [row._asdict() for row in summary(samples, FUSED)], "eager": []}
+    save(tmp_path, "step.mlp.1", {}, {**figures, "baseline": FUSED, "rounds": 4})
+    (line,) = screen.lines(load(tmp_path, list(MEASURED)))
+    assert line.steps[0].text == "1.05 ± 0.06"  # 1.57 * 0.08 / 2
+    assert not line.steps[0].is_behind()
+
+
+def test_a_figure_is_behind_beyond_its_noise():
+    assert screen.Figure("", 1.03, 0.02).is_behind()
+    assert not screen.Figure("", 1.03, 0.04).is_behind()
+    assert not screen.Figure("").is_behind()
+
+
+def test_the_chart_of_all_models_has_a_point_for_each_that_was_measured():
+    chart = pytest.importorskip("tests.benchmarks.chart")
+    axes = chart.screen_figure({"mlp": {FUSED: 1.0, DONATED: 0.4}, "gru": {FUSED: 2.5}}).axes[0]
+    points = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert points[chart.SHOWN[FUSED]] == [[1.0, 0], [chart.LONGEST, 1]]
+    assert points[chart.SHOWN[DONATED]] == [[0.4, 0]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["mlp", "gru"]
 
 
 def test_the_chart_has_a_bar_for_each_that_was_measured(tmp_path):
@@ -379,12 +522,12 @@ def test_an_eager_step_costs_no_more_than_one_written_by_hand(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", PROBLEMS)
+@pytest.mark.parametrize("case", CASES)
 def test_the_whole_step_compiled_is_faster_than_any_loop(case, tmp_path):
-    found = _measured(case, tmp_path, 30 if PROBLEMS[case]().overhead_bound else 10)
+    found = _measured(case, tmp_path, 30 if CASES[case]().overhead_bound else 10)
     noise = found["by hand, fused, again"].noise
     donated = found[DONATED].ratio
-    if PROBLEMS[case]().overhead_bound:
+    if CASES[case]().overhead_bound:
         assert donated <= 0.55
         if LIGHTNING in found:
             assert donated / found[LIGHTNING].ratio <= 0.20
@@ -397,7 +540,7 @@ def test_the_whole_step_compiled_is_faster_than_any_loop(case, tmp_path):
 def _measured(case, tmp_path, rounds):
     words = ["--case", case, "--threads", "1", "--rounds", str(rounds), "--results", str(tmp_path)]
     assert main(["step", *words]) == 0
-    figures = load(tmp_path, list(PROBLEMS)).step[1][case]
+    figures = load(tmp_path, list(MEASURED)).step[1][case]
     return {row["name"].removesuffix(" *"): Row(**row) for row in figures["rows"]}
 
 
@@ -405,16 +548,16 @@ def _measured(case, tmp_path, rounds):
 def test_compiled_and_donated_needs_no_more_memory_than_the_classic_loop(tmp_path):
     words = ["--contender", FUSED, "--contender", DONATED, "--results", str(tmp_path)]
     assert main(["memory", *words]) == 0
-    found = load(tmp_path, list(PROBLEMS)).memory
+    found = load(tmp_path, list(MEASURED)).memory["wide"]
     assert found[DONATED]["peak"] <= found[FUSED]["peak"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", PROBLEMS)
+@pytest.mark.parametrize("case", CASES)
 def test_a_compiled_step_is_one_graph(case, tmp_path):
     words = ["--case", case, "--contender", DONATED, "--results", str(tmp_path)]
     assert main(["compile", *words]) == 0
-    found = load(tmp_path, list(PROBLEMS)).compile[case][DONATED]
+    found = load(tmp_path, list(MEASURED)).compile[case][DONATED]
     assert (found["graphs"], found["later"]) == (1, 0)
 
 

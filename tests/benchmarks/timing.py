@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import random
+import resource
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
@@ -21,6 +22,12 @@ Clock: TypeAlias = Callable[[], float]
 
 Samples: TypeAlias = dict[str, list[float]]
 """Microseconds a step, one number a round, by contender."""
+
+
+def used() -> float:
+    """Seconds of the processor, those of processes that have ended included."""
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in both)
 
 
 def timed(steps: Callable[[int], None], clock: Clock) -> Block:

@@ -9,7 +9,7 @@ from typing import Any
 import fnloop as fl
 
 from .by_hand import inductor_graphs
-from .loops import Clocked, Training, looped, watched
+from .loops import TOGETHER, Clocked, Training, grouped, looped, watched
 from .problems import LR, WEIGHT_DECAY, Problem
 from .timing import Clock
 
@@ -42,6 +42,27 @@ def alone(
     return looped(problem, clock, one, graphs=inductor_graphs if compiled else None)
 
 
+def together(problem: Problem, clock: Clock) -> Training:
+    """Calls of several steps, compiled and donated, in a loop of one's own."""
+    step = fl.compile(pipeline(problem), donate=True, steps=TOGETHER)
+    state = step.init(problem.model())
+
+    def one(batches: Any) -> Any:
+        nonlocal state
+        state, metrics = step(state, batches)
+        return [reported["loss"] for reported in metrics]
+
+    return looped(
+        problem,
+        clock,
+        one,
+        read=lambda losses: [float(loss) for loss in losses][-1],
+        batches=grouped(problem.batches),
+        graphs=inductor_graphs,
+        each=TOGETHER,
+    )
+
+
 def run(
     problem: Problem, clock: Clock, transform: Transform = lambda step: step, compiled: bool = False
 ) -> Training:
@@ -58,17 +79,24 @@ def run(
 
 
 def fit(
-    problem: Problem, clock: Clock, transform: Transform = lambda step: step, compiled: bool = False
+    problem: Problem,
+    clock: Clock,
+    transform: Transform = lambda step: step,
+    compiled: bool = False,
+    bar: bool = True,
 ) -> Training:
-    """`fl.fit` with a progress bar; the history it keeps by itself."""
+    """`fl.fit`, with a progress bar if asked for; the history it keeps by itself."""
     step = transform(pipeline(problem))
     state = step.init(problem.model())
     last = _Last(problem.reads_loss)
+    shown = [fl.progress(file=Screen())] if bar else []
 
     def train(batches: Clocked) -> None:
         nonlocal state
-        callbacks = [fl.progress(file=Screen()), fl.effect(last)]
-        state, _ = fl.fit(step, state, iter(batches), steps=batches.steps, callbacks=callbacks)
+        callbacks = [*shown, fl.effect(last)]
+        state, _ = fl.fit(
+            step, state, iter(batches), steps=batches.steps, callbacks=callbacks, progress=False
+        )
 
     graphs = inductor_graphs if compiled else None
     return watched(problem, clock, train, lambda: float(last.metrics["loss"]), graphs=graphs)

@@ -10,7 +10,6 @@ import functools
 import gc
 import itertools
 import operator
-import resource
 import sys
 import time
 import warnings
@@ -23,11 +22,12 @@ import torch
 import fnloop as fl
 
 if __package__:
-    from . import memory, piped, problems
+    from . import memory, piped, problems, timing
 else:
     import memory
     import piped
     import problems
+    import timing
 
 CHECKOUT = Path(fl.__file__).parents[1]
 
@@ -138,10 +138,10 @@ class Answers:
         """
         what = PROBLEMS[problem]()
         self._training = Case(mode, full).build(what, time.process_time)
-        wall, cpu = time.perf_counter(), _used()
+        wall, cpu = time.perf_counter(), timing.used()
         self._training.block(1)
         self._training.loss()
-        wall, cpu = time.perf_counter() - wall, _used() - cpu
+        wall, cpu = time.perf_counter() - wall, timing.used() - cpu
         later = self._training.block(CHECKED - 1) / (CHECKED - 1)
         gc.collect()
         gc.freeze()
@@ -160,12 +160,6 @@ class Answers:
     def peak(self, problem: str, mode: str, full: bool) -> dict[str, Any]:
         """`memory.peak`, in a process that has done nothing else."""
         return memory.peak(PROBLEMS[problem](), problems.little(), Case(mode, full))
-
-
-def _used() -> float:
-    """Seconds of the processor, those of processes that have ended included."""
-    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(used.ru_utime + used.ru_stime for used in both)
 
 
 if __name__ == "__main__":
