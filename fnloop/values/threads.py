@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -49,7 +50,9 @@ def begin(start: Callable[..., T], *arguments: Any) -> T:
 
 
 def _begin(start: Callable[..., T], *arguments: Any) -> T:
+    handled = sys.exception()  # by the caller, who may be in an `except`
     try:
         return start(*arguments)
     except KeyError as error:
-        raise error.__context__ or error from None
+        came = error.__context__
+        raise (error if came is None or came is handled else came) from None

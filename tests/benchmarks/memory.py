@@ -82,8 +82,9 @@ def tensors() -> int:
     found: dict[int, int] = {}
     for each in gc.get_objects():
         if type(each) in (torch.Tensor, torch.nn.Parameter) and each.device.type == "cpu":
-            grad = each.grad if each.is_leaf else None
-            for storage in (x.untyped_storage() for x in (each, grad) if x is not None):
+            both = (each, each.grad if each.is_leaf else None)
+            dense = [x for x in both if x is not None and x.layout is torch.strided]
+            for storage in [x.untyped_storage() for x in dense]:
                 found[storage.data_ptr()] = storage.nbytes()
     arrays = sys.modules["jax"].live_arrays() if "jax" in sys.modules else []
     return sum(found.values()) + sum(array.nbytes for array in arrays)

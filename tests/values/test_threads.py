@@ -33,3 +33,8 @@ def test_an_exception_that_comes_as_a_thread_starts_stays_what_it_is(monkeypatch
 def test_other_errors_of_a_start_stay_what_they_are():
     with pytest.raises(KeyError, match="a"):
         begin(lambda: {}["a"])
+    try:
+        raise Alarm
+    except Alarm:
+        with pytest.raises(KeyError, match="b"):
+            begin(lambda: {}["b"])
