@@ -180,20 +180,20 @@ class Compiled(Stage):
             seen.keep(line)
 
     def _program(self, inputs: Inputs, x: Any) -> Program:
-        """A program for a shape that is new: one that is there already, or another."""
+        """The program for a new batch shape; with `dynamic` perhaps one that is there already."""
         leaves, structure = inputs.batch
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if any([t.layout is not torch.strided for t in tensors]):
-            return self._compile(inputs, x)  # which refuses it
+        sparse = any([t.layout is not torch.strided for t in tensors])  # `_compile` refuses it
+        if sparse or not self.dynamic or inputs.state.step.device.type != "cpu":
+            return self._compile(inputs, x)
         forms, shapes = tuple(map(Form.of, tensors)), tuple([tuple(t.shape) for t in tensors])
         kinds = tuple(map(kind_but_sizes, leaves))
         alike = (inputs.kept.plan, structure, kinds, forms, self.donate, ambient())
         family = self._cache.families[alike]
         program = family.known(shapes)
         if program is None:
-            varies = self.dynamic and inputs.state.step.device.type == "cpu"
             build = functools.partial(self._compile, inputs, x)
-            program = (family.make(shapes, forms, build) if varies else None) or build()
+            program = family.make(shapes, forms, build) or build()
             family.saw(shapes)
         return program
 
@@ -230,13 +230,13 @@ class Compiled(Stage):
             warnings.warn(
                 f"fl.compile has made {MANY} graphs of one step, the last for a batch of {batch}"
                 ": every new shape, and every new number that is not in a tensor, takes one more. "
-                f"{_MANY[self.dynamic]}, and give numbers as tensors.",
+                f"{_FEWER[self.dynamic]}, and give numbers as tensors.",
                 stacklevel=5,
             )
         return program
 
 
-_MANY = {
+_FEWER = {
     False: "Pad the batches to a few shapes, or compile with dynamic=True",
     True: "The log fnloop.compile says why there is none for all sizes. Pad the batches to a few",
 }

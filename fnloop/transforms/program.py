@@ -85,7 +85,7 @@ class Program:
         with no_casting(device):  # the recorded graph holds the casts already
             self._run = graph.build(recorded.graph, given, backend, options)
         self._clones = device.type != "cpu"
-        faster = products.gain(recorded.with_numbers) > 0 and products.available()
+        faster = products.available() and products.gain(recorded.with_numbers) > 0
         self._products = products.by_onednn if faster else contextlib.nullcontext
 
     def __call__(

@@ -98,15 +98,8 @@ def test_a_buffer_that_is_filled_later_is_refused():
         stage(stage.init(Lazy()), batch())
 
 
-@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm])
-def test_parametrized_models_are_what_they_are(wrap):
-    def build():
-        return nn.Sequential(nn.Linear(5, 4), wrap(nn.Linear(4, 3)))
-
-    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
-    state = step.init(build, seed=0)
-    assert state == step.init(build, seed=0)
-    model = fl.to_module(state)
+def trained_as_by_torch(step, state, model):
+    """Three steps, compared to a loop over `model`; the state after them."""
     reference = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         state, _ = step(state, batch())
@@ -115,6 +108,18 @@ def test_parametrized_models_are_what_they_are(wrap):
         reference.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(state.params[name], p.detach())
+    return state
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_parametrized_models_are_what_they_are(wrap):
+    def build():
+        return nn.Sequential(nn.Linear(5, 4), wrap(nn.Linear(4, 3)))
+
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    state = step.init(build, seed=0)
+    assert state == step.init(build, seed=0)
+    trained_as_by_torch(step, state, fl.to_module(state))
 
 
 def old_weight_norm(layer):
@@ -142,14 +147,7 @@ def test_weights_that_torchs_hooks_compute_before_each_call(wrap, compiled):
     model = nn.Sequential(nn.Linear(5, 4), wrap(nn.Linear(4, 3)))
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     step = fl.compile(step, backend="aot_eager") if compiled else step
-    state, reference = step.init(model), torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(3):
-        state, _ = step(state, batch())
-        reference.zero_grad()
-        loss(model, batch()).backward()
-        reference.step()
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(state.params[name], p.detach())
+    state = trained_as_by_torch(step, step.init(model), model)
     x = batch()[0]
     torch.testing.assert_close(fl.to_module(state).eval()(x), model.eval()(x))
 
