@@ -82,12 +82,19 @@ def tensors() -> int:
     found: dict[int, int] = {}
     for each in gc.get_objects():
         if type(each) in (torch.Tensor, torch.nn.Parameter) and each.device.type == "cpu":
-            both = (each, each.grad if each.is_leaf else None)
-            dense = [x for x in both if x is not None and x.layout is torch.strided]
-            for storage in [x.untyped_storage() for x in dense]:
-                found[storage.data_ptr()] = storage.nbytes()
+            for tensor in (each, each.grad if each.is_leaf else None):
+                found.update(_memory(tensor))
     arrays = sys.modules["jax"].live_arrays() if "jax" in sys.modules else []
     return sum(found.values()) + sum(array.nbytes for array in arrays)
+
+
+def _memory(tensor: torch.Tensor | None) -> dict[int, int]:
+    """The bytes of a tensor's memory by its address; nothing if it has none of its own."""
+    try:
+        storage = None if tensor is None else tensor.untyped_storage()
+    except NotImplementedError:  # a sparse tensor, or one inside of a transform
+        return {}
+    return {} if storage is None else {storage.data_ptr(): storage.nbytes()}
 
 
 def batches(problem: Problem) -> int:
