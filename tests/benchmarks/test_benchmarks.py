@@ -400,7 +400,7 @@ def test_a_look_at_the_memory_sees_what_was_there_since_the_last():
     before = memory.tensors()
     del kept
     assert before - memory.tensors() == 40_000_000
-    del others  # which have no memory of their own
+    assert len(others) == 2  # which have no memory of their own
     look()
     look()
     assert look.rise < 5e6
