@@ -11,49 +11,44 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from fnloop._torch.random import seeded
+from fnloop._torch.process_wide import ProcessWide
 from fnloop.values.key import fold
 from fnloop.values.numpy_state import NumpyState
+from fnloop.values.python_state import PythonState
 
 _TORCH = torch.default_generator
-_NUMPY = NumpyState()
+_PYTHON, _NUMPY = PythonState(), NumpyState()
 _MASK = (1 << 64) - 1
 
 
-class seeding:
+class seeding(ProcessWide):
     """A context manager that seeds torch's CPU generator, Python's and numpy's global ones.
 
     On exit it restores their state. They are global to the process, so a lock lets in one thread at
-    a time. It takes 40 us.
+    a time. It takes 9 us.
     """
 
     __slots__ = ("_numpy", "_python", "_seed", "_torch")
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._torch = seeded(0)
 
-    def __enter__(self) -> None:
-        self._torch.__enter__()
-        try:
-            self._python = random.getstate()
-            self._numpy = _NUMPY.save()
-            self._torch.also = self._restore
-            reseed(self._seed)
-        except BaseException:
-            self._torch.__exit__()
-            raise
+    def save(self) -> None:
+        self._torch = _TORCH.get_state()
+        self._python = _PYTHON.save()
+        self._numpy = _NUMPY.save()
 
-    def __exit__(self, *_: object) -> None:
-        self._torch.__exit__()
+    def change(self) -> None:
+        reseed(self._seed)
 
-    def _restore(self) -> None:
-        random.setstate(self._python)
+    def restore(self) -> None:
+        _TORCH.set_state(self._torch)
+        _PYTHON.restore(self._python)
         _NUMPY.restore(self._numpy)
 
 
 def reseed(seed: int) -> None:
-    """Seed torch's CPU generator, Python's and numpy's, in 12 us.
+    """Seed torch's CPU generator, Python's and numpy's, in 6 us.
 
     torch uses the low 32 bits of `seed` and numpy gets the high ones: both are Mersenne Twisters,
     and would draw the same numbers from the same seed.

@@ -243,7 +243,13 @@ HELD = [
     "trackers/worker.py",
     "effects/handlers.py",
 ]
-GENERATORS = ["_torch/random.py", "data/prefetch.py", "data/seeding.py"]
+GENERATORS = [
+    "_torch/random.py",
+    "data/prefetch.py",
+    "data/seeding.py",
+    "values/numpy_state.py",
+    "values/python_state.py",
+]
 
 
 def injected(case, folder, files, n, error, **options):

@@ -28,7 +28,7 @@ def test_what_is_drawn_after_is_what_would_have_been(
     waiting: bool, known_layout: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not known_layout:
-        monkeypatch.setattr(numpy_state, "_address", lambda generator: None)
+        monkeypatch.setattr(numpy_state, "_memory", lambda generator: None)
     np.random.seed(1)
     np.random.rand(17)
     if waiting:
@@ -78,4 +78,4 @@ def test_another_bit_generator_is_left_alone() -> None:
 
 def test_the_fast_way_is_the_one_in_use() -> None:
     """Fails where numpy lays out its generator's memory in another way: it is slow then."""
-    assert numpy_state._address(np.random.MT19937(1)) is not None
+    assert numpy_state._memory(np.random.MT19937(1)) is not None
