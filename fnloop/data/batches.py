@@ -35,7 +35,10 @@ class Batches:
         data: A tensor or numpy array; a tuple, dict or other pytree of them with a common leading
             dimension; or a map-style dataset (``__len__`` and ``__getitem__`` or ``__getitems__``),
             such as a list of examples. Batches of a pytree have its structure; arrays are converted
-            to tensors without a copy where possible. Examples of a dataset are joined by torch's
+            to tensors without a copy where possible. Small shuffled batches of tensors are copied
+            several at once, at most 256 KB: what is written to the data meanwhile is in the next
+            batch, unless it is written through ``tensor.data`` or ``tensor.numpy()``, which torch
+            does not count. Examples of a dataset are joined by torch's
             ``default_collate``. Random numbers that ``dataset[i]`` draws from torch's CPU
             generator, Python's ``random`` and numpy's global generator are a function of `seed`,
             the epoch and i, not of the order or `batch_size`. Those that ``__getitems__`` draws are
@@ -186,19 +189,18 @@ class Batches:
         if index > last:  # from a run with a smaller batch size
             epoch, index = epoch + 1, 0
         epochs = data.epochs
-        read: Any = data.cut if order is None else data.take
         while True:
             seed = fold(self.seed, epoch) if data.random else 0
             end = min(index + ahead, examples)
+            starts = range(index, end, size)
             if order is None:
-                parts = (slice(i, min(i + size, end)) for i in range(index, end, size))
+                batches = (data.cut(slice(i, min(i + size, end)), seed) for i in starts)
             else:
-                cuts = [block.split(size) for block in order.at(epoch, index, end)]
-                parts = zip(*cuts, strict=True)
-            for part in parts:
+                batches = data.several(order.at(epoch, index, end), size, seed)
+            for _ in starts:
                 if epochs is not None:
                     epochs.keep(epoch)
-                batch = read(part, seed)
+                batch = next(batches)
                 count += 1
                 index += size
                 if index > last:

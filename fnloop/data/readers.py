@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset, default_collate
 
 from fnloop.data.dtypes import from_array, indexable
 from fnloop.data.fingerprint import columns, name_of, sample_of_columns, sample_of_list
+from fnloop.data.gathering import at_once, gathered
 from fnloop.data.nested import Epochs, inexact
 from fnloop.data.seeding import Examples, seeding
 from fnloop.trees.nodes import is_tree, tree_leaves
@@ -132,6 +133,14 @@ class Columns:
             found = [x.view(dtype) for x, dtype in zip(found, self._dtypes, strict=True)]
         return self._structure.unflatten(found)
 
+    def several(self, indices: Sequence[Tensor], size: int, seed: int) -> Iterator[Any]:
+        """Batches of `size` examples at `indices`, one after the other; see `take`."""
+        columns = [column for column, _ in self._columns]
+        many = 1 if self._viewed else at_once(columns, size)
+        if many > 1 and len(indices[0]) > size:
+            return map(self._structure.unflatten, gathered(columns, indices[0], size, many))
+        return (self.take(part, seed) for part in _parts(indices, size))
+
     def cut(self, part: slice, seed: int) -> Any:
         """The examples of a part of the data, as views."""
         return self._structure.unflatten([x[part] for x in self.leaves.values()])
@@ -158,6 +167,10 @@ class Indexed:
     def take(self, indices: Sequence[Tensor], seed: int) -> Any:
         """The collated examples at `indices`; random numbers of each depend on it and `seed`."""
         return self._join(indices[0].tolist(), seed)
+
+    def several(self, indices: Sequence[Tensor], size: int, seed: int) -> Iterator[Any]:
+        """As for `Columns`; each batch is read when it is asked for."""
+        return (self.take(part, seed) for part in _parts(indices, size))
 
     def cut(self, part: slice, seed: int) -> Any:
         """The collated examples of a part of the dataset."""
@@ -202,6 +215,11 @@ def about_collate(collate: Any) -> Any:
     """What a checkpoint keeps of a function that joins examples."""
     ask: Any = getattr(collate, "about", None)
     return getattr(collate, "__qualname__", None) or name_of(collate) if ask is None else ask()
+
+
+def _parts(indices: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
+    """The indices of each batch, on each device."""
+    return zip(*[block.split(size) for block in indices], strict=True)
 
 
 def _is_column(value: Any) -> bool:
