@@ -55,7 +55,7 @@ class Limits:
             f"The data ended after {cursor.count - self.start.count} batches, before the run did: "
             "an iterator is read only once. For more, pass a list, fl.Batches, a DataLoader or a "
             "function epoch -> iterable.",
-            stacklevel=3,
+            stacklevel=4,
         )
         return "stopped"
 

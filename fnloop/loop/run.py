@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fnloop._torch.process_wide import inside, leave_all
 from fnloop.data.bundle import Data
-from fnloop.data.sources import Source, as_source
-from fnloop.effects.effect import Effect, Run
+from fnloop.data.sources import as_source
+from fnloop.effects.effect import Run
 from fnloop.loop.at_exit import AtExit
-from fnloop.loop.callbacks import init_callbacks, sort
-from fnloop.loop.checks import check_result, check_sent, check_slots, outline
-from fnloop.loop.closing import Closing
-from fnloop.loop.interrupt import Interrupt, interrupt_in
+from fnloop.loop.callbacks import sort
+from fnloop.loop.checks import check_slots
 from fnloop.loop.limits import Limits
-from fnloop.loop.newest import Newest, calls_of
-from fnloop.loop.skipped import SkipWatch
-from fnloop.loop.together import Merged, Together
-from fnloop.loop.validate import last_validation, not_due
+from fnloop.loop.steps import Steps
 from fnloop.names.keywords import explained
-from fnloop.stages.callback import Callback
 from fnloop.store.files import as_path, files_for
 from fnloop.store.run_folder import run_of
-from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
-from fnloop.values.donated import may_be_overwritten
 from fnloop.values.error_state import attach_state
-from fnloop.values.metrics import Stop
 from fnloop.values.mode import set_training, training
 from fnloop.values.state import State
-
-_log = logging.getLogger("fnloop")
 
 
 @explained
@@ -124,178 +109,50 @@ def run(
     for effect in effects:
         effect.check_run(about)
     at_exit = AtExit()
-    loop = _loop(step, state, source, limits, stages, effects, about, at_exit)
+    loop = _loop(Steps(step, state, source, limits, stages, effects, about), limits, about, at_exit)
     at_exit.watch(loop)
     return loop
 
 
 def _loop(
-    step: Callable[[State, Any], tuple[State, Any]],
-    state: State,
-    source: Source,
-    limits: Limits,
-    stages: Sequence[Callback],
-    effects: Sequence[Effect],
-    about: Run,
-    at_exit: AtExit,
+    steps: Steps, limits: Limits, about: Run, at_exit: AtExit
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
-    status, first = "failed", True
-    interrupt = interrupt_in(stages)
-    closing, seeding, mode = Closing(interrupt, about), inside(), training()
-    metrics: Mapping[str, Any] = {}
-    cursor, batch = Cursor.of(state.cursor), None
-    skips = SkipWatch(state, cursor, source)
-    keeping: Any = getattr(step, "keeping", step)  # for where a callback may yet fail
-    newest = Newest(about)
-    together = Together(step, stages, effects, skips, newest)
+    interrupt, closing = steps.interrupt, steps.closing
+    seeding, mode = inside(), training()
     try:
         try:
-            batches = closing.read(source.iterate(cursor, int(state.key)))
-            for effect in sorted(effects, key=lambda effect: not effect.opens_first):
-                closing.open(effect)
+            steps.begin()
             at_exit.begin()
             limits.begin()
-            while True:
-                if limits.reached(cursor, effects):
-                    status, about.reason = limits.outcome()
-                    if reason := skips.outcome(state, metrics, batch, cursor):
-                        status, about.reason = "stopped", reason
-                    break
-                if interrupt.came:  # after the callbacks, which ask for a stop themselves
-                    status, about.reason = "interrupted", interrupt.reason
-                    break
-                drawn = _drawn(batches, interrupt)
-                if drawn is None and not interrupt.came:  # an iterator that ends
-                    status = limits.ended_early(cursor)
-                    break
-                if drawn is None:
-                    status, about.reason = "interrupted", interrupt.reason
-                    break
-                cursor, batch = drawn
-                newest.drawn = cursor
-                before = outline(state) if first else None
-                now = keeping if any([callback.is_due(cursor) for callback in stages]) else step
-                if together.steps == 1:
-                    call, result = None, now(state, batch)
-                else:
-                    draw = functools.partial(_following, batches, interrupt, limits, effects)
-                    call, result = together.go(state, cursor, batch, None if first else draw)
-                    cursor, batch = call.cursor, call.batch
-                if before is not None:
-                    check_result(step, before, result)
-                state, metrics = result
-                del result  # a state that is still referred to cannot be overwritten
-                state = state.replace(cursor=cursor.tensor())
-                given = may_be_overwritten(state)  # by the next step
-                if given and now is step:  # this one has done so: there is no earlier state
-                    about.state, about.cursor, about.whole = state, cursor, False
-                    newest.calls = calls_of(state)
-                elif not state.params.plain:  # else the autograd graph would grow with every step
-                    state, metrics = tree_map(torch.detach, (state, metrics))
-                told: list[Mapping[str, Any]] = []  # of the steps before the last one of a call
-                for turn in call.before if call else ():
-                    state, seen = together.tell(state, turn)
-                    told.append(seen)
-                if cursor.count >= skips.due or not cursor.index:  # before callbacks that save
-                    skips.look(state, metrics, batch, cursor)
-                if first:
-                    together.reported = frozenset(metrics)
-                    state = init_callbacks(stages, effects, state, metrics)
-                for callback in stages:
-                    result = callback(state, metrics)
-                    if first:
-                        check_result(callback, state, result)
-                    state, metrics = result
-                    del result
-                first = False
-                about.state, about.cursor, about.whole = state, cursor, True
-                if stages or not given:
-                    newest.calls = calls_of(state) if given else None
-                for effect in effects:
-                    effect(state, metrics)
-                if given and (stages or effects):  # what an effect has kept stays
-                    about.state = state = state.replace()
-                requests = [
-                    m
-                    for each in (*told, metrics)
-                    for m in each.values()
-                    if isinstance(m, Stop) and m
-                ]
-                shown = Merged([*told, metrics]) if told else metrics
-                sent = yield state, shown
+            while steps.draw():
+                steps.step()
+                steps.call_back()
+                steps.tell()
+                sent = yield steps.state, steps.shown
                 while sent is not None:
-                    check_sent(sent)
-                    if not torch.equal(sent.cursor, state.cursor):
-                        about.cursor = cursor = Cursor.of(sent.cursor)
-                        batches = closing.read(source.iterate(cursor, int(sent.key)))
-                    about.state, newest.calls = sent, calls_of(sent)
-                    state = sent
-                    sent = yield state, shown
-                if requests:
-                    status = requests[0].status
+                    steps.go_on_from(sent)
+                    sent = yield steps.state, steps.shown
+                if steps.asked_to_stop():
                     break
-                if call and call.failed:
-                    raise call.failed
-            if status in ("completed", "stopped"):
-                skips.tell(state, metrics)
-            if status in ("stopped", "interrupted") and not first and not limits.out_of_time:
-                about.last = _validated(stages, state, metrics, interrupt)
+            steps.end()
         except GeneratorExit:  # the user's loop ended early
-            status = "stopped"
+            steps.status = "stopped"
             raise
         except BaseException as error:
             interrupt.hold = True  # until everything is closed, but for the time in a `close`
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            steps.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             # A signal handler's may have come where these are put back.
             if not seeding:
                 leave_all()
             set_training(mode)
-            newest.recover()
+            steps.newest.recover()
             attach_state(error, about.state)
             raise
         finally:
             interrupt.hold = True
-            about.untrained = skips.untrained
-            closing.close(status)
+            about.untrained = steps.untrained
+            closing.close(steps.status)
     finally:
         interrupt.hold = True
-        closing.close(status)  # goes on where an exception between two effects has ended it
+        closing.close(steps.status)  # goes on where an exception between two effects has ended it
         at_exit.end()
-
-
-def _drawn(batches: Iterator[Any], interrupt: Interrupt) -> Any:
-    """The next cursor and batch; None at the end, or if a signal has ended the data's workers."""
-    try:
-        return next(batches, None)
-    except Exception:
-        if interrupt.came:
-            return None
-        raise
-
-
-def _following(
-    batches: Iterator[Any],
-    interrupt: Interrupt,
-    limits: Limits,
-    effects: Sequence[Effect],
-    cursor: Cursor,
-) -> Any:
-    """The batch at `cursor` with the cursor after it; None if the run ends there."""
-    if interrupt.came or limits.reached(cursor, effects):
-        return None
-    return _drawn(batches, interrupt)
-
-
-def _validated(
-    stages: Sequence[Callback], state: State, metrics: Mapping[str, Any], interrupt: Interrupt
-) -> Mapping[str, Any]:
-    """The last validation of a run that was stopped between two of them.
-
-    After SIGTERM and SIGHUP, and at a time limit, there is no time for it.
-    """
-    waiting = not_due(stages, state)
-    if not waiting or interrupt.came not in (None, "Ctrl-C"):
-        return {}
-    if interrupt.came:
-        _log.warning("Validating the last state. Press Ctrl-C again to stop at once.")
-    return last_validation(waiting, state, metrics)

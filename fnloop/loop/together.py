@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fnloop.effects.effect import Effect
-from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.newest import Newest, calls_of
 from fnloop.loop.skipped import SkipWatch
 from fnloop.stages.callback import Callback
@@ -72,7 +71,6 @@ class Together:
         self.reported: Collection[str] = ()
         self._step, self._newest = step, newest
         self._stages, self._effects, self._skips = stages, effects, skips
-        self._told = [stage for stage in stages if not isinstance(stage, Interrupt)]
         self._own = [part.slot for stage in stages for part in stage.stages() if part.slot]
 
     def go(self, state: State, cursor: Cursor, batch: Any, draw: Draw | None) -> Gone:
@@ -138,7 +136,7 @@ class Together:
         slots = {name: state.slots[name] for name in self._own if name in state.slots}
         between: State = Between(turn.place, slots)
         metrics = turn.metrics
-        for callback in self._told:
+        for callback in self._stages:
             between, metrics = callback(between, metrics)
         for effect in self._effects:
             effect(between, metrics)

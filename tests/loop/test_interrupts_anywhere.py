@@ -223,6 +223,7 @@ def traced(case, folder, tracer, **options):
 LOOP = [
     "loop/fit.py",
     "loop/run.py",
+    "loop/steps.py",
     "loop/at_exit.py",
     "loop/closing.py",
     "loop/interrupt.py",

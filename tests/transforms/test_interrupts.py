@@ -36,6 +36,7 @@ WATCHED = {
         "values/writes.py",
         "loop/newest.py",
         "loop/run.py",
+        "loop/steps.py",
         "loop/together.py",
     )
 }
