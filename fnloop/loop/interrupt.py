@@ -15,7 +15,6 @@ from torch.utils.data import get_worker_info
 
 from fnloop.effects.handlers import restore
 from fnloop.stages.callback import Callback
-from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import stop
 from fnloop.values.state import State
 from fnloop.values.threads import HOLDERS
@@ -26,7 +25,7 @@ _NAMES = {getattr(signal, name): text for name, text in _KNOWN.items() if hasatt
 
 
 class Interrupt(Callback):
-    """A callback that asks for a stop after a signal.
+    """A callback that asks for a stop after a signal; the loop calls it only then, and last.
 
     While it listens, it is also between the process and the handlers that others have installed (an
     alarm's): see `hold`.
@@ -50,12 +49,7 @@ class Interrupt(Callback):
     def describe(self) -> str:
         return "interrupt"
 
-    def is_due(self, cursor: Cursor) -> bool:
-        return False
-
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
-        if self.came is None:
-            return state, x
         return state, {**x, "interrupt": stop(True, self.reason, status="interrupted")}
 
     @property

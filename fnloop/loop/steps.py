@@ -81,7 +81,7 @@ class Steps:
 
     def begin(self) -> None:
         """Open the data and the effects."""
-        self._read()
+        self._read(self.state)
         for effect in sorted(self._effects, key=lambda effect: not effect.opens_first):
             self.closing.open(effect)
 
@@ -129,7 +129,7 @@ class Steps:
             self.state, self.metrics = tree_map(torch.detach, (state, self.metrics))
 
     def call_back(self) -> None:
-        """Call the callbacks, and before them look whether steps are skipped, as some save."""
+        """Call the callbacks; before them, as some save, look whether steps are skipped."""
         if self._call is not None:
             self._told = []
             for turn in self._call.before:
@@ -207,10 +207,9 @@ class Steps:
         """See `SkipWatch`."""
         return self._skips.untrained
 
-    def _read(self, state: State | None = None) -> None:
+    def _read(self, state: State) -> None:
         """Read the data from the cursor on, with the key of a state."""
-        key = int((state or self.state).key)
-        self._batches = self.closing.read(self._source.iterate(self._cursor, key))
+        self._batches = self.closing.read(self._source.iterate(self._cursor, int(state.key)))
 
     def _next(self) -> Any:
         """The next cursor and batch; None at the end, or if a signal has ended the workers."""
