@@ -23,7 +23,7 @@ from fnloop.trees.show import short
 from fnloop.values.choice import Flag, both, invert, select
 from fnloop.values.grads import Grads
 from fnloop.values.holders import free_memory, free_params
-from fnloop.values.looking import look, look_all
+from fnloop.values.looking import counted, look, look_all
 from fnloop.values.metrics import Last, Sum, as_tensor, check_metrics
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
@@ -111,14 +111,14 @@ class Update(StepStage):
         finite = both(both(finite, counts), look(grads.mean.is_finite()))
         factors = dict(zip(own["scale"], multipliers, strict=True))
         optimizer = self.optimizer.resolve(step, factors)
-        if finite is not True or not all([type(f) is float and f for f in multipliers]):
+        if finite is not True or not _all_move(factors):
             free = frozenset()
         params, memory, writes = self._apply(
             optimizer, state, grads.mean, own, step, finite, factors, free
         )
         new = after.replace(
-            step=select(finite, state.step + 1, state.step),
-            calls=state.calls + 1,
+            step=select(finite, counted(state.step), state.step),
+            calls=counted(state.calls),
             params=state.params.updated(params),
             buffers=select(finite, after.buffers, state.buffers),
             slots={**after.slots, self.name: memory},
@@ -154,7 +154,7 @@ class Update(StepStage):
                 new, made = fused.in_place()
             else:
                 new, made = fused.on_copies()
-            if len(made) != len(own):
+            if made.keys() != own.keys():
                 raise KeyError(
                     "The optimizer returned memory with other entries than it was given."
                 )
@@ -228,12 +228,19 @@ def _rested(
     memory: dict[str, Any], before: dict[str, Any], factors: dict[str, Any]
 ) -> dict[str, Any]:
     """Keep an optimizer's old memory while the multiplier of its learning rate is zero."""
+    if _all_move(factors):
+        return memory
     for name, factor in factors.items():
         owner = name.removesuffix(".lr")
         if owner != name:
             moves = select(factor != 0, memory[owner], before[owner])
             memory = {**memory, owner: moves}
     return memory
+
+
+def _all_move(factors: dict[str, Any]) -> bool:
+    """Whether all multipliers can be read, and none is zero."""
+    return set(map(type, factors.values())) <= {float} and all(factors.values())
 
 
 def _report(

@@ -96,7 +96,7 @@ class Tensors(NoOperators, NamedTensors):
         Args:
             found: One per name, in order. Names with None are left out of the result.
         """
-        if any([g is None for g in found]):
+        if type(None) in set(map(type, found)):
             reached = {n: g for n, g in zip(self.names, found, strict=True) if g is not None}
             made = self.select(reached).like(reached)
         elif type(self.layout) is Separate and not self.layout.pairs:
@@ -212,9 +212,11 @@ class Tensors(NoOperators, NamedTensors):
 
     def norm(self) -> Tensor:
         """The Euclidean norm of all values together: 0-d, float32 or wider."""
+        return self._norm_by(self._bulk())
+
+    def _norm_by(self, bulk: bool) -> Tensor:
         if self._norm is not None and not self.owned:
             return self._norm
-        bulk = self._bulk()
         if bulk and self.kinds.small:
             norm = foreach.norm_of_small(self._storages)
         else:
@@ -232,11 +234,11 @@ class Tensors(NoOperators, NamedTensors):
 
     def is_finite(self) -> bool | Tensor:
         """Like `all_finite`, but a Python bool on the CPU outside of transforms."""
-        storages = self._storages
-        if not self._bulk() or not storages or not storages[0].is_cpu:
+        storages, bulk = self._storages, self._bulk()
+        if not bulk or not storages or not storages[0].is_cpu:
             return foreach.all_finite(storages)
         # A finite norm means finite values. The norm may overflow, so otherwise check the values.
-        if math.isfinite(self.norm().item()):
+        if math.isfinite(self._norm_by(bulk).item()):
             return True
         return bool(foreach.all_finite([s.detach() for s in storages]))
 

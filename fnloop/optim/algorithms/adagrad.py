@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fnloop._torch import fused
-from fnloop.optim.base import Memory, Optimizer, Step, counted, counter, descent
+from fnloop.optim.base import Memory, Optimizer, Step, counter, descent
 from fnloop.schedules.base import at
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, select
 from fnloop.values.fused_update import FusedUpdate
+from fnloop.values.looking import counted
 from fnloop.values.tensors import Tensors
 
 
