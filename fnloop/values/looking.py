@@ -48,9 +48,13 @@ _TENSORS = {Tensor}
 _FACTS, _READABLE = attrgetter("is_cpu", "ndim", "requires_grad"), {(True, 0, False)}
 
 
-def counted(count: Tensor) -> Tensor:
-    """The 0-d tensor `count` after one more: ``count + 1``."""
-    number = look(count)
+def counted(count: Tensor, number: Any) -> Tensor:
+    """The 0-d tensor `count` after one more: ``count + 1``.
+
+    Args:
+        count: The tensor.
+        number: What `look` returns for it.
+    """
     if isinstance(number, Tensor):
         return count + 1
     # A third of the time of an addition, which first makes a tensor of the number.

@@ -133,7 +133,8 @@ class ModuleSkeleton:
                     self._set_mode(training)
                 set_training(training)
                 self._param_places.fill_from(params)
-                self._buffer_places.fill_from(fresh)
+                if fresh:
+                    self._buffer_places.fill_from(fresh)
                 for owner, key, name in self._param_aliases:
                     owner[key] = params[name]
                 for owner, key, name in self._buffer_aliases:

@@ -264,13 +264,12 @@ class Tensors(NoOperators, NamedTensors):
         Returns:
             The update, which has not been made yet; None if the kernel cannot be used.
         """
-        if torch.is_grad_enabled() and not all([part.plain for part in (self, grads, *memory)]):
+        given = (self, grads, *memory)
+        if torch.is_grad_enabled() and not all([part.plain for part in given]):
             return None
         parts = [self._aligned(part) for part in memory]
-        kinds = self.kinds
-        quick = (
-            kinds.quick and grads.kinds == kinds and all([part.kinds == kinds for part in memory])
-        )
+        kinds = [part.kinds for part in given]
+        quick = kinds[0].quick and kinds.count(kinds[0]) == len(kinds)
         made = kernel(
             self._storages, self._aligned(grads), parts, *arguments, quick, **hyperparameters
         )

@@ -17,7 +17,7 @@ from fnloop.optim.base import (
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, select
 from fnloop.values.fused_update import FusedUpdate
-from fnloop.values.looking import counted
+from fnloop.values.looking import counted, look
 from fnloop.values.tensors import Tensors
 
 _VALUES = ("lr", "b1", "b2", "eps", "weight_decay")
@@ -62,7 +62,8 @@ class _Adam(Optimizer):
     def fused(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> FusedUpdate | None:
-        own, count = memory[self.name], counted(memory[self.name]["count"])
+        own = memory[self.name]
+        count = counted(own["count"], look(own["count"]))
         lr, b1, b2, eps, decay = self.at(step, *_VALUES)
 
         def remember(*parts: Tensors) -> Memory:
