@@ -84,13 +84,13 @@ def free_memory(state: State, after: State, slot: str) -> Set[int]:
 
 
 def _free(objects: list[Any]) -> Set[int]:
-    tensors = [part for part in objects if type(part) is Tensors and part.owned]
-    return {id(t) for t in tensors if _are_plain(t) and not (t.seen and is_held(t, ()))}
+    return {id(part) for part in objects if type(part) is Tensors and _is_free(part)}
 
 
-def _are_plain(tensors: Tensors) -> bool:
-    """Whether a call of a kernel on them runs no bytecode of a subclass."""
-    return set(map(type, tensors.peek_storages())) <= _PLAIN
+def _is_free(tensors: Tensors) -> bool:
+    """Whether nobody else has a part of them, and a kernel runs no bytecode of a subclass."""
+    plain = set(map(type, tensors.peek_storages())) <= _PLAIN
+    return tensors.owned and plain and not (tensors.seen and is_held(tensors, ()))
 
 
 _PLAIN = {Tensor}

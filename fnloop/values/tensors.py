@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -264,15 +265,16 @@ class Tensors(NoOperators, NamedTensors):
         Returns:
             The update, which has not been made yet; None if the kernel cannot be used.
         """
-        given = (self, grads, *memory)
-        if torch.is_grad_enabled() and not all([part.plain for part in given]):
+        given = [self, grads, *memory]
+        facts = list(map(_FACTS, given))
+        if facts.count((True, self.kinds, self.layout)) == len(facts):  # as in almost all steps
+            quick = self.kinds.quick
+        elif torch.is_grad_enabled() and not all([part.plain for part in given]):
             return None
-        parts = [self._aligned(part) for part in memory]
-        kinds = [part.kinds for part in given]
-        quick = kinds[0].quick and kinds.count(kinds[0]) == len(kinds)
-        made = kernel(
-            self._storages, self._aligned(grads), parts, *arguments, quick, **hyperparameters
-        )
+        else:
+            quick = self.kinds.quick and all([part.kinds == self.kinds for part in given])
+        params, of_grads, *parts = [self._aligned(part) for part in given]
+        made = kernel(params, of_grads, parts, *arguments, quick, **hyperparameters)
         return None if made is None else FusedUpdate(made, [self, *memory], remember)
 
     # Dispatch: per storage, with multi-tensor (foreach) kernels where possible.
@@ -312,9 +314,13 @@ class Tensors(NoOperators, NamedTensors):
         new = self._new(tuple(storages))
         if bulk:
             new._plain = True
-            if self._kinds is not None and self._kinds.quick:
-                new._kinds = self._kinds
+            kinds = self._kinds
+            if kinds is not None and kinds.quick:
+                new._kinds = kinds
         return new
+
+
+_FACTS = attrgetter("_plain", "_kinds", "layout")
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
