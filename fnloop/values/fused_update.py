@@ -55,7 +55,7 @@ class FusedUpdate:
         return self._kernel.on(self._kernel.given)
 
     def _made(self, groups: Any) -> tuple[Tensors, Any]:
-        params, *parts = [self._old[0].made(group) for group in groups]
+        params, *parts = map(self._old[0].made, groups)
         for part in (params, *parts):
             part.owned = True
         return params, self._remember(*parts)

@@ -44,6 +44,10 @@ class Places:
         """What is there now."""
         return list(map(operator.getitem, self._owners, self._keys))
 
+    def named(self) -> dict[str, Any]:
+        """The same by name; of two places with one name, the first counts."""
+        return dict(zip(reversed(self._names), reversed(self.standing()), strict=True))
+
     def fill(self, tensors: Iterable[Any]) -> None:
         """Put `tensors` there, in order; fewer of them fill the first places."""
         collections.deque(map(operator.setitem, self._owners, self._keys, tensors), maxlen=0)

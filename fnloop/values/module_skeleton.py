@@ -185,7 +185,7 @@ class ModuleSkeleton:
 
     def _fresh(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of the buffers, which share memory where those of the module do."""
-        fresh = {name: buffer.clone() for name, buffer in buffers.items()}
+        fresh = dict(zip(buffers, map(Tensor.clone, buffers.values()), strict=True))
         for view in self._views:
             fresh[view.base] = fresh[view.base].contiguous()
         for view in self._views:
@@ -194,9 +194,8 @@ class ModuleSkeleton:
 
     def _buffers_after(self, fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The buffers after a call: written in place, or assigned anew."""
-        after: dict[str, Tensor] = {}
-        for owner, key, name in self._buffer_places:
-            after.setdefault(name, owner[key].detach())
+        named = self._buffer_places.named()
+        after = dict(zip(named, map(Tensor.detach, named.values()), strict=True))
         for view in self._views:
             after[view.name] = after[view.name].clone()
         for _, _, name in self._buffer_aliases:

@@ -267,13 +267,11 @@ class Tensors(NoOperators, NamedTensors):
         """
         given = [self, grads, *memory]
         facts = list(map(_FACTS, given))
-        if facts.count((True, self.kinds, self.layout)) == len(facts):  # as in almost all steps
-            quick = self.kinds.quick
-        elif torch.is_grad_enabled() and not all([part.plain for part in given]):
+        alike = facts.count((True, self.kinds, self.layout)) == len(facts)
+        if not alike and torch.is_grad_enabled() and not all([part.plain for part in given]):
             return None
-        else:
-            quick = self.kinds.quick and all([part.kinds == self.kinds for part in given])
-        params, of_grads, *parts = [self._aligned(part) for part in given]
+        quick = self.kinds.quick and (alike or all([part.kinds == self.kinds for part in given]))
+        params, of_grads, *parts = map(_STORAGES if alike else self._aligned, given)
         made = kernel(params, of_grads, parts, *arguments, quick, **hyperparameters)
         return None if made is None else FusedUpdate(made, [self, *memory], remember)
 
@@ -320,7 +318,7 @@ class Tensors(NoOperators, NamedTensors):
         return new
 
 
-_FACTS = attrgetter("_plain", "_kinds", "layout")
+_FACTS, _STORAGES = attrgetter("_plain", "_kinds", "layout"), attrgetter("_storages")
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
