@@ -185,8 +185,8 @@ class NamedTensors(Mapping[str, Tensor]):
         """
         if isinstance(named, NamedTensors) and named.layout is self.layout:
             return named  # type: ignore[return-value]  # there is only one subclass
-        missing = [name for name in self.names if name not in named]
-        if missing:
+        if not self.keys() <= named.keys():
+            missing = [name for name in self.names if name not in named]
             raise KeyError(f"There is no tensor for {', '.join(missing[:8])}.")
         if isinstance(named, NamedTensors):  # `join` may alias its inputs: mark them as seen
             named = dict(named.items())
