@@ -20,6 +20,8 @@ _run_backward: Any = torch.autograd.Variable._execution_engine.run_backward  # p
 _nested: Any = eager_transforms
 _LAYOUT, _STRIDED = attrgetter("layout"), {torch.strided}
 _IS_CONTIGUOUS: Any = Tensor.is_contiguous
+_DETACH: Any = Tensor.detach
+_REQUIRE_GRAD: Any = Tensor.requires_grad_
 
 
 class NoGradientError(Exception):
@@ -39,7 +41,7 @@ class Tape:
         self.kept = kept
         self._contiguous = contiguous
 
-    def backward(self, loss: Tensor, seed: Tensor) -> list[Tensor | None]:
+    def backward(self, loss: Tensor, seed: Tensor) -> Sequence[Tensor | None]:
         """The gradients of the 0-d `loss`, times the 0-d `seed`, one per leaf.
 
         None for a leaf that the loss does not depend on.
@@ -57,7 +59,7 @@ class Tape:
                 accumulate_grad=False,
             )  # fmt: skip
         if self._contiguous and _all_contiguous(found):
-            return list(found)
+            return found
         _check_reached(found)
         return [
             None if grad is None else _in_layout_of(leaf, grad)
@@ -113,11 +115,7 @@ def gradients(
             return unwrapped
     before = torch.is_grad_enabled()
     kept = before and asked
-    # Differentiate with respect to views: the loss may also use the caller's tensors directly.
-    leaves = [
-        t.view_as(t) if kept and t.requires_grad else t.detach().requires_grad_() for t in inputs
-    ]
-    tape = Tape(leaves, kept, contiguous)
+    tape = Tape(_leaves(inputs, kept), kept, contiguous)
     if before:
         return function(tape)
     torch.set_grad_enabled(True)
@@ -125,6 +123,13 @@ def gradients(
         return function(tape)
     finally:
         torch.set_grad_enabled(False)
+
+
+def _leaves(inputs: Sequence[Tensor], kept: bool) -> list[Tensor]:
+    """Views to differentiate with respect to: the loss may also use the inputs themselves."""
+    if not kept:
+        return list(map(_REQUIRE_GRAD, map(_DETACH, inputs)))
+    return [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
 
 
 def _in_this_thread(loss: Tensor) -> contextlib.AbstractContextManager[Any]:

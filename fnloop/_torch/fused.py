@@ -10,6 +10,7 @@ run yet; or None if torch's kernel cannot be used.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
@@ -42,8 +43,8 @@ class Kernel(NamedTuple):
 
     def on_copies(self) -> Groups:
         """The new parameters, then each part of the new memory, as new tensors."""
-        n, every = len(self.given[0]), [t for group in self.given for t in group]
-        fresh = list(torch._foreach_clone(every))
+        n = len(self.given[0])
+        fresh = list(torch._foreach_clone(list(itertools.chain.from_iterable(self.given))))
         groups: Groups = [fresh[i : i + n] for i in range(0, len(fresh), n)]
         if not self.at_once:
             groups = [
@@ -54,6 +55,7 @@ class Kernel(NamedTuple):
         return groups
 
 
+_NUMBERS = {float, int}
 _KINDS = {
     (dtype, torch.strided, *device)
     for dtype in (torch.float32, torch.float64)
@@ -215,9 +217,10 @@ def _usable(
     """Whether a kernel supports these tensors and numbers."""
     if not params or opaque():
         return False
-    numbers = [value for value in (lr, *others) if isinstance(value, Tensor)]
-    if numbers and (require_grad(numbers) or any([not n.is_cpu for n in numbers if n is not lr])):
-        return False
+    if not set(map(type, (lr, *others))) <= _NUMBERS:
+        numbers = [value for value in (lr, *others) if isinstance(value, Tensor)]
+        if require_grad(numbers) or any([not n.is_cpu for n in numbers if n is not lr]):
+            return False
     return quick or _fit(params, grads, memory)
 
 

@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def storage_of(tensor: Tensor) -> Any:
-    """The tensor's storage; its attribute ``_cdata`` is the address of the storage object."""
-    return tensor.untyped_storage()
-
+storage_of: Callable[[Tensor], Any] = Tensor.untyped_storage
+"""The tensor's storage; its attribute ``_cdata`` is the address of the storage object."""
 
 users_of: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore
 """The reference count of the storage at an address: `LONE`, plus one per view."""

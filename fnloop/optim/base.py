@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -12,7 +13,6 @@ from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.show import short
 from fnloop.values.choice import Flag, select
 from fnloop.values.fused_update import FusedUpdate
-from fnloop.values.looking import look
 from fnloop.values.tensors import Tensors
 
 Number: TypeAlias = float | Tensor
@@ -113,7 +113,7 @@ class Optimizer:
 
     def hyperparameters(self) -> dict[str, Any]:
         """The reported hyperparameters by ``"<name>.<field>"``: numbers or schedules."""
-        return {f"{self.name}.{field}": getattr(self, field) for field in self._reported()}
+        return {name: getattr(self, field) for field, name in self._reported().items()}
 
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
         """A copy whose reported hyperparameters are numbers: values at `step` times `scale`.
@@ -124,9 +124,8 @@ class Optimizer:
         """
         fields = self._reported()
         changes: dict[str, Any] = {}
-        for field in fields:
-            value = getattr(self, field)
-            factor = scale.get(f"{self.name}.{field}")
+        for field, name in fields.items():
+            value, factor = getattr(self, field), scale.get(name)
             if type(value) is float and type(factor) is float and factor == 1.0:
                 continue  # the usual case
             number = scaled(value, step, factor)
@@ -136,20 +135,26 @@ class Optimizer:
 
     def at(self, step: Step, *fields: str) -> list[Any]:
         """The values of some hyperparameters at `step`."""
-        values = [getattr(self, field) for field in fields]
-        return [v if type(v) is float else at(v, step) for v in values]
+        values = list(map(getattr, itertools.repeat(self), fields))
+        if set(map(type, values)) == _FLOATS:  # the usual case
+            return values
+        return [at(value, step) for value in values]
 
-    def _reported(self) -> list[str]:
+    def _reported(self) -> dict[str, str]:
+        """The names of its reported hyperparameters, by field."""
         # Cached, because `resolve` replaces schedules by numbers.
         if "_shown" in self.__dict__:
             return self.__dict__["_shown"]
         children: tuple[str, ...] = type(self).__tree_children__  # type: ignore[attr-defined]  # set by fl.tree
-        self.__dict__["_shown"] = found = [
-            field
+        self.__dict__["_shown"] = found = {
+            field: f"{self.name}.{field}"
             for field in children
             if field in self.reported or is_schedule(getattr(self, field))
-        ]
+        }
         return found
+
+
+_FLOATS = {float}
 
 
 class Transform(Optimizer):
@@ -187,15 +192,6 @@ def is_zero(value: Any) -> bool:
 def counter(params: Tensors) -> Tensor:
     """A new update counter at zero: float32[], the dtype that the fused kernels require."""
     return torch.zeros((), dtype=torch.float32, device=params.device)
-
-
-def counted(count: Tensor) -> Tensor:
-    """The update counter `count` after one more update."""
-    number = look(count)
-    if isinstance(number, Tensor):
-        return count + 1
-    # A third of the time of an addition, which first makes a tensor of the number.
-    return torch.scalar_tensor(number + 1, dtype=count.dtype, device=count.device)
 
 
 def correction(beta: Number, count: Tensor) -> Tensor:

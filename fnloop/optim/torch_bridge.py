@@ -120,13 +120,13 @@ class from_torch(Optimizer):
         return new.cast(params), memory
 
     def hyperparameters(self) -> dict[str, Any]:
-        return {f"{self.name}.{key}": self.numbers[key] for key in self._reported()}
+        return {name: self.numbers[key] for key, name in self._reported().items()}
 
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
         fields = self._reported()
         numbers = {
-            field: scaled(self.numbers[field], step, scale.get(f"{self.name}.{field}"))
-            for field in fields
+            field: scaled(self.numbers[field], step, scale.get(name))
+            for field, name in fields.items()
         }
         return replaced(self, numbers={**self.numbers, **numbers}, _shown=fields)
 
@@ -135,10 +135,11 @@ class from_torch(Optimizer):
         text = "".join(f", {key}={value!r}" for key, value in keywords.items())
         return f"from_torch({self.optimizer.__name__}{text})"
 
-    def _reported(self) -> list[str]:
+    def _reported(self) -> dict[str, str]:
         if "_shown" in self.__dict__:
             return self.__dict__["_shown"]
-        return [k for k, v in self.numbers.items() if k in self.reported or is_schedule(v)]
+        shown = [k for k, v in self.numbers.items() if k in self.reported or is_schedule(v)]
+        return {key: f"{self.name}.{key}" for key in shown}
 
     def _stepped(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag

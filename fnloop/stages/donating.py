@@ -10,10 +10,14 @@ from fnloop.stages.base import Stage, StepStage
 from fnloop.trees.nodes import tree
 from fnloop.values.donated import claim, overwrite, release
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 from fnloop.values.writes import Writes
 
 WORTH = 1 << 14
-"""Number of parameters from which it takes longer to copy them than to see whether one must."""
+"""Number of values from which it takes longer to copy them than to see whether one must."""
+
+PER_TENSOR = 1 << 11
+"""How many more values could be copied in the time that it takes to begin with a tensor."""
 
 
 @tree
@@ -40,7 +44,7 @@ class Donating(StepStage):
         return self.inner
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
-        if state.params.kinds.values < WORTH or in_modes():
+        if _are_few(state.params) or in_modes():
             return self.inner(state, x)
         release(state)
         after, metrics, calls = self.inner.writing(state, x)
@@ -49,3 +53,7 @@ class Donating(StepStage):
         else:
             claim(after)
         return after, metrics
+
+
+def _are_few(params: Tensors) -> bool:
+    return params.kinds.values + PER_TENSOR * len(params) < WORTH

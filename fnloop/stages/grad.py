@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -50,7 +51,7 @@ class Grad(GradStage):
 
         def compute(tape: Tape) -> tuple[Any, dict[str, Tensor]]:
             params = dict(zip(trained.names, tape.leaves, strict=True))
-            if len(params) < len(state.params):
+            if trained is not state.params:
                 params = {**dict(state.params.items()), **params}
 
             def run(model: Any) -> tuple[Any, ...]:
@@ -175,9 +176,12 @@ def _is_recorded(stage: Grad, state: State, batch: Any) -> bool:
         return True
     if stage._closed_over and require_grad(stage._closed_over):
         return True
-    if type(batch) is not tuple or any([type(leaf) is not Tensor for leaf in batch]):
-        batch = tree_leaves(batch)
-    return any([leaf.requires_grad for leaf in batch if isinstance(leaf, Tensor)])
+    if type(batch) is tuple and set(map(type, batch)) == _TENSORS:
+        return any(map(_REQUIRES_GRAD, batch))
+    return require_grad(tree_leaves(batch))
+
+
+_TENSORS, _REQUIRES_GRAD = {Tensor}, attrgetter("requires_grad")
 
 
 def _seed(result: LossResult, scale: Tensor | None) -> Tensor:

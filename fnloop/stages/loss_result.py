@@ -96,7 +96,7 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
         )
     count = examples(batch, who)
     weight = as_tensor(count, result.device)
-    value = look(result.detach() if detach else result)
+    value = look(result, detach)
     # The mean of no examples is nan, and must count for nothing.
     total = as_tensor(exact(value) * count if count else 0.0, result.device)
     metrics = _reported(Mean(total, weight), extra, batch, who, detach)

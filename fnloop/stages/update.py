@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from fnloop.trees.show import short
 from fnloop.values.choice import Flag, both, invert, select
 from fnloop.values.grads import Grads
 from fnloop.values.holders import free_memory, free_params
-from fnloop.values.looking import look, look_all
+from fnloop.values.looking import counted, look, look_all
 from fnloop.values.metrics import Last, Sum, as_tensor, check_metrics
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
@@ -104,26 +104,35 @@ class Update(StepStage):
         if donate:
             free = free_params(state, after) | free_memory(state, after, self.name)
         own = state[self.name]
-        step, weight, finite, *multipliers = look_all(
-            (state.step, grads.weight, grads.finite, *own["scale"].values())
+        step, calls, weight, finite, *multipliers = look_all(
+            (state.step, state.calls, grads.weight, grads.finite, *own["scale"].values())
         )
         counts = both(weight > 0, weight < math.inf)
         finite = both(both(finite, counts), look(grads.mean.is_finite()))
-        factors = dict(zip(own["scale"], multipliers, strict=True))
-        optimizer = self.optimizer.resolve(step, factors)
-        if finite is not True or not all([type(f) is float and f for f in multipliers]):
+        factors = _other_than_one(own["scale"], multipliers)
+        optimizer, values = self.optimizer, self._constants
+        if factors or values is None:
+            optimizer = optimizer.resolve(step, factors)
+            values = optimizer.hyperparameters()
+        if finite is not True or not all([type(f) is float and f for f in factors.values()]):
             free = frozenset()
         params, memory, writes = self._apply(
             optimizer, state, grads.mean, own, step, finite, factors, free
         )
         new = after.replace(
-            step=select(finite, state.step + 1, state.step),
-            calls=state.calls + 1,
+            step=select(finite, counted(state.step, step), state.step),
+            calls=counted(state.calls, calls),
             params=state.params.updated(params),
             buffers=select(finite, after.buffers, state.buffers),
             slots={**after.slots, self.name: memory},
         )
-        return new, _report(grads.metrics, finite, optimizer, state.step.device), writes
+        return new, _report(grads.metrics, finite, values, state.step.device), writes
+
+    @functools.cached_property
+    def _constants(self) -> dict[str, Any] | None:
+        """The reported hyperparameters, if all are numbers, which need not be resolved."""
+        values = self.optimizer.hyperparameters()
+        return values if set(map(type, values.values())) <= {float} else None
 
     def _apply(
         self,
@@ -154,7 +163,7 @@ class Update(StepStage):
                 new, made = fused.in_place()
             else:
                 new, made = fused.on_copies()
-            if len(made) != len(own):
+            if made.keys() != own.keys():
                 raise KeyError(
                     "The optimizer returned memory with other entries than it was given."
                 )
@@ -236,14 +245,19 @@ def _rested(
     return memory
 
 
+def _other_than_one(names: Iterable[str], multipliers: list[Any]) -> dict[str, Any]:
+    """The multipliers by name, without those that are known to be one."""
+    named = zip(names, multipliers, strict=True)
+    return {name: m for name, m in named if type(m) is not float or m != 1.0}
+
+
 def _report(
-    metrics: dict[str, Any], finite: Flag, optimizer: Optimizer, device: torch.device
+    metrics: dict[str, Any], finite: Flag, values: dict[str, Any], device: torch.device
 ) -> dict[str, Any]:
     """The metrics (of weight zero for a skipped step) and the current hyperparameters."""
     if finite is not True:
         check_metrics(metrics, "The gradient stage")
         metrics = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
-    values = optimizer.hyperparameters()
     if not metrics.keys().isdisjoint(values):
         taken = ", ".join(repr(name) for name in values if name in metrics)
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from fnloop._torch.fused import Kernel
@@ -10,6 +11,8 @@ from fnloop.values.writes import Write
 
 if TYPE_CHECKING:
     from fnloop.values.tensors import Tensors
+
+_LAYOUT = attrgetter("layout")
 
 
 class FusedUpdate:
@@ -38,10 +41,9 @@ class FusedUpdate:
         Args:
             free: The ``id`` of each `Tensors` that may be overwritten.
         """
-        layout = self._old[0].layout
-        return self._kernel.at_once and all(
-            [id(part) in free and part.layout is layout for part in self._old]
-        )
+        layouts = list(map(_LAYOUT, self._old))
+        alike = layouts.count(layouts[0]) == len(layouts)
+        return self._kernel.at_once and alike and free >= set(map(id, self._old))
 
     def in_place(self) -> tuple[Tensors, Any]:
         """The new parameters and the new memory over the old ones, once `call` has been called."""
@@ -53,7 +55,7 @@ class FusedUpdate:
         return self._kernel.on(self._kernel.given)
 
     def _made(self, groups: Any) -> tuple[Tensors, Any]:
-        params, *parts = [self._old[0].made(group) for group in groups]
+        params, *parts = map(self._old[0].made, groups)
         for part in (params, *parts):
             part.owned = True
         return params, self._remember(*parts)

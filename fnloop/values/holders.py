@@ -58,7 +58,7 @@ def free_params(state: State, after: State) -> Set[int]:
         after: The same state, or one that has been made of it and may share its parts.
     """
     shared = after is not state and after.params is state.params
-    if not Held([state.params], [1 + shared]).by_nobody():
+    if list(map(sys.getrefcount, [state.params])) != [ONCE + 1 + shared]:
         return frozenset()
     # Nobody need have taken them out of the state: the model has had views of them.
     state.params.seen = True
@@ -73,25 +73,24 @@ def free_memory(state: State, after: State, slot: str) -> Set[int]:
         slot: The name of the slot.
     """
     objects: list[Any] = [state.slots, state.slots[slot]]
-    counts = [1, 1]
+    if type(objects[1]) is dict:
+        _collect(objects[1], objects)
+    counts = [ONCE + 1] * len(objects)
     if after is not state:
         same = after.slots is state.slots
         counts[0] += same
         counts[1] += not same and after.slots.get(slot) is objects[1]
-    if type(objects[1]) is dict:
-        _collect(objects[1], objects)
-    counts += [1] * (len(objects) - len(counts))
-    return _free(objects) if Held(objects, counts).by_nobody() else frozenset()
+    return _free(objects) if list(map(sys.getrefcount, objects)) == counts else frozenset()
 
 
 def _free(objects: list[Any]) -> Set[int]:
-    tensors = [part for part in objects if type(part) is Tensors and part.owned]
-    return {id(t) for t in tensors if _are_plain(t) and not (t.seen and is_held(t, ()))}
+    return {id(part) for part in objects if type(part) is Tensors and _is_free(part)}
 
 
-def _are_plain(tensors: Tensors) -> bool:
-    """Whether a call of a kernel on them runs no bytecode of a subclass."""
-    return set(map(type, tensors.peek_storages())) <= _PLAIN
+def _is_free(tensors: Tensors) -> bool:
+    """Whether nobody else has a part of them, and a kernel runs no bytecode of a subclass."""
+    plain = set(map(type, tensors.peek_storages())) <= _PLAIN
+    return tensors.owned and plain and not (tensors.seen and is_held(tensors, ()))
 
 
 _PLAIN = {Tensor}
@@ -99,16 +98,22 @@ _PLAIN = {Tensor}
 
 def _collect(memory: dict[str, Any], found: list[Any]) -> bool:
     """Append the `Tensors` inside `memory`, and the dicts on the way; whether there are any."""
+    if _SOUGHT.isdisjoint(map(type, memory.values())):
+        return False
     before = len(found)
     for value in memory.values():
-        if type(value) is Tensors or (type(value) is dict and _collect(value, found)):
+        kind = type(value)
+        if kind is Tensors or (kind is dict and _collect(value, found)):
             found.append(value)
     return len(found) > before
 
 
+_SOUGHT = {Tensors, dict}
+
+
 def is_held(unit: Tensors, inputs: Sequence[Tensor]) -> bool:
     """Whether somebody else refers to a tensor of `unit`, or to a view of one."""
-    if list(map(sys.getrefcount, _tuples(unit))) not in _OWN_TUPLES:
+    if list(map(sys.getrefcount, [unit.peek_storages(), unit.peek()])) not in _OWN_TUPLES:
         return True
     storages, views = unit.peek_storages(), unit.peek()
     if views is storages and not inputs and _are_lone(storages):
@@ -136,20 +141,17 @@ def is_held(unit: Tensors, inputs: Sequence[Tensor]) -> bool:
 
 def _are_lone(tensors: tuple[Tensor, ...]) -> bool:
     """Whether nothing but this tuple refers to its tensors and to their memory."""
-    n, memory = len(tensors), list(map(storage_of, tensors))
+    memory = list(map(storage_of, tensors))
     return (
-        list(map(sys.getrefcount, tensors)) == [ONCE] * n
-        and list(map(holders_of, tensors)) == [1] * n
-        and list(map(users_of, map(_ADDRESS, memory))) == [LONE] * n
-        and list(map(sys.getrefcount, memory)) == [_STORAGE] * n
+        set(map(sys.getrefcount, tensors)) == _ONCE
+        and set(map(holders_of, tensors)) == _ONE
+        and set(map(users_of, map(_ADDRESS, memory))) == _LONE
+        and set(map(sys.getrefcount, memory)) == _ALONE
     )
 
 
+_ONCE, _ONE, _LONE, _ALONE = {ONCE}, {1}, {LONE}, {_STORAGE}
 _ADDRESS = operator.attrgetter("_cdata")
-
-
-def _tuples(unit: Tensors) -> list[Any]:
-    return [unit.peek_storages(), unit.peek()]
 
 
 class Held:

@@ -97,7 +97,7 @@ class Separate(Layout):
 
     def join(self, named: Mapping[str, Tensor]) -> Storages:
         if not self.pairs:
-            return tuple([named[name] for name in self.names])
+            return tuple(map(named.__getitem__, self.names))
         return tuple([stored(named[name], name in self.pairs) for name in self.names])
 
     def _select(self, names: tuple[str, ...]) -> tuple[Layout, Pick]:

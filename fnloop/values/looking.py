@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -11,30 +12,50 @@ from torch import Tensor
 from fnloop._torch.tracing import opaque
 
 
-def look(value: Any) -> Any:
+def look(value: Any, detach: bool = False) -> Any:
     """Return a 0-d tensor as a Python number where that is free and safe; else return it unchanged.
 
     It stays a tensor inside ``torch.func`` transforms and `fl.compile` (it has no concrete value),
     on an accelerator (reading it would synchronize), and where it requires gradients.
 
+    Args:
+        value: A tensor, or anything else.
+        detach: Read what requires gradients too; where it stays a tensor, it is detached.
+
     >>> look(torch.tensor(3)), torch.func.vmap(lambda x: look(x) + 1)(torch.zeros(2))
     (3, tensor([1., 1.]))
     """
-    if not isinstance(value, Tensor) or value.ndim or opaque():
+    if not isinstance(value, Tensor):
         return value
-    if not value.is_cpu or (value.requires_grad and torch.is_grad_enabled()):
+    if value.ndim or not value.is_cpu or opaque():
+        return value.detach() if detach else value
+    if not detach and value.requires_grad and torch.is_grad_enabled():
         return value
     return value.item()
 
 
 def look_all(values: Iterable[Any]) -> list[Any]:
     """`look` at several values at once."""
+    values = list(values)
     if opaque():
-        return list(values)
-    recorded = torch.is_grad_enabled()
-    return [
-        v.item()
-        if isinstance(v, Tensor) and v.is_cpu and not v.ndim and not (recorded and v.requires_grad)
-        else v
-        for v in values
-    ]
+        return values
+    if set(map(type, values)) == _TENSORS and set(map(_FACTS, values)) == _READABLE:
+        return list(map(Tensor.item, values))
+    return list(map(look, values))
+
+
+_TENSORS = {Tensor}
+_FACTS, _READABLE = attrgetter("is_cpu", "ndim", "requires_grad"), {(True, 0, False)}
+
+
+def counted(count: Tensor, number: Any) -> Tensor:
+    """The 0-d tensor `count` after one more: ``count + 1``.
+
+    Args:
+        count: The tensor.
+        number: What `look` returns for it.
+    """
+    if isinstance(number, Tensor):
+        return count + 1
+    # A third of the time of an addition, which first makes a tensor of the number.
+    return torch.scalar_tensor(number + 1, dtype=count.dtype, device=count.device)

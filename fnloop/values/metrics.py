@@ -153,8 +153,9 @@ _EXACT = frozenset((torch.float64, torch.int64, torch.complex128))
 
 def as_tensor(value: Any, device: torch.device) -> Any:
     """Convert a number to a tensor of an `exact` dtype. Only Python numbers move to `device`."""
-    if type(value) is float:  # first, as this runs several times per step
-        return torch.scalar_tensor(value, dtype=torch.float64, device=device)
+    dtype = _DTYPES.get(type(value))  # first, as this runs several times per step
+    if dtype is not None:
+        return torch.scalar_tensor(value, dtype=dtype, device=device)
     if isinstance(value, Tensor):
         return exact(value)
     if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
@@ -165,6 +166,9 @@ def as_tensor(value: Any, device: torch.device) -> Any:
         number = exact(value)
         return number.to(device) if value.ndim else as_tensor(number, device)
     return value
+
+
+_DTYPES = {float: torch.float64, int: torch.int64, bool: torch.int64}
 
 
 def _sum(a: Number, b: Number) -> Number:

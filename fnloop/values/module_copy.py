@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import copy
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,35 @@ class TensorPlace(NamedTuple):
     owner: Any
     key: Any
     name: str
+
+
+class Places:
+    """Places that are read and filled all at once, without bytecode for each."""
+
+    def __init__(self, places: Iterable[TensorPlace]) -> None:
+        self._all = list(places)
+        self._owners = [place.owner for place in self._all]
+        self._keys = [place.key for place in self._all]
+        self._names = [place.name for place in self._all]
+
+    def __iter__(self) -> Iterator[TensorPlace]:
+        return iter(self._all)
+
+    def standing(self) -> list[Any]:
+        """What is there now."""
+        return list(map(operator.getitem, self._owners, self._keys))
+
+    def named(self) -> dict[str, Any]:
+        """The same by name; of two places with one name, the first counts."""
+        return dict(zip(reversed(self._names), reversed(self.standing()), strict=True))
+
+    def fill(self, tensors: Iterable[Any]) -> None:
+        """Put `tensors` there, in order; fewer of them fill the first places."""
+        collections.deque(map(operator.setitem, self._owners, self._keys, tensors), maxlen=0)
+
+    def fill_from(self, named: Mapping[str, Any]) -> None:
+        """Put there what has their names."""
+        self.fill(map(named.__getitem__, self._names))
 
 
 def places(owners: Iterable[dict[str, Any]], names: Mapping[int, str]) -> list[TensorPlace]:

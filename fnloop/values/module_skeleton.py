@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -19,13 +19,20 @@ from fnloop.values.close_look import CloseLook, check_draws, replaced_error
 from fnloop.values.host_random import host_seeded, source_of
 from fnloop.values.mode import set_training
 from fnloop.values.mode import training as training_now
-from fnloop.values.module_copy import TensorPlace, placeholder, places, private_copy
+from fnloop.values.module_copy import Places, TensorPlace, placeholder, places, private_copy
 from fnloop.values.module_parts import ModuleParts, attributes_of, join
 from fnloop.values.module_refusals import refuse_module, refuse_parts
 from fnloop.values.module_watch import ModuleWatch
 from fnloop.values.shared_memory import views
 
 T = TypeVar("T")
+
+
+class _Standing(NamedTuple):
+    """What is in the places of a module: registered as a parameter or buffer, or elsewhere."""
+
+    registered: list[Any]
+    others: list[Any]
 
 
 class ModuleSkeleton:
@@ -51,8 +58,8 @@ class ModuleSkeleton:
         # A copy of a parameter has memory of its own, so look at the original's.
         others = [(path, originals[id(tensor)]) for path, tensor in parts.tensors]
         self._views = views(dict(module.named_parameters()), dict(module.named_buffers()), others)
-        self._param_places = places((child._parameters for child in modules.values()), names)
-        self._buffer_places = places((child._buffers for child in modules.values()), names)
+        self._param_places = Places(places((m._parameters for m in modules.values()), names))
+        self._buffer_places = Places(places((m._buffers for m in modules.values()), names))
         self._aliases = parts.places
         self.trainable = tuple(n for n, p in params.items() if p.requires_grad)
         self._identity = (
@@ -85,12 +92,13 @@ class ModuleSkeleton:
         buffers = {place.name for place in self._buffer_places}
         self._param_aliases = [place for place in others if place.name not in buffers]
         self._buffer_aliases = [place for place in others if place.name in buffers]
-        self._places = [*self._param_places, *self._buffer_places, *others]
+        self._registers = Places((*self._param_places, *self._buffer_places))
+        self._others = [*self._param_aliases, *self._buffer_aliases]
 
-    def _empty(self) -> list[Any]:
+    def _empty(self) -> _Standing:
         """Replace the tensors by placeholders, which keep only shape and dtype; return these."""
         placeholders: dict[str, Tensor] = {}
-        for owner, key, name in self._places:
+        for owner, key, name in (*self._registers, *self._others):
             if name not in placeholders:
                 placeholders[name] = placeholder(owner[key])
             owner[key] = placeholders[name]
@@ -124,10 +132,9 @@ class ModuleSkeleton:
                 if training != self._training:
                     self._set_mode(training)
                 set_training(training)
-                for owner, key, name in self._param_places:
-                    owner[key] = params[name]
-                for owner, key, name in self._buffer_places:
-                    owner[key] = fresh[name]
+                self._param_places.fill_from(params)
+                if fresh:
+                    self._buffer_places.fill_from(fresh)
                 for owner, key, name in self._param_aliases:
                     owner[key] = params[name]
                 for owner, key, name in self._buffer_aliases:
@@ -140,13 +147,14 @@ class ModuleSkeleton:
                     result = self._look.call(function, self.module, params, user, training, look)
                 if closely:
                     self._check_places(params, user)
-                after = self._buffers_after(fresh)
+                after = self._buffers_after(fresh) if fresh else {}
             finally:
                 self._depth -= 1
                 if nested and self._training != modes[0]:
                     self._set_mode(bool(modes[0]))
                 set_training(modes[1])
-                for (owner, key, _), tensor in zip(self._places, before, strict=True):
+                self._registers.fill(before.registered)
+                for (owner, key, _), tensor in zip(self._others, before.others, strict=True):
                     try:
                         owner[key] = tensor
                     except IndexError:  # the model has shortened a list, which is put back below
@@ -177,7 +185,7 @@ class ModuleSkeleton:
 
     def _fresh(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of the buffers, which share memory where those of the module do."""
-        fresh = {name: buffer.clone() for name, buffer in buffers.items()}
+        fresh = dict(zip(buffers, map(Tensor.clone, buffers.values()), strict=True))
         for view in self._views:
             fresh[view.base] = fresh[view.base].contiguous()
         for view in self._views:
@@ -186,9 +194,8 @@ class ModuleSkeleton:
 
     def _buffers_after(self, fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The buffers after a call: written in place, or assigned anew."""
-        after: dict[str, Tensor] = {}
-        for owner, key, name in reversed(self._buffer_places):
-            after[name] = owner[key].detach()
+        named = self._buffer_places.named()
+        after = dict(zip(named, map(Tensor.detach, named.values()), strict=True))
         for view in self._views:
             after[view.name] = after[view.name].clone()
         for _, _, name in self._buffer_aliases:
@@ -215,8 +222,9 @@ class ModuleSkeleton:
                 found.append(_UNSET.format(name=name, key=key))
         return found
 
-    def _standing(self) -> list[Any]:
-        return [tensors[key] for tensors, key, _ in self._places]
+    def _standing(self) -> _Standing:
+        others = [owner[key] for owner, key, _ in self._others]
+        return _Standing(self._registers.standing(), others)
 
     def _set_mode(self, training: bool) -> None:
         self._training = None  # until all of it is done: an exception may come in between

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, KeysView, Mapping
+from operator import attrgetter
 from typing import Any, Self
 
 import torch
@@ -171,7 +172,7 @@ class NamedTensors(Mapping[str, Tensor]):
     def plain(self) -> bool:
         """Whether no storage requires gradients."""
         if self._plain is None:
-            self._plain = not any([s.requires_grad for s in self._storages])
+            self._plain = not any(map(_REQUIRES_GRAD, self._storages))
         return self._plain
 
     # Other names or values.
@@ -184,8 +185,8 @@ class NamedTensors(Mapping[str, Tensor]):
         """
         if isinstance(named, NamedTensors) and named.layout is self.layout:
             return named  # type: ignore[return-value]  # there is only one subclass
-        missing = [name for name in self.names if name not in named]
-        if missing:
+        if not self.keys() <= named.keys():
+            missing = [name for name in self.names if name not in named]
             raise KeyError(f"There is no tensor for {', '.join(missing[:8])}.")
         if isinstance(named, NamedTensors):  # `join` may alias its inputs: mark them as seen
             named = dict(named.items())
@@ -245,9 +246,13 @@ class NamedTensors(Mapping[str, Tensor]):
         return new
 
 
+_REQUIRES_GRAD = attrgetter("requires_grad")
+
+
 def _set(self: NamedTensors, layout: Layout, storages: Storages) -> None:
-    self.layout, self._storages, self._views, self._norm = layout, storages, None, None
-    self._plain, self._kinds = None, None
+    self.layout = layout
+    self._storages = storages
+    self._views = self._norm = self._plain = self._kinds = None
     self.seen = self.owned = False
 
 

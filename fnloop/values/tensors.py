@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -96,7 +97,7 @@ class Tensors(NoOperators, NamedTensors):
         Args:
             found: One per name, in order. Names with None are left out of the result.
         """
-        if any([g is None for g in found]):
+        if type(None) in set(map(type, found)):
             reached = {n: g for n, g in zip(self.names, found, strict=True) if g is not None}
             made = self.select(reached).like(reached)
         elif type(self.layout) is Separate and not self.layout.pairs:
@@ -212,9 +213,11 @@ class Tensors(NoOperators, NamedTensors):
 
     def norm(self) -> Tensor:
         """The Euclidean norm of all values together: 0-d, float32 or wider."""
+        return self._norm_by(self._bulk())
+
+    def _norm_by(self, bulk: bool) -> Tensor:
         if self._norm is not None and not self.owned:
             return self._norm
-        bulk = self._bulk()
         if bulk and self.kinds.small:
             norm = foreach.norm_of_small(self._storages)
         else:
@@ -232,11 +235,11 @@ class Tensors(NoOperators, NamedTensors):
 
     def is_finite(self) -> bool | Tensor:
         """Like `all_finite`, but a Python bool on the CPU outside of transforms."""
-        storages = self._storages
-        if not self._bulk() or not storages or not storages[0].is_cpu:
+        storages, bulk = self._storages, self._bulk()
+        if not bulk or not storages or not storages[0].is_cpu:
             return foreach.all_finite(storages)
         # A finite norm means finite values. The norm may overflow, so otherwise check the values.
-        if math.isfinite(self.norm().item()):
+        if math.isfinite(self._norm_by(bulk).item()):
             return True
         return bool(foreach.all_finite([s.detach() for s in storages]))
 
@@ -262,16 +265,14 @@ class Tensors(NoOperators, NamedTensors):
         Returns:
             The update, which has not been made yet; None if the kernel cannot be used.
         """
-        if torch.is_grad_enabled() and not all([part.plain for part in (self, grads, *memory)]):
+        given = [self, grads, *memory]
+        facts = list(map(_FACTS, given))
+        alike = facts.count((True, self.kinds, self.layout)) == len(facts)
+        if not alike and torch.is_grad_enabled() and not all([part.plain for part in given]):
             return None
-        parts = [self._aligned(part) for part in memory]
-        kinds = self.kinds
-        quick = (
-            kinds.quick and grads.kinds == kinds and all([part.kinds == kinds for part in memory])
-        )
-        made = kernel(
-            self._storages, self._aligned(grads), parts, *arguments, quick, **hyperparameters
-        )
+        quick = self.kinds.quick and (alike or all([part.kinds == self.kinds for part in given]))
+        params, of_grads, *parts = map(_STORAGES if alike else self._aligned, given)
+        made = kernel(params, of_grads, parts, *arguments, quick, **hyperparameters)
         return None if made is None else FusedUpdate(made, [self, *memory], remember)
 
     # Dispatch: per storage, with multi-tensor (foreach) kernels where possible.
@@ -311,9 +312,13 @@ class Tensors(NoOperators, NamedTensors):
         new = self._new(tuple(storages))
         if bulk:
             new._plain = True
-            if self._kinds is not None and self._kinds.quick:
-                new._kinds = self._kinds
+            kinds = self._kinds
+            if kinds is not None and kinds.quick:
+                new._kinds = kinds
         return new
+
+
+_FACTS, _STORAGES = attrgetter("_plain", "_kinds", "layout"), attrgetter("_storages")
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

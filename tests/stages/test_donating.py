@@ -311,7 +311,9 @@ def test_where_python_runs_inside_of_a_kernel_the_step_copies(mode):
 
 def test_few_parameters_are_copied_and_many_are_not(monkeypatch):
     state = after()
-    for worth, places in ((24, 2), (23, 1)):
+    # 23 values in 4 tensors
+    for per_tensor, worth, places in ((0, 24, 2), (0, 23, 1), (10, 64, 2), (10, 63, 1)):
+        monkeypatch.setattr(donating, "PER_TENSOR", per_tensor)
         monkeypatch.setattr(donating, "WORTH", worth)
         before = address(state)
         state, _ = DONATING(state, batch())

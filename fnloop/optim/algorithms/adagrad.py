@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fnloop._torch import fused
-from fnloop.optim.base import Memory, Optimizer, Step, counted, counter, descent
+from fnloop.optim.base import Memory, Optimizer, Step, counter, descent
 from fnloop.schedules.base import at
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, select
 from fnloop.values.fused_update import FusedUpdate
+from fnloop.values.looking import counted, look
 from fnloop.values.tensors import Tensors
 
 
@@ -60,7 +61,8 @@ class adagrad(Optimizer):
     def fused(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> FusedUpdate | None:
-        own, count = memory[self.name], counted(memory[self.name]["count"])
+        own = memory[self.name]
+        count = counted(own["count"], look(own["count"]))
         lr, lr_decay, decay, eps = self.at(step, "lr", "lr_decay", "weight_decay", "eps")
 
         def remember(total: Tensors) -> Memory:

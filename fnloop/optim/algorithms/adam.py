@@ -10,7 +10,6 @@ from fnloop.optim.base import (
     Optimizer,
     Step,
     correction,
-    counted,
     counter,
     decayed,
     descent,
@@ -18,6 +17,7 @@ from fnloop.optim.base import (
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, select
 from fnloop.values.fused_update import FusedUpdate
+from fnloop.values.looking import counted, look
 from fnloop.values.tensors import Tensors
 
 _VALUES = ("lr", "b1", "b2", "eps", "weight_decay")
@@ -62,7 +62,8 @@ class _Adam(Optimizer):
     def fused(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> FusedUpdate | None:
-        own, count = memory[self.name], counted(memory[self.name]["count"])
+        own = memory[self.name]
+        count = counted(own["count"], look(own["count"]))
         lr, b1, b2, eps, decay = self.at(step, *_VALUES)
 
         def remember(*parts: Tensors) -> Memory:
@@ -71,7 +72,7 @@ class _Adam(Optimizer):
             return {**memory, self.name: {**own, **new, "count": new_count}}
 
         return params.fused(
-            fused.adam, grads, [own[part] for part in self._parts], count, finite,
+            fused.adam, grads, list(map(own.__getitem__, self._parts)), count, finite,
             remember=remember, decoupled=self.decoupled, lr=lr, betas=(b1, b2), eps=eps,
             weight_decay=decay, maximize=self.maximize,
         )  # fmt: skip
