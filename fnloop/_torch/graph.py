@@ -21,6 +21,8 @@ from torch._subclasses.fake_tensor import (
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fnloop._torch import libraries
+
 _aten: Any = torch.ops.aten
 
 DATA_DEPENDENT = (DataDependentOutputException,)
@@ -79,7 +81,11 @@ def build(
         options: Options of Inductor; other backends ignore them.
     """
     if backend == "inductor":
-        return _inductor(graph, list(inputs), options)
+        _reshape_views(graph)
+        if not options.get("cpp_wrapper"):
+            return _inductor(graph, list(inputs), options)
+        key = libraries.key_of(graph, inputs, options)
+        return (key and libraries.found(key)) or _inductor(graph, list(inputs), options, key)
     if isinstance(backend, str):
         from torch._dynamo import lookup_backend
 
@@ -122,7 +128,9 @@ def _is_written(node: Node) -> bool:
     return False
 
 
-def _inductor(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Runnable:
+def _inductor(
+    graph: GraphModule, inputs: list[Tensor], options: dict[str, Any], key: str | None = None
+) -> Runnable:
     """Compile by Inductor, and return its code without AOTAutograd's wrapper.
 
     The wrapper handles gradients and outputs that alias inputs, which do not occur here; it takes a
@@ -143,11 +151,12 @@ def _inductor(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any])
         config.patch(enable_autograd_cache=False),  # a cache hit returns only the wrapper
         _room_for(len(graph.graph.nodes)),
     ):
-        _reshape_views(graph)
         wrapped = compiler.compile_fx(graph, inputs, inner_compile=keep, config_patches=options)
     (output,) = graph.graph.find_nodes(op="output")
     if [shape[:2] for shape in built] == [(len(inputs), len(output.args[0]))]:
         code: Any = built[0][2]
+        if key:
+            libraries.keep(key, code)
         # Around the machine code for a CPU is an object that looks for profilers and for kernels
         # of Triton that are being tuned, which takes 2 us.
         return code.current_callable if options.get("cpp_wrapper") else code
