@@ -38,7 +38,7 @@ def key_of(graph: GraphModule, inputs: Sequence[Tensor], options: Mapping[str, A
         inputs: The fake tensors that it was traced with.
         options: Inductor's options.
     """
-    if any([name in os.environ for name in _LOOKING]):
+    if _set():
         return None
     try:
         about = [*map(_tensor, inputs), dict(options), *_ambient()]
@@ -48,8 +48,27 @@ def key_of(graph: GraphModule, inputs: Sequence[Tensor], options: Mapping[str, A
     return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
 
-_LOOKING = ("TORCH_LOGS", "TORCH_TRACE", "TORCH_COMPILE_DEBUG")
-"""Variables of somebody who wants to see the compiler at work."""
+def _set() -> bool:
+    """Whether the user has set something about Inductor: its folder apart, it is asked each time.
+
+    That may be to compile anew, to look at the compiler, or something that the code depends on.
+    """
+    variables = [name for name in os.environ if name.startswith(_VARIABLES) and name != _FOLDER]
+    return bool(variables) or any(map(_is_changed, _SETTINGS))
+
+
+_VARIABLES = ("TORCHINDUCTOR_", "TORCH_LOGS", "TORCH_TRACE", "TORCH_COMPILE")
+_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+_SETTINGS = ("torch._inductor.config", "torch._functorch.config", "torch.compiler.config")
+
+
+def _is_changed(name: str) -> bool:
+    """Whether the program has changed settings in a module; if it is not imported, nobody has."""
+    module: Any = sys.modules.get(name)
+    if module is None:
+        return False
+    given = module._get_dict(skip_default=True)
+    return any([value != module._config[setting].default for setting, value in given.items()])
 
 
 def found(key: str) -> Runnable | None:
@@ -214,25 +233,17 @@ def _ambient() -> list[Any]:
         *(torch.get_num_threads(), torch.get_default_dtype()),
         *(torch.are_deterministic_algorithms_enabled(), _filled()),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        *(torch.get_float32_matmul_precision(), mkldnn.fp32_precision, *precisions),
+        *(mkldnn.fp32_precision, *precisions),
         torch._C._get_mkldnn_enabled(),  # pyright: ignore
-        sorted([(k, v) for k, v in os.environ.items() if k.startswith(_READ) and k != _FOLDER]),
-        [_changed(name) for name in ("torch._inductor.config", "torch._functorch.config")],
+        sorted([item for item in os.environ.items() if item[0].startswith(_READ)]),
     ]
 
 
-_READ = ("TORCHINDUCTOR_", "CXX", "ATEN_", "MKL_", "DNNL_", "ONEDNN_")
-_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+_READ = ("CXX", "ATEN_", "MKL_", "DNNL_", "ONEDNN_")
 
 
 def _filled() -> bool:
     return torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-
-
-def _changed(name: str) -> list[Any]:
-    """The settings of PyTorch's compiler that the program has changed."""
-    settings: Any = sys.modules.get(name)
-    return sorted(settings._get_dict(skip_default=True).items()) if settings else []
 
 
 @functools.cache
