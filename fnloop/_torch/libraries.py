@@ -126,14 +126,18 @@ def _library(compiled: Any) -> Path | None:
 
     Constants would be handed to it too, and results may be made numbers.
     """
-    text = "".join(compiled.source_code.split())
-    if compiled.constants or compiled.torchbind_constants or _CALL not in text:
+    handed = compiled.constants or compiled.torchbind_constants
+    if handed or _CALL not in _dense(compiled.source_code):
         return None
     (entry,) = [cell.cell_contents for cell in compiled.current_callable.__closure__]
     return Path(entry.__self__.__file__)
 
 
-_CALL = "".join(
+def _dense(text: str) -> str:
+    return "".join(text.split())
+
+
+_CALL = _dense(
     """
     def g(args):
         input_tensors = [arg if isinstance(arg, torch.Tensor) else torch.tensor(arg, device='cpu')
@@ -146,7 +150,7 @@ _CALL = "".join(
         output_handles = f(input_handles)
         output_tensors = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(output_handles)
         return output_tensors
-    """.split()
+    """
 )
 
 
@@ -201,16 +205,11 @@ def _told(value: Any, names: Mapping[Node, str]) -> str:
     return repr(value)
 
 
-_PLAIN = frozenset(
-    (bool, int, float, complex, str, bytes)
-    + (torch.dtype, torch.device, torch.layout, torch.memory_format)
-)
+_PLAIN = {bool, int, float, complex, str, torch.dtype, torch.device, torch.memory_format}
 
 
 def _tensor(value: Any) -> Any:
     """How a tensor lies in memory."""
-    if type(value) is Tensor and value.layout is not torch.strided:
-        raise _Unknown(value)
     return [tuple(value.shape), value.stride(), value.dtype, value.device]
 
 

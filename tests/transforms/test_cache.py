@@ -52,7 +52,7 @@ step = fl.compile(fl.pipe(loss, fl.grad, fl.update(optimizer), fl.ema(0.9)), don
 state = step.init(Net(), seed=1)
 for _ in range(5):
     state, metrics = step(state, torch.randn(6, 5, 4))
-tensors = [*state.params.values(), *state.slots["ema"].values(), metrics["loss"]]
+tensors = [*state.params.values(), *state.slots["ema"].values(), metrics["loss"].value()]
 numbers = b"".join(t.detach().numpy().tobytes() for t in tensors)
 print(hashlib.sha256(numbers).hexdigest())
 """
