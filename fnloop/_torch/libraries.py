@@ -205,7 +205,9 @@ def _told(value: Any, names: Mapping[Node, str]) -> str:
     return repr(value)
 
 
-_PLAIN = {bool, int, float, complex, str, torch.dtype, torch.device, torch.memory_format}
+_KINDS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+_PLAIN = {bool, int, float, complex, str, *_KINDS}
+
 
 
 def _tensor(value: Any) -> Any:
