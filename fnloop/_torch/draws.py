@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -87,28 +87,29 @@ class Maker(NamedTuple):
 
 
 class Draws(TorchDispatchMode):
-    """A dispatch mode that records random operations, or replaces their results by `drawn`.
+    """A dispatch mode that notes random operations, and puts other tensors for their results.
 
     Args:
-        drawn: The results by place; None to record.
+        give: Called with a place and what draws there; returns the tensor to put.
         members: Number of steps vmapped into one.
 
     Attributes:
         seeds: The position of each block; the key is folded with it to get the block's seed.
         found: What draws each tensor from torch's generator.
+        drawn: The tensors that are put for them.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # `Checks` looks through its frames
 
-    def __init__(self, drawn: Mapping[Place, Tensor] | None = None, members: int = 1) -> None:
+    def __init__(self, give: Callable[[Place, Maker], Tensor], members: int = 1) -> None:
         super().__init__()
-        self._members = members
+        self._give, self._members = give, members
         self.seeds: list[tuple[int | str, ...]] = []
         self.found: dict[Place, Maker] = {}
+        self.drawn: dict[Place, Tensor] = {}
         self._kinds: dict[Place, str] = {}
-        self._drawn = drawn
 
     @contextlib.contextmanager
     def block(self, position: tuple[int | str, ...]) -> Generator[None]:
@@ -148,14 +149,15 @@ class Draws(TorchDispatchMode):
                 f"{kind} repeats the draw of {self._kinds[place]}, because the state of torch's "
                 "generator was set back between them"
             )
-        if self._drawn is None:
-            self.found.setdefault(place, _maker(func, args, kwargs))
-            return func(*args, **kwargs)
+        if place not in self.found:
+            self.found[place] = _maker(func, args, kwargs)
+            self.drawn[place] = self._give(place, self.found[place])
+        drawn = self.drawn[place]
         if func.overloadpacket in _FILLS:
-            return args[0].copy_(self._drawn[place])
+            return args[0].copy_(drawn)
         if func is _DROPOUT:
-            return _dropped_out(args[0], args[1], self._drawn[place])
-        return self._drawn[place].clone()
+            return _dropped_out(args[0], args[1], drawn)
+        return drawn.clone()
 
 
 _BASE = 0x464E << 46  # makes it unlikely that a user's seed is mistaken for a place

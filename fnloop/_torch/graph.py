@@ -19,7 +19,14 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import (
+    disable_proxy_modes_tracing,
+    get_proxy_mode,
+    make_fx,
+    track_tensor_tree,
+)
+
+from fnloop._torch import libraries
 
 _aten: Any = torch.ops.aten
 
@@ -47,7 +54,8 @@ def record(
     """Trace ``function(*inputs)``, including its backward pass, into one graph.
 
     Args:
-        function: Takes tensors and returns a list of tensors.
+        function: Takes tensors and returns a list of tensors. Those of `another_input` become
+            inputs of the graph after these, sorted by their place.
         inputs: Fake tensors of `mode`.
         mode: Their mode, and whatever else the function is to run in.
         members: Number of steps vmapped into one; a scalar of each member is then a tensor of this
@@ -60,10 +68,36 @@ def record(
             decomposition_table={_aten.addmm.default: _addmm},
             _allow_non_fake_inputs=True,
         )(*inputs)
+    _inputs_first(graph, len(inputs))
     _keep_scalars(graph, members)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def another_input(place: Any, make: Callable[[], Tensor]) -> Tensor:
+    """A tensor that the graph that is being recorded is to be given.
+
+    Args:
+        place: Where it is among all of these.
+        make: Makes a tensor like it, without values.
+    """
+    tracer: Any = get_proxy_mode().tracer  # type: ignore[union-attr]
+    with disable_proxy_modes_tracing():
+        tensor = make()
+    name = f"given_{len(tracer.graph.nodes)}"
+    proxy = tracer.create_proxy("placeholder", name, (), {})
+    proxy.node.meta["place"] = place
+    return track_tensor_tree(tensor, proxy, constant=None, tracer=tracer)
+
+
+def _inputs_first(graph: GraphModule, count: int) -> None:
+    """Put the inputs that were found on the way after the first `count`, by their place."""
+    inputs = graph.graph.find_nodes(op="placeholder")
+    last = inputs[count - 1]
+    for node in sorted(inputs[count:], key=lambda node: node.meta["place"]):
+        last.append(node)
+        last = node
 
 
 def build(
@@ -79,7 +113,11 @@ def build(
         options: Options of Inductor; other backends ignore them.
     """
     if backend == "inductor":
-        return _inductor(graph, list(inputs), options)
+        _reshape_views(graph)
+        if not options.get("cpp_wrapper"):
+            return _inductor(graph, list(inputs), options)
+        key = libraries.key_of(graph, inputs, options)
+        return (key and libraries.found(key)) or _inductor(graph, list(inputs), options, key)
     if isinstance(backend, str):
         from torch._dynamo import lookup_backend
 
@@ -122,7 +160,9 @@ def _is_written(node: Node) -> bool:
     return False
 
 
-def _inductor(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Runnable:
+def _inductor(
+    graph: GraphModule, inputs: list[Tensor], options: dict[str, Any], key: str | None = None
+) -> Runnable:
     """Compile by Inductor, and return its code without AOTAutograd's wrapper.
 
     The wrapper handles gradients and outputs that alias inputs, which do not occur here; it takes a
@@ -143,11 +183,12 @@ def _inductor(graph: GraphModule, inputs: list[Tensor], options: dict[str, Any])
         config.patch(enable_autograd_cache=False),  # a cache hit returns only the wrapper
         _room_for(len(graph.graph.nodes)),
     ):
-        _reshape_views(graph)
         wrapped = compiler.compile_fx(graph, inputs, inner_compile=keep, config_patches=options)
     (output,) = graph.graph.find_nodes(op="output")
     if [shape[:2] for shape in built] == [(len(inputs), len(output.args[0]))]:
         code: Any = built[0][2]
+        if key:
+            libraries.keep(key, code)
         # Around the machine code for a CPU is an object that looks for profilers and for kernels
         # of Triton that are being tuned, which takes 2 us.
         return code.current_callable if options.get("cpp_wrapper") else code

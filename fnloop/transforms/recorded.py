@@ -122,25 +122,17 @@ class Recorded:
     ) -> None:
         self.fakes, self.written, self.writes = fakes, written, writes
         members = inputs.state.step.numel()
-        draws = Draws(members=members)
+        draws = Draws(graph.another_input, members)
         within = enable_python_dispatcher if in_python else contextlib.nullcontext
-        with mode, within():
-            self._record(inputs, fakes, draws)
-        self.writes = writes and not self.checks  # they come before anything is written
-        places = list(draws.found)
-        blocks = range(len(draws.seeds))
-        self.makers = [[m for p, m in draws.found.items() if p.block == i] for i in blocks]
-        self.positions = draws.seeds
-        with mode:
-            self.drawn = [maker() for block in self.makers for maker in block]
-
-        def function(*given: Tensor) -> list[Tensor]:
-            drawn = dict(zip(places, given[len(fakes) :], strict=True))
-            replay = Draws(drawn, members)
-            return self._record(inputs, given[: len(fakes)], replay)
-
         with within():
-            self.graph = graph.record(function, [*fakes, *self.drawn], mode, members)
+            self.graph = graph.record(
+                lambda *given: self._record(inputs, given, draws), fakes, mode, members
+            )
+        places = sorted(draws.found)
+        blocks = range(len(draws.seeds))
+        self.makers = [[draws.found[p] for p in places if p.block == i] for i in blocks]
+        self.positions = draws.seeds
+        self.drawn = [draws.drawn[place] for place in places]
         self.with_numbers = self.graph
 
     def _record(self, inputs: Inputs, fakes: Sequence[Tensor], draws: Draws) -> list[Tensor]:
@@ -175,6 +167,7 @@ class Recorded:
                     raise CompileError(
                         _CHANGED.format(what=inputs.name(i), was=short(before), now=short(now))
                     )
+            self.writes = self.writes and not checks.found  # they come before anything is written
             outputs = self._outputs(fakes, fakes[: plan.size], new, results)
             self.checks = list(enumerate(checks.found, len(outputs)))
             return [*outputs, *[check.tensor for check in checks.found]]

@@ -12,9 +12,13 @@ from fnloop._torch.members import drawing
 from fnloop._torch.random import seeded
 
 
+def drawn_at_once(place, maker):
+    return maker()
+
+
 def note(function, micro=(0,)):
     """The draws of a function that is run on tensors without values."""
-    draws = Draws()
+    draws = Draws(drawn_at_once)
     with fake_mode(), draws, draws.block(micro):
         function()
     return draws
@@ -28,7 +32,7 @@ def drawn(draws, seeds):
 
 
 def replay(function, values):
-    draws = Draws(values)
+    draws = Draws(lambda place, maker: values[place])
     with draws, draws.block((0,)):
         return function()
 
@@ -58,7 +62,7 @@ def test_what_is_put_in_place_is_what_torchs_generator_draws():
 
 
 def test_each_block_starts_from_its_seed():
-    draws = Draws()
+    draws = Draws(drawn_at_once)
     with fake_mode(), draws:
         for position in ((0, "loss"), (1, "loss"), (0, "loss")):
             with draws.block(position):
@@ -159,7 +163,11 @@ def test_what_is_refused(function, message):
 
 
 def test_outside_of_a_block_nothing_may_be_drawn():
-    with fake_mode(), Draws(), pytest.raises(RandomnessError, match="outside of the loss"):
+    with (
+        fake_mode(),
+        Draws(drawn_at_once),
+        pytest.raises(RandomnessError, match="outside of the loss"),
+    ):
         torch.rand(3)
 
 
