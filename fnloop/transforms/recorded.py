@@ -17,7 +17,7 @@ from fnloop._torch.draws import Draws
 from fnloop._torch.fakes import is_fake
 from fnloop._torch.products import short_attention
 from fnloop._torch.read_only import ReadOnly
-from fnloop._torch.recurrent import lstm_by_products
+from fnloop._torch.recurrent import transformed_by_products
 from fnloop.transforms.compile_errors import CompileError
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.plan import Plan
@@ -162,7 +162,7 @@ class Recorded:
             for leaves, structure in (inputs.step, inputs.batch)
         )
         versions = [t._version for t in fakes]
-        with Checks() as checks, recording.of(state), short_attention(), lstm_by_products():
+        with Checks() as checks, recording.of(state), short_attention(), transformed_by_products():
             with self._read_only(inputs, fakes), host_seeded(GLOBAL) as host:
                 after, results = step(state, restored(batch))
             if host.drew:  # for a loss, it is an error already

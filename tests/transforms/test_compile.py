@@ -675,7 +675,9 @@ def test_inductor_takes_the_lstm_of_onednn_and_says_nothing(caplog):
     expected, got = step.init(build()), fast.init(build())
     try:
         for seed in range(3):
-            expected, got = step(expected, batch(seed=seed))[0], fast(got, batch(seed=seed))[0]
+            expected = step(expected, batch(seed=seed))[0]
+            with torch.set_grad_enabled(seed != 2):  # the kernel looks at that
+                got = fast(got, batch(seed=seed))[0]
     finally:
         log.removeHandler(caplog.handler)
     assert distance(expected, got) < 1e-5
