@@ -61,7 +61,7 @@ def record(
         members: Number of steps vmapped into one; a scalar of each member is then a tensor of this
             size.
     """
-    with mode, _without_onednn():
+    with mode:
         graph = make_fx(
             function,
             tracing_mode="real",  # the inputs are fake already
@@ -207,26 +207,20 @@ def _room_for(nodes: int) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _without_onednn() -> Generator[None]:
-    """Disable oneDNN: the backward pass of its recurrent layers cannot be traced."""
-    before = torch._C._get_mkldnn_enabled()  # pyright: ignore
-    torch._C._set_mkldnn_enabled(False)  # pyright: ignore
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)  # pyright: ignore
-
-
-@contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """Keep torch from logging an error that fnloop raises with its own explanation."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before = log.disabled
-    log.disabled = True
+    """Keep torch from logging errors that fnloop explains, and which operation it calls by name."""
+    logs = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", _LOWERING)]
+    before = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
     try:
         yield
     finally:
-        log.disabled = before
+        for log, disabled in zip(logs, before, strict=True):
+            log.disabled = disabled
+
+
+_LOWERING = "torch._inductor.ir"
 
 
 def _addmm(bias: Tensor, x: Tensor, w: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:

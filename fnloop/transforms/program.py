@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fnloop._torch import graph, products
+from fnloop._torch import graph, products, recurrent
 from fnloop._torch.draws import Maker, draw
 from fnloop._torch.fakes import fake_mode, without_values
 from fnloop._torch.references import storage_of
@@ -62,7 +62,9 @@ class Program:
         if varying is None:
             fakes = fake_mode()
             tensors = without_values(inputs.tensors(), fakes)
-            recorded = Recorded(inputs, tensors, fakes, written, writes)
+            # Other backends of torch.compile call a graph with gradients disabled.
+            with contextlib.nullcontext() if writes else recurrent.by_products():
+                recorded = Recorded(inputs, tensors, fakes, written, writes)
         else:
             recorded, self.symbols = recorded_with_symbols(inputs, varying, written, writes)
         self.written, self.stable = recorded.written, recorded.stable
@@ -84,6 +86,7 @@ class Program:
         given = self._pick([*recorded.fakes, *recorded.drawn])
         with no_casting(device):  # the recorded graph holds the casts already
             self._run = graph.build(recorded.graph, given, backend, options)
+        self._mode = recurrent.mode_for(recorded.graph)
         self._clones = device.type != "cpu"
         faster = products.available() and products.gain(recorded.with_numbers) > 0
         self._products = products.by_onednn if faster else contextlib.nullcontext
@@ -103,7 +106,7 @@ class Program:
         everything = inputs + others
         if self._draws:
             everything += draw(self._makers, self._seeds(state), state.step.device)
-        with no_casting(state.step.device), self._products():
+        with no_casting(state.step.device), self._products(), self._mode():
             results = self._run(list(self._pick(everything)))
         for place, check in self._checks:
             if bool(results[place]) is not check.holds:

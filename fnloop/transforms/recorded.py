@@ -11,11 +11,13 @@ import optree
 from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 
-from fnloop._torch import graph, products
+from fnloop._torch import graph
 from fnloop._torch.conditions import Checks
 from fnloop._torch.draws import Draws
 from fnloop._torch.fakes import is_fake
+from fnloop._torch.products import short_attention
 from fnloop._torch.read_only import ReadOnly
+from fnloop._torch.recurrent import transformed_by_products
 from fnloop.transforms.compile_errors import CompileError
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.plan import Plan
@@ -152,7 +154,7 @@ class Recorded:
             for leaves, structure in (inputs.step, inputs.batch)
         )
         versions = [t._version for t in fakes]
-        with Checks() as checks, recording.of(state), products.short_attention():
+        with Checks() as checks, recording.of(state), short_attention(), transformed_by_products():
             with self._read_only(inputs, fakes), host_seeded(GLOBAL) as host:
                 after, results = step(state, restored(batch))
             if host.drew:  # for a loss, it is an error already

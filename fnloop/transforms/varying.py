@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fnloop._torch.fakes import Symbols, fake_mode, like, without_values
 from fnloop._torch.filled import difference
+from fnloop._torch.recurrent import by_products
 from fnloop.transforms.recorded import Inputs, Recorded
 
 _log = logging.getLogger("fnloop.compile")
@@ -144,7 +145,8 @@ def _recorded(
 
     def record(sizes: Sequence[Any], mode: Any, in_python: bool) -> Recorded:
         fakes = varying.fakes(tensors, sizes, mode)
-        return Recorded(inputs, fakes, mode, written, writes, in_python)
+        with by_products():
+            return Recorded(inputs, fakes, mode, written, writes, in_python)
 
     recorded = record(symbols.sizes, symbols.mode, in_python)
     check_numbers(symbols)

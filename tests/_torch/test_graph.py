@@ -142,14 +142,40 @@ def test_convolutions_that_are_normalized_keep_their_layout(layers, asked):
     assert found.get("layout_optimization") is asked
 
 
-def test_a_recurrent_layer_can_be_recorded_and_onednn_is_on_again():
-    layer = nn.LSTM(2, 3)
-    for p in layer.parameters():
-        p.requires_grad_(False)
-    x = torch.randn(4, 1, 2)
-    before = torch._C._get_mkldnn_enabled()
+@pytest.mark.parametrize(
+    "options, calls",
+    [
+        ({}, 1),
+        ({"bias": False, "batch_first": True}, 1),
+        ({"num_layers": 2, "bidirectional": True}, 4),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_an_lstm_is_the_layer_of_onednn_forward_and_backward(options, calls, training):
+    layer = nn.LSTM(2, 3, **options).train(training)
+    weights = {name: w.detach() for name, w in layer.named_parameters()}
+
+    def slopes(x, *given):
+        given = [x.detach().requires_grad_(), *(w.detach().requires_grad_() for w in given)]
+        own = dict(zip(weights, given[1:], strict=True))
+        with torch.enable_grad():
+            out, (h, c) = torch.func.functional_call(layer, own, given[0])
+            return list(torch.autograd.grad(out.square().sum() + (h * c).sum(), given))
+
+    inputs = torch.randn(4, 5, 2), *weights.values()
+    found = recorded(slopes, *inputs)
+    counts = Counter(operations(found))
+    assert counts["aten.mkldnn_rnn_layer.default"] == calls
+    assert counts["aten.mkldnn_rnn_layer_backward.default"] == calls
+    for ours, theirs in zip(found(*inputs), slopes(*inputs), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_lstm_that_onednn_has_not_is_recorded_as_products():
+    layer = nn.LSTM(2, 3).double().requires_grad_(False)
+    x = torch.randn(4, 1, 2, dtype=torch.float64)
     found = recorded(lambda x: [layer(x)[0]], x)
-    assert torch._C._get_mkldnn_enabled() == before
+    assert not any("mkldnn" in name for name in operations(found))
     torch.testing.assert_close(found(x)[0], layer(x)[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import pickle
 import re
 import sys
@@ -650,6 +651,37 @@ def test_max_autotune_is_asked_of_inductor(monkeypatch):
         fast(fast.init(net()), batch())
     assert [bool(options.get("max_autotune")) for options in asked] == [False, True]
     assert all(options["cpp_wrapper"] for options in asked)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+def test_inductor_takes_the_lstm_of_onednn_and_says_nothing(caplog):
+    def penalized(model, batch):
+        layer, head = model.layer, model.head
+        x = batch[0].view(-1, 2, 2).clone().requires_grad_()
+        out, (h, _) = layer(x)
+        (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        return F.mse_loss(head(out[:, -1]), batch[1]) + h.square().mean() + slope.square().mean()
+
+    def build():
+        torch.manual_seed(0)
+        layer = nn.LSTM(2, 3, 2, batch_first=True, bidirectional=True)
+        return nn.ModuleDict({"layer": layer, "head": nn.Linear(6, 2)})
+
+    log = logging.getLogger("torch")  # which does not propagate
+    log.addHandler(caplog.handler)
+    step = step_of(penalized, fl.optim.chain(fl.optim.clip_by_norm(0.1), fl.optim.adamw(0.01)))
+    fast = fl.compile(step, donate=True)
+    expected, got = step.init(build()), fast.init(build())
+    try:
+        for seed in range(3):
+            expected = step(expected, batch(seed=seed))[0]
+            with torch.set_grad_enabled(seed != 2):  # the kernel looks at that
+                got = fast(got, batch(seed=seed))[0]
+    finally:
+        log.removeHandler(caplog.handler)
+    assert distance(expected, got) < 1e-5
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 def test_inside_inference_mode_it_says_what_to_do():
