@@ -364,7 +364,14 @@ def options(device: torch.device, mode: str, operations: Counter[Any]) -> dict[s
         operations: How often each operation is in the graph.
     """
     # No runtime checks of shapes and strides: graphs are looked up by them.
-    options: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False}
+    # And no moving of what one later operation reads to right before that: it is meant for
+    # inference. Here it moves gradients of weights to the optimizer, and what they are computed
+    # from stays in memory until then.
+    options: dict[str, Any] = {
+        "size_asserts": False,
+        "alignment_asserts": False,
+        "reorder_for_locality": False,
+    }
     if mode == "max-autotune":
         options["max_autotune"] = True
     if device.type == "cuda":

@@ -56,7 +56,7 @@ class Compiled(Stage):
 
     Attributes:
         inner: The step.
-        donate, steps, mode, backend, dynamic: As in `compile`.
+        donate, steps, mode, backend, dynamic, memory: As in `compile`.
     """
 
     outermost: ClassVar[bool] = True
@@ -67,6 +67,7 @@ class Compiled(Stage):
     mode: str = "default"
     backend: Any = static(default="inductor")
     dynamic: bool = False
+    memory: float = static(default=1.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", as_count(self.steps, "compile(steps=...)", 1))
@@ -74,6 +75,10 @@ class Compiled(Stage):
             raise ValueError(f'compile(mode=) is "default" or "max-autotune", got {self.mode!r}.')
         if not isinstance(self.dynamic, bool):
             raise TypeError(f"compile(dynamic=) is True or False, got {self.dynamic!r}.")
+        if isinstance(self.memory, bool) or not isinstance(self.memory, (int, float)):
+            raise TypeError(f"compile(memory=) is a number from 0 to 1, got {self.memory!r}. {_SHARE}")
+        if not 0 <= self.memory <= 1:
+            raise ValueError(f"compile(memory=) is from 0 to 1, got {self.memory!r}. {_SHARE}")
 
     @property
     def kind(self) -> Kind:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -209,7 +214,9 @@ class Compiled(Stage):
         batch = short(x)
         which = "once for this shape" if varying is None else f"for all sizes of {varying}"
         self._say(f"fl.compile: compiling the step for a batch of {batch}, {which}")
-        build = functools.partial(Program, inputs, self.donate, self.mode, self.backend, varying)
+        build = functools.partial(
+            Program, inputs, self.donate, self.mode, self.backend, self.memory, varying
+        )
         start = time.perf_counter()
         try:
             with quiet(), Activity("compiling"):
@@ -236,6 +243,11 @@ class Compiled(Stage):
         return program
 
 
+_SHARE = (
+    "It is the share of their memory that forward and backward pass may take at the peak: 1 keeps "
+    "all activations, memory=0.5 computes some of them again to need half, 0 needs the least."
+)
+
 _FEWER = {
     False: "Pad the batches to a few shapes, or compile with dynamic=True",
     True: "The log fnloop.compile says why there is none for all sizes. Pad the batches to a few",
@@ -256,6 +268,7 @@ def compile(
     mode: Literal["default", "max-autotune"] = "default",
     backend: Any = "inductor",
     dynamic: bool = False,
+    memory: float = 1.0,
 ) -> Any:
     """Make one graph of a whole step: forward, backward, clipping, optimizer, averages, metrics.
 
@@ -331,4 +344,4 @@ def compile(
         raise TypeError(
             f"compile takes a step; {step.describe()} is a callback, whose work is on numbers."
         )
-    return Compiled(step, donate, steps, mode, backend, dynamic)
+    return Compiled(step, donate, steps, mode, backend, dynamic, memory)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fnloop._torch import graph, products
 from fnloop._torch.draws import Maker, draw
 from fnloop._torch.fakes import fake_mode, without_values
+from fnloop._torch.recompute import recompute
 from fnloop._torch.references import storage_of
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.recorded import Inputs, Recorded
@@ -32,7 +33,7 @@ class Program:
 
     Args:
         inputs: What it is recorded from.
-        donate, mode, backend: As in `fl.compile`.
+        donate, mode, backend, memory: As in `fl.compile`.
         varying: Sizes of the batch that it is to be for all of.
 
     Attributes:
@@ -51,6 +52,7 @@ class Program:
         donate: bool,
         mode: str,
         backend: Any,
+        memory: float,
         varying: Varying | None = None,
     ) -> None:
         device = inputs.state.step.device
@@ -72,6 +74,8 @@ class Program:
         self._draws, self._positions = any(self._makers), recorded.positions
         self._structure, self._metrics = recorded.metrics
         self._calls: tuple[int, int] | None = None
+        if memory < 1:
+            recompute(recorded.graph, memory)
         if recorded.writes:
             self._order(recorded.graph, inputs.kept)
         else:
@@ -103,8 +107,10 @@ class Program:
         everything = inputs + others
         if self._draws:
             everything += draw(self._makers, self._seeds(state), state.step.device)
+        given = list(self._pick(everything))
+        del everything  # so that the graph can free random numbers, once it has read them
         with no_casting(state.step.device), self._products():
-            results = self._run(list(self._pick(everything)))
+            results = self._run(given)
         for place, check in self._checks:
             if bool(results[place]) is not check.holds:
                 raise AssertionError(_FAILED.format(lines=check.lines))
