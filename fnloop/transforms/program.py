@@ -84,7 +84,7 @@ class Program:
         self._pick = itemgetter(*used) if len(used) > 1 else lambda given: [given[i] for i in used]
         operations = graph.operations_of(recorded.graph)
         self.operations = operations.total()
-        options = graph.options(device, mode, operations)
+        options = graph.options(device, mode, operations, memory)
         given = self._pick([*recorded.fakes, *recorded.drawn])
         with no_casting(device):  # the recorded graph holds the casts already
             self._run = graph.build(recorded.graph, given, backend, options)
