@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence, Set
 from operator import getitem
@@ -32,7 +33,12 @@ def bytes_of(node: Node) -> int:
 
 def is_view(node: Node) -> bool:
     """Whether the result shares the memory of the first argument."""
-    schema = getattr(node.target, "_schema", None)
+    return _makes_view(node.target)
+
+
+@functools.cache
+def _makes_view(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
     return schema is not None and any([r.alias_info is not None for r in schema.returns])
 
 
@@ -66,14 +72,14 @@ def peak(
         reading: For operations that are done again, those that read the new result.
     """
     size = {node: bytes_of(node) for node in nodes}
+    reads = {node: node.all_input_nodes for node in nodes}
     order: list[tuple[Node, bool, list[tuple[Node, bool]]]] = []
     done: set[Node] = set()
     for node in nodes:
         for each in again.get(node, ()):
             done.add(each)
-            order.append((each, True, [(n, n in done) for n in each.all_input_nodes]))
-        inputs = node.all_input_nodes
-        order.append((node, False, [(n, node in reading.get(n, ())) for n in inputs]))
+            order.append((each, True, [(n, n in done) for n in reads[each]]))
+        order.append((node, False, [(n, node in reading.get(n, ())) for n in reads[node]]))
     owner: dict[tuple[Node, bool], tuple[Node, bool]] = {}
     last: dict[tuple[Node, bool], int] = {}
     for i, (node, new, inputs) in enumerate(order):

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import bisect
 import functools
-import math
 from collections.abc import Sequence, Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from fnloop._torch.lifetimes import bytes_of, elements, numbers, peak, readers, source
@@ -167,9 +169,15 @@ def is_product(node: Node) -> bool:
     return getattr(node.target, "overloadpacket", None) in flop_registry
 
 
-def _cost(node: Node) -> float:
+def _cost(node: Node) -> int:
+    """How long an operation takes, in operations of a matrix product."""
     if not is_product(node):
         return ELEMENT * elements(node)
-    args, kwargs, value = map_arg((node.args, node.kwargs, node), lambda n: n.meta["val"])
-    found = flop_registry[node.target.overloadpacket](*args, **kwargs, out_val=value)
-    return numbers([found])[0]
+    args, kwargs, made = map_arg((node.args, node.kwargs, node), _without_values)
+    return flop_registry[node.target.overloadpacket](*args, **kwargs, out_val=made)  # type: ignore[union-attr]
+
+
+def _without_values(node: Node) -> Any:
+    return tree_map_only(
+        Tensor, lambda t: torch.empty(numbers(t.shape), device="meta"), node.meta["val"]
+    )
