@@ -3,7 +3,7 @@
 The forward pass is cut into segments where little crosses the cut. What crosses is kept. Of the
 first segments the rest is not: the backward pass computes it again, each value right before it
 needs it, so that one segment at a time is in memory. Matrix products and convolutions are computed
-again last, if the rest is not enough.
+again last, if the rest is not enough; until then, what PyTorch's partitioner keeps is kept.
 
 How many segments there are, and of how many what is computed again, is tried out: which tensors
 are in memory when is known without running anything.
@@ -24,9 +24,10 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from fnloop._torch.lifetimes import bytes_of, elements, numbers, peak, readers, source
+from fnloop._torch.partitioner import worth_keeping
 from fnloop._torch.passes import Pass, passes
 
-SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+SEGMENTS = (1, 2, 4, 8, 12, 16, 24, 32)
 """Numbers of segments that are tried."""
 
 ELEMENT = 40
@@ -65,12 +66,15 @@ def recompute(graph: GraphModule, memory: float) -> None:
     nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
     nodes = nodes[: nodes.index(last) + 1]
     enough = memory * peak(nodes, {}, {})
-    tried = [_least(nodes, found, segments, enough) for segments in SEGMENTS]
+    worth = {node for each in found for node in worth_keeping(each)}
+    tried = [_least(nodes, found, worth, segments, enough) for segments in SEGMENTS]
     chosen = min(tried, key=lambda repeats: (max(repeats.peak, enough), repeats.cost))
     _repeat(graph, chosen)
 
 
-def _least(nodes: Sequence[Node], found: Sequence[Pass], segments: int, enough: float) -> Repeats:
+def _least(
+    nodes: Sequence[Node], found: Sequence[Pass], worth: Set[Node], segments: int, enough: float
+) -> Repeats:
     """The fewest repeats with this number of segments that are enough."""
     cuts = [_cuts(each, segments) for each in found]
 
@@ -80,7 +84,7 @@ def _least(nodes: Sequence[Node], found: Sequence[Pass], segments: int, enough: 
         before: dict[Node, list[Node]] = {}
         reading: dict[Node, Set[Node]] = {}
         for each, ends in zip(found, cuts, strict=True):
-            lost = _lost(each, ends, light, heavy)
+            lost = _lost(each, ends, worth, light, heavy)
             before.update(_before(each, lost))
             backward = set(each.backward)
             reading.update(dict.fromkeys(lost, backward))
@@ -112,20 +116,21 @@ def _cuts(each: Pass, segments: int) -> list[int]:
     return [*sorted(found - {0}), len(place)]
 
 
-def _lost(each: Pass, ends: Sequence[int], light: int, heavy: int) -> set[Node]:
+def _lost(each: Pass, ends: Sequence[int], worth: Set[Node], light: int, heavy: int) -> set[Node]:
     """The values of a forward pass that are not kept.
 
     Args:
         each: The pass.
         ends: The ends of its segments.
-        light: Number of segments of which everything but products is computed again.
-        heavy: Number of segments of which products are.
+        worth: What is worth keeping.
+        light: Number of segments of which everything but that is computed again.
+        heavy: Number of segments of which that is, too.
     """
     place = {node: i for i, node in enumerate(each.forward)}
     lost: set[Node] = set()
     for i, node in enumerate(each.forward):
         segment = bisect.bisect_right(ends, i)
-        if segment >= (heavy if is_product(node) else light):
+        if segment >= (heavy if node in worth else light):
             continue
         made_by = source(node)
         if made_by is not node and made_by not in lost:
