@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._functorch import eager_transforms
 
+from fnloop._torch import passes
 from fnloop._torch.tracing import transformed
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class Tape:
         self.leaves = leaves
         self.kept = kept
         self._contiguous = contiguous
+        self._begun = passes.begin()
 
     def backward(self, loss: Tensor, seed: Tensor) -> Sequence[Tensor | None]:
         """The gradients of the 0-d `loss`, times the 0-d `seed`, one per leaf.
@@ -51,6 +53,12 @@ class Tape:
         """
         if not loss.requires_grad:
             raise NoGradientError
+        if self._begun is None:
+            return self._backward(loss, seed)
+        with passes.backward(self._begun):
+            return self._backward(loss, seed)
+
+    def _backward(self, loss: Tensor, seed: Tensor) -> list[Tensor | None]:
         # torch.autograd.grad without its checks, which are slow for small steps. Arguments:
         # tensors, their gradients, keep_graph, create_graph, inputs, allow_unreachable, ...
         with _in_this_thread(loss):
@@ -70,9 +78,7 @@ class Tape:
 class _InnerTape(Tape):
     """`Tape` inside ``torch.func`` transforms, where the engine cannot be called directly."""
 
-    def backward(self, loss: Tensor, seed: Tensor) -> list[Tensor | None]:
-        if not loss.requires_grad:
-            raise NoGradientError
+    def _backward(self, loss: Tensor, seed: Tensor) -> list[Tensor | None]:
         with _in_this_thread(loss):
             found = torch.autograd.grad(
                 loss, self.leaves, seed, create_graph=True, allow_unused=True

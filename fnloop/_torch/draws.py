@@ -83,7 +83,10 @@ class Maker(NamedTuple):
         shape, stride, dtype, device = self.memory
         memory = torch.empty_strided(shape, stride, dtype=dtype, device=device)
         result = self.func(memory, *self.args, **self.kwargs)
-        return result[1] if self.func is _DROPOUT else result
+        if self.func is _DROPOUT:
+            return result[1]
+        # Zeros and ones: a mask of dropout takes a quarter of the memory until the graph reads it.
+        return result.bool() if self.func.overloadpacket is _aten.bernoulli_ else result
 
 
 class Draws(TorchDispatchMode):

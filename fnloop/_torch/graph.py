@@ -390,16 +390,23 @@ def operations_of(graph: GraphModule) -> Counter[Any]:
 _NORMALIZING = (_aten.native_batch_norm.default, _aten.native_group_norm.default)
 
 
-def options(device: torch.device, mode: str, operations: Counter[Any]) -> dict[str, Any]:
+def options(
+    device: torch.device, mode: str, operations: Counter[Any], memory: float
+) -> dict[str, Any]:
     """Inductor's options for a training step.
 
     Args:
         device: The device of the step.
         mode: ``"max-autotune"`` benchmarks kernels; any other value does not.
         operations: How often each operation is in the graph.
+        memory: As in `fl.compile`.
     """
     # No runtime checks of shapes and strides: graphs are looked up by them.
     options: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False}
+    if memory < 1:
+        # This moves gradients of weights to the optimizer, which reads them, and what they are
+        # computed from would stay in memory until then.
+        options["reorder_for_locality"] = False
     if mode == "max-autotune":
         options["max_autotune"] = True
     if device.type == "cuda":

@@ -56,7 +56,7 @@ class Compiled(Stage):
 
     Attributes:
         inner: The step.
-        donate, steps, mode, backend, dynamic: As in `compile`.
+        donate, steps, mode, backend, dynamic, memory: As in `compile`.
     """
 
     outermost: ClassVar[bool] = True
@@ -67,6 +67,7 @@ class Compiled(Stage):
     mode: str = "default"
     backend: Any = static(default="inductor")
     dynamic: bool = False
+    memory: float = static(default=1.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", as_count(self.steps, "compile(steps=...)", 1))
@@ -74,6 +75,12 @@ class Compiled(Stage):
             raise ValueError(f'compile(mode=) is "default" or "max-autotune", got {self.mode!r}.')
         if not isinstance(self.dynamic, bool):
             raise TypeError(f"compile(dynamic=) is True or False, got {self.dynamic!r}.")
+        if isinstance(self.memory, bool) or not isinstance(self.memory, (int, float)):
+            raise TypeError(
+                f"compile(memory=) is a number from 0 to 1, got {self.memory!r}. {_SHARE}"
+            )
+        if not 0 <= self.memory <= 1:
+            raise ValueError(f"compile(memory=) is from 0 to 1, got {self.memory!r}. {_SHARE}")
 
     @property
     def kind(self) -> Kind:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -209,7 +216,9 @@ class Compiled(Stage):
         batch = short(x)
         which = "once for this shape" if varying is None else f"for all sizes of {varying}"
         self._say(f"fl.compile: compiling the step for a batch of {batch}, {which}")
-        build = functools.partial(Program, inputs, self.donate, self.mode, self.backend, varying)
+        build = functools.partial(
+            Program, inputs, self.donate, self.mode, self.backend, self.memory, varying
+        )
         start = time.perf_counter()
         try:
             with quiet(), Activity("compiling"):
@@ -236,6 +245,13 @@ class Compiled(Stage):
         return program
 
 
+_SHARE = (
+    "compile(memory=) is a number from 0 to 1, got {got!r}. It is the share of the memory of "
+    "forward and backward pass that the step may take at the peak: with 1 it keeps all "
+    "activations, with memory=0.5 it computes as many of them again as it takes to need half, "
+    "with 0 it needs the least that can be."
+)
+
 _FEWER = {
     False: "Pad the batches to a few shapes, or compile with dynamic=True",
     True: "The log fnloop.compile says why there is none for all sizes. Pad the batches to a few",
@@ -256,6 +272,7 @@ def compile(
     mode: Literal["default", "max-autotune"] = "default",
     backend: Any = "inductor",
     dynamic: bool = False,
+    memory: float = 1.0,
 ) -> Any:
     """Make one graph of a whole step: forward, backward, clipping, optimizer, averages, metrics.
 
@@ -287,8 +304,14 @@ def compile(
         dynamic: On the CPU, make the graph for the second shape for all sizes of the dimensions
             that have varied, where that can be. Which graph a batch gets then depends on the
             batches before it, so that a resumed run equals the other to rounding, not to the bit.
+        memory: The share, from 0 to 1, of the memory of forward and backward pass that the step may
+            take at the peak. Below 1, activations are computed again in the backward pass: what is
+            cheap first, matrix products and convolutions if that is not enough. With 0, or if
+            there is no way to the share, the step needs as little as can be. Random numbers are
+            the same, and so are the results but for rounding (to the bit with ``"aot_eager"``).
 
     Raises:
+        ValueError: `memory` is not from 0 to 1.
         CompileError: At the first call, if the step reads a tensor's value, or if the shape of a
             result or of random numbers depends on values.
 
@@ -317,6 +340,12 @@ def compile(
     ...     _ = varying(state, torch.ones(rows, 2))
     >>> varying.graphs
     2
+
+    Half of the memory for activations, for up to one more forward pass:
+
+    >>> less = compile(step, backend="aot_eager", memory=0.5)
+    >>> fl.tree_equal(less(state, batch)[0].params, b.params)
+    True
     """
     if isinstance(step, Compiled):
         raise TypeError("This step is compiled already.")
@@ -331,4 +360,4 @@ def compile(
         raise TypeError(
             f"compile takes a step; {step.describe()} is a callback, whose work is on numbers."
         )
-    return Compiled(step, donate, steps, mode, backend, dynamic)
+    return Compiled(step, donate, steps, mode, backend, dynamic, memory)

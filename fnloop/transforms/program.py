@@ -13,6 +13,7 @@ from torch import Tensor
 from fnloop._torch import graph, products, recurrent
 from fnloop._torch.draws import Maker, draw
 from fnloop._torch.fakes import fake_mode, without_values
+from fnloop._torch.recompute import recompute
 from fnloop._torch.references import storage_of
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.recorded import Inputs, Recorded
@@ -32,7 +33,7 @@ class Program:
 
     Args:
         inputs: What it is recorded from.
-        donate, mode, backend: As in `fl.compile`.
+        donate, mode, backend, memory: As in `fl.compile`.
         varying: Sizes of the batch that it is to be for all of.
 
     Attributes:
@@ -51,6 +52,7 @@ class Program:
         donate: bool,
         mode: str,
         backend: Any,
+        memory: float,
         varying: Varying | None = None,
     ) -> None:
         device = inputs.state.step.device
@@ -74,6 +76,8 @@ class Program:
         self._draws, self._positions = any(self._makers), recorded.positions
         self._structure, self._metrics = recorded.metrics
         self._calls: tuple[int, int] | None = None
+        if memory < 1:
+            recompute(recorded.graph, memory)
         if recorded.writes:
             self._order(recorded.graph, inputs.kept)
         else:
@@ -82,7 +86,7 @@ class Program:
         self._pick = itemgetter(*used) if len(used) > 1 else lambda given: [given[i] for i in used]
         operations = graph.operations_of(recorded.graph)
         self.operations = operations.total()
-        options = graph.options(device, mode, operations)
+        options = graph.options(device, mode, operations, memory)
         given = self._pick([*recorded.fakes, *recorded.drawn])
         with no_casting(device):  # the recorded graph holds the casts already
             self._run = graph.build(recorded.graph, given, backend, options)
@@ -106,8 +110,10 @@ class Program:
         everything = inputs + others
         if self._draws:
             everything += draw(self._makers, self._seeds(state), state.step.device)
+        given = list(self._pick(everything))
+        del everything  # so that the graph can free random numbers, once it has read them
         with no_casting(state.step.device), self._products(), self._mode():
-            results = self._run(list(self._pick(everything)))
+            results = self._run(given)
         for place, check in self._checks:
             if bool(results[place]) is not check.holds:
                 raise AssertionError(_FAILED.format(lines=check.lines))
