@@ -143,6 +143,10 @@ class NamedTensors(Mapping[str, Tensor]):
     def __tree_named__(self) -> Named:
         # Not the bound method `like`, which would hold these tensors as long as their outline is.
         layout, of = self.layout, type(self).of
+        if layout.mesh is not None:  # by name, what this rank has of each
+            return Named(
+                self.names, self.storages, lambda named: of(layout, [named[n] for n in layout.names])
+            )
         return Named(self.names, self.values(), lambda named: of(layout, layout.join(named)))
 
     def __reduce__(self) -> Any:

@@ -219,6 +219,8 @@ class Tensors(NoOperators, NamedTensors):
             norm = foreach.norm_of_small(self._storages)
         else:
             norm = foreach.norm(self._storages, bulk)
+        if self.layout.mesh is not None:
+            norm = self.layout.total(norm.double() ** 2).sqrt().to(norm.dtype)
         # Do not cache a norm that lost its graph under no_grad, nor one of memory that a donating
         # step may overwrite.
         if bulk and self.plain and not self.owned:
@@ -234,11 +236,17 @@ class Tensors(NoOperators, NamedTensors):
         """Like `all_finite`, but a Python bool on the CPU outside of transforms."""
         storages = self._storages
         if not self._bulk() or not storages or not storages[0].is_cpu:
-            return foreach.all_finite(storages)
+            return self._all(foreach.all_finite(storages))
         # A finite norm means finite values. The norm may overflow, so otherwise check the values.
         if math.isfinite(self.norm().item()):
             return True
-        return bool(foreach.all_finite([s.detach() for s in storages]))
+        return bool(self._all(foreach.all_finite([s.detach() for s in storages])))
+
+    def _all(self, flag: Tensor) -> Tensor:
+        """Whether a flag is true on all ranks that have a part of the tensors."""
+        if self.layout.mesh is None:
+            return flag
+        return self.layout.total((~flag).to(torch.float32)) == 0
 
     def fused(
         self,

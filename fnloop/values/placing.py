@@ -1,0 +1,113 @@
+"""Tensors divided among ranks, put together again, and summed over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnloop.dist.mesh import Mesh
+from fnloop.values.layouts import Separate
+from fnloop.values.shards import Shards, by_dtype
+from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
+
+
+def divided(tensors: Tensors, mesh: Mesh) -> Tensors:
+    """This rank's pieces of tensors that every rank has whole."""
+    if tensors.layout.mesh is not None:
+        return tensors
+    one = Separate(tensors.names, tensors.layout.pairs)
+    shapes = [t.shape for t in one.join(dict(tensors.items()))]
+    return Tensors.of(
+        layout := Shards(tensors.names, shapes, mesh, tensors.layout.pairs),
+        layout.join(dict(tensors.items())),
+    )
+
+
+def whole(tensors: Tensors) -> Tensors:
+    """The whole tensors, on every rank; all ranks must call it."""
+    layout = tensors.layout
+    if not isinstance(layout, Shards):
+        return tensors
+    return Tensors.of(Separate(layout.names, layout.pairs), layout.whole(tensors.peek_storages()))
+
+
+def scattered(tensors: Tensors, like: Tensors) -> Tensors:
+    """The sums over ranks, in the layout of `like`, which has the same names."""
+    layout = like.layout
+    assert isinstance(layout, Shards)
+    one = Separate(layout.names, layout.pairs)
+    return Tensors.of(layout, layout.scatter(one.join(dict(tensors.items()))))
+
+
+def summed(tensors: Tensors, mesh: Mesh) -> Tensors:
+    """The sums over ranks, on every rank; one reduction for each dtype."""
+    if mesh.data == 1:
+        return tensors
+    storages = tensors.storages
+    found: list[Tensor] = list(storages)
+    for places in by_dtype(storages):
+        flat = mesh.sum(torch.cat([storages[i].reshape(-1) for i in places]))
+        parts = flat.split([storages[i].numel() for i in places])
+        for i, part in zip(places, parts, strict=True):
+            found[i] = part.reshape(storages[i].shape)
+    return Tensors.of(tensors.layout, found)
+
+
+def gathered(tensors: Tensors, mesh: Mesh) -> list[Tensors]:
+    """The tensors of each rank, in order; one gather for each dtype."""
+    if mesh.data == 1:
+        return [tensors]
+    storages = tensors.storages
+    found = [list(storages) for _ in range(mesh.data)]
+    for places in by_dtype(storages):
+        rows = mesh.gather(torch.cat([storages[i].reshape(-1) for i in places]))
+        for own, row in zip(found, rows, strict=True):
+            parts = row.split([storages[i].numel() for i in places])
+            for i, part in zip(places, parts, strict=True):
+                own[i] = part.reshape(storages[i].shape)
+    return [Tensors.of(tensors.layout, own) for own in found]
+
+
+def map_params(f: Any, tree: Any, shapes: Mapping[str, Any]) -> Any:
+    """Apply `f` to each `Tensors` in a state's slots that has a value for each of a parameter's."""
+    if isinstance(tree, Tensors):
+        return f(tree) if _is_of(tree, shapes) else tree
+    if isinstance(tree, dict):
+        return {key: map_params(f, value, shapes) for key, value in tree.items()}
+    return tree
+
+
+def _is_of(tensors: Tensors, shapes: Mapping[str, Any]) -> bool:
+    layout = tensors.layout
+    if isinstance(layout, Shards):
+        return True
+    return bool(tensors.names) and all(
+        [shapes.get(name) == tensor.shape for name, tensor in tensors.items()]
+    )
+
+
+def place_state(state: State, mesh: Mesh) -> State:
+    """The state with its parameters, and what is kept for each of their values, divided."""
+    state = whole_state(state)
+    if mesh.data == 1:
+        return state
+    shapes = {name: p.shape for name, p in state.params.items()}
+    return state.replace(
+        params=divided(state.params, mesh),
+        slots=map_params(lambda tensors: divided(tensors, mesh), state.slots, shapes),
+    )
+
+
+def whole_state(state: State) -> State:
+    """The state as one process has it; all ranks must call it."""
+    if state.params.layout.mesh is None:
+        return state
+    return state.replace(
+        params=whole(state.params), slots=map_params(whole, state.slots, {})
+    )
+
+
