@@ -94,6 +94,11 @@ class NamedTensors(Mapping[str, Tensor]):
         return self.layout.index.keys()
 
     def values(self) -> Storages:  # type: ignore[override]  # pyright: ignore
+        if self.layout.mesh is not None:
+            raise RuntimeError(
+                f"These tensors are divided among {self.layout.mesh.data} ranks, and this one has "
+                "only a piece of each. To read whole tensors, call fl.gather(state) on every rank."
+            )
         self.seen = True
         return self.peek()
 
