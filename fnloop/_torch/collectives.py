@@ -33,9 +33,7 @@ def gathered(tensor: Tensor, group: Any) -> Tensor:
 
 def scattered(tensor: Tensor, group: Any) -> Tensor:
     """This rank's row of the sum over ranks; `tensor` has a row for each."""
-    out = _ops.reduce_scatter_tensor(
-        tensor.reshape(-1), "sum", group.size(), group.group_name
-    )
+    out = _ops.reduce_scatter_tensor(tensor.reshape(-1), "sum", group.size(), group.group_name)
     return _ops.wait_tensor(out).reshape(tensor.shape[1:])
 
 

@@ -1,8 +1,14 @@
-"""What the ranks tell one another before they exchange tensors: that all are well, and alike."""
+"""What ranks tell one another between the exchanges of tensors: that all are well, and alike.
+
+All of it passes through one gate. A rank that fails goes to the gate to say so; wherever the others
+go through it next, they learn of it, and nobody waits for a rank that will not come.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import zlib
+from collections.abc import Sequence
 
 import torch
 
@@ -15,50 +21,64 @@ class RankError(RuntimeError):
     """Another rank has failed, or does something else than this one.
 
     Attributes:
-        ranks: Those ranks.
+        ranks: Those ranks, if it is known.
     """
 
-    def __init__(self, message: str, ranks: list[int]) -> None:
+    def __init__(self, message: str, ranks: Sequence[int] = ()) -> None:
         super().__init__(message)
-        self.ranks = ranks
+        self.ranks = tuple(ranks)
 
 
-def same_on_all(mesh: Mesh, outline: str, error: BaseException | None = None) -> bool:
-    """Whether all ranks have the same outline. Every rank calls it, a failed one too.
+def gate(mesh: Mesh, outline: str = "", flags: int = 0) -> tuple[bool, list[int]]:
+    """Whether all ranks have the same outline; and the flags of all, in order.
 
-    Args:
-        mesh: The ranks.
-        outline: What this rank is about to exchange.
-        error: What this rank has failed with; it is raised here, and a `RankError` elsewhere.
+    Every rank calls it. An outline says what this rank is about to exchange.
 
     Raises:
-        RankError: Another rank has failed; the message is that rank's.
+        RankError: A rank has failed; with its message.
     """
-    mine = _FAILED if error is not None else zlib.crc32(outline.encode())
-    codes = mesh.gather(torch.tensor([mine], device="cpu")).flatten().tolist()
+    if mesh.data == 1:
+        return True, [flags]
+    codes, found = _exchanged(mesh, zlib.crc32(outline.encode()), flags)
     failed = [rank for rank, code in enumerate(codes) if code == _FAILED]
     if failed:
-        said = mesh.exchange("" if error is None else f"{type(error).__name__}: {error}")
-        if error is not None:
-            raise error
-        first = failed[0]
-        others = f" (and ranks {', '.join(map(str, failed[1:]))})" if failed[1:] else ""
+        first, said = failed[0], mesh.exchange("")
+        others = f" (ranks {', '.join(map(str, failed[1:]))} too)" if failed[1:] else ""
         raise RankError(
-            f"Rank {first} of {mesh.data} has failed{others}, so all ranks end: {said[first]}",
+            f"Rank {first} of {mesh.data} has failed{others}, so all ranks end. {said[first]}",
             failed,
         )
-    return len(set(codes)) == 1
+    return len(set(codes)) == 1, found
 
 
-def first_difference(mesh: Mesh, outline: list[str]) -> str | None:
+def leave(mesh: Mesh, error: BaseException) -> None:
+    """Tell the other ranks of an error, before it is raised here: at the gate they go to next.
+
+    An error that they know of already is not told again.
+    """
+    if mesh.data == 1 or isinstance(error, RankError) or getattr(error, "told_ranks", False):
+        return
+    with contextlib.suppress(AttributeError):  # it allows no attributes
+        error.told_ranks = True  # type: ignore[attr-defined]
+    with contextlib.suppress(Exception):  # the others are gone
+        _exchanged(mesh, _FAILED, 0)
+        mesh.exchange(f"{type(error).__name__}: {error}")
+
+
+def _exchanged(mesh: Mesh, code: int, flags: int) -> tuple[list[int], list[int]]:
+    codes, found = mesh.gather(torch.tensor([code, flags], device="cpu")).unbind(1)
+    return codes.tolist(), found.tolist()
+
+
+def first_difference(mesh: Mesh, outline: Sequence[str]) -> str | None:
     """Where the outlines of the ranks differ, line by line; None if they are equal."""
-    every = mesh.exchange(outline)
-    for rank, theirs in enumerate(every):
-        for here, there in zip(every[0], theirs, strict=False):
+    first, *others = mesh.exchange(list(outline))
+    for rank, theirs in enumerate(others, 1):
+        for here, there in zip(first, theirs, strict=False):
             if here != there:
-                return f"rank 0 has {here}; rank {rank} has {there}"
-        if len(theirs) != len(every[0]):
-            longer, more = (0, every[0]) if len(every[0]) > len(theirs) else (rank, theirs)
-            short = min(len(theirs), len(every[0]))
-            return f"only rank {longer} has {more[short]}"
+                return f"rank 0 has {here}, and rank {rank} has {there}"
+        if len(theirs) > len(first):
+            return f"only rank {rank} has {theirs[len(first)]}"
+        if len(theirs) < len(first):
+            return f"rank {rank} lacks {first[len(theirs)]}"
     return None

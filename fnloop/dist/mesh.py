@@ -15,9 +15,6 @@ from fnloop._torch import collectives
 
 T = TypeVar("T")
 
-TIMEOUT = datetime.timedelta(minutes=10)
-"""How long a rank waits for the others; a first call compiles meanwhile."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
@@ -62,7 +59,7 @@ class Mesh:
         return f"mesh(data={self.data})"
 
 
-def mesh(data: int | None = None) -> Mesh:
+def mesh(data: int | None = None, timeout: float = 600.0) -> Mesh:
     """The processes that train together.
 
     Under ``torchrun`` it joins the process group, if the program has not: with gloo for tensors on
@@ -71,6 +68,7 @@ def mesh(data: int | None = None) -> Mesh:
 
     Args:
         data: Ranks among which each batch is divided; default all processes.
+        timeout: Seconds that a rank waits for the others, which may have to compile meanwhile.
 
     Raises:
         ValueError: The number of processes is another.
@@ -80,7 +78,7 @@ def mesh(data: int | None = None) -> Mesh:
     """
     if not collectives.started() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
     there = dist.get_world_size() if collectives.started() else 1
     wanted = there if data is None else data
     if wanted != there:

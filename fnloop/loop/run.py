@@ -13,14 +13,16 @@ import torch
 from fnloop._torch.process_wide import inside, leave_all
 from fnloop.data.bundle import Data
 from fnloop.data.sources import Source, as_source
+from fnloop.dist.mesh import Mesh
 from fnloop.effects.effect import Effect, Run
 from fnloop.loop.at_exit import AtExit
 from fnloop.loop.callbacks import init_callbacks, sort
-from fnloop.loop.checks import check_result, check_sent, check_slots, outline
+from fnloop.loop.checks import check_ranks, check_result, check_sent, check_slots, outline
 from fnloop.loop.closing import Closing
 from fnloop.loop.interrupt import Interrupt, interrupt_in
 from fnloop.loop.limits import Limits
 from fnloop.loop.newest import Newest, calls_of
+from fnloop.loop.ranks import Ranks
 from fnloop.loop.skipped import SkipWatch
 from fnloop.loop.together import Merged, Together
 from fnloop.loop.validate import last_validation, not_due
@@ -103,6 +105,9 @@ def run(
     stages, effects = sort(callbacks, step)
     source = as_source(data.train if isinstance(data, Data) else data)
     limits = Limits(Cursor.of(state.cursor), steps, epochs, seconds)
+    mesh: Mesh = getattr(step, "mesh", None) or Mesh()
+    stages = [callback.over(mesh) for callback in stages]
+    effects = [each for each in effects if mesh.rank == 0 or each.ranks == "all"]
     about = Run(
         step=step,
         state=state,
@@ -124,7 +129,8 @@ def run(
     for effect in effects:
         effect.check_run(about)
     at_exit = AtExit()
-    loop = _loop(step, state, source, limits, stages, effects, about, at_exit)
+    check_ranks(mesh, step, state, about)
+    loop = _loop(step, state, source, limits, stages, effects, about, at_exit, mesh)
     at_exit.watch(loop)
     return loop
 
@@ -138,6 +144,7 @@ def _loop(
     effects: Sequence[Effect],
     about: Run,
     at_exit: AtExit,
+    mesh: Mesh,
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     status, first = "failed", True
     interrupt = interrupt_in(stages)
@@ -148,6 +155,7 @@ def _loop(
     keeping: Any = getattr(step, "keeping", step)  # for where a callback may yet fail
     newest = Newest(about)
     together = Together(step, stages, effects, skips, newest)
+    ranks = Ranks(mesh, interrupt, limits, effects)
     try:
         try:
             batches = closing.read(source.iterate(cursor, int(state.key)))
@@ -156,6 +164,7 @@ def _loop(
             at_exit.begin()
             limits.begin()
             while True:
+                draw = ranks.turn(cursor, functools.partial(_drawn, batches, interrupt))
                 if limits.reached(cursor, effects):
                     status, about.reason = limits.outcome()
                     if reason := skips.outcome(state, metrics, batch, cursor):
@@ -164,7 +173,7 @@ def _loop(
                 if interrupt.came:  # after the callbacks, which ask for a stop themselves
                     status, about.reason = "interrupted", interrupt.reason
                     break
-                drawn = _drawn(batches, interrupt)
+                drawn = draw()
                 if drawn is None and not interrupt.came:  # an iterator that ends
                     status = limits.ended_early(cursor)
                     break
@@ -178,8 +187,8 @@ def _loop(
                 if together.steps == 1:
                     call, result = None, now(state, batch)
                 else:
-                    draw = functools.partial(_following, batches, interrupt, limits, effects)
-                    call, result = together.go(state, cursor, batch, None if first else draw)
+                    rest = functools.partial(_following, batches, interrupt, limits, effects)
+                    call, result = together.go(state, cursor, batch, None if first else rest)
                     cursor, batch = call.cursor, call.batch
                 if before is not None:
                     check_result(step, before, result)
@@ -250,6 +259,7 @@ def _loop(
             if not seeding:
                 leave_all()
             set_training(mode)
+            ranks.leave(error)
             newest.recover()
             attach_state(error, about.state)
             raise

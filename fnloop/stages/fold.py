@@ -14,9 +14,8 @@ from fnloop.trees.nodes import static, tree
 from fnloop.values.contribution import Contribution, agreed, merged_buffers
 from fnloop.values.grads import Grads
 from fnloop.values.merging import merge
-from fnloop.values.placing import gathered, place_state, scattered, summed, whole
+from fnloop.values.placing import check_same, gathered, place_state, scattered, summed, whole
 from fnloop.values.state import State
-
 
 PLANS = {"replicate": False, "zero2": True}
 """The plans, and whether each divides the state among the ranks."""
@@ -102,9 +101,7 @@ class Fold(GradStage):
             grads = grads.replace(mean=placed.like(grads.mean))
         return grads, every
 
-    def _agreed(
-        self, state: State, first: int, parts: Sequence[Any], mine: range
-    ) -> Contribution:
+    def _agreed(self, state: State, first: int, parts: Sequence[Any], mine: range) -> Contribution:
         """The gradients of some micro-batches; without any, of one that counts for nothing."""
 
         def gradients(start: State) -> Iterator[Grads]:
@@ -123,6 +120,8 @@ class Fold(GradStage):
         return agreed(self.mesh, contribution, params)
 
     def placed(self, state: State) -> State:
+        if self.mesh.data > 1:
+            check_same(self.mesh, state)
         return place_state(state, self.mesh) if PLANS[self.plan] else state
 
     def describe(self) -> str:

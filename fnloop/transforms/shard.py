@@ -87,8 +87,8 @@ def _folded(stage: Any, mesh: Mesh, plan: str, canonical: bool) -> Any:
 def place(state: State, mesh: Mesh, plan: str = "replicate") -> State:
     """Divide a state's tensors among the ranks of `mesh`, as `plan` says.
 
-    ``step.init(...)`` of a sharded step does so by itself. Every rank calls it with the whole state,
-    or with one that is divided already.
+    ``step.init(...)`` of a sharded step does so by itself. Every rank calls it, with the whole
+    state or with one that is divided already.
 
     Args:
         state: The state.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.tracing import opaque
-from fnloop.dist.agreement import RankError, first_difference, same_on_all
+from fnloop.dist.agreement import RankError, first_difference, gate, leave
 from fnloop.dist.bits import from_bits, to_bits
 from fnloop.dist.mesh import Mesh
 from fnloop.trees.nodes import tree_leaves, tree_map
@@ -91,17 +91,16 @@ def agreed(mesh: Mesh, make: Callable[[], Contribution], params: Tensors) -> Con
     try:
         own = make()
     except Exception as error:
-        same_on_all(mesh, "", error)
+        leave(mesh, error)
         raise
     names, outline = own.grads.mean.names, own.outline()
-    if same_on_all(mesh, repr((names, outline))):
+    if gate(mesh, repr((names, outline)))[0]:
         return own
     if difference := first_difference(mesh, outline):
         raise RankError(
             f"The ranks report different things in one step: {difference}. Every rank runs the "
             "same program: metrics and buffers must not depend on the rank, nor on its part of "
-            "the batch.",
-            [],
+            "the batch."
         )
     reached = {name for each in mesh.exchange(names) for name in each}
     everywhere = params.select([name for name in params if name in reached]).wide().zeros()

@@ -150,7 +150,9 @@ class NamedTensors(Mapping[str, Tensor]):
         layout, of = self.layout, type(self).of
         if layout.mesh is not None:  # by name, what this rank has of each
             return Named(
-                self.names, self.storages, lambda named: of(layout, [named[n] for n in layout.names])
+                self.names,
+                self.storages,
+                lambda named: of(layout, [named[n] for n in layout.names]),
             )
         return Named(self.names, self.values(), lambda named: of(layout, layout.join(named)))
 

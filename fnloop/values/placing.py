@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fnloop.dist.agreement import RankError, first_difference
 from fnloop.dist.mesh import Mesh
+from fnloop.trees.named import by_name
+from fnloop.trees.paths import tree_items
+from fnloop.trees.show import short
 from fnloop.values.layouts import Separate
 from fnloop.values.shards import Shards, by_dtype
 from fnloop.values.state import State
@@ -90,6 +95,32 @@ def _is_of(tensors: Tensors, shapes: Mapping[str, Any]) -> bool:
     )
 
 
+def check_same(mesh: Mesh, state: State) -> None:
+    """Check that all ranks have the same state, but for what is divided among them."""
+    if difference := first_difference(mesh, _digests(state)):
+        raise RankError(
+            f"The ranks have different states: {difference}. Every rank begins with the same: "
+            "build the model in a function, step.init(lambda: Net(), seed=0), or call "
+            "torch.manual_seed(0) before; and load the same checkpoint on all."
+        )
+
+
+def _digests(state: State) -> list[str]:
+    """A line for each tensor that every rank has whole, with a digest of its values."""
+    if state.params.layout.mesh is not None:
+        return []
+    return [
+        f"{path} {short(leaf)} with the digest {zlib.crc32(_bytes(leaf)):08x}"
+        for path, leaf in tree_items(by_name(state))
+        if not leaf.is_meta
+    ]
+
+
+def _bytes(tensor: Tensor) -> Any:
+    flat = tensor.detach().to("cpu").resolve_conj().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy()
+
+
 def place_state(state: State, mesh: Mesh) -> State:
     """The state with its parameters, and what is kept for each of their values, divided."""
     state = whole_state(state)
@@ -106,8 +137,4 @@ def whole_state(state: State) -> State:
     """The state as one process has it; all ranks must call it."""
     if state.params.layout.mesh is None:
         return state
-    return state.replace(
-        params=whole(state.params), slots=map_params(whole, state.slots, {})
-    )
-
-
+    return state.replace(params=whole(state.params), slots=map_params(whole, state.slots, {}))

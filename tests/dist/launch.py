@@ -1,0 +1,46 @@
+"""Run a file of scenarios on several ranks, and collect what happened on each."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: Path, ranks: int, *arguments: str, seconds: float = 300, **env: str):
+    """Start `script` by torchrun on `ranks` ranks; the finished process."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*launcher, f"--nproc-per-node={ranks}", str(script), *arguments],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            **env,
+        },
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+@functools.cache
+def outcomes(script: Path, ranks: int) -> dict[str, list[str]]:
+    """What each scenario of a script raised on each rank; an empty text where all was right.
+
+    One launch runs them all, since it takes seconds.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        done = run(script, ranks, folder)
+        files = sorted(Path(folder).glob("rank-*.json"))
+        assert len(files) == ranks, done.stdout + done.stderr
+        every = [json.loads(file.read_text()) for file in files]
+    return {name: [own.get(name, "it did not run") for own in every] for name in every[0]}
