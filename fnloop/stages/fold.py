@@ -14,7 +14,7 @@ from fnloop.trees.nodes import static, tree
 from fnloop.values.contribution import Contribution, agreed, merged_buffers
 from fnloop.values.grads import Grads
 from fnloop.values.merging import merge
-from fnloop.values.placing import check_same, gathered, place_state, scattered, summed, whole
+from fnloop.values.placing import check_same, gathered, place_state, scattered, summed
 from fnloop.values.state import State
 
 PLANS = {"replicate": False, "zero2": True}
@@ -116,7 +116,7 @@ class Fold(GradStage):
             found = Contribution.of(grads, state.buffers, after.buffers)
             return found if mine else found.nothing()
 
-        after, params = state, whole(state.params)
+        after, params = state, state.params.whole()
         return agreed(self.mesh, contribution, params)
 
     def placed(self, state: State) -> State:

@@ -52,6 +52,14 @@ class Layout:
         """Build the storages from tensors given by name."""
         raise NotImplementedError
 
+    def whole(self, storages: Storages) -> Storages:
+        """The whole tensors, as they are stored; all ranks call it."""
+        return storages
+
+    def outlines(self, storages: Storages) -> Storages | None:
+        """Tensors of the shapes and dtypes of the whole ones; None if those are there."""
+        return None
+
     def total(self, value: Tensor) -> Tensor:
         """The sum of a number over the ranks among which the tensors are divided."""
         return value

@@ -105,6 +105,11 @@ class NamedTensors(Mapping[str, Tensor]):
     def items(self) -> tuple[tuple[str, Tensor], ...]:  # type: ignore[override]  # pyright: ignore
         return tuple(zip(self.layout.names, self.values(), strict=True))
 
+    def outlines(self) -> tuple[tuple[str, Tensor], ...]:
+        """Names, each with a tensor whose shape and dtype count, but not its values."""
+        found = self.layout.outlines(self._storages)
+        return self.items() if found is None else tuple(zip(self.names, found, strict=True))
+
     @property
     def storages(self) -> Storages:
         """The storages."""

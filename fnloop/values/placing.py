@@ -32,14 +32,6 @@ def divided(tensors: Tensors, mesh: Mesh) -> Tensors:
     )
 
 
-def whole(tensors: Tensors) -> Tensors:
-    """The whole tensors, on every rank; all ranks must call it."""
-    layout = tensors.layout
-    if not isinstance(layout, Shards):
-        return tensors
-    return Tensors.of(Separate(layout.names, layout.pairs), layout.whole(tensors.peek_storages()))
-
-
 def scattered(tensors: Tensors, like: Tensors) -> Tensors:
     """The sums over ranks, in the layout of `like`, which has the same names."""
     layout = like.layout
@@ -77,22 +69,23 @@ def gathered(tensors: Tensors, mesh: Mesh) -> list[Tensors]:
     return [Tensors.of(tensors.layout, own) for own in found]
 
 
-def map_params(f: Any, tree: Any, shapes: Mapping[str, Any]) -> Any:
-    """Apply `f` to each `Tensors` in a state's slots that has a value for each of a parameter's."""
+def map_divided(f: Any, tree: Any) -> Any:
+    """Apply `f` to each `Tensors` in a tree of dicts that is divided among ranks."""
     if isinstance(tree, Tensors):
-        return f(tree) if _is_of(tree, shapes) else tree
+        return tree if tree.layout.mesh is None else f(tree)
     if isinstance(tree, dict):
-        return {key: map_params(f, value, shapes) for key, value in tree.items()}
+        return {key: map_divided(f, value) for key, value in tree.items()}
     return tree
 
 
-def _is_of(tensors: Tensors, shapes: Mapping[str, Any]) -> bool:
-    layout = tensors.layout
-    if isinstance(layout, Shards):
-        return True
-    return bool(tensors.names) and all(
-        [shapes.get(name) == tensor.shape for name, tensor in tensors.items()]
-    )
+def _divided_in(tree: Any, mesh: Mesh, shapes: Mapping[str, Any]) -> Any:
+    """A slot in which each `Tensors` with a value for each of a parameter's is divided."""
+    if isinstance(tree, Tensors):
+        own = all([shapes.get(name) == t.shape for name, t in tree.items()])
+        return divided(tree, mesh) if own and tree.names else tree
+    if isinstance(tree, dict):
+        return {key: _divided_in(value, mesh, shapes) for key, value in tree.items()}
+    return tree
 
 
 def check_same(mesh: Mesh, state: State) -> None:
@@ -129,7 +122,7 @@ def place_state(state: State, mesh: Mesh) -> State:
     shapes = {name: p.shape for name, p in state.params.items()}
     return state.replace(
         params=divided(state.params, mesh),
-        slots=map_params(lambda tensors: divided(tensors, mesh), state.slots, shapes),
+        slots=_divided_in(state.slots, mesh, shapes),
     )
 
 
@@ -137,4 +130,4 @@ def whole_state(state: State) -> State:
     """The state as one process has it; all ranks must call it."""
     if state.params.layout.mesh is None:
         return state
-    return state.replace(params=whole(state.params), slots=map_params(whole, state.slots, {}))
+    return state.replace(params=state.params.whole(), slots=map_divided(Tensors.whole, state.slots))

@@ -92,6 +92,13 @@ class Shards(Layout):
                 found[i] = piece[: max(0, min(self.sizes[i], left))].clone()
         return tuple(found)
 
+    def outlines(self, storages: Storages) -> Storages:
+        found: list[Tensor] = []
+        for name, shape, piece in zip(self.names, self.shapes, storages, strict=True):
+            one = torch.empty(shape, dtype=piece.dtype, device="meta")
+            found.append(torch.view_as_complex(one) if name in self.pairs else one)
+        return tuple(found)
+
     def total(self, value: Tensor) -> Tensor:
         return self.mesh.sum(value)
 

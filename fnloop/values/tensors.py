@@ -82,6 +82,14 @@ class Tensors(NoOperators, NamedTensors):
         """Move to a device."""
         return self._new(tuple([s.to(device) for s in self.storages]))
 
+    def whole(self) -> Tensors:
+        """The whole tensors: gathered if they are divided among ranks, which all must call it."""
+        layout = self.layout
+        if layout.mesh is None:
+            return self
+        one = Separate(layout.names, layout.pairs)
+        return Tensors.of(one, layout.whole(self._storages))
+
     def clone(self) -> Tensors:
         """Copy every tensor."""
         return self.made(foreach.clone(self._storages, self._bulk()))
@@ -205,7 +213,7 @@ class Tensors(NoOperators, NamedTensors):
         >>> Tensors({"w": torch.ones(2, 2)}).map_named(lambda w: w.sum() * w)["w"][0]
         tensor([4., 4.])
         """
-        named = [dict(other.items()) for other in (self, *others)]
+        named = [dict(other.whole().items()) for other in (self, *others)]
         return self.like({n: function(*[tensors[n] for tensors in named]) for n in self.names})
 
     # Reductions over all values.

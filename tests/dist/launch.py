@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import os
@@ -44,3 +45,13 @@ def outcomes(script: Path, ranks: int) -> dict[str, list[str]]:
         assert len(files) == ranks, done.stdout + done.stderr
         every = [json.loads(file.read_text()) for file in files]
     return {name: [own.get(name, "it did not run") for own in every] for name in every[0]}
+
+
+def scenarios(script: Path) -> list[str]:
+    """The names of a script's scenarios, without running it."""
+    tree = ast.parse(script.read_text())
+    return [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and _is_scenario(n)]
+
+
+def _is_scenario(function: ast.FunctionDef) -> bool:
+    return any([isinstance(d, ast.Name) and d.id == "scenario" for d in function.decorator_list])

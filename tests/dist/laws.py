@@ -96,7 +96,7 @@ PLANS = ("replicate", "zero2")
 
 @scenario
 def k_ranks_are_accumulate_k(mesh):
-    for name, kind in KINDS.items():
+    for kind in KINDS.values():
         amp, model = kind.get("amp"), kind.get("model", lambda: Net())
         for m in (1, 2):
             one = trained(pipeline(m * mesh.data, amp), model, data(*kind.get("batches", ())))
