@@ -115,8 +115,11 @@ class Stage:
         """The state, placed as this stage wants it: divided among the ranks of a mesh."""
         return state
 
-    mesh: Mesh | None = None
-    """The ranks that call it together; None if it does not know of others."""
+    @property
+    def mesh(self) -> Mesh | None:
+        """The ranks that call it together; None if there is no `fl.shard` in it."""
+        inner = getattr(self, "inner", None)
+        return inner.mesh if isinstance(inner, Stage) else None
 
     def taken_back(self, memory: Any) -> Any:
         """The part of its memory that `fl.guard` restores when it undoes a step.

@@ -41,10 +41,10 @@ def outcomes(script: Path, ranks: int) -> dict[str, list[str]]:
     """
     with tempfile.TemporaryDirectory() as folder:
         done = run(script, ranks, folder)
-        files = sorted(Path(folder).glob("rank-*.json"))
-        assert len(files) == ranks, done.stdout + done.stderr
-        every = [json.loads(file.read_text()) for file in files]
-    return {name: [own.get(name, "it did not run") for own in every] for name in every[0]}
+        every = [Path(folder, f"rank-{rank}.json") for rank in range(ranks)]
+        found = [json.loads(file.read_text()) if file.exists() else {} for file in every]
+    lost = f"it did not end:\n{done.stdout}{done.stderr}"
+    return {name: [own.get(name, lost) for own in found] for name in scenarios(script)}
 
 
 def scenarios(script: Path) -> list[str]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fnloop as fl
+from fnloop.trees.paths import tree_items
 from tests.dist.scenario import main, scenario
 
 
@@ -63,7 +64,7 @@ def assert_close(one, many, atol=1e-6):
     """Both runs ended with the same states and metrics, to rounding."""
     (a, numbers), (b, others) = one, many
     assert fl.tree_paths(a) == fl.tree_paths(b)
-    for path, x, y in zip(fl.tree_paths(a), fl.tree_leaves(a), fl.tree_leaves(b), strict=True):
+    for (path, x), (_, y) in zip(tree_items(a), tree_items(b), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=atol, msg=lambda m, p=path: f"{p}: {m}")
     assert_numbers(numbers, others)
 
@@ -78,7 +79,7 @@ def assert_numbers(one, many, rtol=1e-5):
 
 def assert_same_everywhere(mesh, value):
     """All ranks have the same bits."""
-    text = repr([leaf.tolist() for leaf in fl.tree_leaves(value)])
+    text = repr([leaf.tolist() for _, leaf in tree_items(value)])
     assert len(set(mesh.exchange(text))) == 1
 
 
@@ -125,6 +126,85 @@ def canonical_merges_batch_statistics_alike_on_any_number_of_ranks(mesh):
     alone = fl.shard(pipeline(4), type(mesh)(1), reduce="canonical")
     one, _ = trained(alone, lambda: Net(norm=True), data(48, 16))
     assert one == many, fl.tree_diff(one, many)
+
+
+@scenario
+def every_stage(mesh):
+    @fl.tree
+    class Noise(fl.GradStage):
+        wraps = "grad"
+        inner: object
+
+        def __call__(self, state, x):
+            state, grads = self.inner(state, x)
+            with fl.randomness(state, "noise"):
+                scale = 1 + 0.1 * torch.rand(())
+            return state, grads.replace(mean=grads.mean.scale(scale))
+
+    def step(k):
+        return fl.pipe(
+            loss,
+            fl.grad,
+            *([fl.accumulate(k)] if k > 1 else []),
+            fl.amp("fp16", init_scale=2.0**10),
+            Noise,
+            fl.update(fl.optim.adamw(fl.schedules.linear(1e-2, 1e-3, steps=10))),
+            fl.ema(fl.schedules.linear(0.5, 0.9, steps=5)),
+            fl.guard(fl.spike("loss", sigmas=0.5, warmup=3)),
+            fl.guard(fl.nonfinite(), name="second"),
+        )
+
+    one = trained(step(mesh.data), lambda: Net(drop=0.2))
+    for plan in PLANS:
+        many = trained(fl.shard(step(1), mesh, plan), lambda: Net(drop=0.2))
+        assert_close(one, many)
+        assert_same_everywhere(mesh, many[0])
+
+
+@scenario
+def the_loop_with_all_its_callbacks(mesh):
+    def run(step, **also):
+        state = step.init(lambda: Net(), seed=3)
+        callbacks = [
+            fl.every(1, fl.validate(loss, data(23, 4)), unit="epoch"),
+            fl.every(1, fl.validate(loss, data(23, 4), name="ema", params="ema"), unit="epoch"),
+            fl.every(1, fl.early_stopping("val/loss", patience=1, min_delta=0.02), unit="epoch"),
+            fl.effect(lambda state, metrics: seen.append(int(state.step))),
+        ]
+        state, history = fl.fit(step, state, data(), epochs=30, callbacks=callbacks, **also)
+        return fl.gather(state), history
+
+    seen = []
+    _, before = run(pipeline(mesh.data))
+    assert before.status == "stopped"
+    for plan in PLANS:
+        seen = []
+        many, history = run(fl.shard(pipeline(), mesh, plan))
+        assert (history.status, history.reason) == (before.status, before.reason)
+        assert len(history) == len(before)
+        for name in ("loss", "val/loss", "ema/loss", "val/accuracy", "val/top"):
+            torch.testing.assert_close(
+                torch.tensor(history[name]), torch.tensor(before[name]), rtol=1e-5, atol=1e-6
+            )
+        assert len(seen) == (int(many.step) if mesh.rank == 0 else 0)
+        final = fl.evaluate(loss, many, data(23, 4), mesh=mesh)
+        again = fl.evaluate(loss, many, data(23, 4))
+        assert final.keys() == again.keys()
+        assert all(abs(final[name] - again[name]) < 1e-6 for name in final)
+        assert len(set(mesh.exchange(repr(final)))) == 1
+
+
+@scenario
+def compiled_in_one_graph(mesh):
+    one = trained(pipeline(mesh.data, "fp16"), lambda: Net(drop=0.2), data(40, 10))
+    for plan in PLANS:
+        step = fl.compile(
+            fl.shard(pipeline(1, "fp16"), mesh, plan), donate=True, backend="aot_eager"
+        )
+        many = trained(step, lambda: Net(drop=0.2), data(40, 10))
+        assert_close(one, many)
+        assert step.graphs == 1
+        assert_same_everywhere(mesh, many[0])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import fnloop as fl
+from fnloop.dist.agreement import gate, leave
 
 SCENARIOS = {}
 
@@ -24,12 +25,14 @@ def main() -> None:
     """Run all scenarios, and write what each raised."""
     torch.set_num_threads(1)
     mesh, found = fl.mesh(timeout=60), {}
-    for name, function in SCENARIOS.items():
+    chosen = sys.argv[2:] or SCENARIOS
+    for name, function in [(name, SCENARIOS[name]) for name in chosen]:
         try:
             function(mesh)
+            gate(mesh)
             found[name] = ""
-        except Exception:
+        except Exception as error:
             found[name] = traceback.format_exc()
-        if any(mesh.exchange(found[name])):
-            found[name] = found[name] or "another rank failed"
-    Path(sys.argv[1], f"rank-{mesh.rank}.json").write_text(json.dumps(found))
+            leave(mesh, error)
+        # After each, in case the next one ends the process.
+        Path(sys.argv[1], f"rank-{mesh.rank}.json").write_text(json.dumps(found))
