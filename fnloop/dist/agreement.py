@@ -13,41 +13,29 @@ from collections.abc import Sequence
 import torch
 
 from fnloop.dist.mesh import Mesh
+from fnloop.dist.whereabouts import RankError, come_to, failure, note_failure
 
 _FAILED = -1
 
 
-class RankError(RuntimeError):
-    """Another rank has failed, or does something else than this one.
-
-    Attributes:
-        ranks: Those ranks, if it is known.
-    """
-
-    def __init__(self, message: str, ranks: Sequence[int] = ()) -> None:
-        super().__init__(message)
-        self.ranks = tuple(ranks)
-
-
-def gate(mesh: Mesh, outline: str = "", flags: int = 0) -> tuple[bool, list[int]]:
+def gate(
+    mesh: Mesh, name: str, outline: str = "", flags: int = 0
+) -> tuple[bool, list[int]]:
     """Whether all ranks have the same outline; and the flags of all, in order.
 
-    Every rank calls it. An outline says what this rank is about to exchange.
+    Every rank calls it. An outline says what this rank is about to exchange; `name` says it to
+    people, if a rank does not come.
 
     Raises:
         RankError: A rank has failed; with its message.
     """
     if mesh.data == 1:
         return True, [flags]
+    come_to(name)
     codes, found = _exchanged(mesh, zlib.crc32(outline.encode()), flags)
     failed = [rank for rank, code in enumerate(codes) if code == _FAILED]
     if failed:
-        first, said = failed[0], mesh.exchange("")
-        others = f" (ranks {', '.join(map(str, failed[1:]))} too)" if failed[1:] else ""
-        raise RankError(
-            f"Rank {first} of {mesh.data} has failed{others}, so all ranks end. {said[first]}",
-            failed,
-        )
+        raise RankError(failure(mesh.data, failed, mesh.exchange("")[failed[0]]), failed)
     return len(set(codes)) == 1, found
 
 
@@ -61,6 +49,7 @@ def leave(mesh: Mesh, error: BaseException) -> None:
     with contextlib.suppress(AttributeError):  # it allows no attributes
         error.told_ranks = True  # type: ignore[attr-defined]
     with contextlib.suppress(Exception):  # the others are gone
+        note_failure(error)
         _exchanged(mesh, _FAILED, 0)
         mesh.exchange(f"{type(error).__name__}: {error}")
 

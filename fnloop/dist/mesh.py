@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import os
+import functools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fnloop._torch import collectives
+from fnloop._torch import collectives, rank_store
+from fnloop.dist.farewell import say_farewell
+from fnloop.dist.launch import Place, place
+from fnloop.dist.quiet import be_quiet
+from fnloop.dist.whereabouts import lost
 
 T = TypeVar("T")
+V = TypeVar("V")
+
+
+def _together(exchange: Callable[[Mesh, T], V]) -> Callable[[Mesh, T], V]:
+    """An exchange that says which rank is missing, if one is."""
+
+    @functools.wraps(exchange)
+    def call(mesh: Mesh, value: T) -> V:
+        try:
+            return exchange(mesh, value)
+        except RuntimeError as error:
+            if rank_store.is_lost(error):
+                raise lost(error) from error
+            raise
+
+    return call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +59,22 @@ class Mesh:
         """The process group of `data`."""
         return dist.group.WORLD
 
+    @_together
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, equal bits on all of them."""
         return tensor if self.data == 1 else collectives.summed(tensor, self.group)
 
+    @_together
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks along a new leading dimension; their shapes are equal."""
         return tensor[None] if self.data == 1 else collectives.gathered(tensor, self.group)
 
+    @_together
     def scatter(self, tensor: Tensor) -> Tensor:
         """This rank's row of the sum over ranks; `tensor` has a row for each rank."""
         return tensor[0] if self.data == 1 else collectives.scattered(tensor, self.group)
 
+    @_together
     def exchange(self, value: T) -> list[T]:
         """The Python values of all ranks, in order. Every rank must call it."""
         return [value] if self.data == 1 else collectives.exchanged(value, self.group)
@@ -62,9 +86,12 @@ class Mesh:
 def mesh(data: int | None = None, timeout: float = 600.0) -> Mesh:
     """The processes that train together.
 
-    Under ``torchrun`` it joins the process group, if the program has not: with gloo for tensors on
-    the CPU and NCCL for those on a GPU. One process is a mesh of one, so that the same program runs
-    by itself.
+    Under ``torchrun``, SLURM's ``srun`` and ``mpirun`` it joins the process group, if the program
+    has not: with gloo for tensors on the CPU and NCCL for those on a GPU, of which each process of
+    a machine takes its own. One process is a mesh of one, so that the same program runs by itself.
+
+    What all ranks would say is said once: the warnings and the log of ranks above zero are left
+    out, but for errors.
 
     Args:
         data: Ranks among which each batch is divided; default all processes.
@@ -76,9 +103,9 @@ def mesh(data: int | None = None, timeout: float = 600.0) -> Mesh:
     >>> mesh(data=1)
     mesh(data=1)
     """
-    if not collectives.started() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    own = place()
+    if not collectives.started() and own is not None and own.size > 1:
+        _join(own, timeout)
     there = dist.get_world_size() if collectives.started() else 1
     wanted = there if data is None else data
     if wanted != there:
@@ -88,3 +115,14 @@ def mesh(data: int | None = None, timeout: float = 600.0) -> Mesh:
             f"Start it by {start!r}, or leave data= out to take as many as there are."
         )
     return Mesh(wanted)
+
+
+def _join(own: Place, timeout: float) -> None:
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(own.local % torch.cuda.device_count())
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    rank_store.join(backend, own.meeting, own.rank, own.size, timeout)
+    say_farewell()
+    if own.rank > 0:
+        be_quiet()

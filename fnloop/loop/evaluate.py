@@ -85,7 +85,7 @@ def evaluate_metrics(
     except Exception as error:
         leave(mesh, error)
         raise
-    gate(mesh)
+    gate(mesh, "an evaluation")
     parts = [part for share in mesh.exchange(own) for part in share]
     if not parts:
         raise ValueError("There is nothing to evaluate: the data gave no batch.")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fnloop._torch.rank_store import is_lost
 from fnloop.dist.agreement import RankError, gate, leave
 from fnloop.dist.mesh import Mesh
+from fnloop.dist.whereabouts import begin_step, lost
 from fnloop.effects.effect import Effect
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.limits import Limits
@@ -40,6 +42,7 @@ class Ranks:
         """
         if not self._together:
             return draw
+        begin_step(cursor.count + 1)
         limits, interrupt = self._limits, self._interrupt
         late, drawn = limits.late(self._effects), None
         try:
@@ -51,7 +54,7 @@ class Ranks:
         asked = any([effect.asked for effect in self._effects])
         flags = _LATE * late + _SIGNAL * bool(interrupt.came) + _SAVE * asked
         after = None if drawn is None else drawn[0]
-        same, every = gate(self.mesh, repr((cursor, after)), flags)
+        same, every = gate(self.mesh, "the start", repr((cursor, after)), flags)
         came = [rank for rank, each in enumerate(every) if each & _SIGNAL]
         if came and not interrupt.came:
             interrupt.came = f"a signal to rank {came[0]}"
@@ -70,5 +73,9 @@ class Ranks:
 
     def leave(self, error: BaseException) -> None:
         """Tell the other ranks of an error that ends the loop here."""
-        if self._together:
+        if not self._together or isinstance(error, RankError):
+            return
+        if is_lost(error):  # in a compiled step, where nobody could tell
+            error.add_note(f"fnloop: {lost(error)}")
+        else:
             leave(self.mesh, error)

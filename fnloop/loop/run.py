@@ -27,6 +27,7 @@ from fnloop.loop.skipped import SkipWatch
 from fnloop.loop.together import Merged, Together
 from fnloop.loop.validate import last_validation, not_due
 from fnloop.names.keywords import explained
+from fnloop.stages.base import mesh_of
 from fnloop.stages.callback import Callback
 from fnloop.store.files import as_path, files_for
 from fnloop.store.run_folder import run_of
@@ -105,7 +106,7 @@ def run(
     stages, effects = sort(callbacks, step)
     source = as_source(data.train if isinstance(data, Data) else data)
     limits = Limits(Cursor.of(state.cursor), steps, epochs, seconds)
-    mesh: Mesh = getattr(step, "mesh", None) or Mesh()
+    mesh = mesh_of(step) or Mesh()
     stages = [callback.over(mesh) for callback in stages]
     effects = [each for each in effects if mesh.rank == 0 or each.ranks == "all"]
     about = Run(
@@ -121,7 +122,7 @@ def run(
         path = as_path(continues)
         about.continues, about.id = path, run_of(path, files_for(path)) or about.id
     describe: Any = getattr(source, "about", None)
-    if effects and describe is not None:
+    if (effects or mesh.data > 1) and describe is not None:
         about.data = describe()
     keep: Any = getattr(source, "memo", None)
     if keep is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from fnloop.names.keywords import explained
-from fnloop.stages.base import GradStage, Kind
+from fnloop.stages.base import GradStage, Kind, mesh_of
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
 from fnloop.values.counts import as_count
@@ -36,6 +36,13 @@ class Accumulate(GradStage):
             )
         object.__setattr__(self, "k", as_count(self.k, "accumulate(k)", 1))
         super().__post_init__()
+        if (mesh := mesh_of(self.inner)) is not None:
+            raise ValueError(
+                f"accumulate({self.k}) is around a stage that is sharded over {mesh}: its ranks "
+                "would exchange gradients for each micro-batch, and cut them otherwise than one "
+                "process. Shard the whole step: fl.shard(fl.pipe(loss, fl.grad, "
+                f"fl.accumulate({self.k}), fl.update(optimizer)), mesh)."
+            )
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         outer = state.context

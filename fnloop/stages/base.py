@@ -115,12 +115,6 @@ class Stage:
         """The state, placed as this stage wants it: divided among the ranks of a mesh."""
         return state
 
-    @property
-    def mesh(self) -> Mesh | None:
-        """The ranks that call it together; None if there is no `fl.shard` in it."""
-        inner = getattr(self, "inner", None)
-        return inner.mesh if isinstance(inner, Stage) else None
-
     def taken_back(self, memory: Any) -> Any:
         """The part of its memory that `fl.guard` restores when it undoes a step.
 
@@ -300,3 +294,10 @@ def _check_inner(stage: Stage, inner: Any) -> None:
                 f"write functools.partial({type(stage).__name__}, {fields[0]}=...)."
             )
     raise TypeError(f"{stage.label} wraps {wanted}, but was given {got}. {hint}")
+
+
+def mesh_of(step: Any) -> Mesh | None:
+    """The ranks that call a step together: those of a stage inside; None if it runs alone."""
+    parts = step.stages() if isinstance(step, Stage) else [step]
+    found = [getattr(part, "mesh", None) for part in parts]
+    return next((mesh for mesh in found if mesh is not None), None)

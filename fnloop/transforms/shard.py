@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from fnloop.dist.mesh import Mesh
 from fnloop.names.keywords import explained
 from fnloop.stages.accumulate import Accumulate
-from fnloop.stages.base import Stage
+from fnloop.stages.base import Stage, mesh_of
 from fnloop.stages.fold import PLANS, Fold
 from fnloop.trees.show import short
 from fnloop.values.placing import place_state, whole_state
@@ -68,8 +68,8 @@ def shard(
         raise ValueError(f"There is no plan {plan!r}; there are: {', '.join(PLANS)}.")
     if reduce not in ("fast", "canonical"):
         raise ValueError(f'reduce= is "fast" or "canonical", got {reduce!r}.')
-    if step.mesh is not None:
-        raise ValueError(f"The step is sharded already, over {step.mesh}.")
+    if (there := mesh_of(step)) is not None:
+        raise ValueError(f"The step is sharded already, over {there}.")
     return _folded(step, mesh, plan, reduce == "canonical")
 
 

@@ -94,7 +94,7 @@ def agreed(mesh: Mesh, make: Callable[[], Contribution], params: Tensors) -> Con
         leave(mesh, error)
         raise
     names, outline = own.grads.mean.names, own.outline()
-    if gate(mesh, repr((names, outline)))[0]:
+    if gate(mesh, "the gradients", repr((names, outline)))[0]:
         return own
     if difference := first_difference(mesh, outline):
         raise RankError(

@@ -29,7 +29,7 @@ def main() -> None:
     for name, function in [(name, SCENARIOS[name]) for name in chosen]:
         try:
             function(mesh)
-            gate(mesh)
+            gate(mesh, "the end of a scenario")
             found[name] = ""
         except Exception as error:
             found[name] = traceback.format_exc()
