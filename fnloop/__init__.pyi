@@ -54,6 +54,12 @@ from fnloop.transforms.compile_errors import CompileError as CompileError
 from fnloop.transforms.compile import compile as compile
 from fnloop.values.donated import DonatedError as DonatedError
 
+# Many processes
+from fnloop.dist.mesh import mesh as mesh
+from fnloop.transforms.shard import shard as shard
+from fnloop.transforms.shard import place as place
+from fnloop.transforms.shard import gather as gather
+
 # Metrics
 from fnloop.values.metrics import Last as Last
 from fnloop.values.metrics import Max as Max

@@ -14,6 +14,7 @@ LAYERS = (
     "names",
     "_torch",
     "trees",
+    "dist",
     "values",
     "schedules",
     "optim",

@@ -411,9 +411,10 @@ def options(
         options["max_autotune"] = True
     if device.type == "cuda":
         return {**options, "triton.cudagraphs": True}  # one launch for all kernels
-    # One C++ function calls all kernels, without Python in between. Only loops that take longer
-    # than waking threads are parallelized.
-    options = {**options, "cpp_wrapper": True, "cpp.min_chunk_size": 16384}
+    # One C++ function calls all kernels, without Python in between (except for collectives, which
+    # it cannot call). Only loops that take longer than waking threads are parallelized.
+    alone = not any([str(operation).startswith("_c10d_functional") for operation in operations])
+    options = {**options, "cpp_wrapper": alone, "cpp.min_chunk_size": 16384}
     if any([operation in operations for operation in _NORMALIZING]):
         # Inductor would lay out what convolutions make with the channels last, and its sums over
         # the other dimensions, which normalization needs, are slow then: a step of ResNet-18 takes

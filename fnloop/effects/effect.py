@@ -7,7 +7,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fnloop.names.keywords import explained
 from fnloop.values.cursor import Cursor
@@ -103,6 +103,10 @@ class Effect:
         saves_to: The folder that it saves checkpoints to; None if it saves none.
         saves_last: Whether it saves the last state of a run there.
         opens_first: Whether it is opened before the others, because it shows what they do.
+        ranks: Where it runs if many processes train together: on the ``"first"`` rank, so that a
+            line is printed once, or on ``"all"``.
+        asked: Whether somebody has asked it, from outside of the run, to do something after the
+            next step (a signal to save). All ranks then do.
 
     >>> import torch, fnloop as fl
     >>> class count(fl.Effect):
@@ -128,6 +132,8 @@ class Effect:
     saves_to: Path | None = None
     saves_last: bool = False
     opens_first: bool = False
+    ranks: Literal["first", "all"] = "first"
+    asked: bool = False
 
     def check_run(self, run: Run) -> None:
         """Called before any effect is opened: raise here if the run must not begin."""
@@ -187,8 +193,13 @@ class effect(Effect):
     >>> note = effect(lambda state, metrics: losses.append(float(metrics["loss"])))
     """
 
-    def __init__(self, function: Callable[[State, Metrics], None], name: str | None = None) -> None:
-        self.function = function
+    def __init__(
+        self,
+        function: Callable[[State, Metrics], None],
+        name: str | None = None,
+        ranks: Literal["first", "all"] = "first",
+    ) -> None:
+        self.function, self.ranks = function, ranks
         self.name = name or getattr(function, "__name__", type(function).__name__)
 
     def __call__(self, state: State, metrics: Metrics) -> None:

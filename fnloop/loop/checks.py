@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from fnloop.dist.agreement import RankError, first_difference
+from fnloop.dist.mesh import Mesh
+from fnloop.effects.effect import Run
 from fnloop.effects.points import check_names
 from fnloop.optim.base import Optimizer
 from fnloop.stages.base import Stage, unfinished
@@ -19,6 +22,7 @@ from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.merging import find
 from fnloop.values.metrics import check_metrics
+from fnloop.values.placing import check_same
 from fnloop.values.state import State
 
 
@@ -39,6 +43,27 @@ def check_slots(step: Any, state: State) -> None:
                 "with state = step.init(state), which keeps all that is there; or start with "
                 "step.init(model)."
             )
+
+
+def check_ranks(mesh: Mesh, step: Any, state: State, about: Run) -> None:
+    """Check that all ranks are about to do the same; and give the run one identity."""
+    if mesh.data == 1:
+        return
+    lines = [
+        *f"the step {step!r}".splitlines(),
+        f"the key {int(state.key)} (seed= of init)",
+        f"the cursor {state.cursor.tolist()}",
+        f"{about.total} batches to draw",
+        f"the data {dict(about.data)}",
+        f"the checkpoint {about.continues} to go on from",
+    ]
+    if difference := first_difference(mesh, lines):
+        raise RankError(
+            f"The ranks are about to do different things: {difference}. Every rank runs the same "
+            "program, with the same seed and all of the data."
+        )
+    check_same(mesh, state)
+    about.id = mesh.exchange(about.id)[0]
 
 
 def _check_callable(step: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from fnloop._torch.random import seeded
 from fnloop.data.bundle import Data
 from fnloop.data.sources import one_epoch
+from fnloop.dist.agreement import gate, leave
+from fnloop.dist.mesh import Mesh
 from fnloop.loop.statistics import refresh_statistics
 from fnloop.names.keywords import explained
 from fnloop.stages.functions import as_loss, takes_state
@@ -17,6 +20,7 @@ from fnloop.stages.loss_result import explain, read_metrics
 from fnloop.values.close_look import Unwritten
 from fnloop.values.key import fold
 from fnloop.values.merging import merge_all, numbers
+from fnloop.values.placing import whole_state
 from fnloop.values.start import choose_params
 from fnloop.values.state import State
 
@@ -28,6 +32,7 @@ def evaluate(
     data: Any,
     params: str | None = None,
     statistics: Any = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, float]:
     """Metrics of the model over all of `data`, weighted: a short last batch counts for less.
 
@@ -40,6 +45,7 @@ def evaluate(
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
         statistics: Training data, to compute BatchNorm's running statistics from. Those in the
             state belong to the live parameters; averaged ones are evaluated better with their own.
+        mesh: The ranks that call it together: each evaluates its share of the batches.
 
     Raises:
         ValueError: The data gives no batch; or it is `fl.Data` with both parts, or neither.
@@ -53,7 +59,7 @@ def evaluate(
     """
     if isinstance(data, Data):
         data = data.only("evaluate", "validate", "test")
-    return numbers(evaluate_metrics(fn, state, data, params, statistics=statistics))
+    return numbers(evaluate_metrics(fn, state, data, params, statistics=statistics, mesh=mesh))
 
 
 def evaluate_metrics(
@@ -64,28 +70,50 @@ def evaluate_metrics(
     batches: int | None = None,
     each: Callable[[], None] | None = None,
     statistics: Any = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """As `evaluate`, but metrics and not numbers.
 
     Args:
-        fn, state, data, params, statistics: As in `evaluate`.
+        fn, state, data, params, statistics, mesh: As in `evaluate`.
         batches: Evaluate only so many, the first.
         each: Called after each batch.
     """
-    who, parts = as_loss(fn, "fn(model, batch)"), list[dict[str, Any]]()
-    if statistics is not None:
-        state = refresh_statistics(fn, state, statistics, params)
-    for i, (batch, result) in enumerate(_outputs(who, state, data, params, "evaluate")):
-        parts.append(read_metrics(result, batch, who))
-        if each is not None:
-            each()
-        if i + 1 == batches:
-            break
-        if len(parts) == 64:
-            parts = [merge_all(parts)]
+    mesh, state = mesh or Mesh(), whole_state(state)
+    try:
+        own = _own_share(fn, state, data, params, batches, each, statistics, mesh)
+    except Exception as error:
+        leave(mesh, error)
+        raise
+    gate(mesh, "an evaluation")
+    parts = [part for share in mesh.exchange(own) for part in share]
     if not parts:
         raise ValueError("There is nothing to evaluate: the data gave no batch.")
     return merge_all(parts)
+
+
+def _own_share(
+    fn: Callable[..., Any],
+    state: State,
+    data: Any,
+    params: str | None,
+    batches: int | None,
+    each: Callable[[], None] | None,
+    statistics: Any,
+    mesh: Mesh,
+) -> list[dict[str, Any]]:
+    """The metrics of this rank's batches, merged; an empty list if it has none."""
+    who, parts = as_loss(fn, "fn(model, batch)"), list[dict[str, Any]]()
+    if statistics is not None:
+        state = refresh_statistics(fn, state, statistics, params)
+    share = (mesh.rank, mesh.data)
+    for batch, result in _outputs(who, state, data, params, "evaluate", batches, share):
+        parts.append(read_metrics(result, batch, who))
+        if each is not None:
+            each()
+        if len(parts) == 64:
+            parts = [merge_all(parts)]
+    return [merge_all(parts)] if parts else []
 
 
 @explained
@@ -115,21 +143,33 @@ def predict(
     """
     if isinstance(data, Data):
         data = data.only("predict", "predict")
-    for _, output in _outputs(as_loss(fn, "fn(model, batch)"), state, data, params, "predict"):
+    who = as_loss(fn, "fn(model, batch)")
+    for _, output in _outputs(who, whole_state(state), data, params, "predict"):
         yield output
 
 
 def _outputs(
-    fn: Any, state: State, data: Any, params: str | None, place: str
+    fn: Any,
+    state: State,
+    data: Any,
+    params: str | None,
+    place: str,
+    batches: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Any, Any]]:
-    """Each batch of one epoch, and the result of `fn` for it."""
+    """Each batch of one epoch, at most `batches`, and the result of `fn` for it.
+
+    Of `n` ranks each has every n-th batch: `share` is this rank, and `n`.
+    """
     if not isinstance(state, State):
         raise TypeError(f"{place} takes a state, it was given {type(state).__name__}.")
     chosen, wants_state = choose_params(state, params), takes_state(fn)
     views = {name: p.detach() for name, p in chosen.items()}  # an assignment to .data stays here
     unwritten = Unwritten(chosen)
     key, calls, device = int(state.key), int(state.calls), state.step.device
-    for i, batch in enumerate(one_epoch(data, key, ordered=place == "predict")):
+    rank, ranks = share
+    epoch = one_epoch(data, key, ordered=place == "predict")
+    for i, batch in itertools.islice(enumerate(epoch), rank, batches, ranks):
 
         def output(model: Any, batch: Any = batch) -> Any:
             return fn(model, batch, state) if wants_state else fn(model, batch)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, overload
+from typing import Any, ClassVar, Literal, Self, overload
 
 import torch
 from torch import Tensor
 
+from fnloop.dist.mesh import Mesh
 from fnloop.effects.effect import Effect, Run
 from fnloop.names.keywords import explained
 from fnloop.stages.base import Stage
@@ -45,6 +47,9 @@ class Every(Callback):
     @property
     def only_evaluates(self) -> bool:  # type: ignore[override]  # pyright: ignore
         return self.inner.only_evaluates
+
+    def over(self, mesh: Mesh) -> Self:
+        return dataclasses.replace(self, inner=self.inner.over(mesh))
 
     def needs(self) -> tuple[str, ...]:
         return self.inner.needs()
@@ -90,13 +95,21 @@ class EveryEffect(Effect):
 
     def __init__(self, n: int, inner: Effect, unit: str) -> None:
         self.n, self.inner, self.unit = n, inner, unit
-        self.name = inner.name
+        self.name, self.ranks = inner.name, inner.ranks
         self._parts: list[Metrics] = []
         self._run: Run | None = None
 
     @property
     def closing(self) -> float:  # type: ignore[override]  # pyright: ignore
         return self.inner.closing
+
+    @property
+    def asked(self) -> bool:  # type: ignore[override]  # pyright: ignore
+        return self.inner.asked
+
+    @asked.setter
+    def asked(self, asked: bool) -> None:
+        self.inner.asked = asked
 
     @property
     def saves_to(self) -> Path | None:  # type: ignore[override]  # pyright: ignore

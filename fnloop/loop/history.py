@@ -73,6 +73,7 @@ class History(Effect):
     """
 
     name = "history"
+    ranks = "all"
 
     def __init__(self, every: int | None = None, states: int = 0) -> None:
         self.status = "running"

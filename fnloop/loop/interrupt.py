@@ -32,6 +32,7 @@ class Interrupt(Callback):
 
     Attributes:
         came: The first signal: "Ctrl-C", "SIGTERM", "SIGHUP"; None if none has come.
+        alone: Whether the run may end at once; else the ranks agree on it before the next step.
         hold: While True, no handler raises an exception: signals wait until `raise_held`. For the
             few instructions between closing one thing and the next, and while a thread starts.
     """
@@ -40,6 +41,7 @@ class Interrupt(Callback):
 
     def __init__(self) -> None:
         self.came: str | None = None
+        self.alone = True
         self.hold = False
         self._process = os.getpid()
         self._before: dict[int, Any] = {}  # the handlers to restore
@@ -50,6 +52,8 @@ class Interrupt(Callback):
         return "interrupt"
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
+        if self.came is None or not self.alone:
+            return state, x
         return state, {**x, "interrupt": stop(True, self.reason, status="interrupted")}
 
     @property

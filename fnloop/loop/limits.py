@@ -24,6 +24,7 @@ class Limits:
         self.seconds = None if seconds is None else as_number(seconds, "seconds=")
         self.deadline = float("inf")
         self.out_of_time = False
+        self.alone = True  # else the ranks agree on whether the time is over
 
     def begin(self) -> None:
         if self.seconds is not None:
@@ -31,15 +32,23 @@ class Limits:
 
     def reached(self, cursor: Cursor, effects: Sequence[Effect]) -> bool:
         """Whether to end before the batch at `cursor`, which leaves effects time to close."""
+        if self.done(cursor):
+            return True
+        if self.alone:
+            self.out_of_time = self.late(effects)
+        return self.out_of_time
+
+    def done(self, cursor: Cursor) -> bool:
+        """Whether all steps or epochs are done before the batch at `cursor`."""
         if self.count is not None and cursor.count >= self.count:
             return True
-        if self.epoch is not None and cursor.epoch >= self.epoch:
-            return True
+        return self.epoch is not None and cursor.epoch >= self.epoch
+
+    def late(self, effects: Sequence[Effect]) -> bool:
+        """Whether the time is over, but for what effects need to close."""
         if self.seconds is None:
             return False
-        closing = sum(effect.closing for effect in effects)
-        self.out_of_time = time.monotonic() + closing >= self.deadline
-        return self.out_of_time
+        return time.monotonic() + sum(effect.closing for effect in effects) >= self.deadline
 
     def outcome(self) -> tuple[str, str]:
         """The status of a run that has reached its limit; and the reason, for a time limit."""

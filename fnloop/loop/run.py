@@ -9,13 +9,15 @@ from typing import Any
 from fnloop._torch.process_wide import inside, leave_all
 from fnloop.data.bundle import Data
 from fnloop.data.sources import as_source
+from fnloop.dist.mesh import Mesh
 from fnloop.effects.effect import Run
 from fnloop.loop.at_exit import AtExit
 from fnloop.loop.callbacks import sort
-from fnloop.loop.checks import check_slots
+from fnloop.loop.checks import check_ranks, check_slots
 from fnloop.loop.limits import Limits
 from fnloop.loop.steps import Steps
 from fnloop.names.keywords import explained
+from fnloop.stages.base import mesh_of
 from fnloop.store.files import as_path, files_for
 from fnloop.store.run_folder import run_of
 from fnloop.values.cursor import Cursor
@@ -88,6 +90,9 @@ def run(
     stages, effects = sort(callbacks, step)
     source = as_source(data.train if isinstance(data, Data) else data)
     limits = Limits(Cursor.of(state.cursor), steps, epochs, seconds)
+    mesh = mesh_of(step) or Mesh()
+    stages = [callback.over(mesh) for callback in stages]
+    effects = [each for each in effects if mesh.rank == 0 or each.ranks == "all"]
     about = Run(
         step=step,
         state=state,
@@ -101,7 +106,7 @@ def run(
         path = as_path(continues)
         about.continues, about.id = path, run_of(path, files_for(path)) or about.id
     describe: Any = getattr(source, "about", None)
-    if effects and describe is not None:
+    if (effects or mesh.data > 1) and describe is not None:
         about.data = describe()
     keep: Any = getattr(source, "memo", None)
     if keep is not None:
@@ -109,7 +114,9 @@ def run(
     for effect in effects:
         effect.check_run(about)
     at_exit = AtExit()
-    loop = _loop(Steps(step, state, source, limits, stages, effects, about), limits, about, at_exit)
+    check_ranks(mesh, step, state, about)
+    turns = Steps(step, state, source, limits, stages, effects, about, mesh)
+    loop = _loop(turns, limits, about, at_exit)
     at_exit.watch(loop)
     return loop
 
@@ -145,6 +152,7 @@ def _loop(
             if not seeding:
                 leave_all()
             set_training(mode)
+            steps.ranks.leave(error)
             steps.newest.recover()
             attach_state(error, about.state)
             raise

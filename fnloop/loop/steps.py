@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fnloop.data.sources import Source
+from fnloop.dist.mesh import Mesh
 from fnloop.effects.effect import Effect, Run
 from fnloop.loop.callbacks import init_callbacks
 from fnloop.loop.checks import check_result, check_sent, outline
@@ -16,6 +17,7 @@ from fnloop.loop.closing import Closing
 from fnloop.loop.interrupt import interrupt_in
 from fnloop.loop.limits import Limits
 from fnloop.loop.newest import Newest, calls_of
+from fnloop.loop.ranks import Ranks
 from fnloop.loop.skipped import SkipWatch
 from fnloop.loop.together import Calling, Merged, Together
 from fnloop.loop.validate import last_validation, not_due
@@ -39,6 +41,7 @@ class Steps:
         stages: The callbacks that are stages.
         effects: All effects.
         about: What effects know of the run; kept up to date.
+        mesh: The ranks that do the steps together.
 
     Attributes:
         state: The newest state; until the first step, the given one.
@@ -48,6 +51,7 @@ class Steps:
         interrupt: Which signals have come.
         closing: What has been opened.
         newest: Finds the newest state after an exception.
+        ranks: What the ranks agree on.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Steps:
         stages: Sequence[Callback],
         effects: Sequence[Effect],
         about: Run,
+        mesh: Mesh,
     ) -> None:
         self.state, self.status = state, "failed"
         self.metrics: Mapping[str, Any] = {}
@@ -77,6 +82,7 @@ class Steps:
         self._overwritten = False  # the state, by the next step
         self._requests: list[Stop] = []
         self._skips = SkipWatch(state, self._cursor, source)
+        self.ranks = Ranks(mesh, self.interrupt, limits, effects)
         self._together = Together(step, self._stages, effects, self._skips, self.newest)
 
     def begin(self) -> None:
@@ -88,12 +94,13 @@ class Steps:
     def draw(self) -> bool:
         """Draw a batch; False if the run ends here, for which `status` has a word."""
         about, skips = self._about, self._skips
+        draw = self.ranks.turn(self._cursor, self._next)
         if self._limits.reached(self._cursor, self._effects):
             self.status, about.reason = self._limits.outcome()
             if reason := skips.outcome(self.state, self.metrics, self._batch, self._cursor):
                 self.status, about.reason = "stopped", reason
             return False
-        drawn = None if self.interrupt.came else self._next()
+        drawn = None if self.interrupt.came else draw()
         if drawn is not None:
             self._cursor, self._batch = drawn
             self.newest.drawn = self._cursor

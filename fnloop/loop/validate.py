@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from fnloop.data.bundle import Data
 from fnloop.data.iterables import is_once
 from fnloop.data.sources import as_source
+from fnloop.dist.mesh import Mesh
 from fnloop.effects.activity import Activity
 from fnloop.loop.evaluate import evaluate_metrics
 from fnloop.loop.every import Every
@@ -64,10 +66,11 @@ class validate(Callback):
     name: str = "val"
     params: str | None = None
     statistics: Any = static(default=None)  # in a `Same`
+    mesh: Mesh = static(default=Mesh())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fn", as_loss(self.fn, "fn(model, batch)"))
-        if isinstance(self.data, Same):
+        if isinstance(self.data, Same):  # made again
             return
         if isinstance(self.data, Data):
             object.__setattr__(self, "data", self.data.only("validate", "validate"))
@@ -84,6 +87,9 @@ class validate(Callback):
     @property
     def slot(self) -> None:
         return None
+
+    def over(self, mesh: Mesh) -> Self:
+        return dataclasses.replace(self, mesh=mesh)
 
     def adds(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Any]:
         added = self._prefixed(
@@ -107,6 +113,7 @@ class validate(Callback):
                 None,
                 activity.advance,
                 self.statistics.value,
+                self.mesh,
             )
         return state, {**x, **self._prefixed(results)}
 

@@ -54,7 +54,7 @@ _MANY = (
     "by vmap."
 )
 _LR = 'fl.update reports the learning rate by itself, under a name such as "adamw.lr".'
-_RANKS = "Training on several devices is not there yet."
+_RANKS = "Use fl.shard(step, fl.mesh()), and start the program by torchrun: fl.mesh() is of all processes."
 _CLIP = (
     "Use fl.optim.clip_by_norm(1.0) in fl.optim.chain(fl.optim.clip_by_norm(1.0), "
     "fl.optim.adamw(...))."
@@ -93,8 +93,11 @@ ELSEWHERE = {
     "vmap": _MANY,
     "ensemble": _MANY,
     "sweep": _MANY,
-    "shard": _RANKS,
-    "mesh": _RANKS,
+    "distributeddataparallel": _RANKS,
+    "ddp": _RANKS,
+    "fsdp": _RANKS,
+    "fullyshard": _RANKS,
+    "numnodes": _RANKS,
     "devices": _RANKS,
     "strategy": _RANKS,
     "device": _DEVICE,

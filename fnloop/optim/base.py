@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias
 import torch
 from torch import Tensor
 
+from fnloop.optim.pieces import updates_of
 from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.show import short
 from fnloop.values.choice import Flag, select
@@ -36,12 +37,16 @@ class Optimizer:
         mixes: Whether a parameter's gradient has an influence on other parameters, as in clipping
             by the norm of all. It then sees zeros for the gradients that the rest of its chain
             discards.
+        by_value: Whether what it computes for one value of a parameter depends on the other values
+            through `fl.Tensors.norm` and the like alone. Then it runs on the pieces of parameters
+            that are divided among ranks (`fl.shard`); else it is given whole tensors, gathered.
     """
 
     explains_keywords: ClassVar[bool] = True
     name: str
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     mixes: ClassVar[bool] = False
+    by_value: ClassVar[bool] = False
 
     @property
     def makes(self) -> Makes:
@@ -107,7 +112,7 @@ class Optimizer:
             return params, memory
         if (fused := self.fused(grads, memory, params, step, finite)) is not None:
             return fused.on_copies()
-        updates, new_memory = self.update(grads, memory, params, step)
+        updates, new_memory = updates_of(self, grads, memory, params, step)
         new_params = params.add(params.like(updates))
         return new_params.where(finite, params), select(finite, new_memory, memory)
 
@@ -254,7 +259,7 @@ def refuse_complex(owner: str, params: Tensors) -> None:
     Raises:
         TypeError: One is.
     """
-    found = [f"{name} {short(p)}" for name, p in params.items() if p.is_complex()]
+    found = [f"{name} {short(p)}" for name, p in params.outlines() if p.is_complex()]
     if found:
         raise TypeError(
             f"{owner} is not defined for complex parameters ({', '.join(found[:4])}). Use another "

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, replaced
+from fnloop.optim.pieces import applied, updates_of
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, select
 from fnloop.values.fused_update import FusedUpdate
@@ -33,6 +34,7 @@ class chain(Optimizer):
     ['add_decayed_weights.weight_decay', 'sgd.lr', 'sgd.weight_decay']
     """
 
+    by_value = True  # it asks its parts
     optimizers: tuple[Optimizer, ...]
 
     def __init__(self, *optimizers: Optimizer) -> None:
@@ -71,7 +73,7 @@ class chain(Optimizer):
     ) -> tuple[Tensors, Memory]:
         grads = self._used(grads, params)
         for optimizer in self.optimizers:
-            grads, memory = optimizer.update(grads, memory, params, step)
+            grads, memory = updates_of(optimizer, grads, memory, params, step)
         return grads, memory
 
     def apply(
@@ -80,7 +82,7 @@ class chain(Optimizer):
         if finite is False:
             return params, memory
         grads, memory = self._before_last(grads, memory, params, step, finite)
-        return self.optimizers[-1].apply(grads, memory, params, step, finite)
+        return applied(self.optimizers[-1], grads, memory, params, step, finite)
 
     def fused(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
@@ -98,7 +100,7 @@ class chain(Optimizer):
         """The gradients that the last optimizer gets, and the memory after all before it."""
         new, grads = memory, self._used(grads, params)
         for optimizer in self.optimizers[:-1]:
-            grads, new = optimizer.update(grads, new, params, step)
+            grads, new = updates_of(optimizer, grads, new, params, step)
         return grads, select(finite, new, memory)
 
     @property

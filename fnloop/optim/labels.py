@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, check_named, replaced
 from fnloop.optim.patterns import check_patterns, matches
+from fnloop.optim.pieces import applied, updates_of
 from fnloop.trees.nodes import static, tree
 from fnloop.values.choice import Flag
 from fnloop.values.tensors import Tensors
@@ -39,6 +40,7 @@ class by_label(Optimizer):
     ['body.freeze', 'head.adamw']
     """
 
+    by_value = True  # it asks its parts
     optimizers: dict[str, Optimizer]
     labels: Labels = static()
 
@@ -97,14 +99,14 @@ class by_label(Optimizer):
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step
     ) -> tuple[Tensors, Memory]:
         return self._each(
-            grads, memory, params, lambda each, g, own, p: each.update(g, own, p, step)
+            grads, memory, params, lambda each, g, own, p: updates_of(each, g, own, p, step)
         )
 
     def apply(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
     ) -> tuple[Tensors, Memory]:
         return self._each(
-            grads, memory, params, lambda each, g, own, p: each.apply(g, own, p, step, finite)
+            grads, memory, params, lambda each, g, own, p: applied(each, g, own, p, step, finite)
         )
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -139,7 +141,7 @@ class by_label(Optimizer):
 
     def _groups(self, params: Tensors) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = {label: [] for label in self.optimizers}
-        for name, p in params.items():
+        for name, p in params.outlines():
             label = self._label(name, p)
             if label not in groups:
                 raise ValueError(

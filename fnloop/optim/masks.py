@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, check_named, replaced
 from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
+from fnloop.optim.pieces import applied, updates_of
 from fnloop.trees.nodes import static, tree
 from fnloop.values.choice import Flag
 from fnloop.values.tensors import Tensors
@@ -37,6 +38,7 @@ class masked(Optimizer):
     {'body.w': tensor([0.]), 'head.w': tensor([-1.])}
     """
 
+    by_value = True  # it asks its parts
     optimizer: Optimizer
     where: Where = static()
 
@@ -76,8 +78,8 @@ class masked(Optimizer):
         others = grads.zeros() if self.makes == "updates" else grads.wide()
         if not names:  # none of its parameters has a gradient: keep its memory
             return others, memory
-        made, memory = self.optimizer.update(
-            grads.select(names), memory, params.select(names), step
+        made, memory = updates_of(
+            self.optimizer, grads.select(names), memory, params.select(names), step
         )
         return others.updated(made), memory
 
@@ -89,8 +91,8 @@ class masked(Optimizer):
         names = chosen(self.where, params)
         if not names:
             return params, memory
-        made, memory = self.optimizer.apply(
-            grads.select(names), memory, params.select(names), step, finite
+        made, memory = applied(
+            self.optimizer, grads.select(names), memory, params.select(names), step, finite
         )
         return params.updated(made), memory
 

@@ -42,7 +42,7 @@ def as_where(where: Callable[[str, Tensor], bool] | Iterable[str]) -> Where:
 def chosen(where: Where, params: Tensors) -> list[str]:
     """The names of the selected parameters, in order."""
     if callable(where):
-        return [name for name, p in params.items() if where(name, p)]
+        return [name for name, p in params.outlines() if where(name, p)]
     return [name for name in params if any(matches(name, pattern) for pattern in where)]
 
 

@@ -32,6 +32,7 @@ class clip_by_norm(Transform):
     {'w': tensor([0.6000, 0.8000])}
     """
 
+    by_value = True
     mixes: ClassVar[bool] = True
 
     max_norm: Any
@@ -59,6 +60,7 @@ class clip_by_value(Transform):
     {'w': tensor([ 1.0000, -0.5000])}
     """
 
+    by_value = True
     limit: Any
     name: str = "clip_by_value"
 
@@ -89,6 +91,7 @@ class add_decayed_weights(Transform):
     {'w': tensor([1.1000]), 'bias': tensor([1.])}
     """
 
+    by_value = True
     reported: ClassVar[tuple[str, ...]] = ("weight_decay",)
 
     weight_decay: Any
@@ -133,6 +136,7 @@ class scale_by(Transform):
     {'w': tensor([-1.5000])}
     """
 
+    by_value = True
     reported: ClassVar[tuple[str, ...]] = ("factor",)
     factor: Any
     name: str = "scale_by"
@@ -156,6 +160,7 @@ class freeze(Optimizer):
     {'w': tensor([0.])}
     """
 
+    by_value = True
     name: str = "freeze"
 
     @property

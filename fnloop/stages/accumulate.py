@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from fnloop.names.keywords import explained
-from fnloop.stages.base import GradStage, Kind
+from fnloop.stages.base import GradStage, Kind, mesh_of
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
 from fnloop.values.counts import as_count
@@ -36,6 +36,13 @@ class Accumulate(GradStage):
             )
         object.__setattr__(self, "k", as_count(self.k, "accumulate(k)", 1))
         super().__post_init__()
+        if (mesh := mesh_of(self.inner)) is not None:
+            raise ValueError(
+                f"accumulate({self.k}) is around a stage that is sharded over {mesh}: its ranks "
+                "would exchange gradients for each micro-batch, and cut them otherwise than one "
+                "process. Shard the whole step: fl.shard(fl.pipe(loss, fl.grad, "
+                f"fl.accumulate({self.k}), fl.update(optimizer)), mesh)."
+            )
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         outer = state.context
@@ -43,7 +50,7 @@ class Accumulate(GradStage):
 
         def parts() -> Iterator[Grads]:
             nonlocal after
-            for i, part in enumerate(self._parts(x)):
+            for i, part in enumerate(micro_batches(x, self.k)):
                 after = after.within(micro=outer.micro * self.k + i)
                 after, grads = self.inner(after, part)
                 yield grads
@@ -51,25 +58,29 @@ class Accumulate(GradStage):
         grads = Grads.fold(parts())
         return after.replace(context=outer), grads
 
-    def _parts(self, batch: Any) -> Sequence[Any]:
-        if isinstance(batch, Micro):
-            if not batch.parts:
-                raise ValueError(
-                    "fl.Micro has no parts; it takes a tuple of at least one micro-batch."
-                )
-            return batch.parts
-        try:
-            size, found = rows(batch), "it has no tensor"
-            if size is not None:
-                k = max(1, min(self.k, size))
-                bounds = [size * i // k for i in range(k + 1)]
-                return [cut(batch, a, b, size) for a, b in itertools.pairwise(bounds)]
-        except UnclearRows as unclear:
-            found = str(unclear)
-        raise ValueError(
-            f"accumulate({self.k}) cannot cut this batch into examples: {found}. Give the "
-            "micro-batches yourself: fl.Micro((b1, b2, ...))."
-        )
+
+def micro_batches(batch: Any, k: int) -> Sequence[Any]:
+    """Cut a batch into `k` nearly equal parts, or into single examples if there are fewer.
+
+    Raises:
+        ValueError: It is not clear how.
+    """
+    if isinstance(batch, Micro):
+        if not batch.parts:
+            raise ValueError("fl.Micro has no parts; it takes a tuple of at least one micro-batch.")
+        return batch.parts
+    try:
+        size, found = rows(batch), "it has no tensor"
+        if size is not None:
+            k = max(1, min(k, size))
+            bounds = [size * i // k for i in range(k + 1)]
+            return [cut(batch, a, b, size) for a, b in itertools.pairwise(bounds)]
+    except UnclearRows as unclear:
+        found = str(unclear)
+    raise ValueError(
+        f"accumulate({k}) cannot cut this batch into examples: {found}. Give the "
+        "micro-batches yourself: fl.Micro((b1, b2, ...))."
+    )
 
 
 @explained

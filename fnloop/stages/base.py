@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
+from fnloop.dist.mesh import Mesh
 from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.nodes import fields_of, not_decorated
 from fnloop.trees.show import is_default, short
@@ -14,6 +15,7 @@ from fnloop.values.grads import Grads
 from fnloop.values.holders import own
 from fnloop.values.looking import look
 from fnloop.values.memory import fill
+from fnloop.values.placing import whole_state
 from fnloop.values.start import start
 from fnloop.values.state import State
 from fnloop.values.writes import Write
@@ -93,10 +95,12 @@ class Stage:
             TypeError: `model` is none of these.
             ValueError: An existing leaf has another shape or dtype.
         """
-        state = start(model, seed)
+        state = whole_state(start(model, seed))
         for part in self.stages():
             if part.slot is not None:
                 state = fill(state, part.slot, part.init_state(state))
+        for part in self.stages():
+            state = part.placed(state)
         if not isinstance(model, State):  # all is new
             own(state)
         return state
@@ -106,6 +110,10 @@ class Stage:
         raise NotImplementedError(
             f"{type(self).__name__} has a slot, so it must define init_state(state)."
         )
+
+    def placed(self, state: State) -> State:
+        """The state, placed as this stage wants it: divided among the ranks of a mesh."""
+        return state
 
     def taken_back(self, memory: Any) -> Any:
         """The part of its memory that `fl.guard` restores when it undoes a step.
@@ -286,3 +294,10 @@ def _check_inner(stage: Stage, inner: Any) -> None:
                 f"write functools.partial({type(stage).__name__}, {fields[0]}=...)."
             )
     raise TypeError(f"{stage.label} wraps {wanted}, but was given {got}. {hint}")
+
+
+def mesh_of(step: Any) -> Mesh | None:
+    """The ranks that call a step together: those of a stage inside; None if it runs alone."""
+    parts = step.stages() if isinstance(step, Stage) else [step]
+    found = [getattr(part, "mesh", None) for part in parts]
+    return next((mesh for mesh in found if mesh is not None), None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
+from fnloop.dist.mesh import Mesh
 from fnloop.stages.base import Kind, Stage
 from fnloop.values.cursor import Cursor
 from fnloop.values.memory import fill
@@ -91,6 +92,10 @@ class Callback(Stage, abstract=True):
     def adds(self, state: State, metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """An example of the metrics that it adds; None if they are not known in advance."""
         return {}
+
+    def over(self, mesh: Mesh) -> Self:
+        """The same callback for the ranks of `mesh`, which call it together."""
+        return self
 
     def stopped(self, state: State) -> str | None:
         """The reason if its memory in `state` says that it stopped the run; checked on resume."""

@@ -110,7 +110,7 @@ def _devices(text: str, state: State, leaves: list[tuple[str, Any]]) -> str:
 
 
 def _dtypes(text: str, state: State, leaves: list[tuple[str, Any]]) -> str:
-    own = next((p.dtype for p in state.params.values() if p.is_floating_point()), None)
+    own = next((p.dtype for p in state.params.peek() if p.is_floating_point()), None)
     if own is None or "arget" in text or not _MIXED.search(text):
         return ""
     for path, leaf in _tensors(leaves):

@@ -13,6 +13,7 @@ import torch
 from fnloop.names.keywords import explained
 from fnloop.optim.base import Optimizer, narrowed, widened
 from fnloop.optim.checked import wrong_part
+from fnloop.optim.pieces import applied
 from fnloop.schedules.base import Schedule, is_schedule
 from fnloop.stages.base import GradStage, Kind, StepStage
 from fnloop.stages.donating import Donating
@@ -157,7 +158,7 @@ class Update(StepStage):
             fused = optimizer.fused(grads, memory, params, step, finite) if free else None
             writes: list[Write] = []
             if fused is None:
-                new, made = optimizer.apply(grads, memory, params, step, finite)
+                new, made = applied(optimizer, grads, memory, params, step, finite)
             elif fused.may_write(free):
                 writes = [fused.call]
                 new, made = fused.in_place()

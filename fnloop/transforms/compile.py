@@ -15,10 +15,12 @@ from torch import Tensor
 
 from fnloop._torch.graph import quiet
 from fnloop._torch.tracing import opaque, recording
+from fnloop.dist.agreement import gate
+from fnloop.dist.mesh import Mesh
 from fnloop.effects.activity import Activity, watchers
 from fnloop.effects.screens import screen
 from fnloop.names.keywords import explained
-from fnloop.stages.base import Kind, Stage
+from fnloop.stages.base import Kind, Stage, mesh_of
 from fnloop.stages.grad import INFERENCE
 from fnloop.stages.lift import stage
 from fnloop.transforms.cache import Cache
@@ -81,6 +83,11 @@ class Compiled(Stage):
             )
         if not 0 <= self.memory <= 1:
             raise ValueError(f"compile(memory=) is from 0 to 1, got {self.memory!r}. {_SHARE}")
+        if self.steps > 1 and mesh_of(self.inner) is not None:
+            raise ValueError(
+                f"compile(steps={self.steps}) does several steps at once, between which the ranks "
+                "of a sharded step would have to agree on going on. Leave steps= out."
+            )
 
     @property
     def kind(self) -> Kind:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -107,6 +114,8 @@ class Compiled(Stage):
     def __call__(self, state: State, x: Any) -> tuple[State, Any]:
         if opaque():
             return self._inside(state, x)
+        if self._mesh is not None:  # within the graph nobody could tell of a failure
+            gate(self._mesh, "a compiled step")
         if self.steps > 1:
             return self._several(state, x)
         series = self.series(state)
@@ -116,6 +125,10 @@ class Compiled(Stage):
     def series(self, state: State) -> Series:
         """Steps from `state` on, one batch at a time."""
         return Series(state, self._cache, self.donate, self._program)
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh | None:
+        return mesh_of(self.inner)
 
     @property
     def uncompiled(self) -> Stage:

@@ -183,6 +183,8 @@ def _named_kind(tensor: Tensor) -> Any:
 
 def _packed(unit: Tensors, groups: Sequence[Group]) -> Layout:
     """The layout of a unit: its groups, and each other tensor by itself."""
+    if unit.layout.mesh is not None:  # its storages are pieces
+        return unit.layout
     own = [group for group in groups if unit.keys() >= set(group.names)]
     if not own:
         return Separate(unit.names, unit.layout.pairs)
@@ -235,6 +237,8 @@ def _joins(tensor: Tensor) -> bool:
 def _alike(state: State, units: Sequence[Any]) -> list[Tensors]:
     """The parameters, and each `Tensors` with the names and shapes of trained parameters."""
     trained, found = set(state.skeleton.trainable), list[Tensors]()
+    if state.params.layout.mesh is not None:
+        return found
     for unit in units:
         if unit is state.params:
             found.append(unit)

@@ -14,6 +14,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from fnloop.dist.mesh import Mesh
+
 Storages: TypeAlias = tuple[Tensor, ...]
 Pick: TypeAlias = Callable[[Storages], Storages]
 
@@ -31,6 +33,8 @@ class Layout:
 
     __slots__ = ("__weakref__", "_hash", "_picks", "index", "names", "pairs")
 
+    mesh: Mesh | None = None
+    """The ranks among which the tensors are divided; None if each has them whole."""
     names: tuple[str, ...]
     index: dict[str, int]
     pairs: frozenset[str]
@@ -47,6 +51,18 @@ class Layout:
     def join(self, named: Mapping[str, Tensor]) -> Storages:
         """Build the storages from tensors given by name."""
         raise NotImplementedError
+
+    def whole(self, storages: Storages) -> Storages:
+        """The whole tensors, as they are stored; all ranks call it."""
+        return storages
+
+    def outlines(self, storages: Storages) -> Storages | None:
+        """Tensors of the shapes and dtypes of the whole ones; None if those are there."""
+        return None
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a number over the ranks among which the tensors are divided."""
+        return value
 
     def select(self, names: tuple[str, ...]) -> tuple[Layout, Pick] | None:
         """The layout of a subset, and a function that picks its storages from a tuple.

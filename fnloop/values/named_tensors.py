@@ -95,11 +95,21 @@ class NamedTensors(Mapping[str, Tensor]):
         return self.layout.index.keys()
 
     def values(self) -> Storages:  # type: ignore[override]  # pyright: ignore
+        if self.layout.mesh is not None:
+            raise RuntimeError(
+                f"These tensors are divided among {self.layout.mesh.data} ranks, and this one has "
+                "only a piece of each. To read whole tensors, call fl.gather(state) on every rank."
+            )
         self.seen = True
         return self.peek()
 
     def items(self) -> tuple[tuple[str, Tensor], ...]:  # type: ignore[override]  # pyright: ignore
         return tuple(zip(self.layout.names, self.values(), strict=True))
+
+    def outlines(self) -> tuple[tuple[str, Tensor], ...]:
+        """Names, each with a tensor whose shape and dtype count, but not its values."""
+        found = self.layout.outlines(self._storages)
+        return self.items() if found is None else tuple(zip(self.names, found, strict=True))
 
     @property
     def storages(self) -> Storages:
@@ -144,6 +154,12 @@ class NamedTensors(Mapping[str, Tensor]):
     def __tree_named__(self) -> Named:
         # Not the bound method `like`, which would hold these tensors as long as their outline is.
         layout, of = self.layout, type(self).of
+        if layout.mesh is not None:  # by name, what this rank has of each
+            return Named(
+                self.names,
+                self.storages,
+                lambda named: of(layout, [named[n] for n in layout.names]),
+            )
         return Named(self.names, self.values(), lambda named: of(layout, layout.join(named)))
 
     def __reduce__(self) -> Any:

@@ -111,7 +111,7 @@ def in_state(state: State, kind: Origin = "state") -> Iterator[Nonfinite]:
     These are parameters, memory with parameters' names, and buffers with nan (an infinite buffer
     may be a mask). Other memory may start infinite, such as the best loss so far.
     """
-    for name, leaf in state.params.items():
+    for name, leaf in zip(state.params.names, state.params.peek(), strict=True):
         if found := Nonfinite.of(kind, f"params/{name}", leaf):
             yield found
     for name, leaf in state.buffers.items():

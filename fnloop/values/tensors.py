@@ -83,6 +83,14 @@ class Tensors(NoOperators, NamedTensors):
         """Move to a device."""
         return self._new(tuple([s.to(device) for s in self.storages]))
 
+    def whole(self) -> Tensors:
+        """The whole tensors: gathered if they are divided among ranks, which all must call it."""
+        layout = self.layout
+        if layout.mesh is None:
+            return self
+        one = Separate(layout.names, layout.pairs)
+        return Tensors.of(one, layout.whole(self._storages))
+
     def clone(self) -> Tensors:
         """Copy every tensor."""
         return self.made(foreach.clone(self._storages, self._bulk()))
@@ -206,7 +214,7 @@ class Tensors(NoOperators, NamedTensors):
         >>> Tensors({"w": torch.ones(2, 2)}).map_named(lambda w: w.sum() * w)["w"][0]
         tensor([4., 4.])
         """
-        named = [dict(other.items()) for other in (self, *others)]
+        named = [dict(other.whole().items()) for other in (self, *others)]
         return self.like({n: function(*[tensors[n] for tensors in named]) for n in self.names})
 
     # Reductions over all values.
@@ -222,6 +230,8 @@ class Tensors(NoOperators, NamedTensors):
             norm = foreach.norm_of_small(self._storages)
         else:
             norm = foreach.norm(self._storages, bulk)
+        if self.layout.mesh is not None:
+            norm = self.layout.total(norm.double() ** 2).sqrt().to(norm.dtype)
         # Do not cache a norm that lost its graph under no_grad, nor one of memory that a donating
         # step may overwrite.
         if bulk and self.plain and not self.owned:
@@ -237,11 +247,17 @@ class Tensors(NoOperators, NamedTensors):
         """Like `all_finite`, but a Python bool on the CPU outside of transforms."""
         storages, bulk = self._storages, self._bulk()
         if not bulk or not storages or not storages[0].is_cpu:
-            return foreach.all_finite(storages)
+            return self._all(foreach.all_finite(storages))
         # A finite norm means finite values. The norm may overflow, so otherwise check the values.
         if math.isfinite(self._norm_by(bulk).item()):
             return True
-        return bool(foreach.all_finite([s.detach() for s in storages]))
+        return bool(self._all(foreach.all_finite([s.detach() for s in storages])))
+
+    def _all(self, flag: Tensor) -> Tensor:
+        """Whether a flag is true on all ranks that have a part of the tensors."""
+        if self.layout.mesh is None:
+            return flag
+        return self.layout.total((~flag).to(torch.float32)) == 0
 
     def fused(
         self,

@@ -29,6 +29,7 @@ class adadelta(Optimizer):
     tensor([-0.0032, -0.0032])
     """
 
+    by_value = True
     lr: Any = 1.0
     rho: Any = 0.9
     eps: Any = 1e-6

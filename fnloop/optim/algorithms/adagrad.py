@@ -35,6 +35,7 @@ class adagrad(Optimizer):
     tensor([-0.1000, -0.1000])
     """
 
+    by_value = True
     lr: Any = 1e-2
     lr_decay: Any = 0.0
     weight_decay: Any = 0.0

@@ -100,6 +100,7 @@ class adam(_Adam):
     tensor([-0.0010, -0.0010])
     """
 
+    by_value = True
     decoupled: ClassVar[bool] = False
 
     lr: Any = 1e-3

@@ -30,6 +30,7 @@ class adamax(Optimizer):
     tensor([-0.1000, -0.1000])
     """
 
+    by_value = True
     lr: Any = 2e-3
     b1: Any = 0.9
     b2: Any = 0.999

@@ -34,6 +34,7 @@ class lamb(Optimizer):
     0.10000000...
     """
 
+    by_value = True
     lr: Any = 1e-3
     b1: Any = 0.9
     b2: Any = 0.999

@@ -28,6 +28,7 @@ class lion(Optimizer):
     tensor([-0.0100,  0.0100])
     """
 
+    by_value = True
     lr: Any = 1e-4
     b1: Any = 0.9
     b2: Any = 0.99

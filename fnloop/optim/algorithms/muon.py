@@ -46,6 +46,7 @@ class muon(Optimizer):
     True
     """
 
+    by_value = True
     lr: Any = 1e-3
     weight_decay: Any = 0.1
     momentum: Any = 0.95

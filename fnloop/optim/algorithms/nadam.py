@@ -34,6 +34,7 @@ class nadam(Optimizer):
     torch.Size([2])
     """
 
+    by_value = True
     lr: Any = 2e-3
     b1: Any = 0.9
     b2: Any = 0.999

@@ -33,6 +33,7 @@ class radam(Optimizer):
     tensor([-0.1000, -0.1000])
     """
 
+    by_value = True
     lr: Any = 1e-3
     b1: Any = 0.9
     b2: Any = 0.999

@@ -31,6 +31,7 @@ class rmsprop(Optimizer):
     tensor([-0.1000, -0.1000])
     """
 
+    by_value = True
     lr: Any = 1e-2
     alpha: Any = 0.99
     eps: Any = 1e-8

@@ -37,6 +37,7 @@ class sgd(Optimizer):
     tensor([-0.1000, -0.1000])
     """
 
+    by_value = True
     lr: Any = 1e-3
     momentum: Any = 0.0
     dampening: Any = 0.0

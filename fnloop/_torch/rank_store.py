@@ -1,0 +1,45 @@
+"""The process group of all ranks, and the store by which they have met: notes for one another."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+
+def join(backend: str, meeting: str, rank: int, size: int, seconds: float) -> None:
+    """Join the process group; each exchange waits `seconds` for the other ranks."""
+    timeout = datetime.timedelta(seconds=seconds)
+    dist.init_process_group(backend, meeting, timeout=timeout, rank=rank, world_size=size)
+
+
+def note(key: str, text: str) -> None:
+    """Note a text where all ranks can read it; it is sent, and nobody is waited for."""
+    _notes().set(key, text)
+
+
+def noted(key: str) -> str | None:
+    """What is noted under `key`; None if nothing is. It waits for the store, maybe for ever."""
+    notes = _notes()
+    return notes.get(key).decode() if notes.check([key]) else None
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an exchange has failed because another rank did not take part in it."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
+
+
+_stores: dict[Any, Any] = {}  # one connection of its own, since another may wait in the group's
+
+
+def _notes() -> Any:
+    group = dist.group.WORLD
+    if group not in _stores:
+        _stores.clear()
+        store: Any = distributed_c10d._get_default_store()
+        _stores[group] = distributed_c10d.PrefixStore("fnloop", store.clone())
+    return _stores[group]

@@ -1,0 +1,1 @@
+"""Many processes: meshes, how tensors are divided among them, and what they tell one another."""

@@ -1,0 +1,133 @@
+"""``Fold``: the weighted mean of gradients over micro-batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from fnloop.dist.mesh import Mesh
+from fnloop.stages.accumulate import micro_batches
+from fnloop.stages.base import GradStage, Kind
+from fnloop.trees.nodes import static, tree
+from fnloop.values.contribution import Contribution, agreed, merged_buffers
+from fnloop.values.grads import Grads
+from fnloop.values.merging import merge
+from fnloop.values.placing import check_same, gathered, place_state, scattered, summed
+from fnloop.values.state import State
+
+PLANS = {"replicate": False, "zero2": True}
+"""The plans, and whether each divides the state among the ranks."""
+
+
+@tree
+class Fold(GradStage):
+    """`fl.accumulate` over the ranks of a mesh, which `fl.shard` puts into a step.
+
+    Every rank is given the whole batch, which is cut into micro-batches in one flat cut: they have
+    the same examples, and the same random numbers, as those of one process. Each rank computes the
+    gradients of its own; then they are merged, and all ranks have the same.
+
+    Attributes:
+        k: Micro-batches of a rank; if canonical, of all ranks together.
+        mesh: The ranks.
+        plan: How the parameters are kept.
+        canonical: Whether all micro-batches are merged one by one, in their order, so that the
+            result does not depend on the number of ranks.
+    """
+
+    wraps: ClassVar[Kind | None] = "grad"
+    label: ClassVar[str] = "shard"
+    inner: Any
+    k: int
+    mesh: Mesh = static(Mesh())
+    plan: str = "replicate"
+    canonical: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for part in self.inner.stages():
+            if part.slot is not None:
+                raise ValueError(
+                    f"{part.describe()} is inside of the mean over ranks and keeps memory, which "
+                    "would differ from rank to rank. Put it after fl.accumulate in the pipe."
+                )
+
+    def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
+        total = self.k if self.canonical else self.k * self.mesh.data
+        parts = micro_batches(x, total)
+        fold = self._in_order if self.canonical else self._at_once
+        grads, contributions = fold(state, state.context.micro * total, parts)
+        return state.replace(buffers=merged_buffers(contributions, state.buffers)), grads
+
+    def _at_once(
+        self, state: State, first: int, parts: Sequence[Any]
+    ) -> tuple[Grads, list[Contribution]]:
+        """Each rank merges its own micro-batches; then the ranks merge once."""
+        mesh, count = self.mesh, len(parts)
+        mine = range(count * mesh.rank // mesh.data, count * (mesh.rank + 1) // mesh.data)
+        own = self._agreed(state, first, parts, mine)
+        every = own.everyones(mesh)
+        weight = torch.stack([each.grads.weight for each in every]).sum(0)
+        mean = own.grads.mean
+        if mesh.data > 1:
+            share = own.grads.weight.double() / torch.where(weight > 0, weight, 1)
+            mean = mean.scale(share).where(own.grads.weight > 0, mean.zeros())
+        placed = state.params.select(mean)
+        mean = summed(mean, mesh) if placed.layout.mesh is None else scattered(mean, placed)
+        finite = torch.stack([each.grads.finite for each in every]).all()
+        metrics = merge([each.grads.metrics for each in every])
+        return Grads(mean, weight, finite, metrics), every
+
+    def _in_order(
+        self, state: State, first: int, parts: Sequence[Any]
+    ) -> tuple[Grads, list[Contribution]]:
+        """The ranks compute micro-batches in turn, and all merge every one of them in order."""
+        mesh, count, every = self.mesh, len(parts), list[Contribution]()
+
+        def gradients() -> Iterator[Grads]:
+            for i in range(0, count, mesh.data):
+                mine = range(i + mesh.rank, min(i + mesh.rank + 1, count))
+                own = self._agreed(state, first, parts, mine)
+                turn = own.everyones(mesh)[: count - i]
+                every.extend(turn)
+                means = gathered(own.grads.mean, mesh)
+                yield from [c.grads.replace(mean=m) for c, m in zip(turn, means, strict=False)]
+
+        grads = Grads.fold(gradients())
+        placed = state.params.select(grads.mean)
+        if placed.layout.mesh is not None:
+            grads = grads.replace(mean=placed.like(grads.mean))
+        return grads, every
+
+    def _agreed(self, state: State, first: int, parts: Sequence[Any], mine: range) -> Contribution:
+        """The gradients of some micro-batches; without any, of one that counts for nothing."""
+
+        def gradients(start: State) -> Iterator[Grads]:
+            nonlocal after
+            after = start
+            for i in mine or (0,):
+                after, grads = self.inner(after.within(micro=first + i), parts[i])
+                yield grads
+
+        def contribution() -> Contribution:
+            grads = Grads.fold(gradients(state.replace(params=params)))
+            found = Contribution.of(grads, state.buffers, after.buffers)
+            return found if mine else found.nothing()
+
+        after, params = state, state.params.whole()
+        return agreed(self.mesh, contribution, params)
+
+    def placed(self, state: State) -> State:
+        if self.mesh.data > 1:
+            check_same(self.mesh, state)
+        return place_state(state, self.mesh) if PLANS[self.plan] else state
+
+    def describe(self) -> str:
+        reduce = ', reduce="canonical"' if self.canonical else ""
+        return f'shard({self.mesh}, "{self.plan}"{reduce})'
+
+    def lines(self) -> list[str]:
+        own = [self.describe()]
+        return [f"accumulate({self.k})", *own] if self.k > 1 else own

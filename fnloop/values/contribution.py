@@ -1,0 +1,132 @@
+"""``Contribution``: what one rank adds to a step, to be merged with those of the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fnloop._torch.tracing import opaque
+from fnloop.dist.agreement import RankError, first_difference, gate, leave
+from fnloop.dist.bits import from_bits, to_bits
+from fnloop.dist.mesh import Mesh
+from fnloop.trees.nodes import tree_leaves, tree_map
+from fnloop.trees.paths import tree_items
+from fnloop.trees.show import short
+from fnloop.values.grads import Grads
+from fnloop.values.tensors import Tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Contribution:
+    """Gradients of some micro-batches, and the buffers that these have changed.
+
+    Attributes:
+        grads: The gradients.
+        buffers: The changed buffers by name, such as BatchNorm's running statistics.
+    """
+
+    grads: Grads
+    buffers: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, grads: Grads, before: Tensors, after: Tensors) -> Self:
+        """From the buffers before and after the micro-batches."""
+        if after is before:
+            return cls(grads, {})
+        pairs = zip(after.items(), before.values(), strict=True)
+        return cls(grads, {name: new for (name, new), old in pairs if new is not old})
+
+    def nothing(self) -> Self:
+        """One of the same structure that counts for nothing."""
+        grads = self.grads
+        empty = Grads(
+            grads.mean.zeros(),
+            torch.zeros_like(grads.weight),
+            torch.ones_like(grads.finite),
+            {name: metric.empty() for name, metric in grads.metrics.items()},
+        )
+        return dataclasses.replace(self, grads=empty)
+
+    def outline(self) -> list[str]:
+        """What must be alike on all ranks, in words; without the gradients' names."""
+        return [
+            f"a metric {path} {short(leaf)}" for path, leaf in tree_items(self.grads.metrics)
+        ] + [f"a changed buffer {name} {short(b)}" for name, b in self.buffers.items()]
+
+    @property
+    def _small(self) -> list[Tensor]:
+        metrics = [torch.as_tensor(leaf) for leaf in tree_leaves(self.grads.metrics)]
+        return [self.grads.weight, self.grads.finite, *metrics, *self.buffers.values()]
+
+    def everyones(self, mesh: Mesh) -> list[Contribution]:
+        """The contributions of all ranks in order, with this one's mean gradients."""
+        if mesh.data == 1:
+            return [self]
+        small = self._small
+        return [self._read(from_bits(row, small)) for row in mesh.gather(to_bits(small))]
+
+    def _read(self, small: Sequence[Tensor]) -> Contribution:
+        rest = iter(small)
+        weight, finite = next(rest), next(rest)
+        metrics = tree_map(lambda _: next(rest), self.grads.metrics)
+        grads = self.grads.replace(weight=weight, finite=finite, metrics=metrics)
+        return Contribution(grads, {name: next(rest) for name in self.buffers})
+
+
+def agreed(mesh: Mesh, make: Callable[[], Contribution], params: Tensors) -> Contribution:
+    """What `make` returns, once all ranks have made one that fits.
+
+    A parameter of `params` that only other ranks have reached gets a gradient of zero.
+
+    Raises:
+        RankError: Another rank has failed, or reports something else.
+    """
+    if mesh.data == 1 or opaque():
+        return make()
+    try:
+        own = make()
+    except Exception as error:
+        leave(mesh, error)
+        raise
+    names, outline = own.grads.mean.names, own.outline()
+    if gate(mesh, "the gradients", repr((names, outline)))[0]:
+        return own
+    if difference := first_difference(mesh, outline):
+        raise RankError(
+            f"The ranks report different things in one step: {difference}. Every rank runs the "
+            "same program: metrics and buffers must not depend on the rank, nor on its part of "
+            "the batch."
+        )
+    reached = {name for each in mesh.exchange(names) for name in each}
+    everywhere = params.select([name for name in params if name in reached]).wide().zeros()
+    mean = everywhere.updated(own.grads.mean)
+    return dataclasses.replace(own, grads=own.grads.replace(mean=mean))
+
+
+def merged_buffers(contributions: Sequence[Contribution], before: Tensors) -> Tensors:
+    """The buffers after a step: means over the contributions, by their weights.
+
+    Integers, such as BatchNorm's counter of batches, count once.
+    """
+    changed = contributions[0].buffers
+    if not changed or len(contributions) == 1:
+        return before.updated(Tensors(changed)) if changed else before
+    weights = [each.grads.weight.double() for each in contributions]
+    total = functools.reduce(torch.add, weights)
+    some = total > 0
+    merged: dict[str, Tensor] = {}
+    for name, own in changed.items():
+        values = [each.buffers[name] for each in contributions]
+        if own.is_floating_point() or own.is_complex():
+            terms = [value * weight for value, weight in zip(values, weights, strict=True)]
+            new = (functools.reduce(torch.add, terms) / total.where(some, 1.0)).to(own.dtype)
+        else:
+            counted = [v.where(w > 0, before[name]) for v, w in zip(values, weights, strict=True)]
+            new = functools.reduce(torch.maximum, counted)
+        merged[name] = new.where(some, before[name])
+    return before.updated(Tensors(merged))

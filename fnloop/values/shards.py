@@ -1,0 +1,130 @@
+"""``Shards``: the layout of tensors that are divided among ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Size, Tensor
+
+from fnloop.dist.mesh import Mesh
+from fnloop.values.layouts import Layout, Pick, Storages, picking, stored
+
+
+class Shards(Layout):
+    """Each tensor is flattened and cut into equal pieces, one for each rank.
+
+    The storages are the pieces of this rank, one for each tensor. Where the values do not divide
+    evenly, the last pieces are shorter, or empty. Names and shapes are those of the whole tensors.
+
+    Attributes:
+        shapes: Shape of each whole tensor, as it is stored.
+        mesh: The ranks.
+    """
+
+    __slots__ = ("mesh", "shapes", "sizes")
+
+    mesh: Mesh
+    shapes: tuple[Size, ...]
+    sizes: list[int]
+    """Values in a piece that is not cut short, of each tensor."""
+
+    def __new__(
+        cls,
+        names: Iterable[str],
+        shapes: Iterable[Size],
+        mesh: Mesh,
+        pairs: Iterable[str] = (),
+    ) -> Shards:
+        key = (tuple(names), tuple(shapes), mesh, frozenset(pairs))
+        known = _SHARDS.get(key)
+        if known is None:
+            known = object.__new__(cls)
+            known._fill(key[0], key[3], key)
+            known.shapes, known.mesh = key[1], mesh
+            known.sizes = [-(-math.prod(shape) // mesh.data) for shape in key[1]]
+            _SHARDS[key] = known
+        return known
+
+    def views(self, storages: Storages) -> Storages:
+        """This rank's pieces: nobody has the whole tensors."""
+        return storages
+
+    def join(self, named: Mapping[str, Tensor]) -> Storages:
+        """This rank's pieces of whole tensors, as copies. Nothing is communicated."""
+        whole = [stored(named[name], name in self.pairs) for name in self.names]
+        rank = self.mesh.rank
+        return tuple(
+            [
+                tensor.reshape(-1)[rank * size : (rank + 1) * size].clone()
+                for tensor, size in zip(whole, self.sizes, strict=True)
+            ]
+        )
+
+    def whole(self, storages: Sequence[Tensor]) -> Storages:
+        """The whole tensors, as they are stored; one gather for each dtype."""
+        found: list[Tensor] = list(storages)
+        for places in by_dtype(storages):
+            sizes = [self.sizes[i] for i in places]
+            row = torch.cat([_padded(storages[i], self.sizes[i]) for i in places])
+            columns = self.mesh.gather(row).split(sizes, dim=1)
+            for i, column in zip(places, columns, strict=True):
+                shape = self.shapes[i]
+                found[i] = column.reshape(-1)[: math.prod(shape)].reshape(shape)
+        return tuple(found)
+
+    def scatter(self, whole: Sequence[Tensor]) -> Storages:
+        """This rank's pieces of the sums over ranks; one reduction for each dtype."""
+        found: list[Tensor] = list(whole)
+        ranks, rank = self.mesh.data, self.mesh.rank
+        for places in by_dtype(whole):
+            sizes = [self.sizes[i] for i in places]
+            rows = [
+                _padded(whole[i].reshape(-1), self.sizes[i] * ranks).reshape(ranks, -1)
+                for i in places
+            ]
+            pieces = self.mesh.scatter(torch.cat(rows, dim=1)).split(sizes)
+            for i, piece in zip(places, pieces, strict=True):
+                left = math.prod(self.shapes[i]) - rank * self.sizes[i]
+                found[i] = piece[: max(0, min(self.sizes[i], left))].clone()
+        return tuple(found)
+
+    def outlines(self, storages: Storages) -> Storages:
+        found: list[Tensor] = []
+        for name, shape, piece in zip(self.names, self.shapes, storages, strict=True):
+            one = torch.empty(shape, dtype=piece.dtype, device="meta")
+            found.append(torch.view_as_complex(one) if name in self.pairs else one)
+        return tuple(found)
+
+    def total(self, value: Tensor) -> Tensor:
+        return self.mesh.sum(value)
+
+    def _select(self, names: tuple[str, ...]) -> tuple[Layout, Pick]:
+        places = [self.index[name] for name in names]
+        shapes = [self.shapes[i] for i in places]
+        return Shards(names, shapes, self.mesh, self.pairs & set(names)), picking(places)
+
+    def __repr__(self) -> str:
+        return f"Shards({len(self.names)} tensors over {self.mesh})"
+
+    def __reduce__(self) -> Any:
+        return Shards, (self.names, self.shapes, self.mesh, self.pairs)
+
+
+_SHARDS: WeakValueDictionary[Any, Shards] = WeakValueDictionary()
+
+
+def _padded(flat: Tensor, size: int) -> Tensor:
+    short = size - flat.shape[0]
+    return torch.cat([flat, flat.new_zeros(short)]) if short else flat
+
+
+def by_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """The places of the tensors of each dtype."""
+    places: dict[torch.dtype, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        places.setdefault(tensor.dtype, []).append(i)
+    return list(places.values())

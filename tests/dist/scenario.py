@@ -1,0 +1,38 @@
+"""Scenarios that run on every rank of a launch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+import fnloop as fl
+from fnloop.dist.agreement import gate, leave
+
+SCENARIOS = {}
+
+
+def scenario(function):
+    """Note a function ``(mesh) -> None`` that asserts what must hold on every rank."""
+    SCENARIOS[function.__name__] = function
+    return function
+
+
+def main() -> None:
+    """Run all scenarios, and write what each raised."""
+    torch.set_num_threads(1)
+    mesh, found = fl.mesh(timeout=60), {}
+    chosen = sys.argv[2:] or SCENARIOS
+    for name, function in [(name, SCENARIOS[name]) for name in chosen]:
+        try:
+            function(mesh)
+            gate(mesh, "the end of a scenario")
+            found[name] = ""
+        except Exception as error:
+            found[name] = traceback.format_exc()
+            leave(mesh, error)
+        # After each, in case the next one ends the process.
+        Path(sys.argv[1], f"rank-{mesh.rank}.json").write_text(json.dumps(found))
