@@ -75,10 +75,12 @@ def note_failure(error: BaseException) -> None:
         _end(f"{type(error).__name__}: {error}")
 
 
-def note_end() -> None:
-    """Note that this rank's program has ended, unless it has noted why."""
-    if not _Here.ended:
+def note_end() -> bool:
+    """Note that this rank's program has ended, unless it has noted why; whether it had not."""
+    well = not _Here.ended
+    if well:
         _end("Its program has ended, and those of the others had not.")
+    return well
 
 
 def _end(why: str) -> None:
@@ -94,7 +96,7 @@ def lost(error: BaseException) -> RankError:
     asking.start()
     asking.join(2 * _PATIENCE)
     hangs = "imed out" in str(error) or "timeout" in str(error).lower()
-    why = str(error).partition("\n")[0]
+    why = str(error).partition("\n")[0].partition(". This is typically")[0]
     text, ranks = _told(size, found, hangs)
     return RankError(f"{text} ({why})", ranks)
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from fnloop._torch.process_wide import inside, leave_all
 from fnloop.data.bundle import Data
+from fnloop.data.divided import refuse_divided
 from fnloop.data.sources import as_source
+from fnloop.dist.agreement import leave
 from fnloop.dist.mesh import Mesh
 from fnloop.effects.effect import Run
 from fnloop.loop.at_exit import AtExit
@@ -111,10 +113,16 @@ def run(
     keep: Any = getattr(source, "memo", None)
     if keep is not None:
         about.position = lambda: keep(about.cursor)
-    for effect in effects:
-        effect.check_run(about)
-    at_exit = AtExit()
+    try:
+        if mesh.data > 1:
+            refuse_divided(source)
+        for effect in effects:
+            effect.check_run(about)
+    except Exception as error:
+        leave(mesh, error)
+        raise
     check_ranks(mesh, step, state, about)
+    at_exit = AtExit()
     turns = Steps(step, state, source, limits, stages, effects, about, mesh)
     loop = _loop(turns, limits, about, at_exit)
     at_exit.watch(loop)

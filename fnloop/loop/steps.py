@@ -223,7 +223,7 @@ class Steps:
         try:
             return next(self._batches, None)
         except Exception:
-            if self.interrupt.came:
+            if self.interrupt.noted:
                 return None
             raise
 
