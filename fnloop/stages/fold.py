@@ -17,7 +17,7 @@ from fnloop.values.merging import merge
 from fnloop.values.placing import check_same, gathered, place_state, scattered, summed
 from fnloop.values.state import State
 
-PLANS = {"replicate": False, "zero2": True}
+PLANS = {"replicate": False, "zero2": True, "zero3": True}
 """The plans, and whether each divides the state among the ranks."""
 
 
@@ -64,18 +64,24 @@ class Fold(GradStage):
     def _at_once(
         self, state: State, first: int, parts: Sequence[Any]
     ) -> tuple[Grads, list[Contribution]]:
-        """Each rank merges its own micro-batches; then the ranks merge once."""
+        """Each rank merges its own micro-batches; then the ranks merge once.
+
+        With "zero3" their gradients are merged in each backward pass already.
+        """
         mesh, count = self.mesh, len(parts)
         mine = range(count * mesh.rank // mesh.data, count * (mesh.rank + 1) // mesh.data)
-        own = self._agreed(state, first, parts, mine)
+        if merged := self.plan == "zero3" and state.params.layout.mesh is not None:
+            own = self._in_step(state, first, parts, mine)
+        else:
+            own = self._agreed(state, first, parts, mine)
         every = own.everyones(mesh)
         weight = torch.stack([each.grads.weight for each in every]).sum(0)
         mean = own.grads.mean
-        if mesh.data > 1:
+        if mesh.data > 1 and not merged:
             share = own.grads.weight.double() / torch.where(weight > 0, weight, 1)
             mean = mean.scale(share).where(own.grads.weight > 0, mean.zeros())
-        placed = state.params.select(mean)
-        mean = summed(mean, mesh) if placed.layout.mesh is None else scattered(mean, placed)
+            placed = state.params.select(mean)
+            mean = summed(mean, mesh) if placed.layout.mesh is None else scattered(mean, placed)
         finite = torch.stack([each.grads.finite for each in every]).all()
         metrics = merge([each.grads.metrics for each in every])
         return Grads(mean, weight, finite, metrics), every
@@ -118,6 +124,34 @@ class Fold(GradStage):
 
         after, params = state, state.params.whole()
         return agreed(self.mesh, contribution, params)
+
+    def _in_step(self, state: State, first: int, parts: Sequence[Any], mine: range) -> Contribution:
+        """As `_agreed`, of gradients that are means over all ranks; their weights are this one's.
+
+        All ranks compute equally many micro-batches; of those too many, nothing is kept.
+        """
+        turns = -(-len(parts) // self.mesh.data)
+        after, weight = state, torch.zeros_like(state.step)
+
+        def gradients() -> Iterator[Grads]:
+            nonlocal after, weight
+            for turn in range(turns):
+                counts = turn < len(mine)
+                i = mine[turn] if counts else 0
+                new, grads = self.inner(after.within(micro=first + i, counts=counts), parts[i])
+                if counts:
+                    weight = weight + grads.weight
+                else:
+                    grads = grads.emptied()
+                if counts or not turn:  # of the first, for the names of the buffers that it changes
+                    after = new
+                yield grads.replace(weight=self.mesh.sum(grads.weight))
+
+        def contribution() -> Contribution:
+            grads = Grads.fold(gradients()).replace(weight=weight)
+            return Contribution.of(grads, state.buffers, after.buffers)
+
+        return agreed(self.mesh, contribution, state.params)
 
     def placed(self, state: State) -> State:
         if self.mesh.data > 1:

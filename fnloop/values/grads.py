@@ -59,6 +59,14 @@ class Grads(NoOperatorsOfGrads):
             )
         return new
 
+    def emptied(self) -> Self:
+        """With the weight, metrics and flag of no examples; `mean` stays."""
+        return self.replace(
+            weight=torch.zeros_like(self.weight),
+            finite=torch.ones_like(self.finite),
+            metrics={name: metric.empty() for name, metric in self.metrics.items()},
+        )
+
     def merge(self, other: Self) -> Self:
         """Merge with the gradients of another part.
 
