@@ -7,7 +7,7 @@ import contextlib
 import sys
 from types import TracebackType
 
-from fnloop._torch.collectives import started
+from fnloop._torch.collectives import started, stop
 from fnloop.dist.whereabouts import RankError, note_end, note_failure
 
 
@@ -39,3 +39,4 @@ def _leave() -> None:
     if started():
         with contextlib.suppress(RuntimeError):
             note_end()
+        stop()
