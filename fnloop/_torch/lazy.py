@@ -54,8 +54,8 @@ class Lazy(Tensor):
         values = lazies[0].compute(lazies)
         versions = [value._version for value in values]
         found = {id(lazy): value for lazy, value in zip(lazies, values, strict=True)}
-        args, kwargs = structure.unflatten([found.get(id(leaf), leaf) for leaf in leaves])
-        result = func(*args, **kwargs)
+        given: Any = structure.unflatten([found.get(id(leaf), leaf) for leaf in leaves])
+        result = func(*given[0], **given[1])
         for lazy, value, version in zip(lazies, values, versions, strict=True):
             if value._version != version:  # what was written would be lost
                 raise lazy.written(lazy)
@@ -72,21 +72,19 @@ class Lazy(Tensor):
 
 _WRITES = {Tensor.data.__set__, Tensor.grad.__set__}  # type: ignore[attr-defined]
 
+_ATTRIBUTES = (
+    "shape dtype device layout ndim requires_grad grad grad_fn is_leaf _version is_cpu is_cuda "
+    "is_meta is_sparse is_quantized is_mkldnn itemsize nbytes _backward_hooks"
+)
+
+_METHODS = (
+    "size stride dim ndimension numel nelement element_size is_floating_point is_complex "
+    "is_contiguous is_signed get_device storage_offset untyped_storage __len__ __hash__"
+)
+
 _WITHOUT_VALUES = {
-    *[
-        getattr(Tensor, name).__get__
-        for name in (
-            "shape dtype device layout ndim requires_grad grad grad_fn is_leaf _version "
-            "is_cpu is_cuda is_meta is_sparse is_quantized is_mkldnn itemsize nbytes _backward_hooks"
-        ).split()
-    ],
-    *[
-        getattr(Tensor, name)
-        for name in (
-            "size stride dim ndimension numel nelement element_size is_floating_point is_complex "
-            "is_contiguous is_signed get_device storage_offset untyped_storage __len__ __hash__"
-        ).split()
-    ],
+    *[getattr(Tensor, name).__get__ for name in _ATTRIBUTES.split()],
+    *[getattr(Tensor, name) for name in _METHODS.split()],
     torch.is_floating_point,
     torch.is_complex,
     torch.numel,

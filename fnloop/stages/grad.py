@@ -75,8 +75,6 @@ class Grad(GradStage):
                     if "use_reentrant" in str(error):
                         raise RuntimeError(_REENTRANT.format(loss=self.loss)) from error
                     raise
-                if gathering is not None:
-                    gathering.check()
                 return trained.gradients(found), result.weight, result.metrics
 
             standing = params if gathering is None else gathering.params

@@ -44,7 +44,6 @@ class Gathering:
         self._names = {id(lazy): name for name, lazy in self.params.items()}
         self._wholes: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
         self._share: Tensor | None = None
-        self._order: list[Any] = []
 
     def _lazy(self, name: str, shape: Size) -> Lazy:
         piece = self._pieces[name]
@@ -58,32 +57,32 @@ class Gathering:
 
     def weigh(self, weight: Tensor) -> None:
         """Set this rank's weight in the means of the backward pass to come."""
-        self.check()
+        self._agree("weigh", ())
         total = self._layout.mesh.sum(weight.double())
         self._share = weight.double() / torch.where(total > 0, total, 1)
 
-    def check(self) -> None:
-        """Check that all ranks have gathered and reduced the same since the last check.
+    def _agree(self, what: str, names: tuple[str, ...]) -> None:
+        """Wait until all ranks are about to do this, since they would exchange other things.
 
         Raises:
-            RankError: They have not.
+            RankError: One has failed, or is about to do something else.
         """
-        order, self._order = repr(self._order), []
-        if not opaque() and not gate(self._layout.mesh, order)[0]:
+        if not opaque() and not gate(self._layout.mesh, repr((what, names)))[0]:
             raise RankError(
-                f"The ranks did not use the same parameters in the same order in {self._user}. "
-                'With the plan "zero3" they have to, since each is gathered where it is used: what '
-                'a model uses must not depend on the batch or the rank. "zero2" has no such rule.'
+                f"The ranks do not use the same parameters in the same order in {self._user}: this "
+                f"one has come to {what} {', '.join(names) or 'what it has computed'}. With the "
+                'plan "zero3" they have to, since each is gathered where it is used: what a model '
+                'uses must not depend on the batch or the rank. The plan "zero2" has no such rule.'
             )
 
     def whole(self, names: tuple[str, ...], pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The whole tensors as they are stored."""
-        self._order.append(("gather", names))
+        self._agree("gather", names)
         return self._selected(names).whole(pieces)
 
     def reduced(self, names: tuple[str, ...], grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The pieces of the means over ranks."""
-        self._order.append(("reduce", names))
+        self._agree("reduce", names)
         assert self._share is not None
         return self._selected(names).scatter([_weighed(grad, self._share) for grad in grads])
 
@@ -113,7 +112,8 @@ class Gathering:
             name = None
         if name is None:
             return tensor, tensor._version  # which autograd does not look at where there are hooks
-        return _View(name, tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset())
+        offset: Any = tensor.storage_offset()
+        return _View(name, tensor.dtype, tensor.size(), tensor.stride(), offset)
 
     def _unpack(self, saved: Any) -> Tensor:
         if isinstance(saved, _View):

@@ -117,6 +117,5 @@ def _same_names(a: Tensors, b: Tensors) -> tuple[Tensors, Tensors]:
         return a, b
     only_a = [name for name in a if name not in b]
     only_b = [name for name in b if name not in a]
-    left = Tensors({**dict(a.items()), **dict(b.select(only_b).zeros().items())})
-    right = Tensors({**dict(a.select(only_a).zeros().items()), **dict(b.items())})
-    return left, left.like(right)
+    left = a.beside(b.select(only_b).zeros())
+    return left, a.select(only_a).zeros().beside(b).select(left)

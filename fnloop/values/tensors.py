@@ -107,7 +107,9 @@ class Tensors(NoOperators, NamedTensors):
         if any([g is None for g in found]):
             reached = {n: g for n, g in zip(self.names, found, strict=True) if g is not None}
             own = self.select(reached)
-            made = own.like(reached) if own.layout.mesh is None else own._new(tuple(reached.values()))
+            made = (
+                own.like(reached) if own.layout.mesh is None else own._new(tuple(reached.values()))
+            )
         elif self.layout.mesh is not None:  # they are this rank's pieces
             made = self._new(tuple(found))  # type: ignore[arg-type]
         elif type(self.layout) is Separate and not self.layout.pairs:
