@@ -13,6 +13,7 @@ from torch import Size, Tensor
 from fnloop._torch.lazy import Lazy
 from fnloop._torch.tracing import opaque
 from fnloop.dist.agreement import RankError, gate
+from fnloop.trees.show import short
 from fnloop.values.close_look import written_error
 from fnloop.values.shards import Shards
 
@@ -67,10 +68,11 @@ class Gathering:
         Raises:
             RankError: One has failed, or is about to do something else.
         """
-        if not opaque() and not gate(self._layout.mesh, repr((what, names)))[0]:
+        about = f"{what} {', '.join(names) or 'what it has computed'}"
+        if not opaque() and not gate(self._layout.mesh, about, repr((what, names)))[0]:
             raise RankError(
-                f"The ranks do not use the same parameters in the same order in {self._user}: this "
-                f"one has come to {what} {', '.join(names) or 'what it has computed'}. With the "
+                "The ranks do not use the same parameters in the same order in the loss "
+                f"{short(self._user)}: this one is about to {about}. With the "
                 'plan "zero3" they have to, since each is gathered where it is used: what a model '
                 'uses must not depend on the batch or the rank. The plan "zero2" has no such rule.'
             )
