@@ -73,7 +73,7 @@ class Fold(GradStage):
         if merged := self.plan == "zero3" and state.params.layout.mesh is not None:
             own = self._in_step(state, first, parts, mine)
         else:
-            own = self._agreed(state, first, parts, mine)
+            own = self._agreed(state.replace(params=state.params.whole()), first, parts, mine)
         every = own.everyones(mesh)
         weight = torch.stack([each.grads.weight for each in every]).sum(0)
         mean = own.grads.mean
@@ -91,11 +91,12 @@ class Fold(GradStage):
     ) -> tuple[Grads, list[Contribution]]:
         """The ranks compute micro-batches in turn, and all merge every one of them in order."""
         mesh, count, every = self.mesh, len(parts), list[Contribution]()
+        whole = state.replace(params=state.params.whole())
 
         def gradients() -> Iterator[Grads]:
             for i in range(0, count, mesh.data):
                 mine = range(i + mesh.rank, min(i + mesh.rank + 1, count))
-                own = self._agreed(state, first, parts, mine)
+                own = self._agreed(whole, first, parts, mine)
                 turn = own.everyones(mesh)[: count - i]
                 every.extend(turn)
                 means = gathered(own.grads.mean, mesh)
@@ -110,20 +111,19 @@ class Fold(GradStage):
     def _agreed(self, state: State, first: int, parts: Sequence[Any], mine: range) -> Contribution:
         """The gradients of some micro-batches; without any, of one that counts for nothing."""
 
-        def gradients(start: State) -> Iterator[Grads]:
+        def gradients() -> Iterator[Grads]:
             nonlocal after
-            after = start
             for i in mine or (0,):
                 after, grads = self.inner(after.within(micro=first + i), parts[i])
                 yield grads
 
         def contribution() -> Contribution:
-            grads = Grads.fold(gradients(state.replace(params=params)))
+            grads = Grads.fold(gradients())
             found = Contribution.of(grads, state.buffers, after.buffers)
             return found if mine else found.nothing()
 
-        after, params = state, state.params.whole()
-        return agreed(self.mesh, contribution, params)
+        after = state
+        return agreed(self.mesh, contribution, state.params)
 
     def _in_step(self, state: State, first: int, parts: Sequence[Any], mine: range) -> Contribution:
         """As `_agreed`, of gradients that are means over all ranks; their weights are this one's.

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Size, Tensor
 
-from fnloop._torch.lazy import Lazy
+from fnloop._torch.stand_in import StandIn
 from fnloop._torch.tracing import opaque
 from fnloop.dist.agreement import RankError, gate
 from fnloop.trees.show import short
@@ -39,18 +39,18 @@ class Gathering:
     def __init__(self, layout: Shards, pieces: Mapping[str, Tensor], user: Any) -> None:
         self._layout, self._pieces, self._user = layout, pieces, user
         self.params: dict[str, Tensor] = {
-            name: self._lazy(name, shape)
+            name: self._stand_in(name, shape)
             for name, shape in zip(layout.names, layout.shapes, strict=True)
         }
-        self._names = {id(lazy): name for name, lazy in self.params.items()}
+        self._names = {id(stand_in): name for name, stand_in in self.params.items()}
         self._wholes: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
         self._share: Tensor | None = None
 
-    def _lazy(self, name: str, shape: Size) -> Lazy:
+    def _stand_in(self, name: str, shape: Size) -> StandIn:
         piece = self._pieces[name]
         if name in self._layout.pairs:
             shape, piece = shape[:-1], torch.view_as_complex(piece.detach().new_empty(1, 2))
-        return Lazy.of(shape, piece, self._values, self._written)
+        return StandIn.of(shape, piece, self._values, self._written)
 
     def saving(self) -> contextlib.AbstractContextManager[Any]:
         """A context manager in which autograd saves no whole parameters."""
@@ -93,8 +93,8 @@ class Gathering:
         assert found is not None
         return found[0]
 
-    def _values(self, lazies: Sequence[Lazy]) -> list[Tensor]:
-        names = tuple([self._names[id(lazy)] for lazy in lazies])
+    def _values(self, stand_ins: Sequence[StandIn]) -> list[Tensor]:
+        names = tuple([self._names[id(stand_in)] for stand_in in stand_ins])
         stored: Any = _Whole.apply(self, names, *[self._pieces[name] for name in names])
         for name, tensor in zip(names, stored, strict=True):
             self._wholes[tensor.untyped_storage()] = name
@@ -104,8 +104,8 @@ class Gathering:
             for name, tensor in zip(names, stored, strict=True)
         ]
 
-    def _written(self, lazy: Lazy) -> RuntimeError:
-        return written_error(self._user, self._names[id(lazy)])
+    def _written(self, stand_in: StandIn) -> RuntimeError:
+        return written_error(self._user, self._names[id(stand_in)])
 
     def _pack(self, tensor: Tensor) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""``Lazy``: a tensor without values, for which others are put in wherever it is used."""
+"""``StandIn``: a tensor without values, for which others are put in wherever it is used."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import optree
 import torch
 from torch import Size, Tensor
 
-Values = Callable[[Sequence["Lazy"]], Sequence[Tensor]]
+Values = Callable[[Sequence["StandIn"]], Sequence[Tensor]]
 """What computes the values of some of them; an operation asks once, for all that it uses."""
 
 
-class Lazy(Tensor):
+class StandIn(Tensor):
     """A tensor that has shape and dtype. Each operation that uses it gets its values anew.
 
     Attributes:
         compute: What computes its values.
         written: Makes the error for an operation that writes to it.
 
-    >>> w = Lazy.of(Size([2]), torch.zeros(()), lambda lazies: [torch.ones(2)], ValueError)
+    >>> w = StandIn.of(Size([2]), torch.zeros(()), lambda stand_ins: [torch.ones(2)], ValueError)
     >>> w.shape, w + 1
     (torch.Size([2]), tensor([2., 2.]))
     """
 
     compute: Values
-    written: Callable[[Lazy], Exception]
+    written: Callable[[StandIn], Exception]
 
     @classmethod
     def of(
-        cls, shape: Size, like: Tensor, compute: Values, written: Callable[[Lazy], Exception]
-    ) -> Lazy:
+        cls, shape: Size, like: Tensor, compute: Values, written: Callable[[StandIn], Exception]
+    ) -> StandIn:
         """One of this shape, with the dtype and device of `like`."""
         new = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # pyright: ignore
             cls, shape, dtype=like.dtype, device=like.device, requires_grad=like.requires_grad
@@ -48,17 +48,17 @@ class Lazy(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         leaves, structure = optree.tree_flatten((args, kwargs))  # pyright: ignore
-        lazies = list({id(x): x for x in leaves if isinstance(x, Lazy)}.values())
+        stand_ins = list({id(x): x for x in leaves if isinstance(x, StandIn)}.values())
         if func in _WRITES:
-            raise lazies[0].written(lazies[0])
-        values = lazies[0].compute(lazies)
+            raise stand_ins[0].written(stand_ins[0])
+        values = stand_ins[0].compute(stand_ins)
         versions = [value._version for value in values]
-        found = {id(lazy): value for lazy, value in zip(lazies, values, strict=True)}
+        found = {id(stand_in): value for stand_in, value in zip(stand_ins, values, strict=True)}
         given: Any = structure.unflatten([found.get(id(leaf), leaf) for leaf in leaves])
         result = func(*given[0], **given[1])
-        for lazy, value, version in zip(lazies, values, versions, strict=True):
+        for stand_in, value, version in zip(stand_ins, values, versions, strict=True):
             if value._version != version:  # what was written would be lost
-                raise lazy.written(lazy)
+                raise stand_in.written(stand_in)
         return result
 
     @classmethod
