@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.draws import HostRandomnessError, RandomnessError
-from fnloop._torch.stand_in import StandIn
 from fnloop._torch.members import draws_by_member
 from fnloop._torch.read_only import ReadOnly, memory_of
+from fnloop._torch.stand_in import StandIn
 from fnloop._torch.tracing import recording
 from fnloop.trees.show import short
 from fnloop.values.host_random import GLOBAL, RandomSource, host_seeded
