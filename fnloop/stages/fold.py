@@ -13,6 +13,7 @@ from fnloop.stages.base import GradStage, Kind
 from fnloop.trees.nodes import static, tree
 from fnloop.values.contribution import Contribution, agreed, merged_buffers
 from fnloop.values.grads import Grads
+from fnloop.values.looking import look
 from fnloop.values.merging import merge
 from fnloop.values.placing import check_same, gathered, place_state, scattered, summed
 from fnloop.values.state import State
@@ -79,7 +80,9 @@ class Fold(GradStage):
         mean = own.grads.mean
         if mesh.data > 1 and not merged:
             share = own.grads.weight.double() / torch.where(weight > 0, weight, 1)
-            mean = mean.scale(share).where(own.grads.weight > 0, mean.zeros())
+            counts, mean = look(own.grads.weight > 0), mean.scale(share)
+            if counts is not True:
+                mean = mean.where(counts, mean.zeros())
             placed = state.params.select(mean)
             mean = summed(mean, mesh) if placed.layout.mesh is None else scattered(mean, placed)
         finite = torch.stack([each.grads.finite for each in every]).all()
