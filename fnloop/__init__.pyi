@@ -59,6 +59,7 @@ from fnloop.dist.mesh import mesh as mesh
 from fnloop.transforms.shard import shard as shard
 from fnloop.transforms.shard import place as place
 from fnloop.transforms.shard import gather as gather
+from fnloop.transforms.explain import explain as explain
 
 # Metrics
 from fnloop.values.metrics import Last as Last

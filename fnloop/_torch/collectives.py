@@ -19,6 +19,11 @@ def started() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def stop() -> None:
+    """Leave the process group. Its threads would run as Python ends, and torch may abort then."""
+    dist.destroy_process_group()
+
+
 def summed(tensor: Tensor, group: Any) -> Tensor:
     """The sum over the ranks of a group, the same bits on each."""
     return _ops.wait_tensor(_ops.all_reduce(tensor.contiguous(), "sum", group.group_name))

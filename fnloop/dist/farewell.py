@@ -7,9 +7,7 @@ import contextlib
 import sys
 from types import TracebackType
 
-import torch.distributed as dist
-
-from fnloop._torch.collectives import started
+from fnloop._torch.collectives import started, stop
 from fnloop.dist.whereabouts import RankError, note_end, note_failure
 
 
@@ -38,8 +36,7 @@ def tell(error: BaseException) -> None:
 
 
 def _leave() -> None:
-    if not started():
-        return
-    with contextlib.suppress(RuntimeError):
-        if note_end():
-            dist.destroy_process_group()  # else torch 2.13 aborts now and then at exit
+    if started():
+        with contextlib.suppress(RuntimeError):
+            if note_end():
+                stop()  # else torch 2.13 aborts now and then at exit

@@ -54,7 +54,10 @@ _MANY = (
     "by vmap."
 )
 _LR = 'fl.update reports the learning rate by itself, under a name such as "adamw.lr".'
-_RANKS = "Use fl.shard(step, fl.mesh()), and start the program by torchrun."
+_RANKS = (
+    "Use fl.shard(step, fl.mesh()), and start the program by torchrun: fl.mesh() is of all "
+    "processes."
+)
 _CLIP = (
     "Use fl.optim.clip_by_norm(1.0) in fl.optim.chain(fl.optim.clip_by_norm(1.0), "
     "fl.optim.adamw(...))."

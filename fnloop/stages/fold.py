@@ -13,11 +13,12 @@ from fnloop.stages.base import GradStage, Kind
 from fnloop.trees.nodes import static, tree
 from fnloop.values.contribution import Contribution, agreed, merged_buffers
 from fnloop.values.grads import Grads
+from fnloop.values.looking import look
 from fnloop.values.merging import merge
 from fnloop.values.placing import check_same, gathered, place_state, scattered, summed
 from fnloop.values.state import State
 
-PLANS = {"replicate": False, "zero2": True}
+PLANS = {"replicate": False, "zero2": True, "zero3": True}
 """The plans, and whether each divides the state among the ranks."""
 
 
@@ -64,18 +65,26 @@ class Fold(GradStage):
     def _at_once(
         self, state: State, first: int, parts: Sequence[Any]
     ) -> tuple[Grads, list[Contribution]]:
-        """Each rank merges its own micro-batches; then the ranks merge once."""
+        """Each rank merges its own micro-batches; then the ranks merge once.
+
+        With "zero3" their gradients are merged in each backward pass already.
+        """
         mesh, count = self.mesh, len(parts)
         mine = range(count * mesh.rank // mesh.data, count * (mesh.rank + 1) // mesh.data)
-        own = self._agreed(state, first, parts, mine)
+        if merged := self.plan == "zero3" and state.params.layout.mesh is not None:
+            own = self._in_step(state, first, parts, mine)
+        else:
+            own = self._agreed(state.replace(params=state.params.whole()), first, parts, mine)
         every = own.everyones(mesh)
         weight = torch.stack([each.grads.weight for each in every]).sum(0)
         mean = own.grads.mean
-        if mesh.data > 1:
+        if mesh.data > 1 and not merged:
             share = own.grads.weight.double() / torch.where(weight > 0, weight, 1)
-            mean = mean.scale(share).where(own.grads.weight > 0, mean.zeros())
-        placed = state.params.select(mean)
-        mean = summed(mean, mesh) if placed.layout.mesh is None else scattered(mean, placed)
+            counts, mean = look(own.grads.weight > 0), mean.scale(share)
+            if counts is not True:
+                mean = mean.where(counts, mean.zeros())
+            placed = state.params.select(mean)
+            mean = summed(mean, mesh) if placed.layout.mesh is None else scattered(mean, placed)
         finite = torch.stack([each.grads.finite for each in every]).all()
         metrics = merge([each.grads.metrics for each in every])
         return Grads(mean, weight, finite, metrics), every
@@ -85,11 +94,12 @@ class Fold(GradStage):
     ) -> tuple[Grads, list[Contribution]]:
         """The ranks compute micro-batches in turn, and all merge every one of them in order."""
         mesh, count, every = self.mesh, len(parts), list[Contribution]()
+        whole = state.replace(params=state.params.whole())
 
         def gradients() -> Iterator[Grads]:
             for i in range(0, count, mesh.data):
                 mine = range(i + mesh.rank, min(i + mesh.rank + 1, count))
-                own = self._agreed(state, first, parts, mine)
+                own = self._agreed(whole, first, parts, mine)
                 turn = own.everyones(mesh)[: count - i]
                 every.extend(turn)
                 means = gathered(own.grads.mean, mesh)
@@ -104,20 +114,47 @@ class Fold(GradStage):
     def _agreed(self, state: State, first: int, parts: Sequence[Any], mine: range) -> Contribution:
         """The gradients of some micro-batches; without any, of one that counts for nothing."""
 
-        def gradients(start: State) -> Iterator[Grads]:
+        def gradients() -> Iterator[Grads]:
             nonlocal after
-            after = start
             for i in mine or (0,):
                 after, grads = self.inner(after.within(micro=first + i), parts[i])
                 yield grads
 
         def contribution() -> Contribution:
-            grads = Grads.fold(gradients(state.replace(params=params)))
+            grads = Grads.fold(gradients())
             found = Contribution.of(grads, state.buffers, after.buffers)
             return found if mine else found.nothing()
 
-        after, params = state, state.params.whole()
-        return agreed(self.mesh, contribution, params)
+        after = state
+        return agreed(self.mesh, contribution, state.params)
+
+    def _in_step(self, state: State, first: int, parts: Sequence[Any], mine: range) -> Contribution:
+        """As `_agreed`, of gradients that are means over all ranks; their weights are this one's.
+
+        All ranks compute equally many micro-batches; of those too many, nothing is kept.
+        """
+        turns = -(-len(parts) // self.mesh.data)
+        after, weight = state, torch.zeros_like(state.step)
+
+        def gradients() -> Iterator[Grads]:
+            nonlocal after, weight
+            for turn in range(turns):
+                counts = turn < len(mine)
+                i = mine[turn] if counts else 0
+                new, grads = self.inner(after.within(micro=first + i, counts=counts), parts[i])
+                if counts:
+                    weight = weight + grads.weight
+                else:
+                    grads = grads.emptied()
+                if counts or not turn:  # of the first, for the names of the buffers that it changes
+                    after = new
+                yield grads.replace(weight=self.mesh.sum(grads.weight))
+
+        def contribution() -> Contribution:
+            grads = Grads.fold(gradients()).replace(weight=weight)
+            return Contribution.of(grads, state.buffers, after.buffers)
+
+        return agreed(self.mesh, contribution, state.params)
 
     def placed(self, state: State) -> State:
         if self.mesh.data > 1:

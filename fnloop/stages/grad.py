@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from operator import attrgetter
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.autograd import NoGradientError, Tape, gradients, require_grad
+from fnloop._torch.tracing import transformed
 from fnloop.stages.base import GradStage
 from fnloop.stages.closure import closed_over
 from fnloop.stages.functions import as_loss, takes_state
@@ -19,9 +21,12 @@ from fnloop.trees.nodes import tree, tree_leaves
 from fnloop.trees.show import short
 from fnloop.values.close_look import Unwritten
 from fnloop.values.context import no_casting
+from fnloop.values.gathering import Gathering
 from fnloop.values.grads import Grads
 from fnloop.values.randomness import randomness
 from fnloop.values.state import State
+
+_NOTHING = contextlib.nullcontext()
 
 
 @tree
@@ -47,17 +52,23 @@ class Grad(GradStage):
                 f"got {type(state).__name__} as the state."
             )
         trained = state.params.select(state.skeleton.trainable)
+        divided = state.params.layout.mesh is not None
         scale = state.context.scale
 
         def compute(tape: Tape) -> tuple[Any, dict[str, Tensor]]:
             params = dict(zip(trained.names, tape.leaves, strict=True))
             if trained is not state.params:
-                params = {**dict(state.params.items()), **params}
+                others = zip(state.params.names, state.params.storages, strict=True)
+                params = {**dict(others if divided else state.params.items()), **params}
+            gathering = self._gathering(state, params, tape) if divided else None
 
             def run(model: Any) -> tuple[Any, ...]:
                 # The backward pass runs here too: activation checkpointing recomputes the forward
                 # pass in it, which needs this model.
-                result = self._run(state, model, x, tape)
+                with _NOTHING if gathering is None else gathering.saving():
+                    result = self._run(state, model, x, tape)
+                if gathering is not None:
+                    gathering.weigh(result.weight * state.context.counts)
                 try:
                     with no_casting(state.step.device):
                         found = tape.backward(result.loss, _seed(result, scale))
@@ -67,7 +78,8 @@ class Grad(GradStage):
                     raise
                 return trained.gradients(found), result.weight, result.metrics
 
-            return state.skeleton.call(run, params, state.buffers, True, self.loss)
+            standing = params if gathering is None else gathering.params
+            return state.skeleton.call(run, standing, state.buffers, True, self.loss)
 
         unwritten = Unwritten(state.params)
         try:
@@ -85,6 +97,13 @@ class Grad(GradStage):
         if buffers:
             state = state.replace(buffers=state.buffers.like(buffers))
         return state, Grads(mean, weight, finite, metrics)
+
+    def _gathering(self, state: State, pieces: dict[str, Tensor], tape: Tape) -> Gathering:
+        """What stands in for parameters that are divided among ranks, and gathers them."""
+        if tape.kept or transformed():
+            raise ValueError(_DIVIDED.format(loss=self.loss))
+        layout: Any = state.params.layout
+        return Gathering(layout, pieces, self.loss)
 
     def _run(self, state: State, model: Any, batch: Any, tape: Tape) -> LossResult:
         arguments = (model, batch, state) if self._takes_state else (model, batch)
@@ -157,6 +176,12 @@ _REENTRANT = (
     "loss.backward() only; a step asks for the gradients of the parameters that it is given. Set "
     "use_reentrant=False: checkpoint(layer, x, use_reentrant=False), or "
     "model.gradient_checkpointing_enable({{'use_reentrant': False}}) in transformers."
+)
+
+_DIVIDED = (
+    "The step with the loss {loss} has parameters that are divided among ranks, and is vmapped or "
+    'differentiated. That works with whole ones: shard the step with the plan "replicate", or '
+    "leave the shard out."
 )
 
 

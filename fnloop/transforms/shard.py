@@ -40,6 +40,11 @@ def shard(
       values, are divided among the ranks. A step gathers the parameters, and reduces the gradients
       into pieces; it moves as much as ``"replicate"`` (ZeRO; Rajbhandari et al., 2020).
 
+    - ``"zero3"``: as ``"zero2"``, but each parameter is gathered where the model uses it, and again
+      in the backward pass, which reduces its gradient at once: no rank ever has all parameters, or
+      all gradients. It moves half as much again, and with ``fl.accumulate(m)`` all of that `m`
+      times. All ranks have to use the same parameters in the same order.
+
     Args:
         step: A step or a gradient stage.
         mesh: From `fl.mesh`.

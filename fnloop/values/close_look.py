@@ -12,6 +12,7 @@ from torch import Tensor
 from fnloop._torch.draws import HostRandomnessError, RandomnessError
 from fnloop._torch.members import draws_by_member
 from fnloop._torch.read_only import ReadOnly, memory_of
+from fnloop._torch.stand_in import StandIn
 from fnloop._torch.tracing import recording
 from fnloop.trees.show import short
 from fnloop.values.host_random import GLOBAL, RandomSource, host_seeded
@@ -74,6 +75,7 @@ class CloseLook:
             with host_seeded(self._drawing[key]):
                 return function(model)
         sources = [*GLOBAL, *generators_of(user)]
+        params = {name: p for name, p in params.items() if not isinstance(p, StandIn)}  # they look
         before = {name: tensor.detach() for name, tensor in params.items()}
         read_only = ReadOnly(params, lambda name: written_error(user, name))
         with host_seeded(sources) as host, read_only:

@@ -21,11 +21,13 @@ class Context:
         micro: Index of the micro-batch; nested `fl.accumulate` stages count in one flat sequence.
         autocast: The autocast dtype of the model; None without `fl.amp`.
         scale: float32[]; the loss scale, applied before the backward pass; or None.
+        counts: Whether the micro-batch counts; if not, it is there for other ranks' sake only.
     """
 
     micro: int = 0
     autocast: torch.dtype | None = None
     scale: Any = None
+    counts: bool = True
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""

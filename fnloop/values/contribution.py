@@ -43,14 +43,8 @@ class Contribution:
 
     def nothing(self) -> Self:
         """One of the same structure that counts for nothing."""
-        grads = self.grads
-        empty = Grads(
-            grads.mean.zeros(),
-            torch.zeros_like(grads.weight),
-            torch.ones_like(grads.finite),
-            {name: metric.empty() for name, metric in grads.metrics.items()},
-        )
-        return dataclasses.replace(self, grads=empty)
+        empty = self.grads.emptied()
+        return dataclasses.replace(self, grads=empty.replace(mean=empty.mean.zeros()))
 
     def outline(self) -> list[str]:
         """What must be alike on all ranks, in words; without the gradients' names."""

@@ -59,6 +59,14 @@ class Grads(NoOperatorsOfGrads):
             )
         return new
 
+    def emptied(self) -> Self:
+        """With the weight, metrics and flag of no examples; `mean` stays."""
+        return self.replace(
+            weight=torch.zeros_like(self.weight),
+            finite=torch.ones_like(self.finite),
+            metrics={name: metric.empty() for name, metric in self.metrics.items()},
+        )
+
     def merge(self, other: Self) -> Self:
         """Merge with the gradients of another part.
 
@@ -109,6 +117,5 @@ def _same_names(a: Tensors, b: Tensors) -> tuple[Tensors, Tensors]:
         return a, b
     only_a = [name for name in a if name not in b]
     only_b = [name for name in b if name not in a]
-    left = Tensors({**dict(a.items()), **dict(b.select(only_b).zeros().items())})
-    right = Tensors({**dict(a.select(only_a).zeros().items()), **dict(b.items())})
-    return left, left.like(right)
+    left = a.beside(b.select(only_b).zeros())
+    return left, a.select(only_a).zeros().beside(b).select(left)

@@ -64,6 +64,10 @@ class Layout:
         """The sum of a number over the ranks among which the tensors are divided."""
         return value
 
+    def beside(self, other: Layout) -> Layout | None:
+        """The layout of these tensors with others; None if they have to be stored anew."""
+        return None
+
     def select(self, names: tuple[str, ...]) -> tuple[Layout, Pick] | None:
         """The layout of a subset, and a function that picks its storages from a tuple.
 

@@ -204,6 +204,10 @@ class NamedTensors(Mapping[str, Tensor]):
         if not self.keys() <= named.keys():
             missing = [name for name in self.names if name not in named]
             raise KeyError(f"There is no tensor for {', '.join(missing[:8])}.")
+        if isinstance(named, NamedTensors) and named.layout.mesh is not None:
+            pieces = named.select(self.names)
+            if pieces.layout is self.layout:  # they were in another order
+                return pieces  # type: ignore[return-value]
         if isinstance(named, NamedTensors):  # `join` may alias its inputs: mark them as seen
             named = dict(named.items())
         return self.of(self.layout, self.layout.join(named))
@@ -250,6 +254,13 @@ class NamedTensors(Mapping[str, Tensor]):
             return self.of(self.layout, storages)
         named = dict(zip(self.names, self.values(), strict=True))
         return self.like({**named, **dict(new.items())})
+
+    def beside(self, other: Self) -> Self:
+        """These tensors, and after them those of `other`, which have other names."""
+        layout = self.layout.beside(other.layout)
+        if layout is None:
+            return type(self)({**dict(self.items()), **dict(other.items())})
+        return self.of(layout, (*self.storages, *other.storages))
 
     def _aligned(self, other: NamedTensors) -> Storages:
         """The storages of `other` in this layout."""

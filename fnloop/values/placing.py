@@ -78,11 +78,17 @@ def map_divided(f: Any, tree: Any) -> Any:
     return tree
 
 
+def is_divisible(tensors: Tensors, shapes: Mapping[str, Any]) -> bool:
+    """Whether they have a value for each of a parameter's, whose shapes are given."""
+    if not tensors.names:
+        return False
+    return all([shapes.get(name) == outline.shape for name, outline in tensors.outlines()])
+
+
 def _divided_in(tree: Any, mesh: Mesh, shapes: Mapping[str, Any]) -> Any:
     """A slot in which each `Tensors` with a value for each of a parameter's is divided."""
     if isinstance(tree, Tensors):
-        own = all([shapes.get(name) == t.shape for name, t in tree.items()])
-        return divided(tree, mesh) if own and tree.names else tree
+        return divided(tree, mesh) if is_divisible(tree, shapes) else tree
     if isinstance(tree, dict):
         return {key: _divided_in(value, mesh, shapes) for key, value in tree.items()}
     return tree

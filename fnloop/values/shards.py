@@ -102,6 +102,11 @@ class Shards(Layout):
     def total(self, value: Tensor) -> Tensor:
         return self.mesh.sum(value)
 
+    def beside(self, other: Layout) -> Layout:
+        assert isinstance(other, Shards)
+        names, shapes = (*self.names, *other.names), (*self.shapes, *other.shapes)
+        return Shards(names, shapes, self.mesh, self.pairs | other.pairs)
+
     def _select(self, names: tuple[str, ...]) -> tuple[Layout, Pick]:
         places = [self.index[name] for name in names]
         shapes = [self.shapes[i] for i in places]

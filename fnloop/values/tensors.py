@@ -107,7 +107,12 @@ class Tensors(NoOperators, NamedTensors):
         """
         if type(None) in set(map(type, found)):
             reached = {n: g for n, g in zip(self.names, found, strict=True) if g is not None}
-            made = self.select(reached).like(reached)
+            own = self.select(reached)
+            made = (
+                own.like(reached) if own.layout.mesh is None else own._new(tuple(reached.values()))
+            )
+        elif self.layout.mesh is not None:  # they are this rank's pieces
+            made = self._new(tuple(found))  # type: ignore[arg-type]
         elif type(self.layout) is Separate and not self.layout.pairs:
             made = self._new(tuple(found))  # type: ignore[arg-type]  # none is None
             made._kinds = self.kinds if self.kinds.quick else None  # as the backward pass sees to

@@ -92,7 +92,7 @@ KINDS = {
     "one example": {"batches": (4, 1)},
 }
 
-PLANS = ("replicate", "zero2")
+PLANS = ("replicate", "zero2", "zero3")
 
 
 @scenario

@@ -24,6 +24,7 @@ _VALUES = ("lr", "b1", "b2", "eps", "weight_decay")
 
 
 class _Adam(Optimizer):
+    by_value = True
     decoupled: ClassVar[bool]
 
     lr: Any
@@ -100,7 +101,6 @@ class adam(_Adam):
     tensor([-0.0010, -0.0010])
     """
 
-    by_value = True
     decoupled: ClassVar[bool] = False
 
     lr: Any = 1e-3

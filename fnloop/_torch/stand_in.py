@@ -1,0 +1,91 @@
+"""``StandIn``: a tensor without values, for which others are put in wherever it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optree
+import torch
+from torch import Size, Tensor
+
+Values = Callable[[Sequence["StandIn"]], Sequence[Tensor]]
+"""What computes the values of some of them; an operation asks once, for all that it uses."""
+
+
+class StandIn(Tensor):
+    """A tensor that has shape and dtype. Each operation that uses it gets its values anew.
+
+    Attributes:
+        compute: What computes its values.
+        written: Makes the error for an operation that writes to it.
+
+    >>> w = StandIn.of(Size([2]), torch.zeros(()), lambda stand_ins: [torch.ones(2)], ValueError)
+    >>> w.shape, w + 1
+    (torch.Size([2]), tensor([2., 2.]))
+    """
+
+    compute: Values
+    written: Callable[[StandIn], Exception]
+
+    @classmethod
+    def of(
+        cls, shape: Size, like: Tensor, compute: Values, written: Callable[[StandIn], Exception]
+    ) -> StandIn:
+        """One of this shape, with the dtype and device of `like`."""
+        new = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # pyright: ignore
+            cls, shape, dtype=like.dtype, device=like.device, requires_grad=like.requires_grad
+        )
+        new.compute, new.written = compute, written
+        return new
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _WITHOUT_VALUES:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        leaves, structure = optree.tree_flatten((args, kwargs))  # pyright: ignore
+        stand_ins = list({id(x): x for x in leaves if isinstance(x, StandIn)}.values())
+        if func in _WRITES:
+            raise stand_ins[0].written(stand_ins[0])
+        values = stand_ins[0].compute(stand_ins)
+        versions = [value._version for value in values]
+        found = {id(stand_in): value for stand_in, value in zip(stand_ins, values, strict=True)}
+        given: Any = structure.unflatten([found.get(id(leaf), leaf) for leaf in leaves])
+        result = func(*given[0], **given[1])
+        for stand_in, value, version in zip(stand_ins, values, versions, strict=True):
+            if value._version != version:  # what was written would be lost
+                raise stand_in.written(stand_in)
+        return result
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(
+            f"The operation {func} was called on a parameter that is divided among ranks, in a way "
+            "that Python does not see, as compiled code does (TorchScript, torch.compile inside of "
+            'the model). Shard the step with "zero2", which gathers all parameters before.'
+        )
+
+
+_WRITES = {Tensor.data.__set__, Tensor.grad.__set__}  # type: ignore[attr-defined]
+
+_ATTRIBUTES = (
+    "shape dtype device layout ndim requires_grad grad grad_fn is_leaf _version is_cpu is_cuda "
+    "is_meta is_sparse is_quantized is_mkldnn itemsize nbytes _backward_hooks"
+)
+
+_METHODS = (
+    "size stride dim ndimension numel nelement element_size is_floating_point is_complex "
+    "is_contiguous is_signed get_device storage_offset untyped_storage __len__ __hash__"
+)
+
+_WITHOUT_VALUES = {
+    *[getattr(Tensor, name).__get__ for name in _ATTRIBUTES.split()],
+    *[getattr(Tensor, name) for name in _METHODS.split()],
+    torch.is_floating_point,
+    torch.is_complex,
+    torch.numel,
+}

@@ -1,0 +1,197 @@
+"""``explain``: what each rank of a sharded step will keep and move, before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fnloop.dist.mesh import Mesh
+from fnloop.names.keywords import explained
+from fnloop.stages.base import Stage
+from fnloop.stages.fold import PLANS, Fold
+from fnloop.trees.equal import table
+from fnloop.trees.show import bytes_text, short
+from fnloop.values.placing import is_divisible
+from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
+
+
+class Placed(NamedTuple):
+    """A tensor of the state.
+
+    Attributes:
+        path: Where it is in the state.
+        kind: Dtype and shape of the whole tensor.
+        placement: ``"whole"``, or ``"1/k"``.
+        bytes: Of what a rank keeps of it; the most, if ranks keep differently much.
+    """
+
+    path: str
+    kind: str
+    placement: str
+    bytes: int
+
+
+class Exchange(NamedTuple):
+    """Collectives of one kind in a step.
+
+    Attributes:
+        what: What is exchanged.
+        times: How often in a step, all tensors of one dtype together; 0 for once a use.
+        bytes: That a rank sends in a step; at most, where a model decides.
+    """
+
+    what: str
+    times: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What `explain` tells. Printed, it is a table.
+
+    Attributes:
+        title: The fold that was explained.
+        placed: Every tensor of the state.
+        exchanges: The collectives of a step.
+    """
+
+    title: str
+    placed: tuple[Placed, ...]
+    exchanges: tuple[Exchange, ...]
+
+    @property
+    def held(self) -> int:
+        """Bytes of the state on a rank."""
+        return sum(row.bytes for row in self.placed)
+
+    @property
+    def moved(self) -> int:
+        """Bytes that a rank sends in a step."""
+        return sum(row.bytes for row in self.exchanges)
+
+    def __str__(self) -> str:
+        tensors = [(*row[:3], bytes_text(row.bytes)) for row in self.placed]
+        exchanges = [
+            (row.what, f"{row.times}" if row.times else "each use", bytes_text(row.bytes))
+            for row in self.exchanges
+        ]
+        return "\n".join(
+            [
+                self.title,
+                "",
+                table(("tensor", "", "on a rank", "bytes"), tensors),
+                f"The state on a rank: {bytes_text(self.held)}",
+                "",
+                table(("exchange", "times", "bytes a rank sends"), exchanges or [("none", "", "")]),
+                f"In a step: {bytes_text(self.moved)}",
+            ]
+        )
+
+    __repr__ = __str__
+
+
+@explained
+def explain(step: Any, state: State, mesh: Mesh | int | None = None) -> Explanation:
+    """What each rank will keep, and what a step will move, before anything runs.
+
+    Bytes moved are those that a rank sends when every one passes on what it gets (a ring): of a
+    whole tensor's size ``(k - 1) / k`` to gather it, as much to reduce it into pieces, and twice
+    that to sum it on all of `k` ranks. Left out are a few numbers (weights, metrics, changed
+    buffers), and what an optimizer gathers that looks at whole matrices.
+
+    Args:
+        step: A step from `fl.shard`.
+        state: Its state, divided or not.
+        mesh: Other ranks than the step's: a mesh, or a number. So one process tells what a hundred
+            would do.
+
+    Raises:
+        TypeError: `step` is not sharded.
+
+    >>> import fnloop as fl
+    >>> step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    >>> step = fl.shard(step, fl.mesh(), "zero2")
+    >>> found = explain(step, step.init(torch.nn.Linear(100, 100)), 4)
+    >>> found.held, found.moved
+    (10156, 60600)
+    >>> print(*found.exchanges, sep="\\n")
+    Exchange(what='parameters gathered', times=1, bytes=30300)
+    Exchange(what='gradients reduced', times=1, bytes=30300)
+    """
+    parts = step.stages() if isinstance(step, Stage) else ()
+    fold = next((part for part in parts if isinstance(part, Fold)), None)
+    if fold is None:
+        raise TypeError(f"explain takes a step from fl.shard(step, mesh, plan); got {short(step)}.")
+    ranks = fold.mesh if mesh is None else Mesh(mesh) if isinstance(mesh, int) else mesh
+    fold = dataclasses.replace(fold, mesh=ranks)
+    return Explanation(
+        f"{fold.describe()}, on each of {ranks.data} ranks",
+        tuple(_placed(fold, state)),
+        tuple(_exchanges(fold, state)) if ranks.data > 1 else (),
+    )
+
+
+def _placed(fold: Fold, state: State) -> Iterator[Placed]:
+    shapes = {name: outline.shape for name, outline in state.params.outlines()}
+    for field in dataclasses.fields(state):
+        if field.name not in ("skeleton", "context"):
+            yield from _within(fold, shapes, field.name, getattr(state, field.name))
+
+
+def _within(fold: Fold, shapes: Any, path: str, node: Any) -> Iterator[Placed]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _within(fold, shapes, f"{path}/{key}", value)
+    elif isinstance(node, Tensors):
+        own = path.startswith(("params", "slots")) and is_divisible(node, shapes)
+        pieces = fold.mesh.data if own and PLANS[fold.plan] else 1
+        for name, outline in node.outlines():
+            placement = f"1/{pieces}" if pieces > 1 else "whole"
+            yield Placed(f"{path}/{name}", short(outline), placement, _piece(outline, pieces))
+    elif isinstance(node, Tensor):
+        yield Placed(path, short(node), "whole", node.nbytes)
+
+
+def _exchanges(fold: Fold, state: State) -> Iterator[Exchange]:
+    k, params = fold.mesh.data, dict(state.params.outlines())
+    others = k - 1
+    trained = [params[name] for name in state.skeleton.trainable]
+    gathered = others * sum(_piece(p, k) for p in params.values())
+    again = others * sum(_piece(p, k) for p in trained)
+    reduced = others * sum(_piece(_wide(p), k) for p in trained)
+    dtypes = len({p.dtype for p in params.values()})
+    kinds = len({_wide(p).dtype for p in trained})
+    if PLANS[fold.plan] and (fold.plan != "zero3" or fold.canonical):
+        yield Exchange("parameters gathered", dtypes, gathered)
+    if fold.canonical:
+        turns = -(-fold.k // k)
+        whole = sum(_wide(p).nbytes for p in trained)
+        yield Exchange("gradients of each micro-batch", turns * kinds, turns * others * whole)
+    elif fold.plan == "zero3":
+        yield Exchange("parameters gathered in the forward pass", 0, fold.k * gathered)
+        yield Exchange("parameters gathered in the backward pass, at most", 0, fold.k * again)
+        yield Exchange("gradients reduced", 0, fold.k * again)
+    elif PLANS[fold.plan]:
+        yield Exchange("gradients reduced", kinds, reduced)
+    else:
+        whole = sum(_wide(p).nbytes for p in trained)
+        yield Exchange("gradients summed", kinds, 2 * others * whole // k)
+
+
+def _piece(tensor: Tensor, pieces: int) -> int:
+    """Bytes of the largest of so many pieces."""
+    values = math.prod(tensor.shape) * (2 if tensor.is_complex() else 1)
+    size = tensor.element_size() // (2 if tensor.is_complex() else 1)
+    return -(-values // pieces) * size
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The outline of its gradient."""
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    return torch.empty(tensor.shape, dtype=torch.float32 if half else tensor.dtype, device="meta")
