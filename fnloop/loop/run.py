@@ -117,6 +117,7 @@ def run(
         batches=source.batches,
         total=limits.total(source),
         overwrite=overwrite,
+        mesh=mesh,
     )
     if continues is not None:
         path = as_path(continues)
@@ -127,10 +128,10 @@ def run(
     keep: Any = getattr(source, "memo", None)
     if keep is not None:
         about.position = lambda: keep(about.cursor)
+    check_ranks(mesh, step, state, about)
     for effect in effects:
         effect.check_run(about)
     at_exit = AtExit()
-    check_ranks(mesh, step, state, about)
     loop = _loop(step, state, source, limits, stages, effects, about, at_exit, mesh)
     at_exit.watch(loop)
     return loop
