@@ -37,7 +37,7 @@ def jointly(mesh: Mesh, what: str, call: Callable[[], T]) -> T:
         results.append(call())
     except BaseException as raised:
         error = raised
-    same, failed = gate(mesh, what, int(error is not None))
+    same, failed = gate(mesh, what, what, int(error is not None))
     if any(failed):
         errors = mesh.exchange(_portable(error, mesh.rank))
         if error is not None and not isinstance(error, Exception):  # Ctrl-C ends what it ends here

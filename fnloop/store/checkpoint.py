@@ -324,7 +324,7 @@ class checkpoint(Effect):
         with contextlib.suppress(Exception):  # a failed step has overwritten the state
             count = Cursor.of(run.state.cursor).count
         try:
-            alike, _ = gate(mesh, f"end at {count}: {saves}")
+            alike, _ = gate(mesh, "the end of the run", f"end at {count}: {saves}")
             why = "the ranks have come to different steps"
         except RuntimeError as error:  # a rank is gone
             alike, why = False, str(error)

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from tests.dist.scenario import main, scenario
+from fnloop.dist.agreement import RankError
+from fnloop.store.manifest import read_manifest
+from tests.dist.scenario import main, meet, scenario
 
 PLANS = ("replicate", "zero2")
 
@@ -94,7 +96,7 @@ def what_is_saved_is_loaded_by_any_plan(mesh):
             assert bits(fl.gather(fl.load(path, like=like))) == whole
         alone = pipeline().init(lambda: Net(7), seed=9)
         assert bits(fl.load(path, like=alone)) == whole
-    mesh.exchange(0)
+    meet(mesh)
 
 
 @scenario
@@ -107,7 +109,199 @@ def what_others_have_left_is_loaded(mesh):
             like = step_for(mesh, plan).init(lambda: Net(7), seed=9)
             assert bits(fl.gather(fl.load(file.parent, like=like))) == whole, (file, plan)
     assert len(left) >= len(PLANS)
-    mesh.exchange(0)
+    meet(mesh)
+
+
+# Runs
+
+
+def saving(mesh, name, **settings):
+    """A checkpoint effect that saves after every step."""
+    return fl.checkpoint(folder_for(mesh, name), every=1, unit="step", **{"keep": 2, **settings})
+
+
+def names_in(folder):
+    """What is in a folder of checkpoints."""
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+@scenario
+def a_run_is_resumed_to_the_bit(mesh):
+    for plan in PLANS:
+        through, _, _ = trained(mesh, plan, steps=6)
+        for background in (False, True):
+            effect = saving(mesh, f"run-{plan}-{background}", background=background)
+            trained(mesh, plan, steps=4, callbacks=[effect])
+            assert effect.latest() == effect.folder / "step-00000004"
+            meet(mesh)
+            assert names_in(effect.folder) == ["pages", "step-00000003", "step-00000004"]
+            status = read_manifest(effect.latest())["status"]
+            assert status == "completed"
+            again = saving(mesh, f"run-{plan}-{background}", background=background)
+            state, caught, history = trained(
+                mesh, plan, steps=6, callbacks=[again], resume=effect.folder
+            )
+            assert not caught and history.resumed.cursor.count == 4
+            assert bits(fl.gather(state)) == bits(fl.gather(through))
+            loaded = fl.load(again.folder, like=step_for(mesh, plan).init(Net, seed=9))
+            assert bits(fl.gather(loaded)) == bits(fl.gather(through))
+
+
+@scenario
+def the_best_is_kept_by_all(mesh):
+    for plan in PLANS:
+        effect = saving(mesh, f"best-{plan}", keep=1, monitor="loss")
+        state, _, history = trained(mesh, plan, steps=4, callbacks=[effect])
+        losses = [
+            read_manifest(effect.folder / name)["monitor"]["value"]
+            for name in names_in(effect.folder)
+            if name.startswith("step-")
+        ]
+        meet(mesh)
+        best = read_manifest(effect.best())["monitor"]["value"]
+        assert best == min(losses) and len(losses) <= 2
+
+
+@scenario
+def a_signal_to_one_rank_saves_on_all(mesh):
+    @fl.effect
+    def ask(state, metrics):
+        if int(state.cursor[2]) == 2 and mesh.rank == mesh.data - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    ask.ranks = "all"
+    for plan in PLANS:
+        effect = saving(mesh, f"asked-{plan}", every=100, last=False, keep=3)
+        trained(mesh, plan, steps=5, callbacks=[ask, effect])
+        meet(mesh)
+        assert "step-00000003" in names_in(effect.folder), names_in(effect.folder)
+        effect = saving(mesh, f"asked-before-{plan}", every=100, last=False, keep=3)
+        trained(mesh, plan, steps=5, callbacks=[effect, ask])
+        meet(mesh)
+        assert "step-00000003" in names_in(effect.folder), names_in(effect.folder)
+
+
+def error_of(call):
+    """The exception that a call raises."""
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
+
+
+@scenario
+def another_runs_folder_is_refused_on_all_ranks(mesh):
+    for plan in PLANS:
+        effect = saving(mesh, f"owned-{plan}")
+        trained(mesh, plan, steps=2, callbacks=[effect])
+        other = saving(mesh, f"owned-{plan}")
+        error = error_of(lambda: trained(mesh, plan, steps=2, seed=1, callbacks=[other]))  # noqa: B023
+        assert isinstance(error, FileExistsError) and "holds another run" in str(error)
+        trained(mesh, plan, steps=3, seed=1, callbacks=[other], overwrite=True)
+        meet(mesh)
+        assert names_in(other.folder) == ["pages", "step-00000002", "step-00000003"]
+
+
+@scenario
+def a_checkpoint_on_one_rank_alone_is_refused(mesh):
+    effect = [saving(mesh, "alone")]
+    given = effect if mesh.rank == 0 else []
+    error = error_of(lambda: trained(mesh, "zero2", callbacks=given))
+    assert isinstance(error, RankError), error
+    assert "effects" in str(error) and "checkpoint" in str(error)
+
+
+@scenario
+def each_ranks_own_folder_is_refused(mesh):
+    effect = fl.checkpoint(Path(folder_for(mesh, "own"), str(mesh.rank)), keep=1)
+    error = error_of(lambda: trained(mesh, "zero2", callbacks=[effect]))
+    assert isinstance(error, RankError) and "different things" in str(error), error
+
+
+@scenario
+def damage_that_one_rank_finds_is_passed_over_by_all(mesh):
+    folder = folder_for(mesh, "damaged")
+    for steps in (2, 3):
+        state, _, _ = trained(mesh, "zero2", steps=steps)
+        fl.save(state, folder, mesh=mesh)
+    if mesh.rank == 0:
+        last = f"state-{mesh.data - 1:05d}.safetensors"
+        file = Path(folder, "step-00000003", last)
+        raw = bytearray(file.read_bytes())
+        raw[-1] ^= 1
+        file.write_bytes(raw)
+    like = step_for(mesh, "zero2").init(Net, seed=9)
+    meet(mesh)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaded = fl.load(folder, like=like)
+    assert int(loaded.step) == 2 and "step-00000003 was skipped" in str(caught[0].message)
+    error = error_of(lambda: fl.load(Path(folder, "step-00000003"), like=like))
+    assert isinstance(error, fl.CheckpointError) and "sha256 differs" in str(error)
+    assert last_rank_of(error) == mesh.data - 1
+    effect = fl.checkpoint(folder, keep=None)
+    _, caught, history = trained(
+        mesh, "zero2", steps=2, callbacks=[effect], resume=folder, overwrite=True
+    )
+    assert history.resumed.path.name == "step-00000002"
+
+
+def last_rank_of(error):
+    """The rank that an error came from."""
+    return error.ranks[0]
+
+
+# Failures
+
+
+def fails_on(mesh, rank, step, stage):
+    """A callback or an effect that raises on one rank after a step."""
+
+    def failing(state, metrics):
+        if mesh.rank == rank and int(state.cursor[2]) == step:
+            raise ArithmeticError("the callback of one rank")
+        return state, metrics
+
+    return failing if stage else fl.effect(failing, ranks="all")
+
+
+@scenario
+def the_last_good_state_is_saved_when_one_rank_fails(mesh):
+    for plan in PLANS:
+        for rank in {0, mesh.data - 1}:
+            for first in (True, False):
+                for background in (False, True):
+                    name = f"failed-{plan}-{rank}-{first}-{background}"
+                    effect = saving(mesh, name, every=2, background=background)
+                    failing = fails_on(mesh, rank, 3, stage=False)
+                    both = [failing, effect] if first else [effect, failing]
+                    error = error_of(lambda: trained(mesh, plan, callbacks=both))  # noqa: B023
+                    assert error is not None and "the callback of one rank" in str(error)
+                    meet(mesh)
+                    assert effect.latest().name == "step-00000003"
+                    assert read_manifest(effect.latest())["status"] == "failed"
+                    expected, _, _ = trained(mesh, plan, steps=3)
+                    like = step_for(mesh, plan).init(Net, seed=9)
+                    loaded = fl.gather(fl.load(effect.folder, like=like))
+                    assert bits(loaded) == bits(fl.gather(expected))
+
+
+@scenario
+def pieces_of_different_steps_are_never_one_checkpoint(mesh):
+    effect = saving(mesh, "apart", every=2)
+    failing = fails_on(mesh, mesh.data - 1, 3, stage=True)
+    caught = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step = step_for(mesh, "zero2")
+        state = step.init(Net, seed=5)
+        error = error_of(lambda: fl.fit(step, state, data(), steps=6, callbacks=[failing, effect]))
+    assert error is not None and "the callback of one rank" in str(error)
+    meet(mesh)
+    assert effect.latest().name == "step-00000002"
+    told = [str(each.message) for each in caught if "last state" in str(each.message)]
+    assert bool(told) == (mesh.rank == 0), told
 
 
 if __name__ == "__main__":
