@@ -21,13 +21,13 @@ def jointly(mesh: Mesh, what: str, call: Callable[[], T]) -> T:
 
     Args:
         mesh: The ranks.
-        what: What is done, such as "save runs/a/step-00000004": the ranks compare it.
+        what: What is done, such as "the save of runs/a/step-00000004": the ranks compare it.
         call: What this rank does of it.
 
     Raises:
         RankError: A rank has failed elsewhere, or does something else.
 
-    >>> jointly(Mesh(), "add", lambda: 1 + 1)
+    >>> jointly(Mesh(), "the sum", lambda: 1 + 1)
     2
     """
     if mesh.data == 1:
@@ -48,8 +48,8 @@ def jointly(mesh: Mesh, what: str, call: Callable[[], T]) -> T:
         raise _told(first) from error
     if not same:
         raise RankError(
-            f"The ranks do different things: this one, rank {mesh.rank}, was about to {what}, and "
-            "another was not. Every rank runs the same program, with the same callbacks."
+            f"The ranks do different things: this one, rank {mesh.rank}, is at {what}, and "
+            "another is not. Every rank runs the same program, with the same callbacks."
         )
     return results[0]
 

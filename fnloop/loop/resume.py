@@ -15,7 +15,7 @@ from fnloop.data.resumed import resumed_index
 from fnloop.data.sources import Source
 from fnloop.dist.mesh import Mesh
 from fnloop.effects.effect import Effect, named
-from fnloop.stages.base import Stage
+from fnloop.stages.base import Stage, mesh_of
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import is_there, meant
@@ -80,7 +80,7 @@ def resume(
         raise TypeError(f"resume= takes a folder of checkpoints, or a checkpoint; got {folder!r}.")
     place = as_path(folder)
     files = files_for(place)
-    mesh: Mesh = getattr(step, "mesh", None) or Mesh()
+    mesh = mesh_of(step) or Mesh()
     loaded = load_at(place, state, files, mesh=mesh)
     if loaded is None:
         what = "holds no checkpoint" if is_there(place, files) else "does not exist yet"

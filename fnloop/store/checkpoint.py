@@ -32,7 +32,7 @@ from fnloop.values.donated import may_be_overwritten
 from fnloop.values.merging import find, numbers
 from fnloop.values.metrics import Metrics
 from fnloop.values.monitored import check_mode
-from fnloop.values.parts import mesh_of
+from fnloop.values.parts import ranks_of
 from fnloop.values.state import State
 
 
@@ -166,7 +166,7 @@ class checkpoint(Effect):
         """Refuse a folder that is in use, or holds another run."""
         self._go_on(run)
         check = self._place.check if run.mesh.rank == 0 else lambda run: None
-        jointly(run.mesh, f"look into {self._place.path}", lambda: check(run))
+        jointly(run.mesh, f"the look into {self._place.path}", lambda: check(run))
 
     def open(self, run: Run) -> None:
         """Lock the folder, check that it can be written, and tidy it up."""
@@ -179,9 +179,10 @@ class checkpoint(Effect):
             )
         self._go_on(run)
         self._alone, self._agreed = run.mesh.data == 1, False
-        self._divided = mesh_of(run.state)
-        later = jointly(run.mesh, f"open {self.folder}", lambda: self._take(run))
+        self._divided = ranks_of(run.state)
+        later = jointly(run.mesh, f"the opening of {self.folder}", lambda: self._take(run))
         self._keeper.kept = run.mesh.exchange(self._keeper.kept)[0]
+        self._run, self._called = run, False
         if self.background:
             self._apart = Apart(self._divided) if self._divided else None
             self._worker = Background()
@@ -200,7 +201,6 @@ class checkpoint(Effect):
     def _take(self, run: Run) -> list[int]:
         """Take the folder, as the first rank; the counts of what is there."""
         self._place.take(run)
-        self._run, self._called = run, False
         self._seen, self._names, self._warned = False, set(), False
         there = self._keeper.begin(run.state)
         self._delete()
@@ -248,6 +248,8 @@ class checkpoint(Effect):
         except BaseException:  # a second Ctrl-C, an alarm: the last state is worth another try
             self._end(status)
             raise
+        else:
+            self._meet(status)
         finally:
             self.release()
 
@@ -334,6 +336,13 @@ class checkpoint(Effect):
                 f"the last state of the run is not saved, as each rank has only pieces of it: {why}"
             )
         return alike and saves
+
+    def _meet(self, status: str) -> None:
+        """Wait for all ranks: when the run has ended, all find what the first one has saved."""
+        run = self._run
+        if run is not None and (status in ("completed", "stopped") or run.reason):
+            with contextlib.suppress(RuntimeError):  # a rank is gone; it has been said
+                gate(run.mesh, "the end of the run", f"{self.folder} is closed")
 
     def _save_last(self, run: Run, status: str) -> None:
         if self.monitor and not self._seen and status in ("completed", "stopped"):

@@ -133,7 +133,7 @@ class Keeper:
         try:
             self.kept = kept
             place = self._place
-            jointly(mesh, f"save {place.path} at {count}", place.check_held)
+            jointly(mesh, f"the save of {count} batches to {place.path}", place.check_held)
             saved = saveable({**memos, name: self.memo()}) if place.leads else {}
             save(state, place.path, files=place.files, memos=saved, mesh=mesh, **about)
         except BaseException:

@@ -33,7 +33,7 @@ from fnloop.trees.equal import table
 from fnloop.trees.paths import map_with_path, split, tree_items
 from fnloop.trees.show import bytes_text, short
 from fnloop.values.context import EMPTY
-from fnloop.values.parts import Part, mesh_of, parts_of
+from fnloop.values.parts import Part, parts_of, ranks_of
 from fnloop.values.state import State
 
 
@@ -143,13 +143,13 @@ def load_at(
             f"load takes its structure from a State: like=step.init(model). It was given "
             f"{type(like).__name__}."
         )
-    mesh = mesh or mesh_of(like) or Mesh()
+    mesh = mesh or ranks_of(like) or Mesh()
 
     def load_one(path: Path) -> Loaded:
-        return jointly(mesh, f"load {path}", lambda: _load(path, like, files, only, prune))
+        return jointly(mesh, f"the load of {path}", lambda: _load(path, like, files, only, prune))
 
     first = mesh.rank == 0
-    own = jointly(mesh, f"find {place}", lambda: _found(place, files) if first else [])
+    own = jointly(mesh, f"the search for {place}", lambda: _found(place, files) if first else [])
     found = mesh.exchange(own)[0]
     if isinstance(found, Path):
         return load_one(found)

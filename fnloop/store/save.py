@@ -31,7 +31,7 @@ from fnloop.trees.show import bytes_text
 from fnloop.values.context import EMPTY
 from fnloop.values.cursor import Cursor
 from fnloop.values.merging import numbers
-from fnloop.values.parts import Part, mesh_of, parts_of
+from fnloop.values.parts import Part, parts_of, ranks_of
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -123,7 +123,7 @@ def save(
     }
     place = as_path(folder)
     files = files or files_for(place)
-    mesh = mesh or mesh_of(state) or Mesh()
+    mesh = mesh or ranks_of(state) or Mesh()
     target = target_of(place, cursor.count)
 
     def begin() -> None:
@@ -137,7 +137,7 @@ def save(
         writing.pieces({path: (leaf, parts.get(path)) for path, leaf in leaves.items()}, manifest)
     else:
         alone = lambda: writing.whole(leaves, manifest) if mesh.rank == 0 else None  # noqa: E731
-        jointly(mesh, f"save {target}", alone)
+        jointly(mesh, f"the save of {target}", alone)
     return target
 
 

@@ -115,7 +115,7 @@ class Writing:
             described: The manifest, from what all ranks have `told`.
             told: What this rank tells of its file's leaves.
         """
-        mesh, first, what = self._mesh, self._mesh.rank == 0, f"save {self._target}"
+        mesh, first, what = self._mesh, self._mesh.rank == 0, f"the save of {self._target}"
         committing = False
         try:
             jointly(mesh, what, self._start if first else _nothing)

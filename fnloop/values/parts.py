@@ -66,7 +66,7 @@ def parts_of(state: State) -> dict[str, Part]:
     }
 
 
-def mesh_of(state: State) -> Mesh | None:
+def ranks_of(state: State) -> Mesh | None:
     """The ranks among which a state is divided; None if each has it whole."""
     return state.params.layout.mesh
 

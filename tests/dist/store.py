@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import shutil
+import signal
 import warnings
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import fnloop as fl
 from fnloop.dist.agreement import RankError
+from fnloop.dist.apart import Apart
+from fnloop.dist.mesh import Mesh
+from fnloop.store import patience
+from fnloop.store.commit import sweep
+from fnloop.store.files import Disk
 from fnloop.store.manifest import read_manifest
 from tests.dist.scenario import main, meet, scenario
+from tests.store.faulty import Faulty
 
 PLANS = ("replicate", "zero2")
 
@@ -81,35 +92,71 @@ def folder_for(mesh, name):
     return mesh.exchange(str(Path(os.environ["PLACE"], f"{name}-{mesh.data}")))[0]
 
 
-@scenario
-def what_is_saved_is_loaded_by_any_plan(mesh):
-    """And left there for other numbers of ranks; what they have left is loaded."""
-    for plan in PLANS:
-        state, _, _ = trained(mesh, plan)
-        folder = folder_for(mesh, plan)
-        path = fl.save(state, folder, mesh=mesh)
-        whole = bits(fl.gather(state))
-        if mesh.rank == 0:
-            Path(folder, "bits.json").write_text(json.dumps(whole))
-        for other in PLANS:
-            like = step_for(mesh, other).init(lambda: Net(7), seed=9)
-            assert bits(fl.gather(fl.load(path, like=like))) == whole
-        alone = pipeline().init(lambda: Net(7), seed=9)
-        assert bits(fl.load(path, like=alone)) == whole
-    meet(mesh)
+class Some(Apart):
+    """The first few ranks of a mesh, as a mesh of their own. All ranks make it."""
+
+    def __init__(self, mesh, count):
+        Mesh.__init__(self, count)
+        group = dist.new_group(range(count)) if count < mesh.data else mesh.group
+        object.__setattr__(self, "_group", group)
 
 
 @scenario
-def what_others_have_left_is_loaded(mesh):
-    """Every checkpoint beside, of whatever number of ranks and plan."""
-    left = sorted(Path(os.environ["PLACE"]).glob("*/bits.json"))
-    for file in left:
-        whole = json.loads(file.read_text())
+def every_pair_of_ranks_and_plans_saves_and_loads(mesh):
+    """What the first n ranks have saved under a plan, the first m load under another."""
+    meshes = [Some(mesh, count) for count in range(1, mesh.data + 1)]
+    saved = {}
+    for some in meshes:
         for plan in PLANS:
-            like = step_for(mesh, plan).init(lambda: Net(7), seed=9)
-            assert bits(fl.gather(fl.load(file.parent, like=like))) == whole, (file, plan)
-    assert len(left) >= len(PLANS)
+            where = folder_for(mesh, f"pair-{plan}-{some.data}")
+            whole = None
+            if mesh.rank < some.data:
+                state, _, _ = trained(some, plan)
+                fl.save(state, where, mesh=some)
+                whole = bits(fl.gather(state))
+            saved[where] = mesh.exchange(whole)[0]
+    assert len({json.dumps(whole["params/a"]) for whole in saved.values()}) > 1, "all are equal"
+    for some in meshes:
+        for where, whole in saved.items() if mesh.rank < some.data else ():
+            for plan in PLANS:
+                like = step_for(some, plan).init(lambda: Net(7), seed=9)
+                loaded = fl.load(where, like=like, mesh=some)
+                assert loaded.params.layout is like.params.layout
+                assert bits(fl.gather(loaded)) == whole, (where, some, plan)
+        meet(mesh)
+    for where, whole in saved.items():  # without a mesh, and as another would write it
+        alone = pipeline().init(lambda: Net(7), seed=9)
+        assert bits(fl.load(where, like=alone)) == whole
     meet(mesh)
+
+
+@scenario
+def parts_of_a_checkpoint_are_loaded_into_pieces(mesh):
+    state, _, _ = trained(mesh, "zero2")
+    path = fl.save(state, folder_for(mesh, "some"))
+    like = step_for(mesh, "zero2").init(lambda: Net(7), seed=9)
+    whole, fresh = bits(fl.gather(state)), bits(fl.gather(like))
+    loaded = bits(fl.gather(fl.load(path, like=like, only="params")))
+    assert loaded["params/a"] == whole["params/a"] != fresh["params/a"]
+    assert loaded["slots/update/adamw/mu/a"] == fresh["slots/update/adamw/mu/a"]
+    # An average that the checkpoint lacks begins from the loaded parameters.
+    bare = fl.shard(fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2))), mesh, "zero2")
+    path = fl.save(bare.init(Net, seed=5), folder_for(mesh, "bare"))
+    loaded = fl.gather(fl.load(path, like=like))
+    assert loaded["ema"]["a"].equal(loaded.params["a"])
+    assert loaded["ema"]["a"].equal(Net().a)
+    wrong = step_for(mesh, "zero2").init(lambda: Other(), seed=9)
+    error = error_of(lambda: fl.load(path, like=wrong))
+    assert isinstance(error, fl.CheckpointError), error
+    assert "params/a" in str(error) and "f32[3,7]" in str(error) and "f32[3,8]" in str(error)
+
+
+class Other(Net):
+    """With one tensor of another shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(3, 8))
 
 
 # Runs
@@ -117,7 +164,8 @@ def what_others_have_left_is_loaded(mesh):
 
 def saving(mesh, name, **settings):
     """A checkpoint effect that saves after every step."""
-    return fl.checkpoint(folder_for(mesh, name), every=1, unit="step", **{"keep": 2, **settings})
+    settings = {"every": 1, "unit": "step", "keep": 2, **settings}
+    return fl.checkpoint(folder_for(mesh, name), **settings)
 
 
 def names_in(folder):
@@ -134,7 +182,7 @@ def a_run_is_resumed_to_the_bit(mesh):
             trained(mesh, plan, steps=4, callbacks=[effect])
             assert effect.latest() == effect.folder / "step-00000004"
             meet(mesh)
-            assert names_in(effect.folder) == ["pages", "step-00000003", "step-00000004"]
+            assert names_in(effect.folder) == ["step-00000003", "step-00000004"]
             status = read_manifest(effect.latest())["status"]
             assert status == "completed"
             again = saving(mesh, f"run-{plan}-{background}", background=background)
@@ -151,7 +199,7 @@ def a_run_is_resumed_to_the_bit(mesh):
 def the_best_is_kept_by_all(mesh):
     for plan in PLANS:
         effect = saving(mesh, f"best-{plan}", keep=1, monitor="loss")
-        state, _, history = trained(mesh, plan, steps=4, callbacks=[effect])
+        trained(mesh, plan, steps=4, callbacks=[effect])
         losses = [
             read_manifest(effect.folder / name)["monitor"]["value"]
             for name in names_in(effect.folder)
@@ -200,7 +248,7 @@ def another_runs_folder_is_refused_on_all_ranks(mesh):
         assert isinstance(error, FileExistsError) and "holds another run" in str(error)
         trained(mesh, plan, steps=3, seed=1, callbacks=[other], overwrite=True)
         meet(mesh)
-        assert names_in(other.folder) == ["pages", "step-00000002", "step-00000003"]
+        assert names_in(other.folder) == ["step-00000002", "step-00000003"]
 
 
 @scenario
@@ -291,7 +339,6 @@ def the_last_good_state_is_saved_when_one_rank_fails(mesh):
 def pieces_of_different_steps_are_never_one_checkpoint(mesh):
     effect = saving(mesh, "apart", every=2)
     failing = fails_on(mesh, mesh.data - 1, 3, stage=True)
-    caught = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         step = step_for(mesh, "zero2")
@@ -302,6 +349,115 @@ def pieces_of_different_steps_are_never_one_checkpoint(mesh):
     assert effect.latest().name == "step-00000002"
     told = [str(each.message) for each in caught if "last state" in str(each.message)]
     assert bool(told) == (mesh.rank == 0), told
+
+
+# A disk that fails on one rank
+
+
+def every_call(mesh, rank, save):
+    """How many calls to the disk a save makes on a rank."""
+    files = Faulty(Disk())
+    save(files)
+    return mesh.exchange(len(files.calls))[rank]
+
+
+def failing(mesh, rank, call, fault, onwards=False):
+    """A disk of which one call fails on a rank."""
+    return Faulty(Disk(), call if mesh.rank == rank else None, fault, onwards)
+
+
+def check_intact(mesh, folder, states):
+    """What is there is one of `states`, whole, and nothing else is left."""
+    meet(mesh)
+    if mesh.rank == 0:
+        sweep(folder, Disk())
+        for path in folder.iterdir():
+            assert path.name.startswith("step-"), path
+            named = set(read_manifest(path)["files"])
+            assert {file.name for file in path.iterdir()} == {"manifest.json", *named}
+        loaded = bits(fl.load(folder, like=pipeline().init(Net, seed=9)))
+        assert loaded in states
+    meet(mesh)
+
+
+@contextlib.contextmanager
+def quick():
+    """No power is lost here, so nothing waits for the disk, and nothing is tried again for long."""
+    fsync, delays = os.fsync, patience.DELAYS
+    os.fsync, patience.DELAYS = lambda descriptor: None, (0.0, 0.0)
+    try:
+        yield
+    finally:
+        os.fsync, patience.DELAYS = fsync, delays
+
+
+@scenario
+def a_disk_that_fails_on_one_rank_fails_the_save_on_all(mesh):
+    """At every call of a save, new or in the place of another, once and from then on."""
+    old, _, _ = trained(mesh, "zero2", steps=1)
+    new, _, _ = trained(mesh, "zero2", steps=2)
+    again = old.replace(params=old.params.scale(2.0))
+    failures = 0
+    with quick():
+        for state in (new, again):
+            states = [bits(fl.gather(each)) for each in (old, state)]
+            for rank in {0, mesh.data - 1}:
+                place = Path(folder_for(mesh, f"count-{rank}"))
+                fl.save(old, place)
+                calls = every_call(mesh, rank, lambda files: fl.save(state, place, files=files))  # noqa: B023
+                assert calls > (25 if rank == 0 else 8), calls
+                for call in range(calls):
+                    for fault, onwards in ((errno.ENOSPC, False), (errno.EIO, True)):
+                        if True:
+                            folder = Path(folder_for(mesh, f"fault-{failures % 2}"))
+                            if mesh.rank == 0:
+                                shutil.rmtree(folder, ignore_errors=True)
+                            fl.save(old, folder)
+                            files = failing(mesh, rank, call, fault, onwards)
+                            error = error_of(lambda: fl.save(state, folder, files=files))  # noqa: B023
+                            told = mesh.exchange((type(error), str(error)))
+                            assert len(set(told)) == 1, told
+                            assert error is None or isinstance(error, OSError)
+                            failures += error is not None
+                            if error is not None and rank:
+                                left = mesh.exchange(sorted(os.listdir(folder)))[0]
+                                assert left == ["step-00000001"], (left, call)
+                                assert f"(rank {rank}: " in str(error), error
+                                assert os.strerror(fault) in str(error), error
+                            check_intact(mesh, folder, states)
+    assert failures > 100
+
+
+@scenario
+def a_run_goes_on_when_the_disk_of_one_rank_is_full(mesh):
+    through, _, _ = trained(mesh, "zero2", steps=4)
+    expected = bits(fl.gather(through))
+    with quick():
+        for background in (False, True):
+            for rank in {0, mesh.data - 1}:
+
+                def once(files, name):
+                    effect = saving(mesh, name, background=background, files=files)  # noqa: B023
+                    return effect, trained(mesh, "zero2", steps=4, callbacks=[effect])
+
+                files = Faulty(Disk())
+                once(files, f"full-count-{background}-{rank}")
+                calls = mesh.exchange(files.calls)[rank]
+                creations = [i for i, (call, _) in enumerate(calls) if call in ("write", "sync")]
+                creations = creations[:: max(1, len(creations) // 12)]
+                for call in creations:
+                    name = f"full-{background}-{rank}-{call}"
+                    files = failing(mesh, rank, call, errno.ENOSPC)
+                    try:
+                        effect, (state, _, _) = once(files, name)
+                    except OSError as error:  # before the first step
+                        assert "can be written" in str(error) or "be locked" in str(error)
+                        continue
+                    assert bits(fl.gather(state)) == expected
+                    meet(mesh)
+                    like = step_for(mesh, "zero2").init(Net, seed=9)
+                    assert bits(fl.gather(fl.load(effect.folder, like=like))) == expected
+                    assert [n for n in names_in(effect.folder) if n.startswith(".")] == []
 
 
 if __name__ == "__main__":
