@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.dist.scenario import main, meet, scenario
 from tests.store.faulty import Faulty
 
 PLANS = ("replicate", "zero2")
+STRIDE = int(os.environ.get("STRIDE", "5"))  # of the calls that fail, every so many
 
 
 class Net(nn.Module):
@@ -65,8 +67,8 @@ def step_for(mesh, plan):
 
 
 def data():
-    """Twelve examples, four a batch."""
-    return fl.Batches(torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), 4, seed=1)
+    """Three batches, of which each of four ranks gets two examples."""
+    return fl.Batches(torch.randn(24, 3, generator=torch.Generator().manual_seed(0)), 8, seed=1)
 
 
 def trained(mesh, plan, steps=3, seed=0, **settings):
@@ -89,7 +91,7 @@ def bits(state):
 
 def folder_for(mesh, name):
     """A folder that all ranks know."""
-    return mesh.exchange(str(Path(os.environ["PLACE"], f"{name}-{mesh.data}")))[0]
+    return Path(sys.argv[1], f"{name}-{mesh.data}")
 
 
 class Some(Apart):
@@ -114,7 +116,7 @@ def every_pair_of_ranks_and_plans_saves_and_loads(mesh):
                 state, _, _ = trained(some, plan)
                 fl.save(state, where, mesh=some)
                 whole = bits(fl.gather(state))
-            saved[where] = mesh.exchange(whole)[0]
+            saved[str(where)] = mesh.exchange(whole)[0]
     assert len({json.dumps(whole["params/a"]) for whole in saved.values()}) > 1, "all are equal"
     for some in meshes:
         for where, whole in saved.items() if mesh.rank < some.data else ():
@@ -402,30 +404,29 @@ def a_disk_that_fails_on_one_rank_fails_the_save_on_all(mesh):
         for state in (new, again):
             states = [bits(fl.gather(each)) for each in (old, state)]
             for rank in {0, mesh.data - 1}:
-                place = Path(folder_for(mesh, f"count-{rank}"))
+                place = folder_for(mesh, f"count-{rank}")
                 fl.save(old, place)
                 calls = every_call(mesh, rank, lambda files: fl.save(state, place, files=files))  # noqa: B023
                 assert calls > (25 if rank == 0 else 8), calls
-                for call in range(calls):
+                for call in range(rank, calls, STRIDE):
                     for fault, onwards in ((errno.ENOSPC, False), (errno.EIO, True)):
-                        if True:
-                            folder = Path(folder_for(mesh, f"fault-{failures % 2}"))
-                            if mesh.rank == 0:
-                                shutil.rmtree(folder, ignore_errors=True)
-                            fl.save(old, folder)
-                            files = failing(mesh, rank, call, fault, onwards)
-                            error = error_of(lambda: fl.save(state, folder, files=files))  # noqa: B023
-                            told = mesh.exchange((type(error), str(error)))
-                            assert len(set(told)) == 1, told
-                            assert error is None or isinstance(error, OSError)
-                            failures += error is not None
-                            if error is not None and rank:
-                                left = mesh.exchange(sorted(os.listdir(folder)))[0]
-                                assert left == ["step-00000001"], (left, call)
-                                assert f"(rank {rank}: " in str(error), error
-                                assert os.strerror(fault) in str(error), error
-                            check_intact(mesh, folder, states)
-    assert failures > 100
+                        folder = folder_for(mesh, f"fault-{failures % 2}")
+                        if mesh.rank == 0:
+                            shutil.rmtree(folder, ignore_errors=True)
+                        fl.save(old, folder)
+                        files = failing(mesh, rank, call, fault, onwards)
+                        error = error_of(lambda: fl.save(state, folder, files=files))  # noqa: B023
+                        told = mesh.exchange((type(error), str(error)))
+                        assert len(set(told)) == 1, told
+                        assert error is None or isinstance(error, OSError)
+                        failures += error is not None
+                        if error is not None and rank:
+                            left = mesh.exchange(sorted(os.listdir(folder)))[0]
+                            assert left == ["step-00000001"], (left, call)
+                            assert f"(rank {rank}: " in str(error), error
+                            assert os.strerror(fault) in str(error), error
+                        check_intact(mesh, folder, states)
+    assert failures > 200 // STRIDE, failures
 
 
 @scenario
@@ -450,8 +451,8 @@ def a_run_goes_on_when_the_disk_of_one_rank_is_full(mesh):
                     files = failing(mesh, rank, call, errno.ENOSPC)
                     try:
                         effect, (state, _, _) = once(files, name)
-                    except OSError as error:  # before the first step
-                        assert "can be written" in str(error) or "be locked" in str(error)
+                    except OSError as error:  # while the folder is opened
+                        assert "state-" not in calls[call][1], error
                         continue
                     assert bits(fl.gather(state)) == expected
                     meet(mesh)
