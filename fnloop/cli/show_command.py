@@ -15,13 +15,12 @@ from torch import Tensor
 from fnloop.cli.messages import printable, shown, usage
 from fnloop.cli.run_report import columns
 from fnloop.cli.runs import checkpoint_folders, newest_of
-from fnloop.store import tensor_file
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import files_for
 from fnloop.store.folders import best, listing, meant
+from fnloop.store.leaves import files_in, saved_from
 from fnloop.store.manifest import MANIFEST, read_manifest
-from fnloop.store.read import leaves_in
-from fnloop.store.tensor_file import Leaf
+from fnloop.store.read import leaves_in, read_values
 from fnloop.trees.equal import table
 from fnloop.trees.paths import split
 from fnloop.trees.show import bytes_text, tree_show
@@ -35,7 +34,7 @@ def run_show(arguments: Namespace) -> int:
         print(f"{printable(_checkpoints(path))}\n\n{shown(checkpoint)}")
     manifest = read_manifest(checkpoint)
     print(printable(_about(manifest)))
-    leaves = {name: Leaf.of(entry) for name, entry in manifest["leaves"].items()}
+    leaves = saved_from(manifest)
     state = {n: torch.empty(f.shape, dtype=f.dtype, device="meta") for n, f in leaves.items()}
     print(f"\n{tree_show(_nested(state))}")
     return 0
@@ -77,7 +76,7 @@ def _checkpoints(run: Path) -> str:
             score = f"{monitor['name']} {monitor['value']:.4g}" if monitor else ""
             note = "best" if path == favourite else ""
             epoch = str(cursor["epoch"] + bool(cursor["index"]))
-            size = bytes_text(manifest["bytes"])
+            size = bytes_text(sum(files_in(manifest).values()))
             rows.append((shown(path), epoch, str(cursor["count"]), size, score, note))
     return table(("checkpoint", "epoch", "batches", "size", "monitored", ""), rows)
 
@@ -89,7 +88,7 @@ def _about(manifest: Mapping[str, Any]) -> str:
         ("status", manifest["status"]),
         ("cursor", f"epoch {cursor['epoch']}, index {cursor['index']}, {cursor['count']} batches"),
         ("step", str(manifest["step"])),
-        ("size", bytes_text(manifest["bytes"])),
+        ("size", _size(manifest)),
         ("versions", f"fnloop {manifest['fnloop']}, torch {manifest['torch']}"),
         ("machine", f"{manifest['device']}, {_threads(manifest['threads'])}"),
     ]
@@ -103,14 +102,23 @@ def _about(manifest: Mapping[str, Any]) -> str:
     return f"{text}\n\n{manifest['pipeline']}" if manifest["pipeline"] else text
 
 
+def _size(manifest: Mapping[str, Any]) -> str:
+    sizes = files_in(manifest)
+    size = bytes_text(sum(sizes.values()))
+    if "mesh" not in manifest:
+        return size
+    return f"{size}, divided among {manifest['mesh']['data']} ranks in {len(sizes)} files"
+
+
 def _threads(number: int) -> str:
     return "1 thread" if number == 1 else f"{number} threads"
 
 
 def all_leaves(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
     """All tensors of a checkpoint by leaf path, verified."""
-    file = path / manifest["file"]
-    return dict(tensor_file.read(files_for(path), file, leaves_in(manifest, path)))
+    saved = leaves_in(manifest, path)
+    runs = {name: range(leaf.numel) for name, leaf in saved.items()}
+    return dict(read_values(files_for(path), path, saved, runs))
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from fnloop.dist.mesh import Mesh
 from fnloop.names.keywords import explained
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Metrics
@@ -42,6 +43,7 @@ class Run:
         overwrite: Whether another run's checkpoints may be deleted from a folder to be written.
         position: For data that keeps its own position: a function that returns the position after
             the newest state's batch, as JSON values. Else it returns None.
+        mesh: The processes that run it together.
     """
 
     step: Any
@@ -61,6 +63,7 @@ class Run:
     continues: Path | None = None
     overwrite: bool = False
     position: Callable[[], Any] = lambda: None
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
 
     def data_now(self) -> dict[str, Any]:
         """Description and position of the data: JSON values, kept with every checkpoint."""

@@ -57,6 +57,7 @@ def check_ranks(mesh: Mesh, step: Any, state: State, about: Run) -> None:
         f"{about.total} batches to draw",
         f"the data {dict(about.data)}",
         f"the checkpoint {about.continues} to go on from",
+        f"the effects {[each.name for each in about.effects if each.ranks == 'all']} on all ranks",
     ]
     if difference := first_difference(mesh, lines):
         raise RankError(

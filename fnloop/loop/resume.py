@@ -13,8 +13,9 @@ from typing import Any
 
 from fnloop.data.resumed import resumed_index
 from fnloop.data.sources import Source
+from fnloop.dist.mesh import Mesh
 from fnloop.effects.effect import Effect, named
-from fnloop.stages.base import Stage
+from fnloop.stages.base import Stage, mesh_of
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import is_there, meant
@@ -63,6 +64,8 @@ def resume(
 ) -> tuple[State, Resumed | None]:
     """Load the newest undamaged checkpoint, and restore effects and data from it.
 
+    Many ranks take the same one.
+
     Args:
         folder: A folder of checkpoints, or one checkpoint.
         step, state, source, callbacks, config: Those of the new run.
@@ -77,13 +80,14 @@ def resume(
         raise TypeError(f"resume= takes a folder of checkpoints, or a checkpoint; got {folder!r}.")
     place = as_path(folder)
     files = files_for(place)
-    loaded = load_at(place, state, files)
+    mesh = mesh_of(step) or Mesh()
+    loaded = load_at(place, state, files, mesh=mesh)
     if loaded is None:
         what = "holds no checkpoint" if is_there(place, files) else "does not exist yet"
         hint = meant(place, files)
         _log.warning("%s %s: nothing is resumed, the run starts here.%s", place, what, hint)
         return state, None
-    for path, why in loaded.skipped:
+    for path, why in loaded.skipped if mesh.rank == 0 else ():
         warnings.warn(f"The checkpoint {path} was skipped: {why}", stacklevel=3)
     effects = [callback for callback in callbacks if isinstance(callback, Effect)]
     for effect in effects:
@@ -100,7 +104,8 @@ def resume(
     if "before the callbacks" in loaded.manifest["status"]:
         changes.append("the run failed in a callback: those of its last step are left out")
     resumed = Resumed(loaded.path, Cursor.of(state.cursor), tuple(changes), loaded.skipped)
-    _log.warning("%s", resumed)
+    if mesh.rank == 0:
+        _log.warning("%s", resumed)
     return state, resumed
 
 

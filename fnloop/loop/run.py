@@ -103,6 +103,7 @@ def run(
         batches=source.batches,
         total=limits.total(source),
         overwrite=overwrite,
+        mesh=mesh,
     )
     if continues is not None:
         path = as_path(continues)
@@ -116,12 +117,12 @@ def run(
     try:
         if mesh.data > 1:
             refuse_divided(source)
+        check_ranks(mesh, step, state, about)
         for effect in effects:
             effect.check_run(about)
     except Exception as error:
         leave(mesh, error)
         raise
-    check_ranks(mesh, step, state, about)
     at_exit = AtExit()
     turns = Steps(step, state, source, limits, stages, effects, about, mesh)
     loop = _loop(turns, limits, about, at_exit)

@@ -8,8 +8,12 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from fnloop.dist.agreement import gate
+from fnloop.dist.apart import Apart
+from fnloop.dist.jointly import jointly
+from fnloop.dist.mesh import Mesh
 from fnloop.effects.effect import Effect, Run, named
 from fnloop.store.background import Background
 from fnloop.store.files import Files
@@ -28,6 +32,7 @@ from fnloop.values.donated import may_be_overwritten
 from fnloop.values.merging import find, numbers
 from fnloop.values.metrics import Metrics
 from fnloop.values.monitored import check_mode
+from fnloop.values.parts import ranks_of
 from fnloop.values.state import State
 
 
@@ -47,6 +52,11 @@ class checkpoint(Effect):
     renamed, nothing is saved until it is back, and a warning says so.
 
     SIGUSR1 saves the state after the current step.
+
+    Of many ranks (`fl.shard`) each is given it, and all save into one folder. A state that is
+    divided among them is saved by all together, each its pieces; one that all have whole is saved
+    by the first, which also decides what is kept, and deletes. If saving fails on one rank, it has
+    failed on all. SIGUSR1 to one of them is enough.
 
     Args:
         folder: Where checkpoints go. Or a URL, such as ``"s3://bucket/runs/a"``.
@@ -78,6 +88,8 @@ class checkpoint(Effect):
     ...     saving.latest().name
     'step-00000004'
     """
+
+    ranks: Literal["first", "all"] = "all"
 
     def __init__(
         self,
@@ -114,6 +126,9 @@ class checkpoint(Effect):
         kept = Retention(TopK(keep, mode), keep if monitor is None else int(last))
         self._keeper = Keeper(self._place, monitor, kept)
         self._request = SaveRequest()
+        self._alone, self._agreed = True, False  # whether all ranks know of a request
+        self._divided: Mesh | None = None  # the ranks of which each has only pieces of the state
+        self._apart: Apart | None = None
         self._damaged: frozenset[Path] = frozenset()
         self._recalled = False
         self._worker: Background | None = None
@@ -138,10 +153,20 @@ class checkpoint(Effect):
         """The newest checkpoint of this run; None before it has begun, and if there is none."""
         return self._place.latest()
 
+    @property
+    def asked(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether SIGUSR1 has come to this rank; setting it, the loop says that it has to one."""
+        return self._request.asked
+
+    @asked.setter
+    def asked(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._agreed, self._request.asked = value, False
+
     def check_run(self, run: Run) -> None:
         """Refuse a folder that is in use, or holds another run."""
         self._go_on(run)
-        self._place.check(run)
+        check = self._place.check if run.mesh.rank == 0 else lambda run: None
+        jointly(run.mesh, f"the look into {self._place.path}", lambda: check(run))
 
     def open(self, run: Run) -> None:
         """Lock the folder, check that it can be written, and tidy it up."""
@@ -153,22 +178,18 @@ class checkpoint(Effect):
                 "checkpoints; give each its own folder."
             )
         self._go_on(run)
-        self._place.take(run)
+        self._alone, self._agreed = run.mesh.data == 1, False
+        self._divided = ranks_of(run.state)
+        later = jointly(run.mesh, f"the opening of {self.folder}", lambda: self._take(run))
+        self._keeper.kept = run.mesh.exchange(self._keeper.kept)[0]
         self._run, self._called = run, False
-        self._seen, self._names, self._warned = False, set(), False
-        there = self._keeper.begin(run.state)
-        self._delete()
-        self._note_time()
-        now = Cursor.of(run.state.cursor).count
-        later = [count for count, path in there.items() if path not in self._damaged]
-        if self._recalled:
-            before = {count: there[count] for count in later if count <= now}
-            self._keeper.adopt(before, self._own_name(run))
         if self.background:
+            self._apart = Apart(self._divided) if self._divided else None
             self._worker = Background()
             self._worker.start()
         self._staging = None
         self._request.listen()
+        now = Cursor.of(run.state.cursor).count
         if later and max(later) > now and not self._place.clears:
             warnings.warn(
                 f"checkpoint: {self.folder} holds a checkpoint of step {max(later)}, and the run "
@@ -177,7 +198,24 @@ class checkpoint(Effect):
                 stacklevel=2,
             )
 
+    def _take(self, run: Run) -> list[int]:
+        """Take the folder, as the first rank; the counts of what is there."""
+        self._place.take(run)
+        self._seen, self._names, self._warned = False, set(), False
+        there = self._keeper.begin(run.state)
+        self._delete()
+        self._note_time()
+        later = [count for count, path in there.items() if path not in self._damaged]
+        if self._recalled and self._place.leads:
+            now = Cursor.of(run.state.cursor).count
+            before = {count: there[count] for count in later if count <= now}
+            self._keeper.adopt(before, self._own_name(run))
+        return later
+
     def __call__(self, state: State, metrics: Metrics) -> None:
+        requested = self._taken(state)
+        if not self._saves:
+            return
         if not self._called:
             self._shapes = shapes_of(state)
             self._place.clear()
@@ -187,7 +225,6 @@ class checkpoint(Effect):
         cursor = Cursor.of(state.cursor)
         due = is_due(self.every, self.unit, cursor)
         score = self._score(state, metrics) if self.monitor else None
-        requested = not isinstance(state, Between) and self._request.taken()
         if self._keeper.kept.add(cursor.count, score, due, requested) is not None:
             check_shapes(self._shapes, state)
             if self._worker is None:
@@ -201,7 +238,8 @@ class checkpoint(Effect):
 
     def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
         monitored = self.monitor is not None and self.monitor.startswith(tuple(reported))
-        return monitored or self._request.asked or is_due(self.every, self.unit, cursor)
+        asked = self._request.asked if self._alone else self._agreed
+        return monitored or asked or is_due(self.every, self.unit, cursor)
 
     def close(self, status: str) -> None:
         """Save the last state, and note in its manifest how the run ended."""
@@ -210,6 +248,8 @@ class checkpoint(Effect):
         except BaseException:  # a second Ctrl-C, an alarm: the last state is worth another try
             self._end(status)
             raise
+        else:
+            self._meet(status)
         finally:
             self.release()
 
@@ -218,6 +258,9 @@ class checkpoint(Effect):
         self._place.release()
         if self._worker is not None:
             self._worker.release()
+        if self._apart is not None:
+            self._apart.close()
+        self._apart = None
         self._run, self._called, self._metrics = None, False, {}
         self._worker = self._staging = None
         self._recalled = False
@@ -237,6 +280,25 @@ class checkpoint(Effect):
         if run.continues is None and self._place.run and self._ended == _position(run.state):
             run.id = self._place.run
 
+    @property
+    def _saves(self) -> bool:
+        """Whether this rank has a part in saving."""
+        return self._place.leads or self._divided is not None
+
+    @property
+    def _mesh(self) -> Mesh:
+        """The ranks that save together."""
+        return self._apart or self._divided or Mesh()
+
+    def _taken(self, state: State) -> bool:
+        """Whether to save because somebody has asked, since the last call."""
+        if isinstance(state, Between):
+            return False
+        if self._alone:
+            return self._request.taken()
+        agreed, self._agreed = self._agreed, False
+        return agreed
+
     def _own_name(self, run: Run | None) -> str:
         others = named(run.effects) if run else {}
         return next((name for name, effect in others.items() if effect is self), self.name)
@@ -250,9 +312,37 @@ class checkpoint(Effect):
         failures = [] if self._worker is None else self._worker.finish()
         self._tell([error for error in failures if isinstance(error, OSError)])
         begun = self._called or run.cursor is not None
-        if begun and not self._place.superseded:
+        saves = begun and not self._place.superseded
+        if self._saves and self._ends_alike(run, saves):
             self._save_last(run, status)
         self._tell([error for error in failures if not isinstance(error, OSError)])
+
+    def _ends_alike(self, run: Run, saves: bool) -> bool:
+        """Whether to save the last state, which all ranks that have pieces of it must have."""
+        mesh = self._mesh
+        if mesh.data == 1:
+            return saves
+        count = None
+        with contextlib.suppress(Exception):  # a failed step has overwritten the state
+            count = Cursor.of(run.state.cursor).count
+        try:
+            alike, _ = gate(mesh, "the end of the run", f"end at {count}: {saves}")
+            why = "the ranks have come to different steps"
+        except RuntimeError as error:  # a rank is gone
+            alike, why = False, str(error)
+        if not alike:
+            self._warned = False
+            self._warn(
+                f"the last state of the run is not saved, as each rank has only pieces of it: {why}"
+            )
+        return alike and saves
+
+    def _meet(self, status: str) -> None:
+        """Wait for all ranks: when the run has ended, all find what the first one has saved."""
+        run = self._run
+        if run is not None and (status in ("completed", "stopped") or run.reason):
+            with contextlib.suppress(RuntimeError):  # a rank is gone; it has been said
+                gate(run.mesh, "the end of the run", f"{self.folder} is closed")
 
     def _save_last(self, run: Run, status: str) -> None:
         if self.monitor and not self._seen and status in ("completed", "stopped"):
@@ -310,6 +400,7 @@ class checkpoint(Effect):
             (score, due, requested),
             self._own_name(run),
             memos,
+            self._mesh,
             metrics=numbers({**self._metrics, **(run.last if run else {})}),
             config=run.config if run else None,
             data=run.data_now() if run else None,
@@ -353,7 +444,7 @@ class checkpoint(Effect):
             self._warn(f"{error}. The run continues, and the next due save tries again.")
 
     def _warn(self, text: str) -> None:
-        if not self._warned:
+        if not self._warned and self._place.leads:
             warnings.warn(f"checkpoint: {text}", stacklevel=4)
         self._warned = True
 

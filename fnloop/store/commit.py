@@ -20,6 +20,7 @@ from pathlib import Path
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import Files, reason_of
 from fnloop.store.folders import LEFTOVER, NAME, OLD, listing, old_of, target_of
+from fnloop.store.leaves import files_in
 from fnloop.store.manifest import MANIFEST, UNFINISHED, read_manifest
 
 
@@ -133,9 +134,9 @@ def _sweep_remote(path: Path, files: Files) -> None:
     """Delete the files of tensors that the manifest does not name."""
     with contextlib.suppress(OSError, CheckpointError):
         whole = files.exists(path / MANIFEST)
-        named = read_manifest(path, files=files)["file"] if whole else None
+        named = files_in(read_manifest(path, files=files)) if whole else {}
         for name in files.names(path):
-            if name not in (MANIFEST, named):
+            if name != MANIFEST and name not in named:
                 files.remove(path / name)
         if not whole:
             files.remove_folder(path)

@@ -18,6 +18,7 @@ from fnloop.store.checkpoint_errors import (
     UnreadableError,
 )
 from fnloop.store.files import Files, NotPlainFile, as_path, files_for
+from fnloop.store.leaves import files_in
 from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.store.patience import opened, patiently, read_error, read_may_pass
 from fnloop.store.read import leaves_in
@@ -138,11 +139,14 @@ def _manifest_if_complete(path: Path, files: Files | None) -> dict[str, Any] | N
     try:
         manifest = read_manifest(path, files=files)
         leaves_in(manifest, path)
-        with opened(files, path / manifest["file"]) as stream:
-            size = stream.seek(0, os.SEEK_END)
-        if size == manifest["bytes"]:
+        problem = None
+        for file, expected in files_in(manifest).items():
+            with opened(files, path / file) as stream:
+                size = stream.seek(0, os.SEEK_END)
+            if size != expected:
+                problem = problem or f"{file} has {size} bytes instead of {expected}"
+        if problem is None:
             return manifest
-        problem = f"{manifest['file']} has {size} bytes instead of {manifest['bytes']}"
     except UnreadableError:
         raise
     except UnfinishedError:

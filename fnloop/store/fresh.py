@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, empty_like
 
 from fnloop.trees.equal import tree_equal
+from fnloop.trees.named import by_name
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -18,8 +19,15 @@ def refreshed(like: State, loaded: State, slots: Collection[str]) -> dict[str, A
     A fresh average (`fl.ema`) holds copies of the parameters of `like`. When other parameters are
     loaded, the average should start from those.
     """
-    old, new = {**like.params, **like.buffers}, {**loaded.params, **loaded.buffers}
+    old = {**_named(like.params), **_named(like.buffers)}
+    new = {**_named(loaded.params), **_named(loaded.buffers)}
     return {name: _refreshed(like.slots[name], old, new, 0) for name in slots}
+
+
+def _named(tensors: Tensors) -> dict[str, Tensor]:
+    """What this process has of each."""
+    named = by_name(tensors)
+    return dict(zip(named.names, named.values, strict=True))
 
 
 def _refreshed(
@@ -31,14 +39,15 @@ def _refreshed(
     """
     if not isinstance(memory, Mapping) or not memory:
         return memory
-    if not all(_is_copy(leaf, old.get(name)) for name, leaf in memory.items()):
+    leaves: Mapping[str, Any] = _named(memory) if isinstance(memory, Tensors) else memory
+    if not all(_is_copy(leaf, old.get(name)) for name, leaf in leaves.items()):
         if isinstance(memory, Tensors):
             return memory
         return {key: _refreshed(part, old, new, depth + 1) for key, part in memory.items()}
-    if depth and not any(bool(leaf.any()) for leaf in memory.values()):
+    if depth and not any(bool(leaf.any()) for leaf in leaves.values()):
         return memory
-    copied = {name: empty_like(leaf).copy_(new[name]) for name, leaf in memory.items()}
-    return memory.like(copied) if isinstance(memory, Tensors) else copied
+    copied = {name: empty_like(leaf).copy_(new[name]) for name, leaf in leaves.items()}
+    return by_name(memory).restore(copied) if isinstance(memory, Tensors) else copied
 
 
 def _is_copy(leaf: Any, old: Tensor | None) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fnloop.dist.jointly import jointly
+from fnloop.dist.mesh import Mesh
 from fnloop.store import tensor_file
 from fnloop.store.checkpoint_errors import CheckpointError, UnreadableError
 from fnloop.store.commit import discard, sweep
@@ -26,6 +28,8 @@ _GUESS = 100e6  # bytes a second, until a save has been timed
 
 class Keeper:
     """The checkpoints of one run, as `Retention` has them kept.
+
+    Of many ranks all decide alike what is saved, and the first alone amends and deletes.
 
     Args:
         place: The run's folder.
@@ -63,6 +67,8 @@ class Keeper:
     def begin(self, state: State) -> dict[int, Path]:
         """Tidy the folder up, forget those that are gone, and return what is there, by count."""
         self.saved = None
+        if not self._place.leads:
+            return {}
         self.seconds = self.seconds or tensor_file.size_of(leaves_of(state)) / _GUESS
         folder, files = self._place.path, self._place.files
         patiently(lambda: sweep(folder, files), write_may_pass)
@@ -104,6 +110,7 @@ class Keeper:
         occasion: tuple[float | None, bool, bool],
         name: str,
         memos: Mapping[str, Any],
+        mesh: Mesh,
         **about: Any,
     ) -> bool:
         """Save `state` if it is to be kept; whether it was.
@@ -112,6 +119,7 @@ class Keeper:
             state: The state.
             occasion: Score, whether it is due, and whether it is requested, as for `Retention.add`.
             name: Under which of `memos` this memo goes.
+            mesh: The ranks that save together.
             memos, about: As for `fl.save`.
 
         Raises:
@@ -124,9 +132,10 @@ class Keeper:
         began = time.monotonic()
         try:
             self.kept = kept
-            self._place.check_held()
-            saved = saveable({**memos, name: self.memo()})
-            save(state, self._place.path, files=self._place.files, memos=saved, **about)
+            place = self._place
+            jointly(mesh, f"the save of {count} batches to {place.path}", place.check_held)
+            saved = saveable({**memos, name: self.memo()}) if place.leads else {}
+            save(state, place.path, files=place.files, memos=saved, mesh=mesh, **about)
         except BaseException:
             # Of a remote store the answer may have been lost.
             self.kept = before if self._place.files.renames else before.left(count)
@@ -143,6 +152,8 @@ class Keeper:
             OSError: It was not changed.
         """
         assert self.saved is not None
+        if not self._place.leads:
+            return
         folder, files = self._place.path, self._place.files
         self._place.check_held()
         plain, pages = detached(saveable(memos))
@@ -157,7 +168,8 @@ class Keeper:
         """Delete what is not needed; what cannot be deleted now, the next call tries again."""
         for count in self.kept.unneeded:
             try:
-                discard(target_of(self._place.path, count), self._place.files)
+                if self._place.leads:
+                    discard(target_of(self._place.path, count), self._place.files)
             except OSError as error:
                 return error
             self.kept = self.kept.deleted(count)

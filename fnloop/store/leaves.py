@@ -1,16 +1,16 @@
-"""A manifest's entries for tensors: dtype, shape and digest, by leaf path."""
+"""A manifest's entries for tensors, by leaf path: dtype, shape, and digests of their bytes."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from fnloop.store.schema import fault_in_path, is_whole
+from fnloop.store.schema import fault_in_path, is_piece_file, is_whole
 
 CODES = {
     torch.float64: "F64",
@@ -37,7 +37,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Leaf(NamedTuple):
-    """A manifest's entry for one tensor.
+    """One tensor in a file.
 
     Attributes:
         dtype: The tensor's dtype.
@@ -50,56 +50,140 @@ class Leaf(NamedTuple):
     sha256: str
 
     @property
+    def numel(self) -> int:
+        """Number of its values."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        return self.dtype.itemsize * math.prod(self.shape)
+        return self.dtype.itemsize * self.numel
+
+    def entry(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**_kind(self.dtype, self.shape), "sha256": self.sha256}
+
+
+class Piece(NamedTuple):
+    """A run of a tensor's values, row-major, in one of a checkpoint's files.
+
+    Attributes:
+        file: The file's name.
+        start: The first of the values.
+        count: How many.
+        sha256: Hexadecimal digest of their bytes.
+    """
+
+    file: str
+    start: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    sha256: str
+
+    @property
+    def stop(self) -> int:
+        """The end of the run."""
+        return self.start + self.count
+
+
+class Saved(NamedTuple):
+    """A manifest's entry for one tensor, whole or in pieces.
+
+    Attributes:
+        dtype: The tensor's dtype.
+        shape: The tensor's shape.
+        pieces: Where its values are, in order and without gaps.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of its values."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return self.dtype.itemsize * self.numel
+
+    def leaf(self, piece: Piece) -> Leaf:
+        """A piece as it is in its file: flat, but for one that is the whole tensor."""
+        shape = self.shape if piece.count == self.numel else (piece.count,)
+        return Leaf(self.dtype, shape, piece.sha256)
 
     def entry(self) -> dict[str, Any]:
         """As JSON values."""
         return {
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "shape": list(self.shape),
-            "sha256": self.sha256,
+            **_kind(self.dtype, self.shape),
+            "pieces": [piece._asdict() for piece in self.pieces],
         }
 
     @classmethod
-    def of(cls, entry: Any) -> Leaf:
-        """The inverse of `entry`.
+    def of_one(cls, entry: Any, file: str) -> Saved:
+        """From an entry of format 1, in which all tensors are in one file.
 
         Raises:
             ValueError: It is not a valid entry.
         """
         if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "sha256"}:
             raise ValueError("it is not a dtype, a shape and a sha256")
-        dtype, shape, sha256 = entry["dtype"], entry["shape"], entry["sha256"]
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            what = repr(dtype[:40]) if isinstance(dtype, str) else type(dtype).__name__
-            raise ValueError(f"its dtype is {what}, which is unknown")
-        if not (isinstance(shape, list) and len(shape) <= 64 and all(map(_is_size, shape))):
-            raise ValueError("its shape is no list of at most 64 sizes")
-        if math.prod(size or 1 for size in shape) >= 2**56:
-            raise ValueError(f"its shape is {shape}, which no tensor can have")
-        if not isinstance(sha256, str):
-            raise ValueError("its sha256 is no text")
-        return cls(DTYPES[dtype], tuple(shape), sha256)
+        dtype, shape = _kind_in(entry)
+        sha256 = _digest_in(entry)
+        return cls(dtype, shape, (Piece(file, 0, math.prod(shape), sha256),))
+
+    @classmethod
+    def of(cls, entry: Any) -> Saved:
+        """The inverse of `entry`.
+
+        Raises:
+            ValueError: It is not a valid entry.
+        """
+        if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "pieces"}:
+            raise ValueError("it is not a dtype, a shape and pieces")
+        dtype, shape = _kind_in(entry)
+        if not isinstance(entry["pieces"], list):
+            raise ValueError("its pieces are no list")
+        saved = cls(dtype, shape, tuple(map(_piece_in, entry["pieces"])))
+        end = 0
+        for piece in saved.pieces:
+            if piece.start != end:
+                raise ValueError(f"its pieces leave a gap, or overlap, at value {end}")
+            end = piece.stop
+        if end != saved.numel:
+            raise ValueError(f"its pieces have {end} values, and its shape {saved.numel}")
+        if len({piece.file for piece in saved.pieces}) < len(saved.pieces):
+            raise ValueError("two of its pieces are in one file")
+        return saved
 
 
-def leaves_from(entries: Mapping[str, Any]) -> dict[str, Leaf]:
-    """The leaves in a manifest, by path.
+def files_in(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """The files of a checkpoint's tensors, and the bytes of each.
+
+    >>> files_in({"format": 1, "file": "state.safetensors", "bytes": 8})
+    {'state.safetensors': 8}
+    """
+    if manifest["format"] == 1:
+        return {manifest["file"]: manifest["bytes"]}
+    return dict(manifest["files"])
+
+
+def saved_from(manifest: Mapping[str, Any]) -> dict[str, Saved]:
+    """The tensors in a manifest, by path.
 
     Raises:
         ValueError: A path or an entry is invalid; the message names it.
     """
-    leaves: dict[str, Leaf] = {}
-    for path, entry in entries.items():
+    leaves: dict[str, Saved] = {}
+    for path, entry in manifest["leaves"].items():
         if fault := fault_in_path(path):
             raise ValueError(f"{path[:80]!r}: its path {fault}")
         try:
-            leaves[path] = Leaf.of(entry)
+            one = manifest["format"] == 1
+            leaves[path] = Saved.of_one(entry, manifest["file"]) if one else Saved.of(entry)
         except ValueError as error:
             raise ValueError(f"{path[:80]!r}: {error}") from None
-        if not _SHA256.fullmatch(leaves[path].sha256):
-            raise ValueError(f"{path[:80]!r}: its sha256 is none")
     # With "/" sorted before all other characters, children follow directly after their parent.
     ordered = sorted(path.replace("/", "\0") for path in leaves)
     for above, below in itertools.pairwise(ordered):
@@ -107,6 +191,51 @@ def leaves_from(entries: Mapping[str, Any]) -> dict[str, Leaf]:
             path = above.replace("\0", "/")
             raise ValueError(f"{path[:80]!r}: it is a leaf, and there are others below it")
     return leaves
+
+
+def by_file(saved: Mapping[str, Saved]) -> Iterator[tuple[str, dict[str, tuple[Piece, Leaf]]]]:
+    """Each file, with its pieces by path, and what each is there."""
+    found: dict[str, dict[str, tuple[Piece, Leaf]]] = {}
+    for path, tensor in saved.items():
+        for piece in tensor.pieces:
+            found.setdefault(piece.file, {})[path] = piece, tensor.leaf(piece)
+    yield from found.items()
+
+
+def _kind(dtype: torch.dtype, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"dtype": str(dtype).removeprefix("torch."), "shape": list(shape)}
+
+
+def _kind_in(entry: Mapping[str, Any]) -> tuple[torch.dtype, tuple[int, ...]]:
+    dtype, shape = entry["dtype"], entry["shape"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        what = repr(dtype[:40]) if isinstance(dtype, str) else type(dtype).__name__
+        raise ValueError(f"its dtype is {what}, which is unknown")
+    if not (isinstance(shape, list) and len(shape) <= 64 and all(map(_is_size, shape))):
+        raise ValueError("its shape is no list of at most 64 sizes")
+    if math.prod(size or 1 for size in shape) >= 2**56:
+        raise ValueError(f"its shape is {shape}, which no tensor can have")
+    return DTYPES[dtype], tuple(shape)
+
+
+def _piece_in(entry: Any) -> Piece:
+    if not isinstance(entry, Mapping) or set(entry) != set(Piece._fields):
+        raise ValueError("a piece is not a file, a start, a count and a sha256")
+    file, start, count = entry["file"], entry["start"], entry["count"]
+    if not is_piece_file(file):
+        raise ValueError("a piece's file is no name of a file of pieces")
+    if not (_is_size(start) and _is_size(count) and count):
+        raise ValueError("a piece's start or count is no number of values")
+    return Piece(file, start, count, _digest_in(entry))
+
+
+def _digest_in(entry: Mapping[str, Any]) -> str:
+    sha256 = entry["sha256"]
+    if not isinstance(sha256, str):
+        raise ValueError("its sha256 is no text")
+    if not _SHA256.fullmatch(sha256):
+        raise ValueError("its sha256 is none")
+    return sha256
 
 
 def _is_size(value: Any) -> bool:

@@ -12,8 +12,9 @@ import optree
 import torch
 from torch import Tensor
 
+from fnloop.dist.jointly import jointly
+from fnloop.dist.mesh import Mesh
 from fnloop.names.keywords import explained
-from fnloop.store import tensor_file
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError, UnfinishedError
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import (
@@ -25,13 +26,14 @@ from fnloop.store.folders import (
     stand_in,
 )
 from fnloop.store.fresh import refreshed
+from fnloop.store.leaves import Saved
 from fnloop.store.manifest import MANIFEST, read_manifest
-from fnloop.store.read import leaves_in
-from fnloop.store.tensor_file import Leaf
+from fnloop.store.read import leaves_in, read_values
 from fnloop.trees.equal import table
 from fnloop.trees.paths import map_with_path, split, tree_items
 from fnloop.trees.show import bytes_text, short
 from fnloop.values.context import EMPTY
+from fnloop.values.parts import Part, parts_of, ranks_of
 from fnloop.values.state import State
 
 
@@ -58,6 +60,7 @@ def load(
     only: str | tuple[str, ...] | None = None,
     *,
     prune: bool = False,
+    mesh: Mesh | None = None,
     files: Files | None = None,
 ) -> State:
     """The saved state, every byte verified, in the structure and on the devices of `like`.
@@ -72,6 +75,9 @@ def load(
     - In a slot that `like` does have, leaves that it lacks are dropped, with a warning.
     - Parameters and buffers that `like` does not have are an error, unless `prune` is true.
 
+    It does not matter how many ranks have saved it, nor how they had divided it. If `like` is
+    divided among ranks, all of them call this, take the same checkpoint, and each reads its pieces.
+
     Args:
         path: A checkpoint; or a folder of checkpoints, for its newest undamaged one. Damaged ones
             are skipped, with a warning that says what is wrong.
@@ -80,6 +86,8 @@ def load(
             beginning of leaf paths (``"slots/ema"``, ``"params/encoder"``), or several.
         prune: Drop everything that does not fit `like`, with a warning: leaves that it lacks, or
             has with another shape or dtype, such as the head of another task.
+        mesh: The ranks that call this together, to take the same checkpoint; default those among
+            which `like` is divided.
         files: The file system; default the disk, or fsspec for a URL.
 
     Raises:
@@ -87,7 +95,8 @@ def load(
             cannot be read now (EIO, EACCES, too many open files, a store that does not answer),
             though it was tried again for some seconds: that is no damage, so no older one is
             loaded in its place. This error is an ``OSError`` too; and that for a path without a
-            checkpoint a ``FileNotFoundError``, which names a folder of a similar name.
+            checkpoint a ``FileNotFoundError``, which names a folder of a similar name. What happens
+            on one of many ranks is raised on all.
 
     >>> import tempfile
     >>> from fnloop import save
@@ -104,7 +113,7 @@ def load(
         )
     place = as_path(path)
     files = files or files_for(place)
-    found = load_at(place, like, files, only, prune)
+    found = load_at(place, like, files, only, prune, mesh)
     if found is None:
         raise nothing_in(place, files)
     for skipped, why in found.skipped:
@@ -118,39 +127,36 @@ def load_at(
     files: Files,
     only: str | tuple[str, ...] | None = None,
     prune: bool = False,
+    mesh: Mesh | None = None,
 ) -> Loaded | None:
     """The checkpoint at `place`, or the newest undamaged one in it; None if it has none.
 
-    Raises:
-        CheckpointError: `place` is a file, or the checkpoint is damaged or does not fit.
-    """
-    if is_checkpoint(place, files):
-        place = stand_in(place, files)
-        if not is_there(place / MANIFEST, files):
-            raise nothing_in(place, files)
-        return load_one(place, like, files, only, prune)
-    found = load_newest(place, like, files, only, prune)
-    if found is None and is_there(place, files) and not is_folder(place, files):
-        raise nothing_in(place, files)
-    return found
-
-
-def load_newest(
-    folder: Path,
-    like: State,
-    files: Files,
-    only: str | tuple[str, ...] | None = None,
-    prune: bool = False,
-) -> Loaded | None:
-    """The newest undamaged checkpoint in a folder; None if there is none at all.
+    The ranks of `mesh` call it together. Where the first one finds checkpoints is where all look;
+    one that any of them finds damaged is passed over by all.
 
     Raises:
-        CheckpointError: All are damaged, or the newest does not fit `like` or cannot be read now.
+        CheckpointError: `place` is a file; the checkpoint is damaged or does not fit; or all in the
+            folder are damaged, or the newest does not fit or cannot be read now.
     """
+    if not isinstance(like, State):
+        raise TypeError(
+            f"load takes its structure from a State: like=step.init(model). It was given "
+            f"{type(like).__name__}."
+        )
+    mesh = mesh or ranks_of(like) or Mesh()
+
+    def load_one(path: Path) -> Loaded:
+        return jointly(mesh, f"the load of {path}", lambda: _load(path, like, files, only, prune))
+
+    first = mesh.rank == 0
+    own = jointly(mesh, f"the search for {place}", lambda: _found(place, files) if first else [])
+    found = mesh.exchange(own)[0]
+    if isinstance(found, Path):
+        return load_one(found)
     skipped: list[tuple[Path, str]] = []
-    for _, path in sorted(listing(folder, files).items(), reverse=True):
+    for path in found:
         try:
-            return load_one(path, like, files, only, prune)._replace(skipped=tuple(skipped))
+            return load_one(path)._replace(skipped=tuple(skipped))
         except UnfinishedError:
             continue
         except DamagedError as error:
@@ -159,28 +165,37 @@ def load_newest(
         return None
     reasons = "\n".join(f"  {path.name}: {why}" for path, why in skipped)
     raise CheckpointError(
-        f"No checkpoint in {folder} is whole:\n{reasons}\nPut one back from a copy, or begin "
+        f"No checkpoint in {place} is whole:\n{reasons}\nPut one back from a copy, or begin "
         "anew in another folder."
     )
 
 
-def load_one(
+def _found(place: Path, files: Files) -> Path | list[Path]:
+    """The checkpoint at `place`, or all of those in it, newest first."""
+    if is_checkpoint(place, files):
+        place = stand_in(place, files)
+        if not is_there(place / MANIFEST, files):
+            raise nothing_in(place, files)
+        return place
+    there = [path for _, path in sorted(listing(place, files).items(), reverse=True)]
+    if not there and is_there(place, files) and not is_folder(place, files):
+        raise nothing_in(place, files)
+    return there
+
+
+def _load(
     folder: Path,
     like: State,
     files: Files,
-    only: str | tuple[str, ...] | None = None,
-    prune: bool = False,
+    only: str | tuple[str, ...] | None,
+    prune: bool,
 ) -> Loaded:
-    """One checkpoint; see `load`."""
-    if not isinstance(like, State):
-        raise TypeError(
-            f"load takes its structure from a State: like=step.init(model). It was given "
-            f"{type(like).__name__}."
-        )
+    """One checkpoint; see `load`. Of a state that is divided, this rank's pieces."""
     manifest = read_manifest(folder, files=files)
     saved = leaves_in(manifest, folder)
     wanted = _wanted(saved, only, folder)
-    there = dict(tree_items(like.replace(context=EMPTY)))
+    own, parts = dict(tree_items(like.replace(context=EMPTY))), parts_of(like)
+    there = {**own, **{path: part.whole for path, part in parts.items()}}
     kept = {name for name, memory in like.slots.items() if optree.tree_leaves(memory)}
     unknown = [p for p in wanted if p not in there]
     new = [p for p in unknown if split(p)[0] == "slots" and split(p)[1] not in kept and not prune]
@@ -191,16 +206,22 @@ def load_one(
 
     found: dict[str, Tensor] = {}
     chosen = {p for p in wanted if p in there and p not in misfits} | set(new)
-    file = folder / manifest["file"]
-    for p, tensor in tensor_file.read(files, file, saved, chosen.__contains__):
-        device = there[p].device if p in there else like.step.device
+    runs = {p: _run(saved[p], parts.get(p)) for p in chosen}
+    for p, tensor in read_values(files, folder, saved, runs):
+        device = own[p].device if p in own else like.step.device
         placed = tensor if device.type == "meta" else tensor.to(device)
-        found[p] = _laid_out(placed, there[p]) if p in there else placed
+        placed = parts[p].kept(placed) if p in parts else placed
+        found[p] = _laid_out(placed, own[p]) if p in own else placed
     state = _with_leaves(like, found)
     begun = {split(p)[1] for p in found if split(p)[0] == "slots"}
     fresh = refreshed(like, state, [name for name in kept if name not in begun])
     slots = {**state.slots, **fresh, **_nested(new, found, folder)}
     return Loaded(state.replace(slots=slots), folder, manifest)
+
+
+def _run(saved: Saved, part: Part | None) -> range:
+    """The values that this rank has: all, or those of its part."""
+    return range(part.start, part.start + part.count) if part else range(saved.numel)
 
 
 def _chosen(path: str, only: str | tuple[str, ...] | None) -> bool:
@@ -211,8 +232,8 @@ def _chosen(path: str, only: str | tuple[str, ...] | None) -> bool:
 
 
 def _wanted(
-    saved: Mapping[str, Leaf], only: str | tuple[str, ...] | None, folder: Path
-) -> dict[str, Leaf]:
+    saved: Mapping[str, Saved], only: str | tuple[str, ...] | None, folder: Path
+) -> dict[str, Saved]:
     if only == ():
         raise ValueError("load(only=()) would load nothing; leave it out to load everything.")
     for part in (only,) if isinstance(only, str) else only or ():
@@ -229,7 +250,7 @@ def _group(path: str) -> str:
 
 
 def _check_fit(
-    folder: Path, wanted: Mapping[str, Leaf], there: Mapping[str, Any], prune: bool
+    folder: Path, wanted: Mapping[str, Saved], there: Mapping[str, Any], prune: bool
 ) -> set[str]:
     """The leaves that do not fit; an error without `prune`."""
     rows = [
@@ -249,7 +270,7 @@ def _check_fit(
         warnings.warn(
             f"The checkpoint {folder} has leaves that do not fit `like`, and were not loaded:\n"
             f"{told}",
-            stacklevel=5,
+            stacklevel=7,
         )
     return {path for path, _, _ in rows}
 
@@ -267,11 +288,11 @@ def _check_unknown(folder: Path, unknown: list[str], prune: bool) -> None:
             f"The checkpoint {folder} has leaves that `like` has no place for, and they were "
             f"dropped: {_some(unknown)}. The usual cause is another {usual} than when it was "
             "saved.",
-            stacklevel=5,
+            stacklevel=7,
         )
 
 
-def _check_room(folder: Path, new: Mapping[str, Leaf], there: Mapping[str, Any]) -> None:
+def _check_room(folder: Path, new: Mapping[str, Saved], there: Mapping[str, Any]) -> None:
     """Refuse slots unknown to `like` that are far larger than `like` itself."""
     size = sum(leaf.nbytes for leaf in new.values())
     own = sum(leaf.nbytes for leaf in there.values() if isinstance(leaf, Tensor))
@@ -290,7 +311,7 @@ def _warn_missing(folder: Path, missing: Iterable[str]) -> None:
         warnings.warn(
             f"The checkpoint {folder} lacks {_some(model)}: kept as in `like`. The usual cause is "
             "another model than when it was saved.",
-            stacklevel=5,
+            stacklevel=7,
         )
 
 

@@ -15,11 +15,13 @@ from typing import Any
 from fnloop.store import schema
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError, UnfinishedError
 from fnloop.store.files import Files, as_path, files_for, reason_of, write_all, written
-from fnloop.store.leaves import leaves_from
+from fnloop.store.leaves import saved_from
 from fnloop.store.patience import patiently, read_error, read_may_pass
 from fnloop.trees.json_codec import from_text, to_text, too_many_in
 
-FORMAT = 1
+ONE_FILE, PIECES = 1, 2
+"""The formats: all tensors whole in one file, or a file of pieces from each rank."""
+NEWEST = PIECES
 MANIFEST = "manifest.json"
 UNFINISHED = ".manifest.json.tmp"
 TENSORS = "state.safetensors"
@@ -43,7 +45,9 @@ def read_manifest(path: str | os.PathLike[str], *, files: Files | None = None) -
         the data); ``memos`` (of effects, by name); ``pages`` (path in the memos to the digest of a
         file beside the checkpoints); ``structure`` (path to kind of container, where it is no
         dict); ``file`` and ``bytes`` (the file of tensors and its size); ``leaves`` (path to dtype,
-        shape, sha256). Checkpoints of earlier versions lack ``run`` and ``pages``.
+        shape, sha256). Checkpoints of earlier versions lack ``run`` and ``pages``. One of a state
+        that was divided among ranks has ``mesh`` (the ranks) and ``files`` (name to size) in place
+        of ``file`` and ``bytes``, and its ``leaves`` have ``pieces`` in place of ``sha256``.
 
     Raises:
         CheckpointError: There is no manifest, or it is damaged, of a later format, or for another
@@ -175,18 +179,18 @@ def _parse(raw: bytearray, file: Path) -> dict[str, Any]:
         raise DamagedError(f"{file} is damaged: it is not a manifest ({error}).") from error
     if not isinstance(manifest, dict) or "sha256" in manifest:
         raise DamagedError(f"{file} is damaged: it is not a manifest.")
-    if schema.is_whole(manifest.get("format")) and manifest["format"] > FORMAT:
+    if schema.is_whole(manifest.get("format")) and manifest["format"] > NEWEST:
         version = manifest.get("fnloop")
         known = isinstance(version, str) and version.isprintable()
         raise CheckpointError(
             f"{file} has format {manifest['format']}, written by fnloop "
-            f"{str(version)[:20] if known else '?'}; this version reads formats up to {FORMAT}. "
+            f"{str(version)[:20] if known else '?'}; this version reads formats up to {NEWEST}. "
             "Install that fnloop or a later one."
         )
     if fault := schema.fault_in(manifest):
         raise DamagedError(f"{file} is damaged: {fault}.")
     try:
-        leaves_from(manifest["leaves"])
+        saved_from(manifest)
     except ValueError as error:
         raise DamagedError(f"{file} has a bad list of leaves, at {error}.") from error
     return manifest

@@ -1,4 +1,4 @@
-"""A run's folder: it holds one run, and one process writes to it."""
+"""A run's folder: it holds one run, and one process decides what is in it."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ class RunFolder:
         files: Its file system.
         run: The identity of the run, also after its end; None before its beginning.
         clears: Whether `clear` still has to delete something.
+        leads: Whether this process decides what is in the folder, and holds its lock; of many ranks
+            that is the first.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class RunFolder:
     ) -> None:
         self.path = as_path(folder)
         self.files = files or files_for(self.path)
-        self.clears = False
+        self.clears, self.leads = False, True
         self._given, self._overwrite = str(folder), overwrite
         self._lock: Lock | None = None
         self._claim: Claim | None = None
@@ -74,13 +76,17 @@ class RunFolder:
             raise OSError(error.errno or errno.EIO, why) from error
 
     def take(self, run: Run) -> None:
-        """Make the folder where it is missing, lock it, and check it again.
+        """Make the folder where it is missing, lock it, and check it again: the first rank does.
 
         Raises:
             FileExistsError: It is in use, or holds another run.
             OSError: It cannot be written.
         """
         self.path = self.path.absolute()
+        self.leads = run.mesh.rank == 0
+        if not self.leads:
+            self.run, self._begun, self._claim = run.id, self._goes_on(run), claim(self.path)
+            return
         patiently(lambda: prepare(self.path, self.files), write_may_pass)
         try:
             self._lock = Lock(self.path, self.files, self._goes_on(run))

@@ -193,9 +193,9 @@ def _held(folder: Path, owner: Owner) -> str:
         )
     return (
         f"{folder} is in use: {owner}, writes to it, and two runs would delete each other's "
-        f"checkpoints. Wait for it, end it (kill {owner.pid}), or choose another folder. Of "
-        "several ranks, give fl.checkpoint to the first alone. If you know that it is gone, "
-        f"delete {folder / LOCK}."
+        f"checkpoints. Wait for it, end it (kill {owner.pid}), or choose another folder. Ranks "
+        "that train together share one folder: their step is fl.shard(step, fl.mesh()). If you "
+        f"know that it is gone, delete {folder / LOCK}."
     )
 
 

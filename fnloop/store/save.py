@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import platform
-import uuid
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +14,24 @@ import torch
 from torch import Tensor
 
 import fnloop
+from fnloop.dist.jointly import jointly
+from fnloop.dist.mesh import Mesh
 from fnloop.names.keywords import explained
 from fnloop.store import tensor_file
-from fnloop.store.checkpoint_errors import DamagedError
-from fnloop.store.commit import commit, prepare, remove_tree, temporary_of
-from fnloop.store.files import Files, as_path, files_for, reason_of, written
+from fnloop.store.commit import prepare
+from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import target_of
-from fnloop.store.manifest import FORMAT, TENSORS, put_manifest, read_manifest
+from fnloop.store.manifest import ONE_FILE, PIECES
 from fnloop.store.pages import detached, put_pages
 from fnloop.store.schema import fault_in_path
+from fnloop.store.writing import Writing, unsaved
 from fnloop.trees.json_codec import as_json, plain
 from fnloop.trees.paths import join, tree_items
 from fnloop.trees.show import bytes_text
 from fnloop.values.context import EMPTY
 from fnloop.values.cursor import Cursor
 from fnloop.values.merging import numbers
+from fnloop.values.parts import Part, parts_of, ranks_of
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -48,6 +49,7 @@ def save(
     monitor: Mapping[str, Any] | None = None,
     status: str = "running",
     run: str | None = None,
+    mesh: Mesh | None = None,
     files: Files | None = None,
 ) -> Path:
     """Save `state` as ``<folder>/step-<count>``, where count is the number of batches drawn.
@@ -56,6 +58,9 @@ def save(
     ``manifest.json``; there is no pickle in it. It appears under its name when all of it is on the
     disk and has been read back and compared. An existing checkpoint of that name stays until then,
     and is replaced.
+
+    A state that is divided among ranks is saved by all of them together, into one checkpoint: each
+    writes its pieces to a file of its own. Any number of ranks can load it, and one process too.
 
     Args:
         state: The state; its context is left out.
@@ -69,6 +74,8 @@ def save(
         monitor: What `fl.best` compares: ``{"name": ..., "mode": "min" or "max", "value": ...}``.
         status: For the manifest: "running", or how the run ended.
         run: The identity of the run, for the manifest.
+        mesh: The ranks that call this together; default those among which the state is divided.
+            With it a state that each rank has whole is saved by the first of them.
         files: The file system; default the disk, or fsspec for a URL.
 
     Returns:
@@ -77,7 +84,7 @@ def save(
     Raises:
         TypeError: `state` is no State, or a leaf is no dense tensor, or a memo no JSON value.
         OSError: The folder cannot be written, the disk is full, or the file read back differs from
-            what was written. Existing checkpoints are untouched.
+            what was written. Existing checkpoints are untouched. Of many ranks all raise it.
 
     >>> import tempfile
     >>> from fnloop.values.start import start
@@ -91,11 +98,11 @@ def save(
             f"save takes a fnloop State, and was given {type(state).__name__}. For a model's own "
             "state_dict use torch.save; to_module(state) turns a state into a module."
         )
-    leaves = leaves_of(state)
+    leaves, parts = leaves_of(state), parts_of(state)
     cursor = Cursor.of(state.cursor)
     memos, pages = detached(memos or {})
     manifest: dict[str, Any] = {
-        "format": FORMAT,
+        "format": PIECES if parts else ONE_FILE,
         "fnloop": fnloop.__version__,
         "run": run,
         "python": platform.python_version(),
@@ -116,18 +123,21 @@ def save(
     }
     place = as_path(folder)
     files = files or files_for(place)
-    prepare(place, files)
+    mesh = mesh or ranks_of(state) or Mesh()
     target = target_of(place, cursor.count)
-    try:
-        put_pages(pages, place, files)
-        _check_space(place, tensor_file.size_of(leaves), files)
-        (_rename_into if files.renames else _upload_to)(target, leaves, manifest, files)
-    except OSError as error:
-        raise OSError(
-            error.errno or errno.EIO,
-            f"The checkpoint {target} was not saved ({reason_of(error)}); those saved "
-            "before are untouched",
-        ) from error
+
+    def begin() -> None:
+        prepare(place, files)
+        with unsaved(target, mesh):
+            put_pages(pages, place, files)
+            _check_space(place, _size_of(leaves, parts), files)
+
+    writing = Writing(target, files, mesh if parts else Mesh(), begin)
+    if parts:
+        writing.pieces({path: (leaf, parts.get(path)) for path, leaf in leaves.items()}, manifest)
+    else:
+        alone = lambda: writing.whole(leaves, manifest) if mesh.rank == 0 else None  # noqa: E731
+        jointly(mesh, f"the save of {target}", alone)
     return target
 
 
@@ -165,80 +175,14 @@ def leaves_of(state: State) -> dict[str, Tensor]:
     return leaves
 
 
-def _rename_into(
-    target: Path, leaves: Mapping[str, Tensor], manifest: dict[str, Any], files: Files
-) -> None:
-    """Write under a hidden name, read back, and rename."""
-    temporary = temporary_of(target)
-    try:
-        files.make(temporary)
-        _write(temporary / TENSORS, leaves, files)
-        put_manifest(
-            temporary, _with(manifest, TENSORS, _read_again(temporary, leaves, files)), files
-        )
-        files.sync(temporary)
-        _compare_manifest(temporary, files)
-        commit(temporary, target, files)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            remove_tree(temporary, files)
-        raise
-
-
-def _upload_to(
-    target: Path, leaves: Mapping[str, Tensor], manifest: dict[str, Any], files: Files
-) -> None:
-    """Write the tensors under a new name, then the manifest that names them."""
-    files.make(target)
-    before = [name for name in files.names(target) if name.endswith(".safetensors")]
-    name = f"state-{uuid.uuid4().hex[:8]}.safetensors"
-    _write(target / name, leaves, files)
-    put_manifest(target, _with(manifest, name, tensor_file.digests(leaves)), files)
-    with contextlib.suppress(OSError):  # readers ignore it, and the next run tries again
-        for name in before:
-            files.remove(target / name)
-
-
-def _write(file: Path, leaves: Mapping[str, Tensor], files: Files) -> None:
-    with written(files, file) as output:
-        tensor_file.write(output, leaves)
-
-
-def _read_again(
-    folder: Path, leaves: Mapping[str, Tensor], files: Files
-) -> dict[str, tensor_file.Leaf]:
-    """Entries for the manifest, with digests of the bytes read back from the disk."""
-    with _as_disk_error():
-        return tensor_file.check(files, folder / TENSORS, leaves)
-
-
-def _compare_manifest(folder: Path, files: Files) -> None:
-    with _as_disk_error():
-        read_manifest(folder, files=files)
-
-
-@contextlib.contextmanager
-def _as_disk_error() -> Generator[None]:
-    try:
-        yield
-    except DamagedError as error:
-        why = f"what was read again is not what was written: {error}"
-        raise OSError(errno.EIO, why) from error
-
-
-def _with(
-    manifest: dict[str, Any], name: str, leaves: Mapping[str, tensor_file.Leaf]
-) -> dict[str, Any]:
-    entries = {path: leaf.entry() for path, leaf in leaves.items()}
-    return {**manifest, "file": name, "bytes": tensor_file.bytes_of(leaves), "leaves": entries}
-
-
 def _containers(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
     """Paths and kinds of a slot's containers that are no dicts, or are empty."""
     if isinstance(node, Tensor):
         return
     if isinstance(node, Tensors):
-        node = dict(node.items())
+        if not node.names:
+            yield join(path), "dict"
+        return
     children, _, entries, *_ = optree.tree_flatten_one_level(node)
     kinds = {dict: "dict", list: "list", tuple: "tuple", type(None): "none"}
     kind = kinds.get(type(node), "tree")
@@ -253,6 +197,12 @@ def _memo(name: str, memo: Any) -> Any:
         return as_json(memo)
     except TypeError as error:
         raise TypeError(f"The memo of the effect {name!r} cannot be saved: {error}") from None
+
+
+def _size_of(leaves: Mapping[str, Tensor], parts: Mapping[str, Part]) -> int:
+    """The bytes of all files of tensors; without the headers of files of pieces."""
+    whole = {path: leaf for path, leaf in leaves.items() if path not in parts}
+    return tensor_file.size_of(whole) + sum([part.whole.nbytes for part in parts.values()])
 
 
 def _check_space(folder: Path, needed: int, files: Files) -> None:

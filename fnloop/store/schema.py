@@ -23,9 +23,10 @@ def fault_in(manifest: Mapping[str, Any]) -> str | None:
     """
     if deep := [name for name, value in manifest.items() if not is_shallow(value)]:
         return f"{deep[0][:40]!r} is nested too deeply"
-    if lacking := sorted(_ENTRIES.keys() - manifest.keys()):
+    needed = _ENTRIES | (_PIECES if manifest.get("format") == 2 else _ONE_FILE)
+    if lacking := sorted(needed.keys() - manifest.keys()):
         return f"it lacks {', '.join(lacking)}"
-    for name, (what, check) in (_ENTRIES | _LATER).items():
+    for name, (what, check) in (needed | _LATER).items():
         if name in manifest and not check(manifest[name]):
             return f"{name!r} is not {what}"
     return None
@@ -89,6 +90,16 @@ def _is_file_name(value: Any) -> bool:
     return _is_text(value) and re.fullmatch(r"state(-[0-9a-f]{8})?\.safetensors", value) is not None
 
 
+def is_piece_file(value: Any) -> bool:
+    """Whether it is the name of a rank's file of pieces."""
+    pattern = r"state(-[0-9a-f]{8})?-[0-9]{5}\.safetensors"
+    return _is_text(value) and re.fullmatch(pattern, value) is not None
+
+
+def _are_files(value: Any) -> bool:
+    return bool(value) and _named(_is_count)(value) and all(map(is_piece_file, value))
+
+
 def _is_identity(value: Any) -> bool:
     return _is_text(value) and re.fullmatch(r"[0-9a-zA-Z._-]{1,80}", value) is not None
 
@@ -133,10 +144,18 @@ _ENTRIES: dict[str, tuple[str, Check]] = {
     "data": _VALUES,
     "memos": _VALUES,
     "structure": ("text by path", _named(_is_text)),
-    "file": ("the name of a file of tensors", _is_file_name),
-    "bytes": _COUNT,
     "leaves": _VALUES,
 }
+_ONE_FILE: dict[str, tuple[str, Check]] = {
+    "file": ("the name of a file of tensors", _is_file_name),
+    "bytes": _COUNT,
+}
+"""Entries of format 1 alone."""
+_PIECES: dict[str, tuple[str, Check]] = {
+    "mesh": ("numbers of ranks by name", _named(_is_count)),
+    "files": ("the bytes of files of pieces, by name", _are_files),
+}
+"""Entries of format 2 alone."""
 _LATER: dict[str, tuple[str, Check]] = {
     "run": ("an identity or null", _or_none(_is_identity)),
     "pages": ("digests by path", _named(_is_digest)),

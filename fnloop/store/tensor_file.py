@@ -150,7 +150,7 @@ def read(
             begin, position = position, position + leaves[path].nbytes
             if only(path):
                 stream.seek(begin)
-                memory = _memory(file, path, leaves[path].nbytes)
+                memory = memory_for(file, path, leaves[path].nbytes)
                 waiting.append((path, memory, _fill(stream, memory.numpy(), helper)))
             if len(waiting) > 2:  # hash some while others are read
                 yield _checked(file, leaves, *waiting.popleft())
@@ -232,7 +232,12 @@ def _checked(
     return path, values.reshape(leaf.shape)
 
 
-def _memory(file: Path, path: str, nbytes: int) -> Tensor:
+def memory_for(file: Path, path: str, nbytes: int) -> Tensor:
+    """Memory for a tensor of a file: bytes.
+
+    Raises:
+        CheckpointError: There is not so much.
+    """
     try:
         return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
     except RuntimeError as error:

@@ -45,7 +45,10 @@ class Shards(Layout):
             known = object.__new__(cls)
             known._fill(key[0], key[3], key)
             known.shapes, known.mesh = key[1], mesh
-            known.sizes = [-(-math.prod(shape) // mesh.data) for shape in key[1]]
+            known.sizes = [
+                _piece(math.prod(shape), mesh.data, 2 if name in key[3] else 1)
+                for name, shape in zip(key[0], key[1], strict=True)
+            ]
             _SHARDS[key] = known
         return known
 
@@ -120,6 +123,11 @@ class Shards(Layout):
 
 
 _SHARDS: WeakValueDictionary[Any, Shards] = WeakValueDictionary()
+
+
+def _piece(values: int, ranks: int, together: int) -> int:
+    """Values in a piece, of which so many (the two of a complex number) are not cut apart."""
+    return -(-values // together // ranks) * together
 
 
 def _padded(flat: Tensor, size: int) -> Tensor:

@@ -23,7 +23,10 @@ def scenario(function):
 
 
 def main() -> None:
-    """Run all scenarios, and write what each raised."""
+    """Run all scenarios, or those named, and write what each raised.
+
+    One that fails on a rank says so to the others, wherever they are.
+    """
     torch.set_num_threads(1)
     mesh, found = fl.mesh(timeout=60), {}
     chosen = sys.argv[2:] or SCENARIOS
@@ -37,3 +40,8 @@ def main() -> None:
             leave(mesh, error)
         # After each, in case the next one ends the process.
         Path(sys.argv[1], f"rank-{mesh.rank}.json").write_text(json.dumps(found))
+
+
+def meet(mesh) -> None:
+    """Wait for all ranks; raise if one has failed."""
+    gate(mesh, "a meeting of all ranks")

@@ -97,8 +97,8 @@ def test_a_missing_manifest_is_a_clear_error(tmp_path):
 
 
 def test_a_later_format_is_refused_with_the_version_that_wrote_it(tmp_path):
-    put(tmp_path, entries(format=2, fnloop="9.9"))
-    with pytest.raises(CheckpointError, match=r"format 2, written by fnloop 9\.9"):
+    put(tmp_path, entries(format=3, fnloop="9.9"))
+    with pytest.raises(CheckpointError, match=r"format 3, written by fnloop 9\.9"):
         read_manifest(tmp_path)
 
 

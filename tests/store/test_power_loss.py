@@ -22,14 +22,13 @@ import torch
 
 from fnloop.effects import claims
 from fnloop.effects.effect import Run
-from fnloop.store import keeper, tensor_file
+from fnloop.store import keeper, tensor_file, writing
 from fnloop.store import manifest as manifests
-from fnloop.store import save as saving
 from fnloop.store.checkpoint import checkpoint
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.commit import discard, remove_tree
 from fnloop.store.folders import listing
-from fnloop.store.load import load, load_newest
+from fnloop.store.load import load, load_at
 from fnloop.store.manifest import read_manifest
 from fnloop.store.save import save
 from fnloop.trees.equal import tree_equal
@@ -134,7 +133,7 @@ def a_run(judge: Judge, disk: Crashing, steps: int = 5, **settings: Any) -> None
     """What `fit` does with the effect: open or resume, steps, close."""
     effect = checkpoint(FOLDER, every=1, unit="step", files=disk, **settings)
     run = Run(step=None, state=state_at(0), effects=[effect])
-    found = load_newest(FOLDER, LIKE, disk)
+    found = load_at(FOLDER, LIKE, disk)
     if disk.exists(FOLDER / ".lock"):  # of this very process, which is to be taken for a dead one
         disk.remove(FOLDER / ".lock")
     if found is not None:
@@ -331,8 +330,8 @@ def test_one_that_does_not_read_again_either_loses_what_it_acknowledges(
     writes_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests = lambda folder, leaves, files: tensor_file.digests(leaves)  # noqa: E731
-    monkeypatch.setattr(saving, "_read_again", digests)
-    monkeypatch.setattr(saving, "_compare_manifest", lambda folder, files: None)
+    monkeypatch.setattr(writing, "_read_again", digests)
+    monkeypatch.setattr(writing, "_compare_manifest", lambda folder, files: None)
     judge = Judge()
     three_saves(judge, Crashing(watch=judge, chunk=100))
     assert judge.verdicts["nothing"] > 5
@@ -345,7 +344,7 @@ def test_a_replacement_that_deletes_first_is_caught(monkeypatch: pytest.MonkeyPa
         files.rename(temporary, target)
         files.sync(target.parent)
 
-    monkeypatch.setattr(saving, "commit", commit)
+    monkeypatch.setattr(writing, "commit", commit)
     assert play(one_place).verdicts["nothing"] > 20
 
 

@@ -1,0 +1,96 @@
+"""A manifest's entries for tensors, whole and in pieces."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fnloop.store.leaves import Leaf, Piece, Saved, by_file
+
+DIGEST = "0123456789abcdef" * 4
+A, B = "state-00000.safetensors", "state-00001.safetensors"
+
+
+def entry(*pieces, shape=(5,)):
+    """An entry with pieces ``(file, start, count)``."""
+    named = [dict(zip(("file", "start", "count"), piece, strict=True)) for piece in pieces]
+    pieces = [{**piece, "sha256": DIGEST} for piece in named]
+    return {"dtype": "float32", "shape": list(shape), "pieces": pieces}
+
+
+def test_entries_are_json_and_back():
+    leaf = Leaf(torch.bfloat16, (2, 3), DIGEST)
+    saved = Saved.of_one(leaf.entry(), "state.safetensors")
+    assert saved.leaf(saved.pieces[0]) == leaf and leaf.nbytes == saved.nbytes == 12
+    pieces = Piece(A, 0, 4, DIGEST), Piece(B, 4, 2, DIGEST)
+    saved = Saved(torch.bfloat16, (2, 3), pieces)
+    assert Saved.of(saved.entry()) == saved
+
+
+def test_a_piece_is_flat_and_one_that_is_all_has_the_tensors_shape():
+    both = Saved(torch.int8, (2, 3), (Piece(A, 0, 4, DIGEST), Piece(B, 4, 2, DIGEST)))
+    one = Saved(torch.int8, (2, 3), (Piece(B, 0, 6, DIGEST),))
+    inside = {
+        file: {p: leaf.shape for p, (_, leaf) in there.items()}
+        for file, there in by_file({"params/a": both, "params/b": one})
+    }
+    assert inside == {A: {"params/a": (4,)}, B: {"params/a": (2,), "params/b": (2, 3)}}
+
+
+@pytest.mark.parametrize("shape", [[-1], [1.5], [True], ["3"]])
+def test_a_shape_of_anything_but_sizes_is_refused(shape):
+    with pytest.raises(ValueError, match="shape"):
+        Saved.of_one({"dtype": "float32", "shape": shape, "sha256": DIGEST}, "x")
+    with pytest.raises(ValueError, match="shape"):
+        Saved.of(entry(shape=shape))
+
+
+@pytest.mark.parametrize("shape", [[2**55], [2**31, 2**31], [0, 2**60], [1] * 65])
+def test_a_shape_that_no_tensor_has_is_refused(shape):
+    with pytest.raises(ValueError, match="shape"):
+        Saved.of_one({"dtype": "float32", "shape": [*shape, 2], "sha256": DIGEST}, "x")
+    with pytest.raises(ValueError, match="shape"):
+        Saved.of(entry(shape=[*shape, 2]))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "why"),
+    [
+        ([(A, 0, 5)], None),
+        ([(A, 0, 2), (B, 2, 3)], None),
+        ([], "0 values"),
+        ([(A, 0, 4)], "4 values"),
+        ([(A, 0, 4), (B, 4, 2)], "6 values"),
+        ([(A, 0, 2), (B, 3, 2)], "gap"),
+        ([(A, 0, 3), (B, 2, 3)], "gap, or overlap"),
+        ([(B, 2, 3), (A, 0, 2)], "gap"),
+        ([(A, 0, 2), (A, 2, 3)], "in one file"),
+        ([(A, 0, 5), (B, 5, 0)], "start or count"),
+        ([(A, -1, 6)], "start or count"),
+        ([(A, 0, 5.0)], "start or count"),
+        ([(A, 0, True), (B, 1, 4)], "start or count"),
+        ([("../state-00000.safetensors", 0, 5)], "no name of a file"),
+        ([("state.safetensors", 0, 5)], "no name of a file"),
+        ([(7, 0, 5)], "no name of a file"),
+    ],
+)
+def test_pieces_are_all_values_once_and_in_order(pieces, why):
+    if why is None:
+        assert Saved.of(entry(*pieces)).numel == 5
+        return
+    with pytest.raises(ValueError, match=why):
+        Saved.of(entry(*pieces))
+
+
+def test_a_tensor_without_values_has_no_pieces():
+    assert Saved.of(entry(shape=(0, 3))).pieces == ()
+    with pytest.raises(ValueError, match="start or count"):
+        Saved.of(entry((A, 0, 0), shape=(0, 3)))
+
+
+@pytest.mark.parametrize("change", [{"sha256": "no"}, {"sha256": 7}, {"more": 1}, {"start": "0"}])
+def test_a_piece_of_odd_entries_is_refused(change):
+    odd = entry((A, 0, 5))
+    odd["pieces"][0].update(change)
+    with pytest.raises(ValueError, match=r"sha256|start or count|not a file"):
+        Saved.of(odd)
