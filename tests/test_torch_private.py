@@ -214,7 +214,9 @@ def test_what_inductor_builds_takes_a_list_and_is_called_directly():
     x = torch.arange(4.0)
     (fake,) = fakes.without_values([x], mode)
     recorded = graph.record(lambda x: [x + 1, x.sum()], [fake], mode)
-    run = graph.build(recorded, [fake], "inductor", graph.options(x.device, "default", Counter()))
+    run = graph.build(
+        recorded, [fake], "inductor", graph.options(x.device, "default", Counter(), 1.0)
+    )
     where: str = getattr(run, "__qualname__", "")
     assert "_wrap_func" in where, "there is a wrapper around the function that calls machine code"
     more, total = run([x])
@@ -259,7 +261,7 @@ def test_inductor_has_the_options_that_are_asked_of_it():
     everything = Counter({torch.ops.aten.native_batch_norm.default: graph.LARGE})
     for mode in ("default", "max-autotune"):
         for device in ("cpu", "cuda"):
-            for name in graph.options(torch.device(device), mode, everything):
+            for name in graph.options(torch.device(device), mode, everything, 0.5):
                 assert name in config._config, name
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fnloop._torch.draws import Draws, RandomnessError, _is_random, draw
+from fnloop._torch.draws import Draws, Maker, RandomnessError, _is_random, draw
 from fnloop._torch.fakes import fake_mode
 from fnloop._torch.members import drawing
 from fnloop._torch.random import seeded
@@ -191,3 +191,16 @@ def test_members_drop_out_what_each_drops_out_alone():
         with seeded(seed):
             value, mask = drop(x[i])
         assert torch.equal(values[i], value) and torch.equal(masks[i], mask)
+
+
+def test_masks_of_dropout_are_booleans_until_they_are_read():
+    maker = Maker(
+        torch.ops.aten.bernoulli_.float,
+        (0.75,),
+        {},
+        ((1000,), (1,), torch.float32, torch.device("cpu")),
+    )
+    (mask,) = draw([[maker]], [[3]], torch.device("cpu"))
+    torch.manual_seed(3)
+    assert mask.dtype is torch.bool
+    assert torch.equal(mask.float(), torch.empty(1000).bernoulli_(0.75))

@@ -116,7 +116,7 @@ def test_parts_of_a_vector_are_read_before_it_is_written(backend, size):
     graph.read_before_writing(found, 0, cuts)
     used = graph.prune(found)
     assert used == [0, 2]  # only `second.flip(0)` is read for the new value alone
-    options = graph.options(vector.device, "default", Counter(any=size))
+    options = graph.options(vector.device, "default", Counter(any=size), 1.0)
     run = graph.build(found, [inputs[i] for i in used], backend, options)
     results = run([[vector, *parts][i] for i in used])
     for a, b in zip([vector, *results], expected, strict=True):
@@ -138,7 +138,7 @@ def test_convolutions_that_are_normalized_keep_their_layout(layers, asked):
     with mode:
         net = net.to_empty(device="cpu")
         recorded = graph.record(lambda x: [net(x)], [x], mode)
-    found = graph.options(torch.device("cpu"), "default", graph.operations_of(recorded))
+    found = graph.options(torch.device("cpu"), "default", graph.operations_of(recorded), 1.0)
     assert found.get("layout_optimization") is asked
 
 
@@ -220,7 +220,9 @@ def test_inductor_may_give_other_strides_to_what_is_viewed():
     x, mode = torch.randn(4, 3, 5), fakes.fake_mode()
     (fake,) = fakes.without_values([x], mode)
     recorded = graph.record(viewed, [fake], mode)
-    run = graph.build(recorded, [fake], "inductor", graph.options(x.device, "default", Counter()))
+    run = graph.build(
+        recorded, [fake], "inductor", graph.options(x.device, "default", Counter(), 1.0)
+    )
     assert torch.equal(run([x])[0], viewed(x)[0])
 
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fnloop as fl
 from fnloop._torch import lifetimes, passes
+from fnloop._torch.partitioner import worth_keeping
 from fnloop._torch.recompute import is_product, recompute
 
 
@@ -127,6 +128,20 @@ def test_products_are_computed_again_last():
 
     assert len(operations(little)) > len(operations(graph))
     assert products(little) == products(graph) < products(much)
+
+
+def test_what_pytorchs_partitioner_keeps_is_enough_without_products():
+    graph, _ = recorded()
+    (each,) = passes.passes(graph)
+    kept = worth_keeping(each)
+    assert kept.isdisjoint(each.backward)
+    known, needed = set(kept), {n for node in each.backward for n in node.all_input_nodes}
+    missing = [node for node in needed if node in each.forward and node not in known]
+    while missing:
+        node = missing.pop()
+        assert not is_product(node)
+        known.add(node)
+        missing += [n for n in node.all_input_nodes if n in each.forward and n not in known]
 
 
 def test_a_value_that_much_later_layers_read_is_kept():
