@@ -209,7 +209,6 @@ _KINDS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _PLAIN = {bool, int, float, complex, str, *_KINDS}
 
 
-
 def _tensor(value: Any) -> Any:
     """How a tensor lies in memory."""
     return [tuple(value.shape), value.stride(), value.dtype, value.device]
