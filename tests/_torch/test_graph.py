@@ -72,6 +72,17 @@ def test_prune_takes_out_what_nothing_reads():
     torch.testing.assert_close(found(a, c)[0], a + c)
 
 
+def test_inputs_that_are_met_on_the_way_come_last_by_their_place():
+    def function(x):
+        late = graph.another_input((1, 0), lambda: torch.empty(3))
+        early = graph.another_input((0, 5), lambda: torch.empty(3))
+        return [x * late - early]
+
+    found = recorded(function, torch.ones(3))
+    x, early, late = torch.randn(3), torch.randn(3), torch.randn(3)
+    assert torch.equal(found(x, early, late)[0], x * late - early)
+
+
 def test_an_input_that_is_written_to_is_kept():
     def swap(a, b):
         old = a.clone()

@@ -345,3 +345,18 @@ def test_a_stage_cannot_draw_from_elsewhere(draw):
     with pytest.raises(fl.CompileError, match="a stage of the step draws from"):
         compiled(step)(state, batch())
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+
+def test_a_step_runs_once_to_be_recorded():
+    runs = []
+
+    def loss(model, batch):
+        runs.append(batch)
+        return mse(model, batch)
+
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    step = compiled(step)
+    state = step.init(Noisy(nn.Dropout(0.5)), seed=0)
+    for _ in range(3):
+        state, _ = step(state, batch())
+    assert len(runs) == 1
