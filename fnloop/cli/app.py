@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.cli.isolation import forget
+from fnloop.cli.many import launch, processes_in, speaker, speaks
 from fnloop.cli.messages import Problem, describe, shown, usage
 from fnloop.names.whose import is_fnloop
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            return _run(given)
+            return _run(given, whole)
         except SystemExit as leaving:  # --help, or the recipe's own
             return _code(leaving)
         except KeyboardInterrupt:
@@ -59,19 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except Exception as error:
+            _tell_ranks(error)
+            expected = isinstance(error, Problem)
+            if not speaks(error):
+                return error.code if expected else 1
             if whole:
                 traceback.print_exc()
-            expected = isinstance(error, Problem)
             text = str(error) if expected else describe(error)
             more = not whole and (not expected or error.__cause__ is not None)
             hint = "\n(--traceback shows where it happened)" if more else ""
-            print(f"{name}: {text}{hint}", file=sys.stderr)
+            who = name + speaker(error)
+            print(f"{who}: {text}{hint}", file=sys.stderr)
             return error.code if expected else 1
         finally:
             forget()
 
 
-def _run(given: list[str]) -> int:
+def _run(given: list[str], whole: bool) -> int:
     if not given or given[0] in ("-h", "--help"):
         from fnloop.cli import parsers
 
@@ -84,6 +89,10 @@ def _run(given: list[str]) -> int:
     if command not in _MODULES:
         raise usage(_unknown(command))
     helps = rest[:1] in (["-h"], ["--help"])
+    if command in ("fit", "resume") and not helps:
+        count, rest = processes_in(rest)
+        if count is not None and count > 1:
+            return launch(count, [command, *rest, *(["--traceback"] if whole else [])])
     if not helps and sys.stderr.isatty():
         print(f"fnloop {shlex.join(given)}: importing PyTorch", file=sys.stderr, flush=True)
     from fnloop.cli import parsers
@@ -95,6 +104,14 @@ def _run(given: list[str]) -> int:
     if command in ("fit", "resume"):
         return _function(command)(rest)
     return _function(command)(parse_plain(parsers.of(command), rest))
+
+
+def _tell_ranks(error: Exception) -> None:
+    """Note an error for the other processes, which else would only find this one gone."""
+    if "fnloop.dist.mesh" in sys.modules:
+        from fnloop.dist.farewell import tell
+
+        tell(error.__cause__ if isinstance(error.__cause__, Exception) else error)
 
 
 def _function(command: str) -> Any:

@@ -18,6 +18,7 @@ from fnloop.data.bundle import Data
 from fnloop.data.iterables import is_once
 from fnloop.data.sources import as_source
 from fnloop.loop.evaluate import evaluate, predict
+from fnloop.stages.base import mesh_of
 from fnloop.values.state import State
 
 
@@ -69,7 +70,8 @@ def results(recipe: Recipe, state: State, parts: dict[str, Any]) -> Iterator[tup
     for name, data in parts.items():
         ends = as_source(data).batches is not None or name != "train"
         if ends and not is_once(data):
-            yield name, evaluate(function, state, data, recipe.params)
+            found = evaluate(function, state, data, recipe.params, mesh=mesh_of(recipe.step))
+            yield name, found
 
 
 def _evaluate(arguments: Namespace, part: str, name: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from fnloop.cli import config, parsers, run_report
 from fnloop.cli.evaluate_command import results
 from fnloop.cli.flags import Flags, configs_in, parse, recipe_in
+from fnloop.cli.many import is_first
 from fnloop.cli.messages import Problem, describe, shown, usage
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.runs import (
@@ -25,10 +26,12 @@ from fnloop.cli.runs import (
 )
 from fnloop.cli.settings import Settings
 from fnloop.cli.source import build, load_function, parameters
+from fnloop.dist.launch import place
 from fnloop.effects.screens import screen
 from fnloop.loop.early_stopping import early_stopping
 from fnloop.loop.fit import fit
 from fnloop.loop.history import History
+from fnloop.stages.base import mesh_of
 from fnloop.store.folders import best, target_of
 from fnloop.store.load import load
 from fnloop.store.manifest import MANIFEST, read_manifest
@@ -126,6 +129,7 @@ def _train(job: Job) -> int:
     recipe, folder = job.recipe, job.folder
     if recipe.epochs is None and recipe.steps is None and recipe.seconds is None:
         raise Problem("Training has no end: give fl.Recipe epochs=, steps= or seconds=.")
+    _check_together(recipe)
     settings = Settings(job.file, job.flags.plain, folder)
     state = recipe.step.init(recipe.model, seed=recipe.seed)
     _say(_summary(job, state))
@@ -146,8 +150,9 @@ def _train(job: Job) -> int:
         raise _saved(error, job) from error
     if "SIGHUP" in history.reason:  # nobody can read what is printed
         return _HUNG_UP
-    print(_outcome(history, job, state), flush=True)
-    if not _is_saved(state, job):
+    if is_first():
+        print(_outcome(history, job, state), flush=True)
+    if is_first() and not _is_saved(state, job):
         raise Problem(
             "The last state was not saved: see the warning above. Earlier checkpoints are intact: "
             f"fnloop resume {shown(job.folder or Path())}"
@@ -156,6 +161,20 @@ def _train(job: Job) -> int:
         return _TERMINATED
     code = _INTERRUPTED if history.status == "interrupted" else 0
     return _conclude(job, state) or code
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Refuse many processes for a step of one: each would train alone, and write over the others.
+
+    Raises:
+        Problem: The step is not sharded.
+    """
+    own = place()
+    if own is not None and own.size > 1 and mesh_of(recipe.step) is None:
+        raise Problem(
+            f"{own.launcher} has started {own.size} processes, and the recipe's step is for one. "
+            "Write Recipe(step=fl.shard(step, fl.mesh()), ...): one process runs it, too."
+        )
 
 
 def _is_saved(state: State, job: Job) -> bool:
@@ -185,7 +204,7 @@ def _conclude(job: Job, state: State) -> int:
         rows.update(results(job.recipe, state, parts))
     except KeyboardInterrupt:
         code = _INTERRUPTED
-    if rows:
+    if rows and is_first():
         print(f"\n{title}\n{run_report.numbers_table(rows)}")
     return code
 
@@ -194,7 +213,7 @@ def _saved(error: Exception, job: Job) -> Problem:
     """Save the history of a failed run; return the error with a command to resume."""
     text = describe(error)
     history = getattr(error, "history", None)
-    if job.folder is not None and history is not None:
+    if job.folder is not None and history is not None and is_first():
         run_report.write_history(history, job.folder)
     newest = newest_of(_folders(job))
     if newest is not None and newest != job.start and job.folder is not None:
@@ -296,4 +315,5 @@ def _tell_changes(saved: config.Config, flags: Flags) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if is_first():
+        print(text, file=sys.stderr, flush=True)

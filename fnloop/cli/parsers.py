@@ -26,10 +26,10 @@ COMMANDS = {
 
 _USAGE = {
     "fit": (
-        "RECIPE.py [--config FILE.yaml] [--resume | --overwrite] [--print-config] "
-        "[--FLAG VALUE ...]"
+        "RECIPE.py [--config FILE.yaml] [--resume | --overwrite] [--nproc N] "
+        "[--print-config] [--FLAG VALUE ...]"
     ),
-    "resume": "RUN [--recipe RECIPE.py] [--FLAG VALUE ...]",
+    "resume": "RUN [--recipe RECIPE.py] [--nproc N] [--FLAG VALUE ...]",
     "validate": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
     "test": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
     "predict": "RUN [--output FILE] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
@@ -130,6 +130,7 @@ def _fit(parser: ArgumentParser) -> None:
     )
     _switch(parser, "--resume", "go on with the run in the recipe's folder, if there is one")
     _switch(parser, "--overwrite", "start over: delete the checkpoints of the run in that folder")
+    _many(parser)
     _switch(parser, "--print-config", "print the configuration and exit")
 
 
@@ -137,6 +138,7 @@ def _resume(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help=f"{_RUN}; its flags may be given anew")
     parser.add_argument("--config", action="config", help=SUPPRESS)
     parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
+    _many(parser)
 
 
 def _evaluate(parser: ArgumentParser) -> None:
@@ -211,6 +213,16 @@ def _export(parser: ArgumentParser) -> None:
     _switch(parser, "--force", "write over a file that is there")
     parser.add_argument("--checkpoint", metavar="WHICH", default=SUPPRESS, help=_WHICH)
     parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
+
+
+def _many(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--nproc",
+        metavar="N",
+        type=int,
+        default=SUPPRESS,
+        help="train in N processes of this machine; the recipe's step is fl.shard(step, fl.mesh())",
+    )
 
 
 def _switch(parser: ArgumentParser, name: str, help: str) -> None:

@@ -42,7 +42,8 @@ def gate(
 def leave(mesh: Mesh, error: BaseException) -> None:
     """Tell the other ranks of an error, before it is raised here: at the gate they go to next.
 
-    An error that they know of already is not told again.
+    An error that they know of already is not told again. What is no `Exception` (a second Ctrl-C)
+    ends this rank at once: the others learn of it when they miss it.
     """
     if mesh.data == 1 or isinstance(error, RankError) or getattr(error, "told_ranks", False):
         return
@@ -50,8 +51,9 @@ def leave(mesh: Mesh, error: BaseException) -> None:
         error.told_ranks = True  # type: ignore[attr-defined]
     with contextlib.suppress(Exception):  # the others are gone
         note_failure(error)
-        _exchanged(mesh, _FAILED, 0)
-        mesh.exchange(f"{type(error).__name__}: {error}")
+        if isinstance(error, Exception):
+            _exchanged(mesh, _FAILED, 0)
+            mesh.exchange(f"{type(error).__name__}: {error}")
 
 
 def _exchanged(mesh: Mesh, code: int, flags: int) -> tuple[list[int], list[int]]:

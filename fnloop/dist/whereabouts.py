@@ -94,7 +94,7 @@ def lost(error: BaseException) -> RankError:
     asking.start()
     asking.join(2 * _PATIENCE)
     hangs = "imed out" in str(error) or "timeout" in str(error).lower()
-    why = str(error).partition("\n")[0]
+    why = str(error).partition("\n")[0].partition(". This is typically")[0]
     text, ranks = _told(size, found, hangs)
     return RankError(f"{text} ({why})", ranks)
 

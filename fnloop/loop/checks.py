@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fnloop.dist.agreement import RankError, first_difference
+from fnloop.dist.agreement import RankError, first_difference, gate
 from fnloop.dist.mesh import Mesh
 from fnloop.effects.effect import Run
 from fnloop.effects.points import check_names
@@ -49,6 +49,7 @@ def check_ranks(mesh: Mesh, step: Any, state: State, about: Run) -> None:
     """Check that all ranks are about to do the same; and give the run one identity."""
     if mesh.data == 1:
         return
+    gate(mesh, "the beginning of the run")
     lines = [
         *f"the step {step!r}".splitlines(),
         f"the key {int(state.key)} (seed= of init)",

@@ -108,7 +108,7 @@ class EveryEffect(Effect):
         return self.inner.asked
 
     @asked.setter
-    def asked(self, asked: bool) -> None:
+    def asked(self, asked: bool) -> None:  # pyright: ignore
         self.inner.asked = asked
 
     @property

@@ -22,6 +22,7 @@ from fnloop.values.threads import HOLDERS
 
 _log = logging.getLogger("fnloop")
 _KNOWN = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}  # Windows has no SIGHUP
+SIGNALS = tuple(_KNOWN.values())
 _NAMES = {getattr(signal, name): text for name, text in _KNOWN.items() if hasattr(signal, name)}
 
 
@@ -32,7 +33,10 @@ class Interrupt(Callback):
     alarm's): see `hold`.
 
     Attributes:
-        came: The first signal: "Ctrl-C", "SIGTERM", "SIGHUP"; None if none has come.
+        noted: The first signal to this process: "Ctrl-C", "SIGTERM", "SIGHUP"; None if there was
+            none.
+        agreed: The signal by which all ranks of a mesh end, once they know of it.
+        ranks: Those to which it was sent, if not to all.
         alone: Whether the run may end at once; else the ranks agree on it before the next step.
         hold: While True, no handler raises an exception: signals wait until `raise_held`. For the
             few instructions between closing one thing and the next, and while a thread starts.
@@ -41,7 +45,9 @@ class Interrupt(Callback):
     label: ClassVar[str] = "interrupt"
 
     def __init__(self) -> None:
-        self.came: str | None = None
+        self.noted: str | None = None
+        self.agreed: str | None = None
+        self.ranks: list[int] = []
         self.alone = True
         self.hold = False
         self._process = os.getpid()
@@ -56,14 +62,20 @@ class Interrupt(Callback):
         return False
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
-        if self.came is None or not self.alone:
+        if self.noted is None or not self.alone:
             return state, x
         return state, {**x, "interrupt": stop(True, self.reason, status="interrupted")}
 
     @property
+    def came(self) -> str | None:
+        """The signal that ends the run: of many ranks, one that all know of."""
+        return self.noted if self.alone else self.agreed
+
+    @property
     def reason(self) -> str:
         """The reason to stop after a signal; else empty."""
-        return f"interrupted by {self.came}" if self.came else ""
+        to = f" to rank {', '.join(map(str, self.ranks))}" if self.ranks else ""
+        return f"interrupted by {self.came}{to}" if self.came else ""
 
     def listen(self) -> None:
         """Install the signal handlers, in the main thread; elsewhere do nothing.
@@ -103,10 +115,10 @@ class Interrupt(Callback):
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             self._note_in_child(signum)
-        elif self.came is None:
-            self.came = _NAMES[signal.Signals(signum)]
+        elif self.noted is None:
+            self.noted = _NAMES[signal.Signals(signum)]
             again = " Press it again to stop at once." if signum == signal.SIGINT else ""
-            _log.warning("%s: finishing this step.%s", self.came, again)
+            _log.warning("%s: finishing this step.%s", self.noted, again)
         elif self.hold:
             self._held.append(signum)
         else:

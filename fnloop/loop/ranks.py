@@ -10,11 +10,11 @@ from fnloop.dist.agreement import RankError, gate, leave
 from fnloop.dist.mesh import Mesh
 from fnloop.dist.whereabouts import begin_step, lost
 from fnloop.effects.effect import Effect
-from fnloop.loop.interrupt import Interrupt
+from fnloop.loop.interrupt import SIGNALS, Interrupt
 from fnloop.loop.limits import Limits
 from fnloop.values.cursor import Cursor
 
-_LATE, _SIGNAL, _SAVE = 1, 2, 4
+_LATE, _SIGNAL, _ASKED = 1, 1 << 1, 1 << 8  # a bit for each signal, and one for each effect
 
 
 class Ranks:
@@ -29,6 +29,7 @@ class Ranks:
         self, mesh: Mesh, interrupt: Interrupt, limits: Limits, effects: Sequence[Effect]
     ) -> None:
         self.mesh, self._interrupt, self._limits, self._effects = mesh, interrupt, limits, effects
+        self._everywhere = [effect for effect in effects if effect.ranks == "all"]
         self._together = mesh.data > 1
         interrupt.alone = limits.alone = not self._together
 
@@ -51,18 +52,12 @@ class Ranks:
         except Exception as error:
             leave(self.mesh, error)
             raise
-        asked = any([effect.asked for effect in self._effects])
-        flags = _LATE * late + _SIGNAL * bool(interrupt.came) + _SAVE * asked
         after = None if drawn is None else drawn[0]
-        same, every = gate(self.mesh, "the start", repr((cursor, after)), flags)
-        came = [rank for rank, each in enumerate(every) if each & _SIGNAL]
-        if came and not interrupt.came:
-            interrupt.came = f"a signal to rank {came[0]}"
+        same, every = gate(self.mesh, "the start", repr((cursor, after)), self._flags(late))
         limits.out_of_time = any([each & _LATE for each in every])
-        if any([each & _SAVE for each in every]):
-            for effect in self._effects:
-                effect.asked = True
-        if not same and not came:
+        self._ask(every)
+        self._end(every)
+        if not same and not interrupt.came:
             raise RankError(
                 f"The ranks are at different places of their data: this one, rank "
                 f"{self.mesh.rank}, is at {cursor} and then at {after}. The usual cause is data of "
@@ -70,6 +65,25 @@ class Ranks:
                 "part of every batch."
             )
         return lambda: drawn
+
+    def _flags(self, late: bool) -> int:
+        noted = self._interrupt.noted
+        flags = _LATE * late + (_SIGNAL << SIGNALS.index(noted) if noted else 0)
+        return flags + sum(_ASKED << i for i, each in enumerate(self._everywhere) if each.asked)
+
+    def _ask(self, every: Sequence[int]) -> None:
+        """Ask an effect that any rank was asked for; what runs on one rank is asked there."""
+        for i, effect in enumerate(self._everywhere):
+            if any([each & _ASKED << i for each in every]):
+                effect.asked = True
+
+    def _end(self, every: Sequence[int]) -> None:
+        """Agree on a signal that any rank has been sent: of several, the last of `SIGNALS`."""
+        for i, name in enumerate(SIGNALS):
+            ranks = [rank for rank, each in enumerate(every) if each & _SIGNAL << i]
+            if ranks:
+                self._interrupt.agreed = name
+                self._interrupt.ranks = ranks if len(ranks) < len(every) else []
 
     def leave(self, error: BaseException) -> None:
         """Tell the other ranks of an error that ends the loop here."""

@@ -13,6 +13,7 @@ import torch
 from fnloop._torch.process_wide import inside, leave_all
 from fnloop.data.bundle import Data
 from fnloop.data.sources import Source, as_source
+from fnloop.dist.agreement import leave
 from fnloop.dist.mesh import Mesh
 from fnloop.effects.effect import Effect, Run
 from fnloop.loop.at_exit import AtExit
@@ -127,10 +128,14 @@ def run(
     keep: Any = getattr(source, "memo", None)
     if keep is not None:
         about.position = lambda: keep(about.cursor)
-    for effect in effects:
-        effect.check_run(about)
-    at_exit = AtExit()
+    try:
+        for effect in effects:
+            effect.check_run(about)
+    except Exception as error:
+        leave(mesh, error)
+        raise
     check_ranks(mesh, step, state, about)
+    at_exit = AtExit()
     loop = _loop(step, state, source, limits, stages, effects, about, at_exit, mesh)
     at_exit.watch(loop)
     return loop
@@ -279,7 +284,7 @@ def _drawn(batches: Iterator[Any], interrupt: Interrupt) -> Any:
     try:
         return next(batches, None)
     except Exception:
-        if interrupt.came:
+        if interrupt.noted:
             return None
         raise
 
