@@ -7,6 +7,8 @@ import contextlib
 import sys
 from types import TracebackType
 
+import torch.distributed as dist
+
 from fnloop._torch.collectives import started
 from fnloop.dist.whereabouts import RankError, note_end, note_failure
 
@@ -36,6 +38,8 @@ def tell(error: BaseException) -> None:
 
 
 def _leave() -> None:
-    if started():
-        with contextlib.suppress(RuntimeError):
-            note_end()
+    if not started():
+        return
+    with contextlib.suppress(RuntimeError):
+        if note_end():
+            dist.destroy_process_group()  # else torch 2.13 aborts now and then at exit

@@ -75,10 +75,12 @@ def note_failure(error: BaseException) -> None:
         _end(f"{type(error).__name__}: {error}")
 
 
-def note_end() -> None:
-    """Note that this rank's program has ended, unless it has noted why."""
-    if not _Here.ended:
+def note_end() -> bool:
+    """Note that this rank's program has ended, unless it has noted why; whether it had not."""
+    well = not _Here.ended
+    if well:
         _end("Its program has ended, and those of the others had not.")
+    return well
 
 
 def _end(why: str) -> None:

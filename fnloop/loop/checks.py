@@ -51,7 +51,7 @@ def check_ranks(mesh: Mesh, step: Any, state: State, about: Run) -> None:
         return
     gate(mesh, "the beginning of the run")
     lines = [
-        *f"the step {step!r}".splitlines(),
+        *[line.strip(" ,") for line in f"the step {step!r}".splitlines()],
         f"the key {int(state.key)} (seed= of init)",
         f"the cursor {state.cursor.tolist()}",
         f"{about.total} batches to draw",

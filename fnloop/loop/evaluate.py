@@ -10,6 +10,7 @@ import torch
 
 from fnloop._torch.random import seeded
 from fnloop.data.bundle import Data
+from fnloop.data.divided import refuse_divided
 from fnloop.data.sources import one_epoch
 from fnloop.dist.agreement import gate, leave
 from fnloop.dist.mesh import Mesh
@@ -104,6 +105,8 @@ def _own_share(
 ) -> list[dict[str, Any]]:
     """The metrics of this rank's batches, merged; an empty list if it has none."""
     who, parts = as_loss(fn, "fn(model, batch)"), list[dict[str, Any]]()
+    if mesh.data > 1:
+        refuse_divided(data)
     if statistics is not None:
         state = refresh_statistics(fn, state, statistics, params)
     share = (mesh.rank, mesh.data)

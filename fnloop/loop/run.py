@@ -12,6 +12,7 @@ import torch
 
 from fnloop._torch.process_wide import inside, leave_all
 from fnloop.data.bundle import Data
+from fnloop.data.divided import refuse_divided
 from fnloop.data.sources import Source, as_source
 from fnloop.dist.agreement import leave
 from fnloop.dist.mesh import Mesh
@@ -129,6 +130,8 @@ def run(
     if keep is not None:
         about.position = lambda: keep(about.cursor)
     try:
+        if mesh.data > 1:
+            refuse_divided(source)
         for effect in effects:
             effect.check_run(about)
     except Exception as error:
