@@ -33,6 +33,16 @@ def is_lost(error: BaseException) -> bool:
     )
 
 
+def leave() -> None:
+    """Leave the process group, and wait for its threads.
+
+    They release tensors when they like, which needs Python: where it is at its end, the process
+    would abort.
+    """
+    _stores.clear()  # else the group would stay alive
+    dist.destroy_process_group()
+
+
 _stores: dict[Any, Any] = {}  # one connection of its own, since another may wait in the group's
 
 

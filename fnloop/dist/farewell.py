@@ -7,8 +7,7 @@ import contextlib
 import sys
 from types import TracebackType
 
-import torch.distributed as dist
-
+from fnloop._torch import rank_store
 from fnloop._torch.collectives import started
 from fnloop.dist.whereabouts import RankError, note_end, note_failure
 
@@ -42,4 +41,4 @@ def _leave() -> None:
         return
     with contextlib.suppress(RuntimeError):
         if note_end():
-            dist.destroy_process_group()  # else torch 2.13 aborts now and then at exit
+            rank_store.leave()
