@@ -53,6 +53,7 @@ class _Here:
 
     gates = 0
     step = ""
+    process = ""
     ended = False
 
 
@@ -64,8 +65,8 @@ def begin_step(step: int) -> None:
 def come_to(gate: str) -> None:
     """Note that this rank is at a gate, and is about to wait for the others."""
     _Here.gates += 1
-    process = f"process {os.getpid()} on {socket.gethostname()}"
-    note = Note(_Here.gates, gate + _Here.step, process)
+    _Here.process = _Here.process or f"process {os.getpid()} on {socket.gethostname()}"
+    note = Note(_Here.gates, gate + _Here.step, _Here.process)
     rank_store.note(f"at/{dist.get_rank()}", json.dumps(note))
 
 
