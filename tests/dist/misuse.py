@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler
 
 import fnloop as fl
 from tests.dist.scenario import main, scenario
@@ -122,7 +122,7 @@ def accumulate_around_a_sharded_stage(mesh):
 
 @scenario
 def a_sampler_that_divides_the_data(mesh):
-    step, examples = fl.shard(pipeline(), mesh), TensorDataset(torch.ones(9, 3))
+    step, examples = fl.shard(pipeline(), mesh), list(torch.ones(9, 3))
     loader = DataLoader(examples, 2, sampler=DistributedSampler(examples))
     match = "DistributedSampler.*repeats some.*all of the data"
     refused(mesh, match, lambda: fit(step, batches=loader))
