@@ -60,6 +60,17 @@ def test_ranks_leave_notes_in_the_store_by_which_they_met():
     assert not torch.distributed.is_initialized()
 
 
+def test_ranks_of_a_store_without_connections_leave_notes_too():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        rank_store.note("at/0", "the start")
+        assert rank_store.noted("at/0") == "the start"
+    finally:
+        rank_store.leave()
+
+
 def test_the_launcher_of_torchrun_is_a_function():
     from torch.distributed import run
 
