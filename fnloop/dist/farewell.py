@@ -16,9 +16,7 @@ def say_farewell() -> None:
     """Note from now on how this process ends; of another rank's failure, show one line."""
     before = sys.excepthook
 
-    def show(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, RankError) and error.ranks:
             print(f"{kind.__name__}: {error}", file=sys.stderr, flush=True)
         else:
