@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import socket
 import sys
 import threading
 from collections import Counter
@@ -21,6 +22,7 @@ from fnloop._torch import (
     members,
     pytree,
     random,
+    rank_store,
     read_only,
     tracing,
 )
@@ -40,6 +42,42 @@ def test_trees_can_be_registered_everywhere():
         lambda static, children: Pair(*children, *static),
     )
     assert optree.tree_leaves(Pair(1, 2)) == torch.utils._pytree.tree_leaves(Pair(1, 2)) == [1]
+
+
+def test_ranks_leave_notes_in_the_store_by_which_they_met():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    rank_store.join("gloo", f"tcp://localhost:{port}", 0, 1, seconds=20)
+    try:
+        assert rank_store.noted("at/0") is None
+        rank_store.note("at/0", "the start")
+        assert rank_store.noted("at/0") == "the start"
+        assert rank_store.is_lost(torch.distributed.DistNetworkError("closed"))
+        assert not rank_store.is_lost(RuntimeError("closed"))
+    finally:
+        rank_store.leave()
+    assert not torch.distributed.is_initialized()
+
+
+def test_ranks_of_a_store_without_connections_leave_notes_too():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        rank_store.note("at/0", "the start")
+        assert rank_store.noted("at/0") == "the start"
+    finally:
+        rank_store.leave()
+
+
+def test_the_launcher_of_torchrun_is_a_function():
+    from torch.distributed import run
+
+    given = run.parse_args(["--standalone", "--nproc-per-node=2", "--module", "fnloop", "fit"])
+    assert given.module
+    assert (given.training_script, given.training_script_args) == ("fnloop", ["fit"])
+    assert callable(run.run)
 
 
 def test_transforms_are_seen():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from typing import Any
 
@@ -16,8 +17,12 @@ def join(backend: str, meeting: str, rank: int, size: int, seconds: float) -> No
 
 
 def note(key: str, text: str) -> None:
-    """Note a text where all ranks can read it; it is sent, and nobody is waited for."""
-    _notes().set(key, text)
+    """Note a text where all ranks can read it; it is sent, and nobody is waited for.
+
+    A store that is gone is no error here: the next exchange tells who kept it.
+    """
+    with contextlib.suppress(RuntimeError):
+        _notes().set(key, text)
 
 
 def noted(key: str) -> str | None:
@@ -33,6 +38,16 @@ def is_lost(error: BaseException) -> bool:
     )
 
 
+def leave() -> None:
+    """Leave the process group, and wait for its threads.
+
+    They release tensors when they like, which needs Python: where it is at its end, the process
+    would abort.
+    """
+    _stores.clear()  # else the group would stay alive
+    dist.destroy_process_group()
+
+
 _stores: dict[Any, Any] = {}  # one connection of its own, since another may wait in the group's
 
 
@@ -41,5 +56,7 @@ def _notes() -> Any:
     if group not in _stores:
         _stores.clear()
         store: Any = distributed_c10d._get_default_store()
-        _stores[group] = distributed_c10d.PrefixStore("fnloop", store.clone())
+        with contextlib.suppress(RuntimeError):  # one for tests may have no connection
+            store = store.clone()
+        _stores[group] = distributed_c10d.PrefixStore("fnloop", store)
     return _stores[group]

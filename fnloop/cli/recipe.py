@@ -17,7 +17,8 @@ class Recipe:
     help. It should only build objects: other commands call it again.
 
     Args:
-        step: A training step: ``fl.pipe(loss, fl.grad, ..., fl.update(optimizer), ...)``.
+        step: A training step: ``fl.pipe(loss, fl.grad, ..., fl.update(optimizer), ...)``. For
+            many processes ``fl.shard(step, fl.mesh())``, which one process runs too.
         model: Whatever ``step.init`` takes, such as an ``nn.Module`` or a function that builds one.
         data: `fl.Data`, or training data alone.
         callbacks: As for `fl.fit`.

@@ -18,9 +18,7 @@ from fnloop.dist.whereabouts import RankError, come_to, failure, note_failure
 _FAILED = -1
 
 
-def gate(
-    mesh: Mesh, name: str, outline: str = "", flags: int = 0
-) -> tuple[bool, list[int]]:
+def gate(mesh: Mesh, name: str, outline: str = "", flags: int = 0) -> tuple[bool, list[int]]:
     """Whether all ranks have the same outline; and the flags of all, in order.
 
     Every rank calls it. An outline says what this rank is about to exchange; `name` says it to

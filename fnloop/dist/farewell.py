@@ -7,7 +7,8 @@ import contextlib
 import sys
 from types import TracebackType
 
-from fnloop._torch.collectives import started, stop
+from fnloop._torch import rank_store
+from fnloop._torch.collectives import started
 from fnloop.dist.whereabouts import RankError, note_end, note_failure
 
 
@@ -15,9 +16,7 @@ def say_farewell() -> None:
     """Note from now on how this process ends; of another rank's failure, show one line."""
     before = sys.excepthook
 
-    def show(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, RankError) and error.ranks:
             print(f"{kind.__name__}: {error}", file=sys.stderr, flush=True)
         else:
@@ -36,7 +35,8 @@ def tell(error: BaseException) -> None:
 
 
 def _leave() -> None:
-    if started():
-        with contextlib.suppress(RuntimeError):
-            if note_end():
-                stop()  # else torch 2.13 aborts now and then at exit
+    if not started():
+        return
+    with contextlib.suppress(RuntimeError):
+        if note_end():
+            rank_store.leave()

@@ -53,6 +53,7 @@ class _Here:
 
     gates = 0
     step = ""
+    process = ""
     ended = False
 
 
@@ -64,8 +65,9 @@ def begin_step(step: int) -> None:
 def come_to(gate: str) -> None:
     """Note that this rank is at a gate, and is about to wait for the others."""
     _Here.gates += 1
-    process = f"process {os.getpid()} on {socket.gethostname()}"
-    note = Note(_Here.gates, gate + _Here.step, process)
+    _Here.ended = False  # one that has failed may go on with something else
+    _Here.process = _Here.process or f"process {os.getpid()} on {socket.gethostname()}"
+    note = Note(_Here.gates, gate + _Here.step, _Here.process)
     rank_store.note(f"at/{dist.get_rank()}", json.dumps(note))
 
 
@@ -85,7 +87,7 @@ def note_end() -> bool:
 
 def _end(why: str) -> None:
     _Here.ended = True
-    rank_store.note(f"end/{dist.get_rank()}", why)
+    rank_store.note(f"end/{dist.get_rank()}", json.dumps([_Here.gates, why]))
 
 
 def lost(error: BaseException) -> RankError:
@@ -117,17 +119,21 @@ def _ask(size: int, found: _Found) -> None:
         until = time.monotonic() + _PATIENCE
         while len(found.ends) < size and time.monotonic() < until:
             for rank in range(size):
-                end = rank_store.noted(f"end/{rank}")
-                if end is not None:
-                    found.ends[rank] = end
+                _ask_of(rank, found)
             time.sleep(0.05)
-        for rank in range(size):
-            note = rank_store.noted(f"at/{rank}")
-            if note is not None:
-                found.notes[rank] = Note(*json.loads(note))
         found.complete = True
     except RuntimeError:  # the store is gone, and with it the rank that kept it
         pass
+
+
+def _ask_of(rank: int, found: _Found) -> None:
+    note, end = rank_store.noted(f"at/{rank}"), rank_store.noted(f"end/{rank}")
+    if note is not None:
+        found.notes[rank] = Note(*json.loads(note))
+    if end is not None:
+        gates, why = json.loads(end)
+        if rank not in found.notes or found.notes[rank].gates <= gates:  # else it has gone on
+            found.ends[rank] = why
 
 
 def _told(size: int, found: _Found, hangs: bool) -> tuple[str, list[int]]:

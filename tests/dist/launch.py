@@ -33,6 +33,21 @@ def run(script: Path, ranks: int, *arguments: str, seconds: float = 300, **env: 
     )
 
 
+def processes(commands, environments):
+    """Start Python on each command with its own variables, as other launchers do."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for command, env in zip(commands, environments, strict=True)
+    ]
+
+
 @functools.cache
 def outcomes(script: Path, ranks: int) -> dict[str, list[str]]:
     """What each scenario of a script raised on each rank; an empty text where all was right.

@@ -7,6 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import pytest
 import torch
 
 import fnloop as fl
@@ -35,9 +36,9 @@ def main() -> None:
             function(mesh)
             gate(mesh, "the end of a scenario")
             found[name] = ""
-        except Exception as error:
+        except (Exception, pytest.fail.Exception) as failed:
             found[name] = traceback.format_exc()
-            leave(mesh, error)
+            leave(mesh, failed if isinstance(failed, Exception) else AssertionError(failed))
         # After each, in case the next one ends the process.
         Path(sys.argv[1], f"rank-{mesh.rank}.json").write_text(json.dumps(found))
 

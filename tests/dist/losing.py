@@ -1,0 +1,33 @@
+"""A training in which rank 1 fails, hangs or is killed: run by ``test_losing.py``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import torch
+
+import fnloop as fl
+
+torch.set_num_threads(1)
+mesh, how, calls = fl.mesh(timeout=6), sys.argv[1], []
+if how == "ends" and mesh.rank == 1:
+    sys.exit(0)
+if how == "fails" and mesh.rank == 1:
+    raise FileNotFoundError("no such data")
+
+
+def loss(model, batch):
+    calls.append(batch)
+    if mesh.rank == 1 and len(calls) == 4:
+        if how == "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+    return model(batch).square().mean()
+
+
+step = fl.shard(fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1))), mesh)
+state = step.init(lambda: torch.nn.Linear(3, 2))
+fl.fit(step, state, fl.Batches(torch.ones(16, 3), 4), steps=9)
