@@ -52,9 +52,13 @@ class Gathering:
             shape, piece = shape[:-1], torch.view_as_complex(piece.detach().new_empty(1, 2))
         return StandIn.of(shape, piece, self._values, self._written)
 
-    def saving(self) -> contextlib.AbstractContextManager[Any]:
-        """A context manager in which autograd saves no whole parameters."""
+    def running(self) -> contextlib.AbstractContextManager[Any]:
+        """A context manager for the forward and backward pass: no whole parameters are saved."""
         return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def result(self, result: Any) -> Any:
+        """What the loss function returns, as it is."""
+        return result
 
     def weigh(self, weight: Tensor) -> None:
         """Set this rank's weight in the means of the backward pass to come."""
