@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Generator
 from typing import Any
 
@@ -32,7 +33,9 @@ def sharing() -> Generator[None]:
     from torch.distributed.tensor.experimental import implicit_replication
 
     math = contextlib.nullcontext() if torch.cuda.is_available() else sdpa_kernel(SDPBackend.MATH)
-    with implicit_replication(), math:
+    with warnings.catch_warnings(), implicit_replication(), math:
+        # Of plain tensors with one value, such as the count in a mean.
+        warnings.filterwarnings("ignore", message="Found a non-scalar tensor with numel=1")
         yield
 
 

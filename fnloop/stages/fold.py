@@ -28,6 +28,7 @@ from fnloop.values.placing import (
     whole_state,
 )
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 
 PLANS = {"replicate": False, "zero2": True, "zero3": True}
 """The plans for `mesh.data`, and whether each divides the state among these ranks."""
@@ -174,11 +175,20 @@ class Fold(GradStage):
         if self.mesh.everyone.data == 1:
             return state
         check_same(self.mesh.everyone, state)
-        ranks, dims = self.mesh.tensor, None
-        if ranks > 1:
-            chosen = None if self.placements == "tensor" else dict(self.placements)
-            dims = dims_of(whole_state(state), chosen, ranks)
+        dims = self._dims(whole_state(state))
         return place_state(state, self.mesh, PLANS[self.plan], dims)
+
+    def _dims(self, state: State) -> dict[str, int | None] | None:
+        if self.mesh.tensor == 1:
+            return None
+        chosen = None if self.placements == "tensor" else dict(self.placements)
+        return dims_of(state, chosen, self.mesh.tensor)
+
+    def shares(self, state: State) -> dict[str, int]:
+        """Among how many ranks that share a model each parameter is cut; nothing is exchanged."""
+        outlines = state.replace(params=Tensors(dict(state.params.outlines())))
+        dims = self._dims(outlines) or {}
+        return {n: 1 if dims.get(n) is None else self.mesh.tensor for n in state.params}
 
     def describe(self) -> str:
         reduce = ', reduce="canonical"' if self.canonical else ""

@@ -13,56 +13,15 @@ from fnloop.values.state import State
 Placements: TypeAlias = Mapping[str, int | None]
 """Patterns of names of parameters, each with the dimension along which they are cut, or None."""
 
-OUT = frozenset(
-    [
-        "q",
-        "k",
-        "v",
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "query",
-        "key",
-        "value",
-        "qkv",
-        "qkv_proj",
-        "query_key_value",
-        "c_attn",
-        "up_proj",
-        "gate_proj",
-        "fc1",
-        "f1",
-        "c_fc",
-        "lin1",
-        "linear1",
-        "w1",
-        "w3",
-        "wi",
-        "wi_0",
-        "wi_1",
-        "dense_h_to_4h",
-        "intermediate",
-    ]
+_OUT = (
+    "q k v q_proj k_proj v_proj query key value qkv qkv_proj query_key_value c_attn up_proj "
+    "gate_proj fc1 c_fc lin1 linear1 w1 w3 wi wi_0 wi_1 dense_h_to_4h"
 )
+OUT = frozenset(_OUT.split())
 """Names of layers whose outputs are divided: each rank computes some features, or some heads."""
 
-IN = frozenset(
-    [
-        "o",
-        "o_proj",
-        "out_proj",
-        "c_proj",
-        "down_proj",
-        "fc2",
-        "f2",
-        "lin2",
-        "linear2",
-        "w2",
-        "wo",
-        "dense_4h_to_h",
-        "out_lin",
-    ]
-)
+_IN = "o o_proj out_proj c_proj down_proj fc2 lin2 linear2 w2 wo dense_4h_to_h out_lin"
+IN = frozenset(_IN.split())
 """Names of layers whose inputs are divided: the ranks' results are summed."""
 
 

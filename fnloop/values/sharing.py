@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fnloop._torch import parallel
+from fnloop._torch.tracing import opaque
 from fnloop.values.slices import Slices
 
 
@@ -21,9 +22,18 @@ class Sharing:
 
     Attributes:
         params: The whole parameters by name, of which each rank has a part.
+
+    Raises:
+        ValueError: The step is compiled.
     """
 
     def __init__(self, layout: Slices, slices: Mapping[str, Tensor]) -> None:
+        if opaque():
+            raise ValueError(
+                'A step whose ranks share a model (the plan "tensor") cannot be compiled, vmapped '
+                'or differentiated: call it without fl.compile. The plans "replicate", "zero2" and '
+                '"zero3" compile.'
+            )
         axis = layout.mesh.grid["tensor"]
         self.params: dict[str, Tensor] = {
             name: parallel.shared(slices[name], axis, dim)

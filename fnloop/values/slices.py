@@ -89,7 +89,7 @@ class Slices(Layout):
 
     def _select(self, names: tuple[str, ...]) -> tuple[Layout, Pick]:
         places = [self.index[name] for name in names]
-        shapes, dims = ([part[i] for i in places] for part in (self.shapes, self.dims))
+        shapes, dims = [self.shapes[i] for i in places], [self.dims[i] for i in places]
         return Slices(names, shapes, dims, self.mesh, self.pairs & set(names)), picking(places)
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ from torch import nn
 import fnloop as fl
 from tests.dist.laws import assert_close, assert_same_everywhere
 from tests.dist.scenario import main, scenario
+from tests.dist.traffic import Traffic
 
 
 class Perceptron(nn.Module):
@@ -127,6 +128,35 @@ def patterns_cut_what_they_say(mesh):
     assert shapes["fc2.weight"] == (8, 32 // mesh.data) and shapes["fc2.bias"] == (8,)
     assert_close(trained(pipe(), Perceptron, vectors), trained(step, Perceptron, vectors), 1e-5)
     assert fl.place(fl.gather(state), own, "tensor") == state
+
+
+@scenario
+def explain_tells_what_is_held_and_moved(mesh):
+    for own in meshes(mesh):
+        for plan in ("tensor", ("zero2", "tensor")):
+            step = fl.shard(pipe(), own, plan)
+            state = step.init(Transformer)
+            told = fl.explain(step, state)
+            assert told == fl.explain(step, fl.gather(state))
+            parts = [row.bytes for row in told.placed if row.path.startswith(("params", "slots"))]
+            held = sum(t.nbytes for t in fl.tree_leaves((state.params, state.slots)))
+            assert abs(sum(parts) / held - 1) < 0.01, (sum(parts), held)
+            with Traffic(own.group) as traffic:
+                step(state, next(iter(rows()[1])))
+            if own.data > 1:  # else the group is that of all ranks
+                assert abs(traffic.total / told.moved - 1) < 0.1, (plan, traffic.moved, told)
+
+
+@scenario
+def compiling_is_refused(mesh):
+    step = fl.compile(fl.shard(pipe(), meshes(mesh)[0], "tensor"), backend="aot_eager")
+    state = step.init(Perceptron)
+    try:
+        step(state, next(iter(rows()[0])))
+    except Exception as error:
+        assert "cannot be compiled" in str(error), error
+    else:
+        raise AssertionError("it was compiled")
 
 
 @scenario
