@@ -24,6 +24,20 @@ def stop() -> None:
     dist.destroy_process_group()
 
 
+_grids: dict[Any, Any] = {}  # making one is an exchange, and it lasts as long as the process group
+
+
+def grid(data: int, tensor: int) -> Any:
+    """All ranks along two axes, ``"data"`` and ``"tensor"``; all must call it."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    key = (dist.group.WORLD, data, tensor)
+    if key not in _grids:
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        _grids[key] = init_device_mesh(kind, (data, tensor), mesh_dim_names=("data", "tensor"))
+    return _grids[key]
+
+
 def summed(tensor: Tensor, group: Any) -> Tensor:
     """The sum over the ranks of a group, the same bits on each."""
     return _ops.wait_tensor(_ops.all_reduce(tensor.contiguous(), "sum", group.group_name))

@@ -7,10 +7,14 @@ from typing import Any
 
 import optree
 import torch
+import torch.nn.functional as F
 from torch import Size, Tensor
 
-Values = Callable[[Sequence["StandIn"]], Sequence[Tensor]]
-"""What computes the values of some of them; an operation asks once, for all that it uses."""
+Values = Callable[[Sequence["StandIn"], "torch.dtype | None"], Sequence[Tensor]]
+"""What computes the values of some of them; an operation asks once, for all that it uses.
+
+The dtype is the one to which autocast converts float32 in that operation, if it does.
+"""
 
 
 class StandIn(Tensor):
@@ -20,7 +24,8 @@ class StandIn(Tensor):
         compute: What computes its values.
         written: Makes the error for an operation that writes to it.
 
-    >>> w = StandIn.of(Size([2]), torch.zeros(()), lambda stand_ins: [torch.ones(2)], ValueError)
+    >>> def ones(stand_ins, dtype): return [torch.ones(2)]
+    >>> w = StandIn.of(Size([2]), torch.zeros(()), ones, ValueError)
     >>> w.shape, w + 1
     (torch.Size([2]), tensor([2., 2.]))
     """
@@ -51,7 +56,7 @@ class StandIn(Tensor):
         stand_ins = list({id(x): x for x in leaves if isinstance(x, StandIn)}.values())
         if func in _WRITES:
             raise stand_ins[0].written(stand_ins[0])
-        values = stand_ins[0].compute(stand_ins)
+        values = stand_ins[0].compute(stand_ins, _cast(func, stand_ins[0]))
         versions = [value._version for value in values]
         found = {id(stand_in): value for stand_in, value in zip(stand_ins, values, strict=True)}
         given: Any = structure.unflatten([found.get(id(leaf), leaf) for leaf in leaves])
@@ -69,6 +74,21 @@ class StandIn(Tensor):
             'the model). Shard the step with "zero2", which gathers all parameters before.'
         )
 
+
+def _cast(func: Any, stand_in: StandIn) -> torch.dtype | None:
+    with torch._C.DisableTorchFunctionSubclass():
+        kind = stand_in.device.type
+    if func not in _CAST or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+_CAST = {
+    *[F.linear, torch.mm, torch.matmul, torch.bmm, torch.addmm, torch.baddbmm],
+    *[Tensor.mm, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, Tensor.bmm, Tensor.addmm],
+    *[F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d],
+}
+"""Operations in which autocast uses half precision on each device; some of them."""
 
 _WRITES = {Tensor.data.__set__, Tensor.grad.__set__}  # type: ignore[attr-defined]
 

@@ -41,23 +41,41 @@ class Mesh:
     """Processes that train together. It compares by its size, and is the same on every rank.
 
     Attributes:
-        data: Ranks among which the batch is divided.
+        data: Ranks among which the batch is divided. All exchanges are among these.
+        tensor: Ranks that share the tensors of one model, and the same part of the batch. They are
+            neighbors: rank ``i`` is the one at ``divmod(i, tensor)``.
 
     >>> mesh()
     mesh(data=1)
     """
 
     data: int = 1
+    tensor: int = 1
 
     @property
     def rank(self) -> int:
         """This process's place along `data`."""
-        return dist.get_rank() if self.data > 1 else 0
+        return dist.get_rank() // self.tensor if self.data > 1 else 0
 
     @property
     def group(self) -> Any:
         """The process group of `data`."""
-        return dist.group.WORLD
+        return dist.group.WORLD if self.tensor == 1 else self.grid.get_group("data")
+
+    @property
+    def everyone(self) -> Mesh:
+        """All ranks, along one axis."""
+        return self if self.tensor == 1 else Mesh(self.data * self.tensor)
+
+    @property
+    def across(self) -> Across:
+        """The ranks that share the tensors of one model, as a mesh of their own."""
+        return Across(self.tensor, whole=self)
+
+    @property
+    def grid(self) -> Any:
+        """The mesh as torch knows it."""
+        return collectives.grid(self.data, self.tensor)
 
     @_together
     def sum(self, tensor: Tensor) -> Tensor:
@@ -80,10 +98,26 @@ class Mesh:
         return [value] if self.data == 1 else collectives.exchanged(value, self.group)
 
     def __repr__(self) -> str:
-        return f"mesh(data={self.data})"
+        tensor = f", tensor={self.tensor}" if self.tensor > 1 else ""
+        return f"mesh(data={self.data}{tensor})"
 
 
-def mesh(data: int | None = None, timeout: float = 600.0) -> Mesh:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Across(Mesh):
+    """The ranks of a mesh that share the tensors of one model."""
+
+    whole: Mesh = Mesh()
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank() % self.data if self.data > 1 else 0
+
+    @property
+    def group(self) -> Any:
+        return self.whole.grid.get_group("tensor")
+
+
+def mesh(data: int | None = None, tensor: int = 1, timeout: float = 600.0) -> Mesh:
     """The processes that train together.
 
     Under ``torchrun``, SLURM's ``srun`` and ``mpirun`` it joins the process group, if the program
@@ -94,7 +128,9 @@ def mesh(data: int | None = None, timeout: float = 600.0) -> Mesh:
     out, but for errors.
 
     Args:
-        data: Ranks among which each batch is divided; default all processes.
+        data: Ranks among which each batch is divided; default all processes, or as many groups of
+            `tensor` as there are.
+        tensor: Ranks that share the tensors of one model, in the same part of the batch.
         timeout: Seconds that a rank waits for the others, which may have to compile meanwhile.
 
     Raises:
@@ -107,14 +143,15 @@ def mesh(data: int | None = None, timeout: float = 600.0) -> Mesh:
     if not collectives.started() and own is not None and own.size > 1:
         _join(own, timeout)
     there = dist.get_world_size() if collectives.started() else 1
-    wanted = there if data is None else data
-    if wanted != there:
-        start = f"torchrun --nproc-per-node {wanted} train.py"
+    groups = there // tensor if data is None else data
+    if (wanted := groups * tensor) != there:
+        call = f"fl.mesh(data={groups}{f', tensor={tensor}' if tensor > 1 else ''})"
+        start = f"torchrun --nproc-per-node {max(wanted, tensor)} train.py"
         raise ValueError(
-            f"fl.mesh(data={data}) is of {wanted} processes, and this program runs in {there}. "
+            f"{call} is of {wanted} processes, and this program runs in {there}. "
             f"Start it by {start!r}, or leave data= out to take as many as there are."
         )
-    return Mesh(wanted)
+    return Mesh(groups, tensor)
 
 
 def _join(own: Place, timeout: float) -> None:

@@ -300,4 +300,4 @@ def mesh_of(step: Any) -> Mesh | None:
     """The ranks that call a step together: those of a stage inside; None if it runs alone."""
     parts = step.stages() if isinstance(step, Stage) else [step]
     found = [getattr(part, "mesh", None) for part in parts]
-    return next((mesh for mesh in found if mesh is not None), None)
+    return next((mesh.everyone for mesh in found if mesh is not None), None)

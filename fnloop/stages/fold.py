@@ -10,16 +10,28 @@ import torch
 from fnloop.dist.mesh import Mesh
 from fnloop.stages.accumulate import micro_batches
 from fnloop.stages.base import GradStage, Kind
+from fnloop.stages.placements import dims_of
 from fnloop.trees.nodes import static, tree
+from fnloop.trees.show import short
 from fnloop.values.contribution import Contribution, agreed, merged_buffers
 from fnloop.values.grads import Grads
 from fnloop.values.looking import look
 from fnloop.values.merging import merge
-from fnloop.values.placing import check_same, gathered, place_state, scattered, summed
+from fnloop.values.placing import (
+    check_same,
+    cut_like,
+    gathered,
+    is_cut,
+    place_state,
+    scattered,
+    summed,
+    whole_state,
+)
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 
 PLANS = {"replicate": False, "zero2": True, "zero3": True}
-"""The plans, and whether each divides the state among the ranks."""
+"""The plans for `mesh.data`, and whether each divides the state among these ranks."""
 
 
 @tree
@@ -36,6 +48,8 @@ class Fold(GradStage):
         plan: How the parameters are kept.
         canonical: Whether all micro-batches are merged one by one, in their order, so that the
             result does not depend on the number of ranks.
+        placements: How parameters are cut among the ranks that share a model: pairs of a pattern
+            and a dimension, or ``"tensor"`` for the names that are known; None if none share it.
     """
 
     wraps: ClassVar[Kind | None] = "grad"
@@ -45,6 +59,7 @@ class Fold(GradStage):
     mesh: Mesh = static(Mesh())
     plan: str = "replicate"
     canonical: bool = False
+    placements: Any = static(default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,10 +86,10 @@ class Fold(GradStage):
         """
         mesh, count = self.mesh, len(parts)
         mine = range(count * mesh.rank // mesh.data, count * (mesh.rank + 1) // mesh.data)
-        if merged := self.plan == "zero3" and state.params.layout.mesh is not None:
+        if merged := self.plan == "zero3" and is_cut(state.params):
             own = self._in_step(state, first, parts, mine)
         else:
-            own = self._agreed(state.replace(params=state.params.whole()), first, parts, mine)
+            own = self._agreed(state.replace(params=state.params.opened()), first, parts, mine)
         every = own.everyones(mesh)
         weight = torch.stack([each.grads.weight for each in every]).sum(0)
         mean = own.grads.mean
@@ -84,7 +99,7 @@ class Fold(GradStage):
             if counts is not True:
                 mean = mean.where(counts, mean.zeros())
             placed = state.params.select(mean)
-            mean = summed(mean, mesh) if placed.layout.mesh is None else scattered(mean, placed)
+            mean = scattered(mean, placed) if is_cut(placed) else summed(mean, mesh)
         finite = torch.stack([each.grads.finite for each in every]).all()
         metrics = merge([each.grads.metrics for each in every])
         return Grads(mean, weight, finite, metrics), every
@@ -94,7 +109,7 @@ class Fold(GradStage):
     ) -> tuple[Grads, list[Contribution]]:
         """The ranks compute micro-batches in turn, and all merge every one of them in order."""
         mesh, count, every = self.mesh, len(parts), list[Contribution]()
-        whole = state.replace(params=state.params.whole())
+        whole = state.replace(params=state.params.opened())
 
         def gradients() -> Iterator[Grads]:
             for i in range(0, count, mesh.data):
@@ -107,8 +122,8 @@ class Fold(GradStage):
 
         grads = Grads.fold(gradients())
         placed = state.params.select(grads.mean)
-        if placed.layout.mesh is not None:
-            grads = grads.replace(mean=placed.like(grads.mean))
+        if is_cut(placed):
+            grads = grads.replace(mean=cut_like(grads.mean, placed))
         return grads, every
 
     def _agreed(self, state: State, first: int, parts: Sequence[Any], mine: range) -> Contribution:
@@ -157,13 +172,31 @@ class Fold(GradStage):
         return agreed(self.mesh, contribution, state.params)
 
     def placed(self, state: State) -> State:
-        if self.mesh.data > 1:
-            check_same(self.mesh, state)
-        return place_state(state, self.mesh) if PLANS[self.plan] else state
+        if self.mesh.everyone.data == 1:
+            return state
+        check_same(self.mesh.everyone, state)
+        dims = self._dims(whole_state(state))
+        return place_state(state, self.mesh, PLANS[self.plan], dims)
+
+    def _dims(self, state: State) -> dict[str, int | None] | None:
+        if self.mesh.tensor == 1:
+            return None
+        chosen = None if self.placements == "tensor" else dict(self.placements)
+        return dims_of(state, chosen, self.mesh.tensor)
+
+    def shares(self, state: State) -> dict[str, int]:
+        """Among how many ranks that share a model each parameter is cut; nothing is exchanged."""
+        outlines = state.replace(params=Tensors(dict(state.params.outlines())))
+        dims = self._dims(outlines) or {}
+        return {n: 1 if dims.get(n) is None else self.mesh.tensor for n in state.params}
 
     def describe(self) -> str:
         reduce = ', reduce="canonical"' if self.canonical else ""
-        return f'shard({self.mesh}, "{self.plan}"{reduce})'
+        plan = short(self.plan)
+        if self.placements is not None:
+            own = short(self.placements if self.placements == "tensor" else dict(self.placements))
+            plan = own if self.plan == "replicate" else f"({plan}, {own})"
+        return f"shard({self.mesh}, {plan}{reduce})".replace("'", '"')
 
     def lines(self) -> list[str]:
         own = [self.describe()]

@@ -24,6 +24,8 @@ from fnloop.values.context import no_casting
 from fnloop.values.gathering import Gathering
 from fnloop.values.grads import Grads
 from fnloop.values.randomness import randomness
+from fnloop.values.sharing import Sharing
+from fnloop.values.slices import Slices
 from fnloop.values.state import State
 
 _NOTHING = contextlib.nullcontext()
@@ -60,25 +62,25 @@ class Grad(GradStage):
             if trained is not state.params:
                 others = zip(state.params.names, state.params.storages, strict=True)
                 params = {**dict(others if divided else state.params.items()), **params}
-            gathering = self._gathering(state, params, tape) if divided else None
+            placed = self._placed(state, params, tape) if divided else None
 
             def run(model: Any) -> tuple[Any, ...]:
                 # The backward pass runs here too: activation checkpointing recomputes the forward
                 # pass in it, which needs this model.
-                with _NOTHING if gathering is None else gathering.saving():
-                    result = self._run(state, model, x, tape)
-                if gathering is not None:
-                    gathering.weigh(result.weight * state.context.counts)
-                try:
-                    with no_casting(state.step.device):
-                        found = tape.backward(result.loss, _seed(result, scale))
-                except RuntimeError as error:
-                    if "use_reentrant" in str(error):
-                        raise RuntimeError(_REENTRANT.format(loss=self.loss)) from error
-                    raise
+                with _NOTHING if placed is None else placed.running():
+                    result = self._run(state, model, x, tape, placed)
+                    if placed is not None:
+                        placed.weigh(result.weight * state.context.counts)
+                    try:
+                        with no_casting(state.step.device):
+                            found = tape.backward(result.loss, _seed(result, scale))
+                    except RuntimeError as error:
+                        if "use_reentrant" in str(error):
+                            raise RuntimeError(_REENTRANT.format(loss=self.loss)) from error
+                        raise
                 return trained.gradients(found), result.weight, result.metrics
 
-            standing = params if gathering is None else gathering.params
+            standing = params if placed is None else placed.params
             return state.skeleton.call(run, standing, state.buffers, True, self.loss)
 
         unwritten = Unwritten(state.params)
@@ -98,14 +100,18 @@ class Grad(GradStage):
             state = state.replace(buffers=state.buffers.like(buffers))
         return state, Grads(mean, weight, finite, metrics)
 
-    def _gathering(self, state: State, pieces: dict[str, Tensor], tape: Tape) -> Gathering:
-        """What stands in for parameters that are divided among ranks, and gathers them."""
+    def _placed(self, state: State, pieces: dict[str, Tensor], tape: Tape) -> Gathering | Sharing:
+        """What a model is given for parameters that are divided among ranks."""
         if tape.kept or transformed():
             raise ValueError(_DIVIDED.format(loss=self.loss))
         layout: Any = state.params.layout
+        if isinstance(layout, Slices):
+            return Sharing(layout, pieces)
         return Gathering(layout, pieces, self.loss)
 
-    def _run(self, state: State, model: Any, batch: Any, tape: Tape) -> LossResult:
+    def _run(
+        self, state: State, model: Any, batch: Any, tape: Tape, placed: Gathering | Sharing | None
+    ) -> LossResult:
         arguments = (model, batch, state) if self._takes_state else (model, batch)
         try:
             with state.context.casting(state.step.device):
@@ -113,6 +119,8 @@ class Grad(GradStage):
         except Exception as error:
             explain(error, self.loss, state, batch)
             raise
+        if placed is not None:
+            result = placed.result(result)
         return read_loss(result, batch, self.loss, detach=not tape.kept)
 
     @functools.cached_property

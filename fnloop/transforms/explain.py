@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ class Placed(NamedTuple):
     Attributes:
         path: Where it is in the state.
         kind: Dtype and shape of the whole tensor.
-        placement: ``"whole"``, or ``"1/k"``.
+        placement: ``"whole"``, or the share of a rank, such as ``"1/4"``.
         bytes: Of what a rank keeps of it; the most, if ranks keep differently much.
     """
 
@@ -108,8 +108,8 @@ def explain(step: Any, state: State, mesh: Mesh | int | None = None) -> Explanat
     Args:
         step: A step from `fl.shard`.
         state: Its state, divided or not.
-        mesh: Other ranks than the step's: a mesh, or a number. So one process tells what a hundred
-            would do.
+        mesh: Other ranks than the step's: a mesh, or a number for the axis `data`. So one process
+            tells what a hundred would do.
 
     Raises:
         TypeError: `step` is not sharded.
@@ -128,39 +128,43 @@ def explain(step: Any, state: State, mesh: Mesh | int | None = None) -> Explanat
     fold = next((part for part in parts if isinstance(part, Fold)), None)
     if fold is None:
         raise TypeError(f"explain takes a step from fl.shard(step, mesh, plan); got {short(step)}.")
-    ranks = fold.mesh if mesh is None else Mesh(mesh) if isinstance(mesh, int) else mesh
+    ranks = fold.mesh if mesh is None else mesh
+    if isinstance(ranks, int):
+        ranks = dataclasses.replace(fold.mesh, data=ranks)
     fold = dataclasses.replace(fold, mesh=ranks)
+    shares = fold.shares(state)
     return Explanation(
-        f"{fold.describe()}, on each of {ranks.data} ranks",
-        tuple(_placed(fold, state)),
-        tuple(_exchanges(fold, state)) if ranks.data > 1 else (),
+        f"{fold.describe()}, on each of {ranks.everyone.data} ranks",
+        tuple(_placed(fold, state, shares)),
+        tuple(_exchanges(fold, state, shares)) if ranks.data > 1 else (),
     )
 
 
-def _placed(fold: Fold, state: State) -> Iterator[Placed]:
+def _placed(fold: Fold, state: State, shares: Mapping[str, int]) -> Iterator[Placed]:
     shapes = {name: outline.shape for name, outline in state.params.outlines()}
+    pieces = fold.mesh.data if PLANS[fold.plan] else 1
+
+    def within(path: str, node: Any) -> Iterator[Placed]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from within(f"{path}/{key}", value)
+        elif isinstance(node, Tensors):
+            own = path.startswith(("params", "slots")) and is_divisible(node, shapes)
+            for name, outline in node.outlines():
+                part = pieces * shares[name] if own else 1
+                placement = f"1/{part}" if part > 1 else "whole"
+                yield Placed(f"{path}/{name}", short(outline), placement, _piece(outline, part))
+        elif isinstance(node, Tensor):
+            yield Placed(path, short(node), "whole", node.nbytes)
+
     for field in dataclasses.fields(state):
         if field.name not in ("skeleton", "context"):
-            yield from _within(fold, shapes, field.name, getattr(state, field.name))
+            yield from within(field.name, getattr(state, field.name))
 
 
-def _within(fold: Fold, shapes: Any, path: str, node: Any) -> Iterator[Placed]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _within(fold, shapes, f"{path}/{key}", value)
-    elif isinstance(node, Tensors):
-        own = path.startswith(("params", "slots")) and is_divisible(node, shapes)
-        pieces = fold.mesh.data if own and PLANS[fold.plan] else 1
-        for name, outline in node.outlines():
-            placement = f"1/{pieces}" if pieces > 1 else "whole"
-            yield Placed(f"{path}/{name}", short(outline), placement, _piece(outline, pieces))
-    elif isinstance(node, Tensor):
-        yield Placed(path, short(node), "whole", node.nbytes)
-
-
-def _exchanges(fold: Fold, state: State) -> Iterator[Exchange]:
-    k, params = fold.mesh.data, dict(state.params.outlines())
-    others = k - 1
+def _exchanges(fold: Fold, state: State, shares: Mapping[str, int]) -> Iterator[Exchange]:
+    k, others = fold.mesh.data, fold.mesh.data - 1
+    params = {name: _share(p, shares[name]) for name, p in state.params.outlines()}
     trained = [params[name] for name in state.skeleton.trainable]
     gathered = others * sum(_piece(p, k) for p in params.values())
     again = others * sum(_piece(p, k) for p in trained)
@@ -182,6 +186,11 @@ def _exchanges(fold: Fold, state: State) -> Iterator[Exchange]:
     else:
         whole = sum(_wide(p).nbytes for p in trained)
         yield Exchange("gradients summed", kinds, 2 * others * whole // k)
+
+
+def _share(tensor: Tensor, ranks: int) -> Tensor:
+    """The outline of what one of the ranks that share a model has of it."""
+    return tensor if ranks == 1 else tensor.new_empty(tensor.numel() // ranks)
 
 
 def _piece(tensor: Tensor, pieces: int) -> int:

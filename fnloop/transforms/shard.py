@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 from fnloop.dist.mesh import Mesh
@@ -10,6 +12,7 @@ from fnloop.names.keywords import explained
 from fnloop.stages.accumulate import Accumulate
 from fnloop.stages.base import Stage, mesh_of
 from fnloop.stages.fold import PLANS, Fold
+from fnloop.stages.placements import dims_of
 from fnloop.trees.show import short
 from fnloop.values.placing import place_state, whole_state
 from fnloop.values.state import State
@@ -21,7 +24,7 @@ S = TypeVar("S", bound=Stage)
 def shard(
     step: S,
     mesh: Mesh,
-    plan: str = "replicate",
+    plan: Any = "replicate",
     reduce: Literal["fast", "canonical"] = "fast",
 ) -> S:
     """The same step on the processes of `mesh`, which train together.
@@ -44,6 +47,12 @@ def shard(
       in the backward pass, which reduces its gradient at once: no rank ever has all parameters, or
       all gradients. It moves half as much again, and with ``fl.accumulate(m)`` all of that `m`
       times. All ranks have to use the same parameters in the same order.
+
+    - ``"tensor"``, on a mesh with that axis: its ranks share one model, each has a slice of the
+      weights of attention and feed-forward layers, found by the usual names, and computes their
+      part of it (Shoeybi et al., 2019). Or patterns: ``{"*.up.weight": 0, "*.down.weight": 1}``
+      gives for parameters the dimension along which they are cut. With a second plan for the axis
+      `data`: ``("zero2", "tensor")``. Eager, and each size must divide evenly.
 
     Args:
         step: A step or a gradient stage.
@@ -69,27 +78,63 @@ def shard(
         raise TypeError(f"shard takes a step, such as fl.pipe(...); got {short(step)}.")
     if not isinstance(mesh, Mesh):
         raise TypeError(f"shard takes a mesh, such as fl.mesh(); got {short(mesh)}.")
-    if plan not in PLANS:
-        raise ValueError(f"There is no plan {plan!r}; there are: {', '.join(PLANS)}.")
+    own, placements = parts_of(plan, mesh)
     if reduce not in ("fast", "canonical"):
         raise ValueError(f'reduce= is "fast" or "canonical", got {reduce!r}.')
     if (there := mesh_of(step)) is not None:
         raise ValueError(f"The step is sharded already, over {there}.")
-    return _folded(step, mesh, plan, reduce == "canonical")
+    return _folded(
+        step,
+        functools.partial(
+            Fold, mesh=mesh, plan=own, placements=placements, canonical=reduce == "canonical"
+        ),
+    )
 
 
-def _folded(stage: Any, mesh: Mesh, plan: str, canonical: bool) -> Any:
-    """The stage with `Fold` in place of its `Accumulate`, or around its innermost stage."""
+def _folded(stage: Any, fold: Callable[..., Fold]) -> Any:
+    """The stage with `fold` in place of its `Accumulate`, or around its innermost stage."""
     if isinstance(stage, Accumulate):
-        return Fold(stage.inner, stage.k, mesh, plan, canonical)
+        return fold(stage.inner, stage.k)
     inner = getattr(stage, "inner", None)
     if isinstance(inner, Stage):
-        return dataclasses.replace(stage, inner=_folded(inner, mesh, plan, canonical))
-    return Fold(stage, 1, mesh, plan, canonical)
+        return dataclasses.replace(stage, inner=_folded(inner, fold))
+    return fold(stage, 1)
+
+
+def parts_of(plan: Any, mesh: Mesh) -> tuple[str, Any]:
+    """A plan's name for `mesh.data`, and its placements for `mesh.tensor`.
+
+    Raises:
+        ValueError: There is no such plan, or it is not for this mesh.
+    """
+    own, cut = plan if isinstance(plan, tuple) and len(plan) == 2 else (plan, None)
+    if own == "tensor" or isinstance(own, Mapping):
+        own, cut = "replicate", own
+    if own not in PLANS or not (cut is None or cut == "tensor" or isinstance(cut, Mapping)):
+        raise ValueError(
+            f"There is no plan {plan!r}; there are: {', '.join(PLANS)}, tensor; patterns of names "
+            'of parameters, each with the dimension to cut, {"*.up.weight": 0}; and both for a '
+            'mesh with two axes, ("zero2", "tensor").'
+        )
+    if cut is None and mesh.tensor > 1:
+        raise ValueError(
+            f"The plan {plan!r} does not say how the {mesh.tensor} ranks of {mesh} share a model: "
+            f'("{own}", "tensor"), or with patterns in place of "tensor".'
+        )
+    if cut is not None and mesh.tensor == 1 < mesh.data:
+        raise ValueError(
+            f"The plan {plan!r} is for ranks that share a model, and {mesh} has none: "
+            f"fl.mesh(tensor={mesh.data}), or with both axes fl.mesh(data=..., tensor=...)."
+        )
+    if cut is not None and own == "zero3":
+        raise ValueError(
+            'The plan "zero3" is not for models that ranks share: take ("zero2", "tensor").'
+        )
+    return own, tuple(cut.items()) if isinstance(cut, Mapping) else cut
 
 
 @explained
-def place(state: State, mesh: Mesh, plan: str = "replicate") -> State:
+def place(state: State, mesh: Mesh, plan: Any = "replicate") -> State:
     """Divide a state's tensors among the ranks of `mesh`, as `plan` says.
 
     ``step.init(...)`` of a sharded step does so by itself. Every rank calls it, with the whole
@@ -105,9 +150,12 @@ def place(state: State, mesh: Mesh, plan: str = "replicate") -> State:
     >>> fl.gather(place(state, fl.mesh(), "zero2")) == state
     True
     """
-    if plan not in PLANS:
-        raise ValueError(f"There is no plan {plan!r}; there are: {', '.join(PLANS)}.")
-    return place_state(state, mesh) if PLANS[plan] else whole_state(state)
+    own, placements = parts_of(plan, mesh)
+    state, dims = whole_state(state), None
+    if mesh.tensor > 1:
+        chosen = None if placements == "tensor" else dict(placements)
+        dims = dims_of(state, chosen, mesh.tensor)
+    return place_state(state, mesh, PLANS[own], dims)
 
 
 @explained

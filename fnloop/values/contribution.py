@@ -80,23 +80,23 @@ def agreed(mesh: Mesh, make: Callable[[], Contribution], params: Tensors) -> Con
     Raises:
         RankError: Another rank has failed, or reports something else.
     """
-    if mesh.data == 1 or opaque():
+    if mesh.everyone.data == 1 or opaque():
         return make()
     try:
         own = make()
     except Exception as error:
-        leave(mesh, error)
+        leave(mesh.everyone, error)
         raise
     names, outline = own.grads.mean.names, own.outline()
-    if gate(mesh, "the gradients", repr((names, outline)))[0]:
+    if gate(mesh.everyone, "the gradients", repr((names, outline)))[0]:
         return own
-    if difference := first_difference(mesh, outline):
+    if difference := first_difference(mesh.everyone, outline):
         raise RankError(
             f"The ranks report different things in one step: {difference}. Every rank runs the "
             "same program: metrics and buffers must not depend on the rank, nor on its part of "
             "the batch."
         )
-    reached = {name for each in mesh.exchange(names) for name in each}
+    reached = {name for each in mesh.everyone.exchange(names) for name in each}
     everywhere = params.select([name for name in params if name in reached]).wide().zeros()
     mean = everywhere.updated(own.grads.mean)
     return dataclasses.replace(own, grads=own.grads.replace(mean=mean))

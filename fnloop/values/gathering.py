@@ -52,9 +52,13 @@ class Gathering:
             shape, piece = shape[:-1], torch.view_as_complex(piece.detach().new_empty(1, 2))
         return StandIn.of(shape, piece, self._values, self._written)
 
-    def saving(self) -> contextlib.AbstractContextManager[Any]:
-        """A context manager in which autograd saves no whole parameters."""
+    def running(self) -> contextlib.AbstractContextManager[Any]:
+        """A context manager for the forward and backward pass: no whole parameters are saved."""
         return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def result(self, result: Any) -> Any:
+        """What the loss function returns, as it is."""
+        return result
 
     def weigh(self, weight: Tensor) -> None:
         """Set this rank's weight in the means of the backward pass to come."""
@@ -93,9 +97,11 @@ class Gathering:
         assert found is not None
         return found[0]
 
-    def _values(self, stand_ins: Sequence[StandIn]) -> list[Tensor]:
+    def _values(self, stand_ins: Sequence[StandIn], autocast: torch.dtype | None) -> list[Tensor]:
         names = tuple([self._names[id(stand_in)] for stand_in in stand_ins])
         stored: Any = _Whole.apply(self, names, *[self._pieces[name] for name in names])
+        if autocast is not None:  # as the operation would, so that what it saves is known here
+            stored = [t.to(autocast) if t.dtype is torch.float32 else t for t in stored]
         for name, tensor in zip(names, stored, strict=True):
             self._wholes[tensor.untyped_storage()] = name
         pairs = self._layout.pairs
@@ -120,7 +126,9 @@ class Gathering:
     def _unpack(self, saved: Any) -> Tensor:
         if isinstance(saved, _View):
             (whole,) = self.whole((saved.name,), (self._pieces[saved.name].detach(),))
-            return whole.view(saved.dtype).as_strided(saved.size, saved.stride, saved.offset)
+            as_real = saved.dtype.is_complex or whole.dtype is saved.dtype
+            whole = whole.view(saved.dtype) if as_real else whole.to(saved.dtype)
+            return whole.as_strided(saved.size, saved.stride, saved.offset)
         tensor, version = saved
         if tensor._version != version:
             raise RuntimeError(

@@ -56,6 +56,14 @@ class Layout:
         """The whole tensors, as they are stored; all ranks call it."""
         return storages
 
+    def opened(self, storages: Storages) -> tuple[Layout, Storages]:
+        """What the ranks have together among which the batch is divided; these must call it."""
+        return self, storages
+
+    def counted(self, storages: Storages) -> Storages:
+        """The storages that this rank has to count, so that `total` counts every value once."""
+        return storages
+
     def outlines(self, storages: Storages) -> Storages | None:
         """Tensors of the shapes and dtypes of the whole ones; None if those are there."""
         return None

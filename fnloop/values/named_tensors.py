@@ -96,8 +96,9 @@ class NamedTensors(Mapping[str, Tensor]):
 
     def values(self) -> Storages:  # type: ignore[override]  # pyright: ignore
         if self.layout.mesh is not None:
+            ranks = self.layout.mesh.everyone.data
             raise RuntimeError(
-                f"These tensors are divided among {self.layout.mesh.data} ranks, and this one has "
+                f"These tensors are divided among {ranks} ranks, and this one has "
                 "only a piece of each. To read whole tensors, call fl.gather(state) on every rank."
             )
         self.seen = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,28 +16,52 @@ from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.layouts import Separate
 from fnloop.values.shards import Shards, by_dtype
+from fnloop.values.slices import Slices
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
 
 def divided(tensors: Tensors, mesh: Mesh) -> Tensors:
-    """This rank's pieces of tensors that every rank has whole."""
-    if tensors.layout.mesh is not None:
+    """This rank's pieces of tensors that all ranks of `mesh.data` have."""
+    inner = tensors.layout if tensors.layout.mesh is not None else None
+    if isinstance(inner, Shards):
         return tensors
-    one = Separate(tensors.names, tensors.layout.pairs)
-    shapes = [t.shape for t in one.join(dict(tensors.items()))]
-    return Tensors.of(
-        layout := Shards(tensors.names, shapes, mesh, tensors.layout.pairs),
-        layout.join(dict(tensors.items())),
-    )
+    stored = _stored(tensors)
+    layout = Shards(tensors.names, [t.shape for t in stored], mesh, tensors.layout.pairs, inner)
+    return Tensors.of(layout, layout.cut(stored))
+
+
+def is_cut(tensors: Tensors) -> bool:
+    """Whether they are divided among the ranks of `mesh.data`."""
+    return isinstance(tensors.layout, Shards)
+
+
+def _stored(tensors: Tensors) -> Sequence[Tensor]:
+    """One storage for each tensor."""
+    if tensors.layout.mesh is not None:
+        return tensors.storages
+    return Separate(tensors.names, tensors.layout.pairs).join(dict(tensors.items()))
+
+
+def sliced(tensors: Tensors, mesh: Mesh, dims: Mapping[str, int | None]) -> Tensors:
+    """This rank's slices of whole tensors, cut along `dims`, given by name."""
+    own = [dims[name] for name in tensors]
+    layout = Slices(tensors.names, [t.shape for t in tensors.values()], own, mesh)
+    return Tensors.of(layout, layout.join(dict(tensors.items())))
 
 
 def scattered(tensors: Tensors, like: Tensors) -> Tensors:
     """The sums over ranks, in the layout of `like`, which has the same names."""
     layout = like.layout
     assert isinstance(layout, Shards)
-    one = Separate(layout.names, layout.pairs)
-    return Tensors.of(layout, layout.scatter(one.join(dict(tensors.items()))))
+    return Tensors.of(layout, layout.scatter(_stored(tensors.select(layout.names))))
+
+
+def cut_like(tensors: Tensors, like: Tensors) -> Tensors:
+    """This rank's pieces of what all ranks have, in the layout of `like`, of the same names."""
+    layout = like.layout
+    assert isinstance(layout, Shards)
+    return Tensors.of(layout, layout.cut(_stored(tensors.select(layout.names))))
 
 
 def summed(tensors: Tensors, mesh: Mesh) -> Tensors:
@@ -85,12 +109,12 @@ def is_divisible(tensors: Tensors, shapes: Mapping[str, Any]) -> bool:
     return all([shapes.get(name) == outline.shape for name, outline in tensors.outlines()])
 
 
-def _divided_in(tree: Any, mesh: Mesh, shapes: Mapping[str, Any]) -> Any:
-    """A slot in which each `Tensors` with a value for each of a parameter's is divided."""
+def _map_divisible(f: Any, tree: Any, shapes: Mapping[str, Any]) -> Any:
+    """Apply `f` to each `Tensors` of a slot that has a value for each of a parameter's."""
     if isinstance(tree, Tensors):
-        return divided(tree, mesh) if is_divisible(tree, shapes) else tree
+        return f(tree) if is_divisible(tree, shapes) else tree
     if isinstance(tree, dict):
-        return {key: _divided_in(value, mesh, shapes) for key, value in tree.items()}
+        return {key: _map_divisible(f, value, shapes) for key, value in tree.items()}
     return tree
 
 
@@ -120,16 +144,29 @@ def _bytes(tensor: Tensor) -> Any:
     return flat.view(torch.uint8).numpy()
 
 
-def place_state(state: State, mesh: Mesh) -> State:
-    """The state with its parameters, and what is kept for each of their values, divided."""
+def place_state(
+    state: State, mesh: Mesh, pieces: bool = True, dims: Mapping[str, int | None] | None = None
+) -> State:
+    """The state with its parameters, and what is kept for each of their values, divided.
+
+    Args:
+        state: The state.
+        mesh: The ranks.
+        pieces: Whether they are divided among the ranks of `mesh.data`.
+        dims: The dimension along which each parameter is cut among those of `mesh.tensor`.
+    """
     state = whole_state(state)
-    if mesh.data == 1:
-        return state
     shapes = {name: p.shape for name, p in state.params.items()}
-    return state.replace(
-        params=divided(state.params, mesh),
-        slots=_divided_in(state.slots, mesh, shapes),
-    )
+
+    def placed(tensors: Tensors) -> Tensors:
+        if mesh.tensor > 1 and dims is not None:
+            tensors = sliced(tensors, mesh, dims)
+        return divided(tensors, mesh) if pieces and mesh.data > 1 else tensors
+
+    if mesh.everyone.data == 1:
+        return state
+    slots = _map_divisible(placed, state.slots, shapes)
+    return state.replace(params=placed(state.params), slots=slots)
 
 
 def whole_state(state: State) -> State:

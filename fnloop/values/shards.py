@@ -11,7 +11,7 @@ import torch
 from torch import Size, Tensor
 
 from fnloop.dist.mesh import Mesh
-from fnloop.values.layouts import Layout, Pick, Storages, picking, stored
+from fnloop.values.layouts import Layout, Pick, Separate, Storages, picking, stored
 
 
 class Shards(Layout):
@@ -21,13 +21,15 @@ class Shards(Layout):
     evenly, the last pieces are shorter, or empty. Names and shapes are those of the whole tensors.
 
     Attributes:
-        shapes: Shape of each whole tensor, as it is stored.
+        shapes: Shape of each tensor that is cut, as it is stored.
         mesh: The ranks.
+        inner: The layout of what is cut, if that is itself a part of whole tensors.
     """
 
-    __slots__ = ("mesh", "shapes", "sizes")
+    __slots__ = ("inner", "mesh", "shapes", "sizes")
 
     mesh: Mesh
+    inner: Layout | None
     shapes: tuple[Size, ...]
     sizes: list[int]
     """Values in a piece that is not cut short, of each tensor."""
@@ -38,13 +40,14 @@ class Shards(Layout):
         shapes: Iterable[Size],
         mesh: Mesh,
         pairs: Iterable[str] = (),
+        inner: Layout | None = None,
     ) -> Shards:
-        key = (tuple(names), tuple(shapes), mesh, frozenset(pairs))
+        key = (tuple(names), tuple(shapes), mesh, frozenset(pairs), inner)
         known = _SHARDS.get(key)
         if known is None:
             known = object.__new__(cls)
             known._fill(key[0], key[3], key)
-            known.shapes, known.mesh = key[1], mesh
+            known.shapes, known.mesh, known.inner = key[1], mesh, inner
             known.sizes = [
                 _piece(math.prod(shape), mesh.data, 2 if name in key[3] else 1)
                 for name, shape in zip(key[0], key[1], strict=True)
@@ -58,17 +61,30 @@ class Shards(Layout):
 
     def join(self, named: Mapping[str, Tensor]) -> Storages:
         """This rank's pieces of whole tensors, as copies. Nothing is communicated."""
-        whole = [stored(named[name], name in self.pairs) for name in self.names]
+        if self.inner is not None:
+            return self.cut(self.inner.join(named))
+        return self.cut([stored(named[name], name in self.pairs) for name in self.names])
+
+    def cut(self, tensors: Sequence[Tensor]) -> Storages:
+        """This rank's pieces of what all ranks have, as copies."""
         rank = self.mesh.rank
         return tuple(
             [
                 tensor.reshape(-1)[rank * size : (rank + 1) * size].clone()
-                for tensor, size in zip(whole, self.sizes, strict=True)
+                for tensor, size in zip(tensors, self.sizes, strict=True)
             ]
         )
 
     def whole(self, storages: Sequence[Tensor]) -> Storages:
-        """The whole tensors, as they are stored; one gather for each dtype."""
+        found = self.put_together(storages)
+        return found if self.inner is None else self.inner.whole(found)
+
+    def opened(self, storages: Storages) -> tuple[Layout, Storages]:
+        layout = self.inner or Separate(self.names, self.pairs)
+        return layout, self.put_together(storages)
+
+    def put_together(self, storages: Sequence[Tensor]) -> Storages:
+        """The tensors that were cut, as they are stored; one gather for each dtype."""
         found: list[Tensor] = list(storages)
         for places in by_dtype(storages):
             sizes = [self.sizes[i] for i in places]
@@ -96,30 +112,41 @@ class Shards(Layout):
         return tuple(found)
 
     def outlines(self, storages: Storages) -> Storages:
+        if self.inner is not None:
+            pairs = zip(self.shapes, storages, strict=True)
+            outlines = [torch.empty(shape, dtype=s.dtype, device="meta") for shape, s in pairs]
+            return self.inner.outlines(tuple(outlines)) or ()
         found: list[Tensor] = []
         for name, shape, piece in zip(self.names, self.shapes, storages, strict=True):
             one = torch.empty(shape, dtype=piece.dtype, device="meta")
             found.append(torch.view_as_complex(one) if name in self.pairs else one)
         return tuple(found)
 
+    def counted(self, storages: Storages) -> Storages:
+        return storages if self.inner is None else self.inner.counted(storages)
+
     def total(self, value: Tensor) -> Tensor:
-        return self.mesh.sum(value)
+        found = self.mesh.sum(value)
+        return found if self.inner is None else self.inner.total(found)
 
     def beside(self, other: Layout) -> Layout:
         assert isinstance(other, Shards)
         names, shapes = (*self.names, *other.names), (*self.shapes, *other.shapes)
-        return Shards(names, shapes, self.mesh, self.pairs | other.pairs)
+        inner = other.inner and self.inner and self.inner.beside(other.inner)
+        return Shards(names, shapes, self.mesh, self.pairs | other.pairs, inner)
 
     def _select(self, names: tuple[str, ...]) -> tuple[Layout, Pick]:
         places = [self.index[name] for name in names]
         shapes = [self.shapes[i] for i in places]
-        return Shards(names, shapes, self.mesh, self.pairs & set(names)), picking(places)
+        inner = None if self.inner is None else self.inner.select(names)
+        pairs = self.pairs & set(names)
+        return Shards(names, shapes, self.mesh, pairs, inner and inner[0]), picking(places)
 
     def __repr__(self) -> str:
         return f"Shards({len(self.names)} tensors over {self.mesh})"
 
     def __reduce__(self) -> Any:
-        return Shards, (self.names, self.shapes, self.mesh, self.pairs)
+        return Shards, (self.names, self.shapes, self.mesh, self.pairs, self.inner)
 
 
 _SHARDS: WeakValueDictionary[Any, Shards] = WeakValueDictionary()

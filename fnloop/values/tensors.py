@@ -91,6 +91,13 @@ class Tensors(NoOperators, NamedTensors):
         one = Separate(layout.names, layout.pairs)
         return Tensors.of(one, layout.whole(self._storages))
 
+    def opened(self) -> Tensors:
+        """As the ranks have them together among which the batch is divided; these must call it."""
+        if self.layout.mesh is None:
+            return self
+        layout, storages = self.layout.opened(self._storages)
+        return self if layout is self.layout else Tensors.of(layout, storages)
+
     def clone(self) -> Tensors:
         """Copy every tensor."""
         return self.made(foreach.clone(self._storages, self._bulk()))
@@ -231,10 +238,11 @@ class Tensors(NoOperators, NamedTensors):
     def _norm_by(self, bulk: bool) -> Tensor:
         if self._norm is not None and not self.owned:
             return self._norm
+        storages = self.layout.counted(self._storages)
         if bulk and self.kinds.small:
-            norm = foreach.norm_of_small(self._storages)
+            norm = foreach.norm_of_small(storages)
         else:
-            norm = foreach.norm(self._storages, bulk)
+            norm = foreach.norm(storages, bulk)
         if self.layout.mesh is not None:
             norm = self.layout.total(norm.double() ** 2).sqrt().to(norm.dtype)
         # Do not cache a norm that lost its graph under no_grad, nor one of memory that a donating

@@ -202,7 +202,7 @@ def compiled_in_one_graph(mesh):
             fl.shard(pipeline(1, "fp16"), mesh, plan), donate=True, backend="aot_eager"
         )
         many = trained(step, lambda: Net(drop=0.2), data(40, 10))
-        assert_close(one, many)
+        assert_close(one, many, atol=1e-5)  # a difference of 1e-8 may round to another float16
         assert step.graphs == 1
         assert_same_everywhere(mesh, many[0])
 

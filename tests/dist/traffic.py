@@ -15,13 +15,18 @@ class Traffic(TorchDispatchMode):
     A rank sends its share of a gather to all others by passing on what it gets (a ring), and so
     each but one of all shares; the same of a reduction into pieces; and both in an all-reduce.
 
+    Args:
+        group: Count only functional collectives in this group; by default all, and those of all
+            ranks that are not functional.
+
     Attributes:
         moved: Bytes that a rank sends, by kind of collective.
         calls: Number of collectives, by kind.
     """
 
-    def __init__(self):
+    def __init__(self, group=None):
         super().__init__()
+        self._group = group
         self.moved, self.calls = Counter(), Counter()
 
     @property
@@ -32,13 +37,16 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name, _, _ = func.name().partition(".")
         space, _, name = name.partition("::")
-        if space in ("_c10d_functional", "c10d"):
-            self._count(name, args)
+        if space == "_c10d_functional" and isinstance(args[-1], str):  # others only wait
+            group = dist.distributed_c10d._resolve_process_group(args[-1])
+            if self._group is None or group.group_name == self._group.group_name:
+                self._count(name, args, group.size() - 1)
+        elif space == "c10d" and self._group is None:
+            self._count(name, args, dist.get_world_size() - 1)
         return func(*args, **(kwargs or {}))
 
-    def _count(self, name, args):
-        others = dist.get_world_size() - 1
-        if name in ("wait_tensor", "barrier", "monitored_barrier_"):
+    def _count(self, name, args, others):
+        if name in ("barrier", "monitored_barrier_"):
             return
         if name in ("all_reduce", "allreduce_"):
             kind, sent = "reduce", 2 * others / (others + 1) * _bytes(args[0])
