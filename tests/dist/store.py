@@ -201,17 +201,16 @@ def a_run_is_resumed_to_the_bit(mesh):
 
 @scenario
 def the_best_is_kept_by_all(mesh):
+    """In the background too, where each rank's thread is at another save."""
     for plan in PLANS:
-        effect = saving(mesh, f"best-{plan}", keep=1, monitor="loss")
-        trained(mesh, plan, steps=4, callbacks=[effect])
-        losses = [
-            read_manifest(effect.folder / name)["monitor"]["value"]
-            for name in names_in(effect.folder)
-            if name.startswith("step-")
-        ]
-        meet(mesh)
-        best = read_manifest(effect.best())["monitor"]["value"]
-        assert best == min(losses) and len(losses) <= 2
+        for background in (False, True):
+            name, kept = f"best-{plan}-{background}", {"keep": 1, "background": background}
+            effect = saving(mesh, name, monitor="loss", **kept)
+            _, _, history = trained(mesh, plan, steps=6, callbacks=[effect, fl.History(every=1)])
+            meet(mesh)
+            best = read_manifest(effect.best())["monitor"]["value"]
+            assert best == min(history["loss"])
+            assert len(names_in(effect.folder)) <= 2, names_in(effect.folder)
 
 
 @scenario

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 import fnloop as fl
+from fnloop.cli.app import main
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.folders import latest
 from fnloop.trees.equal import tree_equal
@@ -68,6 +69,22 @@ def test_a_reader_that_knows_only_the_page_reads_what_ranks_have_saved(tmp_path,
         assert (path / name).read_bytes() == (expected / name).read_bytes()
     read = safetensors.torch.load_file(path / "state-00001.safetensors")
     assert read["params/weight"].equal(state.params["weight"].reshape(-1)[8:])
+
+
+def test_the_command_line_shows_and_compares_pieces(tmp_path, capsys):
+    state = state_at(2, 2.0)
+    whole = fl.save(state, tmp_path / "whole")
+    pieces = by_hand.write_pieces(tmp_path / "pieces", arrays_of(state), 2)
+    assert main(["show", str(pieces)]) == 0
+    out = capsys.readouterr().out
+    assert "divided among 2 ranks in 2 files" in out and "f32[2,3]" in out
+    assert main(["show", str(tmp_path / "pieces")]) == 0
+    assert "step-00000002" in capsys.readouterr().out
+    assert main(["diff", str(pieces), str(whole)]) == 0
+    assert "the same, to the bit" in capsys.readouterr().out
+    other = by_hand.write_pieces(tmp_path / "other", arrays_of(state_at(2, 4.0)), 3)
+    assert main(["diff", str(pieces), str(other)]) == 0
+    assert "the parameters by 1 of their norm" in capsys.readouterr().out
 
 
 # Damage
