@@ -225,7 +225,7 @@ class checkpoint(Effect):
         cursor = Cursor.of(state.cursor)
         due = is_due(self.every, self.unit, cursor)
         score = self._score(state, metrics) if self.monitor else None
-        if self._keeper.kept.add(cursor.count, score, due, requested) is not None:
+        if self._may_be_kept(cursor.count, score, due, requested):
             check_shapes(self._shapes, state)
             if self._worker is None:
                 self._tell(_failures(self._job(state, score, due, requested, "running")))
@@ -235,6 +235,12 @@ class checkpoint(Effect):
                 self._worker.wait()  # until the memory of the last copy is free
                 state = self._staging.copy(state)
             self._worker.do(self._job(state, score, due, requested, "running"))
+
+    def _may_be_kept(self, count: int, score: float | None, due: bool, requested: bool) -> bool:
+        """Whether to save, unless a save that is under way in the background changes that."""
+        if self._apart is not None:  # what the ranks decide must not depend on their threads
+            return score is not None or due or requested
+        return self._keeper.kept.add(count, score, due, requested) is not None
 
     def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
         monitored = self.monitor is not None and self.monitor.startswith(tuple(reported))
@@ -250,6 +256,8 @@ class checkpoint(Effect):
             raise
         else:
             self._meet(status)
+            if self._apart is not None:
+                self._apart.close()
         finally:
             self.release()
 
@@ -258,8 +266,6 @@ class checkpoint(Effect):
         self._place.release()
         if self._worker is not None:
             self._worker.release()
-        if self._apart is not None:
-            self._apart.close()
         self._apart = None
         self._run, self._called, self._metrics = None, False, {}
         self._worker = self._staging = None
@@ -392,7 +398,7 @@ class checkpoint(Effect):
     ) -> Callable[[], None]:
         """A job that saves `state` with the run's current values."""
         run = self._run
-        memos = {} if run is None else run.memos()
+        memos = run.memos() if run and self._place.leads else {}
         monitor = {"name": self.monitor, "mode": self._keeper.kept.top.mode, "value": score}
         return functools.partial(
             self._save,

@@ -151,7 +151,7 @@ def load_at(
     first = mesh.rank == 0
     own = jointly(mesh, f"the search for {place}", lambda: _found(place, files) if first else [])
     found = mesh.exchange(own)[0]
-    if isinstance(found, Path):
+    if not isinstance(found, list):  # a Path, or a UPath
         return load_one(found)
     skipped: list[tuple[Path, str]] = []
     for path in found:

@@ -17,13 +17,15 @@ import torch.distributed as dist
 from torch import nn
 
 import fnloop as fl
-from fnloop.dist.agreement import RankError
+from fnloop.dist.agreement import RankError, leave
 from fnloop.dist.apart import Apart
+from fnloop.dist.jointly import jointly
 from fnloop.dist.mesh import Mesh
 from fnloop.store import patience
 from fnloop.store.commit import sweep
 from fnloop.store.files import Disk
 from fnloop.store.manifest import read_manifest
+from fnloop.store.remote import Remote
 from tests.dist.scenario import main, meet, scenario
 from tests.store.faulty import Faulty
 
@@ -199,17 +201,16 @@ def a_run_is_resumed_to_the_bit(mesh):
 
 @scenario
 def the_best_is_kept_by_all(mesh):
+    """In the background too, where each rank's thread is at another save."""
     for plan in PLANS:
-        effect = saving(mesh, f"best-{plan}", keep=1, monitor="loss")
-        trained(mesh, plan, steps=4, callbacks=[effect])
-        losses = [
-            read_manifest(effect.folder / name)["monitor"]["value"]
-            for name in names_in(effect.folder)
-            if name.startswith("step-")
-        ]
-        meet(mesh)
-        best = read_manifest(effect.best())["monitor"]["value"]
-        assert best == min(losses) and len(losses) <= 2
+        for background in (False, True):
+            name, kept = f"best-{plan}-{background}", {"keep": 1, "background": background}
+            effect = saving(mesh, name, monitor="loss", **kept)
+            _, _, history = trained(mesh, plan, steps=6, callbacks=[effect, fl.History(every=1)])
+            meet(mesh)
+            best = read_manifest(effect.best())["monitor"]["value"]
+            assert best == min(history["loss"])
+            assert len(names_in(effect.folder)) <= 2, names_in(effect.folder)
 
 
 @scenario
@@ -351,6 +352,88 @@ def pieces_of_different_steps_are_never_one_checkpoint(mesh):
     assert effect.latest().name == "step-00000002"
     told = [str(each.message) for each in caught if "last state" in str(each.message)]
     assert bool(told) == (mesh.rank == 0), told
+
+
+# Stores that cannot rename
+
+
+@scenario
+def a_store_that_cannot_rename_takes_pieces(mesh):
+    folder = folder_for(mesh, "remote")
+    url = f"file://{folder.absolute()}"
+    like = step_for(mesh, "zero2").init(lambda: Net(7), seed=9)
+    for scale in (1.0, 2.0):
+        state, _, _ = trained(mesh, "zero2", steps=1)
+        state = state.replace(params=state.params.scale(scale))
+        fl.save(state, url)
+        names = names_in(folder / "step-00000001")
+        assert len(names) == mesh.data + 1, names
+        assert bits(fl.gather(fl.load(url, like=like))) == bits(fl.gather(state))
+    for rank in range(mesh.data):
+        files = Faulty(Remote(), None)
+        fl.save(state, url, files=files)
+        calls = mesh.exchange(files.calls)[rank]
+        before = fl.load(url, like=like)
+        for at, (call, name) in enumerate(calls):
+            if not (call == "close" and name.endswith(".safetensors")):
+                continue
+            files = Faulty(Remote(), at if mesh.rank == rank else None, errno.ENOSPC)
+            error = error_of(lambda: fl.save(state, url, files=files))  # noqa: B023
+            assert isinstance(error, OSError) and f"rank {rank}" in str(error), error
+            meet(mesh)
+            assert len(names_in(folder / "step-00000001")) == mesh.data + 1
+            assert bits(fl.gather(fl.load(url, like=like))) == bits(fl.gather(before))
+    effect = fl.checkpoint(url + "-run", every=1, unit="step", keep=2)
+    through, _, _ = trained(mesh, "zero2", steps=4)
+    trained(mesh, "zero2", steps=2, callbacks=[effect])
+    effect = fl.checkpoint(url + "-run", every=1, unit="step", keep=2)
+    state, _, _ = trained(mesh, "zero2", steps=4, callbacks=[effect], resume=url + "-run")
+    assert bits(fl.gather(state)) == bits(fl.gather(through))
+
+
+# What succeeds on all ranks, or fails on all
+
+
+class Odd(Exception):
+    """An exception that cannot be sent: it cannot be made again from its text."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+@scenario
+def what_fails_on_one_rank_fails_on_all_with_its_error(mesh):
+    assert jointly(mesh, "this", lambda: mesh.rank) == mesh.rank
+    last = mesh.data - 1
+
+    def fails(error, where):
+        def call():
+            if mesh.rank in where:
+                raise error
+            return 0
+
+        try:
+            jointly(mesh, "this", call)
+        except BaseException as caught:
+            return caught
+        return None
+
+    error = fails(OSError(errno.ENOSPC, "full"), {last})
+    assert type(error) is OSError and error.errno == errno.ENOSPC and error.ranks == (last,)
+    error = fails(fl.CheckpointError(f"rank {mesh.rank}"), {0, last})
+    assert type(error) is fl.CheckpointError and str(error) == "rank 0" and error.ranks == (0,)
+    error = fails(Odd(1, 2), {last})
+    assert type(error) is (Odd if mesh.rank == last else RankError) and "1 and 2" in str(error)
+    error = fails(KeyboardInterrupt(), {last})
+    assert type(error) is (KeyboardInterrupt if mesh.rank == last else RankError)
+    error = error_of(lambda: jointly(mesh, f"what rank {mesh.rank} does", lambda: None))
+    assert isinstance(error, RankError) and f"what rank {mesh.rank} does" in str(error)
+    # One that leaves is heard of, in place of what the others do.
+    if mesh.rank == last:
+        leave(mesh, ArithmeticError("elsewhere"))
+    else:
+        error = error_of(lambda: jointly(mesh, "this", lambda: None))
+        assert isinstance(error, RankError) and "elsewhere" in str(error)
 
 
 # A disk that fails on one rank

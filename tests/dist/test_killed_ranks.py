@@ -28,7 +28,7 @@ def kills(what, place, stride, seconds):
 
 
 def test_a_rank_that_is_killed_while_it_saves_leaves_the_old_or_the_new_checkpoint(tmp_path):
-    assert kills("saves", tmp_path, 5, 300) > 15
+    assert kills("saves", tmp_path, 9, 300) > 15
 
 
 def test_a_run_of_which_a_rank_was_killed_ends_in_the_same_bits(tmp_path):

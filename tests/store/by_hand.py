@@ -125,6 +125,82 @@ def write(root: Path, arrays: Mapping[str, Array], **changes: Any) -> Path:
     return folder
 
 
+def cut(arrays: Mapping[str, Array], ranks: int) -> list[dict[str, tuple[int, Array]]]:
+    """The pieces of each rank with where they start: parameters and slots in equal runs."""
+    pieces: list[dict[str, tuple[int, Array]]] = [{} for _ in range(ranks)]
+    for path, array in arrays.items():
+        size, count = DTYPES[array.dtype][1], math.prod(array.shape)
+        divided = path.startswith(("params/", "slots/"))
+        length = -(-count // ranks) if divided else count
+        for rank in range(ranks if divided else 1):
+            start, stop = rank * length, min((rank + 1) * length, count)
+            if start < stop:
+                shape = array.shape if stop - start == count else (stop - start,)
+                data = array.data[start * size : stop * size]
+                pieces[rank][path] = (start, Array(array.dtype, shape, data))
+    return pieces
+
+
+def write_pieces(root: Path, arrays: Mapping[str, Array], ranks: int, **changes: Any) -> Path:
+    """Write a checkpoint in format 2, as so many ranks do."""
+    folder = root / f"step-{struct.unpack('<3q', arrays['cursor'].data)[2]:08d}"
+    folder.mkdir(parents=True)
+    manifest = manifest_of(arrays)
+    del manifest["file"], manifest["bytes"]
+    leaves = {
+        path: {"dtype": array.dtype, "shape": list(array.shape), "pieces": []}
+        for path, array in arrays.items()
+    }
+    files = {}
+    for rank, pieces in enumerate(cut(arrays, ranks)):
+        name = f"state-{rank:05d}.safetensors"
+        for path, (start, array) in pieces.items():
+            count, digest = math.prod(array.shape), sha256(array.data)
+            piece = {"file": name, "start": start, "count": count, "sha256": digest}
+            leaves[path]["pieces"].append(piece)
+        if pieces:
+            raw = tensors_bytes({path: array for path, (_, array) in pieces.items()})
+            (folder / name).write_bytes(raw)
+            files[name] = len(raw)
+    manifest = {**manifest, "format": 2, "mesh": {"data": ranks}, "files": files, "leaves": leaves}
+    (folder / "manifest.json").write_bytes(manifest_bytes({**manifest, **changes}))
+    return folder
+
+
+def read_pieces(folder: Path) -> dict[str, Array]:
+    """The tensors of a checkpoint in format 2, every byte verified by assertions."""
+    raw = (folder / "manifest.json").read_bytes()
+    assert sha256(raw[78:]).encode() == raw[12:76]
+    manifest = json.loads(b"{" + raw[79:], object_hook=_special)
+    assert manifest["format"] == 2 and "file" not in manifest and "bytes" not in manifest
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", *manifest["files"]}
+    arrays = {}
+    inside: dict[str, dict[str, Array]] = {name: {} for name in manifest["files"]}
+    for path, leaf in manifest["leaves"].items():
+        size, count = DTYPES[leaf["dtype"]][1], math.prod(leaf["shape"])
+        data = b""
+        for piece in leaf["pieces"]:
+            assert piece["start"] * size == len(data) and piece["count"] > 0
+            all_of_it = piece["count"] == count
+            shape = tuple(leaf["shape"]) if all_of_it else (piece["count"],)
+            inside[piece["file"]][path] = Array(leaf["dtype"], shape, b"")
+            data += _piece(folder / piece["file"], path)
+            assert sha256(data[piece["start"] * size :]) == piece["sha256"]
+        assert len(data) == size * count, path
+        arrays[path] = Array(leaf["dtype"], tuple(leaf["shape"]), data)
+    for name, size in manifest["files"].items():
+        file = (folder / name).read_bytes()
+        assert len(file) == size and file.startswith(header_bytes(inside[name]))
+    return arrays
+
+
+def _piece(name: Path, path: str) -> bytes:
+    file = name.read_bytes()
+    (length,) = struct.unpack("<Q", file[:8])
+    start, stop = json.loads(file[8 : 8 + length])[path]["data_offsets"]
+    return file[8 + length :][start:stop]
+
+
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     """A checkpoint's manifest and tensors, every byte verified by assertions."""
     raw = (folder / "manifest.json").read_bytes()

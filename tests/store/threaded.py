@@ -1,0 +1,61 @@
+"""Ranks that are threads of one process, for batteries of which each try must be cheap."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from fnloop.dist import agreement
+from fnloop.dist.mesh import Mesh
+
+_here = threading.local()
+
+
+class Threads(Mesh):
+    """A mesh of threads, which meet at a barrier; see `ranks`."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        object.__setattr__(self, "_barrier", threading.Barrier(data))
+        object.__setattr__(self, "_values", [None] * data)
+
+    @property
+    def rank(self):
+        return _here.rank
+
+    def gather(self, tensor):
+        return torch.stack(self.exchange(tensor))
+
+    def exchange(self, value):
+        self._values[self.rank] = value
+        self._barrier.wait(20)
+        found = list(self._values)
+        self._barrier.wait(20)
+        return found
+
+
+def ranks(mesh, work):
+    """What `work(rank)` returns or raises on each rank."""
+    found = [None] * mesh.data
+
+    def run(rank):
+        _here.rank = rank
+        try:
+            found[rank] = work(rank)
+        except BaseException as error:
+            found[rank] = error
+            mesh._barrier.abort()  # for one that is killed
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(mesh.data)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    mesh._barrier.reset()
+    return found
+
+
+def without_notes(monkeypatch):
+    """Gates are noted in a process group, which threads have not."""
+    monkeypatch.setattr(agreement, "come_to", lambda name: None)
