@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fnloop._torch.tracing import unwrapped
 
@@ -41,6 +42,7 @@ class ReadOnly(TorchDispatchMode):
         self._refusal = refusal
         self._may_write = may_write
         self._owners: dict[int, list[tuple[int, str]]] = {}  # packed tensors share one storage
+        self._views: dict[int | None, Tensor] = {}  # of what may not be written to, by address
         for name, tensor in tensors.items():
             address, start = memory_of(tensor)
             if address is not None:
@@ -58,9 +60,14 @@ class ReadOnly(TorchDispatchMode):
                 spans = self._owners[address]
                 before = [name for first, name in spans if first <= start]
                 raise self._refusal(before[-1] if before else spans[0][1])
-            if not self._may_write(unwrapped(tensor)):
+            if address in self._views or not self._may_write(unwrapped(tensor)):
                 raise self._refusal("")
-        return func(*args, **kwargs)
+        made = func(*args, **kwargs)
+        if _is_view(func) and not self._may_write(unwrapped(args[0])):
+            # While a graph is recorded, a view of a tensor with values is made without them, and
+            # shares no memory with it.
+            self._views.update((memory_of(view)[0], view) for view in tree_leaves(made))
+        return made
 
 
 def memory_of(tensor: Tensor) -> tuple[int | None, int]:
@@ -81,6 +88,15 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ite
         value = args[place] if place < len(args) else kwargs.get(name)
         values: Iterable[Any] = value if isinstance(value, (list, tuple)) else (value,)
         yield from (v for v in values if isinstance(v, Tensor))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_view(func: Any) -> bool:
+    """Whether an operation returns a view of its first argument, and writes nothing."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or schema.is_mutable or not schema.arguments:
+        return False
+    return schema.arguments[0].alias_info is not None
 
 
 @functools.lru_cache(maxsize=4096)
