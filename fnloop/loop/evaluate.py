@@ -80,7 +80,7 @@ def evaluate_metrics(
         batches: Evaluate only so many, the first.
         each: Called after each batch.
     """
-    mesh, state = mesh or Mesh(), whole_state(state)
+    mesh, state = mesh or Mesh(), _whole(state, "evaluate")
     try:
         own = _own_share(fn, state, data, params, batches, each, statistics, mesh)
     except Exception as error:
@@ -147,8 +147,14 @@ def predict(
     if isinstance(data, Data):
         data = data.only("predict", "predict")
     who = as_loss(fn, "fn(model, batch)")
-    for _, output in _outputs(who, whole_state(state), data, params, "predict"):
+    for _, output in _outputs(who, _whole(state, "predict"), data, params, "predict"):
         yield output
+
+
+def _whole(state: Any, place: str) -> State:
+    if not isinstance(state, State):
+        raise TypeError(f"{place} takes a state, it was given {type(state).__name__}.")
+    return whole_state(state)
 
 
 def _outputs(
@@ -164,8 +170,6 @@ def _outputs(
 
     Of `n` ranks each has every n-th batch: `share` is this rank, and `n`.
     """
-    if not isinstance(state, State):
-        raise TypeError(f"{place} takes a state, it was given {type(state).__name__}.")
     chosen, wants_state = choose_params(state, params), takes_state(fn)
     views = {name: p.detach() for name, p in chosen.items()}  # an assignment to .data stays here
     unwritten = Unwritten(chosen)
