@@ -34,7 +34,7 @@ def train(folder: Path, epochs: int = 30, patience: int = 5) -> dict[str, float]
         if cursor.index:
             continue  # in the middle of an epoch
 
-        trained, seen = fl.numbers(fl.merge(seen)), []
+        trained, seen = fl.metrics.numbers(fl.metrics.merge(seen)), []
         validated = fl.evaluate(loss, state, data.validate, params="ema")
         print(f"epoch {cursor.epoch}: {trained['loss']:.3f}, validation {validated['loss']:.3f}")
         if validated["loss"] < least:

@@ -68,8 +68,6 @@ from fnloop.values.metrics import Mean as Mean
 from fnloop.values.metrics import Metric as Metric
 from fnloop.values.metrics import Min as Min
 from fnloop.values.metrics import Sum as Sum
-from fnloop.values.merging import merge as merge
-from fnloop.values.merging import numbers as numbers
 from fnloop.values.metrics import stop as stop
 from fnloop import metrics as metrics
 
@@ -77,7 +75,6 @@ from fnloop import metrics as metrics
 from fnloop.data.batches import Batches as Batches
 from fnloop.data.bundle import Data as Data
 from fnloop import data as data
-from fnloop.data.prefetch import prefetch as prefetch
 
 # Effects
 from fnloop.effects.effect import Effect as Effect
@@ -92,7 +89,6 @@ from fnloop.loop.every import every as every
 from fnloop.loop.fit import fit as fit
 from fnloop.loop.evaluate import predict as predict
 from fnloop.loop.progress import progress as progress
-from fnloop.replays.replay import Replay as Replay
 from fnloop.replays.replay import replay as replay
 from fnloop.loop.run import run as run
 from fnloop.loop.validate import validate as validate
@@ -103,9 +99,8 @@ from fnloop.store.folders import best as best
 from fnloop.store.checkpoint import checkpoint as checkpoint
 from fnloop.store.folders import latest as latest
 from fnloop.store.load import load as load
-from fnloop.store.state_dict import load_state_dict as load_state_dict
-from fnloop.store.manifest import read_manifest as read_manifest
 from fnloop.store.save import save as save
+from fnloop import store as store
 
 # Trackers
 from fnloop import trackers as trackers

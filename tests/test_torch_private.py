@@ -26,7 +26,7 @@ from fnloop._torch import (
     read_only,
     tracing,
 )
-from fnloop.data.prefetch import prefetch
+from fnloop.data.prefetching import prefetch
 
 
 def test_trees_can_be_registered_everywhere():

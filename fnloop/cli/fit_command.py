@@ -26,7 +26,7 @@ from fnloop.cli.runs import (
 )
 from fnloop.cli.settings import Settings
 from fnloop.cli.source import build, load_function, parameters
-from fnloop.dist.launch import place
+from fnloop.dist.launch import launched
 from fnloop.effects.screens import screen
 from fnloop.loop.early_stopping import early_stopping
 from fnloop.loop.fit import fit
@@ -169,7 +169,7 @@ def _check_together(recipe: Recipe) -> None:
     Raises:
         Problem: The step is not sharded.
     """
-    own = place()
+    own = launched()
     if own is not None and own.size > 1 and mesh_of(recipe.step) is None:
         raise Problem(
             f"{own.launcher} has started {own.size} processes, and the recipe's step is for one. "

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fnloop.cli.messages import Problem, usage
-from fnloop.dist.launch import place
+from fnloop.dist.launch import launched
 
 
 def processes_in(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
@@ -33,7 +33,7 @@ def processes_in(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
 
 def launch(count: int, arguments: Sequence[str]) -> int:
     """Run a command of ``fnloop`` in many processes on this machine, by torchrun's launcher."""
-    own = place()
+    own = launched()
     if own is not None and own.size > 1:
         raise usage(
             f"--nproc {count} starts processes, and this is one of {own.size} that {own.launcher} "
@@ -50,13 +50,13 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
 def is_first() -> bool:
     """Whether this process speaks for all."""
-    own = place()
+    own = launched()
     return own is None or own.rank == 0
 
 
 def speaker(error: BaseException) -> str:
     """Whose error it is, for the beginning of a message; empty for what all ranks have refused."""
-    own = place()
+    own = launched()
     if own is None or own.size == 1 or _is_common(error):
         return ""
     return f": rank {own.rank}"

@@ -3,6 +3,7 @@
 from fnloop.data.buckets import BucketSampler as BucketSampler
 from fnloop.data.padding import pad as pad
 from fnloop.data.permutation import permute as permute
+from fnloop.data.prefetching import prefetch as prefetch
 from fnloop.names.suggestions import suggesting as _suggesting
 from fnloop.values.padded import Padded as Padded
 

@@ -60,7 +60,7 @@ def as_source(data: Any) -> Source:
     Args:
         data: One of:
 
-            - `fl.Batches` and `fl.prefetch`: resume exactly, without reading skipped batches;
+            - `fl.Batches` and `fl.data.prefetch`: resume exactly, without reading skipped batches;
             - an iterable with ``state_dict`` and ``load_state_dict`` (or ``get_state`` and
               ``set_state``): resumes from its own state;
             - a ``DataLoader``, a list of batches, or any other object that can be iterated again:

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from fnloop.dist.agreement import RankError, gate
+from fnloop.dist.gates import RankError, gate
 from fnloop.dist.mesh import Mesh
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 _PORT = 29500  # torch's own default
 
 
-class Place(NamedTuple):
+class Launched(NamedTuple):
     """A process among those that a launcher has started.
 
     Attributes:
@@ -28,7 +28,7 @@ class Place(NamedTuple):
     meeting: str
 
 
-def place(env: Mapping[str, str] = os.environ) -> Place | None:
+def launched(env: Mapping[str, str] = os.environ) -> Launched | None:
     """This process's place; None if no launcher has started it.
 
     It knows torchrun, SLURM's ``srun``, Open MPI and MPICH. Where several have had a hand in it
@@ -37,21 +37,21 @@ def place(env: Mapping[str, str] = os.environ) -> Place | None:
     Raises:
         RuntimeError: A launcher has said only a part of it.
 
-    >>> place({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"})
-    Place(launcher='torchrun', rank=1, size=2, local=1, meeting='env://')
+    >>> launched({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"})
+    Launched(launcher='torchrun', rank=1, size=2, local=1, meeting='env://')
     >>> slurm = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
-    >>> place({**slurm, "SLURM_JOB_NODELIST": "gpu[07-09]"}).meeting
+    >>> launched({**slurm, "SLURM_JOB_NODELIST": "gpu[07-09]"}).meeting
     'tcp://gpu07:29500'
     """
     if "RANK" in env and "WORLD_SIZE" in env:
         local = env.get("LOCAL_RANK", env["RANK"])
-        return Place("torchrun", int(env["RANK"]), int(env["WORLD_SIZE"]), int(local), "env://")
+        return Launched("torchrun", int(env["RANK"]), int(env["WORLD_SIZE"]), int(local), "env://")
     if "SLURM_PROCID" in env and not _is_batch_script(env):
         return _slurm(env)
     for launcher, names in _MPI.items():
         if names[0] in env:
             rank, size, local = (int(_known(env, name, launcher)) for name in names)
-            return Place(launcher, rank, size, local, _mpi_meeting(env, launcher))
+            return Launched(launcher, rank, size, local, _mpi_meeting(env, launcher))
     return None
 
 
@@ -67,12 +67,12 @@ def _is_batch_script(env: Mapping[str, str]) -> bool:
     return "SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env
 
 
-def _slurm(env: Mapping[str, str]) -> Place:
+def _slurm(env: Mapping[str, str]) -> Launched:
     names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     rank, size, local = (int(_known(env, name, "srun")) for name in names)
     nodes = env.get("SLURM_STEP_NODELIST") or _known(env, "SLURM_JOB_NODELIST", "srun")
     job = int(env.get("SLURM_JOB_ID", "0"))  # two jobs on one machine meet at different ports
-    return Place("srun", rank, size, local, _meeting(env, first_host(nodes), job % 10_000))
+    return Launched("srun", rank, size, local, _meeting(env, first_host(nodes), job % 10_000))
 
 
 def _mpi_meeting(env: Mapping[str, str], launcher: str) -> str:

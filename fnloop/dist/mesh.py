@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fnloop._torch import collectives, rank_store
 from fnloop.dist.farewell import say_farewell
-from fnloop.dist.launch import Place, place
+from fnloop.dist.launch import Launched, launched
 from fnloop.dist.quiet import be_quiet
 from fnloop.dist.whereabouts import lost
 
@@ -139,7 +139,7 @@ def mesh(data: int | None = None, tensor: int = 1, timeout: float = 600.0) -> Me
     >>> mesh(data=1)
     mesh(data=1)
     """
-    own = place()
+    own = launched()
     if not collectives.started() and own is not None and own.size > 1:
         _join(own, timeout)
     there = dist.get_world_size() if collectives.started() else 1
@@ -154,7 +154,7 @@ def mesh(data: int | None = None, tensor: int = 1, timeout: float = 600.0) -> Me
     return Mesh(groups, tensor)
 
 
-def _join(own: Place, timeout: float) -> None:
+def _join(own: Launched, timeout: float) -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(own.local % torch.cuda.device_count())

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fnloop.dist.agreement import RankError, first_difference, gate
+from fnloop.dist.gates import RankError, first_difference, gate
 from fnloop.dist.mesh import Mesh
 from fnloop.effects.effect import Run
 from fnloop.effects.points import check_names

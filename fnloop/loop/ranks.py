@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fnloop._torch.rank_store import is_lost
-from fnloop.dist.agreement import RankError, gate, leave
+from fnloop.dist.gates import RankError, gate, leave
 from fnloop.dist.mesh import Mesh
 from fnloop.dist.whereabouts import begin_step, lost
 from fnloop.effects.effect import Effect

@@ -170,7 +170,7 @@ ELSEWHERE = {
     "dataloader": _LOADER,
     "dataset": _LOADER,
     "tensordataset": _LOADER,
-    "numworkers": "Give a torch.utils.data.DataLoader with num_workers, or use fl.prefetch.",
+    "numworkers": "Give a torch.utils.data.DataLoader with num_workers, or use fl.data.prefetch.",
     # Metrics and trackers
     "metriccollection": _TORCHMETRICS,
     "auroc": _TORCHMETRICS,

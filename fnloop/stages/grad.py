@@ -21,7 +21,7 @@ from fnloop.trees.nodes import tree, tree_leaves
 from fnloop.trees.show import short
 from fnloop.values.close_look import Unwritten
 from fnloop.values.context import no_casting
-from fnloop.values.gathering import Gathering
+from fnloop.values.gathered import Gathering
 from fnloop.values.grads import Grads
 from fnloop.values.randomness import randomness
 from fnloop.values.sharing import Sharing

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fnloop._torch.graph import quiet
 from fnloop._torch.tracing import opaque, recording
-from fnloop.dist.agreement import gate
+from fnloop.dist.gates import gate
 from fnloop.dist.mesh import Mesh
 from fnloop.effects.activity import Activity, watchers
 from fnloop.effects.screens import screen

@@ -94,7 +94,7 @@ def _total(values: list[Any]) -> Any:
 
 
 def numbers_of(many: Iterable[Metrics]) -> list[dict[str, float]]:
-    """Apply `fl.numbers` to each, with one device synchronization for all.
+    """Apply `fl.metrics.numbers` to each, with one device synchronization for all.
 
     >>> numbers_of([{"loss": Mean(4.0, 2)}, {"loss": Mean(torch.tensor(9.0), 3), "lr": Last(0.1)}])
     [{'loss': 2.0}, {'loss': 3.0, 'lr': 0.1}]

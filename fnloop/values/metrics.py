@@ -68,7 +68,7 @@ class Metric:
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
                 f"The value of this {type(self).__name__} is {short(value)}, which is not one "
-                "number. Take one of them from metric.value(), or use fl.numbers(metrics)."
+                "number. Take one of them from metric.value(), or use fl.metrics.numbers(metrics)."
             ) from None
 
     def __int__(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnloop.dist.agreement import RankError, first_difference
+from fnloop.dist.gates import RankError, first_difference
 from fnloop.dist.mesh import Mesh
 from fnloop.trees.named import by_name
 from fnloop.trees.paths import tree_items

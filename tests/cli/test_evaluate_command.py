@@ -178,7 +178,7 @@ def test_predict_to_a_place_that_cannot_be_written(trained, cli):
     [
         "fl.Batches(x[200:], 16)",
         "torch.utils.data.DataLoader(x[200:], 16, shuffle=True)",
-        "fl.prefetch(torch.utils.data.DataLoader(x[200:], 16, shuffle=True, num_workers=1))",
+        "fl.data.prefetch(torch.utils.data.DataLoader(x[200:], 16, shuffle=True, num_workers=1))",
         "lambda epoch: (x[int(i)][None] for i in torch.randperm(9))",
     ],
 )

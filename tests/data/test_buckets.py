@@ -161,7 +161,7 @@ def sources() -> dict[str, Any]:
     loader: Any = SEQUENCES
     return {
         "batches": fl.Batches(SEQUENCES, 4, collate=PAD, buckets=BUCKETS),
-        "prefetch": fl.prefetch(fl.Batches(SEQUENCES, 4, collate=PAD, buckets=BUCKETS)),
+        "prefetch": fl.data.prefetch(fl.Batches(SEQUENCES, 4, collate=PAD, buckets=BUCKETS)),
         "loader": DataLoader(loader, batch_sampler=sampler, collate_fn=PAD),
         "workers": DataLoader(loader, batch_sampler=sampler, collate_fn=PAD, num_workers=1),
     }
@@ -189,7 +189,7 @@ def test_predict_refuses_buckets() -> None:
     state = fl.pipe(mean_score, fl.grad).init(classifier, seed=0)
     for data in (
         grouped([0, 1], 1, shuffle=False),
-        fl.prefetch(grouped([0, 1], 1, shuffle=False)),
+        fl.data.prefetch(grouped([0, 1], 1, shuffle=False)),
     ):
         with pytest.raises(ValueError, match=r"puts buckets together.*leave buckets= out"):
             list(fl.predict(lambda model, batch: batch, state, data))

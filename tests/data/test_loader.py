@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from fnloop.data.loader import Loader
-from fnloop.data.prefetch import prefetch
+from fnloop.data.prefetching import prefetch
 from fnloop.values.cursor import Cursor
 
 

@@ -138,7 +138,7 @@ DATA: dict[str, Callable[[Any], Any]] = {
 OTHERS: dict[str, Callable[[], Any]] = {
     "batches": lambda: fl.Batches(Curriculum(), 2, shuffle=False),
     "batches of a part": lambda: fl.Batches(Subset(Curriculum(), range(4)), 2),
-    "prefetched batches": lambda: fl.prefetch(fl.Batches(Around(Curriculum()), 2)),
+    "prefetched batches": lambda: fl.data.prefetch(fl.Batches(Around(Curriculum()), 2)),
     "an iterable": lambda: CurriculumStream(),
     "an iterable around a loader": lambda: AroundStream(DataLoader(Curriculum(), 2)),
 }

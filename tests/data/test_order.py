@@ -101,7 +101,7 @@ class ReaderOnce(Reader):
 IN_ORDER: dict[str, Callable[[], Any]] = {
     "batches": lambda: fl.Batches(NUMBERS, 5, shuffle=False),
     "batches of a dataset": lambda: fl.Batches(DATASET, 5, shuffle=False),
-    "prefetched": lambda: fl.prefetch(fl.Batches(NUMBERS, 5, shuffle=False)),
+    "prefetched": lambda: fl.data.prefetch(fl.Batches(NUMBERS, 5, shuffle=False)),
     "tuple": lambda: (NUMBERS,),
     "array": lambda: NUMBERS.numpy(),
     "list": batches,
@@ -167,8 +167,8 @@ def shuffled() -> list[int]:
 
 SHUFFLED: dict[str, Callable[[], Any]] = {
     "batches": lambda: fl.Batches(NUMBERS, 5),
-    "prefetched": lambda: fl.prefetch(fl.Batches(NUMBERS, 5)),
-    "prefetched loader": lambda: fl.prefetch(DataLoader(DATASET, 5, shuffle=True)),
+    "prefetched": lambda: fl.data.prefetch(fl.Batches(NUMBERS, 5)),
+    "prefetched loader": lambda: fl.data.prefetch(DataLoader(DATASET, 5, shuffle=True)),
     "loader": lambda: DataLoader(DATASET, 5, shuffle=True),
     "workers": lambda: DataLoader(DATASET, 5, shuffle=True, num_workers=1),
     "random": lambda: DataLoader(DATASET, 5, sampler=RandomSampler(DATASET, replacement=True)),

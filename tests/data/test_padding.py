@@ -114,7 +114,7 @@ def test_an_evaluation_is_the_mean_over_the_examples() -> None:
     for data in (
         fl.Batches(TEXTS, 10, collate=pad),
         fl.Batches(TEXTS, 10, collate=pad, buckets=buckets),
-        fl.prefetch(fl.Batches(TEXTS, 10, collate=pad, buckets=buckets, shuffle=False)),
+        fl.data.prefetch(fl.Batches(TEXTS, 10, collate=pad, buckets=buckets, shuffle=False)),
         DataLoader(TEXTS, 10, collate_fn=pad),  # pyright: ignore[reportArgumentType]
     ):
         expected = {"loss": pytest.approx(loss), "accuracy": pytest.approx(accuracy)}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from fnloop.data.prefetch import prefetch
+from fnloop.data.prefetching import prefetch
 from fnloop.data.sources import Source, as_source, one_epoch
 from fnloop.data.stateful import Stateful, StatefulOnce
 from fnloop.values.cursor import Cursor

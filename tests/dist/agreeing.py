@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop.dist.agreement import RankError
+from fnloop.dist.gates import RankError
 from tests.dist.scenario import main, scenario
 
 

@@ -56,7 +56,7 @@ def trained(step, model=lambda: Net(), batches=None, steps=12):
     every = []
     for new, metrics in fl.run(step, state, batches or data(), steps=steps):
         state = new
-        every.append(fl.numbers(metrics))
+        every.append(fl.metrics.numbers(metrics))
     return fl.gather(state), every
 
 

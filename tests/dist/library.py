@@ -39,7 +39,7 @@ def trained(step, state):
     g, losses = torch.Generator().manual_seed(0), []
     for _ in range(4):
         state, metrics = step(state, torch.randint(0, 31, (8, 12), generator=g))
-        losses.append(fl.numbers(metrics))
+        losses.append(fl.metrics.numbers(metrics))
     return fl.gather(state), losses
 
 

@@ -126,7 +126,7 @@ def a_sampler_that_divides_the_data(mesh):
     loader = DataLoader(examples, 2, sampler=DistributedSampler(examples))
     match = "DistributedSampler.*repeats some.*all of the data"
     refused(mesh, match, lambda: fit(step, batches=loader))
-    refused(mesh, match, lambda: fit(step, batches=fl.prefetch(loader)))
+    refused(mesh, match, lambda: fit(step, batches=fl.data.prefetch(loader)))
     state = step.init(net)
     refused(mesh, match, lambda: fl.evaluate(loss, state, loader, mesh=mesh))
 

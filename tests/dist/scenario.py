@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fnloop as fl
-from fnloop.dist.agreement import gate, leave
+from fnloop.dist.gates import gate, leave
 
 SCENARIOS = {}
 

@@ -83,7 +83,7 @@ def trained(step, model, data):
     state, every = step.init(model, seed=3), []
     for new, metrics in fl.run(step, state, data, steps=4):
         state = new
-        every.append(fl.numbers(metrics))
+        every.append(fl.metrics.numbers(metrics))
     return fl.gather(state), every
 
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 import fnloop as fl
-from fnloop.dist.agreement import RankError, leave
+from fnloop.dist.gates import RankError, leave
 from fnloop.dist.apart import Apart
 from fnloop.dist.jointly import jointly
 from fnloop.dist.mesh import Mesh

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fnloop.dist.launch import first_host, place
+from fnloop.dist.launch import first_host, launched
 from tests.dist.launch import processes
 
 SCRIPT = Path(__file__).with_name("meeting.py")
@@ -42,7 +42,7 @@ def test_processes_of_other_launchers_meet(launcher):
 
 @pytest.mark.parametrize("launcher", NAMES)
 def test_a_place(launcher):
-    own = place(environment(launcher, 1))
+    own = launched(environment(launcher, 1))
     assert own[:4] == (launcher, 1, 2, 1)
     ports = {"srun": 29507}
     host = {"srun": "localhost"}.get(launcher, "127.0.0.1")
@@ -51,23 +51,23 @@ def test_a_place(launcher):
 
 def test_torchrun_comes_first():
     torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    assert place({**environment("srun", 1), **torchrun}) == ("torchrun", 3, 8, 1, "env://")
+    assert launched({**environment("srun", 1), **torchrun}) == ("torchrun", 3, 8, 1, "env://")
 
 
 def test_a_script_of_sbatch_is_alone():
     batch = environment("srun", 0, 8)
     del batch["SLURM_STEP_ID"]
-    assert place(batch) is None
-    assert place({}) is None
+    assert launched(batch) is None
+    assert launched({}) is None
 
 
 def test_what_is_missing_is_named():
     part = environment("srun", 0)
     del part["SLURM_NTASKS"]
     with pytest.raises(RuntimeError, match="SLURM_NTASKS is not in its environment"):
-        place(part)
+        launched(part)
     with pytest.raises(RuntimeError, match="mpirun -x MASTER_ADDR=HOST"):
-        place({**environment("Open MPI", 0), "OMPI_COMM_WORLD_LOCAL_SIZE": "1"})
+        launched({**environment("Open MPI", 0), "OMPI_COMM_WORLD_LOCAL_SIZE": "1"})
 
 
 @pytest.mark.parametrize(

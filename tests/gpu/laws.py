@@ -51,7 +51,7 @@ def accumulates(device: str) -> None:
 
 def resumes(device: str) -> None:
     """Law 8: a run that is stopped, saved, loaded and resumed has the bits of one that is not."""
-    data = fl.prefetch(fl.Batches(arrays(30), batch_size=8, seed=3), device=device)
+    data = fl.data.prefetch(fl.Batches(arrays(30), batch_size=8, seed=3), device=device)
     for make in STEPS.values():
         step = make()
         testing.check_resumes(step, started(step, Net, device), data, steps=6, at=(2, 5))

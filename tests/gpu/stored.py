@@ -60,8 +60,8 @@ def compiled_and_loaded(device: str) -> None:
 
 def fitted(device: str) -> None:
     """`fl.fit` with validation, early stopping, checkpoints; stopped and resumed, the same bits."""
-    data = fl.prefetch(fl.Batches(arrays(64), batch_size=16, seed=1), device=device)
-    held_out = fl.prefetch(fl.Batches(arrays(32, seed=9), 16, shuffle=False), device=device)
+    data = fl.data.prefetch(fl.Batches(arrays(64), batch_size=16, seed=1), device=device)
+    held_out = fl.data.prefetch(fl.Batches(arrays(32, seed=9), 16, shuffle=False), device=device)
     step = fl.compile(
         fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2)), fl.ema(0.9)),
         backend=backend(device),
@@ -105,7 +105,7 @@ def stopped(device: str) -> None:
 def prefetched(device: str) -> None:
     """Batches that are copied ahead are those of the data, also while the device is busy."""
     data = fl.Batches(arrays(256), batch_size=8, seed=2)
-    ahead = fl.prefetch(data, depth=3, device=device)
+    ahead = fl.data.prefetch(data, depth=3, device=device)
     busy = torch.ones(512, 512, device=device)
     seen = []
     for _ in range(3):

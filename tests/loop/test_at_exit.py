@@ -31,9 +31,9 @@ def begin(data):
 batches = fl.Batches((torch.ones(12, 3),), 4)
 """
 ENDS = {
-    "of a module": "loop = begin(fl.prefetch(batches))",
+    "of a module": "loop = begin(fl.data.prefetch(batches))",
     "in a cycle": "class Holder: pass\nholder = Holder()\nholder.it = holder, begin(batches)",
-    "of a library": "nn.loop = begin(fl.prefetch(batches))",
+    "of a library": "nn.loop = begin(fl.data.prefetch(batches))",
     "with workers": (
         "pairs = torch.utils.data.TensorDataset(torch.ones(12, 3))\n"
         "loop = begin(torch.utils.data.DataLoader(pairs, 4, num_workers=1))"
@@ -53,7 +53,7 @@ def test_a_loop_that_is_open_at_the_end_of_the_process_is_closed(tmp_path, scrip
     assert (ended.returncode, ended.stderr) == (0, "")
     newest = fl.latest(tmp_path / "run")
     assert newest.name == "step-00000003"
-    assert fl.read_manifest(newest)["status"] == "stopped"
+    assert fl.store.read_manifest(newest)["status"] == "stopped"
     assert not (tmp_path / "run" / ".lock").exists()
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines[1:]] == [1, 2, 3]

@@ -60,7 +60,7 @@ def test_an_interrupt_in_one_close_closes_the_others_and_saves(tmp_path, error):
         Noted("b", calls),
     ]
     with pytest.raises(error) as caught:
-        fl.fit(STEP, state(), fl.prefetch(data()), steps=2, callbacks=callbacks)
+        fl.fit(STEP, state(), fl.data.prefetch(data()), steps=2, callbacks=callbacks)
     assert calls[-2:] == ["a close", "b close"] and calls.count("a close") == 1
     assert fl.load(tmp_path / "run", like=caught.value.state) == caught.value.state
     assert int(caught.value.state.cursor[2]) == 2

@@ -209,7 +209,7 @@ def test_one_value_of_a_metric_of_many_can_be_watched(tmp_path):
     ]
     _, history = fl.fit(STEP, state(), data(), epochs=3, callbacks=callbacks)
     assert "val/classes/accuracy" in history.names
-    assert fl.read_manifest(fl.best(tmp_path))["monitor"]["name"] == "val/classes/accuracy"
+    assert fl.store.read_manifest(fl.best(tmp_path))["monitor"]["name"] == "val/classes/accuracy"
 
 
 def test_two_effects_of_one_name_keep_their_own_memo(tmp_path):

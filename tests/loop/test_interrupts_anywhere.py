@@ -116,7 +116,7 @@ class Case:
             fl.track(*trackers, every=1),
             watched[1],
         ]
-        source = source or fl.prefetch(data())
+        source = source or fl.data.prefetch(data())
         return fl.fit(self.step, self.first, source, steps=STEPS, callbacks=callbacks)
 
     def check_state(self, state, step=None):
@@ -246,7 +246,7 @@ HELD = [
 ]
 GENERATORS = [
     "_torch/random.py",
-    "data/prefetch.py",
+    "data/prefetching.py",
     "data/seeding.py",
     "values/numpy_state.py",
     "values/python_state.py",
@@ -577,7 +577,7 @@ def loader_of(kind, folder):
     workers = torch.utils.data.DataLoader(
         Slow(folder), 4, num_workers=2, persistent_workers=kind == "persistent"
     )
-    return fl.prefetch(workers) if kind == "prefetched" else workers
+    return fl.data.prefetch(workers) if kind == "prefetched" else workers
 
 
 def dead_workers(case, tmp_path, count):

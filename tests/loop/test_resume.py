@@ -100,12 +100,12 @@ DATA = {
     "tensors in batches": lambda: fl.Batches(X, SIZE, seed=1),
     "tensors, the rest dropped": lambda: fl.Batches(X, SIZE, seed=1, drop_last=True),
     "a dataset that augments": lambda: fl.Batches(Noisy(), SIZE, seed=1),
-    "drawn ahead": lambda: fl.prefetch(fl.Batches(Noisy(), SIZE, seed=1), depth=3),
+    "drawn ahead": lambda: fl.data.prefetch(fl.Batches(Noisy(), SIZE, seed=1), depth=3),
     "a loader": lambda: DataLoader(Noisy(), SIZE, shuffle=True),
-    "a loader, drawn ahead": lambda: fl.prefetch(DataLoader(Noisy(), SIZE, shuffle=True)),
+    "a loader, drawn ahead": lambda: fl.data.prefetch(DataLoader(Noisy(), SIZE, shuffle=True)),
     "a loader of a stream": lambda: DataLoader(Stream(), SIZE),
     "a loader with a state": Walk,
-    "a loader with a state, drawn ahead": lambda: fl.prefetch(Walk(), depth=3),
+    "a loader with a state, drawn ahead": lambda: fl.data.prefetch(Walk(), depth=3),
     "a list": lambda: list(X.split(SIZE)),
     "a function of the epoch": lambda: epoch_of,
 }
@@ -160,7 +160,7 @@ def test_a_run_that_is_cut_and_resumed_is_one_that_was_not(tmp_path, data):
         assert told.keys() - expected.keys() <= set(cuts)  # the end of each part
         for kept in (folder / "kept").iterdir():
             other = tmp_path / "whole" / "kept" / kept.name
-            assert fl.read_manifest(kept)["leaves"] == fl.read_manifest(other)["leaves"]
+            assert fl.store.read_manifest(kept)["leaves"] == fl.store.read_manifest(other)["leaves"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -247,7 +247,7 @@ def test_where_the_step_has_given_its_state_away_the_next_run_says_what_is_missi
     step = fl.compile(STEP, backend="aot_eager")
     with pytest.raises(Broken):
         fit_saving_at_the_end(tmp_path, STEPS, failing_at(6), step=step)
-    status = fl.read_manifest(fl.latest(tmp_path))["status"]
+    status = fl.store.read_manifest(fl.latest(tmp_path))["status"]
     assert status == "failed, before the callbacks of its last step"
     _, history = fit_saving_at_the_end(tmp_path, STEPS, step=step)
     assert any("failed in a callback" in change for change in history.resumed.changes)

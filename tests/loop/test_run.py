@@ -298,7 +298,7 @@ def test_a_bundle_and_prefetch_in_mid_epoch():
         def __call__(self, state, metrics):
             pass
 
-    for source in (data(), fl.prefetch(data())):
+    for source in (data(), fl.data.prefetch(data())):
         last(fl.run(STEP, one, source, epochs=2, callbacks=[Look()]))
     assert totals == [5, 5]
 

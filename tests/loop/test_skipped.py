@@ -163,7 +163,7 @@ def test_a_loop_of_ones_own_is_told_too_and_other_data_get_the_usual_causes(capl
 
 
 def test_data_that_are_drawn_ahead_are_looked_through(caplog) -> None:
-    fl.fit(STEP, STEP.init(nn.Linear(3, 1)), fl.prefetch(bad_rows(50)), epochs=1)
+    fl.fit(STEP, STEP.init(nn.Linear(3, 1)), fl.data.prefetch(bad_rows(50)), epochs=1)
     assert "2 % of data/x is not finite (rows 0, 50)" in caplog.text
 
 

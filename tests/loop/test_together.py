@@ -51,7 +51,7 @@ class Seen(fl.Effect):
         self._count = int(run.state.cursor[2])
 
     def __call__(self, state, metrics):
-        self.rows.append((state.cursor.tolist(), fl.numbers(metrics)))
+        self.rows.append((state.cursor.tolist(), fl.metrics.numbers(metrics)))
         if not isinstance(state, Between):
             self.lengths.append(int(state.cursor[2]) - self._count)
             self._count = int(state.cursor[2])
@@ -155,7 +155,7 @@ def test_every_merges_what_each_step_reports():
     def callbacks():
         validate = fl.validate(mse, examples(6, seed=5), params="ema")
         shown = []
-        every = fl.every(5, fl.effect(lambda s, m: shown.append((int(s.step), fl.numbers(m)))))
+        every = fl.every(5, fl.effect(lambda s, m: shown.append((int(s.step), fl.metrics.numbers(m)))))
         look = fl.stage(lambda s, m: (s, {**m, "mean": fl.Last(m["loss"].value())}), "callback")
         return shown, [fl.every(4, look, name="look"), fl.every(6, validate), every]
 

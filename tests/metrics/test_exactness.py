@@ -45,10 +45,10 @@ def test_python_numbers_are_float64_and_int64():
 def test_sums_of_small_integers_do_not_overflow(dtype, n):
     part = fl.Sum(torch.tensor(n, dtype=dtype))
     parts = [part, part, part]
-    assert int(fl.merge([{"n": p} for p in parts])["n"].value()) == 3 * n
+    assert int(fl.metrics.merge([{"n": p} for p in parts])["n"].value()) == 3 * n
     assert int(merge_all([{"n": p} for p in parts])["n"].value()) == 3 * n
     many = [{"n": fl.Sum(torch.full((2,), n, dtype=dtype))}] * 3
-    assert fl.merge(many)["n"].value().tolist() == [3 * n] * 2
+    assert fl.metrics.merge(many)["n"].value().tolist() == [3 * n] * 2
     assert merge_all(many)["n"].value().tolist() == [3 * n] * 2
     made = reported(lambda x: {"n": fl.Sum(torch.tensor(n, dtype=dtype))})
     assert made["n"].total.dtype == torch.int64
@@ -68,7 +68,7 @@ def parts(number=torch.float32):
 
 
 def test_a_large_sum_and_many_ones_are_exact_when_merged():
-    assert float(fl.merge(parts())["n"]) == BIG + ONES
+    assert float(fl.metrics.merge(parts())["n"]) == BIG + ONES
     assert float(merge_all(list(parts()))["n"]) == BIG + ONES
     vectors = [{"n": fl.Sum(torch.tensor([float(BIG), 0.0]))}]
     vectors += [{"n": fl.Sum(torch.ones(2))}] * 1000
@@ -76,7 +76,7 @@ def test_a_large_sum_and_many_ones_are_exact_when_merged():
     means = [{"n": fl.Mean(torch.tensor(float(BIG)), 1)}]
     means += [{"n": fl.Mean(torch.tensor(1.0), 1)}] * ONES
     expected = (BIG + ONES) / (1 + ONES)
-    assert float(merge_all(means)["n"]) == float(fl.merge(means)["n"]) == expected
+    assert float(merge_all(means)["n"]) == float(fl.metrics.merge(means)["n"]) == expected
 
 
 def test_a_large_sum_and_many_ones_are_exact_in_every_and_history():

@@ -89,7 +89,7 @@ def test_a_replayed_step_is_the_step_to_the_bit(name, batch):
     after, metrics = step(state, batch)
     found = replay(step, state, batch)
     assert found.after == after and found.before is state
-    assert fl.numbers(found.metrics) == fl.numbers(metrics)
+    assert fl.metrics.numbers(found.metrics) == fl.metrics.numbers(metrics)
     assert found.loss == float(metrics["loss"])
     assert found.first_nonfinite is None and found.nonfinite == () and not found.skipped
     assert set(found.gradients) == set(state.params)

@@ -111,7 +111,7 @@ def test_the_metrics_of_a_bad_step_are_blank():
     assert (float(good["guard"]), float(good["skipped"])) == (0, 0)
     assert (float(bad["guard"]), float(bad["skipped"])) == (1, 1)
     assert bad["loss"].weight == 0 and float(bad["marked"]) == -torch.inf
-    merged = fl.merge([good, bad])
+    merged = fl.metrics.merge([good, bad])
     assert float(merged["loss"]) == float(good["loss"])
     assert float(merged["guard"]) == 1
     assert float(bad["adamw.lr"]) > 0

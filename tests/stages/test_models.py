@@ -277,7 +277,7 @@ def test_an_integer_extreme_survives_a_skipped_step():
     x, y = batch()
     _, bad = step(state, (x * torch.nan, y))
     _, good = step(state, (x, y))
-    merged = fl.merge([bad, good])
+    merged = fl.metrics.merge([bad, good])
     assert (int(merged["most"].value()), int(merged["least"].value())) == (
         int(y.max()),
         int(y.min()),

@@ -85,7 +85,7 @@ def test_a_skipped_step_weighs_nothing_in_the_metrics():
     x, y = batch()
     _, bad = step(state, (x * float("nan"), y))
     _, good = step(state, (x, y))
-    merged = fl.merge([bad, good, bad])
+    merged = fl.metrics.merge([bad, good, bad])
     assert float(merged["loss"]) == pytest.approx(float(good["loss"]))
     assert float(merged["skipped"]) == 2
 

@@ -524,7 +524,7 @@ def readers(root: Path, folder: Path) -> dict[str, Callable[[], Any]]:
         "load folder": lambda: fl.load(folder.parent, like=like),
         "latest": lambda: fl.latest(folder.parent),
         "best": lambda: fl.best(folder.parent),
-        "read_manifest": lambda: fl.read_manifest(folder),
+        "read_manifest": lambda: fl.store.read_manifest(folder),
         "show": lambda: main(["show", str(folder)]),
         "diff": lambda: main(["diff", str(other), str(folder)]),
     }

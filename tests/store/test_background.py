@@ -175,7 +175,7 @@ def test_background_and_plain_saves_keep_the_same(tmp_path):
         validate = fl.every(2, fl.validate(lambda m, x: (m(x) * 1000).sin().mean(), data))
         saving = fl.checkpoint(folder, 2, "val/loss", every=3, unit="step", background=background)
         fl.fit(STEP, state(), data, steps=13, callbacks=[validate, saving])
-        manifests = [fl.read_manifest(path) for path in sorted(folder.iterdir())]
+        manifests = [fl.store.read_manifest(path) for path in sorted(folder.iterdir())]
         for manifest in manifests:
             assert manifest["memos"]["checkpoint/val/loss"].pop("run") == manifest["run"]
         return [(m["cursor"], m["monitor"], m["memos"], m["status"]) for m in manifests]
@@ -214,7 +214,7 @@ def test_an_alarm_while_the_end_waits_for_a_save_does_not_cost_the_last_state(tm
     with pytest.warns(UserWarning, match=r"Closing the effect checkpoint failed: Alarm\(\)"):
         fit(saving, steps=3)
     assert came and saves(tmp_path) == [2, 3]
-    assert fl.read_manifest(tmp_path / "step-00000003")["status"] == "completed"
+    assert fl.store.read_manifest(tmp_path / "step-00000003")["status"] == "completed"
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -231,4 +231,4 @@ def test_an_alarm_in_the_last_save_does_not_cost_the_last_state(tmp_path, alarm,
     saving = fl.checkpoint(tmp_path, every=2, unit="step", background=background, files=Alarming())
     fit(saving, steps=3)
     assert came and saves(tmp_path) == [2, 3]
-    assert fl.read_manifest(tmp_path / "step-00000003")["status"] == "completed"
+    assert fl.store.read_manifest(tmp_path / "step-00000003")["status"] == "completed"

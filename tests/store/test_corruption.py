@@ -129,7 +129,7 @@ def flip_bits(path, like, count, seed):
 def test_flipped_bits_of_a_larger_checkpoint_are_noticed(large):
     path, like = large
     assert (path / "state.safetensors").stat().st_size > 4 * 10**6
-    assert len({leaf["dtype"] for leaf in fl.read_manifest(path)["leaves"].values()}) >= 6
+    assert len({leaf["dtype"] for leaf in fl.store.read_manifest(path)["leaves"].values()}) >= 6
     flip_bits(path, like, 300, seed=0)
 
 

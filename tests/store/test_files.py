@@ -76,7 +76,7 @@ def test_a_checkpoint_goes_to_a_store_and_comes_back(url, names):
     assert str(path) == f"{url}/step-00000003"
     tensors, manifest = sorted(names(), key=lambda name: "manifest" in name)
     assert manifest == "step-00000003/manifest.json"
-    assert fl.read_manifest(path)["file"] == tensors.removeprefix("step-00000003/")
+    assert fl.store.read_manifest(path)["file"] == tensors.removeprefix("step-00000003/")
     assert fl.load(url, like=state_at(1)) == state == fl.load(str(path), like=state_at(1))
     assert fl.latest(url) == path
 
@@ -129,7 +129,7 @@ def test_a_run_keeps_its_checkpoints_there_and_resumes(url, names, tmp_path, bac
     resumed = fit(url, 13, background=background)
     assert resumed == fit(tmp_path, 13)
     assert sorted(listing(url)) == [12, 13] and len(names()) == 4
-    assert fl.read_manifest(fl.latest(url))["status"] == "completed"
+    assert fl.store.read_manifest(fl.latest(url))["status"] == "completed"
 
 
 def test_what_an_interrupted_upload_left_is_swept_up(url, names):

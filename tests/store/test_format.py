@@ -92,7 +92,7 @@ def test_fnloop_reads_what_a_writer_that_knows_only_the_page_has_written(tmp_pat
     path = by_hand.write(tmp_path, arrays_of(state), memos={"a": [1]})
     assert fl.load(path, like=like) == state
     assert fl.load(tmp_path, like=like) == state
-    assert fl.latest(tmp_path) == path and fl.read_manifest(path)["memos"] == {"a": [1]}
+    assert fl.latest(tmp_path) == path and fl.store.read_manifest(path)["memos"] == {"a": [1]}
 
 
 def test_numpy_alone_can_make_a_checkpoint(tmp_path):
@@ -127,7 +127,7 @@ def test_entries_that_a_reader_does_not_know_are_left_alone(tmp_path):
 @pytest.mark.parametrize("value", [[[]] * 3, ODD])
 def test_memos_come_back_as_they_were(tmp_path, value):
     path = fl.save(odd_state(), tmp_path, memos={"x": value})
-    assert fl.read_manifest(path)["memos"] == {"x": value}
+    assert fl.store.read_manifest(path)["memos"] == {"x": value}
 
 
 def test_what_could_not_be_read_again_is_refused_when_it_is_saved(tmp_path):

@@ -140,7 +140,7 @@ def test_each_entry_is_refused_where_it_is_missing_or_of_another_type(tmp_path, 
         right = name in RIGHT.get(entry, ())
         assert refused(lambda: fl.load(folder, like=like)) is not right, name
     put(folder, {name: value for name, value in manifest.items() if name != entry})
-    assert refused(lambda: fl.read_manifest(folder))
+    assert refused(lambda: fl.store.read_manifest(folder))
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_text_that_names_code_is_text(tmp_path):
     )
     state = fl.load(folder, like=hostile.state())
     assert state.cursor.tolist() == [0, 3, 3] and not Path("marker").exists()
-    assert fl.read_manifest(folder)["model"] == evil
+    assert fl.store.read_manifest(folder)["model"] == evil
 
 
 def test_a_bool_is_0_or_1_whatever_its_byte_is(tmp_path):
@@ -478,7 +478,7 @@ def test_memos_that_are_none_are_a_clear_error(tmp_path, effect):
         folder = tmp_path / str(number)
         shutil.copytree(tmp_path / "whole", folder)
         path = fl.latest(folder / "saved")
-        memos = fl.read_manifest(path)["memos"]
+        memos = fl.store.read_manifest(path)["memos"]
         assert effect in memos
         amend(path, Disk(), memos={**memos, effect: memo})
         with warnings.catch_warnings():

@@ -64,7 +64,7 @@ def test_a_save_is_done_though_what_it_replaces_cannot_be_deleted(
     fl.save(state_at(1), folder)
     gate.set("500", only=r"DELETE .*safetensors")
     fl.save(state_at(1), folder, status="again")
-    assert gate.requests and fl.read_manifest(fl.latest(folder))["status"] == "again"
+    assert gate.requests and fl.store.read_manifest(fl.latest(folder))["status"] == "again"
     assert fl.load(folder, like=LIKE) == state_at(1)
 
 

@@ -107,7 +107,7 @@ def test_a_mutated_file_gives_a_state_or_a_checkpoint_error(
                 if own:
                     fl.load(path.parent, like=LIKE)
                 else:
-                    fl.load_state_dict(path, like=LIKE, strict=bool(number % 2), cast=True)
+                    fl.store.load_state_dict(path, like=LIKE, strict=bool(number % 2), cast=True)
                 texts = []
             except CheckpointError as error:
                 refused, texts = refused + 1, [str(error)]
@@ -126,7 +126,7 @@ def nothing_is_waited_for(path: Path) -> None:
 
     def look() -> None:
         try:
-            fl.load_state_dict(path, like=LIKE)
+            fl.store.load_state_dict(path, like=LIKE)
         except BaseException as error:
             outcome.append(error)
 
@@ -160,7 +160,7 @@ def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, suffix: str) -
 
 def test_a_link_to_weights_is_followed(tmp_path: Path) -> None:
     (tmp_path / "link.safetensors").symlink_to(safetensors(tmp_path))
-    assert fl.load_state_dict(tmp_path / "link.safetensors", like=LIKE) == LIKE
+    assert fl.store.load_state_dict(tmp_path / "link.safetensors", like=LIKE) == LIKE
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_tensor_that_is_not_dense_is_refused_by_name(
     torch.save({**MODEL.state_dict(), "0.weight": tensor}, tmp_path / "a.pt")
     for source in (tmp_path / "a.pt", {**MODEL.state_dict(), "0.weight": tensor}):
         with pytest.raises(CheckpointError, match=rf"'0\.weight' is no plain dense.*{kind}"):
-            fl.load_state_dict(source, like=LIKE)
+            fl.store.load_state_dict(source, like=LIKE)
 
 
 def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr(archive.namelist()[0], b"again")
     with pytest.raises(CheckpointError, match=r"has the name 'a/data\.pkl' twice"):
-        fl.load_state_dict(path, like=LIKE)
+        fl.store.load_state_dict(path, like=LIKE)
     with pytest.raises(CheckpointError, match="two tensors of the name '1'"):
-        fl.load_state_dict({1: torch.ones(1), "1": torch.ones(1)}, like=LIKE)
+        fl.store.load_state_dict({1: torch.ones(1), "1": torch.ones(1)}, like=LIKE)
 
 
 def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
@@ -200,13 +200,13 @@ def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "a.safetensors")
     for path in (tmp_path / "a.pt", tmp_path / "a.safetensors"):
         with pytest.raises(CheckpointError, match=r"0\.weight\\x1b\[2J\\x07") as caught:
-            fl.load_state_dict(path, like=LIKE)
+            fl.store.load_state_dict(path, like=LIKE)
         assert "\x1b" not in str(caught.value)
         with pytest.warns(UserWarning, match=r"\\x1b") as told:
-            fl.load_state_dict(path, like=LIKE, strict=False)
+            fl.store.load_state_dict(path, like=LIKE, strict=False)
         assert "\x1b" not in str(told[0].message)
     with pytest.raises(CheckpointError) as caught:
-        fl.load_state_dict({"\x1b[2J": 1}, like=LIKE)
+        fl.store.load_state_dict({"\x1b[2J": 1}, like=LIKE)
     assert "\x1b" not in str(caught.value)
 
 
@@ -222,11 +222,11 @@ def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 def test_a_cast_loses_no_part(dtype: torch.dtype, fits: bool) -> None:
     weights = {**MODEL.state_dict(), "0.weight": torch.ones(4, 3).to(dtype)}
     if fits:
-        state = fl.load_state_dict(weights, like=LIKE, cast=True)
+        state = fl.store.load_state_dict(weights, like=LIKE, cast=True)
         assert torch.equal(state.params["0.weight"], torch.ones(4, 3))
         return
     with pytest.raises(CheckpointError, match=r"c64\[4,3\]"):
-        fl.load_state_dict(weights, like=LIKE, cast=True)
+        fl.store.load_state_dict(weights, like=LIKE, cast=True)
     counter = {**MODEL.state_dict(), "1.num_batches_tracked": torch.tensor(1.5)}
     with pytest.raises(CheckpointError, match=r"fractions to integers"):
-        fl.load_state_dict(counter, like=LIKE, cast=True)
+        fl.store.load_state_dict(counter, like=LIKE, cast=True)

@@ -54,7 +54,7 @@ def test_fnloop_reads_what_a_writer_that_knows_only_the_page_has_written(tmp_pat
     path = by_hand.write_pieces(tmp_path, arrays_of(state), count)
     assert fl.load(path, like=like) == fl.load(tmp_path, like=like) == state
     assert latest(tmp_path) == path
-    assert fl.read_manifest(path)["mesh"] == {"data": count}
+    assert fl.store.read_manifest(path)["mesh"] == {"data": count}
 
 
 def test_a_reader_that_knows_only_the_page_reads_what_ranks_have_saved(tmp_path, pair):

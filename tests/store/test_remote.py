@@ -142,7 +142,7 @@ def test_an_outage_is_an_os_error_whatever_is_done(gate: s3.Gate, folder: Any, m
         lambda: fl.save(state_at(2), folder),
         lambda: fl.latest(folder),
         lambda: fl.best(folder),
-        lambda: fl.read_manifest(path),
+        lambda: fl.store.read_manifest(path),
         lambda: fl.load(folder, like=LIKE),
         lambda: fl.load(path, like=LIKE),
         lambda: amend(path, Remote(), status="stopped"),
@@ -196,7 +196,7 @@ def test_what_another_process_saves_is_seen(gate: s3.Gate, folder: Any) -> None:
         assert fl.load(folder, like=LIKE) == state_at(count)
     newest = fl.latest(folder)
     fl.save(state_at(2), writer, status="replaced")
-    assert fl.read_manifest(newest)["status"] == "replaced"
+    assert fl.store.read_manifest(newest)["status"] == "replaced"
     assert fl.load(folder, like=LIKE) == state_at(2)
 
 
@@ -256,7 +256,7 @@ def test_an_interrupt_never_leaves_half_a_manifest(
     for at in range(0, calls, calls // 20):
         interrupted_at(at, lambda at=at: amend(path, Remote(), status=f"try {at}"))
         gc.collect(0)  # what was left open is closed
-        assert fl.read_manifest(path)["status"].startswith(("counted", "try"))
+        assert fl.store.read_manifest(path)["status"].startswith(("counted", "try"))
         assert fl.load(path, like=LIKE) == state_at(1)
 
 
@@ -313,7 +313,7 @@ def test_a_run_outlives_an_outage(
     assert state == fit(tmp_path, 9)
     assert fl.load(folder, like=state) == state
     assert sorted(listing(folder)) == [8, 9] and len(keys(folder)) == 4
-    assert fl.read_manifest(fl.latest(folder))["status"] == "completed"
+    assert fl.store.read_manifest(fl.latest(folder))["status"] == "completed"
     assert fit(folder, 12) == fit(tmp_path, 12)
 
 
@@ -332,7 +332,7 @@ def test_the_last_state_waits_for_an_outage_to_end(
         warnings.simplefilter("ignore")  # the save of step 3 fails
         state = fit(folder, 3, trouble)
     assert fl.load(folder, like=state) == state
-    assert fl.read_manifest(fl.latest(folder))["status"] == "completed"
+    assert fl.store.read_manifest(fl.latest(folder))["status"] == "completed"
 
 
 def test_a_run_that_cannot_reach_its_store_does_not_begin(gate: s3.Gate, folder: Any) -> None:

@@ -50,7 +50,7 @@ def bytes_in(folder):
 
 
 def runs_in(folder):
-    return [fl.read_manifest(path).get("run") for path in sorted(Path(folder).glob("step-*"))]
+    return [fl.store.read_manifest(path).get("run") for path in sorted(Path(folder).glob("step-*"))]
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_nothing_else_is_opened_where_the_run_is_refused(here):
 def test_all_checkpoints_and_the_memo_carry_the_runs_identity(here):
     train("a")
     (run,) = set(runs_in("a"))
-    assert fl.read_manifest(fl.latest("a"))["memos"]["checkpoint"]["run"] == run
+    assert fl.store.read_manifest(fl.latest("a"))["memos"]["checkpoint"]["run"] == run
     train("a", epochs=5, resume="a")
     assert set(runs_in("a")) == {run}, "a resumed run keeps it"
     train("b", begin=fl.load("a", like=state()))
@@ -403,7 +403,7 @@ def test_what_is_too_large_for_a_manifest_does_not_keep_a_state_from_being_saved
     config = {"table": list(range(2_000_000))}
     with pytest.warns(UserWarning, match="the configuration is too large .* the state is saved"):
         end, _, _ = train("a", epochs=1, config=config)
-    assert fl.load("a", like=end) == end and fl.read_manifest(fl.latest("a"))["config"] == {}
+    assert fl.load("a", like=end) == end and fl.store.read_manifest(fl.latest("a"))["config"] == {}
 
 
 def test_a_memo_that_fails_does_not_keep_a_state_from_being_saved(here):

@@ -41,7 +41,7 @@ COUNTS = {
     "fit(steps)": lambda n, _: run_for(steps=n),
     "fit(epochs)": lambda n, _: run_for(epochs=n),
     "Batches(batch_size)": lambda n, _: [len(b) for b in fl.Batches(X, n)],
-    "prefetch(depth)": lambda n, _: fl.prefetch(fl.Batches(X, 4), n).depth,
+    "prefetch(depth)": lambda n, _: fl.data.prefetch(fl.Batches(X, 4), n).depth,
     "accumulate": lambda n, _: accumulated(n),
     "every(callback)": lambda n, _: repr(fl.every(n, lambda s, m: (s, m), name="mine").n),
     "every(effect)": lambda n, _: fl.every(n, fl.effect(lambda s, m: None)).n,

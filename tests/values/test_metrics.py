@@ -37,7 +37,7 @@ def test_merging_is_associative_and_has_an_identity(parts):
 
 def test_ten_thousand_small_losses_are_not_rounded_away():
     part = fl.Mean(torch.tensor(0.1), 1)
-    merged = fl.merge({"loss": part} for _ in range(100_000))
+    merged = fl.metrics.merge({"loss": part} for _ in range(100_000))
     assert float(merged["loss"].total) == pytest.approx(
         100_000 * float(torch.tensor(0.1)), rel=1e-12
     )
@@ -49,14 +49,14 @@ def test_extremes_show_nan():
 
 
 def test_merge_is_over_the_union_of_names():
-    merged = fl.merge([{"a": fl.Sum(1.0)}, {"b": fl.Sum(2.0)}, {"a": fl.Sum(3.0)}])
-    assert fl.numbers(merged) == {"a": 4, "b": 2}
+    merged = fl.metrics.merge([{"a": fl.Sum(1.0)}, {"b": fl.Sum(2.0)}, {"a": fl.Sum(3.0)}])
+    assert fl.metrics.numbers(merged) == {"a": 4, "b": 2}
 
 
 def test_a_stop_that_was_asked_for_stays():
     no, yes = fl.stop(False, "no"), fl.stop(torch.tensor(True), "yes")
     assert no.merge(yes).reason == yes.merge(no).reason == "yes"
-    assert fl.numbers({"stop": yes}) == {}
+    assert fl.metrics.numbers({"stop": yes}) == {}
 
 
 def test_a_metric_of_ones_own():
@@ -72,7 +72,7 @@ def test_a_metric_of_ones_own():
             return {"low": self.low, "high": self.high}
 
     a, b = Range(torch.tensor(1.0), torch.tensor(2.0)), Range(torch.tensor(0.0), torch.tensor(1.0))
-    assert fl.numbers({"range": a.merge(b)}) == {"range/low": 0, "range/high": 2}
+    assert fl.metrics.numbers({"range": a.merge(b)}) == {"range/low": 0, "range/high": 2}
 
 
 def test_nothing_to_average():
@@ -120,7 +120,7 @@ def test_each_kind_of_number_against_python(name, form):
 
 
 @pytest.mark.parametrize("name", ["bool", "uint8", "int32", "float16", "float32"])
-@pytest.mark.parametrize("merge", [fl.merge, fl.values.merging.merge_all])
+@pytest.mark.parametrize("merge", [fl.metrics.merge, fl.values.merging.merge_all])
 def test_merging_many_against_python(name, merge):
     many = KINDS[name].repeat(500)
     parts = [{"sum": fl.Sum(x), "mean": fl.Mean(x, 1), "max": fl.Max(x)} for x in many.unbind()]
@@ -146,7 +146,7 @@ def test_what_cannot_be_merged_says_which():
         (fl.Sum(torch.ones(2)), fl.Sum(torch.ones(())), "different shapes"),
         (fl.Mean(torch.ones(2), 1), fl.Mean(torch.ones(3), 1), "different shapes"),
     ]:
-        for how in (fl.merge, fl.values.merging.merge_all):
+        for how in (fl.metrics.merge, fl.values.merging.merge_all):
             with pytest.raises((TypeError, ValueError), match=message) as caught:
                 how([{"a": a}, {"a": b}])
             assert "'a'" in str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
@@ -182,7 +182,7 @@ class Several(fl.Metric):
 
 def test_a_metric_of_several_values_has_a_name_for_each():
     metric = Several(torch.tensor([1, 3, 2]), torch.tensor(4))
-    found = fl.numbers({"rate": metric, "sum": fl.Sum(np.ones(2)), "one": fl.Sum(torch.ones(1))})
+    found = fl.metrics.numbers({"rate": metric, "sum": fl.Sum(np.ones(2)), "one": fl.Sum(torch.ones(1))})
     assert found == {
         "rate/each[0]": 0.25,
         "rate/each[1]": 0.75,
@@ -205,7 +205,7 @@ def test_a_metric_of_several_values_has_a_name_for_each():
         "matrix": fl.Sum(torch.ones(2, 2)),
         "text": fl.Last("a"),
     }
-    assert fl.numbers(long) == {}
+    assert fl.metrics.numbers(long) == {}
 
 
 def test_a_metric_shows_its_value():

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fnloop._torch.random import seeded
 from fnloop.data.batches import Batches
-from fnloop.data.prefetch import _with_index, prefetch
+from fnloop.data.prefetching import _with_index, prefetch
 from fnloop.data.sources import as_source, one_epoch
 from fnloop.values.cursor import Cursor
 
