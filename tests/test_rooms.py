@@ -15,7 +15,7 @@ import fnloop
 
 ROOT = Path(fnloop.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-FAMILIES = ("optim", "schedules", "metrics", "data", "trackers", "testing")
+FAMILIES = ("optim", "schedules", "metrics", "data", "store", "trackers", "testing")
 
 
 def dotted(path: Path) -> str:

@@ -103,8 +103,8 @@ def _devices(text: str, state: State, leaves: list[tuple[str, Any]]) -> str:
         if leaf.device.type != home.type:
             return (
                 f"{_place(path)} is on {leaf.device}, and the parameters are on {home}. Bring the "
-                f'batches there, fl.data.prefetch(data, device="{home}"), or the state to the data, '
-                f'state.to("{leaf.device}").'
+                f'batches there, fl.data.prefetch(data, device="{home}"), or the state to the '
+                f'data, state.to("{leaf.device}").'
             )
     return ""
 

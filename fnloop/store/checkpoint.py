@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from fnloop.dist.gates import gate
 from fnloop.dist.apart import Apart
+from fnloop.dist.gates import gate
 from fnloop.dist.jointly import jointly
 from fnloop.dist.mesh import Mesh
 from fnloop.effects.effect import Effect, Run, named

@@ -37,7 +37,7 @@ def load_state_dict(
 
     The weights replace the parameters and buffers of `like`. Averages (`fl.ema`) that still equal
     the parameters of `like` start from the weights, too. The rest is kept: optimizer state, key,
-    step. The usual line is ``state = fl.store.load_state_dict("weights.pt", like=step.init(model))``.
+    step. Usual: ``state = fl.store.load_state_dict("weights.pt", like=step.init(model))``.
 
     Files of ``torch.save`` are always read with ``weights_only=True``: one that holds more than
     tensors and plain containers is refused.

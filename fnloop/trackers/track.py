@@ -25,12 +25,12 @@ class track(Effect):
 
     A point is the merge of all metrics since the point before. One is written every `every`
     batches, at the end of each epoch, at the end of the run, and at a step with validation metrics
-    (a prefix, as in ``val/loss``). A metric of several numbers has a name for each (`fl.metrics.numbers`).
-    Other threads do the writing, one for each tracker. A tracker that cannot be opened is an error.
-    If one fails later (a full disk, a server that is away), there is a warning, training continues,
-    its points are kept (10,000 at most) and tried again until the run ends; what is lost then is
-    said. The end of the run waits for slow trackers, and says so. A resumed run continues the same
-    tracker run.
+    (a prefix, as in ``val/loss``). A metric of several numbers has a name for each
+    (`fl.metrics.numbers`). Other threads do the writing, one for each tracker. A tracker that
+    cannot be opened is an error. If one fails later (a full disk, a server that is away), there is
+    a warning, training continues, its points are kept (10,000 at most) and tried again until the
+    run ends; what is lost then is said. The end of the run waits for slow trackers, and says so. A
+    resumed run continues the same tracker run.
 
     Args:
         tracker: An `fl.trackers.Aim`, `fl.trackers.JSONL`, `fl.trackers.CSV`,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.tracing import opaque
-from fnloop.dist.gates import RankError, first_difference, gate, leave
 from fnloop.dist.bits import from_bits, to_bits
+from fnloop.dist.gates import RankError, first_difference, gate, leave
 from fnloop.dist.mesh import Mesh
 from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items

@@ -26,7 +26,7 @@ class Shards(Layout):
         inner: The layout of what is cut, if that is itself a part of whole tensors.
     """
 
-    __slots__ = ("inner", "mesh", "shapes", "sizes")
+    __slots__ = ("inner", "mesh", "shapes", "sizes")  # pyright: ignore
 
     mesh: Mesh
     inner: Layout | None

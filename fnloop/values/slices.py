@@ -24,7 +24,7 @@ class Slices(Layout):
         mesh: The ranks.
     """
 
-    __slots__ = ("dims", "mesh", "shapes")
+    __slots__ = ("dims", "mesh", "shapes")  # pyright: ignore
 
     mesh: Mesh
     shapes: tuple[Size, ...]

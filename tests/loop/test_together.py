@@ -155,7 +155,8 @@ def test_every_merges_what_each_step_reports():
     def callbacks():
         validate = fl.validate(mse, examples(6, seed=5), params="ema")
         shown = []
-        every = fl.every(5, fl.effect(lambda s, m: shown.append((int(s.step), fl.metrics.numbers(m)))))
+        note = fl.effect(lambda s, m: shown.append((int(s.step), fl.metrics.numbers(m))))
+        every = fl.every(5, note)
         look = fl.stage(lambda s, m: (s, {**m, "mean": fl.Last(m["loss"].value())}), "callback")
         return shown, [fl.every(4, look, name="look"), fl.every(6, validate), every]
 

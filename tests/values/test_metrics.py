@@ -182,7 +182,9 @@ class Several(fl.Metric):
 
 def test_a_metric_of_several_values_has_a_name_for_each():
     metric = Several(torch.tensor([1, 3, 2]), torch.tensor(4))
-    found = fl.metrics.numbers({"rate": metric, "sum": fl.Sum(np.ones(2)), "one": fl.Sum(torch.ones(1))})
+    found = fl.metrics.numbers(
+        {"rate": metric, "sum": fl.Sum(np.ones(2)), "one": fl.Sum(torch.ones(1))}
+    )
     assert found == {
         "rate/each[0]": 0.25,
         "rate/each[1]": 0.75,
