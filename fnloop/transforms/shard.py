@@ -42,12 +42,10 @@ def shard(
     - ``"zero2"``: parameters, and what the optimizer and the averages keep for each of their
       values, are divided among the ranks. A step gathers the parameters, and reduces the gradients
       into pieces; it moves as much as ``"replicate"`` (ZeRO; Rajbhandari et al., 2020).
-
     - ``"zero3"``: as ``"zero2"``, but each parameter is gathered where the model uses it, and again
       in the backward pass, which reduces its gradient at once: no rank ever has all parameters, or
       all gradients. It moves half as much again, and with ``fl.accumulate(m)`` all of that `m`
       times. All ranks have to use the same parameters in the same order.
-
     - ``"tensor"``, on a mesh with that axis: its ranks share one model, each has a slice of the
       weights of attention and feed-forward layers, found by the usual names, and computes their
       part of it (Shoeybi et al., 2019). Or patterns: ``{"*.up.weight": 0, "*.down.weight": 1}``
