@@ -55,7 +55,7 @@ from fnloop.transforms.compile import compile as compile
 from fnloop.values.donated import DonatedError as DonatedError
 
 # Many processes
-from fnloop.dist.mesh import mesh as mesh
+from fnloop.distributed.mesh import mesh as mesh
 from fnloop.transforms.shard import shard as shard
 from fnloop.transforms.shard import place as place
 from fnloop.transforms.shard import gather as gather

@@ -14,7 +14,7 @@ LAYERS = (
     "names",
     "_torch",
     "trees",
-    "dist",
+    "distributed",
     "values",
     "schedules",
     "optim",

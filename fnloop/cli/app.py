@@ -108,8 +108,8 @@ def _run(given: list[str], whole: bool) -> int:
 
 def _tell_ranks(error: Exception) -> None:
     """Note an error for the other processes, which else would only find this one gone."""
-    if "fnloop.dist.mesh" in sys.modules:
-        from fnloop.dist.farewell import tell
+    if "fnloop.distributed.mesh" in sys.modules:
+        from fnloop.distributed.farewell import tell
 
         tell(error.__cause__ if isinstance(error.__cause__, Exception) else error)
 

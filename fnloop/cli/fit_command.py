@@ -26,7 +26,7 @@ from fnloop.cli.runs import (
 )
 from fnloop.cli.settings import Settings
 from fnloop.cli.source import build, load_function, parameters
-from fnloop.dist.launch import launched
+from fnloop.distributed.launch import launched
 from fnloop.effects.screens import screen
 from fnloop.loop.early_stopping import early_stopping
 from fnloop.loop.fit import fit

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fnloop.cli.messages import Problem, usage
-from fnloop.dist.launch import launched
+from fnloop.distributed.launch import launched
 
 
 def processes_in(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
@@ -68,7 +68,7 @@ def speaks(error: BaseException) -> bool:
     """
     if is_first():
         return True
-    from fnloop.dist.whereabouts import RankError
+    from fnloop.distributed.whereabouts import RankError
 
     told = isinstance(error, RankError) or isinstance(error.__cause__, RankError)
     return not (told or _is_common(error))

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from fnloop.dist.gates import RankError, first_difference, gate
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.gates import RankError, first_difference, gate
+from fnloop.distributed.mesh import Mesh
 from fnloop.effects.effect import Run
 from fnloop.effects.points import check_names
 from fnloop.optim.base import Optimizer

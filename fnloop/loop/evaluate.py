@@ -12,8 +12,8 @@ from fnloop._torch.random import seeded
 from fnloop.data.bundle import Data
 from fnloop.data.divided import refuse_divided
 from fnloop.data.sources import one_epoch
-from fnloop.dist.gates import gate, leave
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.gates import gate, leave
+from fnloop.distributed.mesh import Mesh
 from fnloop.loop.statistics import refresh_statistics
 from fnloop.names.keywords import explained
 from fnloop.stages.functions import as_loss, takes_state

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self, overload
 import torch
 from torch import Tensor
 
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.mesh import Mesh
 from fnloop.effects.effect import Effect, Run
 from fnloop.names.keywords import explained
 from fnloop.stages.base import Stage

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fnloop._torch.rank_store import is_lost
-from fnloop.dist.gates import RankError, gate, leave
-from fnloop.dist.mesh import Mesh
-from fnloop.dist.whereabouts import begin_step, lost
+from fnloop.distributed.gates import RankError, gate, leave
+from fnloop.distributed.mesh import Mesh
+from fnloop.distributed.whereabouts import begin_step, lost
 from fnloop.effects.effect import Effect
 from fnloop.loop.interrupt import SIGNALS, Interrupt
 from fnloop.loop.limits import Limits

@@ -13,7 +13,7 @@ from typing import Any
 
 from fnloop.data.resumed import resumed_index
 from fnloop.data.sources import Source
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.mesh import Mesh
 from fnloop.effects.effect import Effect, named
 from fnloop.stages.base import Stage, mesh_of
 from fnloop.store.checkpoint_errors import CheckpointError

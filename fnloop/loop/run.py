@@ -10,8 +10,8 @@ from fnloop._torch.process_wide import inside, leave_all
 from fnloop.data.bundle import Data
 from fnloop.data.divided import refuse_divided
 from fnloop.data.sources import as_source
-from fnloop.dist.gates import leave
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.gates import leave
+from fnloop.distributed.mesh import Mesh
 from fnloop.effects.effect import Run
 from fnloop.loop.at_exit import AtExit
 from fnloop.loop.callbacks import sort

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fnloop.data.sources import Source
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.mesh import Mesh
 from fnloop.effects.effect import Effect, Run
 from fnloop.loop.callbacks import init_callbacks
 from fnloop.loop.checks import check_result, check_sent, outline

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from fnloop.data.bundle import Data
 from fnloop.data.iterables import is_once
 from fnloop.data.sources import as_source
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.mesh import Mesh
 from fnloop.effects.activity import Activity
 from fnloop.loop.evaluate import evaluate_metrics
 from fnloop.loop.every import Every

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.mesh import Mesh
 from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.nodes import fields_of, not_decorated
 from fnloop.trees.show import is_default, short

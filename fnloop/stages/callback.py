@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Self
 
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.mesh import Mesh
 from fnloop.stages.base import Kind, Stage
 from fnloop.values.cursor import Cursor
 from fnloop.values.memory import fill

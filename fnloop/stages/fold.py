@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.mesh import Mesh
 from fnloop.stages.accumulate import micro_batches
 from fnloop.stages.base import GradStage, Kind
 from fnloop.stages.placements import dims_of

@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from fnloop.dist.apart import Apart
-from fnloop.dist.gates import gate
-from fnloop.dist.jointly import jointly
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.apart import Apart
+from fnloop.distributed.gates import gate
+from fnloop.distributed.jointly import jointly
+from fnloop.distributed.mesh import Mesh
 from fnloop.effects.effect import Effect, Run, named
 from fnloop.store.background import Background
 from fnloop.store.files import Files

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fnloop.dist.jointly import jointly
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.jointly import jointly
+from fnloop.distributed.mesh import Mesh
 from fnloop.store import tensor_file
 from fnloop.store.checkpoint_errors import CheckpointError, UnreadableError
 from fnloop.store.commit import discard, sweep

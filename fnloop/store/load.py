@@ -12,8 +12,8 @@ import optree
 import torch
 from torch import Tensor
 
-from fnloop.dist.jointly import jointly
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.jointly import jointly
+from fnloop.distributed.mesh import Mesh
 from fnloop.names.keywords import explained
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError, UnfinishedError
 from fnloop.store.files import Files, as_path, files_for

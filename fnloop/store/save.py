@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import fnloop
-from fnloop.dist.jointly import jointly
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.jointly import jointly
+from fnloop.distributed.mesh import Mesh
 from fnloop.names.keywords import explained
 from fnloop.store import tensor_file
 from fnloop.store.commit import prepare

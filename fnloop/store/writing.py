@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fnloop.dist.jointly import jointly
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.jointly import jointly
+from fnloop.distributed.mesh import Mesh
 from fnloop.store import tensor_file
 from fnloop.store.checkpoint_errors import DamagedError
 from fnloop.store.commit import commit, remove_tree, temporary_of

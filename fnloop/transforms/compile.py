@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fnloop._torch.graph import quiet
 from fnloop._torch.tracing import opaque, recording
-from fnloop.dist.gates import gate
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.gates import gate
+from fnloop.distributed.mesh import Mesh
 from fnloop.effects.activity import Activity, watchers
 from fnloop.effects.screens import screen
 from fnloop.names.keywords import explained

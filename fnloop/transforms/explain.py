@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.mesh import Mesh
 from fnloop.names.keywords import explained
 from fnloop.stages.base import Stage
 from fnloop.stages.fold import PLANS, Fold

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.mesh import Mesh
 from fnloop.names.keywords import explained
 from fnloop.stages.accumulate import Accumulate
 from fnloop.stages.base import Stage, mesh_of

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.tracing import opaque
-from fnloop.dist.bits import from_bits, to_bits
-from fnloop.dist.gates import RankError, first_difference, gate, leave
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.bits import from_bits, to_bits
+from fnloop.distributed.gates import RankError, first_difference, gate, leave
+from fnloop.distributed.mesh import Mesh
 from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short

@@ -12,7 +12,7 @@ from torch import Size, Tensor
 
 from fnloop._torch.stand_in import StandIn
 from fnloop._torch.tracing import opaque
-from fnloop.dist.gates import RankError, gate
+from fnloop.distributed.gates import RankError, gate
 from fnloop.trees.show import short
 from fnloop.values.close_look import written_error
 from fnloop.values.shards import Shards

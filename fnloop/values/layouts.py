@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.mesh import Mesh
 
 Storages: TypeAlias = tuple[Tensor, ...]
 Pick: TypeAlias = Callable[[Storages], Storages]

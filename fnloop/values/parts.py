@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.mesh import Mesh
 from fnloop.trees.paths import join
 from fnloop.values.layouts import stored
 from fnloop.values.shards import Shards

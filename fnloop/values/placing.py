@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnloop.dist.gates import RankError, first_difference
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.gates import RankError, first_difference
+from fnloop.distributed.mesh import Mesh
 from fnloop.trees.named import by_name
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Size, Tensor
 
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed.mesh import Mesh
 from fnloop.values.layouts import Layout, Pick, Separate, Storages, picking, stored
 
 

@@ -12,7 +12,7 @@ import fnloop as fl
 from fnloop.cli.app import main
 from fnloop.cli.many import processes_in
 from fnloop.cli.messages import Problem
-from tests.dist.launch import ROOT
+from tests.distributed.launch import ROOT
 
 RECIPE = """
 import os

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.launch import ROOT
+from tests.distributed.launch import ROOT
 
 JOBS = Path(__file__).parents[2] / "examples" / "jobs"
 RECIPE = """

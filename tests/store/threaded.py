@@ -6,8 +6,8 @@ import threading
 
 import torch
 
-from fnloop.dist import agreement
-from fnloop.dist.mesh import Mesh
+from fnloop.distributed import agreement
+from fnloop.distributed.mesh import Mesh
 
 _here = threading.local()
 

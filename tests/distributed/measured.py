@@ -1,0 +1,69 @@
+"""What plans keep and move is what `fl.explain` and the theory say: run by ``test_measured.py``."""
+
+from __future__ import annotations
+
+import fnloop as fl
+from tests.distributed.laws import Net, data, pipeline
+from tests.distributed.measure import Ours, Theirs, model, sizes
+from tests.distributed.scenario import main, scenario
+
+P = sum(p.nbytes for p in model().parameters())
+
+
+def close(found, expected):
+    """Within 10 %."""
+    assert abs(found / expected - 1) < 0.1, (found, expected)
+
+
+@scenario
+def explain_tells_what_is_held_and_moved(mesh):
+    k = mesh.data
+    for plan, steps, reduce in (
+        ("replicate", 1, "fast"),
+        ("replicate", 2, "fast"),
+        ("replicate", 2 * k, "canonical"),
+        ("zero2", 2, "fast"),
+        ("zero2", 2 * k, "canonical"),
+        ("zero3", 1, "fast"),
+        ("zero3", 2, "fast"),
+    ):
+        ours = Ours(mesh, plan, steps, reduce=reduce)
+        held, _, traffic, _ = sizes(lambda ours=ours: ours)
+        told = fl.explain(ours.step, ours.state)
+        own = [row for row in told.placed if row.path.startswith(("params", "slots"))]
+        assert max(mesh.exchange(held)) == sum(row.bytes for row in own), (plan, held)
+        close(traffic.total, told.moved)
+
+
+@scenario
+def explain_tells_the_same_of_a_state_that_is_whole(mesh):
+    step = fl.shard(pipeline(2), mesh, "zero3")
+    state = step.init(Net)
+    assert fl.explain(step, state) == fl.explain(step, fl.gather(state))
+    assert fl.explain(step, state, 64).held < fl.explain(step, state).held
+    for each in data():
+        state, _ = step(state, each)
+
+
+@scenario
+def memory_and_traffic_are_those_of_the_theory(mesh):
+    k, others = mesh.data, (mesh.data - 1) / mesh.data
+    ours = {plan: sizes(lambda p=plan: Ours(mesh, p)) for plan in ("replicate", "zero2", "zero3")}
+    theirs = {kind: sizes(lambda kind=kind: Theirs(kind, mesh)) for kind in ("DDP", "FSDP2")}
+    for name, (held, _, traffic, loss) in {**ours, **theirs}.items():
+        whole = name in ("replicate", "DDP")
+        close(held, 3 * P if whole else 3 * P / k)
+        passes = 3 if name in ("zero3", "FSDP2") else 2
+        close(traffic.total, passes * others * P)
+        mean = sum(mesh.exchange(loss)) / k
+        assert abs(mean - ours["replicate"][3]) < 1e-5, (name, mean)
+    # What an eager step adds at its peak: the new state and the optimizer's own tensors, in all 4
+    # of the state's kind, and the gradients.
+    close(ours["replicate"][1], 5 * P)
+    padded = sum(p.nbytes for p in model().parameters() if p.numel() % k)  # copied once more
+    close(ours["zero2"][1], 3 * P + P / k + padded)
+    close(ours["zero3"][1], 5 * P / k)
+
+
+if __name__ == "__main__":
+    main()

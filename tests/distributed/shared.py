@@ -1,0 +1,185 @@
+"""Models that ranks share, by the plan "tensor": run by ``test_shared.py``."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fnloop as fl
+from tests.distributed.laws import assert_close, assert_same_everywhere
+from tests.distributed.scenario import main, scenario
+from tests.distributed.traffic import Traffic
+
+
+class Perceptron(nn.Module):
+    """Two layers, named as in transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.head = nn.Linear(8, 32), nn.Linear(32, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(x + self.fc2(torch.relu(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """A block of a transformer, with separate or fused projections."""
+
+    def __init__(self, fused):
+        super().__init__()
+        if fused:
+            self.qkv = nn.Linear(16, 48)
+        else:
+            self.q, self.k, self.v = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.o, self.n1, self.n2 = nn.Linear(16, 16), nn.LayerNorm(16), nn.LayerNorm(16)
+        self.fc1, self.fc2 = nn.Linear(16, 64), nn.Linear(64, 16)
+        self.fused = fused
+
+    def forward(self, x):
+        b, t, d = x.shape
+        y = self.n1(x)
+        parts = self.qkv(y).chunk(3, -1) if self.fused else (self.q(y), self.k(y), self.v(y))
+        q, k, v = (z.view(b, t, 4, d // 4).transpose(1, 2) for z in parts)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(y.transpose(1, 2).reshape(b, t, d))
+        return x + self.fc2(F.gelu(self.fc1(self.n2(x))))
+
+
+class Transformer(nn.Module):
+    """An embedding, two blocks, and a head."""
+
+    def __init__(self, fused=False):
+        super().__init__()
+        self.embed = nn.Embedding(11, 16)
+        self.blocks = nn.ModuleList([Block(fused) for _ in range(2)])
+        self.head = nn.Linear(16, 11)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def loss(model, batch):
+    """Cross-entropy, with a metric."""
+    x, y = batch
+    z = model(x).flatten(0, -2)
+    found = F.cross_entropy(z, y.flatten())
+    return found, {"confidence": z.softmax(-1).max(-1).values.mean()}
+
+
+def rows(n=12):
+    """Vectors, and tokens; the last batch is short."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(n, 8, generator=g), torch.randint(0, 5, (n,), generator=g)
+    tokens = torch.randint(0, 11, (n, 7), generator=g)
+    return fl.Batches((x, y), 8, seed=1), fl.Batches((tokens[:, :-1], tokens[:, 1:]), 8, seed=1)
+
+
+def trained(step, model, data):
+    """The whole state, and the metrics."""
+    state, every = step.init(model, seed=3), []
+    for new, metrics in fl.run(step, state, data, steps=4):
+        state = new
+        every.append(fl.metrics.numbers(metrics))
+    return fl.gather(state), every
+
+
+def pipe(k=1):
+    """SGD with clipping and an average."""
+    stages = [fl.accumulate(k)] if k > 1 else []
+    chain = fl.optim.chain(fl.optim.clip_by_norm(0.5), fl.optim.sgd(0.1, momentum=0.9))
+    return fl.pipe(loss, fl.grad, *stages, fl.update(chain), fl.ema(0.9))
+
+
+def meshes(mesh):
+    """The mesh of one axis, and that of two if there are enough ranks."""
+    two = [fl.mesh(tensor=mesh.data // 2)] if mesh.data > 2 else []
+    return [fl.mesh(data=1, tensor=mesh.data), *two]
+
+
+@scenario
+def a_shared_model_is_the_one_of_one_process(mesh):
+    vectors, tokens = rows()
+    models = [
+        (Perceptron, vectors),
+        (Transformer, tokens),
+        (lambda: Transformer(fused=True), tokens),
+    ]
+    for model, data in models:
+        for own in meshes(mesh):
+            one = trained(pipe(2 * own.data), model, data)
+            for plan in ("tensor", ("zero2", "tensor")):
+                many = trained(fl.shard(pipe(2), own, plan), model, data)
+                assert_close(one, many, atol=1e-5)
+                assert_same_everywhere(mesh, many[0])
+
+
+@scenario
+def patterns_cut_what_they_say(mesh):
+    vectors, _ = rows()
+    own = meshes(mesh)[0]
+    step = fl.shard(pipe(), own, {"fc1.*": 0, "fc2.weight": 1})
+    state = step.init(Perceptron)
+    shapes = dict(zip(state.params.names, [s.shape for s in state.params.storages], strict=True))
+    assert shapes["fc1.weight"] == (32 // mesh.data, 8) and shapes["fc1.bias"] == (32 // mesh.data,)
+    assert shapes["fc2.weight"] == (8, 32 // mesh.data) and shapes["fc2.bias"] == (8,)
+    assert_close(trained(pipe(), Perceptron, vectors), trained(step, Perceptron, vectors), 1e-5)
+    assert fl.place(fl.gather(state), own, "tensor") == state
+
+
+@scenario
+def explain_tells_what_is_held_and_moved(mesh):
+    for own in meshes(mesh):
+        for plan in ("tensor", ("zero2", "tensor")):
+            step = fl.shard(pipe(), own, plan)
+            state = step.init(Transformer)
+            told = fl.explain(step, state)
+            assert told == fl.explain(step, fl.gather(state))
+            parts = [row.bytes for row in told.placed if row.path.startswith(("params", "slots"))]
+            held = sum(t.nbytes for t in fl.tree_leaves((state.params, state.slots)))
+            assert abs(sum(parts) / held - 1) < 0.01, (sum(parts), held)
+            with Traffic(own.group) as traffic:
+                step(state, next(iter(rows()[1])))
+            if own.data > 1:  # else the group is that of all ranks
+                assert abs(traffic.total / told.moved - 1) < 0.1, (plan, traffic.moved, told)
+
+
+@scenario
+def compiling_is_refused(mesh):
+    step = fl.compile(fl.shard(pipe(), meshes(mesh)[0], "tensor"), backend="aot_eager")
+    state = step.init(Perceptron)
+    try:
+        step(state, next(iter(rows()[0])))
+    except Exception as error:
+        assert "cannot be compiled" in str(error), error
+    else:
+        raise AssertionError("it was compiled")
+
+
+@scenario
+def what_does_not_fit_is_refused(mesh):
+    own = meshes(mesh)[0]
+
+    def init(plan):
+        return fl.shard(pipe(), own, plan).init(Perceptron)
+
+    for plan, word in (
+        ({"fc9.weight": 0}, "fits no parameter"),
+        ({"head.weight": 0}, "do not divide"),
+        ({"head.bias": 1}, "has the shape"),
+        ("zero2", '("zero2", "tensor")'),
+        (("zero3", "tensor"), "zero3"),
+    ):
+        try:
+            init(plan)
+        except ValueError as error:
+            assert word in str(error), error
+        else:
+            raise AssertionError(plan)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""The plan "zero3" with all kinds of models: each scenario of ``gathering.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import outcomes, scenarios
+
+SCRIPT = Path(__file__).with_name("gathering.py")
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("name", scenarios(SCRIPT))
+def test_gathering(name, ranks):
+    failed = [text for text in outcomes(SCRIPT, ranks)[name] if text]
+    assert not failed, failed[0]

@@ -1,0 +1,18 @@
+"""Many ranks train as one process does: each scenario of ``laws.py`` on 2 and 4 ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import outcomes, scenarios
+
+SCRIPT = Path(__file__).with_name("laws.py")
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", scenarios(SCRIPT))
+def test_laws(name, ranks):
+    failed = [text for text in outcomes(SCRIPT, ranks)[name] if text]
+    assert not failed, failed[0]

@@ -1,0 +1,18 @@
+"""Memory and traffic of plans: each scenario of ``measured.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import outcomes, scenarios
+
+SCRIPT = Path(__file__).with_name("measured.py")
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("name", scenarios(SCRIPT))
+def test_measured(name, ranks):
+    failed = [text for text in outcomes(SCRIPT, ranks)[name] if text]
+    assert not failed, failed[0]

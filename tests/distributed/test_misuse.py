@@ -1,0 +1,18 @@
+"""What is wrong on many ranks is refused on all: each scenario of ``misuse.py`` on 2 ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import outcomes
+from tests.distributed.test_laws import scenarios
+
+SCRIPT = Path(__file__).with_name("misuse.py")
+
+
+@pytest.mark.parametrize("name", scenarios(SCRIPT))
+def test_misuse(name):
+    failed = [text for text in outcomes(SCRIPT, 2)[name] if text]
+    assert not failed, failed[0]
