@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import fnloop as fl
@@ -11,6 +12,7 @@ from tests.distributed.scenario import main, scenario
 from tests.distributed.shared import meshes
 
 declare()
+pytest.importorskip("transformers")
 
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM  # noqa: E402
 

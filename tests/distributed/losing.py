@@ -11,23 +11,27 @@ import torch
 
 import fnloop as fl
 
-torch.set_num_threads(1)
-mesh, how, calls = fl.mesh(timeout=6), sys.argv[1], []
-if how == "ends" and mesh.rank == 1:
-    sys.exit(0)
-if how == "fails" and mesh.rank == 1:
-    raise FileNotFoundError("no such data")
+
+def main(how):
+    torch.set_num_threads(1)
+    mesh, calls = fl.mesh(timeout=6), []
+    if how == "ends" and mesh.rank == 1:
+        sys.exit(0)
+    if how == "fails" and mesh.rank == 1:
+        raise FileNotFoundError("no such data")
+
+    def loss(model, batch):
+        calls.append(batch)
+        if mesh.rank == 1 and len(calls) == 4:
+            if how == "is killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(600)
+        return model(batch).square().mean()
+
+    step = fl.shard(fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1))), mesh)
+    state = step.init(lambda: torch.nn.Linear(3, 2))
+    fl.fit(step, state, fl.Batches(torch.ones(16, 3), 4), steps=9)
 
 
-def loss(model, batch):
-    calls.append(batch)
-    if mesh.rank == 1 and len(calls) == 4:
-        if how == "is killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(600)
-    return model(batch).square().mean()
-
-
-step = fl.shard(fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1))), mesh)
-state = step.init(lambda: torch.nn.Linear(3, 2))
-fl.fit(step, state, fl.Batches(torch.ones(16, 3), 4), steps=9)
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -128,11 +128,21 @@ def test_a_killed_rank_is_started_again_and_the_end_is_the_same(job):
     assert running.starts() == ["2", "2"]
 
 
-def elastic():
-    """Options for one or two machines, of which each may come and go."""
+def free_port():
+    """A port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def listens(port):
+    """Whether somebody listens on a port."""
+    with socket.socket() as mine:
+        return mine.connect_ex(("localhost", port)) == 0
+
+
+def elastic(port):
+    """Options for one or two machines, of which each may come and go."""
     return (
         "--nnodes=1:2",
         "--rdzv-backend=c10d",
@@ -144,8 +154,10 @@ def elastic():
 
 
 def test_four_ranks_then_two_then_three_end_as_one_process(job):
-    running = job(200, 0.1, *elastic())
+    port = free_port()
+    running = job(200, 0.1, *elastic(port))
     running.start(2)
+    running.until(lambda: listens(port))  # the first is where the agents meet, and stays
     second = running.start(2)
     running.until(lambda: running.at(0) >= 5 and running.starts() == ["4"])
     kill([*workers(second), second.pid])  # a machine is lost
