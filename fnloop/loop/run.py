@@ -76,7 +76,7 @@ def run(
             the step or a callback returns the wrong thing; a callback waits for a metric that
             nothing reports; two stages share a slot.
 
-    >>> import fnloop as fl
+    >>> import torch, fnloop as fl
     >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
     >>> data = fl.Batches(torch.ones(8, 2), batch_size=4)
     >>> for state, metrics in run(step, step.init(torch.nn.Linear(2, 1)), data, epochs=3):

@@ -13,7 +13,6 @@ from torch import Tensor
 from fnloop._torch import graph, products, recurrent
 from fnloop._torch.draws import Maker, draw
 from fnloop._torch.fakes import fake_mode, without_values
-from fnloop._torch.recompute import recompute
 from fnloop._torch.references import storage_of
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.recorded import Inputs, Recorded
@@ -77,6 +76,8 @@ class Program:
         self._structure, self._metrics = recorded.metrics
         self._calls: tuple[int, int] | None = None
         if memory < 1:
+            from fnloop._torch.recompute import recompute  # which imports Inductor, for a second
+
             recompute(recorded.graph, memory)
         if recorded.writes:
             self._order(recorded.graph, inputs.kept)

@@ -88,9 +88,9 @@ class Series:
         if not changed and program is self._program:
             return metrics  # all of it was written in place
         after = kept.advance(changed, self.state, program.stable)
+        before, self.state = self.state, after
         if self._donate:
-            give_away(self.state, after)
-        self.state = after
+            give_away(before, after)
         in_place = self._donate and not changed
         self._program, self._kept = (program, kept) if in_place else (None, None)
         return metrics

@@ -30,7 +30,8 @@ def recorded(function, *tensors):
 
 
 def options(threads=0):
-    return {**graph.options(torch.device("cpu"), "default", Counter()), "cpp.threads": threads}
+    made = graph.options(torch.device("cpu"), "default", Counter(), 1.0)
+    return {**made, "cpp.threads": threads}
 
 
 def key(function, *tensors, **given):

@@ -6,7 +6,7 @@ import threading
 
 import torch
 
-from fnloop.distributed import agreement
+from fnloop.distributed import gates
 from fnloop.distributed.mesh import Mesh
 
 _here = threading.local()
@@ -58,4 +58,4 @@ def ranks(mesh, work):
 
 def without_notes(monkeypatch):
     """Gates are noted in a process group, which threads have not."""
-    monkeypatch.setattr(agreement, "come_to", lambda name: None)
+    monkeypatch.setattr(gates, "come_to", lambda name: None)
