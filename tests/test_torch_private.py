@@ -247,7 +247,8 @@ def test_a_step_is_recorded_without_values_and_built():
     assert {"gm", "example_inputs"} <= parameters
 
 
-def test_what_inductor_builds_takes_a_list_and_is_called_directly():
+def test_what_inductor_builds_takes_a_list_and_is_called_directly(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # so that it is built, not found
     mode = fakes.fake_mode()
     x = torch.arange(4.0)
     (fake,) = fakes.without_values([x], mode)
