@@ -78,11 +78,9 @@ class Compiled(Stage):
         if not isinstance(self.dynamic, bool):
             raise TypeError(f"compile(dynamic=) is True or False, got {self.dynamic!r}.")
         if isinstance(self.memory, bool) or not isinstance(self.memory, (int, float)):
-            raise TypeError(
-                f"compile(memory=) is a number from 0 to 1, got {self.memory!r}. {_SHARE}"
-            )
+            raise TypeError(_SHARE.format(got=self.memory))
         if not 0 <= self.memory <= 1:
-            raise ValueError(f"compile(memory=) is from 0 to 1, got {self.memory!r}. {_SHARE}")
+            raise ValueError(_SHARE.format(got=self.memory))
         if self.steps > 1 and mesh_of(self.inner) is not None:
             raise ValueError(
                 f"compile(steps={self.steps}) does several steps at once, between which the ranks "

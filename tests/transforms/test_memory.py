@@ -158,8 +158,9 @@ def test_a_loss_that_is_checkpointed_by_hand_too():
 def test_a_share_out_of_range(memory):
     with pytest.raises(
         ValueError, match=r"compile\(memory=\) is a number from 0 to 1, got .*memory=0.5"
-    ):
+    ) as caught:
         fl.compile(STEPS["plain"](), memory=memory)
+    assert f"got {memory}. It is the share" in str(caught.value)
 
 
 @pytest.mark.parametrize("memory", ["half", None, True, torch.tensor(0.5)])
