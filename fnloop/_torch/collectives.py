@@ -19,11 +19,6 @@ def started() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def stop() -> None:
-    """Leave the process group. Its threads would run as Python ends, and torch may abort then."""
-    dist.destroy_process_group()
-
-
 _grids: dict[Any, Any] = {}  # making one is an exchange, and it lasts as long as the process group
 
 

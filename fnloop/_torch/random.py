@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,17 +17,13 @@ class seeded(ProcessWide):
     A thread that draws data ahead and a training step must not disturb each other.
 
     It takes 3 us; ``torch.random.fork_rng`` takes 145 us.
-
-    Attributes:
-        also: Called when the block is left, to restore what else was seeded.
     """
 
-    __slots__ = ("_other", "_saved", "_saved_other", "_seed", "also")
+    __slots__ = ("_other", "_saved", "_saved_other", "_seed")
 
     def __init__(self, seed: int, device: torch.device | None = None) -> None:
         self._seed = seed
         self._other = None if device is None or device.type == "cpu" else _of(device)
-        self.also: Callable[[], None] | None = None
 
     def save(self) -> None:
         self._saved = _CPU.get_state()
@@ -44,8 +39,6 @@ class seeded(ProcessWide):
         _CPU.set_state(self._saved)
         if self._other is not None:
             self._other.set_state(self._saved_other)
-        if self.also is not None:
-            self.also()
 
 
 def generators(device: torch.device) -> list[torch.Generator]:

@@ -62,6 +62,12 @@ def outcomes(script: Path, ranks: int) -> dict[str, list[str]]:
     return {name: [own.get(name, lost) for own in found] for name in scenarios(script)}
 
 
+def check(script: Path, name: str, ranks: int) -> None:
+    """Check that a scenario of a script was right on every rank."""
+    failed = [text for text in outcomes(script, ranks)[name] if text]
+    assert not failed, failed[0]
+
+
 def scenarios(script: Path) -> list[str]:
     """The names of a script's scenarios, without running it."""
     tree = ast.parse(script.read_text())

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import outcomes
-from tests.distributed.test_laws import scenarios
+from tests.distributed.launch import check, scenarios
 
 SCRIPT = Path(__file__).with_name("agreeing.py")
 
 
 @pytest.mark.parametrize("name", scenarios(SCRIPT))
 def test_agreeing(name):
-    failed = [text for text in outcomes(SCRIPT, 2)[name] if text]
-    assert not failed, failed[0]
+    check(SCRIPT, name, 2)

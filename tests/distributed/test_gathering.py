@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import outcomes, scenarios
+from tests.distributed.launch import check, scenarios
 
 SCRIPT = Path(__file__).with_name("gathering.py")
 
@@ -14,5 +14,4 @@ SCRIPT = Path(__file__).with_name("gathering.py")
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("name", scenarios(SCRIPT))
 def test_gathering(name, ranks):
-    failed = [text for text in outcomes(SCRIPT, ranks)[name] if text]
-    assert not failed, failed[0]
+    check(SCRIPT, name, ranks)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import outcomes, scenarios
+from tests.distributed.launch import check, scenarios
 
 pytest.importorskip("transformers")
 SCRIPT = Path(__file__).with_name("library.py")
@@ -15,5 +15,4 @@ SCRIPT = Path(__file__).with_name("library.py")
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", scenarios(SCRIPT))
 def test_library(name, ranks):
-    failed = [text for text in outcomes(SCRIPT, ranks)[name] if text]
-    assert not failed, failed[0]
+    check(SCRIPT, name, ranks)

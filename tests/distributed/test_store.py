@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import outcomes, run, scenarios
+from tests.distributed.launch import check, run, scenarios
 
 SCRIPT = Path(__file__).with_name("store.py")
 
 
 @pytest.mark.parametrize("name", scenarios(SCRIPT))
 def test_store(name):
-    failed = [text for text in outcomes(SCRIPT, 2)[name] if text]
-    assert not failed, failed[0]
+    check(SCRIPT, name, 2)
 
 
 def alone(place, ranks, name, **env):
