@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import socket
 import sys
 import threading
 from collections import Counter
@@ -27,6 +26,7 @@ from fnloop._torch import (
     tracing,
 )
 from fnloop.data.prefetching import prefetch
+from tests.ports import free_port
 
 
 def test_trees_can_be_registered_everywhere():
@@ -45,9 +45,7 @@ def test_trees_can_be_registered_everywhere():
 
 
 def test_ranks_leave_notes_in_the_store_by_which_they_met():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     rank_store.join("gloo", f"tcp://localhost:{port}", 0, 1, seconds=20)
     try:
         assert rank_store.noted("at/0") is None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 _PORT = 29500  # torch's own default
+_SLURM_PORT = 15_000  # and up: systems give no port below 32768 to outgoing connections
 
 
 class Launched(NamedTuple):
@@ -41,7 +42,7 @@ def launched(env: Mapping[str, str] = os.environ) -> Launched | None:
     Launched(launcher='torchrun', rank=1, size=2, local=1, meeting='env://')
     >>> slurm = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
     >>> launched({**slurm, "SLURM_JOB_NODELIST": "gpu[07-09]"}).meeting
-    'tcp://gpu07:29500'
+    'tcp://gpu07:15000'
     """
     if "RANK" in env and "WORLD_SIZE" in env:
         local = env.get("LOCAL_RANK", env["RANK"])
@@ -72,7 +73,9 @@ def _slurm(env: Mapping[str, str]) -> Launched:
     rank, size, local = (int(_known(env, name, "srun")) for name in names)
     nodes = env.get("SLURM_STEP_NODELIST") or _known(env, "SLURM_JOB_NODELIST", "srun")
     job = int(env.get("SLURM_JOB_ID", "0"))  # two jobs on one machine meet at different ports
-    return Launched("srun", rank, size, local, _meeting(env, first_host(nodes), job % 10_000))
+    return Launched(
+        "srun", rank, size, local, _meeting(env, first_host(nodes), _SLURM_PORT + job % 10_000)
+    )
 
 
 def _mpi_meeting(env: Mapping[str, str], launcher: str) -> str:
@@ -83,12 +86,11 @@ def _mpi_meeting(env: Mapping[str, str], launcher: str) -> str:
             "meet. Pass the name of the first machine to all of them: "
             "mpirun -x MASTER_ADDR=HOST python train.py"
         )
-    return _meeting(env, "127.0.0.1", 0)
+    return _meeting(env, "127.0.0.1", _PORT)
 
 
-def _meeting(env: Mapping[str, str], host: str, offset: int) -> str:
-    address, port = env.get("MASTER_ADDR", host), env.get("MASTER_PORT", _PORT + offset)
-    return f"tcp://{address}:{port}"
+def _meeting(env: Mapping[str, str], host: str, port: int) -> str:
+    return f"tcp://{env.get('MASTER_ADDR', host)}:{env.get('MASTER_PORT', port)}"
 
 
 def _known(env: Mapping[str, str], name: str, launcher: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 
 from fnloop.distributed.launch import first_host, launched
 from tests.distributed.launch import processes
+from tests.ports import free_port
 
 SCRIPT = Path(__file__).with_name("meeting.py")
 NAMES = {
@@ -30,9 +30,7 @@ def environment(launcher, rank, size=2):
 
 @pytest.mark.parametrize("launcher", ["srun", "Open MPI"])
 def test_processes_of_other_launchers_meet(launcher):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     envs = [{**environment(launcher, rank), "MASTER_PORT": port} for rank in range(2)]
     for each in processes([[SCRIPT]] * 2, envs):
         text, _ = each.communicate(timeout=120)
@@ -44,7 +42,7 @@ def test_processes_of_other_launchers_meet(launcher):
 def test_a_place(launcher):
     own = launched(environment(launcher, 1))
     assert own[:4] == (launcher, 1, 2, 1)
-    ports = {"srun": 29507}
+    ports = {"srun": 15007}
     host = {"srun": "localhost"}.get(launcher, "127.0.0.1")
     assert own.meeting == f"tcp://{host}:{ports.get(launcher, 29500)}"
 

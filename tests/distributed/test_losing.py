@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.launch import processes
+from tests.ports import free_port
 
 SCRIPT = Path(__file__).with_name("losing.py")
 
 
 def others(how, ranks):
     """What each rank but 1 prints last, and its exit code."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     env = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     running = processes([[SCRIPT, how]] * ranks, [{**env, "RANK": str(r)} for r in range(ranks)])
     try:

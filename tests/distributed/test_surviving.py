@@ -17,6 +17,7 @@ import pytest
 import fnloop as fl
 from tests.distributed.launch import ROOT
 from tests.distributed.training import data, digest, model, pipeline
+from tests.ports import free_port
 
 SCRIPT = Path(__file__).with_name("training.py")
 SECONDS = 150
@@ -126,13 +127,6 @@ def test_a_killed_rank_is_started_again_and_the_end_is_the_same(job):
     kill(workers(agent)[1:])
     assert running.end() == uninterrupted(24)
     assert running.starts() == ["2", "2"]
-
-
-def free_port():
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
 
 
 def listens(port):

@@ -16,6 +16,8 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+from tests.ports import free_port
+
 BUCKET = "bucket"
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -150,9 +152,7 @@ def _is_continue(data: bytes) -> bool:
 @contextlib.contextmanager
 def serving() -> Iterator[Gate]:
     """A server with one empty bucket, and the gate before it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p"]
     environment = {**os.environ, **ENVIRONMENT}
     server = subprocess.Popen(

@@ -6,12 +6,13 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 from . import s3
 
@@ -71,12 +72,6 @@ class Mortal:
         answer = self._nursery.stdout.readline()
         assert answer, f"{verb} {name}: the servers' parent has ended"
         return int(answer)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @contextlib.contextmanager
