@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fnloop._torch.pages import keep_freed
 from fnloop._torch.random import seeded
 from fnloop.data.bundle import Data
 from fnloop.data.divided import refuse_divided
@@ -170,6 +171,7 @@ def _outputs(
 
     Of `n` ranks each has every n-th batch: `share` is this rank, and `n`.
     """
+    keep_freed()
     chosen, wants_state = choose_params(state, params), takes_state(fn)
     views = {name: p.detach() for name, p in chosen.items()}  # an assignment to .data stays here
     unwritten = Unwritten(chosen)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fnloop._torch.pages import keep_freed
 from fnloop._torch.process_wide import inside, leave_all
 from fnloop.data.bundle import Data
 from fnloop.data.divided import refuse_divided
@@ -123,6 +124,7 @@ def run(
     except Exception as error:
         leave(mesh, error)
         raise
+    keep_freed()
     at_exit = AtExit()
     turns = Steps(step, state, source, limits, stages, effects, about, mesh)
     loop = _loop(turns, limits, about, at_exit)

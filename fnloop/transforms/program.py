@@ -13,6 +13,7 @@ from torch import Tensor
 from fnloop._torch import graph, products, recurrent
 from fnloop._torch.draws import Maker, draw
 from fnloop._torch.fakes import fake_mode, without_values
+from fnloop._torch.pages import keep_freed
 from fnloop._torch.references import storage_of
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.recorded import Inputs, Recorded
@@ -54,6 +55,7 @@ class Program:
         memory: float,
         varying: Varying | None = None,
     ) -> None:
+        keep_freed()
         device = inputs.state.step.device
         written = inputs.kept.plan.writable if donate else frozenset[int]()
         # Only a graph that is one call into machine code writes all or nothing when Python is
