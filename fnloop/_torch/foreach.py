@@ -123,6 +123,11 @@ def norm_of_small(xs: Storages) -> Tensor:
     return torch.linalg.vector_norm(_flatten(xs))
 
 
+def sum_of_small(xs: Storages) -> Tensor:
+    """The sum of all values of tensors of one dtype, if they have few: 0-d, in their dtype."""
+    return _flatten(xs).sum()
+
+
 def all_finite(xs: Storages) -> Tensor:
     """Whether every value is finite: bool[]."""
     if not xs:

@@ -261,10 +261,16 @@ class Tensors(NoOperators, NamedTensors):
         storages, bulk = self._storages, self._bulk()
         if not bulk or not storages or not storages[0].is_cpu:
             return self._all(foreach.all_finite(storages))
-        # A finite norm means finite values. The norm may overflow, so otherwise check the values.
-        if math.isfinite(self._norm_by(bulk).item()):
+        # A finite sum or norm means finite values. It may overflow, so otherwise check the values.
+        if math.isfinite(self._sum_or_norm().item()):
             return True
         return bool(self._all(foreach.all_finite([s.detach() for s in storages])))
+
+    def _sum_or_norm(self) -> Tensor:
+        """The norm; of few values the sum, as squares may be denormal, which is slow."""
+        if self.kinds.small and self._norm is None and self.layout.mesh is None:
+            return foreach.sum_of_small(self._storages)
+        return self._norm_by(True)
 
     def _all(self, flag: Tensor) -> Tensor:
         """Whether a flag is true on all ranks that have a part of the tensors."""
