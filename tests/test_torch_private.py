@@ -18,6 +18,7 @@ from fnloop._torch import (
     fused,
     graph,
     hooks,
+    machine_code,
     members,
     pytree,
     random,
@@ -238,7 +239,7 @@ def test_a_step_is_recorded_without_values_and_built():
     assert (2, 3) in values
     assert callable(lookup_backend("aot_eager"))
     assert hasattr(config, "enable_autograd_cache")
-    inductor = graph.inductor()
+    inductor = machine_code.inductor()
     parameters = set(inspect.signature(inductor.compile_fx).parameters)
     assert {"inner_compile", "config_patches"} <= parameters
     parameters = set(inspect.signature(inductor.compile_fx_inner).parameters)
@@ -251,8 +252,8 @@ def test_what_inductor_builds_takes_a_list_and_is_called_directly(tmp_path, monk
     x = torch.arange(4.0)
     (fake,) = fakes.without_values([x], mode)
     recorded = graph.record(lambda x: [x + 1, x.sum()], [fake], mode)
-    run = graph.build(
-        recorded, [fake], "inductor", graph.options(x.device, "default", Counter(), 1.0)
+    run = machine_code.build(
+        recorded, [fake], "inductor", machine_code.options(x.device, "default", Counter(), 1.0)
     )
     where: str = getattr(run, "__qualname__", "")
     assert "_wrap_func" in where, "there is a wrapper around the function that calls machine code"
@@ -295,10 +296,10 @@ def test_onednn_can_be_turned_off_and_on():
 def test_inductor_has_the_options_that_are_asked_of_it():
     from torch._inductor import config
 
-    everything = Counter({torch.ops.aten.native_batch_norm.default: graph.LARGE})
+    everything = Counter({torch.ops.aten.native_batch_norm.default: machine_code.LARGE})
     for mode in ("default", "max-autotune"):
         for device in ("cpu", "cuda"):
-            for name in graph.options(torch.device(device), mode, everything, 0.5):
+            for name in machine_code.options(torch.device(device), mode, everything, 0.5):
                 assert name in config._config, name
 
 

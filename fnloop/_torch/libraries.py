@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 Runnable = Callable[[list[Tensor]], Sequence[Any]]
+"""A function from a list of tensors, which it may empty, to the results."""
 
 _aoti: Any = torch._C._aoti  # pyright: ignore
 _ENTRY = "inductor_entry_cpp"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fnloop._torch.pages import keep_freed
+from fnloop._torch.freed_memory import keep_freed
 from fnloop._torch.random import seeded
 from fnloop.data.bundle import Data
 from fnloop.data.divided import refuse_divided

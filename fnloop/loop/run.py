@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fnloop._torch.pages import keep_freed
+from fnloop._torch.freed_memory import keep_freed
 from fnloop._torch.process_wide import inside, leave_all
 from fnloop.data.bundle import Data
 from fnloop.data.divided import refuse_divided

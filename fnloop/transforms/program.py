@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fnloop._torch import graph, products, recurrent
+from fnloop._torch import graph, machine_code, products, recurrent
 from fnloop._torch.draws import Maker, draw
 from fnloop._torch.fakes import fake_mode, without_values
-from fnloop._torch.pages import keep_freed
+from fnloop._torch.freed_memory import keep_freed
 from fnloop._torch.references import storage_of
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.recorded import Inputs, Recorded
@@ -89,10 +89,10 @@ class Program:
         self._pick = itemgetter(*used) if len(used) > 1 else lambda given: [given[i] for i in used]
         operations = graph.operations_of(recorded.graph)
         self.operations = operations.total()
-        options = graph.options(device, mode, operations, memory)
+        options = machine_code.options(device, mode, operations, memory)
         given = self._pick([*recorded.fakes, *recorded.drawn])
         with no_casting(device):  # the recorded graph holds the casts already
-            self._run = graph.build(recorded.graph, given, backend, options)
+            self._run = machine_code.build(recorded.graph, given, backend, options)
         self._mode = recurrent.mode_for(recorded.graph)
         self._clones = device.type != "cpu"
         faster = products.available() and products.gain(recorded.with_numbers) > 0

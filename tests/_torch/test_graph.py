@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 
 import pytest
 import torch
 from torch import nn
 
-from fnloop._torch import fakes, graph
+from fnloop._torch import fakes, graph, machine_code
 
 
 def recorded(function, *tensors):
@@ -109,7 +108,7 @@ def update(vector, first, second):
 
 @pytest.mark.parametrize(
     ("backend", "size"),
-    [("aot_eager", 9), ("inductor", 9), ("inductor", graph.LARGE)],
+    [("aot_eager", 9), ("inductor", 9), ("inductor", machine_code.LARGE)],
     ids=["aot_eager", "inductor", "inductor, large"],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
@@ -127,79 +126,11 @@ def test_parts_of_a_vector_are_read_before_it_is_written(backend, size):
     graph.read_before_writing(found, 0, cuts)
     used = graph.prune(found)
     assert used == [0, 2]  # only `second.flip(0)` is read for the new value alone
-    options = graph.options(vector.device, "default", Counter(any=size), 1.0)
-    run = graph.build(found, [inputs[i] for i in used], backend, options)
+    options = machine_code.options(vector.device, "default", Counter(any=size), 1.0)
+    run = machine_code.build(found, [inputs[i] for i in used], backend, options)
     results = run([[vector, *parts][i] for i in used])
     for a, b in zip([vector, *results], expected, strict=True):
         torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize(
-    "layers, asked",
-    [
-        ([nn.Conv2d(3, 4, 3)], None),
-        ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)], False),
-        ([nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)], False),
-        ([nn.Conv2d(3, 4, 3), nn.LayerNorm([4, 6, 6])], None),
-    ],
-)
-def test_convolutions_that_are_normalized_keep_their_layout(layers, asked):
-    net, mode = nn.Sequential(*layers), fakes.fake_mode()
-    (x,) = fakes.without_values([torch.randn(2, 3, 8, 8)], mode)
-    with mode:
-        net = net.to_empty(device="cpu")
-        recorded = graph.record(lambda x: [net(x)], [x], mode)
-    found = graph.options(torch.device("cpu"), "default", graph.operations_of(recorded), 1.0)
-    assert found.get("layout_optimization") is asked
-
-
-@pytest.mark.parametrize(
-    "options, calls",
-    [
-        ({}, 1),
-        ({"bias": False, "batch_first": True}, 1),
-        ({"num_layers": 2, "bidirectional": True}, 4),
-    ],
-)
-@pytest.mark.parametrize("training", [True, False])
-def test_an_lstm_is_the_layer_of_onednn_forward_and_backward(options, calls, training):
-    layer = nn.LSTM(2, 3, **options).train(training)
-    weights = {name: w.detach() for name, w in layer.named_parameters()}
-
-    def slopes(x, *given):
-        given = [x.detach().requires_grad_(), *(w.detach().requires_grad_() for w in given)]
-        own = dict(zip(weights, given[1:], strict=True))
-        with torch.enable_grad():
-            out, (h, c) = torch.func.functional_call(layer, own, given[0])
-            return list(torch.autograd.grad(out.square().sum() + (h * c).sum(), given))
-
-    inputs = torch.randn(4, 5, 2), *weights.values()
-    found = recorded(slopes, *inputs)
-    counts = Counter(operations(found))
-    assert counts["aten.mkldnn_rnn_layer.default"] == calls
-    assert counts["aten.mkldnn_rnn_layer_backward.default"] == calls
-    for ours, theirs in zip(found(*inputs), slopes(*inputs), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_an_lstm_that_onednn_has_not_is_recorded_as_products():
-    layer = nn.LSTM(2, 3).double().requires_grad_(False)
-    x = torch.randn(4, 1, 2, dtype=torch.float64)
-    found = recorded(lambda x: [layer(x)[0]], x)
-    assert not any("mkldnn" in name for name in operations(found))
-    torch.testing.assert_close(found(x)[0], layer(x)[0])
-
-
-def test_a_chain_as_long_as_the_graph_may_be_followed_by_recursion():
-    def depth(n):
-        return n and 1 + depth(n - 1)
-
-    before = sys.getrecursionlimit()
-    with graph._room_for(before):
-        assert depth(2 * before) == 2 * before
-    assert sys.getrecursionlimit() == before
-    with pytest.raises(RecursionError):
-        depth(2 * before)
 
 
 @pytest.mark.parametrize(
@@ -213,38 +144,6 @@ def test_a_chain_as_long_as_the_graph_may_be_followed_by_recursion():
 def test_what_cannot_be_recorded_raises_what_errors_translate(function, kinds):
     with graph.quiet(), pytest.raises(kinds):
         recorded(function, torch.ones(3))
-
-
-def viewed(x):
-    """A view that exists of PyTorch's result, and not of Inductor's, which has other strides."""
-    joined = torch.cat([x.new_empty(0), x.transpose(1, 2)], 1)
-    return [joined.view(-1, 3) * 2]
-
-
-def written(x):
-    rows = x * 2
-    rows.view(-1)[1:].add_(1)
-    return [rows]
-
-
-def test_inductor_may_give_other_strides_to_what_is_viewed():
-    x, mode = torch.randn(4, 3, 5), fakes.fake_mode()
-    (fake,) = fakes.without_values([x], mode)
-    recorded = graph.record(viewed, [fake], mode)
-    run = graph.build(
-        recorded, [fake], "inductor", graph.options(x.device, "default", Counter(), 1.0)
-    )
-    assert torch.equal(run([x])[0], viewed(x)[0])
-
-
-def test_a_view_that_is_written_to_stays_one():
-    mode = fakes.fake_mode()
-    (fake,) = fakes.without_values([torch.randn(4, 3, 5)], mode)
-    for function, kept in ((viewed, 0), (written, 1)):
-        recorded = graph.record(function, [fake], mode)
-        graph._reshape_views(recorded)
-        names = [node.target for node in recorded.graph.nodes]
-        assert names.count(torch.ops.aten.view.default) == kept
 
 
 def test_results_are_copied_except_those_that_are_copied_anyway():

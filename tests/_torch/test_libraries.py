@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fnloop._torch import fakes, graph, libraries
+from fnloop._torch import fakes, graph, libraries, machine_code
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 
@@ -30,7 +30,7 @@ def recorded(function, *tensors):
 
 
 def options(threads=0):
-    made = graph.options(torch.device("cpu"), "default", Counter(), 1.0)
+    made = machine_code.options(torch.device("cpu"), "default", Counter(), 1.0)
     return {**made, "cpp.threads": threads}
 
 
@@ -41,7 +41,7 @@ def key(function, *tensors, **given):
 
 def built(function, *tensors):
     found, inputs = recorded(function, *tensors)
-    return graph.build(found, inputs, "inductor", options())
+    return machine_code.build(found, inputs, "inductor", options())
 
 
 def scaled(by):
@@ -127,7 +127,7 @@ def test_a_second_build_does_without_inductor(folder, monkeypatch):
     function = lambda x: [(x * 2.0).sin(), x.sum()]  # noqa: E731
     first = built(function, X)([X])
     assert len(list(folder.iterdir())) == 1
-    monkeypatch.setattr(graph, "_inductor", None)
+    monkeypatch.setattr(machine_code, "_inductor", None)
     given = [X]
     second = built(function, X)(given)
     assert given == []  # a list that is emptied lets memory go

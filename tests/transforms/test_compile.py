@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fnloop as fl
-from fnloop._torch import graph
+from fnloop._torch import machine_code
 from fnloop.trees.paths import tree_items
 
 
@@ -645,7 +645,7 @@ def test_max_autotune_is_asked_of_inductor(monkeypatch):
         asked.append(config_patches)
         return graph.forward
 
-    monkeypatch.setattr(graph.inductor(), "compile_fx", build)
+    monkeypatch.setattr(machine_code.inductor(), "compile_fx", build)
     for mode in ("default", "max-autotune"):
         fast = fl.compile(step_of(), mode=mode)
         fast(fast.init(net()), batch())
