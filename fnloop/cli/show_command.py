@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 import warnings
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from fnloop.store.read import leaves_in, read_values
 from fnloop.trees.equal import table
 from fnloop.trees.paths import split
 from fnloop.trees.show import bytes_text, tree_show
+from fnloop.values.regions import Region
 
 
 def run_show(arguments: Namespace) -> int:
@@ -107,7 +109,10 @@ def _size(manifest: Mapping[str, Any]) -> str:
     size = bytes_text(sum(sizes.values()))
     if "mesh" not in manifest:
         return size
-    return f"{size}, divided among {manifest['mesh']['data']} ranks in {len(sizes)} files"
+    mesh = manifest["mesh"]
+    axes = ", ".join([f"{axis}={ranks}" for axis, ranks in mesh.items()])
+    ranks = f"{math.prod(mesh.values())} ranks" + (f" ({axes})" if len(mesh) > 1 else "")
+    return f"{size}, divided among {ranks} in {len(sizes)} files"
 
 
 def _threads(number: int) -> str:
@@ -117,8 +122,8 @@ def _threads(number: int) -> str:
 def all_leaves(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
     """All tensors of a checkpoint by leaf path, verified."""
     saved = leaves_in(manifest, path)
-    runs = {name: range(leaf.numel) for name, leaf in saved.items()}
-    return dict(read_values(files_for(path), path, saved, runs))
+    wanted = {name: Region.all(leaf.shape) for name, leaf in saved.items()}
+    return dict(read_values(files_for(path), path, saved, wanted))
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

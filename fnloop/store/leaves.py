@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fnloop.store.schema import fault_in_path, is_piece_file, is_whole
+from fnloop.values.regions import Box, Region, sizes, volume
 
 CODES = {
     torch.float64: "F64",
@@ -34,6 +35,7 @@ CODES = {
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in [*CODES, torch.complex128]}
 """All dtypes that can be saved, by name."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_PIECE = {"file", "start", "count", "sha256"}
 
 
 class Leaf(NamedTuple):
@@ -65,24 +67,25 @@ class Leaf(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A run of a tensor's values, row-major, in one of a checkpoint's files.
+    """Some of a tensor's values, in one of a checkpoint's files.
 
     Attributes:
         file: The file's name.
-        start: The first of the values.
-        count: How many.
+        region: Which values: a run of all, or of those of a slice along one dimension.
         sha256: Hexadecimal digest of their bytes.
     """
 
     file: str
-    start: int
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    region: Region
     sha256: str
 
-    @property
-    def stop(self) -> int:
-        """The end of the run."""
-        return self.start + self.count
+    def entry(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        """As JSON values, for a tensor of this shape."""
+        box, run = self.region
+        dim = next((i for i, size in enumerate(shape) if len(box[i]) < size), None)
+        cut = {} if dim is None else {"slice": [dim, box[dim].start, box[dim].stop]}
+        run = {"start": run.start, "count": len(run)}
+        return {"file": self.file, **cut, **run, "sha256": self.sha256}
 
 
 class Saved(NamedTuple):
@@ -91,7 +94,7 @@ class Saved(NamedTuple):
     Attributes:
         dtype: The tensor's dtype.
         shape: The tensor's shape.
-        pieces: Where its values are, in order and without gaps.
+        pieces: Where its values are: slice by slice, each in order and without gaps.
     """
 
     dtype: torch.dtype
@@ -109,16 +112,13 @@ class Saved(NamedTuple):
         return self.dtype.itemsize * self.numel
 
     def leaf(self, piece: Piece) -> Leaf:
-        """A piece as it is in its file: flat, but for one that is the whole tensor."""
-        shape = self.shape if piece.count == self.numel else (piece.count,)
-        return Leaf(self.dtype, shape, piece.sha256)
+        """A piece as it is in its file."""
+        return Leaf(self.dtype, piece.region.shape, piece.sha256)
 
     def entry(self) -> dict[str, Any]:
         """As JSON values."""
-        return {
-            **_kind(self.dtype, self.shape),
-            "pieces": [piece._asdict() for piece in self.pieces],
-        }
+        pieces = [piece.entry(self.shape) for piece in self.pieces]
+        return {**_kind(self.dtype, self.shape), "pieces": pieces}
 
     @classmethod
     def of_one(cls, entry: Any, file: str) -> Saved:
@@ -130,8 +130,7 @@ class Saved(NamedTuple):
         if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "sha256"}:
             raise ValueError("it is not a dtype, a shape and a sha256")
         dtype, shape = _kind_in(entry)
-        sha256 = _digest_in(entry)
-        return cls(dtype, shape, (Piece(file, 0, math.prod(shape), sha256),))
+        return cls(dtype, shape, (Piece(file, Region.all(shape), _digest_in(entry)),))
 
     @classmethod
     def of(cls, entry: Any) -> Saved:
@@ -145,16 +144,8 @@ class Saved(NamedTuple):
         dtype, shape = _kind_in(entry)
         if not isinstance(entry["pieces"], list):
             raise ValueError("its pieces are no list")
-        saved = cls(dtype, shape, tuple(map(_piece_in, entry["pieces"])))
-        end = 0
-        for piece in saved.pieces:
-            if piece.start != end:
-                raise ValueError(f"its pieces leave a gap, or overlap, at value {end}")
-            end = piece.stop
-        if end != saved.numel:
-            raise ValueError(f"its pieces have {end} values, and its shape {saved.numel}")
-        if len({piece.file for piece in saved.pieces}) < len(saved.pieces):
-            raise ValueError("two of its pieces are in one file")
+        saved = cls(dtype, shape, tuple([_piece_in(piece, shape) for piece in entry["pieces"]]))
+        _check_all_there(saved)
         return saved
 
 
@@ -218,15 +209,63 @@ def _kind_in(entry: Mapping[str, Any]) -> tuple[torch.dtype, tuple[int, ...]]:
     return DTYPES[dtype], tuple(shape)
 
 
-def _piece_in(entry: Any) -> Piece:
-    if not isinstance(entry, Mapping) or set(entry) != set(Piece._fields):
+def _piece_in(entry: Any, shape: tuple[int, ...]) -> Piece:
+    if not isinstance(entry, Mapping) or set(entry) - {"slice"} != _PIECE:
         raise ValueError("a piece is not a file, a start, a count and a sha256")
     file, start, count = entry["file"], entry["start"], entry["count"]
     if not is_piece_file(file):
         raise ValueError("a piece's file is no name of a file of pieces")
     if not (_is_size(start) and _is_size(count) and count):
         raise ValueError("a piece's start or count is no number of values")
-    return Piece(file, start, count, _digest_in(entry))
+    box = list(map(range, shape))
+    if "slice" in entry:
+        dim, indices = _slice_in(entry["slice"], shape)
+        box[dim] = indices
+    return Piece(file, Region(tuple(box), range(start, start + count)), _digest_in(entry))
+
+
+def _slice_in(entry: Any, shape: tuple[int, ...]) -> tuple[int, range]:
+    if not (isinstance(entry, list) and len(entry) == 3 and all(map(_is_size, entry))):
+        raise ValueError("a piece's slice is no dimension with a first and a last index")
+    dim, start, stop = entry
+    if not (dim < len(shape) and start < stop <= shape[dim] and stop - start < shape[dim]):
+        raise ValueError(f"a piece's slice is {entry}, which is no part of the shape {list(shape)}")
+    return dim, range(start, stop)
+
+
+def _check_all_there(saved: Saved) -> None:
+    """Raise `ValueError` unless the pieces are all values of a tensor, once and in order."""
+    slices: list[Box] = []
+    for box, pieces in itertools.groupby(saved.pieces, key=lambda piece: piece.region.box):
+        slices.append(box)
+        end = 0
+        for piece in pieces:
+            if piece.region.run.start != end:
+                raise ValueError(f"its pieces leave a gap, or overlap, at value {end}")
+            end = piece.region.run.stop
+        if end != volume(box):
+            raise ValueError(f"its pieces have {end} values, and its shape {volume(box)}")
+    if not slices and saved.numel:
+        raise ValueError(f"its pieces have 0 values, and its shape {saved.numel}")
+    _check_slices(slices, saved.shape)
+    if len({piece.file for piece in saved.pieces}) < len(saved.pieces):
+        raise ValueError("two of its pieces are in one file")
+
+
+def _check_slices(slices: list[Box], shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless they are a tensor, cut along one dimension."""
+    if len(slices) < 2 and all([sizes(box) == shape for box in slices]):
+        return
+    dims = {i for box in slices for i, size in enumerate(sizes(box)) if size < shape[i]}
+    if len(dims) != 1:
+        raise ValueError("its slices are not along one dimension")
+    (dim,), end = dims, 0
+    for box in slices:
+        if box[dim].start != end:
+            raise ValueError(f"its slices leave a gap, or overlap, at index {end}")
+        end = box[dim].stop
+    if end != shape[dim]:
+        raise ValueError(f"its slices end at index {end}, and dimension {dim} at {shape[dim]}")
 
 
 def _digest_in(entry: Mapping[str, Any]) -> str:

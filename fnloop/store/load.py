@@ -34,6 +34,7 @@ from fnloop.trees.paths import map_with_path, split, tree_items
 from fnloop.trees.show import bytes_text, short
 from fnloop.values.context import EMPTY
 from fnloop.values.parts import Part, parts_of, ranks_of
+from fnloop.values.regions import Region
 from fnloop.values.state import State
 
 
@@ -143,7 +144,7 @@ def load_at(
             f"load takes its structure from a State: like=step.init(model). It was given "
             f"{type(like).__name__}."
         )
-    mesh = mesh or ranks_of(like) or Mesh()
+    mesh = mesh.everyone if mesh else ranks_of(like) or Mesh()
 
     def load_one(path: Path) -> Loaded:
         return jointly(mesh, f"the load of {path}", lambda: _load(path, like, files, only, prune))
@@ -206,11 +207,11 @@ def _load(
 
     found: dict[str, Tensor] = {}
     chosen = {p for p in wanted if p in there and p not in misfits} | set(new)
-    runs = {p: _run(saved[p], parts.get(p)) for p in chosen}
-    for p, tensor in read_values(files, folder, saved, runs):
+    regions = {p: _region(saved[p], parts.get(p)) for p in chosen}
+    for p, tensor in read_values(files, folder, saved, regions):
         device = own[p].device if p in own else like.step.device
         placed = tensor if device.type == "meta" else tensor.to(device)
-        placed = parts[p].kept(placed) if p in parts else placed
+        placed = parts[p].kept(placed, own[p]) if p in parts else placed
         found[p] = _laid_out(placed, own[p]) if p in own else placed
     state = _with_leaves(like, found)
     begun = {split(p)[1] for p in found if split(p)[0] == "slots"}
@@ -219,9 +220,9 @@ def _load(
     return Loaded(state.replace(slots=slots), folder, manifest)
 
 
-def _run(saved: Saved, part: Part | None) -> range:
+def _region(saved: Saved, part: Part | None) -> Region:
     """The values that this rank has: all, or those of its part."""
-    return range(part.start, part.start + part.count) if part else range(saved.numel)
+    return part.region if part else Region.all(saved.shape)
 
 
 def _chosen(path: str, only: str | tuple[str, ...] | None) -> bool:

@@ -46,8 +46,9 @@ def read_manifest(path: str | os.PathLike[str], *, files: Files | None = None) -
         file beside the checkpoints); ``structure`` (path to kind of container, where it is no
         dict); ``file`` and ``bytes`` (the file of tensors and its size); ``leaves`` (path to dtype,
         shape, sha256). Checkpoints of earlier versions lack ``run`` and ``pages``. One of a state
-        that was divided among ranks has ``mesh`` (the ranks) and ``files`` (name to size) in place
-        of ``file`` and ``bytes``, and its ``leaves`` have ``pieces`` in place of ``sha256``.
+        that was divided among ranks has ``mesh`` (the ranks by axis) and ``files`` (name to size)
+        in place of ``file`` and ``bytes``, and its ``leaves`` have ``pieces`` (in which file which
+        values are, as each rank had them) in place of ``sha256``.
 
     Raises:
         CheckpointError: There is no manifest, or it is damaged, of a later format, or for another

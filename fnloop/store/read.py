@@ -14,6 +14,7 @@ from fnloop.store.files import Files
 from fnloop.store.leaves import Saved, by_file, files_in, saved_from
 from fnloop.store.manifest import MANIFEST
 from fnloop.store.schema import LONE
+from fnloop.values.regions import Region, common, copy
 
 
 def leaves_in(manifest: Mapping[str, Any], folder: Path) -> dict[str, Saved]:
@@ -39,53 +40,48 @@ def leaves_in(manifest: Mapping[str, Any], folder: Path) -> dict[str, Saved]:
 
 
 def read_values(
-    files: Files, folder: Path, saved: Mapping[str, Saved], runs: Mapping[str, range]
+    files: Files, folder: Path, saved: Mapping[str, Saved], wanted: Mapping[str, Region]
 ) -> Iterator[tuple[str, Tensor]]:
     """Read and verify the values of tensors, each as soon as it is complete.
+
+    A piece is read whole, since its digest is that of all of it; of these, no more than a few are
+    in memory beside what is wanted.
 
     Args:
         files: The file system.
         folder: The checkpoint.
         saved: All of its tensors, by path.
-        runs: Which values of which tensors are wanted, row-major. What is not the whole tensor is
-            flat.
+        wanted: Which values of which tensors.
 
     Raises:
         DamagedError: A file is missing, or differs from the manifest.
         UnreadableError: A file cannot be read now.
     """
     joined: dict[str, Tensor] = {}
-    lacking = {path: len(run) for path, run in runs.items()}
+    lacking = {path: len(region.run) for path, region in wanted.items()}
     for path in [path for path, count in lacking.items() if not count]:
-        yield path, _memory(folder, path, saved[path], 0).reshape(_shape(saved[path], runs[path]))
+        yield path, _memory(folder, path, saved[path], wanted[path])
     for file, inside in by_file(saved):
         leaves = {path: leaf for path, (_, leaf) in inside.items()}
         shared = {
-            path: range(max(run.start, piece.start), min(run.stop, piece.stop))
+            path: both
             for path, (piece, _) in inside.items()
-            if (run := runs.get(path))
+            if path in wanted and (both := common(piece.region, wanted[path]))
         }
-        wanted = {path for path, both in shared.items() if both}
-        if not wanted:
+        if not shared:
             continue
-        for path, values in tensor_file.read(files, folder / file, leaves, wanted.__contains__):
-            piece, run, both = inside[path][0], runs[path], shared[path]
-            if len(both) == piece.count == len(run):  # all of it, and nothing else
+        for path, values in tensor_file.read(files, folder / file, leaves, shared.__contains__):
+            if inside[path][0].region == wanted[path]:
                 yield path, values
                 continue
             if path not in joined:
-                joined[path] = _memory(folder, path, saved[path], len(run))
-            part = values.reshape(-1)[both.start - piece.start : both.stop - piece.start]
-            joined[path][both.start - run.start : both.stop - run.start].copy_(part)
-            lacking[path] -= len(both)
+                joined[path] = _memory(folder, path, saved[path], wanted[path])
+            lacking[path] -= copy(values.reshape(-1), joined[path].view(-1), shared[path])
             if not lacking[path]:
-                yield path, joined.pop(path).reshape(_shape(saved[path], run))
+                yield path, joined.pop(path)
 
 
-def _memory(folder: Path, path: str, saved: Saved, count: int) -> Tensor:
-    nbytes = saved.dtype.itemsize * count
-    return tensor_file.memory_for(folder, path, nbytes).view(saved.dtype)
-
-
-def _shape(saved: Saved, run: range) -> tuple[int, ...]:
-    return saved.shape if len(run) == saved.numel else (len(run),)
+def _memory(folder: Path, path: str, saved: Saved, region: Region) -> Tensor:
+    nbytes = saved.dtype.itemsize * len(region.run)
+    memory = tensor_file.memory_for(folder, path, nbytes)
+    return memory.view(saved.dtype).reshape(region.shape)

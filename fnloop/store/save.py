@@ -121,9 +121,11 @@ def save(
         "pages": {path: page.digest for path, page in pages.items()},
         "structure": dict(_containers(state.slots, ("slots",))),
     }
+    if parts:
+        manifest["mesh"] = _axes(state)
     place = as_path(folder)
     files = files or files_for(place)
-    mesh = mesh or ranks_of(state) or Mesh()
+    mesh = mesh.everyone if mesh else ranks_of(state) or Mesh()
     target = target_of(place, cursor.count)
 
     def begin() -> None:
@@ -148,6 +150,12 @@ def machine_of(state: State) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": state.step.device.type,
     }
+
+
+def _axes(state: State) -> dict[str, int]:
+    """The ranks among which a state is divided, by axis."""
+    mesh = state.params.layout.mesh or Mesh()
+    return {"data": mesh.data, **({"tensor": mesh.tensor} if mesh.tensor > 1 else {})}
 
 
 def leaves_of(state: State) -> dict[str, Tensor]:

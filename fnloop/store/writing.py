@@ -20,6 +20,7 @@ from fnloop.store.files import Files, reason_of, written
 from fnloop.store.leaves import Leaf, Piece, Saved, by_file
 from fnloop.store.manifest import TENSORS, put_manifest, read_manifest
 from fnloop.values.parts import Part
+from fnloop.values.regions import Region
 
 
 class Writing:
@@ -55,7 +56,7 @@ class Writing:
     def pieces(
         self, tensors: Mapping[str, tuple[Tensor, Part | None]], manifest: Mapping[str, Any]
     ) -> None:
-        """Write the pieces of all ranks, in format 2; what each has whole, the first one writes.
+        """Write the pieces of all ranks, in format 2; what several have, the first of them writes.
 
         Args:
             tensors: By leaf path: what this rank has, and which part of the tensor that is; None
@@ -66,35 +67,35 @@ class Writing:
         own = {
             path: leaf if part is None else part.logical(leaf)
             for path, (leaf, part) in tensors.items()
-            if leaf.numel() and (part or first)
+            if leaf.numel() and (part.first if part else first)
         }
 
-        def described(every: list[dict[str, tuple[int, Leaf]]]) -> dict[str, Any]:
+        def described(every: list[dict[str, tuple[Region, str]]]) -> dict[str, Any]:
             saved: dict[str, Saved] = {}
             for path, (leaf, part) in tensors.items():
                 kind = part or leaf
                 there = [
-                    Piece(self._name(rank), start, leaf.numel, leaf.sha256)
+                    Piece(self._name(rank), *found[path])
                     for rank, found in enumerate(every)
-                    for start, leaf in ([found[path]] if path in found else [])
+                    if path in found
                 ]
-                there.sort(key=lambda piece: piece.start)
+                there.sort(key=_place)
                 saved[path] = Saved(kind.dtype, tuple(kind.shape), tuple(there))
             sizes = {
                 file: tensor_file.bytes_of({path: leaf for path, (_, leaf) in inside.items()})
                 for file, inside in by_file(saved)
             }
             entries = {path: tensor.entry() for path, tensor in saved.items()}
-            mesh = {"data": self._mesh.data}
-            return {**manifest, "mesh": mesh, "files": sizes, "leaves": entries}
+            return {**manifest, "files": sizes, "leaves": entries}
 
-        starts = {path: part.start for path, (_, part) in tensors.items() if part}
-        self._write(
-            lambda: self._name(self._mesh.rank),
-            own,
-            described,
-            lambda found: {path: (starts.get(path, 0), leaf) for path, leaf in found.items()},
-        )
+        def told(found: dict[str, Leaf]) -> dict[str, tuple[Region, str]]:
+            regions = {path: part.region for path, (_, part) in tensors.items() if part}
+            return {
+                path: (regions.get(path) or Region.all(leaf.shape), leaf.sha256)
+                for path, leaf in found.items()
+            }
+
+        self._write(lambda: self._name(self._mesh.rank), own, described, told)
 
     def _name(self, rank: int) -> str:
         new = "" if self._files.renames else f"-{self._token}"
@@ -207,6 +208,11 @@ def _as_disk_error() -> Generator[None]:
     except DamagedError as error:
         why = f"what was read again is not what was written: {error}"
         raise OSError(errno.EIO, why) from error
+
+
+def _place(piece: Piece) -> tuple[list[int], int]:
+    """Where a piece is in its tensor."""
+    return [indices.start for indices in piece.region.box], piece.region.run.start
 
 
 def _nothing() -> None:

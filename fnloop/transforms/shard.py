@@ -76,7 +76,7 @@ def shard(
         raise TypeError(f"shard takes a step, such as fl.pipe(...); got {short(step)}.")
     if not isinstance(mesh, Mesh):
         raise TypeError(f"shard takes a mesh, such as fl.mesh(); got {short(mesh)}.")
-    own, placements = parts_of(plan, mesh)
+    own, placements = plans_of(plan, mesh)
     if reduce not in ("fast", "canonical"):
         raise ValueError(f'reduce= is "fast" or "canonical", got {reduce!r}.')
     if (there := mesh_of(step)) is not None:
@@ -99,7 +99,7 @@ def _folded(stage: Any, fold: Callable[..., Fold]) -> Any:
     return fold(stage, 1)
 
 
-def parts_of(plan: Any, mesh: Mesh) -> tuple[str, Any]:
+def plans_of(plan: Any, mesh: Mesh) -> tuple[str, Any]:
     """A plan's name for `mesh.data`, and its placements for `mesh.tensor`.
 
     Raises:
@@ -148,7 +148,7 @@ def place(state: State, mesh: Mesh, plan: Any = "replicate") -> State:
     >>> fl.gather(place(state, fl.mesh(), "zero2")) == state
     True
     """
-    own, placements = parts_of(plan, mesh)
+    own, placements = plans_of(plan, mesh)
     state, dims = whole_state(state), None
     if mesh.tensor > 1:
         chosen = None if placements == "tensor" else dict(placements)

@@ -45,8 +45,12 @@ def _stored(tensors: Tensors) -> Sequence[Tensor]:
 
 def sliced(tensors: Tensors, mesh: Mesh, dims: Mapping[str, int | None]) -> Tensors:
     """This rank's slices of whole tensors, cut along `dims`, given by name."""
-    own = [dims[name] for name in tensors]
-    layout = Slices(tensors.names, [t.shape for t in tensors.values()], own, mesh)
+    shapes = [t.shape for t in tensors.values()]
+    own = [
+        None if (dim := dims[name]) is None else dim % len(shape)
+        for name, shape in zip(tensors.names, shapes, strict=True)
+    ]
+    layout = Slices(tensors.names, shapes, own, mesh, tensors.layout.pairs)
     return Tensors.of(layout, layout.join(dict(tensors.items())))
 
 

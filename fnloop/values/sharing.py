@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fnloop._torch import parallel
@@ -36,7 +37,7 @@ class Sharing:
             )
         axis = layout.mesh.grid["tensor"]
         self.params: dict[str, Tensor] = {
-            name: parallel.shared(slices[name], axis, dim)
+            name: parallel.shared(_logical(slices[name], name in layout.pairs), axis, dim)
             for name, dim in zip(layout.names, layout.dims, strict=True)
         }
 
@@ -50,3 +51,7 @@ class Sharing:
 
     def weigh(self, weight: Tensor) -> None:
         """Nothing: these ranks have one part of the batch, and its weight."""
+
+
+def _logical(tensor: Tensor, pair: bool) -> Tensor:
+    return torch.view_as_complex(tensor) if pair else tensor

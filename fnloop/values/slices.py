@@ -20,7 +20,8 @@ class Slices(Layout):
 
     Attributes:
         shapes: Shape of each whole tensor.
-        dims: For each tensor, the dimension along which it is cut; None if each rank has it whole.
+        dims: For each tensor, the dimension along which it is cut, 0 or more; None if each rank has
+            it whole.
         mesh: The ranks.
     """
 
@@ -70,8 +71,11 @@ class Slices(Layout):
         )
 
     def outlines(self, storages: Storages) -> Storages:
-        pairs = zip(self.shapes, storages, strict=True)
-        return tuple([torch.empty(shape, dtype=s.dtype, device="meta") for shape, s in pairs])
+        found: list[Tensor] = []
+        for name, shape, s in zip(self.names, self.shapes, storages, strict=True):
+            dtype = s.dtype.to_complex() if name in self.pairs else s.dtype
+            found.append(torch.empty(shape, dtype=dtype, device="meta"))
+        return tuple(found)
 
     def counted(self, storages: Storages) -> Storages:
         if self.mesh.across.rank == 0:

@@ -105,14 +105,14 @@ def small():
     return Net(7)
 
 
-def begun(mesh, scale=1.0, count=0):
+def begun(mesh, plan, scale=1.0, count=0):
     """A divided state, made without training."""
-    state = step_for(mesh, "zero2").init(small, seed=5)
+    state = step_for(mesh, plan).init(small, seed=5)
     cursor = torch.tensor([0, 0, count])
     return state.replace(params=state.params.scale(scale), cursor=cursor)
 
 
-def saves(place, stride):
+def saves(place, stride, plan):
     """Kill a rank at each call of a save, of a new checkpoint and of one in the place of another.
 
     What is there is the old or the new one, whole; the other rank has an error, or the checkpoint
@@ -121,8 +121,12 @@ def saves(place, stride):
     kills, kept = 0, []
     for count in (1, 2):
         before, folder = place / f"before-{count}", place / "run"
-        old = lambda mesh, files: fl.save(begun(mesh, 1.0, 1), before)  # noqa: B023, E731
-        new = lambda mesh, files: fl.save(begun(mesh, 2.0, count), folder, files=files)  # noqa: B023, E731
+        old = lambda mesh, files: fl.save(begun(mesh, plan, 1.0, 1), before)  # noqa: B023, E731
+        new = lambda mesh, files: fl.save(  # noqa: E731
+            begun(mesh, plan, 2.0, count),  # noqa: B023
+            folder,  # noqa: B023
+            files=files,
+        )
         assert pair(place, old) == [ENDED, ENDED]
         shutil.copytree(before, folder)
         calls = calls_of(place, new)
@@ -152,12 +156,12 @@ def saves(place, stride):
     return kills
 
 
-def runs(place, stride):
+def runs(place, stride, plan):
     """Kill a rank at each call of a run that resumes, saves, deletes and closes; and go on."""
     folder = place / "run"
 
     def train(mesh, files, steps=STEPS):
-        step = step_for(mesh, "zero2")
+        step = step_for(mesh, plan)
         effect = fl.checkpoint(folder, keep=1, every=1, unit="step", files=files)
         state = step.init(small, seed=5)
         fl.fit(step, state, data(), steps=steps, callbacks=[effect], resume=folder)
@@ -190,5 +194,6 @@ if __name__ == "__main__":
     whereabouts._PATIENCE = 0.2  # nobody that is killed says so later
     patience.DELAYS = (0.0, 0.0)
     os.fsync = lambda descriptor: None  # the power stays
-    what, where, every = sys.argv[1:]
-    print(json.dumps({"kills": {"saves": saves, "runs": runs}[what](Path(where), int(every))}))
+    what, where, every, plan = sys.argv[1:]
+    kills = {"saves": saves, "runs": runs}[what](Path(where), int(every), plan)
+    print(json.dumps({"kills": kills}))

@@ -13,11 +13,10 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 import fnloop as fl
-from fnloop.distributed.apart import Apart
 from fnloop.distributed.gates import RankError, leave
 from fnloop.distributed.jointly import jointly
 from fnloop.distributed.mesh import Mesh
@@ -29,7 +28,8 @@ from fnloop.store.remote import Remote
 from tests.distributed.scenario import main, meet, scenario
 from tests.store.faulty import Faulty
 
-PLANS = ("replicate", "zero2")
+PLANS = ("replicate", "zero2", "zero3", "tensor")
+CUTS = {"left": 0, "cube": 1}
 STRIDE = int(os.environ.get("STRIDE", "5"))  # of the calls that fail, every so many
 
 
@@ -46,10 +46,12 @@ class Net(nn.Module):
         self.none = nn.Parameter(draw(0, 4))
         self.spin = nn.Parameter(draw(5, dtype=torch.complex64))
         self.small = nn.Parameter(draw(9).to(torch.bfloat16))
+        self.left, self.cube = nn.Parameter(draw(12, 2)), nn.Parameter(draw(2, 12, 2))
         self.norm = nn.BatchNorm1d(7)
 
     def forward(self, x):
         scale = self.one + self.three.sum() + self.none.sum() + self.spin.abs().sum()
+        scale = scale + self.left.square().mean() * self.cube.sum(0).mean()
         return self.norm(x @ self.a) * scale * self.small.float().mean()
 
 
@@ -63,9 +65,23 @@ def pipeline():
     return fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2)), fl.ema(0.9))
 
 
+def axes(mesh, tensor):
+    """The ranks of a mesh, of which so many share a model."""
+    return fl.mesh(tensor=tensor) if type(mesh) is Mesh else Some(mesh.data, tensor)
+
+
 def step_for(mesh, plan):
     """The step as `plan` has it; on one process as it is without a mesh."""
+    if plan == "tensor":
+        mesh, plan = axes(mesh, mesh.data), CUTS
+    elif plan == "zero2 and tensor":
+        mesh, plan = axes(mesh, 2), ("zero2", CUTS)
     return fl.shard(pipeline(), mesh, plan)
+
+
+def plans_for(ranks):
+    """The plans that so many ranks have."""
+    return [*PLANS, *(["zero2 and tensor"] if ranks == 4 else [])]
 
 
 def data():
@@ -96,34 +112,54 @@ def folder_for(mesh, name):
     return Path(sys.argv[1], f"{name}-{mesh.data}")
 
 
-class Some(Apart):
-    """The first few ranks of a mesh, as a mesh of their own. All ranks make it."""
+class Some(Mesh):
+    """The first few ranks, as a mesh of their own. All ranks make it."""
 
-    def __init__(self, mesh, count):
-        Mesh.__init__(self, count)
-        group = dist.new_group(range(count)) if count < mesh.data else mesh.group
-        object.__setattr__(self, "_group", group)
+    def __init__(self, count, tensor=1):
+        super().__init__(count // tensor, tensor)
+        if (count, tensor) not in _GRIDS:
+            ranks, names = torch.arange(count).reshape(-1, tensor), ("data", "tensor")
+            _GRIDS[count, tensor] = DeviceMesh("cpu", ranks, mesh_dim_names=names)
+
+    @property
+    def grid(self):
+        return _GRIDS[self.data * self.tensor, self.tensor]
+
+    @property
+    def group(self):
+        return self.grid.get_group("data")
+
+    @property
+    def everyone(self):
+        return Some(self.data * self.tensor)
+
+
+_GRIDS = {}
 
 
 @scenario
 def every_pair_of_ranks_and_plans_saves_and_loads(mesh):
     """What the first n ranks have saved under a plan, the first m load under another."""
-    meshes = [Some(mesh, count) for count in range(1, mesh.data + 1)]
+    ways = [
+        (some, plan, step_for(some, plan))
+        for count in range(1, mesh.data + 1)
+        for some in [Some(count)]
+        for plan in plans_for(count)
+    ]
     saved = {}
-    for some in meshes:
-        for plan in PLANS:
-            where = folder_for(mesh, f"pair-{plan}-{some.data}")
-            whole = None
-            if mesh.rank < some.data:
-                state, _, _ = trained(some, plan)
-                fl.save(state, where, mesh=some)
-                whole = bits(fl.gather(state))
-            saved[str(where)] = mesh.exchange(whole)[0]
+    for some, plan, _ in ways:
+        where = folder_for(some, f"pair-{plan}")
+        whole = None
+        if mesh.rank < some.data:
+            state, _, _ = trained(some, plan)
+            fl.save(state, where, mesh=some)
+            whole = bits(fl.gather(state))
+        saved[where] = mesh.exchange(whole)[0]
     assert len({json.dumps(whole["params/a"]) for whole in saved.values()}) > 1, "all are equal"
-    for some in meshes:
-        for where, whole in saved.items() if mesh.rank < some.data else ():
-            for plan in PLANS:
-                like = step_for(some, plan).init(lambda: Net(7), seed=9)
+    for some, plan, step in ways:
+        if mesh.rank < some.data:
+            like = step.init(lambda: Net(7), seed=9)
+            for where, whole in saved.items():
                 loaded = fl.load(where, like=like, mesh=some)
                 assert loaded.params.layout is like.params.layout
                 assert bits(fl.gather(loaded)) == whole, (where, some, plan)
@@ -479,19 +515,26 @@ def quick():
 @scenario
 def a_disk_that_fails_on_one_rank_fails_the_save_on_all(mesh):
     """At every call of a save, new or in the place of another, once and from then on."""
-    old, _, _ = trained(mesh, "zero2", steps=1)
-    new, _, _ = trained(mesh, "zero2", steps=2)
+    for plan, stride in (("zero2", STRIDE), ("tensor", 3 * STRIDE - 2)):
+        failures = failed_saves(mesh, plan, stride)
+        assert failures > 200 // stride, (plan, failures)
+
+
+def failed_saves(mesh, plan, stride):
+    """How many saves have failed, of those of which every so many call fails."""
+    old, _, _ = trained(mesh, plan, steps=1)
+    new, _, _ = trained(mesh, plan, steps=2)
     again = old.replace(params=old.params.scale(2.0))
     failures = 0
     with quick():
         for state in (new, again):
             states = [bits(fl.gather(each)) for each in (old, state)]
             for rank in {0, mesh.data - 1}:
-                place = folder_for(mesh, f"count-{rank}")
+                place = folder_for(mesh, f"count-{plan}-{rank}")
                 fl.save(old, place)
                 calls = every_call(mesh, rank, lambda files: fl.save(state, place, files=files))  # noqa: B023
                 assert calls > (25 if rank == 0 else 8), calls
-                for call in range(rank, calls, STRIDE):
+                for call in range(rank, calls, stride):
                     for fault, onwards in ((errno.ENOSPC, False), (errno.EIO, True)):
                         folder = folder_for(mesh, f"fault-{failures % 2}")
                         if mesh.rank == 0:
@@ -509,7 +552,7 @@ def a_disk_that_fails_on_one_rank_fails_the_save_on_all(mesh):
                             assert f"(rank {rank}: " in str(error), error
                             assert os.strerror(fault) in str(error), error
                         check_intact(mesh, folder, states)
-    assert failures > 200 // STRIDE, failures
+    return failures
 
 
 @scenario

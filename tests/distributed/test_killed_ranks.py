@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("killed_ranks.py")
 
 
-def kills(what, place, stride, seconds):
+def kills(what, place, stride, seconds, plan):
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), what, str(place), str(stride)],
+        [sys.executable, str(SCRIPT), what, str(place), str(stride), plan],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -27,15 +27,19 @@ def kills(what, place, stride, seconds):
     return json.loads(done.stdout.splitlines()[-1])["kills"]
 
 
-def test_a_rank_that_is_killed_while_it_saves_leaves_the_old_or_the_new_checkpoint(tmp_path):
-    assert kills("saves", tmp_path, 9, 300) > 15
+@pytest.mark.parametrize(("plan", "stride", "least"), [("zero2", 9, 15), ("tensor", 23, 5)])
+def test_a_rank_that_is_killed_while_it_saves_leaves_the_old_or_the_new_checkpoint(
+    tmp_path, plan, stride, least
+):
+    assert kills("saves", tmp_path, stride, 300, plan) > least
 
 
 def test_a_run_of_which_a_rank_was_killed_ends_in_the_same_bits(tmp_path):
-    assert kills("runs", tmp_path, 41, 300) > 5
+    assert kills("runs", tmp_path, 41, 300, "zero2") > 5
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("plan", ["zero2", "tensor"])
 @pytest.mark.parametrize("what", ["saves", "runs"])
-def test_a_rank_that_is_killed_at_any_call(tmp_path, what):
-    assert kills(what, tmp_path, 1, 3600) > 80
+def test_a_rank_that_is_killed_at_any_call(tmp_path, what, plan):
+    assert kills(what, tmp_path, 1, 3600, plan) > 80

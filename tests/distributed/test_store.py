@@ -17,9 +17,9 @@ def test_store(name):
     check(SCRIPT, name, 2)
 
 
-def alone(place, ranks, name, **env):
+def alone(place, ranks, name, script=SCRIPT, **env):
     """One scenario in a launch of its own."""
-    done = run(SCRIPT, ranks, str(place), name, seconds=1800, **env)
+    done = run(script, ranks, str(place), name, seconds=1800, **env)
     for rank in range(ranks):
         file = place / f"rank-{rank}.json"
         assert file.exists(), done.stdout + done.stderr

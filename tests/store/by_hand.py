@@ -125,23 +125,68 @@ def write(root: Path, arrays: Mapping[str, Array], **changes: Any) -> Path:
     return folder
 
 
-def cut(arrays: Mapping[str, Array], ranks: int) -> list[dict[str, tuple[int, Array]]]:
-    """The pieces of each rank with where they start: parameters and slots in equal runs."""
-    pieces: list[dict[str, tuple[int, Array]]] = [{} for _ in range(ranks)]
-    for path, array in arrays.items():
-        size, count = DTYPES[array.dtype][1], math.prod(array.shape)
-        divided = path.startswith(("params/", "slots/"))
-        length = -(-count // ranks) if divided else count
-        for rank in range(ranks if divided else 1):
-            start, stop = rank * length, min((rank + 1) * length, count)
-            if start < stop:
-                shape = array.shape if stop - start == count else (stop - start,)
-                data = array.data[start * size : stop * size]
-                pieces[rank][path] = (start, Array(array.dtype, shape, data))
+def cut(
+    arrays: Mapping[str, Array], ranks: int, tensor: int, dims: Mapping[str, int]
+) -> list[dict[str, tuple[dict[str, Any], Array]]]:
+    """The pieces of each rank with where they are.
+
+    Parameters and slots are cut into `tensor` slices along `dims`, these into `ranks` runs.
+    """
+    pieces: list[dict[str, tuple[dict[str, Any], Array]]] = [{} for _ in range(ranks * tensor)]
+    for path, whole in arrays.items():
+        runs = ranks if path.startswith(("params/", "slots/")) else 1
+        for column in range(tensor if path in dims else 1):
+            entry, array = {}, whole
+            if path in dims:
+                size = whole.shape[dims[path]] // tensor
+                entry = {"slice": [dims[path], column * size, (column + 1) * size]}
+                array = sliced(whole, *entry["slice"])
+            size, count = DTYPES[array.dtype][1], math.prod(array.shape)
+            length = -(-count // runs)
+            for row in range(runs):
+                start, stop = row * length, min((row + 1) * length, count)
+                if start < stop:
+                    shape = array.shape if stop - start == count else (stop - start,)
+                    data = array.data[start * size : stop * size]
+                    told = {**entry, "start": start, "count": stop - start}
+                    pieces[row * tensor + column][path] = told, Array(array.dtype, shape, data)
     return pieces
 
 
-def write_pieces(root: Path, arrays: Mapping[str, Array], ranks: int, **changes: Any) -> Path:
+def sliced(array: Array, dim: int, first: int, last: int) -> Array:
+    """The indices from `first` to before `last` along a dimension."""
+    dtype, shape, data = array
+    step = math.prod(shape[dim + 1 :]) * DTYPES[dtype][1]
+    rows = range(0, len(data), shape[dim] * step)
+    parts = [data[row + first * step : row + last * step] for row in rows]
+    return Array(dtype, (*shape[:dim], last - first, *shape[dim + 1 :]), b"".join(parts))
+
+
+def joined(slices: Mapping[tuple[int, ...], bytes], shape: tuple[int, ...]) -> bytes:
+    """The inverse of `sliced`: the bytes of a tensor of this shape, from all of its slices."""
+    if not slices or () in slices:
+        assert len(slices) < 2
+        return b"".join(slices.values())
+    ((dim, *_), *_) = slices
+    assert [(dim, i) for i in range(shape[dim])] == [
+        (d, i) for d, a, b in slices for i in range(a, b)
+    ]
+    rows, found = math.prod(shape[:dim]), b""
+    for row in range(rows):
+        for data in slices.values():
+            step = len(data) // rows
+            found += data[row * step : (row + 1) * step]
+    return found
+
+
+def write_pieces(
+    root: Path,
+    arrays: Mapping[str, Array],
+    ranks: int,
+    tensor: int = 1,
+    dims: Mapping[str, int] | None = None,
+    **changes: Any,
+) -> Path:
     """Write a checkpoint in format 2, as so many ranks do."""
     folder = root / f"step-{struct.unpack('<3q', arrays['cursor'].data)[2]:08d}"
     folder.mkdir(parents=True)
@@ -152,17 +197,19 @@ def write_pieces(root: Path, arrays: Mapping[str, Array], ranks: int, **changes:
         for path, array in arrays.items()
     }
     files = {}
-    for rank, pieces in enumerate(cut(arrays, ranks)):
+    for rank, pieces in enumerate(cut(arrays, ranks, tensor, dims or {})):
         name = f"state-{rank:05d}.safetensors"
-        for path, (start, array) in pieces.items():
-            count, digest = math.prod(array.shape), sha256(array.data)
-            piece = {"file": name, "start": start, "count": count, "sha256": digest}
+        for path, (entry, array) in pieces.items():
+            piece = {"file": name, **entry, "sha256": sha256(array.data)}
             leaves[path]["pieces"].append(piece)
         if pieces:
             raw = tensors_bytes({path: array for path, (_, array) in pieces.items()})
             (folder / name).write_bytes(raw)
             files[name] = len(raw)
-    manifest = {**manifest, "format": 2, "mesh": {"data": ranks}, "files": files, "leaves": leaves}
+    for leaf in leaves.values():
+        leaf["pieces"].sort(key=lambda piece: (piece.get("slice", []), piece["start"]))
+    mesh = {"data": ranks, "tensor": tensor} if tensor > 1 else {"data": ranks}
+    manifest = {**manifest, "format": 2, "mesh": mesh, "files": files, "leaves": leaves}
     (folder / "manifest.json").write_bytes(manifest_bytes({**manifest, **changes}))
     return folder
 
@@ -177,17 +224,22 @@ def read_pieces(folder: Path) -> dict[str, Array]:
     arrays = {}
     inside: dict[str, dict[str, Array]] = {name: {} for name in manifest["files"]}
     for path, leaf in manifest["leaves"].items():
-        size, count = DTYPES[leaf["dtype"]][1], math.prod(leaf["shape"])
-        data = b""
+        dtype, shape = leaf["dtype"], tuple(leaf["shape"])
+        slices: dict[tuple[int, ...], bytes] = {}
         for piece in leaf["pieces"]:
-            assert piece["start"] * size == len(data) and piece["count"] > 0
-            all_of_it = piece["count"] == count
-            shape = tuple(leaf["shape"]) if all_of_it else (piece["count"],)
-            inside[piece["file"]][path] = Array(leaf["dtype"], shape, b"")
-            data += _piece(folder / piece["file"], path)
-            assert sha256(data[piece["start"] * size :]) == piece["sha256"]
-        assert len(data) == size * count, path
-        arrays[path] = Array(leaf["dtype"], tuple(leaf["shape"]), data)
+            place, own = tuple(piece.get("slice", ())), shape
+            if place:
+                dim, first, last = place
+                own = (*shape[:dim], last - first, *shape[dim + 1 :])
+            data, before = _piece(folder / piece["file"], path), slices.get(place, b"")
+            size, count = DTYPES[dtype][1], piece["count"]
+            assert piece["start"] * size == len(before) and count * size == len(data) > 0
+            assert sha256(data) == piece["sha256"]
+            own = own if count == math.prod(own) else (count,)
+            inside[piece["file"]][path] = Array(dtype, own, b"")
+            slices[place] = before + data
+        arrays[path] = Array(dtype, shape, joined(slices, shape))
+        assert len(arrays[path].data) == DTYPES[dtype][1] * math.prod(shape), path
     for name, size in manifest["files"].items():
         file = (folder / name).read_bytes()
         assert len(file) == size and file.startswith(header_bytes(inside[name]))

@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from fnloop.store.leaves import Leaf, Piece, Saved, by_file
+from fnloop.values.regions import Region
 
 DIGEST = "0123456789abcdef" * 4
 A, B = "state-00000.safetensors", "state-00001.safetensors"
+ALL = (range(2), range(3))
+LEFT, RIGHT = (range(2), range(1)), (range(2), range(1, 3))
 
 
 def entry(*pieces, shape=(5,)):
-    """An entry with pieces ``(file, start, count)``."""
-    named = [dict(zip(("file", "start", "count"), piece, strict=True)) for piece in pieces]
+    """An entry with pieces ``(file, start, count)`` or ``(file, start, count, slice)``."""
+    named = [dict(zip(("file", "start", "count", "slice"), p, strict=False)) for p in pieces]
     pieces = [{**piece, "sha256": DIGEST} for piece in named]
     return {"dtype": "float32", "shape": list(shape), "pieces": pieces}
 
@@ -22,19 +25,25 @@ def test_entries_are_json_and_back():
     leaf = Leaf(torch.bfloat16, (2, 3), DIGEST)
     saved = Saved.of_one(leaf.entry(), "state.safetensors")
     assert saved.leaf(saved.pieces[0]) == leaf and leaf.nbytes == saved.nbytes == 12
-    pieces = Piece(A, 0, 4, DIGEST), Piece(B, 4, 2, DIGEST)
+    pieces = Piece(A, Region(ALL, range(4)), DIGEST), Piece(B, Region(ALL, range(4, 6)), DIGEST)
     saved = Saved(torch.bfloat16, (2, 3), pieces)
     assert Saved.of(saved.entry()) == saved
+    assert "slice" not in saved.entry()["pieces"][0]
+    pieces = Piece(B, Region(LEFT, range(2)), DIGEST), Piece(A, Region(RIGHT, range(4)), DIGEST)
+    saved = Saved(torch.bfloat16, (2, 3), pieces)
+    assert Saved.of(saved.entry()) == saved
+    assert [piece["slice"] for piece in saved.entry()["pieces"]] == [[1, 0, 1], [1, 1, 3]]
 
 
-def test_a_piece_is_flat_and_one_that_is_all_has_the_tensors_shape():
-    both = Saved(torch.int8, (2, 3), (Piece(A, 0, 4, DIGEST), Piece(B, 4, 2, DIGEST)))
-    one = Saved(torch.int8, (2, 3), (Piece(B, 0, 6, DIGEST),))
+def test_a_piece_is_flat_and_one_that_is_all_has_the_tensors_or_slices_shape():
+    both = Saved.of(entry((A, 0, 4), (B, 4, 2), shape=(2, 3)))
+    one = Saved.of(entry((B, 0, 6), shape=(2, 3)))
+    cut = Saved.of(entry((A, 0, 2, [1, 0, 1]), (B, 0, 4, [1, 1, 3]), shape=(2, 3)))
     inside = {
         file: {p: leaf.shape for p, (_, leaf) in there.items()}
-        for file, there in by_file({"params/a": both, "params/b": one})
+        for file, there in by_file({"a": both, "b": one, "c": cut})
     }
-    assert inside == {A: {"params/a": (4,)}, B: {"params/a": (2,), "params/b": (2, 3)}}
+    assert inside == {A: {"a": (4,), "c": (2, 1)}, B: {"a": (2,), "b": (2, 3), "c": (2, 2)}}
 
 
 @pytest.mark.parametrize("shape", [[-1], [1.5], [True], ["3"]])

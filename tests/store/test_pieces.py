@@ -32,52 +32,110 @@ def state_at(count, scale=1.0):
     return LIKE.replace(params=LIKE.params.scale(scale), cursor=cursor)
 
 
-@pytest.fixture
-def pair(monkeypatch):
-    """Two ranks, which are threads."""
+@pytest.fixture(autouse=True)
+def _without_notes(monkeypatch):
     without_notes(monkeypatch)
-    return Threads(2)
 
 
-def save(mesh, state, folder, **settings):
-    """Save the state in pieces; what came of it on each rank."""
-    return ranks(mesh, lambda rank: fl.save(fl.place(state, mesh, "zero2"), folder, **settings))
+PLANS = {
+    "pieces": (Threads(2), "zero2"),
+    "rows": (Threads(1, tensor=2), {"*weight": 0}),
+    "columns": (Threads(1, tensor=3), {"*weight": 1}),
+    "twice": (Threads(2, tensor=2), {"*weight": 0}),
+    "pieces of slices": (Threads(2, tensor=3), ("zero2", {"*weight": 1})),
+}
+"""Ranks, which are threads, and how a state is divided among them."""
+
+
+def save(plan, state, folder, **settings):
+    """Save the state as ranks have it; what came of it on each."""
+    mesh, own = PLANS[plan]
+    return ranks(mesh, lambda rank: fl.save(fl.place(state, mesh, own), folder, **settings))
 
 
 # The page
 
 
+def last_dims(arrays, ranks):
+    """For each parameter and slot the last dimension that so many ranks divide evenly, if any."""
+    found = {}
+    for path, array in arrays.items():
+        if path.startswith(("params/", "slots/")):
+            even = [dim for dim, size in enumerate(array.shape) if size and not size % ranks]
+            found.update({path: even[-1]} if even else {})
+    return found
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_fnloop_reads_what_a_writer_that_knows_only_the_page_has_written(tmp_path, count):
+@pytest.mark.parametrize("tensor", [1, 2, 3])
+def test_fnloop_reads_what_a_writer_that_knows_only_the_page_has_written(tmp_path, count, tensor):
     state = odd_state()
-    like = fl.tree_map(torch.zeros_like, state)
-    path = by_hand.write_pieces(tmp_path, arrays_of(state), count)
+    like, arrays = fl.tree_map(torch.zeros_like, state), arrays_of(state)
+    dims = last_dims(arrays, tensor) if tensor > 1 else {}
+    path = by_hand.write_pieces(tmp_path, arrays, count, tensor, dims)
     assert fl.load(path, like=like) == fl.load(tmp_path, like=like) == state
     assert latest(tmp_path) == path
-    assert fl.store.read_manifest(path)["mesh"] == {"data": count}
+    assert fl.store.read_manifest(path)["mesh"]["data"] == count
 
 
-def test_a_reader_that_knows_only_the_page_reads_what_ranks_have_saved(tmp_path, pair):
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_reader_that_knows_only_the_page_reads_what_ranks_have_saved(tmp_path, plan):
     state = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.adamw(0.1))).init(
-        torch.nn.Linear(3, 5), seed=3
+        torch.nn.Linear(6, 4), seed=3
     )
-    assert save(pair, state, tmp_path) == [tmp_path / "step-00000000"] * 2
+    mesh, own = PLANS[plan]
     path = tmp_path / "step-00000000"
-    assert by_hand.read_pieces(path) == arrays_of(state)
-    expected = by_hand.write_pieces(tmp_path / "hand", arrays_of(state), 2)
-    for name in ("state-00000.safetensors", "state-00001.safetensors"):
+    assert save(plan, state, tmp_path) == [path] * mesh.everyone.data
+    arrays = arrays_of(state)
+    assert by_hand.read_pieces(path) == arrays
+    rules = own[1] if isinstance(own, tuple) else own
+    cut = [path for path in arrays if path.endswith("weight") and rules != "zero2"]
+    dims = {path: rules["*weight"] for path in cut}
+    # Under a plan that does not divide slices, all groups of ranks have the same.
+    data = mesh.data if "zero2" in own else 1
+    expected = by_hand.write_pieces(tmp_path / "hand", arrays, data, mesh.tensor, dims)
+    files = sorted(file.name for file in path.glob("*.safetensors"))
+    assert files == sorted(file.name for file in expected.glob("*.safetensors"))
+    for name in files:
         assert (path / name).read_bytes() == (expected / name).read_bytes()
-    read = safetensors.torch.load_file(path / "state-00001.safetensors")
-    assert read["params/weight"].equal(state.params["weight"].reshape(-1)[8:])
+    manifest = fl.store.read_manifest(path)
+    assert manifest["leaves"] == fl.store.read_manifest(expected)["leaves"]
+    axes = {"data": mesh.data, "tensor": mesh.tensor}
+    assert manifest["mesh"] == (axes if mesh.tensor > 1 else {"data": 2})
 
 
-def test_the_command_line_shows_and_compares_pieces(tmp_path, capsys):
+def test_other_readers_see_a_slice_with_its_shape(tmp_path):
+    save("columns", LIKE, tmp_path)
+    read = safetensors.torch.load_file(tmp_path / "step-00000000" / "state-00001.safetensors")
+    assert read["params/weight"].equal(LIKE.params["weight"][:, 1:2]) and len(read) == 1
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("other", PLANS)
+def test_ranks_load_what_others_have_saved_under_another_plan(tmp_path, plan, other):
+    state = state_at(1, 2.0)
+    save(plan, state, tmp_path)
+    mesh, own = PLANS[other]
+
+    def load(rank):
+        loaded = fl.load(tmp_path, like=fl.place(LIKE, mesh, own))
+        return fl.tree_equal(loaded, fl.place(state, mesh, own)) or loaded
+
+    assert ranks(mesh, load) == [True] * mesh.everyone.data
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tensor", "told"),
+    [(2, 1, "among 2 ranks in 2"), (2, 3, "among 6 ranks (data=2, tensor=3) in 6")],
+)
+def test_the_command_line_shows_and_compares_pieces(tmp_path, capsys, ranks, tensor, told):
     state = state_at(2, 2.0)
-    whole = fl.save(state, tmp_path / "whole")
-    pieces = by_hand.write_pieces(tmp_path / "pieces", arrays_of(state), 2)
+    whole, arrays = fl.save(state, tmp_path / "whole"), arrays_of(state)
+    dims = {"params/weight": 1} if tensor > 1 else {}
+    pieces = by_hand.write_pieces(tmp_path / "pieces", arrays, ranks, tensor, dims)
     assert main(["show", str(pieces)]) == 0
     out = capsys.readouterr().out
-    assert "divided among 2 ranks in 2 files" in out and "f32[2,3]" in out
+    assert f"divided {told} files" in out and "f32[2,3]" in out
     assert main(["show", str(tmp_path / "pieces")]) == 0
     assert "step-00000002" in capsys.readouterr().out
     assert main(["diff", str(pieces), str(whole)]) == 0
@@ -90,9 +148,10 @@ def test_the_command_line_shows_and_compares_pieces(tmp_path, capsys):
 # Damage
 
 
-def test_every_flipped_bit_is_noticed(tmp_path):
+@pytest.mark.parametrize(("tensor", "dims"), [(1, {}), (3, {"params/weight": 1})])
+def test_every_flipped_bit_is_noticed(tmp_path, tensor, dims):
     state = state_at(1)
-    path = by_hand.write_pieces(tmp_path, arrays_of(state), 2)
+    path = by_hand.write_pieces(tmp_path, arrays_of(state), 2, tensor, dims)
     like, flips = state_at(0, 3.0), 0
     for file in sorted(path.iterdir()):
         raw = file.read_bytes()
@@ -146,6 +205,24 @@ HOSTILE = {
     "an entry of format 1": lambda m: m["leaves"]["params/weight"].update(sha256="0" * 64),
     "format 1": lambda m: m.update(format=1),
     "format 3": lambda m: m.update(format=3),
+    "a slice of one that has none": lambda m: piece(m).update(slice=[0, 1, 2]),
+}
+SLICES = {
+    "no slice": lambda m: piece(m).pop("slice"),
+    "another slice": lambda m: piece(m).update(slice=[1, 0, 1]),
+    "another dimension": lambda m: piece(m).update(slice=[0, 1, 2]),
+    "a dimension that it has not": lambda m: piece(m).update(slice=[2, 1, 2]),
+    "a dimension from the end": lambda m: piece(m).update(slice=[-1, 1, 2]),
+    "a slice of nothing": lambda m: piece(m).update(slice=[1, 1, 1]),
+    "a slice of all": lambda m: piece(m).update(slice=[1, 0, 3]),
+    "a slice of more": lambda m: piece(m).update(slice=[1, 1, 4]),
+    "a slice of two numbers": lambda m: piece(m).update(slice=[1, 1]),
+    "a slice by name": lambda m: piece(m).update(slice={"1": [1, 2]}),
+    "too few of a slice": lambda m: piece(m).update(count=1),
+    "too many of a slice": lambda m: piece(m).update(count=3),
+    "a slice that is gone": lambda m: m["leaves"]["params/weight"]["pieces"].pop(),
+    "slices in another order": lambda m: m["leaves"]["params/weight"]["pieces"].reverse(),
+    "the other slice's digest": lambda m: piece(m).update(sha256=piece(m, 0)["sha256"]),
 }
 
 
@@ -153,12 +230,13 @@ def piece(manifest, place=1):
     return manifest["leaves"]["params/weight"]["pieces"][place]
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize("what", [*HOSTILE, *SLICES])
 def test_a_manifest_that_lies_about_its_pieces_is_refused(tmp_path, what):
-    path = by_hand.write_pieces(tmp_path, arrays_of(state_at(1)), 2)
+    cut = (1, 3, {"params/weight": 1}) if what in SLICES else (2,)
+    path = by_hand.write_pieces(tmp_path, arrays_of(state_at(1)), *cut)
     raw = (path / "manifest.json").read_bytes()
     manifest = json.loads(b"{" + raw[79:])
-    HOSTILE[what](manifest)
+    {**HOSTILE, **SLICES}[what](manifest)
     (path / "manifest.json").write_bytes(by_hand.manifest_bytes(manifest))
     with pytest.raises(CheckpointError, match=r"manifest|checkpoint") as caught:
         fl.load(path, like=state_at(0, 3.0))
@@ -191,17 +269,18 @@ class Watch:
         return which
 
 
+@pytest.mark.parametrize("plan", ["pieces", "columns"])
 @pytest.mark.parametrize("kind", [Crashing, Objects])
 @pytest.mark.parametrize("again", [False, True])
-def test_whenever_the_power_fails_what_was_promised_is_found(pair, kind, again):
-    """Of a new checkpoint, and of one in the place of another, from two ranks."""
+def test_whenever_the_power_fails_what_was_promised_is_found(plan, kind, again):
+    """Of a new checkpoint, and of one in the place of another, from several ranks."""
     states = [state_at(1), state_at(1 if again else 2, 2.0)]
     folder = Path("/runs")
     watch = Watch(folder, states, 12)
     disk = kind(watch=watch, chunk=300)
     for state in states:
         assert not any(
-            isinstance(end, BaseException) for end in save(pair, state, folder, files=disk)
+            isinstance(end, BaseException) for end in save(plan, state, folder, files=disk)
         )
         watch.promised += 1
         watch(disk)
@@ -209,10 +288,10 @@ def test_whenever_the_power_fails_what_was_promised_is_found(pair, kind, again):
 
 
 @pytest.mark.parametrize("lies", ["file", "folder"])
-def test_a_disk_that_does_not_synchronise_is_caught(pair, lies):
+def test_a_disk_that_does_not_synchronise_is_caught(lies):
     """So the test above can fail."""
     folder, disk = Path("/runs"), Crashing(chunk=300, lies=lies)
-    save(pair, state_at(1), folder, files=disk)
+    save("pieces", state_at(1), folder, files=disk)
     lost = 0
     for image in disk.crashes(12, random.Random(0)):
         try:

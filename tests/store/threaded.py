@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 import torch
 
@@ -13,16 +14,28 @@ _here = threading.local()
 
 
 class Threads(Mesh):
-    """A mesh of threads, which meet at a barrier; see `ranks`."""
+    """A mesh of threads, which meet at a barrier; see `ranks`.
 
-    def __init__(self, data):
-        super().__init__(data)
+    Those that share the tensors of a model exchange nothing: they only know their place.
+    """
+
+    def __init__(self, data, tensor=1):
+        super().__init__(data, tensor)
+        object.__setattr__(self, "_all", Threads(data * tensor) if tensor > 1 else self)
         object.__setattr__(self, "_barrier", threading.Barrier(data))
         object.__setattr__(self, "_values", [None] * data)
 
     @property
     def rank(self):
-        return _here.rank
+        return _here.rank // self.tensor
+
+    @property
+    def everyone(self):
+        return self._all
+
+    @property
+    def across(self):
+        return Place(_here.rank % self.tensor)
 
     def gather(self, tensor):
         return torch.stack(self.exchange(tensor))
@@ -35,8 +48,15 @@ class Threads(Mesh):
         return found
 
 
+class Place(NamedTuple):
+    """A place among the ranks that share the tensors of a model."""
+
+    rank: int
+
+
 def ranks(mesh, work):
     """What `work(rank)` returns or raises on each rank."""
+    mesh = mesh.everyone
     found = [None] * mesh.data
 
     def run(rank):
