@@ -210,8 +210,9 @@ def put_torch(file: Path) -> None:
 def put_npy(file: Path) -> None:
     import numpy as np
 
+    large = "x" * 1000  # else it is as long as the right file where the path is of some length
     with file.open("wb") as stream:
-        np.save(stream, np.array([payload(file)], dtype=object), allow_pickle=True)
+        np.save(stream, np.array([payload(file), large], dtype=object), allow_pickle=True)
 
 
 def put_bomb(file: Path) -> None:

@@ -250,13 +250,19 @@ def mutated(manifest, rng):
     return manifest
 
 
-def fuzz(tmp_path, count, seed):
+def fuzz(tmp_path, count, seed, ranks=()):
+    """Load so many changed manifests; of `ranks` along two axes, in pieces of slices."""
     rng = random.Random(seed)
     memory = {"slots/ema/weight": Array("bfloat16", (1, 2), bytes(4))}
     arrays = {**hostile.arrays(), **memory}
-    monitor = dict(hostile.MONITOR)
-    folder = by_hand.write(tmp_path, arrays, monitor=monitor, memos={"history": {"step": [1]}})
-    manifest, like = by_hand.manifest_of(arrays, monitor=monitor), hostile.state()
+    about = {"monitor": dict(hostile.MONITOR), "memos": {"history": {"step": [1]}}}
+    if ranks:
+        dims = {path: 1 for path, array in arrays.items() if len(array.shape) == 2}
+        folder = by_hand.write_pieces(tmp_path, arrays, *ranks, dims, **about)
+    else:
+        folder = by_hand.write(tmp_path, arrays, **about)
+    manifest = json.loads(b"{" + (folder / "manifest.json").read_bytes()[79:])
+    like = hostile.state()
     accepted = 0
     for _ in range(count):
         changed = mutated(manifest, rng)
@@ -278,15 +284,17 @@ def fuzz(tmp_path, count, seed):
     return accepted
 
 
-def test_manifests_changed_at_random_are_refused_or_loaded_and_never_crash(tmp_path):
-    accepted = fuzz(tmp_path, 2_000, seed=0)
-    assert 0 < accepted < 2_000, "most changes matter, some (of the model's text) do not"
+@pytest.mark.parametrize(("ranks", "count"), [((), 2_000), ((2, 2), 1_000)])
+def test_manifests_changed_at_random_are_refused_or_loaded_and_never_crash(tmp_path, ranks, count):
+    accepted = fuzz(tmp_path, count, seed=0, ranks=ranks)
+    assert 0 < accepted < count, "most changes matter, some (of the model's text) do not"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 11))
-def test_many_manifests_changed_at_random_never_crash(tmp_path, seed):
-    fuzz(tmp_path, 20_000, seed)
+@pytest.mark.parametrize("ranks", [(), (2, 2)])
+def test_many_manifests_changed_at_random_never_crash(tmp_path, seed, ranks):
+    fuzz(tmp_path, 20_000, seed, ranks)
 
 
 def test_manifests_whose_bytes_are_changed_at_random_never_crash(tmp_path):
