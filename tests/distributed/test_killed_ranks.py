@@ -27,11 +27,9 @@ def kills(what, place, stride, seconds, plan):
     return json.loads(done.stdout.splitlines()[-1])["kills"]
 
 
-@pytest.mark.parametrize(("plan", "stride", "least"), [("zero2", 9, 15), ("tensor", 23, 5)])
-def test_a_rank_that_is_killed_while_it_saves_leaves_the_old_or_the_new_checkpoint(
-    tmp_path, plan, stride, least
-):
-    assert kills("saves", tmp_path, stride, 300, plan) > least
+@pytest.mark.parametrize("plan", ["zero2", "tensor"])
+def test_a_rank_that_is_killed_while_it_saves_leaves_the_old_or_the_new_checkpoint(tmp_path, plan):
+    assert kills("saves", tmp_path, 9, 300, plan) > 15
 
 
 def test_a_run_of_which_a_rank_was_killed_ends_in_the_same_bits(tmp_path):
@@ -39,7 +37,9 @@ def test_a_run_of_which_a_rank_was_killed_ends_in_the_same_bits(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", ["zero2", "tensor"])
-@pytest.mark.parametrize("what", ["saves", "runs"])
-def test_a_rank_that_is_killed_at_any_call(tmp_path, what, plan):
-    assert kills(what, tmp_path, 1, 3600, plan) > 80
+@pytest.mark.parametrize(
+    ("what", "plan", "stride"),
+    [("saves", "zero2", 1), ("saves", "tensor", 1), ("runs", "zero2", 1), ("runs", "tensor", 17)],
+)
+def test_a_rank_that_is_killed_at_any_call(tmp_path, what, plan, stride):
+    assert kills(what, tmp_path, stride, 3600, plan) > 80 // stride
