@@ -130,6 +130,32 @@ def patterns_cut_what_they_say(mesh):
     assert fl.place(fl.gather(state), own, "tensor") == state
 
 
+class Turned(nn.Module):
+    """Complex weights, of which one is cut and one whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.turn = nn.Parameter(torch.randn(3, 8, dtype=torch.complex64))
+        self.shift = nn.Parameter(torch.randn(8, dtype=torch.complex64))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head((x * self.turn.sum(0) + self.shift).abs())
+
+
+@scenario
+def complex_weights_are_cut_and_dimensions_count_from_the_end_too(mesh):
+    vectors, _ = rows()
+    for own in meshes(mesh):
+        one = trained(pipe(2 * own.data), Turned, vectors)
+        for plan in ({"turn": -1}, ("zero2", {"turn": -1})):
+            step = fl.shard(pipe(2), own, plan)
+            state = step.init(Turned, seed=3)
+            assert dict(state.params.outlines())["turn"].dtype is torch.complex64
+            assert_close(one, trained(step, Turned, vectors), atol=1e-5)
+            assert fl.place(fl.gather(state), own, plan) == state
+
+
 @scenario
 def explain_tells_what_is_held_and_moved(mesh):
     for own in meshes(mesh):

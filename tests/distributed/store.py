@@ -31,6 +31,7 @@ from tests.store.faulty import Faulty
 PLANS = ("replicate", "zero2", "zero3", "tensor")
 KEPT = ("replicate", "zero2", "tensor")
 """Plans by what ranks keep: with "zero3" it is the same as with "zero2"."""
+DIVIDED = ("zero2", "tensor")
 CUTS = {"left": 0, "cube": 1}
 STRIDE = int(os.environ.get("STRIDE", "5"))  # of the calls that fail, every so many
 
@@ -72,13 +73,13 @@ def axes(mesh, tensor):
     return fl.mesh(tensor=tensor) if type(mesh) is Mesh else Some(mesh.data, tensor)
 
 
-def step_for(mesh, plan):
+def step_for(mesh, plan, step=None):
     """The step as `plan` has it; on one process as it is without a mesh."""
     if plan == "tensor":
         mesh, plan = axes(mesh, mesh.data), CUTS
     elif plan == "zero2 and tensor":
         mesh, plan = axes(mesh, 2), ("zero2", CUTS)
-    return fl.shard(pipeline(), mesh, plan)
+    return fl.shard(step or pipeline(), mesh, plan)
 
 
 def plans_for(ranks):
@@ -174,23 +175,24 @@ def every_pair_of_ranks_and_plans_saves_and_loads(mesh):
 
 @scenario
 def parts_of_a_checkpoint_are_loaded_into_pieces(mesh):
-    state, _, _ = trained(mesh, "zero2")
-    path = fl.save(state, folder_for(mesh, "some"))
-    like = step_for(mesh, "zero2").init(lambda: Net(7), seed=9)
-    whole, fresh = bits(fl.gather(state)), bits(fl.gather(like))
-    loaded = bits(fl.gather(fl.load(path, like=like, only="params")))
-    assert loaded["params/a"] == whole["params/a"] != fresh["params/a"]
-    assert loaded["slots/update/adamw/mu/a"] == fresh["slots/update/adamw/mu/a"]
-    # An average that the checkpoint lacks begins from the loaded parameters.
-    bare = fl.shard(fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2))), mesh, "zero2")
-    path = fl.save(bare.init(Net, seed=5), folder_for(mesh, "bare"))
-    loaded = fl.gather(fl.load(path, like=like))
-    assert loaded["ema"]["a"].equal(loaded.params["a"])
-    assert loaded["ema"]["a"].equal(Net().a)
-    wrong = step_for(mesh, "zero2").init(lambda: Other(), seed=9)
-    error = error_of(lambda: fl.load(path, like=wrong))
-    assert isinstance(error, fl.CheckpointError), error
-    assert "params/a" in str(error) and "f32[3,7]" in str(error) and "f32[3,8]" in str(error)
+    for plan in DIVIDED:
+        state, _, _ = trained(mesh, plan)
+        path = fl.save(state, folder_for(mesh, f"some-{plan}"))
+        like = step_for(mesh, plan).init(lambda: Net(7), seed=9)
+        whole, fresh = bits(fl.gather(state)), bits(fl.gather(like))
+        loaded = bits(fl.gather(fl.load(path, like=like, only="params")))
+        assert loaded["params/a"] == whole["params/a"] != fresh["params/a"]
+        assert loaded["slots/update/adamw/mu/a"] == fresh["slots/update/adamw/mu/a"]
+        # An average that the checkpoint lacks begins from the loaded parameters.
+        bare = step_for(mesh, plan, fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2))))
+        path = fl.save(bare.init(Net, seed=5), folder_for(mesh, f"bare-{plan}"))
+        loaded = fl.gather(fl.load(path, like=like))
+        assert loaded["ema"]["a"].equal(loaded.params["a"])
+        assert loaded["ema"]["a"].equal(Net().a)
+        wrong = step_for(mesh, plan).init(lambda: Other(), seed=9)
+        error = error_of(lambda: fl.load(path, like=wrong))  # noqa: B023
+        assert isinstance(error, fl.CheckpointError), error
+        assert "params/a" in str(error) and "f32[3,7]" in str(error) and "f32[3,8]" in str(error)
 
 
 class Other(Net):
@@ -235,6 +237,9 @@ def a_run_is_resumed_to_the_bit(mesh):
             assert bits(fl.gather(state)) == bits(fl.gather(through))
             loaded = fl.load(again.folder, like=step_for(mesh, plan).init(Net, seed=9))
             assert bits(fl.gather(loaded)) == bits(fl.gather(through))
+        for other in PLANS:  # nothing is left to be trained
+            state, _, _ = trained(mesh, other, steps=6, resume=again.folder)
+            assert bits(fl.gather(state)) == bits(fl.gather(through)), (plan, other)
 
 
 @scenario
@@ -310,30 +315,31 @@ def each_ranks_own_folder_is_refused(mesh):
 
 @scenario
 def damage_that_one_rank_finds_is_passed_over_by_all(mesh):
-    folder = folder_for(mesh, "damaged")
-    for steps in (2, 3):
-        state, _, _ = trained(mesh, "zero2", steps=steps)
-        fl.save(state, folder, mesh=mesh)
-    if mesh.rank == 0:
-        last = f"state-{mesh.data - 1:05d}.safetensors"
-        file = Path(folder, "step-00000003", last)
-        raw = bytearray(file.read_bytes())
-        raw[-1] ^= 1
-        file.write_bytes(raw)
-    like = step_for(mesh, "zero2").init(Net, seed=9)
-    meet(mesh)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        loaded = fl.load(folder, like=like)
-    assert int(loaded.step) == 2 and "step-00000003 was skipped" in str(caught[0].message)
-    error = error_of(lambda: fl.load(Path(folder, "step-00000003"), like=like))
-    assert isinstance(error, fl.CheckpointError) and "sha256 differs" in str(error)
-    assert last_rank_of(error) == mesh.data - 1
-    effect = fl.checkpoint(folder, keep=None)
-    _, caught, history = trained(
-        mesh, "zero2", steps=2, callbacks=[effect], resume=folder, overwrite=True
-    )
-    assert history.resumed.path.name == "step-00000002"
+    for plan in DIVIDED:
+        folder = folder_for(mesh, f"damaged-{plan}")
+        for steps in (2, 3):
+            state, _, _ = trained(mesh, plan, steps=steps)
+            fl.save(state, folder, mesh=mesh)
+        if mesh.rank == 0:
+            last = f"state-{mesh.data - 1:05d}.safetensors"
+            file = Path(folder, "step-00000003", last)
+            raw = bytearray(file.read_bytes())
+            raw[-1] ^= 1
+            file.write_bytes(raw)
+        like = step_for(mesh, plan).init(Net, seed=9)
+        meet(mesh)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loaded = fl.load(folder, like=like)
+        assert int(loaded.step) == 2 and "step-00000003 was skipped" in str(caught[0].message)
+        error = error_of(lambda: fl.load(Path(folder, "step-00000003"), like=like))  # noqa: B023
+        assert isinstance(error, fl.CheckpointError) and "sha256 differs" in str(error)
+        assert last_rank_of(error) == mesh.data - 1
+        effect = fl.checkpoint(folder, keep=None)
+        _, caught, history = trained(
+            mesh, plan, steps=2, callbacks=[effect], resume=folder, overwrite=True
+        )
+        assert history.resumed.path.name == "step-00000002"
 
 
 def last_rank_of(error):
@@ -397,36 +403,37 @@ def pieces_of_different_steps_are_never_one_checkpoint(mesh):
 
 @scenario
 def a_store_that_cannot_rename_takes_pieces(mesh):
-    folder = folder_for(mesh, "remote")
-    url = f"file://{folder.absolute()}"
-    like = step_for(mesh, "zero2").init(lambda: Net(7), seed=9)
-    for scale in (1.0, 2.0):
-        state, _, _ = trained(mesh, "zero2", steps=1)
-        state = state.replace(params=state.params.scale(scale))
-        fl.save(state, url)
-        names = names_in(folder / "step-00000001")
-        assert len(names) == mesh.data + 1, names
-        assert bits(fl.gather(fl.load(url, like=like))) == bits(fl.gather(state))
-    for rank in range(mesh.data):
-        files = Faulty(Remote(), None)
-        fl.save(state, url, files=files)
-        calls = mesh.exchange(files.calls)[rank]
-        before = fl.load(url, like=like)
-        for at, (call, name) in enumerate(calls):
-            if not (call == "close" and name.endswith(".safetensors")):
-                continue
-            files = Faulty(Remote(), at if mesh.rank == rank else None, errno.ENOSPC)
-            error = error_of(lambda: fl.save(state, url, files=files))  # noqa: B023
-            assert isinstance(error, OSError) and f"rank {rank}" in str(error), error
-            meet(mesh)
-            assert len(names_in(folder / "step-00000001")) == mesh.data + 1
-            assert bits(fl.gather(fl.load(url, like=like))) == bits(fl.gather(before))
-    effect = fl.checkpoint(url + "-run", every=1, unit="step", keep=2)
-    through, _, _ = trained(mesh, "zero2", steps=4)
-    trained(mesh, "zero2", steps=2, callbacks=[effect])
-    effect = fl.checkpoint(url + "-run", every=1, unit="step", keep=2)
-    state, _, _ = trained(mesh, "zero2", steps=4, callbacks=[effect], resume=url + "-run")
-    assert bits(fl.gather(state)) == bits(fl.gather(through))
+    for plan in DIVIDED:
+        folder = folder_for(mesh, f"remote-{plan}")
+        url = f"file://{folder.absolute()}"
+        like = step_for(mesh, plan).init(lambda: Net(7), seed=9)
+        for scale in (1.0, 2.0):
+            state, _, _ = trained(mesh, plan, steps=1)
+            state = state.replace(params=state.params.scale(scale))
+            fl.save(state, url)
+            names = names_in(folder / "step-00000001")
+            assert len(names) == mesh.data + 1, names
+            assert bits(fl.gather(fl.load(url, like=like))) == bits(fl.gather(state))
+        for rank in range(mesh.data):
+            files = Faulty(Remote(), None)
+            fl.save(state, url, files=files)
+            calls = mesh.exchange(files.calls)[rank]
+            before = fl.load(url, like=like)
+            for at, (call, name) in enumerate(calls):
+                if not (call == "close" and name.endswith(".safetensors")):
+                    continue
+                files = Faulty(Remote(), at if mesh.rank == rank else None, errno.ENOSPC)
+                error = error_of(lambda: fl.save(state, url, files=files))  # noqa: B023
+                assert isinstance(error, OSError) and f"rank {rank}" in str(error), error
+                meet(mesh)
+                assert len(names_in(folder / "step-00000001")) == mesh.data + 1
+                assert bits(fl.gather(fl.load(url, like=like))) == bits(fl.gather(before))
+        effect = fl.checkpoint(url + "-run", every=1, unit="step", keep=2)
+        through, _, _ = trained(mesh, plan, steps=4)
+        trained(mesh, plan, steps=2, callbacks=[effect])
+        effect = fl.checkpoint(url + "-run", every=1, unit="step", keep=2)
+        state, _, _ = trained(mesh, plan, steps=4, callbacks=[effect], resume=url + "-run")
+        assert bits(fl.gather(state)) == bits(fl.gather(through))
 
 
 # What succeeds on all ranks, or fails on all
