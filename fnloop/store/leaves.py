@@ -244,7 +244,8 @@ def _check_all_there(saved: Saved) -> None:
                 raise ValueError(f"its pieces leave a gap, or overlap, at value {end}")
             end = piece.region.run.stop
         if end != volume(box):
-            raise ValueError(f"its pieces have {end} values, and its shape {volume(box)}")
+            whose = "shape" if sizes(box) == saved.shape else "slice"
+            raise ValueError(f"its pieces have {end} values, and its {whose} {volume(box)}")
     if not slices and saved.numel:
         raise ValueError(f"its pieces have 0 values, and its shape {saved.numel}")
     _check_slices(slices, saved.shape)

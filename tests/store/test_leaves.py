@@ -9,7 +9,7 @@ from fnloop.store.leaves import Leaf, Piece, Saved, by_file
 from fnloop.values.regions import Region
 
 DIGEST = "0123456789abcdef" * 4
-A, B = "state-00000.safetensors", "state-00001.safetensors"
+A, B, C = [f"state-0000{rank}.safetensors" for rank in range(3)]
 ALL = (range(2), range(3))
 LEFT, RIGHT = (range(2), range(1)), (range(2), range(1, 3))
 
@@ -89,6 +89,41 @@ def test_pieces_are_all_values_once_and_in_order(pieces, why):
         return
     with pytest.raises(ValueError, match=why):
         Saved.of(entry(*pieces))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "why"),
+    [
+        ([(A, 0, 4, [1, 0, 2]), (B, 0, 2, [1, 2, 3])], None),
+        ([(A, 0, 2, [1, 0, 2]), (B, 2, 2, [1, 0, 2]), (C, 0, 2, [1, 2, 3])], None),
+        ([(A, 0, 6, [1, 0, 3])], "no part"),
+        ([(A, 0, 6, [2, 0, 1])], "no part"),
+        ([(A, 0, 2, [1, 1, 1])], "no part"),
+        ([(A, 0, 2, [1, 2, 4])], "no part"),
+        ([(A, 0, 2, [1, 2])], "no dimension"),
+        ([(A, 0, 2, [True, 2, 3])], "no dimension"),
+        ([(A, 0, 4, [1, 0, 2])], "end at index 2"),
+        (
+            [(A, 0, 2, [1, 0, 1]), (B, 0, 2, [1, 2, 3])],
+            "slices leave a gap, or overlap, at index 1",
+        ),
+        (
+            [(A, 0, 4, [1, 0, 2]), (B, 0, 4, [1, 1, 3])],
+            "slices leave a gap, or overlap, at index 2",
+        ),
+        ([(A, 0, 2, [1, 2, 3]), (B, 0, 4, [1, 0, 2])], "slices leave a gap"),
+        ([(A, 0, 3, [0, 0, 1]), (B, 0, 2, [1, 2, 3])], "one dimension"),
+        ([(A, 0, 2, [1, 0, 1]), (B, 0, 6)], "slices leave a gap"),
+        ([(A, 0, 3, [1, 0, 2]), (B, 0, 2, [1, 2, 3])], "3 values, and its slice 4"),
+        ([(A, 0, 4, [1, 0, 2]), (A, 0, 2, [1, 2, 3])], "in one file"),
+    ],
+)
+def test_slices_are_all_of_a_tensor_along_one_dimension(pieces, why):
+    if why is None:
+        assert Saved.of(entry(*pieces, shape=(2, 3))).numel == 6
+        return
+    with pytest.raises(ValueError, match=why):
+        Saved.of(entry(*pieces, shape=(2, 3)))
 
 
 def test_a_tensor_without_values_has_no_pieces():
