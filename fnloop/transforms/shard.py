@@ -26,6 +26,7 @@ def shard(
     mesh: Mesh,
     plan: Any = "replicate",
     reduce: Literal["fast", "canonical"] = "fast",
+    sync_batchnorm: bool = False,
 ) -> S:
     """The same step on the processes of `mesh`, which train together.
 
@@ -79,12 +80,23 @@ def shard(
     own, placements = parts_of(plan, mesh)
     if reduce not in ("fast", "canonical"):
         raise ValueError(f'reduce= is "fast" or "canonical", got {reduce!r}.')
+    if sync_batchnorm and reduce == "canonical":
+        raise ValueError(
+            'With reduce="canonical" each micro-batch is computed by itself, on whatever rank; '
+            "sync_batchnorm=True normalizes over those of several ranks, so that the result "
+            "depends on their number. Take one of the two."
+        )
     if (there := mesh_of(step)) is not None:
         raise ValueError(f"The step is sharded already, over {there}.")
     return _folded(
         step,
         functools.partial(
-            Fold, mesh=mesh, plan=own, placements=placements, canonical=reduce == "canonical"
+            Fold,
+            mesh=mesh,
+            plan=own,
+            placements=placements,
+            canonical=reduce == "canonical",
+            sync_batchnorm=sync_batchnorm,
         ),
     )
 
