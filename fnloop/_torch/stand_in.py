@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Size, Tensor
 
 
-class Source(Protocol):
+class ValueSource(Protocol):
     """Where the values of stand-ins come from."""
 
     def values(
@@ -48,10 +48,10 @@ class StandIn(Tensor):
     (torch.Size([2]), tensor([2., 2.]))
     """
 
-    source: Source
+    source: ValueSource
 
     @classmethod
-    def of(cls, shape: Size, like: Tensor, source: Source) -> StandIn:
+    def of(cls, shape: Size, like: Tensor, source: ValueSource) -> StandIn:
         """One of this shape, with the dtype and device of `like`."""
         new = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # pyright: ignore
             cls, shape, dtype=like.dtype, device=like.device, requires_grad=like.requires_grad

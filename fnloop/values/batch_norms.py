@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Generator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
+from fnloop._torch import parallel
 from fnloop._torch.read_only import memory_of
 from fnloop._torch.tracing import opaque
 from fnloop.distributed.gates import RankError, gate
 from fnloop.distributed.mesh import Mesh
+
+T = TypeVar("T")
 
 
 class BatchNorms:
@@ -25,8 +28,8 @@ class BatchNorms:
 
     It takes the place of `F.batch_norm`, by which the layers of torch and of other libraries
     compute; so models stay as they are. The ranks exchange statistics in the forward pass, and sums
-    of gradients in the backward pass: what an example of one rank does to the statistics, it does to
-    the losses of all.
+    of gradients in the backward pass: what an example of one rank does to the statistics, it does
+    to the losses of all.
 
     All ranks have to compute the same batch norms in the same order.
 
@@ -87,6 +90,7 @@ class BatchNorms:
             return F.batch_norm(
                 input, running_mean, running_var, weight, bias, training, momentum, eps
             )
+        input, weight, bias = self.whole((input, weight, bias))
         affine = tuple([tensor for tensor in (weight, bias) if tensor is not None])
         if has_torch_function(affine):  # they are divided among the ranks
             return handle_torch_function(
@@ -102,6 +106,10 @@ class BatchNorms:
                 self._move(running_var, unbiased, momentum)
             scale = torch.rsqrt(found.var + eps)
         return _Normalized.apply(self, input, weight, bias, found.mean, scale, found.total)  # type: ignore[no-any-return]
+
+    def whole(self, tensors: T) -> T:
+        """The same whole, if they are shared with other ranks of one model."""
+        return parallel.whole(tensors) if self.mesh.tensor > 1 else tensors
 
     def own_count(self, input: Tensor) -> int:
         """How many values of each channel of this rank count."""
@@ -203,9 +211,9 @@ class _Normalized(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, mean, scale, total = ctx.saved_tensors
-        wide, grad = _wide(x), _wide(grads[0])
+        wide, grad = _wide(x), _wide(ctx.norms.whole(grads[0]))
         centered = wide - _along(mean, wide)
         dims = _all_but_channels(x)
         own = grad.sum(dims).double(), (grad * centered).sum(dims).double() * scale
@@ -220,7 +228,7 @@ class _Normalized(torch.autograd.Function):
                 of_x = of_x - _along(plain * factor, wide)
                 of_x = torch.addcmul(of_x, centered, _along(-slope * scale * factor, wide))
             of_x = of_x.to(x.dtype)
-        of_weight = own[1].to(weight.dtype) if ctx.needs_input_grad[2] else None
+        of_weight = own[1] if ctx.needs_input_grad[2] else None
         of_bias = own[0] if ctx.needs_input_grad[3] else None
         return None, of_x, of_weight, of_bias, None, None, None
 

@@ -29,7 +29,7 @@ class Context:
     autocast: torch.dtype | None = None
     scale: Any = None
     counts: bool = True
-    norms: Any = static(None)
+    norms: Any = static(default=None)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
