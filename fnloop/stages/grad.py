@@ -203,8 +203,8 @@ _DIVIDED = (
 )
 
 _SYNCHRONIZED = (
-    "The step with the loss {loss} has batch norms that are synchronized over ranks, and is vmapped "
-    "or differentiated. Leave sync_batchnorm=True out of fl.shard, or the shard."
+    "The step with the loss {loss} has batch norms that are synchronized over ranks, and is "
+    "vmapped or differentiated. Leave sync_batchnorm=True out of fl.shard, or the shard."
 )
 
 

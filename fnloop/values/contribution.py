@@ -89,8 +89,8 @@ def agreed(mesh: Mesh, make: Callable[[], Contribution], params: Tensors) -> Con
         same, _ = gate(mesh.everyone, "the gradients", repr((names, outline)))
     except Exception as error:
         mesh.hang_up()  # others may wait for this rank in an exchange that torch makes
-        if is_lost(error):  # such a one has failed: who it was says so at the gate
-            gate(mesh.everyone, "the gradients")
+        if is_lost(error) and not isinstance(error, RankError):
+            gate(mesh.everyone, "the gradients")  # who has failed says so there
         leave(mesh.everyone, error)
         raise
     if same:
