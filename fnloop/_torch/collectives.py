@@ -5,6 +5,9 @@ A group of one process needs no process group: there every collective is the ide
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import itertools
 from typing import Any
 
 import torch
@@ -20,17 +23,52 @@ def started() -> bool:
 
 
 _grids: dict[Any, Any] = {}  # making one is an exchange, and it lasts as long as the process group
+_made = itertools.count()
 
 
 def grid(data: int, tensor: int) -> Any:
-    """All ranks along two axes, ``"data"`` and ``"tensor"``; all must call it."""
-    from torch.distributed.device_mesh import init_device_mesh
+    """All ranks along two axes, data and tensor; all must call it.
+
+    Its groups are not that of all ranks, also where one has all of them: see `hang_up`.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
 
     key = (dist.group.WORLD, data, tensor)
     if key not in _grids:
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-        _grids[key] = init_device_mesh(kind, (data, tensor), mesh_dim_names=("data", "tensor"))
+        ranks = torch.arange(data * tensor).reshape(data, tensor)
+        groups = [_group_of_mine(ranks.t()), _group_of_mine(ranks)]
+        number = next(_made)  # else torch would look up what it knows of an equal one before
+        names = f"data {number}", f"tensor {number}"
+        _grids[key] = DeviceMesh.from_group(groups, kind, mesh=ranks, mesh_dim_names=names)
     return _grids[key]
+
+
+def _group_of_mine(rows: Tensor) -> Any:
+    """A group for each row of ranks; that of this rank."""
+    timeout = _cpu_backend(dist.group.WORLD).options._timeout
+    groups = [(row, dist.new_group(row, timeout=timeout)) for row in rows.tolist()]
+    return next(group for row, group in groups if dist.get_rank() in row)
+
+
+def hang_up(data: int, tensor: int) -> None:
+    """Close this rank's connections along the axis tensor of a grid, if there is one.
+
+    Ranks that wait for it there, in exchanges of torch's own, fail at once (with gloo; NCCL's end
+    by their timeout). All ranks do it sooner or later, since the next `grid` is another one.
+    """
+    found = _grids.pop((dist.group.WORLD, data, tensor), None)
+    if found is None:
+        return
+    group = found.get_group(1)
+    for other in set(range(tensor)) - {group.rank()}:
+        with contextlib.suppress(RuntimeError):  # of a message that does not come, which closes all
+            message = _cpu_backend(group).recv([torch.empty(1)], other, 0)
+            message.wait(datetime.timedelta(milliseconds=1))
+
+
+def _cpu_backend(group: Any) -> Any:
+    return group._get_backend(torch.device("cpu"))
 
 
 def summed(tensor: Tensor, group: Any) -> Tensor:

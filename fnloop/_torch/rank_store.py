@@ -34,7 +34,8 @@ def noted(key: str) -> str | None:
 def is_lost(error: BaseException) -> bool:
     """Whether an exchange has failed because another rank did not take part in it."""
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+        isinstance(error, RuntimeError)
+        and any([part in str(error) for part in ("gloo/transport", "caused pair closure")])
     )
 
 

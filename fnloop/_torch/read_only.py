@@ -22,8 +22,8 @@ class ReadOnly(TorchDispatchMode):
     Args:
         tensors: Tensors by name.
         refusal: Makes the error from the name of the tensor.
-        may_write: Whether another tensor may be written to; otherwise it is refused with the name
-            "". By default all may.
+        owner: The name of what another tensor is part of, to refuse writes to it; None if it may
+            be written to, as by default all may.
     """
 
     supports_higher_order_operators = True
@@ -36,13 +36,13 @@ class ReadOnly(TorchDispatchMode):
         self,
         tensors: Mapping[str, Tensor],
         refusal: Callable[[str], Exception],
-        may_write: Callable[[Tensor], bool] = lambda tensor: True,
+        owner: Callable[[Tensor], str | None] = lambda tensor: None,
     ) -> None:
         super().__init__()
         self._refusal = refusal
-        self._may_write = may_write
+        self._owner = owner
         self._owners: dict[int, list[tuple[int, str]]] = {}  # packed tensors share one storage
-        self._views: dict[int | None, Tensor] = {}  # of what may not be written to, by address
+        self._views: dict[int | None, tuple[str, Tensor]] = {}  # of such others, by address
         for name, tensor in tensors.items():
             address, start = memory_of(tensor)
             if address is not None:
@@ -60,13 +60,17 @@ class ReadOnly(TorchDispatchMode):
                 spans = self._owners[address]
                 before = [name for first, name in spans if first <= start]
                 raise self._refusal(before[-1] if before else spans[0][1])
-            if address in self._views or not self._may_write(unwrapped(tensor)):
-                raise self._refusal("")
+            if address in self._views:
+                raise self._refusal(self._views[address][0])
+            if (name := self._owner(unwrapped(tensor))) is not None:
+                raise self._refusal(name)
         made = func(*args, **kwargs)
-        if _is_view(func) and not self._may_write(unwrapped(args[0])):
+        if _is_view(func) and (name := self._owner(unwrapped(args[0]))) is not None:
             # While a graph is recorded, a view of a tensor with values is made without them, and
             # shares no memory with it.
-            self._views.update((memory_of(view)[0], view) for view in tree_leaves(made))
+            for view in tree_leaves(made):
+                if self._owner(unwrapped(view)) is None:
+                    self._views[memory_of(view)[0]] = name, view
         return made
 
 

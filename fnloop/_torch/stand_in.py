@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import optree
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor
 
-Values = Callable[[Sequence["StandIn"], "torch.dtype | None"], Sequence[Tensor]]
-"""What computes the values of some of them; an operation asks once, for all that it uses.
 
-The dtype is the one to which autocast converts float32 in that operation, if it does.
-"""
+class ValueSource(Protocol):
+    """Where the values of stand-ins come from."""
+
+    def values(
+        self, stand_ins: Sequence[StandIn], autocast: torch.dtype | None
+    ) -> Sequence[Tensor]:
+        """The values of some of them; an operation asks once, for all that it uses.
+
+        Args:
+            stand_ins: Those.
+            autocast: The dtype to which autocast converts float32 in that operation, if it does.
+        """
+        ...
+
+    def written(self, stand_in: StandIn) -> Exception:
+        """The error for an operation that writes to one of them."""
+        ...
+
+    def owner(self, tensor: Tensor) -> str | None:
+        """The name of the stand-in whose values, or a view of them, a tensor is; None if none."""
+        ...
 
 
 class StandIn(Tensor):
     """A tensor that has shape and dtype. Each operation that uses it gets its values anew.
 
     Attributes:
-        compute: What computes its values.
-        written: Makes the error for an operation that writes to it.
+        source: Where its values come from.
 
-    >>> def ones(stand_ins, dtype): return [torch.ones(2)]
-    >>> w = StandIn.of(Size([2]), torch.zeros(()), ones, ValueError)
+    >>> class Ones:
+    ...     def values(self, stand_ins, autocast):
+    ...         return [torch.ones(2)]
+    >>> w = StandIn.of(Size([2]), torch.zeros(()), Ones())
     >>> w.shape, w + 1
     (torch.Size([2]), tensor([2., 2.]))
     """
 
-    compute: Values
-    written: Callable[[StandIn], Exception]
+    source: ValueSource
 
     @classmethod
-    def of(
-        cls, shape: Size, like: Tensor, compute: Values, written: Callable[[StandIn], Exception]
-    ) -> StandIn:
+    def of(cls, shape: Size, like: Tensor, source: ValueSource) -> StandIn:
         """One of this shape, with the dtype and device of `like`."""
         new = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # pyright: ignore
             cls, shape, dtype=like.dtype, device=like.device, requires_grad=like.requires_grad
         )
-        new.compute, new.written = compute, written
+        new.source = source
         return new
 
     @classmethod
@@ -54,16 +69,17 @@ class StandIn(Tensor):
                 return func(*args, **kwargs)
         leaves, structure = optree.tree_flatten((args, kwargs))  # pyright: ignore
         stand_ins = list({id(x): x for x in leaves if isinstance(x, StandIn)}.values())
+        source = stand_ins[0].source
         if func in _WRITES:
-            raise stand_ins[0].written(stand_ins[0])
-        values = stand_ins[0].compute(stand_ins, _cast(func, stand_ins[0]))
+            raise source.written(stand_ins[0])
+        values = source.values(stand_ins, _cast(func, stand_ins[0]))
         versions = [value._version for value in values]
         found = {id(stand_in): value for stand_in, value in zip(stand_ins, values, strict=True)}
         given: Any = structure.unflatten([found.get(id(leaf), leaf) for leaf in leaves])
         result = func(*given[0], **given[1])
         for stand_in, value, version in zip(stand_ins, values, versions, strict=True):
             if value._version != version:  # what was written would be lost
-                raise stand_in.written(stand_in)
+                raise source.written(stand_in)
         return result
 
     @classmethod

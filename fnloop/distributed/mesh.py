@@ -60,7 +60,7 @@ class Mesh:
     @property
     def group(self) -> Any:
         """The process group of `data`."""
-        return dist.group.WORLD if self.tensor == 1 else self.grid.get_group("data")
+        return dist.group.WORLD if self.tensor == 1 else self.grid.get_group(0)
 
     @property
     def everyone(self) -> Mesh:
@@ -76,6 +76,11 @@ class Mesh:
     def grid(self) -> Any:
         """The mesh as torch knows it."""
         return collectives.grid(self.data, self.tensor)
+
+    def hang_up(self) -> None:
+        """Let ranks that share a model with this one wait for it no longer; then meet them anew."""
+        if self.tensor > 1:
+            collectives.hang_up(self.data, self.tensor)
 
     @_together
     def sum(self, tensor: Tensor) -> Tensor:
@@ -114,7 +119,7 @@ class Across(Mesh):
 
     @property
     def group(self) -> Any:
-        return self.whole.grid.get_group("tensor")
+        return self.whole.grid.get_group(1)
 
 
 def mesh(data: int | None = None, tensor: int = 1, timeout: float = 600.0) -> Mesh:

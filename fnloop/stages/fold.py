@@ -13,6 +13,7 @@ from fnloop.stages.base import GradStage, Kind
 from fnloop.stages.placements import dims_of
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.show import short
+from fnloop.values.batch_norms import BatchNorms, refuse_own_synchronization
 from fnloop.values.contribution import Contribution, agreed, merged_buffers
 from fnloop.values.grads import Grads
 from fnloop.values.looking import look
@@ -48,6 +49,7 @@ class Fold(GradStage):
         plan: How the parameters are kept.
         canonical: Whether all micro-batches are merged one by one, in their order, so that the
             result does not depend on the number of ranks.
+        sync_batchnorm: Whether batch norms are those of the examples of all ranks.
         placements: How parameters are cut among the ranks that share a model: pairs of a pattern
             and a dimension, or ``"tensor"`` for the names that are known; None if none share it.
     """
@@ -59,6 +61,7 @@ class Fold(GradStage):
     mesh: Mesh = static(Mesh())
     plan: str = "replicate"
     canonical: bool = False
+    sync_batchnorm: bool = False
     placements: Any = static(default=None)
 
     def __post_init__(self) -> None:
@@ -82,22 +85,30 @@ class Fold(GradStage):
     ) -> tuple[Grads, list[Contribution]]:
         """Each rank merges its own micro-batches; then the ranks merge once.
 
-        With "zero3" their gradients are merged in each backward pass already.
+        With "zero3" their gradients are merged in each backward pass already; with synchronized
+        batch norms they are weighed in it.
         """
         mesh, count = self.mesh, len(parts)
+        merged = self.plan == "zero3" and is_cut(state.params)
+        synced = self.sync_batchnorm and mesh.everyone.data > 1
+        whole = state if merged else state.replace(params=state.params.opened())
         mine = range(count * mesh.rank // mesh.data, count * (mesh.rank + 1) // mesh.data)
-        if merged := self.plan == "zero3" and is_cut(state.params):
-            own = self._in_step(state, first, parts, mine)
+        if synced:  # what ranks compute in one turn are parts of one micro-batch
+            mine = range(mesh.rank, count, mesh.data)
+            own = self._in_step(whole.within(norms=BatchNorms(mesh)), first, parts, mine)
+        elif merged:
+            own = self._in_step(whole, first, parts, mine)
         else:
-            own = self._agreed(state.replace(params=state.params.opened()), first, parts, mine)
+            own = self._agreed(whole, first, parts, mine)
         every = own.everyones(mesh)
         weight = torch.stack([each.grads.weight for each in every]).sum(0)
         mean = own.grads.mean
         if mesh.data > 1 and not merged:
-            share = own.grads.weight.double() / torch.where(weight > 0, weight, 1)
-            counts, mean = look(own.grads.weight > 0), mean.scale(share)
-            if counts is not True:
-                mean = mean.where(counts, mean.zeros())
+            if not synced:
+                share = own.grads.weight.double() / torch.where(weight > 0, weight, 1)
+                counts, mean = look(own.grads.weight > 0), mean.scale(share)
+                if counts is not True:
+                    mean = mean.where(counts, mean.zeros())
             placed = state.params.select(mean)
             mean = scattered(mean, placed) if is_cut(placed) else summed(mean, mesh)
         finite = torch.stack([each.grads.finite for each in every]).all()
@@ -144,10 +155,12 @@ class Fold(GradStage):
         return agreed(self.mesh, contribution, state.params)
 
     def _in_step(self, state: State, first: int, parts: Sequence[Any], mine: range) -> Contribution:
-        """As `_agreed`, of gradients that are means over all ranks; their weights are this one's.
+        """As `_agreed`, of gradients that are means over all ranks, or this one's part of them.
 
-        All ranks compute equally many micro-batches; of those too many, nothing is kept.
+        Their weights are this rank's. All ranks compute equally many micro-batches; of those too
+        many, nothing is kept but the statistics of all ranks.
         """
+        norms = state.context.norms
         turns = -(-len(parts) // self.mesh.data)
         after, weight = state, torch.zeros_like(state.step)
 
@@ -163,6 +176,9 @@ class Fold(GradStage):
                     grads = grads.emptied()
                 if counts or not turn:  # of the first, for the names of the buffers that it changes
                     after = new
+                elif norms is not None:
+                    synced = new.buffers.select(norms.names)
+                    after = after.replace(buffers=after.buffers.updated(synced))
                 yield grads.replace(weight=self.mesh.sum(grads.weight))
 
         def contribution() -> Contribution:
@@ -175,6 +191,8 @@ class Fold(GradStage):
         if self.mesh.everyone.data == 1:
             return state
         check_same(self.mesh.everyone, state)
+        if not self.sync_batchnorm:
+            refuse_own_synchronization(getattr(state.skeleton, "module", None))
         dims = self._dims(whole_state(state))
         return place_state(state, self.mesh, PLANS[self.plan], dims)
 
@@ -196,7 +214,8 @@ class Fold(GradStage):
         if self.placements is not None:
             own = short(self.placements if self.placements == "tensor" else dict(self.placements))
             plan = own if self.plan == "replicate" else f"({plan}, {own})"
-        return f"shard({self.mesh}, {plan}{reduce})".replace("'", '"')
+        norms = ", sync_batchnorm=True" if self.sync_batchnorm else ""
+        return f"shard({self.mesh}, {plan}{reduce}{norms})".replace("'", '"')
 
     def lines(self) -> list[str]:
         own = [self.describe()]

@@ -55,7 +55,7 @@ class Grad(GradStage):
             )
         trained = state.params.select(state.skeleton.trainable)
         divided = state.params.layout.mesh is not None
-        scale = state.context.scale
+        scale, counts, norms = state.context.scale, state.context.counts, state.context.norms
 
         def compute(tape: Tape) -> tuple[Any, dict[str, Tensor]]:
             params = dict(zip(trained.names, tape.leaves, strict=True))
@@ -63,17 +63,25 @@ class Grad(GradStage):
                 others = zip(state.params.names, state.params.storages, strict=True)
                 params = {**dict(others if divided else state.params.items()), **params}
             placed = self._placed(state, params, tape) if divided else None
+            if norms is not None and (tape.kept or transformed()):
+                raise ValueError(_SYNCHRONIZED.format(loss=self.loss))
 
             def run(model: Any) -> tuple[Any, ...]:
                 # The backward pass runs here too: activation checkpointing recomputes the forward
                 # pass in it, which needs this model.
-                with _NOTHING if placed is None else placed.running():
+                with (
+                    _NOTHING if placed is None else placed.running(),
+                    _NOTHING if norms is None else norms.running(model, counts),
+                ):
                     result = self._run(state, model, x, tape, placed)
-                    if placed is not None:
-                        placed.weigh(result.weight * state.context.counts)
+                    seed = _seed(result, scale)
+                    if norms is not None:
+                        seed = seed * norms.share(result.weight * counts).to(seed.dtype)
+                    elif placed is not None:
+                        placed.weigh(result.weight * counts)
                     try:
                         with no_casting(state.step.device):
-                            found = tape.backward(result.loss, _seed(result, scale))
+                            found = tape.backward(result.loss, seed)
                     except RuntimeError as error:
                         if "use_reentrant" in str(error):
                             raise RuntimeError(_REENTRANT.format(loss=self.loss)) from error
@@ -96,6 +104,8 @@ class Grad(GradStage):
         if scale is not None:
             mean = mean.scale(1 / scale)
         finite = torch.scalar_tensor(True, dtype=torch.bool, device=weight.device)
+        if norms is not None:
+            norms.note(buffers)
         if buffers:
             state = state.replace(buffers=state.buffers.like(buffers))
         return state, Grads(mean, weight, finite, metrics)
@@ -190,6 +200,11 @@ _DIVIDED = (
     "The step with the loss {loss} has parameters that are divided among ranks, and is vmapped or "
     'differentiated. That works with whole ones: shard the step with the plan "replicate", or '
     "leave the shard out."
+)
+
+_SYNCHRONIZED = (
+    "The step with the loss {loss} has batch norms that are synchronized over ranks, and is "
+    "vmapped or differentiated. Leave sync_batchnorm=True out of fl.shard, or the shard."
 )
 
 

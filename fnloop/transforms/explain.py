@@ -103,7 +103,7 @@ def explain(step: Any, state: State, mesh: Mesh | int | None = None) -> Explanat
     Bytes moved are those that a rank sends when every one passes on what it gets (a ring): of a
     whole tensor's size ``(k - 1) / k`` to gather it, as much to reduce it into pieces, and twice
     that to sum it on all of `k` ranks. Left out are a few numbers (weights, metrics, changed
-    buffers), and what an optimizer gathers that looks at whole matrices.
+    buffers, statistics of batch norms), and what an optimizer gathers that looks at whole matrices.
 
     Args:
         step: A step from `fl.shard`.

@@ -183,7 +183,7 @@ class Recorded:
             return CompileError(_WRITTEN.format(what=inputs.name(int(place))))
 
         given = {str(i): tensor for i, tensor in enumerate(fakes)}
-        return ReadOnly(given, refusal, is_fake)
+        return ReadOnly(given, refusal, lambda tensor: None if is_fake(tensor) else "")
 
     def _outputs(
         self, fakes: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[Tensor], metrics: Any

@@ -26,6 +26,7 @@ def shard(
     mesh: Mesh,
     plan: Any = "replicate",
     reduce: Literal["fast", "canonical"] = "fast",
+    sync_batchnorm: bool = False,
 ) -> S:
     """The same step on the processes of `mesh`, which train together.
 
@@ -34,7 +35,8 @@ def shard(
     comes after the gradients (`fl.amp`, clipping, the optimizer, `fl.ema`) does the same on each.
 
     `k` ranks with ``fl.accumulate(m)`` are one process with ``fl.accumulate(k * m)``: the same
-    micro-batches with the same random numbers. Buffers such as BatchNorm's are merged by weight.
+    micro-batches with the same random numbers. Buffers such as BatchNorm's are merged by weight;
+    with `sync_batchnorm` there is nothing to merge.
 
     Plans:
 
@@ -59,11 +61,17 @@ def shard(
         reduce: ``"fast"`` sums the gradients of all ranks at once; ``"canonical"`` merges the
             micro-batches of ``fl.accumulate(k)``, `k` on all ranks together, one by one in their
             order: the same bits on any number of ranks, for more communication.
+        sync_batchnorm: Normalize by the examples of all ranks in `nn.BatchNorm`, `nn.SyncBatchNorm`
+            and whatever calls `F.batch_norm`, so that `k` ranks with ``fl.accumulate(m)`` are one
+            process with ``fl.accumulate(m)``: each micro-batch is divided among all ranks. It costs
+            an exchange of each norm in each pass. All ranks have to compute the same norms in the
+            same order.
 
     Raises:
         TypeError: `step` is no stage, or `mesh` no mesh.
         ValueError: The step is sharded already; an unknown plan; a stage with memory where
-            each rank works alone.
+            each rank works alone; `sync_batchnorm` with ``reduce="canonical"``, which computes each
+            micro-batch by itself.
 
     >>> import torch, fnloop as fl
     >>> step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
@@ -79,12 +87,23 @@ def shard(
     own, placements = plans_of(plan, mesh)
     if reduce not in ("fast", "canonical"):
         raise ValueError(f'reduce= is "fast" or "canonical", got {reduce!r}.')
+    if sync_batchnorm and reduce == "canonical":
+        raise ValueError(
+            'With reduce="canonical" each micro-batch is computed by itself, on whatever rank; '
+            "sync_batchnorm=True normalizes over those of several ranks, so that the result "
+            "depends on their number. Take one of the two."
+        )
     if (there := mesh_of(step)) is not None:
         raise ValueError(f"The step is sharded already, over {there}.")
     return _folded(
         step,
         functools.partial(
-            Fold, mesh=mesh, plan=own, placements=placements, canonical=reduce == "canonical"
+            Fold,
+            mesh=mesh,
+            plan=own,
+            placements=placements,
+            canonical=reduce == "canonical",
+            sync_batchnorm=sync_batchnorm,
         ),
     )
 

@@ -75,9 +75,11 @@ class CloseLook:
             with host_seeded(self._drawing[key]):
                 return function(model)
         sources = [*GLOBAL, *generators_of(user)]
-        params = {name: p for name, p in params.items() if not isinstance(p, StandIn)}  # they look
+        stand_ins = [p for p in params.values() if isinstance(p, StandIn)]
+        owner = stand_ins[0].source.owner if stand_ins else _nobody
+        params = {name: p for name, p in params.items() if not isinstance(p, StandIn)}
         before = {name: tensor.detach() for name, tensor in params.items()}
-        read_only = ReadOnly(params, lambda name: written_error(user, name))
+        read_only = ReadOnly(params, lambda name: written_error(user, name), owner)
         with host_seeded(sources) as host, read_only:
             result = function(model)
         for name, tensor in params.items():
@@ -93,6 +95,10 @@ class CloseLook:
 
     def __reduce__(self) -> Any:
         return CloseLook, ()  # code cannot be pickled, and counts are of this process
+
+
+def _nobody(tensor: Tensor) -> None:
+    """No stand-in has such values."""
 
 
 def _moved(before: Tensor, now: Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 
 from fnloop._torch.tracing import casting
-from fnloop.trees.nodes import tree
+from fnloop.trees.nodes import static, tree
 
 _NOTHING = contextlib.nullcontext()
 
@@ -22,12 +22,14 @@ class Context:
         autocast: The autocast dtype of the model; None without `fl.amp`.
         scale: float32[]; the loss scale, applied before the backward pass; or None.
         counts: Whether the micro-batch counts; if not, it is there for other ranks' sake only.
+        norms: The `BatchNorms` that synchronize those of the loss over ranks; or None.
     """
 
     micro: int = 0
     autocast: torch.dtype | None = None
     scale: Any = None
     counts: bool = True
+    norms: Any = static(default=None)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fnloop._torch.rank_store import is_lost
 from fnloop._torch.tracing import opaque
 from fnloop.distributed.bits import from_bits, to_bits
 from fnloop.distributed.gates import RankError, first_difference, gate, leave
@@ -84,11 +85,15 @@ def agreed(mesh: Mesh, make: Callable[[], Contribution], params: Tensors) -> Con
         return make()
     try:
         own = make()
+        names, outline = own.grads.mean.names, own.outline()
+        same, _ = gate(mesh.everyone, "the gradients", repr((names, outline)))
     except Exception as error:
+        mesh.hang_up()  # others may wait for this rank in an exchange that torch makes
+        if is_lost(error) and not isinstance(error, RankError):
+            gate(mesh.everyone, "the gradients")  # who has failed says so there
         leave(mesh.everyone, error)
         raise
-    names, outline = own.grads.mean.names, own.outline()
-    if gate(mesh.everyone, "the gradients", repr((names, outline)))[0]:
+    if same:
         return own
     if difference := first_difference(mesh.everyone, outline):
         raise RankError(

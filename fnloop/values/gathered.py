@@ -50,7 +50,7 @@ class Gathering:
         piece = self._pieces[name]
         if name in self._layout.pairs:
             shape, piece = shape[:-1], torch.view_as_complex(piece.detach().new_empty(1, 2))
-        return StandIn.of(shape, piece, self._values, self._written)
+        return StandIn.of(shape, piece, self)
 
     def running(self) -> contextlib.AbstractContextManager[Any]:
         """A context manager for the forward and backward pass: no whole parameters are saved."""
@@ -61,7 +61,10 @@ class Gathering:
         return result
 
     def weigh(self, weight: Tensor) -> None:
-        """Set this rank's weight in the means of the backward pass to come."""
+        """Set this rank's weight in the means of the backward pass to come.
+
+        Without it the gradients are parts of the means already.
+        """
         self._agree("weigh", ())
         total = self._layout.mesh.sum(weight.double())
         self._share = weight.double() / torch.where(total > 0, total, 1)
@@ -89,15 +92,17 @@ class Gathering:
     def reduced(self, names: tuple[str, ...], grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The pieces of the means over ranks."""
         self._agree("reduce", names)
-        assert self._share is not None
-        return self._selected(names).scatter([_weighed(grad, self._share) for grad in grads])
+        if self._share is not None:
+            grads = [_weighed(grad, self._share) for grad in grads]
+        return self._selected(names).scatter(grads)
 
     def _selected(self, names: tuple[str, ...]) -> Any:
         found = self._layout.select(names)
         assert found is not None
         return found[0]
 
-    def _values(self, stand_ins: Sequence[StandIn], autocast: torch.dtype | None) -> list[Tensor]:
+    def values(self, stand_ins: Sequence[StandIn], autocast: torch.dtype | None) -> list[Tensor]:
+        """The whole parameters, with pairs of numbers as complex ones."""
         names = tuple([self._names[id(stand_in)] for stand_in in stand_ins])
         stored: Any = _Whole.apply(self, names, *[self._pieces[name] for name in names])
         if autocast is not None:  # as the operation would, so that what it saves is known here
@@ -110,14 +115,19 @@ class Gathering:
             for name, tensor in zip(names, stored, strict=True)
         ]
 
-    def _written(self, stand_in: StandIn) -> RuntimeError:
+    def written(self, stand_in: StandIn) -> RuntimeError:
+        """The error for an operation that writes to a parameter."""
         return written_error(self._user, self._names[id(stand_in)])
 
-    def _pack(self, tensor: Tensor) -> Any:
+    def owner(self, tensor: Tensor) -> str | None:
+        """The name of the whole parameter that a tensor, or a view of it, is."""
         try:
-            name = self._wholes.get(tensor.untyped_storage())
+            return self._wholes.get(tensor.untyped_storage())
         except (NotImplementedError, RuntimeError):  # a sparse tensor, say, has no storage
-            name = None
+            return None
+
+    def _pack(self, tensor: Tensor) -> Any:
+        name = self.owner(tensor)
         if name is None:
             return tensor, tensor._version  # which autograd does not look at where there are hooks
         offset: Any = tensor.storage_offset()

@@ -92,7 +92,8 @@ class Shards(Layout):
             columns = self.mesh.gather(row).split(sizes, dim=1)
             for i, column in zip(places, columns, strict=True):
                 shape = self.shapes[i]
-                found[i] = column.reshape(-1)[: math.prod(shape)].reshape(shape)
+                flat = column.contiguous().view(-1)  # memory of its own, even of one value a rank
+                found[i] = flat[: math.prod(shape)].reshape(shape)
         return tuple(found)
 
     def scatter(self, whole: Sequence[Tensor]) -> Storages:

@@ -35,7 +35,8 @@ class Sharing:
                 'or differentiated: call it without fl.compile. The plans "replicate", "zero2" and '
                 '"zero3" compile.'
             )
-        axis = layout.mesh.grid["tensor"]
+        grid = layout.mesh.grid
+        axis = grid[grid.mesh_dim_names[1]]
         self.params: dict[str, Tensor] = {
             name: parallel.shared(_logical(slices[name], name in layout.pairs), axis, dim)
             for name, dim in zip(layout.names, layout.dims, strict=True)

@@ -101,6 +101,20 @@ def refused(call, error, *words):
         raise AssertionError("nothing was raised")
 
 
+class Small(nn.Module):
+    """Parameters of one value or two, which one operation uses together."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.tensor(-2.0))
+        self.c, self.d = nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(2))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.addcmul(x.view(-1, 4, 2), self.a, self.b)
+        return self.head(torch.tanh(torch.addcmul(x, self.c, self.d)).view(-1, 8))
+
+
 def two_layers():
     """A module that has two layers."""
     model = nn.Module()
@@ -110,7 +124,7 @@ def two_layers():
 
 @scenario
 def every_way_to_use_a_parameter(mesh):
-    for model in (Attends, Recurrent, Tied, plain):
+    for model in (Attends, Recurrent, Tied, Small, plain):
         one = trained(pipe(loss, 2 * mesh.data), model)
         many = trained(fl.shard(pipe(loss, 2), mesh, "zero3"), model)
         assert_close(one, many)
@@ -152,6 +166,14 @@ def what_must_not_be_written_is_refused(mesh):
             model.a.weight.mul_(0.5)
         return model(batch[0]).mean()
 
+    def through_data(model, batch):
+        model.a.weight.data.mul_(0.5)
+        return model(batch[0]).mean()
+
+    def through_a_view(model, batch):
+        model.a.weight.detach().t()[0].zero_()
+        return model(batch[0]).mean()
+
     def activation(model, batch):
         z = model(batch[0]).exp()
         z.add_(1)
@@ -161,10 +183,15 @@ def what_must_not_be_written_is_refused(mesh):
     for function, words in (
         (by_data, ["'a.weight'"]),
         (in_place, ["'a.weight'"]),
+        (through_data, ["through_data writes to the parameter 'a.weight'"]),
+        (through_a_view, ["through_a_view writes to the parameter 'a.weight'"]),
         (activation, ["inplace operation"]),
     ):
         step = fl.shard(pipe(function), mesh, "zero3")
         refused(lambda s=step: s(s.init(Net), batch), RuntimeError, *words)
+    for function in (by_data, in_place, through_data, through_a_view):
+        step = fl.compile(fl.shard(pipe(function), mesh, "zero3"), backend="aot_eager")
+        refused(lambda s=step: s(s.init(Net), batch), Exception, "'a.weight'")
 
 
 @scenario

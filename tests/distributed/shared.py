@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import fnloop as fl
+from fnloop.distributed.gates import RankError
 from tests.distributed.laws import assert_close, assert_same_everywhere
 from tests.distributed.scenario import main, scenario
 from tests.distributed.traffic import Traffic
@@ -21,6 +23,17 @@ class Perceptron(nn.Module):
 
     def forward(self, x):
         return self.head(x + self.fc2(torch.relu(self.fc1(x))))
+
+
+class Normed(Perceptron):
+    """A batch norm of what the ranks of a model compute together."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return self.head(x + self.norm(self.fc2(torch.relu(self.fc1(x)))))
 
 
 class Block(nn.Module):
@@ -115,6 +128,54 @@ def a_shared_model_is_the_one_of_one_process(mesh):
                 many = trained(fl.shard(pipe(2), own, plan), model, data)
                 assert_close(one, many, atol=1e-5)
                 assert_same_everywhere(mesh, many[0])
+
+
+@scenario
+def batch_norms_are_those_of_one_process_if_synchronized(mesh):
+    vectors, _ = rows()
+    for own in meshes(mesh):
+        for m in (1, 2):
+            one = trained(pipe(m), Normed, vectors)
+            for plan in ("tensor", ("zero2", "tensor")):
+                step = fl.shard(pipe(m), own, plan, sync_batchnorm=True)
+                many = trained(step, Normed, vectors)
+                assert_close(one, many, atol=1e-5)
+                assert_same_everywhere(mesh, many[0])
+
+
+@scenario
+def an_error_of_one_rank_inside_of_a_model_is_heard_by_all(mesh):
+    def before(model, batch):
+        if failing and mesh.rank == 1:
+            raise KeyError("a bad example")
+        return loss(model, batch)
+
+    def between(model, batch):
+        x = model.fc2(torch.relu(model.fc1(batch[0])))
+        return before(model, ((batch[0] + x).square(), batch[1]))
+
+    def inside(model, batch):
+        x = model.fc1(batch[0])
+        if failing and mesh.rank == 1:
+            x.register_hook(fails)
+        return loss(model, (model.fc2(x), batch[1]))
+
+    def fails(grad):
+        raise KeyError("a bad example")
+
+    batch = next(iter(rows()[0]))
+    for own in meshes(mesh):
+        for function in (before, between, inside):
+            step = fl.shard(fl.pipe(function, fl.grad), own, "tensor")
+            state, failing = step.init(Perceptron, seed=1), True
+            kind = KeyError if mesh.rank == 1 else RankError
+            said = "a bad example" if mesh.rank == 1 else r"Rank 1 of \d has failed.*a bad example"
+            with pytest.raises(kind, match=said):
+                step(state, batch)
+            failing = False  # they may go on, with connections that are made anew
+            assert_same_everywhere(
+                mesh, fl.gather(state.replace(params=step(state, batch)[1].mean))
+            )
 
 
 @scenario

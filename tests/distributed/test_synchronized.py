@@ -1,0 +1,17 @@
+"""Batch norms over ranks are those of one process: each scenario of ``synchronized.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import check, scenarios
+
+SCRIPT = Path(__file__).with_name("synchronized.py")
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("name", scenarios(SCRIPT))
+def test_synchronized(name, ranks):
+    check(SCRIPT, name, ranks)
