@@ -55,9 +55,7 @@ def trained(cluster, name, function, config, restarts=0, **settings):
     return trainer.fit().return_value
 
 
-@pytest.mark.parametrize(
-    ("plan", "reduce"), [("zero3", "fast"), ("zero2", "canonical")]
-)
+@pytest.mark.parametrize(("plan", "reduce"), [("zero3", "fast"), ("zero2", "canonical")])
 def test_two_workers_are_one_process(cluster, tmp_path, plan, reduce):
     from tests.distributed import under_ray
 
@@ -66,9 +64,7 @@ def test_two_workers_are_one_process(cluster, tmp_path, plan, reduce):
     one, alone = fl.fit(step, begin, training.data(), epochs=under_ray.EPOCHS)
     config = {"plan": plan, "reduce": reduce, "folder": str(tmp_path / "run")}
     noted = under_ray.Noted(tmp_path / "noted")
-    ranks, losses = trained(
-        cluster, f"{plan}-{reduce}", under_ray.train, config, callbacks=[noted]
-    )
+    ranks, losses = trained(cluster, f"{plan}-{reduce}", under_ray.train, config, callbacks=[noted])
     assert ranks == 2 and losses == pytest.approx(alone["loss"], abs=1e-6)
     both = fl.load(tmp_path / "run", like=begin)
     if reduce == "canonical":

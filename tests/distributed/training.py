@@ -1,7 +1,7 @@
 """A training that goes on from its last checkpoint, on however many ranks: for ``test_surviving``.
 
-``python training.py FOLDER STEPS SECONDS [PLAN RUN]``: it notes each start, and the hash of its last
-state. RUN is the folder of its checkpoints, which may be a URL.
+``python training.py FOLDER STEPS SECONDS [PLAN RUN]``: it notes each start, and the hash of its
+last state. RUN is the folder of its checkpoints, which may be a URL.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def main(folder: Path, steps: int, seconds: float, plan="replicate", run=None) -
     if mesh.rank == 0:
         with (folder / "starts").open("a") as starts:
             starts.write(f"{mesh.data}\n")
-    state, history = fl.fit(
-        step, state, data(), steps=steps, callbacks=[note, saving], resume=run
-    )
+    state, history = fl.fit(step, state, data(), steps=steps, callbacks=[note, saving], resume=run)
     state = fl.gather(state)
     if mesh.rank == 0 and history.status == "completed":
         (folder / "end").write_text(digest(state))
