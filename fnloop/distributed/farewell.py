@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import sys
 from types import TracebackType
 
@@ -12,8 +13,11 @@ from fnloop._torch.collectives import started
 from fnloop.distributed.whereabouts import RankError, note_end, note_failure
 
 
+@functools.cache  # once in a process
 def say_farewell() -> None:
-    """Note from now on how this process ends; of another rank's failure, show one line."""
+    """Note from now on how this process ends, and then leave its group; of another rank's failure,
+    show one line.
+    """
     before = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -125,9 +125,10 @@ class Across(Mesh):
 def mesh(data: int | None = None, tensor: int = 1, timeout: float = 600.0) -> Mesh:
     """The processes that train together.
 
-    Under ``torchrun``, SLURM's ``srun`` and ``mpirun`` it joins the process group, if the program
-    has not: with gloo for tensors on the CPU and NCCL for those on a GPU, of which each process of
-    a machine takes its own. One process is a mesh of one, so that the same program runs by itself.
+    Under ``torchrun``, SLURM's ``srun`` and ``mpirun`` it joins the process group, with gloo for
+    tensors on the CPU and NCCL for those on a GPU, of which each process of a machine takes its
+    own. A process group that is there already, of the program or of Ray Train, is taken as it is.
+    One process is a mesh of one, so that the same program runs by itself.
 
     What all ranks would say is said once: the warnings and the log of ranks above zero are left
     out, but for errors.
@@ -136,16 +137,21 @@ def mesh(data: int | None = None, tensor: int = 1, timeout: float = 600.0) -> Me
         data: Ranks among which each batch is divided; default all processes, or as many groups of
             `tensor` as there are.
         tensor: Ranks that share the tensors of one model, in the same part of the batch.
-        timeout: Seconds that a rank waits for the others, which may have to compile meanwhile.
+        timeout: Seconds that a rank waits for the others, which may have to compile meanwhile. A
+            process group that is there already has its own.
 
     Raises:
-        ValueError: The number of processes is another.
+        ValueError: The number of processes is another; or the process group that is there
+            exchanges no tensors on the CPU.
 
     >>> mesh(data=1)
     mesh(data=1)
     """
     own = launched()
-    if not collectives.started() and own is not None and own.size > 1:
+    if collectives.started():
+        if dist.get_world_size() > 1:
+            _take()
+    elif own is not None and own.size > 1:
         _join(own, timeout)
     there = dist.get_world_size() if collectives.started() else 1
     groups = there // tensor if data is None else data
@@ -165,6 +171,22 @@ def _join(own: Launched, timeout: float) -> None:
         torch.cuda.set_device(own.local % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     rank_store.join(backend, own.meeting, own.rank, own.size, timeout)
+    _begin()
+
+
+def _take() -> None:
+    """Take the process group that somebody else has joined."""
+    if "cpu:" not in (backend := dist.get_backend_config()):
+        raise ValueError(
+            f"The process group of this program, {backend!r}, exchanges no tensors on the CPU, "
+            "and ranks agree by those. The usual cause is a group of NCCL alone. Join one with "
+            'both: dist.init_process_group("cpu:gloo,cuda:nccl"), or under Ray Train '
+            'TorchTrainer(..., torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl")).'
+        )
+    _begin()
+
+
+def _begin() -> None:
     say_farewell()
-    if own.rank > 0:
+    if dist.get_rank() > 0:
         be_quiet()

@@ -28,14 +28,44 @@ def environment(launcher, rank, size=2):
     return {**MORE[launcher], **{name: str(value) for name, value in own}}
 
 
+def meet(envs, *arguments):
+    """How the ranks ended that have met, and what each has printed."""
+    ends = []
+    for each in processes([[SCRIPT, *arguments]] * len(envs), envs):
+        text, _ = each.communicate(timeout=120)
+        ends.append((each.returncode, text))
+    return ends
+
+
+def joined(backend):
+    """How two ranks ended that had joined a process group themselves, as Ray Train does."""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return meet([{**place, "RANK": str(rank)} for rank in range(2)], backend)
+
+
+def check_met(ends):
+    """All ranks have met, and rank zero alone has said what all would say."""
+    for rank, (code, text) in enumerate(ends):
+        assert code == 0, text
+        assert text.strip().splitlines()[-1] == "[0, 1] 3"
+        assert text.count("of all ranks") == (0 if rank else 3), text  # a warning has its line
+
+
 @pytest.mark.parametrize("launcher", ["srun", "Open MPI"])
 def test_processes_of_other_launchers_meet(launcher):
     port = str(free_port())
-    envs = [{**environment(launcher, rank), "MASTER_PORT": port} for rank in range(2)]
-    for each in processes([[SCRIPT]] * 2, envs):
-        text, _ = each.communicate(timeout=120)
-        assert each.returncode == 0, text
-        assert text.strip().splitlines()[-1] == "[0, 1] 3"
+    check_met(meet([{**environment(launcher, rank), "MASTER_PORT": port} for rank in range(2)]))
+
+
+def test_a_process_group_that_is_there_is_taken():
+    check_met(joined("gloo"))
+
+
+def test_a_process_group_without_the_cpu_is_refused():
+    for code, text in joined("cuda:gloo"):
+        assert code == 1, text
+        assert "ValueError: The process group of this program, 'cuda:gloo', exchanges no" in text
+        assert "cpu:gloo,cuda:nccl" in text
 
 
 @pytest.mark.parametrize("launcher", NAMES)

@@ -18,6 +18,7 @@ import fnloop as fl
 from tests.distributed.launch import ROOT
 from tests.distributed.training import data, digest, model, pipeline
 from tests.ports import free_port
+from tests.store import s3
 
 SCRIPT = Path(__file__).with_name("training.py")
 SECONDS = 150
@@ -31,11 +32,11 @@ def uninterrupted(steps):
 
 
 class Job:
-    """Agents of torchrun that train together."""
+    """Agents of torchrun that train together; `more` are the last arguments of their script."""
 
-    def __init__(self, folder, steps, seconds, *options):
+    def __init__(self, folder, steps, seconds, *options, more=()):
         self.folder, self.options = folder, options
-        self.arguments = [str(SCRIPT), str(folder), str(steps), str(seconds)]
+        self.arguments = [str(SCRIPT), str(folder), str(steps), str(seconds), *more]
         self.agents = []
 
     def start(self, ranks):
@@ -111,8 +112,8 @@ def job(tmp_path):
     """Makes a job, which ends with the test."""
     made = []
 
-    def make(*arguments):
-        made.append(Job(tmp_path, *arguments))
+    def make(*arguments, **more):
+        made.append(Job(tmp_path, *arguments, **more))
         return made[-1]
 
     yield make
@@ -127,6 +128,35 @@ def test_a_killed_rank_is_started_again_and_the_end_is_the_same(job):
     kill(workers(agent)[1:])
     assert running.end() == uninterrupted(24)
     assert running.starts() == ["2", "2"]
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The URL of an S3 server's bucket, which all processes find by their environment."""
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    with s3.serving() as gate:
+        endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{gate.server}"}
+        for name, value in {**s3.ENVIRONMENT, **endpoint}.items():
+            monkeypatch.setenv(name, value)
+        yield f"s3://{s3.BUCKET}"
+
+
+def test_killed_ranks_go_on_from_an_object_store(job, bucket):
+    run = f"{bucket}/runs/a"
+    running = job(24, 0.05, "--standalone", "--max-restarts=2", more=("zero2", run))
+    agent = running.start(2)
+    for victim in (1, 0):
+        before, starts = running.at(victim), len(running.starts())
+        running.until(lambda: running.at(victim) >= before + 5)  # noqa: B023
+        kill(workers(agent)[victim : victim + 1])
+        running.until(lambda: len(running.starts()) > starts)  # noqa: B023
+    assert running.end() == uninterrupted(24)
+    assert running.starts() == ["2"] * 3
+    saved = fl.latest(run)
+    assert saved.name == "step-00000024"
+    assert len([file for file in saved.iterdir() if "state-" in file.name]) == 2
+    assert digest(fl.load(run, like=pipeline().init(model))) == uninterrupted(24)
 
 
 def listens(port):

@@ -1,6 +1,7 @@
 """A training that goes on from its last checkpoint, on however many ranks: for ``test_surviving``.
 
-``python training.py FOLDER STEPS SECONDS``: it notes each start, and the hash of its last state.
+``python training.py FOLDER STEPS SECONDS [PLAN RUN]``: it notes each start, and the hash of its
+last state. RUN is the folder of its checkpoints, which may be a URL.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ def digest(state):
     return found.hexdigest()
 
 
-def main(folder: Path, steps: int, seconds: float) -> None:
+def main(folder: Path, steps: int, seconds: float, plan="replicate", run=None) -> None:
     torch.set_num_threads(1)
-    mesh = fl.mesh(timeout=60)
-    step = fl.shard(pipeline(), mesh, reduce="canonical")
+    mesh, run = fl.mesh(timeout=60), run or folder / "run"
+    step = fl.shard(pipeline(), mesh, plan, reduce="canonical")
     state = step.init(model, seed=3)
 
     def begin(state, metrics):  # after each step
@@ -63,16 +64,15 @@ def main(folder: Path, steps: int, seconds: float) -> None:
         time.sleep(seconds)
 
     note = fl.effect(begin, ranks="all")
-    saving = fl.checkpoint(folder / "run", every=1, unit="step")
+    saving = fl.checkpoint(run, every=1, unit="step")
     if mesh.rank == 0:
         with (folder / "starts").open("a") as starts:
             starts.write(f"{mesh.data}\n")
-    state, history = fl.fit(
-        step, state, data(), steps=steps, callbacks=[note, saving], resume=folder / "run"
-    )
+    state, history = fl.fit(step, state, data(), steps=steps, callbacks=[note, saving], resume=run)
+    state = fl.gather(state)
     if mesh.rank == 0 and history.status == "completed":
         (folder / "end").write_text(digest(state))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:])

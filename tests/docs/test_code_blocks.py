@@ -6,9 +6,11 @@ Each page runs in a process of its own, so that none relies on what another has 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,19 +20,42 @@ from .run_page import ROOT, agrees, blocks_of, commands, runs
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = [page for page in PAGES if any(map(runs, blocks_of(page)))]
+ON_RAY = ROOT / "docs" / "how-to" / "ray.md"
 # Warnings are errors, but for what Aim and SQLAlchemy say when they are imported.
 WARNINGS = ("error", "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
-def test_page(page: Path, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__*"))
+def run(page: Path, folder: Path, **env: str) -> None:
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__*"))
     options = [f"-W{each}" for each in WARNINGS]
     if sys.version_info >= (3, 13):
         options.append("-Wdefault:Aim cannot be imported")
     command = [sys.executable, *options, run_page.__file__, str(page)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in WITH_CODE if page != ON_RAY],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_page(page: Path, tmp_path: Path) -> None:
+    run(page, tmp_path)
+
+
+@pytest.mark.ray
+def test_page_on_ray(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with tempfile.TemporaryDirectory(prefix="ray-") as place:  # paths of Ray's sockets are long
+        run(ON_RAY, tmp_path, RAY_TMPDIR=place, RAY_AUTH_MODE="disabled")
 
 
 @pytest.mark.parametrize(

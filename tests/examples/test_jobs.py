@@ -1,4 +1,5 @@
-"""The job file for SLURM, with an ``srun`` and a ``scontrol`` in place of those of a cluster."""
+"""Job files: that for SLURM with an ``srun`` and a ``scontrol`` in place of those of a cluster, and
+that for Kubernetes as it is read."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+from torch.distributed.run import get_args_parser
 
 from tests.distributed.launch import ROOT
 
@@ -94,3 +97,25 @@ def test_a_job_that_is_ended_goes_into_the_queue_again_and_goes_on(cluster):
     assert again.returncode == 0, text
     assert "resumed from" in text
     assert (cluster / "scontrol.txt").read_text() == "requeue 4711\n"
+
+
+def test_the_pods_of_kubernetes_meet_where_the_service_names_one():
+    service, job = yaml.safe_load_all((JOBS / "kubernetes.yaml").read_text())
+    pods = job["spec"]["template"]["spec"]
+    (container,) = pods["containers"]
+    program, *arguments = container["command"]
+    assert program == "torchrun"
+    given = get_args_parser().parse_args(arguments)
+    # The first pod of an indexed job is NAME-0.SUBDOMAIN, if a headless service has this name.
+    name, subdomain = job["metadata"]["name"], service["metadata"]["name"]
+    assert job["spec"]["completionMode"] == "Indexed" and service["spec"]["clusterIP"] == "None"
+    assert pods["subdomain"] == subdomain and service["spec"]["selector"] == {"job-name": name}
+    assert given.rdzv_endpoint == f"{name}-0.{subdomain}:29400"
+    assert given.nnodes.endswith(f":{job['spec']['completions']}")
+    assert given.nproc_per_node == str(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert (given.module, given.training_script) == (True, "fnloop")
+    seconds = {each["name"]: each["value"] for each in container["env"]}
+    last_save = int(seconds["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+    assert 30 < last_save < pods["terminationGracePeriodSeconds"]
+    mounts = {each["name"] for each in container["volumeMounts"]}
+    assert mounts == {each["name"] for each in pods["volumes"]}
