@@ -109,27 +109,7 @@ def k_ranks_are_accumulate_k(mesh):
 
 
 @scenario
-def canonical_has_the_bits_of_one_process(mesh):
-    for drop in (0.0, 0.3):
-        for amp in (None, "fp16"):
-            one, numbers = trained(pipeline(4, amp), lambda drop=drop: Net(drop=drop))
-            step = fl.shard(pipeline(4, amp), mesh, reduce="canonical")
-            many, others = trained(step, lambda drop=drop: Net(drop=drop))
-            assert one == many, fl.tree_diff(one, many)
-            assert_numbers(numbers, others, rtol=0.0)
-
-
-@scenario
-def canonical_merges_batch_statistics_alike_on_any_number_of_ranks(mesh):
-    step = fl.shard(pipeline(4), mesh, reduce="canonical")
-    many, _ = trained(step, lambda: Net(norm=True), data(48, 16))
-    alone = fl.shard(pipeline(4), type(mesh)(1), reduce="canonical")
-    one, _ = trained(alone, lambda: Net(norm=True), data(48, 16))
-    assert one == many, fl.tree_diff(one, many)
-
-
-@scenario
-def every_stage(mesh):
+def everything_at_once_with_a_stage_of_ones_own(mesh):
     @fl.tree
     class Noise(fl.GradStage):
         wraps = "grad"
