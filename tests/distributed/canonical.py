@@ -23,14 +23,14 @@ def check_bits(mesh, name, step, *setting):
 @scenario
 def every_stage(mesh):
     for name, step in exported.stages().items():
-        check_bits(mesh, name, step, exported.Net, exported.data(), 8)
+        check_bits(mesh, name, step, exported.Net, exported.data(), 6)
 
 
 @scenario
 def every_optimizer(mesh):
     for name, optimizer in exported.optimizers().items():
         step = exported.step_of(optimizer, after=[fl.ema(0.9)])
-        check_bits(mesh, name, step, exported.Net, exported.data(), 8)
+        check_bits(mesh, name, step, exported.Net, exported.data(), 4)
 
 
 @scenario

@@ -43,15 +43,16 @@ def draw(one: dict[int, float], two: dict[int, float]) -> Figure:
     above.plot(two.keys(), two.values(), color=ORANGE, linewidth=1, label="two by torchrun")
     above.set_ylabel("training loss", color=GREY)
     above.legend(frameon=False)
-    apart = [abs(one[step] - two[step]) for step in one]
-    below.semilogy(one.keys(), apart, color=GREY, linewidth=1)
-    below.set_ylabel("difference", color=GREY)
+    below.plot(one.keys(), [two[step] - one[step] for step in one], color=GREY, linewidth=1)
+    below.ticklabel_format(axis="y", scilimits=(0, 0))
+    below.set_ylabel("two less one", color=GREY)
     below.set_xlabel("steps", color=GREY)
     for axes in (above, below):
         axes.margins(x=0.01)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8.5, color=GREY, labelcolor=GREY)
+        axes.yaxis.get_offset_text().set(fontsize=8.5, color=GREY)
     return figure
 
 
@@ -61,8 +62,9 @@ def main() -> None:
         one, two = (losses(Path(folder, str(n)), n, *sys.argv[1:]) for n in (1, 2))
     assert one.keys() == two.keys()
     apart = {step: abs(one[step] - two[step]) for step in one}
-    for name, step in (("first", min(one)), ("last", max(one)), ("largest", max(apart, key=apart.get))):
-        print(f"{name}: step {step}, loss {one[step]:.6f} and {two[step]:.6f}, {apart[step]:.1e} apart")
+    worst = max(apart, key=lambda step: apart[step])
+    print(f"At the end: {one[max(one)]:.6f} and {two[max(one)]:.6f}.")
+    print(f"Most apart at step {worst}: {one[worst]:.6f} and {two[worst]:.6f}, {apart[worst]:.1e}.")
     draw(one, two).savefig(PICTURE)
 
 

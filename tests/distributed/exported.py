@@ -73,16 +73,16 @@ def optimizers():
 
 
 SCHEDULES = {
-    "constant": fl.schedules.constant(0.1),
-    "cosine": fl.schedules.cosine(0.1, steps=5, warmup=2),
-    "exponential": fl.schedules.exponential(0.1, 0.5),
-    "inverse_sqrt": fl.schedules.inverse_sqrt(0.1, warmup=2),
-    "join": fl.schedules.join((fl.schedules.constant(0.1), fl.schedules.constant(0.01)), (3,)),
-    "linear": fl.schedules.linear(0.1, 0.01, steps=5),
-    "one_cycle": fl.schedules.one_cycle(0.1, steps=6),
-    "polynomial": fl.schedules.polynomial(0.1, 0.0, steps=6, power=2.0),
-    "step_decay": fl.schedules.step_decay(0.1, 0.5, steps=2),
-    "warmup_stable_decay": fl.schedules.warmup_stable_decay(0.1, 6, warmup=2, decay=2),
+    "constant": fl.schedules.constant(1.0),
+    "cosine": fl.schedules.cosine(1.0, steps=5, warmup=2),
+    "exponential": fl.schedules.exponential(1.0, 0.5),
+    "inverse_sqrt": fl.schedules.inverse_sqrt(1.0, warmup=2),
+    "join": fl.schedules.join((fl.schedules.constant(1.0), fl.schedules.constant(0.5)), (3,)),
+    "linear": fl.schedules.linear(1.0, 0.01, steps=5),
+    "one_cycle": fl.schedules.one_cycle(1.0, steps=6),
+    "polynomial": fl.schedules.polynomial(1.0, 0.0, steps=6, power=2.0),
+    "step_decay": fl.schedules.step_decay(1.0, 0.5, steps=2),
+    "warmup_stable_decay": fl.schedules.warmup_stable_decay(1.0, 6, warmup=2, decay=2),
 }
 
 
