@@ -65,7 +65,9 @@ class Ranks:
         seen = 0 if drawn is None else checksum(drawn[1], devices=self._first)
         self._first = False
         same, every = gate(self.mesh, "the start", repr((place, seen)), self._flags(late))
-        limits.out_of_time = any([each & _LATE for each in every])
+        limits.out_of_time |= any(
+            [each & _LATE for each in every]
+        )  # what was drawn is not put back
         self._ask(every)
         self._end(every)
         if not same and not interrupt.came:

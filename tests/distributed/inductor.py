@@ -31,4 +31,4 @@ def a_step_that_donates(mesh):
 
 
 if __name__ == "__main__":
-    main()
+    main(timeout=900)

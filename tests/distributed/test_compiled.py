@@ -19,4 +19,4 @@ def test_recorded(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", scenarios(BUILT))
 def test_built_by_inductor(name):
-    check(BUILT, name, 2)
+    check(BUILT, name, 2, seconds=1800)

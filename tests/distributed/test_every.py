@@ -11,7 +11,10 @@ from tests.distributed.launch import check, scenarios
 SCRIPT = Path(__file__).with_name("every.py")
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+NUMBERS = [2, pytest.param(4, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("ranks", NUMBERS)
 @pytest.mark.parametrize("name", scenarios(SCRIPT))
 def test_every(name, ranks):
-    check(SCRIPT, name, ranks)
+    check(SCRIPT, name, ranks, seconds=300 * ranks)
