@@ -5,6 +5,7 @@ Train it on the Python manual, which comes with Python, or on a text of your own
 
     fnloop fit examples/char_gpt.py
     fnloop fit examples/char_gpt.py --text tinyshakespeare.txt --folder runs/shakespeare
+    torchrun --nproc-per-node 2 examples/char_gpt.py --plan zero2     # two processes, one model
 
 The model is GPT-2's (Radford et al., 2019) without biases: 4 layers, 4 heads, 128 wide, 0.8 million
 parameters. Data, schedule and optimizer are nanoGPT's setting for a laptop. On tinyshakespeare
@@ -19,7 +20,7 @@ import pydoc_data.topics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -100,11 +101,15 @@ def windows(ids: Tensor, block: int, batch_size: int, seed: int) -> fl.Data:
 def samples(characters: list[str], file: Path) -> fl.Effect:
     """An effect that lets the model write a little, and keeps what it wrote.
 
-    It draws from a generator of its own: an effect must not disturb the training.
+    It draws from a generator of its own: an effect must not disturb the training. All ranks call
+    it, as each may have a part of the parameters; the first one writes.
     """
 
     @torch.no_grad()
     def write(state: fl.State, metrics: Mapping[str, Any]) -> None:
+        state = fl.gather(state)
+        if fl.mesh().rank:
+            return
         model = fl.to_module(state).eval()
         block, generator = model.position.num_embeddings, torch.Generator().manual_seed(0)
         ids = torch.zeros(1, 1, dtype=torch.int64)  # the first character: mostly the line break
@@ -116,7 +121,7 @@ def samples(characters: list[str], file: Path) -> fl.Effect:
             text = "".join(characters[i] for i in ids[0].tolist())
             out.write(f"--- step {int(state.step)}\n{text}\n")
 
-    return fl.effect(write)
+    return fl.effect(write, ranks="all")
 
 
 def decays(name: str, p: Tensor) -> str:
@@ -136,6 +141,7 @@ def recipe(
     layers: int = 4,
     heads: int = 4,
     width: int = 128,
+    plan: Literal["replicate", "zero2", "zero3"] = "replicate",
     folder: Path = Path("runs/char_gpt"),
     seed: int = 0,
 ) -> fl.Recipe:
@@ -153,6 +159,7 @@ def recipe(
         layers: Transformer blocks.
         heads: Attention heads in each.
         width: Of the residual stream; a multiple of `heads`.
+        plan: How the processes that train together share the state; of one it has all.
         seed: Of the initial weights and the order of the windows.
         folder: Of the run: checkpoints, samples, curves.
     """
@@ -177,7 +184,7 @@ def recipe(
         ),
     )
     return fl.Recipe(
-        step,
+        fl.shard(step, fl.mesh(), plan),
         model=functools.partial(GPT, len(characters), block, layers, heads, width),
         data=data,
         callbacks=[
@@ -185,6 +192,7 @@ def recipe(
             fl.every(now_and_then, samples(characters, folder / "samples.txt")),
             fl.checkpoint(folder, keep=1, monitor="val/loss"),
             fl.progress(names=["loss", "val/loss"]),
+            fl.History(every=max(1, steps // 200)),
         ],
         metrics=loss,
         steps=steps,

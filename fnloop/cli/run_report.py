@@ -47,8 +47,8 @@ def numbers_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 def model_text(state: State) -> str:
     """A model's name, size and device."""
-    count = sum(p.numel() for p in state.params.values())
-    trained = sum(state.params[name].numel() for name in state.skeleton.trainable)
+    sizes = {name: p.numel() for name, p in state.params.outlines()}  # some may be divided
+    count, trained = sum(sizes.values()), sum(sizes[name] for name in state.skeleton.trainable)
     frozen = f", {trained:,} of them trained" if trained < count else ""
     return f"{state.skeleton}: {count:,} parameters{frozen}, on {state.step.device}"
 

@@ -12,9 +12,11 @@ from fnloop._torch.freed_memory import keep_freed
 from fnloop._torch.random import seeded
 from fnloop.data.bundle import Data
 from fnloop.data.divided import refuse_divided
+from fnloop.data.fingerprint import checksum
 from fnloop.data.sources import one_epoch
-from fnloop.distributed.gates import gate, leave
+from fnloop.distributed.gates import RankError, gate, leave
 from fnloop.distributed.mesh import Mesh
+from fnloop.loop.ranks import SAME_DATA
 from fnloop.loop.statistics import refresh_statistics
 from fnloop.names.keywords import explained
 from fnloop.stages.functions import as_loss, takes_state
@@ -88,7 +90,10 @@ def evaluate_metrics(
         leave(mesh, error)
         raise
     gate(mesh, "an evaluation")
-    parts = [part for share in mesh.exchange(own) for part in share]
+    shares, sums = zip(*mesh.exchange(own), strict=True)
+    if len(set(sums)) > 1:
+        raise RankError(f"The ranks were given different batches to evaluate. {SAME_DATA}")
+    parts = [part for share in shares for part in share]
     if not parts:
         raise ValueError("There is nothing to evaluate: the data gave no batch.")
     return merge_all(parts)
@@ -103,21 +108,25 @@ def _own_share(
     each: Callable[[], None] | None,
     statistics: Any,
     mesh: Mesh,
-) -> list[dict[str, Any]]:
-    """The metrics of this rank's batches, merged; an empty list if it has none."""
+) -> tuple[list[dict[str, Any]], int]:
+    """The metrics of this rank's batches, merged, and an empty list if it has none.
+
+    And a checksum of the batches of all ranks, which each has read.
+    """
+    sums = list[int]()
     who, parts = as_loss(fn, "fn(model, batch)"), list[dict[str, Any]]()
     if mesh.data > 1:
         refuse_divided(data)
     if statistics is not None:
         state = refresh_statistics(fn, state, statistics, params)
     share = (mesh.rank, mesh.data)
-    for batch, result in _outputs(who, state, data, params, "evaluate", batches, share):
+    for batch, result in _outputs(who, state, data, params, "evaluate", batches, share, sums):
         parts.append(read_metrics(result, batch, who))
         if each is not None:
             each()
         if len(parts) == 64:
             parts = [merge_all(parts)]
-    return [merge_all(parts)] if parts else []
+    return [merge_all(parts)] if parts else [], hash(tuple(sums))
 
 
 @explained
@@ -166,10 +175,12 @@ def _outputs(
     place: str,
     batches: int | None = None,
     share: tuple[int, int] = (0, 1),
+    sums: list[int] | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Each batch of one epoch, at most `batches`, and the result of `fn` for it.
 
-    Of `n` ranks each has every n-th batch: `share` is this rank, and `n`.
+    Of `n` ranks each has every n-th batch: `share` is this rank, and `n`. Checksums of what all of
+    them have are added to `sums`.
     """
     keep_freed()
     chosen, wants_state = choose_params(state, params), takes_state(fn)
@@ -177,7 +188,9 @@ def _outputs(
     unwritten = Unwritten(chosen)
     key, calls, device = int(state.key), int(state.calls), state.step.device
     rank, ranks = share
-    epoch = one_epoch(data, key, ordered=place == "predict")
+    epoch: Iterator[Any] = one_epoch(data, key, ordered=place == "predict")
+    if ranks > 1 and sums is not None:
+        epoch = _summed(epoch, sums)
     for i, batch in itertools.islice(enumerate(epoch), rank, batches, ranks):
 
         def output(model: Any, batch: Any = batch) -> Any:
@@ -192,3 +205,9 @@ def _outputs(
                 explain(error, fn, state, batch)
                 raise
         yield batch, result
+
+
+def _summed(batches: Iterator[Any], sums: list[int]) -> Iterator[Any]:
+    for batch in batches:
+        sums.append(checksum(batch))
+        yield batch

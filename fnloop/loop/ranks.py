@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from fnloop._torch.rank_store import is_lost
+from fnloop.data.fingerprint import checksum
 from fnloop.distributed.gates import RankError, gate, leave
 from fnloop.distributed.mesh import Mesh
 from fnloop.distributed.whereabouts import begin_step, lost
@@ -15,6 +16,13 @@ from fnloop.loop.limits import Limits
 from fnloop.values.cursor import Cursor
 
 _LATE, _SIGNAL, _ASKED = 1, 1 << 1, 1 << 8  # a bit for each signal, and one for each effect
+
+SAME_DATA = (
+    "Every rank is given the same ones, and takes its part. Usual causes: data that is divided "
+    "among the ranks before (by a loader, or by the rank in your code): give every rank all of it; "
+    "a random generator of the data's own, as of default_rng(): seed it; an order that differs "
+    "from process to process, as that of a set or of a folder's files: sort it."
+)
 
 
 class Ranks:
@@ -30,13 +38,14 @@ class Ranks:
     ) -> None:
         self.mesh, self._interrupt, self._limits, self._effects = mesh, interrupt, limits, effects
         self._everywhere = [effect for effect in effects if effect.ranks == "all"]
-        self._together = mesh.data > 1
+        self._together, self._first = mesh.data > 1, True
         interrupt.alone = limits.alone = not self._together
 
     def turn(self, cursor: Cursor, draw: Callable[[], Any]) -> Callable[[], Any]:
         """Agree on what ends the run before the batch at `cursor`; and a function that draws it.
 
-        With many ranks it is drawn before, so that all learn of one that cannot.
+        With many ranks it is drawn before, so that all learn of one that cannot, or that has drawn
+        another batch. On a GPU the first batch alone is looked at, as that takes a wait.
 
         Raises:
             RankError: A rank has failed, or the data of the ranks differ.
@@ -52,19 +61,29 @@ class Ranks:
         except Exception as error:
             leave(self.mesh, error)
             raise
-        after = None if drawn is None else drawn[0]
-        same, every = gate(self.mesh, "the start", repr((cursor, after)), self._flags(late))
-        limits.out_of_time = any([each & _LATE for each in every])
+        place = (cursor, None) if drawn is None else (cursor, drawn[0])
+        seen = 0 if drawn is None else checksum(drawn[1], devices=self._first)
+        self._first = False
+        same, every = gate(self.mesh, "the start", repr((place, seen)), self._flags(late))
+        limits.out_of_time |= any(
+            [each & _LATE for each in every]
+        )  # what was drawn is not put back
         self._ask(every)
         self._end(every)
         if not same and not interrupt.came:
-            raise RankError(
-                f"The ranks are at different places of their data: this one, rank "
-                f"{self.mesh.rank}, is at {cursor} and then at {after}. The usual cause is data of "
-                "different lengths. Give every rank all of the data: the step takes each rank's "
-                "part of every batch."
-            )
+            self._refuse(place)
         return lambda: drawn
+
+    def _refuse(self, place: tuple[Cursor, Cursor | None]) -> NoReturn:
+        """Say in what the ranks' data differ, before the batch between two places."""
+        here, (cursor, after) = f"this one, rank {self.mesh.rank}, is at", place
+        if len(set(self.mesh.exchange(place))) > 1:
+            raise RankError(
+                f"The ranks are at different places of their data: {here} {cursor} and then at "
+                f"{after}. The usual cause is data of different lengths. Give every rank all of "
+                "the data: the step takes each rank's part of every batch."
+            )
+        raise RankError(f"The ranks were given different batches, at {cursor}. {SAME_DATA}")
 
     def _flags(self, late: bool) -> int:
         noted = self._interrupt.noted

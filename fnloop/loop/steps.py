@@ -229,6 +229,7 @@ class Steps:
 
     def _following(self, cursor: Cursor) -> Any:
         """The batch at `cursor` with the cursor after it; None if the run ends there."""
+        draw = self.ranks.turn(cursor, self._next)
         if self.interrupt.came or self._limits.reached(cursor, self._effects):
             return None
-        return self._next()
+        return draw()

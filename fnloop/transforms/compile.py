@@ -81,11 +81,6 @@ class Compiled(Stage):
             raise TypeError(_SHARE.format(got=self.memory))
         if not 0 <= self.memory <= 1:
             raise ValueError(_SHARE.format(got=self.memory))
-        if self.steps > 1 and mesh_of(self.inner) is not None:
-            raise ValueError(
-                f"compile(steps={self.steps}) does several steps at once, between which the ranks "
-                "of a sharded step would have to agree on going on. Leave steps= out."
-            )
 
     @property
     def kind(self) -> Kind:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -49,22 +49,22 @@ def processes(commands, environments):
 
 
 @functools.cache
-def outcomes(script: Path, ranks: int) -> dict[str, list[str]]:
+def outcomes(script: Path, ranks: int, seconds: float = 300) -> dict[str, list[str]]:
     """What each scenario of a script raised on each rank; an empty text where all was right.
 
     One launch runs them all, since it takes seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        done = run(script, ranks, folder)
+        done = run(script, ranks, folder, seconds=seconds)
         every = [Path(folder, f"rank-{rank}.json") for rank in range(ranks)]
         found = [json.loads(file.read_text()) if file.exists() else {} for file in every]
     lost = f"it did not end:\n{done.stdout}{done.stderr}"
     return {name: [own.get(name, lost) for own in found] for name in scenarios(script)}
 
 
-def check(script: Path, name: str, ranks: int) -> None:
+def check(script: Path, name: str, ranks: int, seconds: float = 300) -> None:
     """Check that a scenario of a script was right on every rank."""
-    failed = [text for text in outcomes(script, ranks)[name] if text]
+    failed = [text for text in outcomes(script, ranks, seconds)[name] if text]
     assert not failed, failed[0]
 
 

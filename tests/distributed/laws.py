@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 import fnloop as fl
 from fnloop.trees.paths import tree_items
@@ -54,7 +55,8 @@ def trained(step, model=lambda: Net(), batches=None, steps=12):
     """The whole state, and the metrics of all steps."""
     state = step.init(model, seed=3)
     every = []
-    for new, metrics in fl.run(step, state, batches or data(), steps=steps):
+    batches = data() if batches is None else batches
+    for new, metrics in fl.run(step, state, batches, steps=steps):
         state = new
         every.append(fl.metrics.numbers(metrics))
     return fl.gather(state), every
@@ -109,27 +111,7 @@ def k_ranks_are_accumulate_k(mesh):
 
 
 @scenario
-def canonical_has_the_bits_of_one_process(mesh):
-    for drop in (0.0, 0.3):
-        for amp in (None, "fp16"):
-            one, numbers = trained(pipeline(4, amp), lambda drop=drop: Net(drop=drop))
-            step = fl.shard(pipeline(4, amp), mesh, reduce="canonical")
-            many, others = trained(step, lambda drop=drop: Net(drop=drop))
-            assert one == many, fl.tree_diff(one, many)
-            assert_numbers(numbers, others, rtol=0.0)
-
-
-@scenario
-def canonical_merges_batch_statistics_alike_on_any_number_of_ranks(mesh):
-    step = fl.shard(pipeline(4), mesh, reduce="canonical")
-    many, _ = trained(step, lambda: Net(norm=True), data(48, 16))
-    alone = fl.shard(pipeline(4), type(mesh)(1), reduce="canonical")
-    one, _ = trained(alone, lambda: Net(norm=True), data(48, 16))
-    assert one == many, fl.tree_diff(one, many)
-
-
-@scenario
-def every_stage(mesh):
+def everything_at_once_with_a_stage_of_ones_own(mesh):
     @fl.tree
     class Noise(fl.GradStage):
         wraps = "grad"
@@ -205,6 +187,79 @@ def compiled_in_one_graph(mesh):
         assert_close(one, many, atol=1e-5)  # a difference of 1e-8 may round to another float16
         assert step.graphs == 1
         assert_same_everywhere(mesh, many[0])
+
+
+class Examples(Dataset):
+    """Examples that are drawn anew each time."""
+
+    def __init__(self):
+        self.x, self.y = data().at(fl.Cursor(0, 0, 0).tensor())[1]
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return self.x[i] + torch.rand(8), self.y[i]
+
+
+class Stream(IterableDataset):
+    """The same, one after the other; each worker has its part."""
+
+    def __iter__(self):
+        worker, own = get_worker_info(), Examples()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        yield from [own[i] for i in range(first, len(own), step)]
+
+
+class Stateful:
+    """Batches in an order of their own, as of a loader that keeps its position."""
+
+    def __init__(self):
+        self.epoch = self.at = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+    def __iter__(self):
+        order = torch.randperm(10, generator=torch.Generator().manual_seed(self.epoch))
+        x, y = data().at(fl.Cursor(0, 0, 0).tensor())[1]
+        start, self.at = self.at, 0
+        for part in order.split(4)[start:]:
+            self.at += 1
+            yield x[part], y[part]
+        self.at = 0
+
+
+def drawn(epoch):
+    """Batches of a function, the last one short."""
+    for rows in (4, 4, 1):
+        yield torch.rand(rows, 8), torch.randint(0, 5, (rows,))
+
+
+SOURCES = {
+    "a loader": lambda: DataLoader(Examples(), 4, shuffle=True),
+    "a loader with workers": lambda: DataLoader(Examples(), 4, shuffle=True, num_workers=2),
+    "a loader of a stream": lambda: DataLoader(Stream(), 4, num_workers=2),
+    "a dataset": lambda: fl.Batches(Examples(), 4),
+    "a loader with a state": Stateful,
+    "a function": lambda: drawn,
+    "a generator": lambda: (batch for epoch in range(2) for batch in drawn(epoch)),
+    "a list": lambda: list(data(9, 4)),
+    "drawn ahead": lambda: fl.data.prefetch(DataLoader(Examples(), 4, shuffle=True)),
+}
+
+
+@scenario
+def any_source_of_batches_needs_no_sampler(mesh):
+    for make in SOURCES.values():
+        one = trained(pipeline(mesh.data), batches=make(), steps=6)
+        assert_close(one, trained(fl.shard(pipeline(), mesh), batches=make(), steps=6))
 
 
 if __name__ == "__main__":

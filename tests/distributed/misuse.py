@@ -89,6 +89,27 @@ def data_of_different_lengths(mesh):
 
 
 @scenario
+def batches_that_differ_from_rank_to_rank(mesh):
+    step, g = fl.shard(pipeline(), mesh), torch.Generator().manual_seed(mesh.rank)
+
+    def own(epoch):  # as of numpy.random.default_rng()
+        for _ in range(4):
+            yield torch.randn(4, 3, generator=g)
+
+    match = "different batches, at .*index=0.*divided among the ranks.*default_rng.*sort it"
+    refused(mesh, match, lambda: fit(step, batches=own))
+    parts = [[torch.ones(4, 3), torch.full((4, 3), float(mesh.rank))], list(torch.ones(2, 4, 3))]
+    refused(mesh, "different batches, at .*index=1", lambda: fit(step, batches=iter(parts[0])))
+    state = step.init(net)
+    fl.evaluate(loss, state, parts[1], mesh=mesh)
+    match = "different batches to evaluate.*all of it"
+    refused(mesh, match, lambda: fl.evaluate(loss, state, parts[0], mesh=mesh))
+    refused(
+        mesh, match, lambda: fl.evaluate(loss, state, parts[1][: 1 + (mesh.rank > 0)], mesh=mesh)
+    )
+
+
+@scenario
 def different_checkpoints(mesh):
     step = fl.shard(pipeline(), mesh)
     [folder, *_] = mesh.exchange(tempfile.mkdtemp())

@@ -23,13 +23,14 @@ def scenario(function):
     return function
 
 
-def main() -> None:
+def main(timeout: float = 60) -> None:
     """Run all scenarios, or those named, and write what each raised.
 
-    One that fails on a rank says so to the others, wherever they are.
+    One that fails on a rank says so to the others, wherever they are. `timeout` is that of
+    `fl.mesh`.
     """
     torch.set_num_threads(1)
-    mesh, found = fl.mesh(timeout=60), {}
+    mesh, found = fl.mesh(timeout=timeout), {}
     chosen = sys.argv[2:] or SCENARIOS
     for name, function in [(name, SCENARIOS[name]) for name in chosen]:
         try:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
+from tests.distributed.curves import draw, losses
 
 TINY = {"batch_size": 4, "block": 16, "layers": 2, "heads": 2, "width": 32}
 
@@ -94,6 +95,24 @@ def test_the_command_line(char_gpt, alphabet, tmp_path, monkeypatch):
     command = ["fit", char_gpt.__file__, f"--text={alphabet}", f"--folder={folder}", *flags]
     assert char_gpt.main([*command, "--steps=8"]) == 0
     assert (folder / "samples.txt").exists() and (folder / "config.yaml").exists()
+
+
+@pytest.fixture
+def flags(alphabet):
+    return [f"--text={alphabet}", *[f"--{name}={value}" for name, value in TINY.items()]]
+
+
+def test_two_processes_by_torchrun_have_the_curve_of_one(flags, tmp_path):
+    flags = [*flags, "--batch_size=5", "--steps=20", "--lr=0.01", "--warmup=4"]
+    one = losses(tmp_path / "one", 1, *flags)
+    assert list(one) == list(range(1, 21)) and one[20] < 0.8 * one[1]
+    for plan in ("replicate", "zero2"):
+        two = losses(tmp_path / plan, 2, *flags, f"--plan={plan}")
+        assert two == pytest.approx(one, rel=1e-5)
+        here, there = [(tmp_path / run / "samples.txt").read_text() for run in ("one", plan)]
+        assert here == there
+    above, below = draw(one, two).axes
+    assert len(above.lines) == 2 and max(below.lines[0].get_ydata()) < 1e-4
 
 
 def test_without_a_text_it_reads_the_python_manual(char_gpt):

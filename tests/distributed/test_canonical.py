@@ -1,4 +1,4 @@
-"""Optimizers on pieces: each scenario of ``optimizers.py`` on 2 and 3 ranks."""
+"""Each scenario of ``canonical.py`` on 2, 3 and 4 ranks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 
 from tests.distributed.launch import check, scenarios
 
-SCRIPT = Path(__file__).with_name("optimizers.py")
+SCRIPT = Path(__file__).with_name("canonical.py")
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("name", scenarios(SCRIPT))
-def test_optimizers(name, ranks):
+def test_canonical(name, ranks):
     check(SCRIPT, name, ranks)
