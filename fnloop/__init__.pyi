@@ -39,6 +39,7 @@ from fnloop.stages.guard import guard as guard
 from fnloop.stages.nonfinite import nonfinite as nonfinite
 from fnloop.stages.pipe import pipe as pipe
 from fnloop.stages.scale import scale as scale
+from fnloop.stages.sequence import sequence as sequence
 from fnloop.stages.spike import spike as spike
 from fnloop.stages.lift import stage as stage
 from fnloop.stages.update import update as update
@@ -94,7 +95,6 @@ from fnloop.loop.run import run as run
 from fnloop.loop.validate import validate as validate
 
 # Checkpoints
-from fnloop.store.checkpoint_errors import CheckpointError as CheckpointError
 from fnloop.store.folders import best as best
 from fnloop.store.checkpoint import checkpoint as checkpoint
 from fnloop.store.folders import latest as latest

@@ -146,8 +146,11 @@ class Steps:
         if cursor.count >= skips.due or not cursor.index:
             skips.look(self.state, self.metrics, self._batch, cursor)
         if first:
-            self._together.reported = frozenset(self.metrics)
-            self.state = init_callbacks(self._stages, self._effects, self.state, self.metrics)
+            sometimes = getattr(self._step, "sometimes", ())
+            self._together.reported = frozenset([*self.metrics, *sometimes])
+            self.state = init_callbacks(
+                self._stages, self._effects, self.state, self.metrics, sometimes
+            )
         for callback in self._stages:
             result = callback(self.state, self.metrics)
             if first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -115,6 +116,11 @@ class Stage:
         """The state, placed as this stage wants it: divided among the ranks of a mesh."""
         return state
 
+    def trained(self, state: State) -> tuple[str, ...]:
+        """The names of the parameters that the stages inside compute gradients of."""
+        inner = getattr(self, "inner", None)
+        return inner.trained(state) if isinstance(inner, Stage) else state.skeleton.trainable
+
     def taken_back(self, memory: Any) -> Any:
         """The part of its memory that `fl.guard` restores when it undoes a step.
 
@@ -146,6 +152,12 @@ class Stage:
     """Whether it may read and write slots of other stages."""
 
     @property
+    def sometimes(self) -> tuple[str, ...]:
+        """What the names of metrics begin with that it does not report at each call."""
+        inner = getattr(self, "inner", None)
+        return inner.sometimes if isinstance(inner, Stage) else ()
+
+    @property
     def uncompiled(self) -> Stage:
         """The same stage without compilation."""
         return self
@@ -167,15 +179,18 @@ class Stage:
         return f"{self.label}({', '.join(parts)})"
 
     def __repr__(self) -> str:
-        inner = getattr(self, "inner", None)
-        if not isinstance(inner, Stage):
+        if not isinstance(getattr(self, "inner", None), Stage):
             return self.describe()
-        lines = [line for part in self.stages() for line in part.lines()]
-        return "pipe(\n" + "".join(f"    {line},\n" for line in lines) + ")"
+        return piped(self.script())
 
     def lines(self) -> list[str]:
-        """Its lines in the ``repr`` of the pipeline."""
+        """Its own lines in the ``repr`` of the pipeline."""
         return [self.describe()]
+
+    def script(self) -> list[str]:
+        """The lines of the whole pipeline up to this stage."""
+        inner = getattr(self, "inner", None)
+        return [*(inner.script() if isinstance(inner, Stage) else ()), *self.lines()]
 
 
 class GradStage(Stage, abstract=True):
@@ -229,6 +244,11 @@ class StepStage(Stage, abstract=True):
         Until they have been made, nothing may read what they write.
         """
         return *self(state, x), []
+
+
+def piped(lines: list[str]) -> str:
+    """A pipeline of these lines as code."""
+    return "pipe(\n" + textwrap.indent("".join(f"{line},\n" for line in lines), "    ") + ")"
 
 
 def unfinished(value: Any) -> bool:

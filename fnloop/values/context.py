@@ -22,12 +22,14 @@ class Context:
         autocast: The autocast dtype of the model; None without `fl.amp`.
         scale: float32[]; the loss scale, applied before the backward pass; or None.
         counts: Whether the micro-batch counts; if not, it is there for other ranks' sake only.
+        part: The part of an `fl.sequence` that runs, as a prefix of names: ``"generator/"``.
     """
 
     micro: int = 0
     autocast: torch.dtype | None = None
     scale: Any = None
     counts: bool = True
+    part: str = ""
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""

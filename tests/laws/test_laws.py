@@ -141,6 +141,27 @@ def step_of(optimizer=None, grad=(), after=()):
     return fl.pipe(loss, fl.grad, *grad, fl.update(optimizer or fl.optim.adamw(1e-2)), *after)
 
 
+def pair(**options):
+    """Two players with optimizers, a loss scale, averages and micro-batches of their own."""
+    return fl.sequence(
+        body=fl.pipe(
+            loss,
+            fl.grad(only=["first", "norm"]),
+            fl.amp("fp16", interval=2),
+            fl.update(fl.optim.adamw(fl.schedules.cosine(1e-2, steps=20, warmup=3))),
+            fl.guard(fl.spike("loss", sigmas=0.1, warmup=2)),
+        ),
+        head=fl.pipe(
+            loss,
+            fl.grad(only="head"),
+            fl.accumulate(2),
+            fl.update(fl.optim.sgd(0.1, momentum=0.9)),
+            fl.ema(0.9),
+        ),
+        **options,
+    )
+
+
 STEPS = {
     "plain": step_of(),
     **{
@@ -163,6 +184,8 @@ STEPS = {
     ),
     "amp inside": step_of(grad=[fl.amp("fp16"), fl.accumulate(2)]),
     **{f"optimizer {name}": step_of(optimizer_example(name)) for name in OPTIMIZERS},
+    "sequence": pair(),
+    "sequence, every other call": fl.pipe(pair(every={"head": 2}), fl.ema(0.9)),
 }
 
 
@@ -183,7 +206,8 @@ def test_every_exported_stage_is_covered():
         for name, value in EXPORTED.items()
         if inspect.isclass(value) and issubclass(value, fl.Callback) and value is not fl.Callback
     }
-    known = {*GRAD_STAGES, *STEP_STAGES, *CALLBACKS, "grad", "update", "pipe", "compose", "scale"}
+    others = {"grad", "update", "pipe", "compose", "scale", "sequence"}
+    known = {*GRAD_STAGES, *STEP_STAGES, *CALLBACKS, *others}
     assert factories | callbacks <= known, "add an example of the new stage to this file"
 
 

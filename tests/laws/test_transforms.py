@@ -112,6 +112,18 @@ STAGES = {
     "nonfinite": [step_of(after=[fl.guard(fl.nonfinite("loss", patience=2))])],
     "spike": [step_of(after=[fl.guard(fl.spike("loss", sigmas=0.1, warmup=2))])],
     "stage": [fl.stage(step_of(after=[fl.ema(0.9)]), "step")],
+    "sequence": [
+        fl.sequence(
+            first=fl.pipe(loss, fl.grad(only="0"), fl.update(fl.optim.adamw(0.1)), fl.ema(0.9)),
+            last=fl.pipe(
+                loss,
+                fl.grad(only="2"),
+                fl.accumulate(2),
+                fl.update(fl.optim.sgd(0.1, momentum=0.9)),
+            ),
+            every={"last": 2},
+        )
+    ],
 }
 STEPS = {
     **{f"{name}-{i}": s for name, many in STAGES.items() for i, s in enumerate(many)},
