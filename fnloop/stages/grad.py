@@ -226,18 +226,17 @@ _REENTRANT = (
 
 
 def _as_only(only: Any) -> Where:
-    if not callable(only):
-        found = (only,) if isinstance(only, str) else tuple(only) if _is_iterable(only) else ()
-        if not found or not all([isinstance(pattern, str) for pattern in found]):
-            raise TypeError(
-                'grad(only=...) takes a pattern such as "D.*", a list of them, or a function '
-                f"(name, parameter) -> bool; got {short(only)}."
-            )
-    return as_where(only)
-
-
-def _is_iterable(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, Tensor)
+    if callable(only):
+        return as_where(only)
+    found: tuple[Any, ...] = (only,) if isinstance(only, str) else ()
+    if isinstance(only, Iterable) and not isinstance(only, (str, Tensor)):
+        found = tuple(only)
+    if not found or not all([isinstance(pattern, str) for pattern in found]):
+        raise TypeError(
+            'grad(only=...) takes a pattern such as "D.*", a list of them, or a function '
+            f"(name, parameter) -> bool; got {short(only)}."
+        )
+    return found
 
 
 def _chosen(only: Where, state: State) -> tuple[str, ...]:

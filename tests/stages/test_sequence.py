@@ -420,6 +420,22 @@ def test_one_process_is_a_mesh_of_one_for_the_whole_and_for_each_part():
         fl.sequence(**parts)
 
 
+def test_what_a_sharded_sequence_moves_is_told_for_each_part():
+    step = fl.shard(gan(), fl.mesh(), "zero2")
+    found = fl.explain(step, step.init(model()), 2)
+    reduced = {row.what: row.bytes for row in found.exchanges if "reduced" in row.what}
+    alone = fl.shard(gan().parts[0], fl.mesh(), "zero2")
+    (expected,) = [
+        row.bytes
+        for row in fl.explain(alone, alone.init(model()), 2).exchanges
+        if "reduced" in row.what
+    ]
+    assert reduced["discriminator/gradients reduced"] == expected
+    assert set(reduced) == {f"{p}/gradients reduced" for p in ("discriminator", "generator")}
+    trained = [p for name, p in model().named_parameters() if name.startswith("D")]
+    assert expected == sum(4 * -(-p.numel() // 2) for p in trained)
+
+
 # How it reads, and what it refuses
 
 
