@@ -117,7 +117,7 @@ def samples(path: Path, noise: Tensor) -> fl.Effect:
             images = generator(noise).reshape(-1, 8, 8)
         figure = Figure(figsize=(6, 4), layout="constrained")
         for image, axes in zip(images, figure.subplots(4, 6).flat, strict=True):
-            axes.imshow(1 - image, cmap="gray", vmin=0, vmax=1)
+            axes.imshow(1 - image.numpy(), cmap="gray", vmin=0, vmax=1)
             axes.axis("off")
         figure.suptitle(f"after {int(state.step)} rounds")
         figure.savefig(path)
