@@ -79,7 +79,6 @@ from fnloop import data as data
 
 # Effects
 from fnloop.effects.effect import Effect as Effect
-from fnloop.effects.effect import Run as Run
 from fnloop.effects.effect import effect as effect
 
 # The loop
@@ -90,6 +89,7 @@ from fnloop.loop.every import every as every
 from fnloop.loop.fit import fit as fit
 from fnloop.loop.evaluate import predict as predict
 from fnloop.loop.progress import progress as progress
+from fnloop.loop.plateau import reduce_on_plateau as reduce_on_plateau
 from fnloop.replays.replay import replay as replay
 from fnloop.loop.run import run as run
 from fnloop.loop.validate import validate as validate

@@ -73,31 +73,20 @@ def _check_slots(stages: Sequence[Callback], step: Any) -> None:
 
 
 def init_callbacks(
-    stages: Sequence[Callback],
-    effects: Sequence[Effect],
-    state: State,
-    metrics: Mapping[str, Any],
-    sometimes: tuple[str, ...] = (),
+    stages: Sequence[Callback], effects: Sequence[Effect], state: State, metrics: Mapping[str, Any]
 ) -> State:
-    """Add callbacks' memory to the state; refuse those that wait for a metric nobody reports.
-
-    Args:
-        stages, effects: In their order.
-        state, metrics: After the first step.
-        sometimes: What the names of metrics begin with that the step reports at some calls only.
-    """
+    """Add callbacks' memory to the state; refuse those that wait for a metric nobody reports."""
     example = dict(metrics)
     complete = True
     for callback in stages:
         if complete:
-            known = [name for name in callback.needs() if not name.startswith(sometimes)]
-            check_metric_names(callback.describe(), known, example)
+            check_metric_names(callback.describe(), callback.needs(), example)
         state = callback.init(state, example)
         added = callback.adds(state, example)
         complete = complete and added is not None
         example.update(added or {})
     for effect in effects if complete else ():
         monitor = getattr(effect, "monitor", None)
-        if monitor is not None and not monitor.startswith(sometimes):
+        if monitor is not None:
             check_metric_names(effect.name, (monitor,), example)
     return state

@@ -56,8 +56,7 @@ class Together:
 
     Attributes:
         steps: Steps in a call, at most.
-        reported: Names of the metrics that the step reports, or what they begin with; set after the
-            first one.
+        reported: Names of the metrics that the step reports; set after the first one.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from fnloop.distributed.mesh import Mesh
@@ -151,11 +151,10 @@ class Stage:
     reads_any_slot: ClassVar[bool] = False
     """Whether it may read and write slots of other stages."""
 
-    @property
-    def sometimes(self) -> tuple[str, ...]:
-        """What the names of metrics begin with that it does not report at each call."""
+    def others(self, state: State, x: Any) -> Mapping[str, Any]:
+        """Examples of the metrics that it reports at some calls only."""
         inner = getattr(self, "inner", None)
-        return inner.sometimes if isinstance(inner, Stage) else ()
+        return inner.others(state, x) if isinstance(inner, Stage) else {}
 
     @property
     def uncompiled(self) -> Stage:

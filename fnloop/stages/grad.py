@@ -14,7 +14,7 @@ from torch import Tensor
 from fnloop._torch.autograd import NoGradientError, Tape, gradients, require_grad
 from fnloop._torch.tracing import transformed
 from fnloop.names.keywords import explained
-from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
+from fnloop.optim.patterns import Where, check_patterns, chosen
 from fnloop.stages.base import GradStage
 from fnloop.stages.closure import closed_over
 from fnloop.stages.functions import as_loss, takes_state
@@ -227,7 +227,8 @@ _REENTRANT = (
 
 def _as_only(only: Any) -> Where:
     if callable(only):
-        return as_where(only)
+        function: Any = only
+        return function
     found: tuple[Any, ...] = (only,) if isinstance(only, str) else ()
     if isinstance(only, Iterable) and not isinstance(only, (str, Tensor)):
         found = tuple(only)

@@ -92,10 +92,11 @@ class Sequence(StepStage):
             found.append(Turn(folder, _within(part, folder, n), Clock(f"{folder}step"), n))
         return tuple(found)
 
-    @property
-    def sometimes(self) -> tuple[str, ...]:
-        """What the names of metrics begin with that it does not report at each call."""
-        return tuple([turn.folder for turn in self.turns if turn.every > 1 or turn.step.sometimes])
+    def others(self, state: State, x: Any) -> Mapping[str, Any]:
+        sequences = [stage for stage in self.stages() if isinstance(stage, Sequence)]
+        if all([n == 1 for each in sequences for _, n in each.every]):
+            return {}
+        return self(state.within(all_due=True), x)[1]
 
     def stages(self) -> Iterator[Stage]:
         for turn in self.turns:
@@ -110,7 +111,7 @@ class Sequence(StepStage):
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         after, metrics, moved = state, dict[str, Any](), False
         for turn in self.turns:
-            if not _is_due(state.calls, turn):
+            if not (state.context.all_due or _is_due(state.calls, turn)):
                 continue
             given = after.replace(
                 step=after[turn.clock.name],

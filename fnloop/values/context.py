@@ -23,6 +23,7 @@ class Context:
         scale: float32[]; the loss scale, applied before the backward pass; or None.
         counts: Whether the micro-batch counts; if not, it is there for other ranks' sake only.
         part: The part of an `fl.sequence` that runs, as a prefix of names: ``"generator/"``.
+        all_due: Whether all parts of a sequence are called, for an example of their metrics.
     """
 
     micro: int = 0
@@ -30,6 +31,7 @@ class Context:
     scale: Any = None
     counts: bool = True
     part: str = ""
+    all_due: bool = False
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""

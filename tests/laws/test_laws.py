@@ -66,6 +66,7 @@ CALLBACKS = {
     "every": lambda: fl.every(2, fl.validate(loss, validation())),
     "validate": lambda: fl.validate(loss, validation(), params="ema"),
     "early_stopping": lambda: fl.early_stopping("loss", patience=2),
+    "reduce_on_plateau": lambda: fl.reduce_on_plateau("loss", patience=0),
     "stage": lambda: fl.stage(halve_lr, "callback"),
     "spike": lambda: fl.spike("loss"),
     "nonfinite": lambda: fl.nonfinite("loss", patience=2),

@@ -391,9 +391,25 @@ def test_a_callback_may_wait_for_a_part_that_is_not_called_at_first(steps):
     fast = fl.compile(step, backend="aot_eager", steps=steps)
     state, history = fl.fit(fast, fast.init(model()), data(), steps=9, callbacks=[stopping])
     assert history.status == "stopped" and int(state.step) == 3
-    with pytest.raises(ValueError, match=r"discriminators/loss.*discriminator/loss"):
-        wrong = fl.early_stopping("discriminators/loss")
+    with pytest.raises(ValueError, match=r"generator/los.*generator/loss"):
+        wrong = fl.early_stopping("generator/los")
         fl.fit(step, step.init(model()), data(), steps=9, callbacks=[wrong])
+
+
+@pytest.mark.parametrize("begun", [0, 1])
+def test_every_merges_what_a_part_reports_now_and_then(begun):
+    step, seen = gan(every={"generator": 3}), []
+
+    def note(state, metrics):
+        seen.append(float(metrics["generator/loss"].weight))
+        return state, metrics
+
+    *_, (state, _) = [
+        (step.init(model()), {}),
+        *fl.run(step, step.init(model()), data(), steps=begun),
+    ]
+    fl.fit(step, state, data(), steps=12 - begun, callbacks=[fl.every(4, note, name="note")])
+    assert seen == [8.0, 8.0, 16.0]  # of the rounds 3; 6; 9 and 12
 
 
 def test_history_has_a_column_for_each_part():
