@@ -49,7 +49,7 @@ def _walk(node: Any, prefix: str, skip: tuple[str, ...] = ("name",)) -> Iterator
         if isinstance(node, Optimizer):
             prefix = getattr(node, "name", prefix)
         for field in dataclasses.fields(cast("Any", node)):
-            if field.name not in (*skip, "where"):
+            if field.name not in (*skip, "where", "groups"):
                 yield from _walk(getattr(node, field.name), f"{prefix}.{field.name}")
     elif isinstance(node, (list, tuple)):
         for i, child in enumerate(node):

@@ -25,7 +25,7 @@ from fnloop.values.choice import Flag, both, invert, select
 from fnloop.values.grads import Grads
 from fnloop.values.holders import free_memory, free_params
 from fnloop.values.looking import counted, look, look_all
-from fnloop.values.metrics import Last, Sum, as_tensor, check_metrics
+from fnloop.values.metrics import Last, Mean, Sum, as_tensor, check_metrics, exact
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 from fnloop.values.writes import Write
@@ -128,7 +128,8 @@ class Update(StepStage):
             buffers=select(finite, after.buffers, state.buffers),
             slots={**after.slots, self.name: memory},
         )
-        return new, _report(grads.metrics, finite, values, state.step.device), writes
+        measured = optimizer.measured(memory)
+        return new, _report(grads.metrics, finite, values, measured, state.step.device), writes
 
     @functools.cached_property
     def _constants(self) -> dict[str, Any] | None:
@@ -253,18 +254,28 @@ def _other_than_one(names: Iterable[str], multipliers: list[Any]) -> dict[str, A
 
 
 def _report(
-    metrics: dict[str, Any], finite: Flag, values: dict[str, Any], device: torch.device
+    metrics: dict[str, Any],
+    finite: Flag,
+    values: dict[str, Any],
+    measured: dict[str, Any],
+    device: torch.device,
 ) -> dict[str, Any]:
     """The metrics (of weight zero for a skipped step) and the current hyperparameters."""
-    if finite is not True:
-        check_metrics(metrics, "The gradient stage")
-        metrics = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
-    if not metrics.keys().isdisjoint(values):
-        taken = ", ".join(repr(name) for name in values if name in metrics)
+    names = [*values, *measured]
+    if not metrics.keys().isdisjoint(names):
+        taken = ", ".join(repr(name) for name in names if name in metrics)
         raise ValueError(
             f"The loss reports a metric named {taken}, which fl.update reports itself. Give it "
             "another name."
         )
+    if measured:
+        metrics = {
+            **metrics,
+            **{n: Mean(exact(v), as_tensor(1, device)) for n, v in measured.items()},
+        }
+    if finite is not True:
+        check_metrics(metrics, "The gradient stage")
+        metrics = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
     return {
         **metrics,
         "skipped": Sum(as_tensor(invert(finite), device)),

@@ -39,6 +39,12 @@ OPTIMIZER_EXAMPLES = {
     "from_torch": lambda: fl.optim.from_torch(torch.optim.NAdam, lr=1e-2),
     "clip_by_norm": lambda: fl.optim.chain(fl.optim.clip_by_norm(0.1), fl.optim.sgd(0.1)),
     "clip_by_value": lambda: fl.optim.chain(fl.optim.clip_by_value(0.01), fl.optim.sgd(0.1)),
+    "norms": lambda: fl.optim.chain(
+        fl.optim.norms(name="before"),
+        fl.optim.clip_by_norm(0.1),
+        fl.optim.norms({"body": "first", "head": "head"}),
+        fl.optim.sgd(0.1),
+    ),
     "add_decayed_weights": lambda: fl.optim.chain(
         fl.optim.add_decayed_weights(0.1), fl.optim.sgd(0.1)
     ),

@@ -71,6 +71,7 @@ EXAMPLES = {
     ],
     "clip_by_norm": [then_sgd(fl.optim.clip_by_norm(0.1)), then_sgd(fl.optim.clip_by_norm(100.0))],
     "clip_by_value": [then_sgd(fl.optim.clip_by_value(0.05))],
+    "norms": [then_sgd(fl.optim.norms({"weights": "*.weight", "biases": "*.bias"}))],
     "add_decayed_weights": [then_sgd(fl.optim.add_decayed_weights(0.1))],
     "scale_by": [then_sgd(fl.optim.scale_by(0.5))],
     "freeze": [
