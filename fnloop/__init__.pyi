@@ -39,6 +39,7 @@ from fnloop.stages.guard import guard as guard
 from fnloop.stages.nonfinite import nonfinite as nonfinite
 from fnloop.stages.pipe import pipe as pipe
 from fnloop.stages.scale import scale as scale
+from fnloop.stages.sequence import sequence as sequence
 from fnloop.stages.spike import spike as spike
 from fnloop.stages.lift import stage as stage
 from fnloop.stages.update import update as update
@@ -78,7 +79,6 @@ from fnloop import data as data
 
 # Effects
 from fnloop.effects.effect import Effect as Effect
-from fnloop.effects.effect import Run as Run
 from fnloop.effects.effect import effect as effect
 
 # The loop
@@ -89,12 +89,12 @@ from fnloop.loop.every import every as every
 from fnloop.loop.fit import fit as fit
 from fnloop.loop.evaluate import predict as predict
 from fnloop.loop.progress import progress as progress
+from fnloop.loop.plateau import reduce_on_plateau as reduce_on_plateau
 from fnloop.replays.replay import replay as replay
 from fnloop.loop.run import run as run
 from fnloop.loop.validate import validate as validate
 
 # Checkpoints
-from fnloop.store.checkpoint_errors import CheckpointError as CheckpointError
 from fnloop.store.folders import best as best
 from fnloop.store.checkpoint import checkpoint as checkpoint
 from fnloop.store.folders import latest as latest

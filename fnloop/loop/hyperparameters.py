@@ -11,6 +11,7 @@ from torch import Tensor
 from fnloop.optim.base import Optimizer
 from fnloop.optim.labels import by_label
 from fnloop.stages.base import Stage
+from fnloop.stages.sequence import Sequence
 from fnloop.trees.nodes import is_tree
 
 
@@ -28,8 +29,14 @@ def hyperparameters(step: Any) -> dict[str, Any]:
     if not isinstance(step, Stage):
         return {}
     found: dict[str, Any] = {} if step.uncompiled is step else {"compiled": True}
-    for part in step.stages():
-        found.update(_walk(part, part.slot or part.label, skip=("inner", "name", "loss")))
+    if isinstance(step, Sequence):
+        for name, part in zip(step.names, step.parts, strict=True):
+            found.update({f"{name}/{key}": v for key, v in hyperparameters(part).items()})
+            found.update({f"{name}.every": n for other, n in step.every if other == name})
+        return found
+    found.update(hyperparameters(getattr(step, "inner", None)))
+    if step.uncompiled is step:
+        found.update(_walk(step, step.slot or step.label, skip=("inner", "name", "loss", "only")))
     return found
 
 
@@ -42,7 +49,7 @@ def _walk(node: Any, prefix: str, skip: tuple[str, ...] = ("name",)) -> Iterator
         if isinstance(node, Optimizer):
             prefix = getattr(node, "name", prefix)
         for field in dataclasses.fields(cast("Any", node)):
-            if field.name not in (*skip, "where"):
+            if field.name not in (*skip, "where", "groups"):
                 yield from _walk(getattr(node, field.name), f"{prefix}.{field.name}")
     elif isinstance(node, (list, tuple)):
         for i, child in enumerate(node):

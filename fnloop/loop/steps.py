@@ -21,6 +21,7 @@ from fnloop.loop.ranks import Ranks
 from fnloop.loop.skipped import SkipWatch
 from fnloop.loop.together import Calling, Merged, Together
 from fnloop.loop.validate import last_validation, not_due
+from fnloop.stages.base import Stage
 from fnloop.stages.callback import Callback
 from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
@@ -146,8 +147,9 @@ class Steps:
         if cursor.count >= skips.due or not cursor.index:
             skips.look(self.state, self.metrics, self._batch, cursor)
         if first:
-            self._together.reported = frozenset(self.metrics)
-            self.state = init_callbacks(self._stages, self._effects, self.state, self.metrics)
+            example = {**self._others(), **self.metrics}
+            self._together.reported = frozenset(example)
+            self.state = init_callbacks(self._stages, self._effects, self.state, example)
         for callback in self._stages:
             result = callback(self.state, self.metrics)
             if first:
@@ -157,6 +159,14 @@ class Steps:
         if self.interrupt.came:
             self.state, self.metrics = self.interrupt(self.state, self.metrics)
         self._first = False
+
+    def _others(self) -> Mapping[str, Any]:
+        """Examples of the metrics that the step reports at some calls only."""
+        step, waiting = (
+            self._step,
+            self._stages or any([getattr(e, "monitor", None) for e in self._effects]),
+        )
+        return step.others(self.state, self._batch) if waiting and isinstance(step, Stage) else {}
 
     def tell(self) -> None:
         """Tell the effects; and note who asks for a stop."""

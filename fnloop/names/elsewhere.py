@@ -40,10 +40,7 @@ _TRACKER = (
 _TORCHMETRICS = (
     "Use fl.metrics.from_torchmetrics(...), which adapts metrics of the package torchmetrics."
 )
-_PLATEAU = (
-    "Use a callback that calls fl.scale(state, 'adamw.lr', 0.1) when the metric has stopped "
-    "improving."
-)
+_PLATEAU = 'Use fl.reduce_on_plateau("val/loss") among the callbacks.'
 _AMP = 'Use fl.amp("bf16") or fl.amp("fp16") in fl.pipe, before fl.update.'
 _SEED = (
     "Use step.init(build, seed=...), where the function build() makes the model: initial weights "

@@ -120,6 +120,10 @@ class Optimizer:
         """The reported hyperparameters by ``"<name>.<field>"``: numbers or schedules."""
         return {name: getattr(self, field) for field, name in self._reported().items()}
 
+    def measured(self, memory: Memory) -> dict[str, Tensor]:
+        """What it has measured in its last update, which is reported: numbers by name."""
+        return {}
+
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
         """A copy whose reported hyperparameters are numbers: values at `step` times `scale`.
 

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, Self
 
+from torch import Tensor
+
 from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, replaced
 from fnloop.optim.pieces import applied, updates_of
 from fnloop.trees.nodes import tree
@@ -119,6 +121,9 @@ class chain(Optimizer):
 
     def hyperparameters(self) -> dict[str, Any]:
         return {k: v for part in self.optimizers for k, v in part.hyperparameters().items()}
+
+    def measured(self, memory: Memory) -> dict[str, Tensor]:
+        return {k: v for part in self.optimizers for k, v in part.measured(memory).items()}
 
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
         resolved = tuple([optimizer.resolve(step, scale) for optimizer in self.optimizers])

@@ -113,6 +113,13 @@ class by_label(Optimizer):
         parts = [(label, o.hyperparameters()) for label, o in self.optimizers.items()]
         return {f"{label}.{key}": value for label, part in parts for key, value in part.items()}
 
+    def measured(self, memory: Memory) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for label, optimizer in self.optimizers.items():
+            own = {name: memory[f"{label}.{name}"] for name in optimizer.names()}
+            found.update({f"{label}.{k}": v for k, v in optimizer.measured(own).items()})
+        return found
+
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
         optimizers: dict[str, Optimizer] = {}
         for label, optimizer in self.optimizers.items():

@@ -99,5 +99,8 @@ class masked(Optimizer):
     def hyperparameters(self) -> dict[str, Any]:
         return self.optimizer.hyperparameters()
 
+    def measured(self, memory: Memory) -> dict[str, Tensor]:
+        return self.optimizer.measured(memory)
+
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
         return replaced(self, optimizer=self.optimizer.resolve(step, scale))

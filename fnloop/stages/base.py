@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from fnloop.distributed.mesh import Mesh
@@ -115,6 +116,11 @@ class Stage:
         """The state, placed as this stage wants it: divided among the ranks of a mesh."""
         return state
 
+    def trained(self, state: State) -> tuple[str, ...]:
+        """The names of the parameters that the stages inside compute gradients of."""
+        inner = getattr(self, "inner", None)
+        return inner.trained(state) if isinstance(inner, Stage) else state.skeleton.trainable
+
     def taken_back(self, memory: Any) -> Any:
         """The part of its memory that `fl.guard` restores when it undoes a step.
 
@@ -145,6 +151,11 @@ class Stage:
     reads_any_slot: ClassVar[bool] = False
     """Whether it may read and write slots of other stages."""
 
+    def others(self, state: State, x: Any) -> Mapping[str, Any]:
+        """Examples of the metrics that it reports at some calls only."""
+        inner = getattr(self, "inner", None)
+        return inner.others(state, x) if isinstance(inner, Stage) else {}
+
     @property
     def uncompiled(self) -> Stage:
         """The same stage without compilation."""
@@ -167,15 +178,18 @@ class Stage:
         return f"{self.label}({', '.join(parts)})"
 
     def __repr__(self) -> str:
-        inner = getattr(self, "inner", None)
-        if not isinstance(inner, Stage):
+        if not isinstance(getattr(self, "inner", None), Stage):
             return self.describe()
-        lines = [line for part in self.stages() for line in part.lines()]
-        return "pipe(\n" + "".join(f"    {line},\n" for line in lines) + ")"
+        return piped(self.script())
 
     def lines(self) -> list[str]:
-        """Its lines in the ``repr`` of the pipeline."""
+        """Its own lines in the ``repr`` of the pipeline."""
         return [self.describe()]
+
+    def script(self) -> list[str]:
+        """The lines of the whole pipeline up to this stage."""
+        inner = getattr(self, "inner", None)
+        return [*(inner.script() if isinstance(inner, Stage) else ()), *self.lines()]
 
 
 class GradStage(Stage, abstract=True):
@@ -229,6 +243,11 @@ class StepStage(Stage, abstract=True):
         Until they have been made, nothing may read what they write.
         """
         return *self(state, x), []
+
+
+def piped(lines: list[str]) -> str:
+    """A pipeline of these lines as code."""
+    return "pipe(\n" + textwrap.indent("".join(f"{line},\n" for line in lines), "    ") + ")"
 
 
 def unfinished(value: Any) -> bool:

@@ -35,7 +35,7 @@ class Ema(StepStage):
         super().__post_init__()
 
     def init_state(self, state: State) -> Tensors:
-        return state.params.select(state.skeleton.trainable).wide().clone()
+        return state.params.select(self.trained(state)).wide().clone()
 
     def donating(self) -> StepStage:
         return self if self.inner.donating() is self.inner else Donating(self)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 
 from fnloop._torch.autograd import NoGradientError, Tape, gradients, require_grad
 from fnloop._torch.tracing import transformed
+from fnloop.names.keywords import explained
+from fnloop.optim.patterns import Where, check_patterns, chosen
 from fnloop.stages.base import GradStage
 from fnloop.stages.closure import closed_over
 from fnloop.stages.functions import as_loss, takes_state
 from fnloop.stages.loss_result import LossResult, explain, read_loss
-from fnloop.trees.nodes import tree, tree_leaves
+from fnloop.trees.nodes import static, tree, tree_leaves
 from fnloop.trees.show import short
 from fnloop.values.close_look import Unwritten
 from fnloop.values.context import no_casting
@@ -37,13 +39,26 @@ class Grad(GradStage):
 
     Attributes:
         loss: ``(model, batch) -> loss``; a function, or a tree with ``__call__``.
+        only: Which parameters it differentiates with respect to; None for all that are trained.
     """
 
     label: ClassVar[str] = "grad"
     loss: Any
+    only: Where | None = static(default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", as_loss(self.loss, "loss(model, batch)"))
+        if self.only is not None:
+            object.__setattr__(self, "only", _as_only(self.only))
+
+    def trained(self, state: State) -> tuple[str, ...]:
+        if self.only is None:
+            return state.skeleton.trainable
+        skeleton, names = self.__dict__.get("_trained", (None, ()))
+        if skeleton is not state.skeleton:  # to match names takes time
+            names = _chosen(self.only, state)
+            self.__dict__["_trained"] = (state.skeleton, names)
+        return names
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         if torch.is_inference_mode_enabled():
@@ -53,7 +68,7 @@ class Grad(GradStage):
                 "A step takes a state, from step.init(model), and a batch: step(state, batch); "
                 f"got {type(state).__name__} as the state."
             )
-        trained = state.params.select(state.skeleton.trainable)
+        trained = state.params.select(self.trained(state))
         divided = state.params.layout.mesh is not None
         scale, counts, norms = state.context.scale, state.context.counts, state.context.norms
 
@@ -142,13 +157,24 @@ class Grad(GradStage):
         return closed_over(self.loss)
 
     def describe(self) -> str:
-        return "grad"
+        if self.only is None:
+            return "grad"
+        lone = isinstance(self.only, tuple) and len(self.only) == 1
+        return f"grad(only={short(self.only[0] if lone else self.only)})"  # pyright: ignore[reportIndexIssue, reportArgumentType]
 
     def lines(self) -> list[str]:
-        return [short(self.loss), "grad"]
+        return [short(self.loss), self.describe()]
 
 
-def grad(loss: Callable[..., Any] | None = None) -> Grad:
+Only = str | Iterable[str] | Callable[[str, Tensor], bool]
+
+
+@overload
+def grad(loss: Callable[..., Any], only: Only | None = None) -> Grad: ...
+@overload
+def grad(loss: None = None, *, only: Only) -> Callable[[Callable[..., Any]], Grad]: ...
+@explained
+def grad(loss: Any = None, only: Any = None) -> Any:
     """Gradients of a loss: the first stage of a pipeline.
 
     The loss is called as ``loss(model, batch)``, with the model in training mode, or as
@@ -157,14 +183,20 @@ def grad(loss: Callable[..., Any] | None = None) -> Grad:
     metrics. Parameters that do not require gradients, or that the loss does not use, get no
     gradient and are not updated.
 
+    With `only`, it differentiates with respect to some of the parameters, and the stages behind it
+    own just those: the optimizer has memory for no others, and these keep their bits. In a pipe it
+    takes its argument alone: ``fl.pipe(loss, fl.grad(only="D.*"), ...)``.
+
     Args:
         loss: A function, or a tree (`fl.tree`) with ``__call__``.
+        only: A pattern or several, or a function ``(name, parameter) -> bool``. A pattern is a
+            parameter's name, a module's name, or a glob (``"*.bias"``).
 
     Raises:
         TypeError: `loss` is missing, or no function of a model and a batch; or, at the call, it
-            returns something else.
+            returns something else; or `only` is no pattern.
         ValueError: At the call, the loss depends on no parameter that requires gradients, or is
-            not a scalar.
+            not a scalar; or a pattern of `only` fits no parameter that is trained.
         RuntimeError: It is called inside ``torch.inference_mode()``, or the model writes to a
             parameter in place, or is checkpointed with ``use_reentrant=True``.
 
@@ -173,13 +205,19 @@ def grad(loss: Callable[..., Any] | None = None) -> Grad:
     >>> state, grads = step(state, torch.ones(3, 2))
     >>> grads.mean["weight"].shape, float(grads.weight)
     (torch.Size([1, 2]), 3.0)
+
+    >>> step = grad(lambda model, batch: model(batch).mean(), only="bias")
+    >>> dict(step(state, torch.ones(3, 2))[1].mean)
+    {'bias': tensor([1.])}
     """
+    if loss is None and only is not None:
+        return functools.partial(Grad, only=_as_only(only))
     if loss is None:
         raise TypeError(
             "fl.grad takes the loss: fl.grad(loss). A pipe gives it the loss, so there it stands "
             "without brackets: fl.pipe(loss, fl.grad, fl.update(optimizer))."
         )
-    return Grad(loss)
+    return Grad(loss, only)
 
 
 _NO_GRADIENT = (
@@ -195,6 +233,37 @@ _REENTRANT = (
     "use_reentrant=False: checkpoint(layer, x, use_reentrant=False), or "
     "model.gradient_checkpointing_enable({{'use_reentrant': False}}) in transformers."
 )
+
+
+def _as_only(only: Any) -> Where:
+    if callable(only):
+        function: Any = only
+        return function
+    found: tuple[Any, ...] = (only,) if isinstance(only, str) else ()
+    if isinstance(only, Iterable) and not isinstance(only, (str, Tensor)):
+        found = tuple(only)
+    if not found or not all([isinstance(pattern, str) for pattern in found]):
+        raise TypeError(
+            'grad(only=...) takes a pattern such as "D.*", a list of them, or a function '
+            f"(name, parameter) -> bool; got {short(only)}."
+        )
+    return found
+
+
+def _chosen(only: Where, state: State) -> tuple[str, ...]:
+    """The trained parameters that `only` chooses."""
+    if not callable(only):
+        check_patterns("grad(only=...)", only, state.params)
+    names = set(chosen(only, state.params))
+    found = tuple([name for name in state.skeleton.trainable if name in names])
+    if not found:
+        raise ValueError(
+            f"grad(only=...) chooses {', '.join(sorted(names)[:8]) or 'no parameter'}, and nothing "
+            "that requires gradients, so there is nothing to differentiate with respect to. There "
+            f"are: {', '.join(state.skeleton.trainable[:20]) or 'none'}."
+        )
+    return found
+
 
 _DIVIDED = (
     "The step with the loss {loss} has parameters that are divided among ranks, and is vmapped or "

@@ -158,7 +158,7 @@ class Guard(StepStage):
 
     def _snapshot(self, state: State) -> Any:
         slots = {name: memory for name, memory in self._kept(state).items() if _is_some(memory)}
-        return _parts(state, state.params.select(state.skeleton.trainable), slots)
+        return _parts(state, state.params.select(self.trained(state)), slots)
 
     def _check_kept(self, before: State, after: State) -> None:
         """Raise if the step changed something that the snapshot does not contain."""

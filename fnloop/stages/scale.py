@@ -23,8 +23,8 @@ def scale(
 
     Args:
         state: A state initialized for a step with `update`.
-        hyperparameter: Its reported name: ``"adamw.lr"``, or ``"head.adamw.lr"`` under
-            `fl.optim.by_label`.
+        hyperparameter: Its reported name: ``"adamw.lr"``, ``"head.adamw.lr"`` under
+            `fl.optim.by_label`, or ``"generator/adamw.lr"`` in a part of an `fl.sequence`.
         factor: Multiplies the current multiplier: a number or a 0-d tensor. A learning rate times 0
             freezes the parameters, without weight decay, and their optimizer state.
         to: Sets the multiplier instead: ``to=1.0`` undoes all earlier factors.
@@ -42,6 +42,9 @@ def scale(
     >>> float(step(state, torch.ones(3, 2))[1]["sgd.lr"])
     0.05
     """
+    folder, _, own = hyperparameter.rpartition("/")
+    if f"{folder}/{name}" in state.slots:
+        name, hyperparameter = f"{folder}/{name}", own
     memory = state[name]
     if hyperparameter not in memory["scale"]:
         known = ", ".join(sorted(memory["scale"])) or "none"

@@ -25,7 +25,7 @@ from fnloop.values.choice import Flag, both, invert, select
 from fnloop.values.grads import Grads
 from fnloop.values.holders import free_memory, free_params
 from fnloop.values.looking import counted, look, look_all
-from fnloop.values.metrics import Last, Sum, as_tensor, check_metrics
+from fnloop.values.metrics import Last, Mean, Sum, as_tensor, check_metrics, exact
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 from fnloop.values.writes import Write
@@ -83,7 +83,7 @@ class Update(StepStage):
         one = torch.ones((), dtype=torch.float32, device=state.step.device)
         return {
             "scale": {name: one.clone() for name in names},
-            **self.optimizer.init(state.params.select(state.skeleton.trainable)),
+            **self.optimizer.init(state.params.select(self.trained(state))),
         }
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
@@ -100,7 +100,8 @@ class Update(StepStage):
         self, state: State, x: Any, donate: bool
     ) -> tuple[State, dict[str, Any], list[Write]]:
         after, grads = self.inner(state, x)
-        _check(grads, state)
+        names = self.trained(state)
+        _check(grads, names)
         free: Set[int] = frozenset()
         if donate:
             free = free_params(state, after) | free_memory(state, after, self.name)
@@ -118,7 +119,7 @@ class Update(StepStage):
         if finite is not True or not all([type(f) is float and f for f in factors.values()]):
             free = frozenset()
         params, memory, writes = self._apply(
-            optimizer, state, grads.mean, own, step, finite, factors, free
+            optimizer, state, names, grads.mean, own, step, finite, factors, free
         )
         new = after.replace(
             step=select(finite, counted(state.step, step), state.step),
@@ -127,7 +128,8 @@ class Update(StepStage):
             buffers=select(finite, after.buffers, state.buffers),
             slots={**after.slots, self.name: memory},
         )
-        return new, _report(grads.metrics, finite, values, state.step.device), writes
+        measured = optimizer.measured(memory)
+        return new, _report(grads.metrics, finite, values, measured, state.step.device), writes
 
     @functools.cached_property
     def _constants(self) -> dict[str, Any] | None:
@@ -139,6 +141,7 @@ class Update(StepStage):
         self,
         optimizer: Optimizer,
         state: State,
+        names: tuple[str, ...],
         grads: Tensors,
         own: dict[str, Any],
         step: Any,
@@ -150,7 +153,6 @@ class Update(StepStage):
 
         What is `free` may be overwritten: the calls that do so are returned, for the end.
         """
-        names = state.skeleton.trainable
         some = grads.names != names  # without a gradient, a parameter and its memory stay
         params = state.params.select(grads)
         memory = narrowed(own, set(names).difference(grads.names)) if some else own
@@ -214,7 +216,7 @@ def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], 
     return functools.partial(Update, optimizer=optimizer, name=name)
 
 
-def _check(grads: Any, state: State) -> None:
+def _check(grads: Any, names: tuple[str, ...]) -> None:
     if not isinstance(grads, Grads):
         raise TypeError(
             f"update got {type(grads).__name__} from the gradient stage, which must return "
@@ -225,7 +227,6 @@ def _check(grads: Any, state: State) -> None:
             f"Grads.mean is {type(grads.mean).__name__} and must be fl.Tensors: grads.replace("
             "mean=...) takes a dict too."
         )
-    names = state.skeleton.trainable
     wrong = () if grads.mean.names == names else grads.mean.keys() - names
     if wrong:
         raise ValueError(
@@ -253,18 +254,28 @@ def _other_than_one(names: Iterable[str], multipliers: list[Any]) -> dict[str, A
 
 
 def _report(
-    metrics: dict[str, Any], finite: Flag, values: dict[str, Any], device: torch.device
+    metrics: dict[str, Any],
+    finite: Flag,
+    values: dict[str, Any],
+    measured: dict[str, Any],
+    device: torch.device,
 ) -> dict[str, Any]:
     """The metrics (of weight zero for a skipped step) and the current hyperparameters."""
-    if finite is not True:
-        check_metrics(metrics, "The gradient stage")
-        metrics = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
-    if not metrics.keys().isdisjoint(values):
-        taken = ", ".join(repr(name) for name in values if name in metrics)
+    names = [*values, *measured]
+    if not metrics.keys().isdisjoint(names):
+        taken = ", ".join(repr(name) for name in names if name in metrics)
         raise ValueError(
             f"The loss reports a metric named {taken}, which fl.update reports itself. Give it "
             "another name."
         )
+    if measured:
+        metrics = {
+            **metrics,
+            **{n: Mean(exact(v), as_tensor(1, device)) for n, v in measured.items()},
+        }
+    if finite is not True:
+        check_metrics(metrics, "The gradient stage")
+        metrics = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
     return {
         **metrics,
         "skipped": Sum(as_tensor(invert(finite), device)),
@@ -274,7 +285,7 @@ def _report(
 
 def _explain(error: Exception, stage: Update, state: State, own: dict[str, Any]) -> None:
     """Add a table to an error if the optimizer state in the slot does not fit the model."""
-    trained = state.params.select(state.skeleton.trainable)
+    trained = state.params.select(stage.trained(state))
     try:
         wanted = dict(tree_items(stage.optimizer.init(trained)))
     except Exception:  # the optimizer itself fails

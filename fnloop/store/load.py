@@ -229,7 +229,8 @@ def _chosen(path: str, only: str | tuple[str, ...] | None) -> bool:
     if only is None:
         return True
     parts = (only,) if isinstance(only, str) else only
-    return any(path == part or path.startswith((part + "/", part + ".")) for part in parts)
+    ways = {path, path.replace("~1", "/")}  # the slot of a part, "generator/ema"
+    return any(w == part or w.startswith((part + "/", part + ".")) for part in parts for w in ways)
 
 
 def _wanted(

@@ -24,6 +24,7 @@ class Cache:
         programs: By all that they depend on.
         families: Programs for all sizes, by all but the sizes.
         graphs: Number of graphs so far.
+        periods: Numbers n for which there is another graph for each n-th call.
     """
 
     def __init__(self, step: Stage) -> None:
@@ -34,3 +35,12 @@ class Cache:
         self.programs: dict[Any, Program] = {}
         self.families: dict[Any, Family] = defaultdict(Family)
         self.graphs = 0
+        self.periods: set[int] = set()
+
+    def due(self, calls: Tensor) -> tuple[int, ...]:
+        """Those of the `periods` of which the call after `calls` is a multiple."""
+        if not self.periods:
+            return ()
+        # Members of a population that differ in this are refused by the stage.
+        count = calls.reshape(-1)[:1].tolist()[0] + 1
+        return tuple([n for n in sorted(self.periods) if count % n == 0])

@@ -20,7 +20,7 @@ from fnloop.distributed.mesh import Mesh
 from fnloop.effects.activity import Activity, watchers
 from fnloop.effects.screens import screen
 from fnloop.names.keywords import explained
-from fnloop.stages.base import Kind, Stage, mesh_of
+from fnloop.stages.base import Kind, Stage, mesh_of, piped
 from fnloop.stages.grad import INFERENCE
 from fnloop.stages.lift import stage
 from fnloop.transforms.cache import Cache
@@ -142,8 +142,7 @@ class Compiled(Stage):
         return f"compile({', '.join(options)})" if options else "compile"
 
     def __repr__(self) -> str:
-        lines = [line for part in self.stages() for line in part.lines()]
-        return "pipe(\n" + "".join(f"    {line},\n" for line in [*lines, self.describe()]) + ")"
+        return piped([*self.inner.script(), self.describe()])
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_donating")}
@@ -201,7 +200,8 @@ class Compiled(Stage):
             return self._compile(inputs, x)
         forms, shapes = tuple(map(Form.of, tensors)), tuple([tuple(t.shape) for t in tensors])
         kinds = tuple(map(kind_but_sizes, leaves))
-        alike = (inputs.kept.plan, structure, kinds, forms, self.donate, ambient())
+        due = self._cache.due(inputs.state.calls)
+        alike = (inputs.kept.plan, structure, kinds, forms, self.donate, ambient(), due)
         family = self._cache.families[alike]
         program = family.known(shapes)
         if program is None:

@@ -14,6 +14,7 @@ from fnloop.distributed.mesh import Mesh
 from fnloop.names.keywords import explained
 from fnloop.stages.base import Stage
 from fnloop.stages.fold import PLANS, Fold
+from fnloop.stages.sequence import Sequence
 from fnloop.trees.equal import table
 from fnloop.trees.show import bytes_text, short
 from fnloop.values.placing import is_divisible
@@ -124,20 +125,36 @@ def explain(step: Any, state: State, mesh: Mesh | int | None = None) -> Explanat
     Exchange(what='parameters gathered', times=1, bytes=30300)
     Exchange(what='gradients reduced', times=1, bytes=30300)
     """
-    parts = step.stages() if isinstance(step, Stage) else ()
-    fold = next((part for part in parts if isinstance(part, Fold)), None)
-    if fold is None:
+    folds = list(_folds(step))
+    if not folds:
         raise TypeError(f"explain takes a step from fl.shard(step, mesh, plan); got {short(step)}.")
-    ranks = fold.mesh if mesh is None else mesh
+    ranks = folds[0][1].mesh if mesh is None else mesh
     if isinstance(ranks, int):
-        ranks = dataclasses.replace(fold.mesh, data=ranks)
-    fold = dataclasses.replace(fold, mesh=ranks)
+        ranks = dataclasses.replace(folds[0][1].mesh, data=ranks)
+    folds = [(folder, dataclasses.replace(fold, mesh=ranks)) for folder, fold in folds]
+    _, fold = folds[0]
     shares = fold.shares(state)
+    exchanges = [
+        each._replace(what=folder + each.what)
+        for folder, fold in (folds if ranks.data > 1 else ())
+        for each in _exchanges(fold, state, shares)
+    ]
     return Explanation(
         f"{fold.describe()}, on each of {ranks.everyone.data} ranks",
         tuple(_placed(fold, state, shares)),
-        tuple(_exchanges(fold, state, shares)) if ranks.data > 1 else (),
+        tuple(exchanges),
     )
+
+
+def _folds(step: Any, folder: str = "") -> Iterator[tuple[str, Fold]]:
+    """The mean over ranks in a step; in a sequence, that of each part, with the part's name."""
+    if isinstance(step, Fold):
+        yield folder, step
+    elif isinstance(step, Sequence):
+        for turn in step.turns:
+            yield from _folds(turn.step, turn.folder)
+    elif isinstance(step, Stage):
+        yield from _folds(getattr(step, "inner", None), folder)
 
 
 def _placed(fold: Fold, state: State, shares: Mapping[str, int]) -> Iterator[Placed]:
@@ -165,7 +182,7 @@ def _placed(fold: Fold, state: State, shares: Mapping[str, int]) -> Iterator[Pla
 def _exchanges(fold: Fold, state: State, shares: Mapping[str, int]) -> Iterator[Exchange]:
     k, others = fold.mesh.data, fold.mesh.data - 1
     params = {name: _share(p, shares[name]) for name, p in state.params.outlines()}
-    trained = [params[name] for name in state.skeleton.trainable]
+    trained = [params[name] for name in fold.trained(state)]
     gathered = others * sum(_piece(p, k) for p in params.values())
     again = others * sum(_piece(p, k) for p in trained)
     reduced = others * sum(_piece(_wide(p), k) for p in trained)

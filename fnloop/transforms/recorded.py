@@ -108,6 +108,7 @@ class Recorded:
         stable: Whether the other changed tensors keep their strides.
         changed, copied: Pairs: index among the state's tensors, index among the graph's outputs.
             The latter are to be copied into the state.
+        periods: See `Recording`.
         checks: Conditions of the step, with their index among the outputs.
         metrics: Structure of the metrics; for each leaf, its index among the outputs, and if that
             is None the leaf itself.
@@ -124,6 +125,7 @@ class Recorded:
     ) -> None:
         self.fakes, self.written, self.writes = fakes, written, writes
         members = inputs.state.step.numel()
+        self._calls: list[int] = inputs.state.calls.reshape(-1).tolist()
         draws = Draws(graph.another_input, members)
         within = enable_python_dispatcher if in_python else contextlib.nullcontext
         with within():
@@ -140,7 +142,8 @@ class Recorded:
     def _record(self, inputs: Inputs, fakes: Sequence[Tensor], draws: Draws) -> list[Tensor]:
         """Run the step on fake tensors, and choose what the graph returns."""
         plan, m = inputs.kept.plan, len(inputs.kept.inputs)
-        recording = Recording(draws)
+        recording = Recording(draws, self._calls)
+        self.periods = recording.periods
         units = _units(plan, inputs.kept, fakes[:m])
         state = plan.build(inputs.state, units)
         state.__dict__.pop("_kept", None)

@@ -19,10 +19,15 @@ class Recording:
 
     Args:
         draws: Where its random numbers come from.
+        calls: The number of calls before it, of each member.
+
+    Attributes:
+        periods: Numbers n for which the step does something else at each n-th call.
     """
 
-    def __init__(self, draws: Draws) -> None:
-        self._draws = draws
+    def __init__(self, draws: Draws, calls: list[int]) -> None:
+        self.periods: set[int] = set()
+        self._draws, self._counts = draws, calls
         self._key: Tensor | None = None
         self._calls: Tensor | None = None
 
@@ -32,6 +37,11 @@ class Recording:
         self._key, self._calls = state.key, state.calls
         with self._draws, recording_into(self):
             yield
+
+    def calls_for(self, period: int) -> list[int]:
+        """The numbers of calls before it; the step does something else at each `period`-th."""
+        self.periods.add(period)
+        return self._counts
 
     @contextlib.contextmanager
     def randomness(

@@ -13,6 +13,7 @@ from fnloop.stages.accumulate import Accumulate
 from fnloop.stages.base import Stage, mesh_of
 from fnloop.stages.fold import PLANS, Fold
 from fnloop.stages.placements import dims_of
+from fnloop.stages.sequence import Sequence
 from fnloop.trees.show import short
 from fnloop.values.placing import place_state, whole_state
 from fnloop.values.state import State
@@ -112,6 +113,8 @@ def _folded(stage: Any, fold: Callable[..., Fold]) -> Any:
     """The stage with `fold` in place of its `Accumulate`, or around its innermost stage."""
     if isinstance(stage, Accumulate):
         return fold(stage.inner, stage.k)
+    if isinstance(stage, Sequence):
+        return dataclasses.replace(stage, parts=tuple([_folded(p, fold) for p in stage.parts]))
     inner = getattr(stage, "inner", None)
     if isinstance(inner, Stage):
         return dataclasses.replace(stage, inner=_folded(inner, fold))

@@ -23,6 +23,8 @@ class Context:
         scale: float32[]; the loss scale, applied before the backward pass; or None.
         counts: Whether the micro-batch counts; if not, it is there for other ranks' sake only.
         norms: The `BatchNorms` that synchronize those of the loss over ranks; or None.
+        part: The part of an `fl.sequence` that runs, as a prefix of names: ``"generator/"``.
+        all_due: Whether all parts of a sequence are called, for an example of their metrics.
     """
 
     micro: int = 0
@@ -30,6 +32,8 @@ class Context:
     scale: Any = None
     counts: bool = True
     norms: Any = static(default=None)
+    part: str = ""
+    all_due: bool = False
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""

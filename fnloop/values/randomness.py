@@ -14,7 +14,8 @@ from fnloop.values.state import State
 def randomness(state: State, name: str) -> contextlib.AbstractContextManager[Any]:
     """A context manager that seeds torch's random numbers for this stage and this call.
 
-    The numbers are a function of ``state.key``, ``state.calls``, the micro-batch index and `name`.
+    The numbers are a function of ``state.key``, ``state.calls``, the micro-batch index and `name`;
+    in an `fl.sequence`, of the part's name too.
     They are the same when the call is repeated, compiled or resumed, and for each member of a
     population (``vmap`` with ``randomness="different"``). torch's global generators are restored
     on exit.
@@ -31,7 +32,7 @@ def randomness(state: State, name: str) -> contextlib.AbstractContextManager[Any
     ...     print(torch.equal(first, torch.rand(3)))
     True
     """
-    position = (state.context.micro, name)
+    position = (state.context.micro, state.context.part + name)
     about = recording()
     if about is not None:
         return about.randomness(state.key, state.calls, position)

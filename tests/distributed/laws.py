@@ -111,6 +111,31 @@ def k_ranks_are_accumulate_k(mesh):
 
 
 @scenario
+def a_sequence_of_steps(mesh):
+    def step(k, clip=1.0):
+        first = fl.optim.chain(fl.optim.clip_by_norm(clip), fl.optim.adamw(1e-2))
+        part = [fl.accumulate(k)] if k > 1 else []
+        return fl.sequence(
+            first=fl.pipe(loss, fl.grad(only="a"), *part, fl.update(first)),
+            last=fl.pipe(
+                loss,
+                fl.grad(only="b"),
+                *part,
+                fl.update(fl.optim.sgd(0.1, momentum=0.9)),
+                fl.ema(0.9),
+            ),
+            every={"last": 2},
+        )
+
+    one = trained(step(mesh.data), lambda: Net(drop=0.3))
+    for plan in PLANS:
+        many = trained(fl.shard(step(1), mesh, plan), lambda: Net(drop=0.3))
+        assert_close(one, many)
+        assert_same_everywhere(mesh, many[0])
+    assert int(one[0]["last/step"]) == 6
+
+
+@scenario
 def everything_at_once_with_a_stage_of_ones_own(mesh):
     @fl.tree
     class Noise(fl.GradStage):

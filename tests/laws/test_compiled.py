@@ -36,6 +36,12 @@ EXAMPLES = {
     ),
     "clip_by_norm": lambda: fl.optim.chain(fl.optim.clip_by_norm(0.1), fl.optim.sgd(0.1)),
     "clip_by_value": lambda: fl.optim.chain(fl.optim.clip_by_value(0.01), fl.optim.sgd(0.1)),
+    "norms": lambda: fl.optim.chain(
+        fl.optim.norms(name="before"),
+        fl.optim.clip_by_norm(0.1),
+        fl.optim.norms({"body": "first", "head": "head"}),
+        fl.optim.sgd(0.1),
+    ),
     "add_decayed_weights": lambda: fl.optim.chain(
         fl.optim.add_decayed_weights(0.1, ["*weight"]), fl.optim.sgd(0.1, momentum=0.9)
     ),
@@ -134,6 +140,21 @@ STAGES = {
         grad=[fl.accumulate(2), fl.amp("fp16", interval=2)],
         after=[fl.ema(0.9)],
     ),
+    "sequence": fl.sequence(
+        body=fl.pipe(
+            loss,
+            fl.grad(only=["first", "norm"]),
+            fl.update(fl.optim.adamw(fl.schedules.cosine(1e-2, steps=20, warmup=3))),
+        ),
+        head=fl.pipe(
+            loss,
+            fl.grad(only="head"),
+            fl.accumulate(2),
+            fl.amp("fp16", interval=2),
+            fl.update(fl.optim.sgd(0.1, momentum=0.9)),
+            fl.ema(0.9),
+        ),
+    ),
 }
 """Every stage, in pipelines as they are written."""
 
@@ -143,7 +164,8 @@ def optimizer_step(name):
 
 
 def tolerance(name):
-    return {"rtol": 1e-3, "atol": 1e-3} if name.startswith("amp") else {}  # half precision rounds
+    half = name.startswith(("amp", "sequence"))
+    return {"rtol": 1e-3, "atol": 1e-3} if half else {}  # half precision rounds
 
 
 def test_every_exported_stage_is_covered():
@@ -228,7 +250,7 @@ def test_law_7_built_by_inductor_for_more(name):
 
 # One graph for each of these for the whole file; the laws must hold at the first call as well.
 COMPILED = {name: fl.compile(step, backend="aot_eager") for name, step in STAGES.items()}
-LAWFUL = ("update", "ema", "guard", "guard rewind", "everything")
+LAWFUL = ("update", "ema", "guard", "guard rewind", "everything", "sequence")
 
 
 @pytest.mark.parametrize("name", LAWFUL)

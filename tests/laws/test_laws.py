@@ -39,6 +39,12 @@ OPTIMIZER_EXAMPLES = {
     "from_torch": lambda: fl.optim.from_torch(torch.optim.NAdam, lr=1e-2),
     "clip_by_norm": lambda: fl.optim.chain(fl.optim.clip_by_norm(0.1), fl.optim.sgd(0.1)),
     "clip_by_value": lambda: fl.optim.chain(fl.optim.clip_by_value(0.01), fl.optim.sgd(0.1)),
+    "norms": lambda: fl.optim.chain(
+        fl.optim.norms(name="before"),
+        fl.optim.clip_by_norm(0.1),
+        fl.optim.norms({"body": "first", "head": "head"}),
+        fl.optim.sgd(0.1),
+    ),
     "add_decayed_weights": lambda: fl.optim.chain(
         fl.optim.add_decayed_weights(0.1), fl.optim.sgd(0.1)
     ),
@@ -66,6 +72,7 @@ CALLBACKS = {
     "every": lambda: fl.every(2, fl.validate(loss, validation())),
     "validate": lambda: fl.validate(loss, validation(), params="ema"),
     "early_stopping": lambda: fl.early_stopping("loss", patience=2),
+    "reduce_on_plateau": lambda: fl.reduce_on_plateau("loss", patience=0),
     "stage": lambda: fl.stage(halve_lr, "callback"),
     "spike": lambda: fl.spike("loss"),
     "nonfinite": lambda: fl.nonfinite("loss", patience=2),
@@ -141,6 +148,27 @@ def step_of(optimizer=None, grad=(), after=()):
     return fl.pipe(loss, fl.grad, *grad, fl.update(optimizer or fl.optim.adamw(1e-2)), *after)
 
 
+def pair(**options):
+    """Two players with optimizers, a loss scale, averages and micro-batches of their own."""
+    return fl.sequence(
+        body=fl.pipe(
+            loss,
+            fl.grad(only=["first", "norm"]),
+            fl.amp("fp16", interval=2),
+            fl.update(fl.optim.adamw(fl.schedules.cosine(1e-2, steps=20, warmup=3))),
+            fl.guard(fl.spike("loss", sigmas=0.1, warmup=2)),
+        ),
+        head=fl.pipe(
+            loss,
+            fl.grad(only="head"),
+            fl.accumulate(2),
+            fl.update(fl.optim.sgd(0.1, momentum=0.9)),
+            fl.ema(0.9),
+        ),
+        **options,
+    )
+
+
 STEPS = {
     "plain": step_of(),
     **{
@@ -163,6 +191,8 @@ STEPS = {
     ),
     "amp inside": step_of(grad=[fl.amp("fp16"), fl.accumulate(2)]),
     **{f"optimizer {name}": step_of(optimizer_example(name)) for name in OPTIMIZERS},
+    "sequence": pair(),
+    "sequence, every other call": fl.pipe(pair(every={"head": 2}), fl.ema(0.9)),
 }
 
 
@@ -183,7 +213,8 @@ def test_every_exported_stage_is_covered():
         for name, value in EXPORTED.items()
         if inspect.isclass(value) and issubclass(value, fl.Callback) and value is not fl.Callback
     }
-    known = {*GRAD_STAGES, *STEP_STAGES, *CALLBACKS, "grad", "update", "pipe", "compose", "scale"}
+    others = {"grad", "update", "pipe", "compose", "scale", "sequence"}
+    known = {*GRAD_STAGES, *STEP_STAGES, *CALLBACKS, *others}
     assert factories | callbacks <= known, "add an example of the new stage to this file"
 
 

@@ -71,6 +71,7 @@ EXAMPLES = {
     ],
     "clip_by_norm": [then_sgd(fl.optim.clip_by_norm(0.1)), then_sgd(fl.optim.clip_by_norm(100.0))],
     "clip_by_value": [then_sgd(fl.optim.clip_by_value(0.05))],
+    "norms": [then_sgd(fl.optim.norms({"weights": "*.weight", "biases": "*.bias"}))],
     "add_decayed_weights": [then_sgd(fl.optim.add_decayed_weights(0.1))],
     "scale_by": [then_sgd(fl.optim.scale_by(0.5))],
     "freeze": [
@@ -112,6 +113,18 @@ STAGES = {
     "nonfinite": [step_of(after=[fl.guard(fl.nonfinite("loss", patience=2))])],
     "spike": [step_of(after=[fl.guard(fl.spike("loss", sigmas=0.1, warmup=2))])],
     "stage": [fl.stage(step_of(after=[fl.ema(0.9)]), "step")],
+    "sequence": [
+        fl.sequence(
+            first=fl.pipe(loss, fl.grad(only="0"), fl.update(fl.optim.adamw(0.1)), fl.ema(0.9)),
+            last=fl.pipe(
+                loss,
+                fl.grad(only="2"),
+                fl.accumulate(2),
+                fl.update(fl.optim.sgd(0.1, momentum=0.9)),
+            ),
+            every={"last": 2},
+        )
+    ],
 }
 STEPS = {
     **{f"{name}-{i}": s for name, many in STAGES.items() for i, s in enumerate(many)},

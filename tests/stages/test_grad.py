@@ -343,3 +343,87 @@ def test_single_examples_are_to_be_made_batches_of():
         stage(state, (torch.ones(3), torch.ones(1)))
     with pytest.raises(ValueError, match=r"0 has 4, 1 has 1.*fl\.Mean\(total, weight\)\.$"):
         stage(state, (torch.ones(4, 3), torch.ones(1)))
+
+
+# With respect to some parameters
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def two_loss(model, x):
+    return model(x).square().mean()
+
+
+CHOICES = {
+    "a": ("a.weight", "a.bias"),
+    "a.*": ("a.weight", "a.bias"),
+    "*.bias": ("a.bias", "b.bias"),
+    ("b", "a.bias"): ("a.bias", "b.weight", "b.bias"),
+    (lambda name, p: p.ndim > 1): ("a.weight", "b.weight"),
+}
+
+
+@pytest.mark.parametrize(("only", "names"), CHOICES.items(), ids=str)
+def test_only_some_have_gradients_which_are_those_of_all(only, names):
+    everything, some = fl.grad(two_loss), fl.grad(two_loss, only=only)
+    assert some == fl.pipe(two_loss, fl.grad(only=only))
+    state, x = everything.init(Two()), torch.randn(4, 3)
+    expected, found = everything(state, x)[1].mean, some(state, x)[1].mean
+    assert found.names == names
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_what_is_behind_owns_just_those():
+    step = fl.pipe(
+        two_loss,
+        fl.grad(only="b"),
+        fl.update(fl.optim.adamw(0.1)),
+        fl.ema(0.9),
+        fl.guard(fl.spike("loss"), then="rewind"),
+    )
+    state = step.init(Two())
+    own = {"b.weight", "b.bias"}
+    assert set(state["update"]["adamw"]["mu"]) == set(state["ema"]) == own
+    assert set(state["guard"]["older"]["params"]) == own
+    after, _ = step(state, torch.randn(4, 3))
+    for name, p in state.params.items():
+        assert torch.equal(p, after.params[name]) == (name not in own)
+
+
+def test_a_frozen_parameter_is_not_chosen():
+    model = Two()
+    model.b.bias.requires_grad_(False)
+    step = fl.pipe(two_loss, fl.grad(only="b"), fl.update(fl.optim.sgd(0.1, momentum=0.9)))
+    assert set(step.init(model)["update"]["sgd"]["momentum"]) == {"b.weight"}
+    # The choice is made anew for another model.
+    assert set(step.init(Two())["update"]["sgd"]["momentum"]) == {"b.weight", "b.bias"}
+
+
+@pytest.mark.parametrize(
+    ("only", "error", "match"),
+    [
+        ("c", ValueError, r"grad\(only=...\): 'c' fits no parameter.*a.weight"),
+        (lambda name, p: False, ValueError, "chooses no parameter, and nothing"),
+        (3, TypeError, "takes a pattern .* got 3"),
+        ((), TypeError, "takes a pattern"),
+        ([1], TypeError, r"takes a pattern .* got \[1\]"),
+    ],
+)
+def test_a_choice_of_nothing_says_so(only, error, match):
+    with pytest.raises(error, match=match):
+        fl.pipe(two_loss, fl.grad(only=only), fl.update(fl.optim.sgd(0.1))).init(Two())
+
+
+def test_a_choice_of_what_is_frozen_says_so():
+    model = Two()
+    model.b.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"chooses b\.bias, b\.weight, and nothing that requires"):
+        fl.grad(two_loss, only="b")(fl.grad(two_loss).init(model), torch.randn(4, 3))
