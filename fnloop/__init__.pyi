@@ -74,6 +74,7 @@ from fnloop import metrics as metrics
 # Data
 from fnloop.data.batches import Batches as Batches
 from fnloop.data.bundle import Data as Data
+from fnloop.data.limiting import limit as limit
 from fnloop import data as data
 
 # Effects
@@ -94,7 +95,6 @@ from fnloop.loop.run import run as run
 from fnloop.loop.validate import validate as validate
 
 # Checkpoints
-from fnloop.store.checkpoint_errors import CheckpointError as CheckpointError
 from fnloop.store.folders import best as best
 from fnloop.store.checkpoint import checkpoint as checkpoint
 from fnloop.store.folders import latest as latest

@@ -20,7 +20,7 @@ from fnloop.loop.newest import Newest, calls_of
 from fnloop.loop.ranks import Ranks
 from fnloop.loop.skipped import SkipWatch
 from fnloop.loop.together import Calling, Merged, Together
-from fnloop.loop.validate import last_validation, not_due
+from fnloop.loop.validate import first_validation, last_validation, not_due
 from fnloop.stages.callback import Callback
 from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
@@ -82,7 +82,7 @@ class Steps:
         self._overwritten = False  # the state, by the next step
         self._requests: list[Stop] = []
         self._skips = SkipWatch(state, self._cursor, source)
-        self.ranks = Ranks(mesh, self.interrupt, limits, effects)
+        self.ranks = Ranks(mesh, self.interrupt, limits, stages, effects)
         self._together = Together(step, self._stages, effects, self._skips, self.newest)
 
     def begin(self) -> None:
@@ -90,6 +90,9 @@ class Steps:
         self._read(self.state)
         for effect in sorted(self._effects, key=lambda effect: not effect.opens_first):
             self.closing.open(effect)
+        found = {} if self._cursor.count else first_validation(self._stages, self.state)
+        for effect in self._effects if found else ():
+            effect.before(found)
 
     def draw(self) -> bool:
         """Draw a batch; False if the run ends here, for which `status` has a word."""
@@ -170,7 +173,13 @@ class Steps:
             about.state = self.state = self.state.replace()
         several = [*self._told, self.metrics]
         self.shown = Merged(several) if self._told else self.metrics
-        self._requests = [m for each in several for m in each.values() if isinstance(m, Stop) and m]
+        cursors = [turn.cursor for turn in self._call.before] if self._call is not None else []
+        self._requests = [
+            metric
+            for cursor, each in zip([*cursors, self._cursor], several, strict=True)
+            for metric in each.values()
+            if isinstance(metric, Stop) and metric and self._is_heard(metric, cursor)
+        ]
 
     def go_on_from(self, sent: Any) -> None:
         """Take a state in place of the newest, and read on where it is."""
@@ -192,6 +201,10 @@ class Steps:
         elif self._call is not None and self._call.failed:
             raise self._call.failed
         return bool(self._requests)
+
+    def _is_heard(self, request: Stop, cursor: Cursor) -> bool:
+        """Whether to stop; one that came too early is forgotten, so it has to be made again."""
+        return request.status == "interrupted" or not self._limits.too_early(cursor)
 
     def end(self) -> None:
         """Say what was skipped, and validate the last state if that was not its turn.
@@ -231,4 +244,5 @@ class Steps:
         """The batch at `cursor` with the cursor after it; None if the run ends there."""
         if self.interrupt.came or self._limits.reached(cursor, self._effects):
             return None
+        self.ranks.look_at_the_clock(cursor.count + 1)
         return self._next()
