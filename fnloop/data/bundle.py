@@ -56,7 +56,7 @@ class Data:
         prepare: Callable[[], Any] | None = None,
         setup: Callable[[], Data] | None = None,
     ) -> None:
-        given = dict(zip(_PARTS, (train, validate, test, predict), strict=True))
+        given: dict[str, Any] = dict(zip(_PARTS, (train, validate, test, predict), strict=True))
         if (setup is None) == (train is None):
             what = "train= and setup=" if setup else "neither train= nor setup="
             raise TypeError(

@@ -14,6 +14,7 @@ from fnloop.data.sources import Source, as_source
 from fnloop.data.wrapping import Wrapped
 from fnloop.names.keywords import explained
 from fnloop.trees.show import short
+from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
 
 SMOKE = 2
@@ -56,10 +57,10 @@ def limit(data: Any, n: int | float, same: bool = False) -> Any:
     >>> for _ in range(4):
     ...     after, batch = next(batches)
     ...     print(after, batch.tolist())
-    Cursor(epoch=0, index=2, count=1) [2, 8]
-    Cursor(epoch=1, index=0, count=2) [3, 4]
-    Cursor(epoch=1, index=2, count=3) [4, 5]
-    Cursor(epoch=2, index=0, count=4) [8, 1]
+    Cursor(epoch=0, index=2, count=1) [9, 0]
+    Cursor(epoch=1, index=0, count=2) [1, 5]
+    Cursor(epoch=1, index=2, count=3) [6, 5]
+    Cursor(epoch=2, index=0, count=4) [7, 8]
     >>> limit(data, 0.5).batches, limit(data, 0.01).batches, limit(data, 1.0).batches
     (2, 1, 5)
     """
@@ -139,28 +140,24 @@ class Repeated(Wrapped):
 
 def _batches(n: Any, source: Source) -> int:
     """The number of batches that `n` means for a source."""
-    if isinstance(n, Integral) and not isinstance(n, bool):
-        if n >= 1:
-            return int(n)
-        raise ValueError(
-            f"limit takes at least 1 batch, got {n}. To leave a validation or an evaluation out, "
-            "leave its call out."
-        )
-    if not isinstance(n, Real) or isinstance(n, bool):
+    if isinstance(n, bool) or not isinstance(n, Real):
         raise TypeError(
             "limit takes a number of batches (an int) or a fraction of an epoch (a float), got "
             f"{short(n)} ({type(n).__name__})."
         )
-    if not 0 < n <= 1:
-        whole = f" For {n:.0f} batches write {n:.0f}." if n >= 1 and n == n // 1 else ""
+    if isinstance(n, Integral):
+        return as_count(n, "limit(data, n)", 1)
+    part = float(n)
+    if not 0 < part <= 1:
+        whole = f" For {part:.0f} batches write {part:.0f}." if part > 1 and part % 1 == 0 else ""
         raise ValueError(
             "limit takes a fraction of an epoch as a float above 0 and at most 1, or a number of "
-            f"batches as an int; got {n}.{whole}"
+            f"batches as an int; got {part:g}.{whole}"
         )
     if source.batches is None:
         raise ValueError(
-            f"limit(data, {n}) is a fraction of an epoch, and this data does not know how many "
-            "batches an epoch has. Give a number of batches, or data with a length."
+            f"limit(data, {part:g}) is a fraction of an epoch, and this data does not know how "
+            "many batches an epoch has. Give a number of batches, or data with a length."
         )
     # 0.29 of 100 batches are 29, and not 28 as in binary fractions.
-    return max(1, math.floor(round(float(n) * source.batches, 6)))
+    return max(1, math.floor(round(part * source.batches, 6)))

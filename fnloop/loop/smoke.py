@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fnloop.stages.callback import Callback
 
 
 @contextlib.contextmanager
-def smoke_folder(mesh: Mesh) -> Iterator[Path]:
+def smoke_folder(mesh: Mesh) -> Generator[Path]:
     """A folder for what effects write, one for all ranks; it is deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="fnloop-smoke-") as own:
         yield Path(mesh.exchange(own)[0])

@@ -173,13 +173,9 @@ class Steps:
             about.state = self.state = self.state.replace()
         several = [*self._told, self.metrics]
         self.shown = Merged(several) if self._told else self.metrics
-        cursors = [turn.cursor for turn in self._call.before] if self._call is not None else []
-        self._requests = [
-            metric
-            for cursor, each in zip([*cursors, self._cursor], several, strict=True)
-            for metric in each.values()
-            if isinstance(metric, Stop) and metric and self._is_heard(metric, cursor)
-        ]
+        self._requests = [m for each in several for m in each.values() if isinstance(m, Stop) and m]
+        if self._requests:
+            self._requests = self._heard(several)
 
     def go_on_from(self, sent: Any) -> None:
         """Take a state in place of the newest, and read on where it is."""
@@ -202,10 +198,6 @@ class Steps:
             raise self._call.failed
         return bool(self._requests)
 
-    def _is_heard(self, request: Stop, cursor: Cursor) -> bool:
-        """Whether to stop; one that came too early is forgotten, so it has to be made again."""
-        return request.status == "interrupted" or not self._limits.too_early(cursor)
-
     def end(self) -> None:
         """Say what was skipped, and validate the last state if that was not its turn.
 
@@ -226,6 +218,20 @@ class Steps:
     def untrained(self) -> bool:
         """See `SkipWatch`."""
         return self._skips.untrained
+
+    def _heard(self, several: Sequence[Mapping[str, Any]]) -> list[Stop]:
+        """The requests to stop of a call's steps, without those that came too early.
+
+        These are forgotten, so they have to be made again.
+        """
+        cursors = [turn.cursor for turn in self._call.before] if self._call is not None else []
+        return [
+            metric
+            for cursor, metrics in zip([*cursors, self._cursor], several, strict=True)
+            for metric in metrics.values()
+            if isinstance(metric, Stop) and metric
+            if metric.status == "interrupted" or not self._limits.too_early(cursor)
+        ]
 
     def _read(self, state: State) -> None:
         """Read the data from the cursor on, with the key of a state."""

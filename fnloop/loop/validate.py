@@ -74,11 +74,12 @@ class validate(Callback):
         object.__setattr__(self, "fn", as_loss(self.fn, "fn(model, batch)"))
         if isinstance(self.data, Same):  # made again
             return
-        if isinstance(self.data, Data) and self.data.is_open:
-            object.__setattr__(self, "data", self.data.only("validate", "validate"))
-        object.__setattr__(self, "data", Same(self.data))
+        given = self.data
+        if isinstance(given, Data) and given.is_open:
+            given = given.only("validate", "validate")
+        object.__setattr__(self, "data", Same(given))
         object.__setattr__(self, "statistics", Same(self.statistics))
-        if not isinstance(self.data.value, Data):
+        if not isinstance(given, Data):
             _ = self._sets  # an error comes early
 
     @property

@@ -70,7 +70,7 @@ def test_fractions_are_decimal() -> None:
 
 @pytest.mark.parametrize("n", [0, -1, 0.0, -0.5, 2.0, float("nan"), True, "3", None])
 def test_other_limits_are_refused(n: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="limit takes"):
+    with pytest.raises((TypeError, ValueError), match=r"limit.*takes a"):
         fl.limit(data(), n)
 
 
