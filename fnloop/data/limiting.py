@@ -69,16 +69,18 @@ def limit(data: Any, n: int | float, same: bool = False) -> Any:
     if (sets := sets_of(data)) is not None:
         return {name: limit(part, n, same) for name, part in sets.items()}
     source = as_source(data)
-    batches = _batches(n, source)
-    return Limited(Repeated(source, type(data).__name__) if same else source, batches)
+    batches, name = _batches(n, source), short(data)
+    if same:
+        return Limited(Repeated(source, name), batches, f"limit({name}, {n}, same=True)")
+    return Limited(source, batches, f"limit({name}, {n})")
 
 
 class Limited(Wrapped):
     """The source that `limit` makes: its epochs end after so many batches."""
 
-    def __init__(self, source: Source, batches: int) -> None:
+    def __init__(self, source: Source, batches: int, name: str) -> None:
         super().__init__(source)
-        self._most = batches
+        self._most, self._name = batches, name
         self.batches = batches if source.batches is None else min(batches, source.batches)
 
     def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
@@ -104,7 +106,7 @@ class Limited(Wrapped):
         return {**(super().about() or {}), "batches": self.batches, "limit": self._most}
 
     def __repr__(self) -> str:
-        return f"limit({short(self._source)}, {self._most})"
+        return self._name
 
 
 class Repeated(Wrapped):
@@ -115,8 +117,8 @@ class Repeated(Wrapped):
         known = self.about()
         if is_once(source) or (known and known.get("exact") == "by its own state"):
             raise TypeError(
-                "limit(..., same=True) reads the same batches in each epoch, and this "
-                f"{name} goes on from its own position. Give the batches as a list: "
+                "limit(..., same=True) reads the same batches in each epoch, and this data "
+                f"({name}) goes on from its own position. Give the batches as a list: "
                 "[*itertools.islice(loader, 4)]."
             )
 
@@ -152,7 +154,7 @@ def _batches(n: Any, source: Source) -> int:
         whole = f" For {part:.0f} batches write {part:.0f}." if part > 1 and part % 1 == 0 else ""
         raise ValueError(
             "limit takes a fraction of an epoch as a float above 0 and at most 1, or a number of "
-            f"batches as an int; got {part:g}.{whole}"
+            f"batches as an int; got {part!r}.{whole}"
         )
     if source.batches is None:
         raise ValueError(

@@ -88,6 +88,7 @@ def test_what_it_wraps_can_be_looked_through() -> None:
     assert [batch.tolist() for batch in one_epoch(limited, ordered=True)] == [[0, 1]]
     with pytest.raises(ValueError, match="shuffle"):
         list(one_epoch(fl.limit(data(), 1), ordered=True))
+    assert repr(fl.limit([1, 2], 1, same=True)).endswith("1, same=True)")
     ahead = fl.data.prefetch(fl.limit(data(), 2))
     assert walk(ahead, Cursor(), 5) == walk(fl.limit(data(), 2), Cursor(), 5)
     behind = fl.limit(fl.data.prefetch(data()), 2)

@@ -257,3 +257,25 @@ def test_a_second_fit_goes_on_and_does_nothing_twice():
     second, history = fl.fit(STEP, first, data(), epochs=1)
     both, _ = fl.fit(STEP, state(), data(), epochs=2)
     assert fl.tree_equal(second, both) and history.status == "completed"
+
+
+def test_what_goes_by_the_clock_ends_a_call_of_several_steps():
+    def slow():
+        for batch in itertools.islice(itertools.cycle([torch.ones(4, 2)]), 120):
+            time.sleep(0.005)
+            yield batch
+
+    seen = []
+    fast = fl.compile(STEP, steps=50, backend="aot_eager")
+    _, history = fl.fit(
+        fast,
+        state(),
+        lambda epoch: slow(),
+        epochs=1,
+        callbacks=[
+            fl.every(0.1, fl.validate(loss, data()), unit="second"),
+            fl.every(0.15, fl.effect(lambda s, m: seen.append(s.params.norm())), unit="second"),
+        ],
+    )
+    assert len(history["val/loss"]) >= 4 and len(seen) >= 3
+    assert len(set(history.steps("val/loss")) - {50, 100, 120}) >= 2
