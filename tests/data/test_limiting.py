@@ -166,3 +166,23 @@ def test_a_model_learns_a_few_batches_by_heart() -> None:
         callbacks=[fl.every(1, fl.validate(loss, few), unit="epoch")],
     )
     assert history["val/loss"][-1] < 1e-3 < history["val/loss"][0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchdata_begins_each_epoch_anew(workers: int) -> None:
+    torchdata: Any = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def limited() -> Any:
+        examples = [(i, -i) for i in range(10)]
+        loader = torchdata.StatefulDataLoader(examples, 2, shuffle=True, num_workers=workers)
+        return fl.limit(loader, 3)
+
+    pairs, source = [], limited()
+    for after, batch in itertools.islice(source.iterate(), 9):
+        pairs.append((after, str(batch), source.memo(after)))
+    assert len({tuple(batch for _, batch, _ in pairs[i : i + 3]) for i in (0, 3, 6)}) == 3
+    for i in (0, 2, 5):
+        again = limited()
+        again.recall(pairs[i][2])
+        rest = [(after, str(b)) for after, b in itertools.islice(again.iterate(pairs[i][0]), 8 - i)]
+        assert rest == [pair[:2] for pair in pairs[i + 1 :]]
