@@ -75,6 +75,7 @@ from fnloop import metrics as metrics
 # Data
 from fnloop.data.batches import Batches as Batches
 from fnloop.data.bundle import Data as Data
+from fnloop.data.limiting import limit as limit
 from fnloop import data as data
 
 # Effects

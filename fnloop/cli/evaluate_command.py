@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from fnloop.cli.messages import Problem, shown, usage
 from fnloop.cli.outputs import SUFFIXES, write_outputs
 from fnloop.cli.recipe import Recipe
-from fnloop.cli.run_report import numbers_table
+from fnloop.cli.run_report import named, numbers_table
 from fnloop.cli.runs import OpenedRun, open_run, told
 from fnloop.data.bundle import Data
 from fnloop.data.iterables import is_once
@@ -38,9 +38,7 @@ def run_predict(arguments: Namespace) -> int:
     if output is not None and Path(output).suffix not in SUFFIXES:
         raise usage(f"--output {output}: expected a file called {', '.join(SUFFIXES)}.")
     run = _open(arguments)
-    data = _part(run.recipe, "predict")
-    function = run.recipe.predict or _call_model
-    write_outputs(predict(function, run.state, data, run.recipe.params), output)
+    write_outputs(predictions(run.recipe, run.state, _part(run.recipe, "predict")), output)
     if output is not None:
         print(shown(Path(output)))
     return 0
@@ -74,9 +72,14 @@ def results(recipe: Recipe, state: State, parts: dict[str, Any]) -> Iterator[tup
             yield name, found
 
 
+def predictions(recipe: Recipe, state: State, data: Any) -> Iterator[Any]:
+    """The outputs of the recipe's model, batch by batch."""
+    return predict(recipe.predict or _call_model, state, data, recipe.params)
+
+
 def _evaluate(arguments: Namespace, part: str, name: str) -> int:
     run = _open(arguments)
-    found = dict(results(run.recipe, run.state, {name: _part(run.recipe, part)}))
+    found = dict(results(run.recipe, run.state, named(name, _part(run.recipe, part))))
     if not found:
         raise Problem(
             f"The {part} data is an iterator, which can be read only once. Give fl.Data a list, "

@@ -25,6 +25,7 @@ from fnloop.cli.runs import (
     told,
 )
 from fnloop.cli.settings import Settings
+from fnloop.cli.smoke_command import run_smoke
 from fnloop.cli.source import build, load_function, parameters
 from fnloop.distributed.launch import launched
 from fnloop.effects.screens import screen
@@ -77,6 +78,9 @@ def run_fit(arguments: Sequence[str]) -> int:
         print(config.dump(file, flags.plain, Path.cwd()), end="")
         return 0
     recipe = build(function, file, flags.values)
+    if flags.options.get("smoke"):
+        check_recipe(recipe)
+        return run_smoke(recipe)
     folder = folder_of(recipe)
     start = newest_of(checkpoint_folders(folder, recipe))
     if not flags.options.get("resume"):
@@ -127,9 +131,7 @@ def _train(job: Job) -> int:
     if job.folder is not None:  # the working directory may change during the run
         job = job._replace(folder=job.folder.absolute())
     recipe, folder = job.recipe, job.folder
-    if recipe.epochs is None and recipe.steps is None and recipe.seconds is None:
-        raise Problem("Training has no end: give fl.Recipe epochs=, steps= or seconds=.")
-    _check_together(recipe)
+    check_recipe(recipe)
     settings = Settings(job.file, job.flags.plain, folder)
     state = recipe.step.init(recipe.model, seed=recipe.seed)
     _say(_summary(job, state))
@@ -141,6 +143,9 @@ def _train(job: Job) -> int:
             epochs=recipe.epochs,
             steps=recipe.steps,
             seconds=recipe.seconds,
+            budget=recipe.budget,
+            min_epochs=recipe.min_epochs,
+            min_steps=recipe.min_steps,
             callbacks=[*recipe.callbacks, settings],
             resume=None if job.start is None else job.start.parent,
             config={"recipe": str(job.file), **job.flags.plain},
@@ -163,12 +168,16 @@ def _train(job: Job) -> int:
     return _conclude(job, state) or code
 
 
-def _check_together(recipe: Recipe) -> None:
-    """Refuse many processes for a step of one: each would train alone, and write over the others.
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse training without an end, and many processes for a step of one.
+
+    Each of these would train alone, and write over the others.
 
     Raises:
-        Problem: The step is not sharded.
+        Problem: It is one of these.
     """
+    if (recipe.epochs, recipe.steps, recipe.seconds, recipe.budget) == (None,) * 4:
+        raise Problem("Training has no end: give fl.Recipe epochs=, steps=, seconds= or budget=.")
     own = launched()
     if own is not None and own.size > 1 and mesh_of(recipe.step) is None:
         raise Problem(

@@ -26,7 +26,7 @@ COMMANDS = {
 
 _USAGE = {
     "fit": (
-        "RECIPE.py [--config FILE.yaml] [--resume | --overwrite] [--nproc N] "
+        "RECIPE.py [--config FILE.yaml] [--resume | --overwrite | --smoke] [--nproc N] "
         "[--print-config] [--FLAG VALUE ...]"
     ),
     "resume": "RUN [--recipe RECIPE.py] [--nproc N] [--FLAG VALUE ...]",
@@ -130,6 +130,7 @@ def _fit(parser: ArgumentParser) -> None:
     )
     _switch(parser, "--resume", "go on with the run in the recipe's folder, if there is one")
     _switch(parser, "--overwrite", "start over: delete the checkpoints of the run in that folder")
+    _switch(parser, "--smoke", "go through everything once, on two batches, and leave no file")
     _many(parser)
     _switch(parser, "--print-config", "print the configuration and exit")
 

@@ -26,8 +26,9 @@ class Recipe:
         predict: ``(model, batch) -> output`` for ``fnloop predict``; default ``model(batch)``, or
             ``model(batch[0])`` if a batch is a tuple or list.
         epochs, steps: Length of training.
-        seconds: Time limit of each call, including the last save. Training needs at least one of
-            the three.
+        seconds: Time limit of each call, including the last save.
+        budget: Time limit of the run, over all calls. Training needs at least one of the four.
+        min_epochs, min_steps: As for `fl.fit`: before them no callback stops the run.
         params: The slot whose parameters are evaluated, such as ``"ema"``; default the live ones.
         folder: The run's folder, for its configuration, curves and history, and best also its
             checkpoints. Default the folder of the first `fl.checkpoint` among the callbacks.
@@ -61,6 +62,9 @@ class Recipe:
     epochs: int | None = None
     steps: int | None = None
     seconds: float | None = None
+    budget: float | None = None
+    min_epochs: int | None = None
+    min_steps: int | None = None
     params: str | None = None
     folder: str | Path | None = None
     seed: int = 0
@@ -71,7 +75,7 @@ class Recipe:
                 f"Recipe(step=...) takes a training step, fl.pipe(loss, fl.grad, "
                 f"fl.update(optimizer)); it was given {type(self.step).__name__}."
             )
-        for name in ("epochs", "steps", "seed"):
+        for name in ("epochs", "steps", "min_epochs", "min_steps", "seed"):
             object.__setattr__(self, name, _whole(name, getattr(self, name)))
         if not isinstance(self.callbacks, Sequence):
             raise TypeError(

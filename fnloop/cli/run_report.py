@@ -11,7 +11,7 @@ from typing import Any
 from fnloop.cli.messages import shown
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.runs import effects_of
-from fnloop.data.bundle import Data
+from fnloop.data.bundle import Data, sets_of
 from fnloop.data.sources import as_source
 from fnloop.loop.history import History
 from fnloop.trackers.aim import Aim
@@ -58,7 +58,18 @@ def parts_of(data: Any) -> dict[str, Any]:
     if not isinstance(data, Data):
         return {"train": data}
     parts = {"train": data.train, "val": data.validate, "test": data.test}
-    return {name: part for name, part in parts.items() if part is not None}
+    return {
+        name: each
+        for part, data in parts.items()
+        if data is not None
+        for name, each in named(part, data).items()
+    }
+
+
+def named(part: str, data: Any) -> dict[str, Any]:
+    """A part of the data by its name, or several sets of it by theirs: ``"val/day"``."""
+    sets = sets_of(data)
+    return {part: data} if sets is None else {f"{part}/{name}": each for name, each in sets.items()}
 
 
 def data_text(data: Any) -> str:

@@ -97,6 +97,7 @@ class Once:
     An epoch ends after ``len(items)`` batches, if it has a length; some loaders begin anew then.
     """
 
+    once = True
     watched = False
 
     def __init__(self, items: Iterator[Any]) -> None:
@@ -204,14 +205,15 @@ def function_epochs(function: Callable[[int], Any]) -> Restart:
 def is_once(data: Any) -> bool:
     """Whether `data` is an iterator that goes on where it stands each time that it is iterated.
 
-    A loader whose ``__iter__`` starts anew and returns itself is none: its ``__iter__`` does more
-    than to return ``self``. An ``__iter__`` that is not written in Python is that of an iterator.
+    So is what wraps one (`fl.limit`, `fl.data.prefetch`). A loader whose ``__iter__`` starts anew
+    and returns itself is none: its ``__iter__`` does more than to return ``self``. An ``__iter__``
+    that is not written in Python is that of an iterator.
 
     >>> is_once(zip([1])), is_once([1])
     (True, False)
     """
     if not isinstance(data, Iterator):
-        return False
+        return getattr(data, "once", False) is True
     code = getattr(type(data).__iter__, "__code__", None)
     return code is None or _only_returns_itself(code)
 

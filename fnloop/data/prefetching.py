@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import queue
 import threading
 from collections.abc import Generator
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from fnloop.data.batches import START
 from fnloop.data.sources import Source, as_source
+from fnloop.data.wrapping import Wrapped
 from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
@@ -21,7 +21,7 @@ from fnloop.values.threads import begin
 _Copied = tuple[Any, Any]  # the batch, and the CUDA event after its copy, if any
 
 
-class prefetch:
+class prefetch(Wrapped):
     """Draw batches ahead in a background thread, and copy them to a device.
 
     Batches and cursors are those of `data`, so a run resumes exactly, even if batches were drawn
@@ -48,9 +48,7 @@ class prefetch:
     """
 
     def __init__(self, data: Any, depth: int = 2, device: torch.device | str | None = None) -> None:
-        self._source = as_source(data)
-        self.batches = self._source.batches
-        self.batch_size = getattr(self._source, "batch_size", 1)
+        super().__init__(as_source(data))
         self.depth = as_count(depth, "prefetch(depth=...)", 1)
         self.device = None if device is None else torch.device(device)
 
@@ -76,45 +74,8 @@ class prefetch:
                 worker.stop()
         finally:
             worker.stop()  # an exception from a signal handler may have come before the one above
-            left: Any = getattr(self._source, "left", None)
-            if left is not None and after is not None:
-                left(after)  # later batches were drawn but not used
-
-    def about(self) -> dict[str, Any] | None:
-        """The fingerprint of the data."""
-        ask: Any = getattr(self._source, "about", None)
-        return None if ask is None else ask()
-
-    @property
-    def columns(self) -> dict[str, Tensor]:
-        """See `fl.Batches`."""
-        return getattr(self._source, "columns", {})
-
-    def ordered(self) -> prefetch:
-        """See `Source`."""
-        ask: Any = getattr(self._source, "ordered", None)
-        same = copy.copy(self)
-        same._source = self._source if ask is None else ask()
-        return same
-
-    def memo(self, cursor: Cursor) -> Any:
-        """The position of the data after the batch yielded with `cursor`; see `Source`."""
-        ask: Any = getattr(self._source, "memo", None)
-        return None if ask is None else ask(cursor)
-
-    def recall(self, memo: Any) -> None:
-        """Make the data continue from a position returned by `memo`.
-
-        Raises:
-            ValueError: The data has no positions.
-        """
-        tell: Any = getattr(self._source, "recall", None)
-        if tell is None:
-            raise ValueError(
-                "The checkpoint holds a position of the data, but this data has no positions. "
-                "Usual cause: the run was started with another loader."
-            )
-        tell(memo)
+            if after is not None:
+                self.left(after)  # later batches were drawn but not used
 
 
 class _Worker:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fnloop.data.batches import START, Batches
+from fnloop.data.bundle import Data, sets_of
 from fnloop.data.iterables import Again, Once, Stored, function_epochs, is_once, length
 from fnloop.data.loader import Loader
 from fnloop.data.order import check_order
@@ -71,7 +72,8 @@ def as_source(data: Any) -> Source:
             - an iterator or generator: read once from its current position, without reading ahead
               (one whose ``__iter__`` does more than to return itself is iterated again);
             - a tensor, an array, or a tuple, dict or tree of them: one batch with all the data per
-              epoch. Use ``fl.Batches(data, batch_size)`` for smaller batches.
+              epoch. Use ``fl.Batches(data, batch_size)`` for smaller batches;
+            - `fl.Data`: its part ``train``.
 
     Raises:
         TypeError: `data` is a dataset of examples, which needs a batch size, or none of these.
@@ -85,9 +87,16 @@ def as_source(data: Any) -> Source:
     """
     if isinstance(data, type):
         raise TypeError(f"Data is an object, not a class; create one: {data.__name__}(...).")
+    if isinstance(data, Data):
+        return as_source(data.train)
     if isinstance(data, Source):
         return data
     check_no_frame(data)
+    if (sets := sets_of(data)) is not None:
+        raise TypeError(
+            f"This data is several sets by name ({', '.join(map(repr, sets))}), and one is read "
+            "here. fl.validate and fl.evaluate take several. The columns of a batch are tensors."
+        )
     if is_columns(data):
         return Batches(data, batch_size=1 << 62, shuffle=False)
     if is_stateful(data):

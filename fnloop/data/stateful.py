@@ -131,6 +131,18 @@ class Stateful:
         if isinstance(cursor, CursorWithState):
             self._known.last = cursor
 
+    def cut(self, after: Cursor) -> Cursor:
+        """The end of the epoch, if it ends with the batch that was yielded with `after`.
+
+        A torch loader begins the next epoch anew, with an order of its own. Another goes on from
+        its state: where its epochs begin, it alone knows.
+        """
+        end = CursorWithState(after.epoch + 1, 0, after.count)
+        if self._shared is None and isinstance(after, CursorWithState):
+            end.state = after.state
+        self._known.last = end
+        return end
+
     def about(self) -> dict[str, Any]:
         """Its fingerprint."""
         shared = about_loader(self._data) if isinstance(self._data, DataLoader) else {}
@@ -220,6 +232,8 @@ class Stateful:
 
 class StatefulOnce(Stateful):
     """`Stateful` for an iterator. It is never read ahead, and its end ends the run."""
+
+    once = True
 
     def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
         """See `Source.iterate`."""

@@ -13,6 +13,7 @@ from fnloop.distributed.mesh import Mesh
 from fnloop.names.keywords import explained
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Metrics
+from fnloop.values.rhythm import Pace, Rhythm
 from fnloop.values.state import State
 
 
@@ -44,6 +45,7 @@ class Run:
         position: For data that keeps its own position: a function that returns the position after
             the newest state's batch, as JSON values. Else it returns None.
         mesh: The processes that run it together.
+        pace: How the data advances.
     """
 
     step: Any
@@ -64,6 +66,7 @@ class Run:
     overwrite: bool = False
     position: Callable[[], Any] = lambda: None
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    pace: Pace = dataclasses.field(default_factory=Pace)
 
     def data_now(self) -> dict[str, Any]:
         """Description and position of the data: JSON values, kept with every checkpoint."""
@@ -110,6 +113,7 @@ class Effect:
             line is printed once, or on ``"all"``.
         asked: Whether somebody has asked it, from outside of the run, to do something after the
             next step (a signal to save). All ranks then do.
+        rhythms: When it comes, if that goes by the clock, at which the loop looks for it.
 
     >>> import torch, fnloop as fl
     >>> class count(fl.Effect):
@@ -137,12 +141,20 @@ class Effect:
     opens_first: bool = False
     ranks: Literal["first", "all"] = "first"
     asked: bool = False
+    rhythms: tuple[Rhythm, ...] = ()
 
     def check_run(self, run: Run) -> None:
         """Called before any effect is opened: raise here if the run must not begin."""
 
     def open(self, run: Run) -> None:
         """Called before the first step; check here that files can be written."""
+
+    def before(self, metrics: Metrics) -> None:
+        """Called before the first step of a new run, if it is validated there.
+
+        Args:
+            metrics: What the validations have found (``fl.every(..., first=True)``).
+        """
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         """Called after each step, after all callbacks that are stages."""
@@ -184,6 +196,14 @@ class Effect:
 
     def recall(self, memo: Any) -> None:
         """Restore what `memo` returned, when a run is resumed; called before `open`."""
+
+    def smoke(self, folder: Path) -> Effect | None:
+        """What takes its place in a smoke run, which leaves no file; None for nothing.
+
+        Args:
+            folder: A folder of its own, which is deleted at the end. It does not exist yet.
+        """
+        return self
 
     def note_damaged(self, paths: Collection[Path]) -> None:
         """Told which checkpoints resuming found damaged and skipped; called before `recall`."""

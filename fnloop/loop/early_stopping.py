@@ -76,6 +76,7 @@ class early_stopping(Callback):
             "waited": torch.zeros((), dtype=torch.int64, device=state.step.device),
             "latest": torch.tensor(worst, dtype=torch.float64, device=state.step.device),
             "checks": torch.zeros((), dtype=torch.int64, device=state.step.device),
+            "checked_at": torch.zeros((), dtype=torch.int64, device=state.step.device),
         }
 
     def is_due(self, cursor: Cursor) -> bool:
@@ -91,6 +92,8 @@ class early_stopping(Callback):
         memory = state.slots.get(self.name)
         if not memory or memory["waited"].ndim or not int(memory["checks"]):
             return None
+        if int(memory["checked_at"]) != Cursor.of(state.cursor).count:
+            return None  # the run went on from there: it was held back
         latest, best, waited = memory["latest"], memory["best"], memory["waited"]
         rules = self._rules(latest)
         if not any(map(bool, rules)) and int(waited) < max(1, self.patience):
@@ -118,6 +121,7 @@ class early_stopping(Callback):
             "waited": new_waited,
             "latest": value,
             "checks": state[self.name]["checks"] + 1,
+            "checked_at": torch.zeros_like(waited) + Cursor.of(state.cursor).count,
         }
         facts = (value, best, new_waited, not_finite, reached, diverged)
         asked = self._asked(ends | exhausted, *facts)

@@ -10,7 +10,7 @@ import torch
 
 from fnloop._torch.freed_memory import keep_freed
 from fnloop._torch.random import seeded
-from fnloop.data.bundle import Data
+from fnloop.data.bundle import Data, sets_of
 from fnloop.data.divided import refuse_divided
 from fnloop.data.fingerprint import checksum
 from fnloop.data.sources import one_epoch
@@ -45,7 +45,8 @@ def evaluate(
             dict of metrics.
         state: The state with the model; it is not changed.
         data: Whatever `fl.run` takes; one epoch of it. Of `fl.Data`, its part ``validate`` or
-            ``test``, whichever there is.
+            ``test``, whichever there is. Several sets by name, ``{"day": a, "night": b}``, have
+            their metrics under these names: ``"day/loss"``. (A dict of tensors is one batch.)
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
         statistics: Training data, to compute BatchNorm's running statistics from. Those in the
             state belong to the live parameters; averaged ones are evaluated better with their own.
@@ -83,6 +84,15 @@ def evaluate_metrics(
         batches: Evaluate only so many, the first.
         each: Called after each batch.
     """
+    sets = sets_of(data)
+    if sets is not None:
+        return {
+            f"{name}/{metric}": value
+            for name, part in sets.items()
+            for metric, value in evaluate_metrics(
+                fn, state, part, params, batches, each, statistics, mesh
+            ).items()
+        }
     mesh, state = mesh or Mesh(), _whole(state, "evaluate")
     try:
         own = _own_share(fn, state, data, params, batches, each, statistics, mesh)

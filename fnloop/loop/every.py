@@ -1,11 +1,11 @@
-"""``every``: call a callback or an effect every n batches or epochs."""
+"""``every``: call a callback or an effect every n batches, epochs or seconds."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, overload
+from typing import Any, ClassVar, Self, overload
 
 import torch
 from torch import Tensor
@@ -16,14 +16,12 @@ from fnloop.names.keywords import explained
 from fnloop.stages.base import Stage
 from fnloop.stages.callback import Callback
 from fnloop.stages.lift import stage
-from fnloop.trees.nodes import tree, tree_leaves, tree_map
-from fnloop.values.counts import as_count
-from fnloop.values.cursor import Cursor, is_due
+from fnloop.trees.nodes import static, tree, tree_leaves, tree_map
+from fnloop.values.cursor import Cursor
 from fnloop.values.merging import merge_all
 from fnloop.values.metrics import Metric, Metrics, Stop, check_metrics
+from fnloop.values.rhythm import Pace, Rhythm, Unit
 from fnloop.values.state import State
-
-Unit = Literal["step", "epoch"]
 
 
 @tree
@@ -31,10 +29,12 @@ class Every(Callback):
     """The callback that `every` makes; its memory is the merge of the metrics since it last ran."""
 
     label: ClassVar[str] = "every"
-    n: int
+    n: Any = static()
     inner: Any
     unit: str = "step"
     name: str = ""
+    first: bool = False
+    rhythm: Rhythm | None = static(default=None)  # that of the run
 
     def init_state(self, state: State, metrics: Metrics) -> dict[str, Any]:
         if not self.inner.reads:
@@ -50,6 +50,18 @@ class Every(Callback):
 
     def over(self, mesh: Mesh) -> Self:
         return dataclasses.replace(self, inner=self.inner.over(mesh))
+
+    def along(self, pace: Pace) -> Self:
+        rhythm = Rhythm(self.n, self.unit, self.describe()).begun(pace)
+        return dataclasses.replace(self, inner=self.inner.along(pace), rhythm=rhythm)
+
+    def smoke(self) -> Self:
+        return dataclasses.replace(self, n=1, unit="epoch", inner=self.inner.smoke())
+
+    @property
+    def rhythms(self) -> tuple[Rhythm, ...]:
+        own = [self.rhythm] if self.rhythm is not None and self.rhythm.is_timed else []
+        return (*own, *self.inner.rhythms)
 
     def needs(self) -> tuple[str, ...]:
         return self.inner.needs()
@@ -83,7 +95,10 @@ class Every(Callback):
         return state.put(self.name, {**empty, **gone}), {**x, **added}
 
     def is_due(self, cursor: Cursor) -> bool:
-        return is_due(self.n, self.unit, cursor)
+        rhythm = self.rhythm
+        if rhythm is None:  # outside of a run
+            rhythm = Rhythm(self.n, self.unit, self.describe()).begun(Pace())
+        return rhythm.is_due(cursor)
 
     def describe(self) -> str:
         unit = "" if self.unit == "step" else f", unit={self.unit!r}"
@@ -93,8 +108,8 @@ class Every(Callback):
 class EveryEffect(Effect):
     """The effect that `every` makes; it sees the merge of the metrics since it last ran."""
 
-    def __init__(self, n: int, inner: Effect, unit: str) -> None:
-        self.n, self.inner, self.unit = n, inner, unit
+    def __init__(self, n: int | float, inner: Effect, unit: str) -> None:
+        self.inner, self._rhythm = inner, Rhythm(n, unit, f"every({n}, {inner.name})")
         self.name, self.ranks = inner.name, inner.ranks
         self._parts: list[Metrics] = []
         self._run: Run | None = None
@@ -124,14 +139,26 @@ class EveryEffect(Effect):
 
     def open(self, run: Run) -> None:
         self._parts, self._run = [], run
+        self._rhythm.begun(run.pace)
         self.inner.open(run)
 
+    def before(self, metrics: Metrics) -> None:
+        self.inner.before(metrics)
+
+    @property
+    def rhythms(self) -> tuple[Rhythm, ...]:  # type: ignore[override]  # pyright: ignore
+        return (*([self._rhythm] if self._rhythm.is_timed else []), *self.inner.rhythms)
+
+    def smoke(self, folder: Path) -> Effect | None:
+        inner = self.inner.smoke(folder)
+        return None if inner is None else EveryEffect(1, inner, "epoch")
+
     def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
-        return is_due(self.n, self.unit, cursor)
+        return self._rhythm.is_due(cursor)
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         self._parts.append(metrics)
-        if is_due(self.n, self.unit, Cursor.of(state.cursor)):
+        if self._rhythm.is_due(Cursor.of(state.cursor)):
             merged, self._parts = merge_all(self._parts), []
             self.inner(state, merged)
         elif len(self._parts) >= 256:  # to bound memory
@@ -160,23 +187,25 @@ class EveryEffect(Effect):
 
 @overload
 def every(
-    n: int, callback: Effect, unit: Unit = "step", name: str | None = None
+    n: int | float, callback: Effect, unit: Unit = "step", name: str | None = None
 ) -> EveryEffect: ...
 @overload
 def every(
-    n: int,
+    n: int | float,
     callback: Callback | Callable[[State, Any], Any],
     unit: Unit = "step",
     name: str | None = None,
+    first: bool = False,
 ) -> Every: ...
 @explained
 def every(
-    n: int,
+    n: int | float,
     callback: Effect | Callback | Callable[[State, Any], Any],
     unit: Unit = "step",
     name: str | None = None,
+    first: bool = False,
 ) -> Any:
-    """Call a callback at every `n`-th batch, or at the end of every `n`-th epoch.
+    """Call a callback every `n` batches, epochs or seconds.
 
     It is given the merge of the metrics since it last ran. (A callback cannot read a metric that
     grows when it is merged, such as an AUROC that keeps all scores, because the merge is kept in
@@ -184,11 +213,15 @@ def every(
     cursor, so a resumed run keeps the schedule.
 
     Args:
-        n: How often, at least 1.
+        n: How often. Of epochs it may be a fraction, such as 0.25 or 1.5: the callback then comes
+            with the batch that completes it, and the data must know its length.
         callback: A callback, an effect, or a bare function ``(state, metrics) -> (state,
             metrics)``.
-        unit: ``"step"`` (batches drawn) or ``"epoch"``.
+        unit: ``"step"`` (batches drawn), ``"epoch"`` or ``"second"``. The clock is looked at before
+            each step, by all ranks together, and starts anew when a run is resumed.
         name: Name of its slot; default ``"every."`` and the callback's name.
+        first: Whether a validation also comes before the first step of a new run. `fl.History` and
+            trackers have its metrics at step 0; other callbacks are not told of them.
 
     >>> import torch, fnloop as fl
     >>> seen = []
@@ -206,10 +239,10 @@ def every(
             "every takes the number first: fl.every(500, fl.validate(loss, data)), or "
             'fl.every(1, fl.validate(loss, data), unit="epoch").'
         )
-    n = as_count(n, "every(n, ...)", 1)
-    if unit not in ("step", "epoch"):
-        raise ValueError(f'every(..., unit=...) takes "step" or "epoch", got {unit!r}.')
+    Rhythm(n, unit, "every(n, ...)")  # checks them
     if isinstance(callback, Effect):
+        if first:
+            raise _not_first(callback.name)
         return EveryEffect(n, callback, unit)
     if isinstance(callback, Stage) and not isinstance(callback, Callback):
         raise TypeError(
@@ -222,7 +255,16 @@ def every(
             f"every names its slot after the callback, and {label} has no name that stays the same "
             'in the next process: every(..., name="...").'
         )
-    return Every(n, inner, unit, name or f"every.{label}")
+    if first and not inner.only_evaluates:
+        raise _not_first(inner.describe())
+    return Every(n, inner, unit, name or f"every.{label}", first)
+
+
+def _not_first(who: str) -> TypeError:
+    return TypeError(
+        f"every(..., first=True) is for a validation, and {who} is none: before the first step "
+        "there are no metrics of a step. To look at the first state, do so before the run."
+    )
 
 
 @tree

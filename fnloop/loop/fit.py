@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Never, TypeVar
 
-from fnloop.data.bundle import Data
+from fnloop.data.limiting import SMOKE, limit
 from fnloop.data.sources import as_source
+from fnloop.distributed.mesh import Mesh
 from fnloop.effects.screens import screen
 from fnloop.loop import resume as resuming
 from fnloop.loop.callbacks import listed
@@ -18,9 +19,11 @@ from fnloop.loop.hyperparameters import hyperparameters
 from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.progress import progress as Progress
 from fnloop.loop.run import run
+from fnloop.loop.smoke import in_smoke, smoke_folder
 from fnloop.names.keywords import check_keywords
+from fnloop.stages.base import mesh_of
 from fnloop.stages.callback import Callback
-from fnloop.values.counts import as_count
+from fnloop.values.counts import as_count, as_number
 from fnloop.values.cursor import Cursor
 from fnloop.values.donated import newest
 from fnloop.values.error_state import add_note, attach
@@ -41,6 +44,10 @@ def fit(
     config: Mapping[str, Any] | None = None,
     progress: bool | None = None,
     overwrite: bool = False,
+    min_epochs: int | None = None,
+    min_steps: int | None = None,
+    budget: float | None = None,
+    smoke: bool = False,
     **wrong: Never,
 ) -> tuple[State, History]:
     """Train to the end, and keep a history.
@@ -70,6 +77,14 @@ def fit(
             somebody can see it: on a terminal and in a notebook, not in a pipe, a file or a CI log.
         overwrite: Whether `fl.checkpoint` deletes what another run has saved in its folder; it
             does so after the first step. Without it that is an error.
+        min_epochs, min_steps: As in `fl.run`; with `resume` they are totals, too.
+        budget: Seconds of the whole run: with `resume`, what it has taken before is counted
+            (``history.seconds``), as far as its last checkpoint knows.
+        smoke: Run through everything once, to see that nothing fails, and leave no file: one epoch
+            of two batches; each `fl.every` comes at its end, and validates on two batches;
+            `fl.checkpoint` saves to a folder that is then deleted, `fl.track` tells no tracker. All
+            limits and `resume` are left out. An effect of yours that writes says in its method
+            ``smoke(folder)`` what takes its place.
 
     Returns:
         The last state, and the `fl.History` of the run.
@@ -86,10 +101,17 @@ def fit(
     """
     # Not by `explained`, whose arguments would hold the given state for as long as this runs.
     check_keywords(fit, wrong)
-    if epochs is None and steps is None and seconds is None:
-        raise ValueError("fit needs a limit: epochs=, steps= or seconds=.")
+    if smoke:
+        with smoke_folder(mesh_of(step) or Mesh()) as folder:
+            few, callbacks = limit(data, SMOKE), in_smoke(listed(callbacks), folder)
+            return fit(step, state, few, 1, None, None, callbacks, None, config, progress)
+    if epochs is None and steps is None and seconds is None and budget is None:
+        raise ValueError("fit needs a limit: epochs=, steps=, seconds= or budget=.")
     steps = None if steps is None else as_count(steps, "steps=")
     epochs = None if epochs is None else as_count(epochs, "epochs=")
+    min_steps = None if min_steps is None else as_count(min_steps, "min_steps=")
+    min_epochs = None if min_epochs is None else as_count(min_epochs, "min_epochs=")
+    budget = None if budget is None else as_number(budget, "budget=")
     donating: Any = getattr(step, "donating", None)
     if donating is not None:  # nobody else refers to the states between the first and the last
         step, state = donating(), state.replace()
@@ -100,12 +122,13 @@ def fit(
     everything = [*([] if history in given else [history]), *given, interrupt]
     config = {**hyperparameters(step), **(config or {})}
     if resume is not None:
-        data = as_source(data.train if isinstance(data, Data) else data)
+        data = as_source(data)
         state, history.resumed = resuming.resume(resume, step, state, data, everything, config)
         cursor = Cursor.of(state.cursor)
-        steps = None if steps is None else max(0, steps - cursor.count)
-        epochs = None if epochs is None else max(0, epochs - cursor.epoch)
-        if stopped := _stopped(everything, state):
+        steps, min_steps = _left(steps, cursor.count), _left(min_steps, cursor.count)
+        epochs, min_epochs = _left(epochs, cursor.epoch), _left(min_epochs, cursor.epoch)
+        stopped = _stopped(everything, state)
+        if stopped and not (min_steps or min_epochs):
             history.status, history.reason = "stopped", stopped
             _log.warning(
                 "%s: the run had stopped there, so no step is done. To go on, raise what stopped "
@@ -120,6 +143,16 @@ def fit(
                 "or steps=, which are totals.",
                 *done,
             )
+    left = _left(budget, history.seconds)
+    if left == 0 and history.resumed:
+        _log.warning(
+            "nothing is left to do: the run has taken %.0f seconds, and its budget is %g. To go "
+            "on, raise budget=.",
+            history.seconds,
+            budget,
+        )
+    if left is not None:
+        seconds = left if seconds is None else min(as_number(seconds, "seconds="), left)
     loop = run(
         step,
         state,
@@ -131,6 +164,8 @@ def fit(
         config=config,
         continues=history.resumed and history.resumed.path,
         overwrite=overwrite,
+        min_steps=min_steps,
+        min_epochs=min_epochs,
     )
     try:
         try:
@@ -156,7 +191,17 @@ def fit(
         raise
     if interrupt.came and history.status == "completed":  # it came as the run was being closed
         history.status, history.reason = "interrupted", interrupt.reason
+    if left is not None and left == seconds and "time limit" in history.reason:
+        history.reason = f"the time budget of {budget:g} seconds"
     return state, history
+
+
+N = TypeVar("N", int, float)
+
+
+def _left(total: N | None, done: N) -> N | None:
+    """What is left of a total; None if there is none."""
+    return None if total is None else max(type(done)(0), total - done)
 
 
 def _is_wanted(progress: bool | None, callbacks: Sequence[Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import html
+import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ class History(Effect):
             ``"interrupted"`` or ``"failed"``.
         reason: Why it stopped, if a callback asked for it; else empty.
         resumed: How ``fl.fit(..., resume=folder)`` resumed it; else None.
+        seconds: How long it has run so far, with what it was resumed from.
 
     >>> import torch
     >>> from fnloop import Cursor, Mean
@@ -80,6 +82,7 @@ class History(Effect):
         self.reason = ""
         self.resumed: Any = None
         self._run: Run | None = None
+        self._spent, self._began = 0.0, None
         self._states: deque[State] = deque(maxlen=as_count(states, "History(states=...)"))
         self._points = Points(every)
         self._latest: Metrics = {}
@@ -91,10 +94,14 @@ class History(Effect):
 
     def open(self, run: Run) -> None:
         self.status, self.reason, self._run = "running", "", run
+        self._began = time.monotonic()
         self._points.open(run.batches)
         if not self._points.goes_on(run.state):
             self._rows, self._last = self.rows, []
             self._points.rest()
+
+    def before(self, metrics: Metrics) -> None:
+        self._waiting.append(Point(0, 0, dict(metrics)))
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         self._latest, self._last = metrics, []
@@ -109,7 +116,7 @@ class History(Effect):
         return bool(self._states.maxlen)
 
     def close(self, status: str) -> None:
-        self.status = status
+        self.status, self._spent, self._began = status, self.seconds, None
         self.reason = reason_in(self._latest, status) or (self._run.reason if self._run else "")
         self._last = self._cut(self._run.last if self._run else {})
         self._run = None
@@ -131,10 +138,12 @@ class History(Effect):
             "rows": _columns(self._rows[self._paged :]),
             "cut": _columns(self._last or self._cut()),
             "window": self._points.memo(),
+            "seconds": self.seconds,
         }
 
     def recall(self, memo: Any) -> None:
         self._waiting, self._rows = [], []
+        self._spent = float(memo["seconds"])
         self._pages = [page for page in memo.get("pages", ()) if isinstance(page, Page)]
         for page in self._pages:
             self._rows += _from_columns(from_text(page.decode()))
@@ -143,6 +152,10 @@ class History(Effect):
         goes_on = bool(memo["window"])  # else `cut` is a last validation, which is no part of it
         self._last = _from_columns(memo["cut"]) if goes_on else []
         self._points.recall(memo["window"])
+
+    @property
+    def seconds(self) -> float:
+        return self._spent + (0.0 if self._began is None else time.monotonic() - self._began)
 
     @property
     def rows(self) -> list[Row]:

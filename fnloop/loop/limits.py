@@ -1,4 +1,4 @@
-"""The limits of a run: steps, epochs, seconds."""
+"""The limits of a run: steps and epochs at most and at least, seconds."""
 
 from __future__ import annotations
 
@@ -10,17 +10,33 @@ from fnloop.data.sources import Source
 from fnloop.effects.effect import Effect
 from fnloop.values.counts import as_count, as_number
 from fnloop.values.cursor import Cursor
+from fnloop.values.rhythm import Pace
 
 
 class Limits:
     """Tells when to stop drawing batches."""
 
     def __init__(
-        self, start: Cursor, steps: int | None, epochs: int | None, seconds: float | None
+        self,
+        start: Cursor,
+        steps: int | None,
+        epochs: int | None,
+        seconds: float | None,
+        min_steps: int | None = None,
+        min_epochs: int | None = None,
     ) -> None:
         self.start = start
         self.count = None if steps is None else start.count + as_count(steps, "steps=")
         self.epoch = None if epochs is None else start.epoch + as_count(epochs, "epochs=")
+        self._least = (
+            start.count + (0 if min_steps is None else as_count(min_steps, "min_steps=")),
+            start.epoch + (0 if min_epochs is None else as_count(min_epochs, "min_epochs=")),
+        )
+        for least, most, unit in ((min_steps, steps, "steps"), (min_epochs, epochs, "epochs")):
+            if least is not None and most is not None and least > most:
+                raise ValueError(
+                    f"min_{unit}={least} is more than {unit}={most}, at which the run ends."
+                )
         self.seconds = None if seconds is None else as_number(seconds, "seconds=")
         self.deadline = float("inf")
         self.out_of_time = False
@@ -43,6 +59,11 @@ class Limits:
         if self.count is not None and cursor.count >= self.count:
             return True
         return self.epoch is not None and cursor.epoch >= self.epoch
+
+    def too_early(self, cursor: Cursor) -> bool:
+        """Whether a callback that asks for a stop at `cursor` is to be held back."""
+        count, epoch = self._least
+        return cursor.count < count or cursor.epoch < epoch
 
     def late(self, effects: Sequence[Effect]) -> bool:
         """Whether the time is over, but for what effects need to close."""
@@ -72,7 +93,6 @@ class Limits:
         """Number of batches that will be drawn; None if unknown."""
         totals = [] if self.count is None else [self.count - self.start.count]
         if self.epoch is not None and source.batches is not None:
-            per_batch = getattr(source, "batch_size", 1)  # the index counts examples, or batches
-            done = -(-self.start.index // per_batch)
+            done = Pace.of(source).within(self.start)
             totals.append(max(0, (self.epoch - self.start.epoch) * source.batches - done))
         return min(totals, default=None)

@@ -88,6 +88,9 @@ class progress(Effect):
             self.shows(Activity("starting"))
             begin(self._ticker.start)
 
+    def before(self, metrics: Metrics) -> None:
+        self._shown.update(numbers_of([metrics])[0])
+
     def __call__(self, state: State, metrics: Metrics) -> None:
         self._parts.append(metrics)
         self._cursor = state.cursor

@@ -13,9 +13,12 @@ from fnloop.distributed.whereabouts import begin_step, lost
 from fnloop.effects.effect import Effect
 from fnloop.loop.interrupt import SIGNALS, Interrupt
 from fnloop.loop.limits import Limits
+from fnloop.stages.callback import Callback
 from fnloop.values.cursor import Cursor
+from fnloop.values.rhythm import Rhythm
 
-_LATE, _SIGNAL, _ASKED = 1, 1 << 1, 1 << 8  # a bit for each signal, and one for each effect
+_LATE, _SIGNAL = 1, 1 << 1  # a bit for each signal
+_TOLD = 8  # the first bit of what is asked or due, each of which has one
 
 SAME_DATA = (
     "Every rank is given the same ones, and takes its part. Usual causes: data that is divided "
@@ -26,19 +29,33 @@ SAME_DATA = (
 
 
 class Ranks:
-    """What the ranks of a mesh decide together: signals, the time limit, demands to save.
+    """What the ranks of a mesh decide together: signals, what goes by the clock, demands to save.
 
     Args:
         mesh: The ranks; of one process nothing is asked.
-        interrupt, limits, effects: Those of the loop.
+        interrupt, limits, stages, effects: Those of the loop.
     """
 
     def __init__(
-        self, mesh: Mesh, interrupt: Interrupt, limits: Limits, effects: Sequence[Effect]
+        self,
+        mesh: Mesh,
+        interrupt: Interrupt,
+        limits: Limits,
+        stages: Sequence[Callback],
+        effects: Sequence[Effect],
     ) -> None:
         self.mesh, self._interrupt, self._limits, self._effects = mesh, interrupt, limits, effects
         self._everywhere = [effect for effect in effects if effect.ranks == "all"]
         self._together, self._first = mesh.data > 1, True
+        everywhere = [*stages, *self._everywhere] if self._together else []
+        # What runs on one rank only goes by its own clock.
+        self._shared = [rhythm for one in everywhere for rhythm in one.rhythms]
+        self._own = [
+            rhythm
+            for one in (*stages, *effects)
+            for rhythm in one.rhythms
+            if not any(rhythm is other for other in self._shared)
+        ]
         interrupt.alone = limits.alone = not self._together
 
     def turn(self, cursor: Cursor, draw: Callable[[], Any]) -> Callable[[], Any]:
@@ -50,6 +67,7 @@ class Ranks:
         Raises:
             RankError: A rank has failed, or the data of the ranks differ.
         """
+        self.look_at_the_clock(cursor.count + 1)
         if not self._together:
             return draw
         begin_step(cursor.count + 1)
@@ -65,10 +83,9 @@ class Ranks:
         seen = 0 if drawn is None else checksum(drawn[1], devices=self._first)
         self._first = False
         same, every = gate(self.mesh, "the start", repr((place, seen)), self._flags(late))
-        limits.out_of_time |= any(
-            [each & _LATE for each in every]
-        )  # what was drawn is not put back
-        self._ask(every)
+        # What was drawn is not put back.
+        limits.out_of_time |= any([each & _LATE for each in every])
+        self._ask(every, cursor.count + 1)
         self._end(every)
         if not same and not interrupt.came:
             self._refuse(place)
@@ -88,13 +105,30 @@ class Ranks:
     def _flags(self, late: bool) -> int:
         noted = self._interrupt.noted
         flags = _LATE * late + (_SIGNAL << SIGNALS.index(noted) if noted else 0)
-        return flags + sum(_ASKED << i for i, each in enumerate(self._everywhere) if each.asked)
+        told = [
+            *(effect.asked for effect in self._everywhere),
+            *(rhythm.is_late() for rhythm in self._shared),
+        ]
+        return flags + sum(1 << bit for bit, is_set in enumerate(told, _TOLD) if is_set)
 
-    def _ask(self, every: Sequence[int]) -> None:
-        """Ask an effect that any rank was asked for; what runs on one rank is asked there."""
-        for i, effect in enumerate(self._everywhere):
-            if any([each & _ASKED << i for each in every]):
-                effect.asked = True
+    def look_at_the_clock(self, count: int) -> None:
+        """Let come, at the batch of this count, what is due by this rank's clock alone."""
+        for rhythm in self._own:
+            if rhythm.is_late():
+                rhythm.strike(count)
+
+    def _ask(self, every: Sequence[int], count: int) -> None:
+        """Ask an effect that any rank was asked for, and let come what is due on any.
+
+        What runs on one rank is asked there.
+        """
+        for bit, told in enumerate([*self._everywhere, *self._shared], _TOLD):
+            if not any([each & 1 << bit for each in every]):
+                continue
+            if isinstance(told, Rhythm):
+                told.strike(count)
+            else:
+                told.asked = True
 
     def _end(self, every: Sequence[int]) -> None:
         """Agree on a signal that any rank has been sent: of several, the last of `SIGNALS`."""

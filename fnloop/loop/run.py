@@ -8,7 +8,6 @@ from typing import Any
 
 from fnloop._torch.freed_memory import keep_freed
 from fnloop._torch.process_wide import inside, leave_all
-from fnloop.data.bundle import Data
 from fnloop.data.divided import refuse_divided
 from fnloop.data.sources import as_source
 from fnloop.distributed.gates import leave
@@ -26,6 +25,7 @@ from fnloop.store.run_folder import run_of
 from fnloop.values.cursor import Cursor
 from fnloop.values.error_state import attach_state
 from fnloop.values.mode import set_training, training
+from fnloop.values.rhythm import Pace
 from fnloop.values.state import State
 
 
@@ -41,6 +41,8 @@ def run(
     config: Mapping[str, Any] | None = None,
     continues: str | Path | None = None,
     overwrite: bool = False,
+    min_steps: int | None = None,
+    min_epochs: int | None = None,
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
     """Train, one batch at a time: the loop is yours.
 
@@ -55,7 +57,8 @@ def run(
     Args:
         step: A training step: a stage, or any function ``(state, batch) -> (state, metrics)``.
         state: From ``step.init(model)``.
-        data: `fl.Batches`, a ``DataLoader``, a tuple of tensors (one batch), or any iterable.
+        data: `fl.Batches`, a ``DataLoader``, a tuple of tensors (one batch), or any iterable; of
+            `fl.Data`, its part ``train``.
         steps: Batches to draw.
         epochs: Epochs to finish.
         seconds: Time limit. It includes closing the effects: `fl.checkpoint` estimates the time of
@@ -65,6 +68,9 @@ def run(
         continues: The checkpoint that `state` was loaded from, if this is to be the same run:
             `fl.checkpoint` then goes on in its folder. Default a new run.
         overwrite: Whether `fl.checkpoint` deletes what another run has saved in its folder.
+        min_steps, min_epochs: Batches and epochs before which no callback can stop the run. A stop
+            asked for earlier is held back and forgotten: the callback has to ask again. (The
+            metric still says that it has asked. Signals and the time limit are not held back.)
 
     Yields:
         ``(state, metrics)`` after each step. A step that does several batches in one call,
@@ -91,10 +97,10 @@ def run(
         )
     check_slots(step, state)
     stages, effects = sort(callbacks, step)
-    source = as_source(data.train if isinstance(data, Data) else data)
-    limits = Limits(Cursor.of(state.cursor), steps, epochs, seconds)
-    mesh = mesh_of(step) or Mesh()
-    stages = [callback.over(mesh) for callback in stages]
+    source = as_source(data)
+    limits = Limits(Cursor.of(state.cursor), steps, epochs, seconds, min_steps, min_epochs)
+    mesh, pace = mesh_of(step) or Mesh(), Pace.of(source)
+    stages = [callback.over(mesh).along(pace) for callback in stages]
     effects = [each for each in effects if mesh.rank == 0 or each.ranks == "all"]
     about = Run(
         step=step,
@@ -105,6 +111,7 @@ def run(
         total=limits.total(source),
         overwrite=overwrite,
         mesh=mesh,
+        pace=pace,
     )
     if continues is not None:
         path = as_path(continues)

@@ -20,7 +20,7 @@ from fnloop.loop.newest import Newest, calls_of
 from fnloop.loop.ranks import Ranks
 from fnloop.loop.skipped import SkipWatch
 from fnloop.loop.together import Calling, Merged, Together
-from fnloop.loop.validate import last_validation, not_due
+from fnloop.loop.validate import first_validation, last_validation, not_due
 from fnloop.stages.base import Stage
 from fnloop.stages.callback import Callback
 from fnloop.trees.nodes import tree_map
@@ -83,7 +83,7 @@ class Steps:
         self._overwritten = False  # the state, by the next step
         self._requests: list[Stop] = []
         self._skips = SkipWatch(state, self._cursor, source)
-        self.ranks = Ranks(mesh, self.interrupt, limits, effects)
+        self.ranks = Ranks(mesh, self.interrupt, limits, stages, effects)
         self._together = Together(step, self._stages, effects, self._skips, self.newest)
 
     def begin(self) -> None:
@@ -91,6 +91,9 @@ class Steps:
         self._read(self.state)
         for effect in sorted(self._effects, key=lambda effect: not effect.opens_first):
             self.closing.open(effect)
+        found = {} if self._cursor.count else first_validation(self._stages, self.state)
+        for effect in self._effects if found else ():
+            effect.before(found)
 
     def draw(self) -> bool:
         """Draw a batch; False if the run ends here, for which `status` has a word."""
@@ -181,6 +184,8 @@ class Steps:
         several = [*self._told, self.metrics]
         self.shown = Merged(several) if self._told else self.metrics
         self._requests = [m for each in several for m in each.values() if isinstance(m, Stop) and m]
+        if self._requests:
+            self._requests = self._heard(several)
 
     def go_on_from(self, sent: Any) -> None:
         """Take a state in place of the newest, and read on where it is."""
@@ -223,6 +228,20 @@ class Steps:
     def untrained(self) -> bool:
         """See `SkipWatch`."""
         return self._skips.untrained
+
+    def _heard(self, several: Sequence[Mapping[str, Any]]) -> list[Stop]:
+        """The requests to stop of a call's steps, without those that came too early.
+
+        These are forgotten, so they have to be made again.
+        """
+        cursors = [turn.cursor for turn in self._call.before] if self._call is not None else []
+        return [
+            metric
+            for cursor, metrics in zip([*cursors, self._cursor], several, strict=True)
+            for metric in metrics.values()
+            if isinstance(metric, Stop) and metric
+            if metric.status == "interrupted" or not self._limits.too_early(cursor)
+        ]
 
     def _read(self, state: State) -> None:
         """Read the data from the cursor on, with the key of a state."""

@@ -7,8 +7,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from fnloop.data.bundle import Data
+from fnloop.data.bundle import Data, sets_of
 from fnloop.data.iterables import is_once
+from fnloop.data.limiting import SMOKE, limit
 from fnloop.data.sources import as_source
 from fnloop.distributed.mesh import Mesh
 from fnloop.effects.activity import Activity
@@ -44,7 +45,8 @@ class validate(Callback):
 
     Args:
         fn: As in `fl.evaluate`.
-        data: As in `fl.evaluate`; one epoch each time. Of `fl.Data`, ``validate``.
+        data: As in `fl.evaluate`; one epoch each time. Of `fl.Data`, ``validate``. Several sets by
+            name, ``{"day": a, "night": b}``, add ``"val/day/loss"`` and so on.
         name: Prefix of the metrics.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
         statistics: As in `fl.evaluate`: one epoch of it each time.
@@ -72,17 +74,13 @@ class validate(Callback):
         object.__setattr__(self, "fn", as_loss(self.fn, "fn(model, batch)"))
         if isinstance(self.data, Same):  # made again
             return
-        if isinstance(self.data, Data):
-            object.__setattr__(self, "data", self.data.only("validate", "validate"))
-        if is_once(self.data):
-            raise TypeError(
-                "validate needs data that can be read repeatedly; the "
-                f"{type(self.data).__name__} is an iterator, which is exhausted after one "
-                "validation. Pass a list, fl.Batches, a Dataset or a DataLoader."
-            )
-
-        object.__setattr__(self, "data", Same(self.data))
+        given = self.data
+        if isinstance(given, Data) and given.is_open:
+            given = given.only("validate", "validate")
+        object.__setattr__(self, "data", Same(given))
         object.__setattr__(self, "statistics", Same(self.statistics))
+        if not isinstance(given, Data):
+            _ = self._sets  # an error comes early
 
     @property
     def slot(self) -> None:
@@ -91,10 +89,15 @@ class validate(Callback):
     def over(self, mesh: Mesh) -> Self:
         return dataclasses.replace(self, mesh=mesh)
 
+    def smoke(self) -> Self:
+        data = {name: limit(part, SMOKE) for name, part in self._sets.items()}
+        given: Any = self.statistics.value
+        statistics = Same(None if given is None else limit(given, SMOKE))
+        few: Any = data.get("", data)
+        return dataclasses.replace(self, data=Same(few), statistics=statistics)
+
     def adds(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        added = self._prefixed(
-            evaluate_metrics(self.fn, state, self.data.value, self.params, batches=1)
-        )
+        added = self._prefixed(evaluate_metrics(self.fn, state, self._part, self.params, batches=1))
         for name in added:
             if name in metrics:
                 raise ValueError(
@@ -108,7 +111,7 @@ class validate(Callback):
             results = evaluate_metrics(
                 self.fn,
                 state,
-                self.data.value,
+                self._part,
                 self.params,
                 None,
                 activity.advance,
@@ -120,7 +123,28 @@ class validate(Callback):
     @functools.cached_property
     def _batches(self) -> int | None:
         """Batches in an epoch of the data; None if unknown."""
-        return as_source(self.data.value).batches
+        counts = [as_source(part).batches for part in self._sets.values()]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    @functools.cached_property
+    def _part(self) -> Any:
+        """The data; of `fl.Data`, its part, which may have to be opened first."""
+        data = self.data.value
+        return data.only("validate", "validate") if isinstance(data, Data) else data
+
+    @functools.cached_property
+    def _sets(self) -> dict[str, Any]:
+        """The sets by name; the name of a single one is empty."""
+        sets = sets_of(self._part) or {"": self._part}
+        for part in sets.values():
+            if is_once(part):
+                raise TypeError(
+                    f"validate needs data that can be read repeatedly; the {type(part).__name__} "
+                    "is an iterator, which is exhausted after one validation. Pass a list, "
+                    "fl.Batches, a Dataset or a DataLoader."
+                )
+        return sets
 
     def _prefixed(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         return {f"{self.name}/{name}": metric for name, metric in metrics.items()}
@@ -135,6 +159,15 @@ def not_due(stages: Sequence[Callback], state: State) -> list[Callback]:
     cursor = Cursor.of(state.cursor)
     found: list[Any] = [every.inner for every in waiting if not every.is_due(cursor)]
     return [inner for inner in found if not isinstance(inner, Every)]
+
+
+def first_validation(stages: Sequence[Callback], state: State) -> dict[str, Any]:
+    """The metrics of the validations that come before the first step, too."""
+    added: dict[str, Any] = {}
+    for stage in stages:
+        if isinstance(stage, Every) and stage.first:
+            _, added = stage.inner(state, added)
+    return added
 
 
 def last_validation(

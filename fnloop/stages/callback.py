@@ -9,6 +9,7 @@ from fnloop.distributed.mesh import Mesh
 from fnloop.stages.base import Kind, Stage
 from fnloop.values.cursor import Cursor
 from fnloop.values.memory import fill
+from fnloop.values.rhythm import Pace, Rhythm
 from fnloop.values.state import State
 
 
@@ -85,6 +86,11 @@ class Callback(Stage, abstract=True):
         """
         return self.is_due(cursor)
 
+    @property
+    def rhythms(self) -> tuple[Rhythm, ...]:
+        """When it comes, if that goes by the clock, at which the loop looks for it."""
+        return ()
+
     def needs(self) -> tuple[str, ...]:
         """Names of the metrics that it requires."""
         return ()
@@ -95,6 +101,14 @@ class Callback(Stage, abstract=True):
 
     def over(self, mesh: Mesh) -> Self:
         """The same callback for the ranks of `mesh`, which call it together."""
+        return self
+
+    def along(self, pace: Pace) -> Self:
+        """The same callback for a run that begins now, whose data has this pace."""
+        return self
+
+    def smoke(self) -> Self:
+        """What takes its place in a smoke run, in which all comes once and takes no time."""
         return self
 
     def stopped(self, state: State) -> str | None:

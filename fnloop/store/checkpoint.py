@@ -27,12 +27,13 @@ from fnloop.store.staging import Staging
 from fnloop.store.topk import TopK
 from fnloop.values.between import Between
 from fnloop.values.counts import as_count
-from fnloop.values.cursor import Cursor, is_due
+from fnloop.values.cursor import Cursor
 from fnloop.values.donated import may_be_overwritten
 from fnloop.values.merging import find, numbers
 from fnloop.values.metrics import Metrics
 from fnloop.values.monitored import check_mode
 from fnloop.values.parts import ranks_of
+from fnloop.values.rhythm import Rhythm, Unit
 from fnloop.values.state import State
 
 
@@ -64,8 +65,9 @@ class checkpoint(Effect):
         monitor: Name of a metric, such as ``"val/loss"``; it should be one that is reported now
             and then, as validation does, not at every step.
         mode: "min" if smaller is better, or "max".
-        every: Save the newest state every so many epochs or steps; default each epoch.
-        unit: "epoch" or "step" (batches).
+        every: Save the newest state every so many epochs (or a fraction of one), steps or seconds;
+            default each epoch.
+        unit: "epoch", "step" (batches) or "second".
         last: Also save the newest state, each time it is due (with a monitor) and when the run
             ends, whatever the reason.
         background: Save in a thread while training continues. States are not copied, but at most
@@ -97,8 +99,8 @@ class checkpoint(Effect):
         keep: int | None = 3,
         monitor: str | None = None,
         mode: str = "min",
-        every: int | None = None,
-        unit: str = "epoch",
+        every: int | float | None = None,
+        unit: Unit = "epoch",
         last: bool = True,
         background: bool = False,
         overwrite: bool = False,
@@ -106,22 +108,17 @@ class checkpoint(Effect):
         files: Files | None = None,
     ) -> None:
         check_mode(mode, monitor, "checkpoint")
-        if unit not in ("epoch", "step"):
-            raise ValueError(f'checkpoint: unit={unit!r}; expected "epoch" or "step".')
-        if unit == "step" and every is None:
-            raise ValueError('checkpoint: unit="step" needs every=, the number of steps.')
-        if every is not None:
-            every = as_count(every, "checkpoint(every=...)", 1)
+        self._rhythm = Rhythm(1 if every is None else every, unit, "checkpoint(every=...)")
+        if unit != "epoch" and every is None:
+            raise ValueError(f"checkpoint: unit={unit!r} needs every=, the number of {unit}s.")
         if keep is not None:  # with a monitor, 0 keeps only the newest
             keep = as_count(keep, "checkpoint(keep=...)", 1 if monitor is None else 0)
         self._place = RunFolder(folder, overwrite, files)
         self.folder = self.saves_to = self._place.path
         self.files = self._place.files
         self.monitor = monitor
-        self.every = every or 1
-        self.unit = unit
         self.last = self.saves_last = last
-        self.background = background
+        self.background, self._mode, self._kept = background, mode, keep
         self.name = name or (f"checkpoint/{monitor}" if monitor else "checkpoint")
         kept = Retention(TopK(keep, mode), keep if monitor is None else int(last))
         self._keeper = Keeper(self._place, monitor, kept)
@@ -154,6 +151,10 @@ class checkpoint(Effect):
         return self._place.latest()
 
     @property
+    def rhythms(self) -> tuple[Rhythm, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (self._rhythm,) if self._rhythm.is_timed else ()
+
+    @property
     def asked(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether SIGUSR1 has come to this rank; setting it, the loop says that it has to one."""
         return self._request.asked
@@ -183,6 +184,7 @@ class checkpoint(Effect):
         later = jointly(run.mesh, f"the opening of {self.folder}", lambda: self._take(run))
         self._keeper.kept = run.mesh.exchange(self._keeper.kept)[0]
         self._run, self._called = run, False
+        self._rhythm.begun(run.pace)
         if self.background:
             self._apart = Apart(self._divided) if self._divided else None
             self._worker = Background()
@@ -223,7 +225,7 @@ class checkpoint(Effect):
         if self._worker is not None:
             self._tell(self._worker.failures())
         cursor = Cursor.of(state.cursor)
-        due = is_due(self.every, self.unit, cursor)
+        due = self._rhythm.is_due(cursor)
         score = self._score(state, metrics) if self.monitor else None
         if self._may_be_kept(cursor.count, score, due, requested):
             check_shapes(self._shapes, state)
@@ -245,7 +247,7 @@ class checkpoint(Effect):
     def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
         monitored = self.monitor is not None and self.monitor.startswith(tuple(reported))
         asked = self._request.asked if self._alone else self._agreed
-        return monitored or asked or is_due(self.every, self.unit, cursor)
+        return monitored or asked or self._rhythm.is_due(cursor)
 
     def close(self, status: str) -> None:
         """Save the last state, and note in its manifest how the run ended."""
@@ -277,6 +279,18 @@ class checkpoint(Effect):
     def recall(self, memo: Mapping[str, Any]) -> None:
         self._keeper.recall(memo)
         self._recalled = True
+
+    def smoke(self, folder: Path) -> checkpoint:
+        """The same in another folder, and at the end of the first epoch."""
+        return checkpoint(
+            folder,
+            self._kept,
+            self.monitor,
+            self._mode,
+            last=self.last,
+            background=self.background,
+            name=self.name,
+        )
 
     def note_damaged(self, paths: Collection[Path]) -> None:
         self._damaged = frozenset(paths)

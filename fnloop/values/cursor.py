@@ -48,20 +48,3 @@ def epoch_of(cursor: Cursor) -> int:
     (1, 1, 2)
     """
     return cursor.epoch + bool(cursor.index)
-
-
-def is_due(n: int, unit: str, cursor: Cursor) -> bool:
-    """Whether an action due every `n` steps or epochs runs at `cursor`.
-
-    Args:
-        n: The period.
-        unit: ``"step"`` or ``"epoch"``.
-        cursor: The cursor after the last batch.
-
-    >>> within, at_its_end = Cursor(0, 64, 2), Cursor(1, 0, 3)
-    >>> is_due(2, "step", within), is_due(1, "epoch", within), is_due(1, "epoch", at_its_end)
-    (True, False, True)
-    """
-    if unit == "step":
-        return cursor.count % n == 0
-    return cursor.index == 0 and cursor.count > 0 and cursor.epoch % n == 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +98,91 @@ def a_time_limit_with_clocks_apart(mesh):
     state, history = fit(mesh, steps=10**9, seconds=1.0 if mesh.rank == 1 else 60.0)
     _, status = same(mesh, (int(state.step), history.status))
     assert status == "stopped"
+
+
+@scenario
+def seconds_are_over_on_all_ranks_at_once(mesh):
+    """Each rank's clock goes at its own time; what is due on one is due on all."""
+    seen = []
+
+    def note(state, metrics):
+        seen.append(int(state.cursor[2]))
+        return state, metrics
+
+    fit(
+        mesh,
+        fl.every(0.05 if mesh.rank == 1 else 1000.0, note, unit="second", name="a"),
+        fl.every(0.15 if mesh.rank == 0 else 1000.0, fl.validate(loss, data()), unit="second"),
+        seconds=1.0,
+    )
+    assert len(same(mesh, seen)) > 4
+
+
+@scenario
+def a_checkpoint_by_the_clock_is_one_of_all(mesh):
+    folder = mesh.exchange(tempfile.mkdtemp())[0]
+    saving = fl.checkpoint(folder, keep=None, every=0.1, unit="second", last=False)
+    fit(mesh, saving, seconds=1.0, steps=10**9)
+    assert len([path for path in Path(folder).iterdir() if path.name.startswith("step-")]) > 2
+
+
+@scenario
+def a_stop_that_came_too_early_is_held_back_on_all(mesh):
+    def stop(state, metrics):
+        return state, {**metrics, "stop": fl.stop(int(state.cursor[2]) in (3, 9), "told")}
+
+    state, history = fit(mesh, stop, min_epochs=2)
+    found = same(mesh, (int(state.step), history.status, history.reason))
+    assert found == (9, "stopped", "told")
+
+
+@scenario
+def a_limit_is_of_batches_of_all_ranks(mesh):
+    few = fl.limit(data(), 3)
+    callbacks = [fl.every(0.5, fl.validate(loss, {"a": few, "b": data()}), unit="epoch")]
+    state, history = fit(mesh, *callbacks, batches=few, steps=7)
+    assert same(mesh, state.cursor.tolist()) == [2, 4, 7]
+    assert same(mesh, history.steps("val/a/loss")) == [2, 3, 5, 6]
+
+
+@scenario
+def data_is_prepared_once_a_machine_and_opened_by_each(mesh):
+    folder, calls = Path(mesh.exchange(tempfile.mkdtemp())[0]), []
+
+    def prepare():
+        calls.append("prepare")
+        time.sleep(0.3)
+        (folder / "data").touch()
+
+    def setup():
+        calls.append("setup")
+        assert (folder / "data").exists()
+        return fl.Data(data(), validate=data())
+
+    whole = fl.Data(prepare=prepare, setup=setup)
+    state, _ = fit(mesh, fl.every(2, fl.validate(loss, whole)), batches=whole, steps=4)
+    assert mesh.exchange(calls) == [["prepare", "setup"], ["setup"]]
+    assert same(mesh, int(state.step)) == 4
+
+
+@scenario
+def a_preparation_that_fails_fails_on_all(mesh):
+    def prepare():
+        raise OSError("no network")
+
+    with pytest.raises(OSError, match="no network"):
+        fit(mesh, batches=fl.Data([1], prepare=prepare))
+
+
+@scenario
+def a_smoke_run_of_many_ranks_leaves_nothing(mesh):
+    folder = Path(mesh.exchange(tempfile.mkdtemp())[0])
+    callbacks = [fl.every(99, fl.validate(loss, data())), fl.checkpoint(folder / "run")]
+    plain = fl.pipe(loss, fl.grad, fl.update(fl.optim.adam(0.1)))
+    for step in (fl.shard(plain, mesh), fl.shard(plain, mesh, "zero2")):
+        state, history = fit(mesh, *callbacks, step=step, smoke=True)
+        assert same(mesh, (state.cursor.tolist(), history.steps("val/loss"))) == ([1, 0, 2], [2])
+    assert not list(folder.iterdir())
 
 
 @scenario

@@ -87,7 +87,7 @@ def test_a_callback_inside_is_stopped_by_its_own_metric():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="at least 1"):
         fl.every(0, lambda s, m: (s, m))
-    with pytest.raises(ValueError, match='"step" or "epoch"'):
+    with pytest.raises(ValueError, match='"step", "epoch" or "second"'):
         fl.every(1, lambda s, m: (s, m), unit="batch")
     with pytest.raises(TypeError, match="stage of the pipeline"):
         fl.every(1, STEP)

@@ -30,7 +30,7 @@ def state():
 
 
 def test_a_limit_is_needed():
-    with pytest.raises(ValueError, match="epochs=, steps= or seconds="):
+    with pytest.raises(ValueError, match="epochs=, steps=, seconds= or budget="):
         fl.fit(STEP, state(), data())
 
 

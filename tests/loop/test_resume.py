@@ -461,9 +461,8 @@ def test_a_memo_that_an_effect_cannot_use_names_the_effect(tmp_path):
     )
     for _ in run:
         pass
-    with pytest.raises(
-        fl.store.CheckpointError, match=r"a memo for the effect 'history' that cannot"
-    ):
+    message = r"a memo for the effect 'history' that cannot"
+    with pytest.raises(fl.store.CheckpointError, match=message):
         fl.fit(step, step.init(network()), [X], steps=2, resume=tmp_path)
 
 

@@ -1,0 +1,164 @@
+"""Law 8 for what begins, limits and ends a run: cut after any step, it goes on as if never cut."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import fnloop as fl
+
+STEPS = 11
+
+
+def loss(model, batch):
+    x, y = batch
+    return (model(x) - y).square().mean()
+
+
+STEP = fl.pipe(loss, fl.grad, fl.update(fl.optim.adam(0.05)), fl.ema(0.9))
+
+
+def tensors(examples, seed):
+    make = torch.Generator().manual_seed(seed)
+    return torch.randn(examples, 3, generator=make), torch.randn(examples, 1, generator=make)
+
+
+def state(seed=1):
+    return STEP.init(
+        lambda: torch.nn.Sequential(
+            torch.nn.Linear(3, 4), torch.nn.Dropout(0.3), torch.nn.Linear(4, 1)
+        ),
+        seed=seed,
+    )
+
+
+def batches():
+    return fl.Batches(tensors(40, 0), 4)
+
+
+def loader():
+    return DataLoader(TensorDataset(*tensors(40, 0)), 4, shuffle=True)
+
+
+VALIDATION = fl.Batches(tensors(12, 5), 5)
+
+LIMITED = {
+    "a number of batches": lambda: fl.limit(batches(), 3),
+    "a fraction": lambda: fl.limit(batches(), 0.45),
+    "the same batches": lambda: fl.limit(batches(), 3, same=True),
+    "a loader": lambda: fl.limit(loader(), 4),
+    "the same of a loader": lambda: fl.limit(loader(), 4, same=True),
+    "ahead": lambda: fl.data.prefetch(fl.limit(batches(), 3)),
+    "one of one": lambda: fl.limit(batches(), 1),
+    "in data": lambda: fl.limit(fl.Data(setup=lambda: fl.Data(loader())), 3),
+}
+
+
+def stops_late():
+    """Early stopping asks at each validation; the least number of steps or epochs holds it back."""
+    return [
+        fl.every(2, fl.validate(loss, VALIDATION)),
+        fl.early_stopping("val/loss", patience=1, min_delta=1e9),
+    ]
+
+
+def quarters():
+    return [
+        fl.every(0.25, fl.validate(loss, VALIDATION), unit="epoch"),
+        fl.every(0.7, fl.validate(loss, VALIDATION, name="test"), unit="epoch", first=True),
+        fl.early_stopping("val/loss", patience=3),
+    ]
+
+
+RUNS = {
+    **{name: (make, list, {"steps": STEPS}) for name, make in LIMITED.items()},
+    "least steps": (batches, stops_late, {"steps": 40, "min_steps": 7}),
+    "least epochs": (lambda: fl.limit(batches(), 3), stops_late, {"epochs": 9, "min_epochs": 2}),
+    "least of both": (batches, stops_late, {"steps": 40, "min_steps": 3, "min_epochs": 1}),
+    "fractions": (batches, quarters, {"epochs": 2}),
+    "fractions of a limit": (lambda: fl.limit(batches(), 7), quarters, {"epochs": 3}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_cut_after_any_step_ends_in_the_same_bits(tmp_path, name):
+    data, callbacks, limits = RUNS[name]
+    saving = fl.checkpoint(tmp_path, keep=None, every=1, unit="step")
+    whole, history = fl.fit(STEP, state(), data(), callbacks=[*callbacks(), saving], **limits)
+    count = int(whole.cursor[2])
+    assert count >= 6
+    for k in range(1, count):
+        path = tmp_path / f"step-{k:08d}"
+        again, told = fl.fit(
+            STEP, state(seed=2), data(), callbacks=callbacks(), resume=path, **limits
+        )
+        assert fl.tree_equal(again, whole), k
+        assert told.rows == history.rows, k
+        assert (told.status, told.reason) == (history.status, history.reason), k
+
+
+def test_what_was_stopped_late_stays_stopped(tmp_path):
+    saving = fl.checkpoint(tmp_path, keep=None, every=1, unit="step")
+    limits = {"steps": 40, "min_steps": 7}
+    whole, history = fl.fit(STEP, state(), batches(), callbacks=[*stops_late(), saving], **limits)
+    assert (int(whole.cursor[2]), history.status) == (8, "stopped")
+    again, told = fl.fit(
+        STEP, state(), batches(), callbacks=stops_late(), resume=tmp_path, **limits
+    )
+    assert again.params == whole.params and told.status == "stopped"
+    assert again.cursor.tolist() == whole.cursor.tolist()
+    longer = {**limits, "min_steps": 9}
+    again, _ = fl.fit(STEP, state(), batches(), callbacks=stops_late(), resume=tmp_path, **longer)
+    assert int(again.cursor[2]) == 10
+
+
+@pytest.mark.parametrize("name", ["least steps", "fractions"])
+def test_with_several_steps_in_a_call(tmp_path, name):
+    data, callbacks, limits = RUNS[name]
+    plain, _ = fl.fit(
+        fl.compile(STEP, backend="aot_eager"), state(), data(), callbacks=callbacks(), **limits
+    )
+    fast = fl.compile(STEP, steps=5, backend="aot_eager")
+    saving = fl.checkpoint(tmp_path, keep=None, every=3, unit="step")
+    whole, history = fl.fit(fast, state(), data(), callbacks=[*callbacks(), saving], **limits)
+    assert fl.tree_equal(whole, plain)
+    for k in range(3, int(whole.cursor[2]), 3):
+        path = tmp_path / f"step-{k:08d}"
+        again, told = fl.fit(
+            fast, state(seed=2), data(), callbacks=callbacks(), resume=path, **limits
+        )
+        assert fl.tree_equal(again, whole) and told.rows == history.rows, k
+
+
+def test_a_budget_is_spent_over_restarts(tmp_path):
+    def slow(state, metrics):
+        time.sleep(0.02)
+        return state, metrics
+
+    def part(budget, steps=60):
+        callbacks = [slow, fl.checkpoint(tmp_path / "a", every=1, unit="step")]
+        return fl.fit(
+            STEP,
+            state(),
+            batches(),
+            steps=steps,
+            budget=budget,
+            callbacks=callbacks,
+            resume=tmp_path / "a",
+        )
+
+    first, history = part(0.5)
+    assert (history.status, history.reason) == ("stopped", "the time budget of 0.5 seconds")
+    done = int(first.cursor[2])
+    assert 0 < done < 25 and history.seconds <= 0.6
+    same, history = part(0.4)
+    assert same.params == first.params and history.reason == "the time budget of 0.4 seconds"
+    second, history = part(1.0)
+    assert history.status == "stopped" and history.seconds <= 1.1
+    assert done < int(second.cursor[2]) < 50
+    last, history = part(None, steps=60)
+    whole, _ = fl.fit(STEP, state(), batches(), steps=60)
+    assert fl.tree_equal(last, whole) and history.seconds > 1.2
