@@ -66,7 +66,6 @@ from fnloop.transforms.explain import explain as explain
 from fnloop.values.metrics import Last as Last
 from fnloop.values.metrics import Max as Max
 from fnloop.values.metrics import Mean as Mean
-from fnloop.values.metrics import Metric as Metric
 from fnloop.values.metrics import Min as Min
 from fnloop.values.metrics import Sum as Sum
 from fnloop.values.metrics import stop as stop

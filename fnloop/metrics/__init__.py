@@ -13,5 +13,6 @@ from fnloop.metrics.regression import rmse as rmse
 from fnloop.names.suggestions import suggesting as _suggesting
 from fnloop.values.merging import merge as merge
 from fnloop.values.merging import numbers as numbers
+from fnloop.values.metrics import Metric as Metric
 
 __getattr__ = _suggesting(__name__)

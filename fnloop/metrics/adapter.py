@@ -109,7 +109,7 @@ def from_torchmetrics(metric: Any) -> Callable[..., Torchmetric]:
         metric: An instance of ``torchmetrics.Metric``.
 
     Returns:
-        A function with the arguments of ``metric.update``. It returns an `fl.Metric`.
+        A function with the arguments of ``metric.update``. It returns an `fl.metrics.Metric`.
 
     Raises:
         TypeError: `metric` is not such an instance. Convert a ``MetricCollection`` by member.

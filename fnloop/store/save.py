@@ -66,7 +66,7 @@ def save(
         state: The state; its context is left out.
         folder: A folder of checkpoints; created if missing. Or a URL, such as
             ``"s3://bucket/runs/a"``.
-        metrics: For the manifest, as numbers: `fl.Metric` objects or floats by name.
+        metrics: For the manifest, as numbers: `fl.metrics.Metric` objects or floats by name.
         config: For the manifest; what JSON cannot hold is saved as text.
         data: Description and position of the data, as JSON values.
         memos: Effects' memos by name: JSON values, and a `Page` for what only grows.

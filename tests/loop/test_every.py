@@ -120,7 +120,7 @@ def test_memory_of_a_metric_that_is_gone_is_carried_along():
 
 
 @fl.tree
-class Median(fl.Metric):
+class Median(fl.metrics.Metric):
     """A metric that keeps all scores."""
 
     scores: tuple[torch.Tensor, ...]

@@ -61,7 +61,7 @@ def test_a_stop_that_was_asked_for_stays():
 
 def test_a_metric_of_ones_own():
     @fl.tree
-    class Range(fl.Metric):
+    class Range(fl.metrics.Metric):
         low: torch.Tensor
         high: torch.Tensor
 
@@ -168,7 +168,7 @@ def test_comparing_and_formatting():
 
 
 @fl.tree
-class Several(fl.Metric):
+class Several(fl.metrics.Metric):
     hits: torch.Tensor
     n: torch.Tensor
 
@@ -258,10 +258,10 @@ def test_printing_metrics_in_a_compiled_step_records_nothing():
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_metric_class_without_fl_tree_is_told_so(compiled):
-    class Fields(fl.Metric):
+    class Fields(fl.metrics.Metric):
         n: torch.Tensor
 
-    class Own(fl.Metric):
+    class Own(fl.metrics.Metric):
         def __init__(self, n):
             self.n = n
 
