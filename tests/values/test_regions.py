@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+import random
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fnloop.values.regions import Region, common, copy, volume
 
 
-@st.composite
-def regions(draw, shape):
+def some(chance):
+    """A shape, of which sizes may be 0 or missing."""
+    return tuple(chance.choices(range(5), (1, 5, 5, 5, 5), k=chance.randint(0, 4)))
+
+
+def region_in(shape, chance):
     """Any run of any box."""
-    ends = [sorted(draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in shape]
-    box = tuple([range(*pair) for pair in ends])
-    runs = st.tuples(st.integers(0, volume(box)), st.integers(0, volume(box)))
-    return Region(box, range(*sorted(draw(runs))))
+    box = tuple([_between(0, size, chance) for size in shape])
+    return Region(box, _between(0, volume(box), chance))
+
+
+def _between(first, last, chance):
+    return range(*sorted([chance.randint(first, last), chance.randint(first, last)]))
 
 
 def numbers(shape):
@@ -31,34 +36,38 @@ def values(region, tensor):
     return tensor[slices].reshape(-1)[region.run.start : region.run.stop]
 
 
-SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
+def test_tiles_are_a_regions_values_in_order():
+    chance, tiles = random.Random(0), 0
+    for _ in range(3000):
+        shape = some(chance)
+        region, tensor = region_in(shape, chance), numbers(shape)
+        found, end = values(region, tensor), 0
+        whole = len(found) == volume(region.box)
+        assert region.shape == (tuple(map(len, region.box)) if whole else (len(found),))
+        for tile in region.tiles():
+            assert tile.at == end
+            end += volume(tile.box)
+            own = values(Region(tile.box, range(volume(tile.box))), tensor)
+            assert own.numel() and own.equal(found[tile.at : end])
+            assert tile.view(found, tile.box).reshape(-1).equal(own)
+            tiles += 1
+        assert end == len(found) == len(region.run)
+    assert tiles > 500
 
 
-@given(st.data(), SHAPES)
-def test_tiles_are_a_regions_values_in_order(data, shape):
-    region, tensor = data.draw(regions(shape)), numbers(shape)
-    found = values(region, tensor)
-    whole = len(found) == volume(region.box)
-    assert region.shape == (tuple(map(len, region.box)) if whole else (len(found),))
-    end = 0
-    for tile in region.tiles():
-        assert tile.at == end
-        end += volume(tile.box)
-        own = values(Region(tile.box, range(volume(tile.box))), tensor)
-        assert own.numel() and own.equal(found[tile.at : end])
-        assert tile.view(found, tile.box).reshape(-1).equal(own)
-    assert end == len(found) == len(region.run)
-
-
-@given(st.data(), SHAPES)
-def test_what_two_regions_have_in_common_is_copied_and_nothing_else(data, shape):
-    here, there, tensor = data.draw(regions(shape)), data.draw(regions(shape)), numbers(shape)
-    source, target = values(here, tensor), torch.full((len(there.run),), -1)
-    expected = values(there, tensor)
-    both = torch.isin(expected, source)
-    count = copy(source, target, common(here, there))
-    assert count == int(both.sum())
-    assert target.equal(torch.where(both, expected, -1))
+def test_what_two_regions_have_in_common_is_copied_and_nothing_else():
+    chance, copied = random.Random(0), 0
+    for _ in range(3000):
+        shape = some(chance)
+        here, there, tensor = region_in(shape, chance), region_in(shape, chance), numbers(shape)
+        source, target = values(here, tensor), torch.full((len(there.run),), -1)
+        expected = values(there, tensor)
+        both = torch.isin(expected, source)
+        count = copy(source, target, common(here, there))
+        assert count == int(both.sum())
+        assert target.equal(torch.where(both, expected, -1))
+        copied += bool(count)
+    assert copied > 100
 
 
 def test_many_pieces_of_one_tensor_are_compared_without_tiles():
