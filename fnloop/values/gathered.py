@@ -187,5 +187,5 @@ def _weighed(grad: Tensor, share: Tensor) -> Tensor:
     """A gradient times a share; zero if the share is, even if the gradient is not finite."""
     if not opaque() and share.is_cpu and not share.item():
         return torch.zeros_like(grad)
-    weighed = grad * share
+    weighed = grad * share.to(grad.dtype)  # of two numbers the wider one would decide
     return weighed if share.is_cpu and not opaque() else weighed.where(share > 0, 0.0)
