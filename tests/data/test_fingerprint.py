@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fnloop.data.batches import Batches
-from fnloop.data.fingerprint import sample_of_columns, sample_of_list
+from fnloop.data.fingerprint import checksum, sample_of_columns, sample_of_list
 from fnloop.data.sources import as_source
 
 
@@ -131,3 +131,24 @@ def test_other_sources_say_what_they_are() -> None:
     assert about["exact"] == "no" and "read only once" in about["reason"]
     assert as_source({1: 2}.keys()).about()["kind"] == "iterable"  # pyright: ignore
     assert as_source((torch.zeros(3),)).about()["kind"] == "Batches"  # pyright: ignore
+
+
+def test_a_checksum_sees_other_batches_and_takes_any():
+    x, y = torch.arange(600.0).view(3, 200), torch.tensor([0, 1, 2])
+    known = checksum((x, y))
+    assert checksum((x.clone(), y)) == checksum((x.T.contiguous().T, y)) == known
+    shifted, longer = x.roll(1, 0), torch.cat([x, x[-1:]])
+    others = [(shifted, y), (longer, y), (x.double(), y), (x, y.flip(0)), (x, y, "text"), x]
+    assert len({known, *map(checksum, others)}) == 1 + len(others)
+    for odd in (
+        torch.tensor(1.0),
+        torch.zeros(0, 3),
+        torch.eye(3).to_sparse(),
+        torch.randn(3, dtype=torch.complex64).conj(),
+        torch.zeros(2, dtype=torch.bfloat16),
+        torch.zeros(2, dtype=torch.bool),
+        np.array(["a", "b"]),
+        object(),
+        {"a": None, "b": [1, 2.0, "c"]},
+    ):
+        assert checksum(odd) == checksum(odd)
