@@ -263,7 +263,7 @@ def _outcome(history: History, job: Job, state: State) -> str:
     elif history.resumed and history.resumed.cursor.count == Cursor.of(state.cursor).count:
         # Nothing was left to do.
         status = "stopped" if history.status == "stopped" else "completed"
-        more = _longer(job.recipe, status, job.flags)
+        more = _longer(job.recipe, status, job.flags, history.reason)
         rows.append(("go on", f"fnloop resume {shown(job.folder or Path())}{more}"))
     return f"\n{title}\n{run_report.columns(rows)}" if rows else f"\n{title}"
 
@@ -299,9 +299,11 @@ def _refusal(
     )
 
 
-def _longer(recipe: Recipe, status: str, flags: Flags) -> str:
+def _longer(recipe: Recipe, status: str, flags: Flags, reason: str = "") -> str:
     """The flag that lets a run that has ended go on; empty for one that has not."""
-    if status.startswith("completed"):
+    if recipe.budget is not None and "budget" in reason:
+        name, value = "budget", recipe.budget
+    elif status.startswith("completed"):
         limits = {"epochs": recipe.epochs, "steps": recipe.steps}
         name, value = next(((n, v) for n, v in limits.items() if v is not None), ("epochs", 1))
     elif status.startswith("stopped"):

@@ -24,7 +24,8 @@ def run_smoke(recipe: Recipe) -> int:
     predicted = 0 if asked is None else sum(1 for _ in predictions(recipe, state, asked))
     if is_first():
         trained = Cursor.of(state.cursor).count
-        print(f"smoke run: {_batches(trained)} trained, {_batches(predicted)} predicted")
+        also = f", {_batches(predicted)} predicted" if predicted else ""
+        print(f"smoke run: {_batches(trained)} trained{also}")
         print(f"\nlast state\n{run_report.numbers_table(rows)}\n\nNothing was written.")
     return 0
 

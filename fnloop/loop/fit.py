@@ -103,8 +103,15 @@ def fit(
     check_keywords(fit, wrong)
     if smoke:
         with smoke_folder(mesh_of(step) or Mesh()) as folder:
-            few, callbacks = limit(data, SMOKE), in_smoke(listed(callbacks), folder)
-            return fit(step, state, few, 1, None, None, callbacks, None, config, progress)
+            return fit(
+                step,
+                state,
+                limit(data, SMOKE),
+                epochs=1,
+                callbacks=in_smoke(listed(callbacks), folder),
+                config=config,
+                progress=progress,
+            )
     if epochs is None and steps is None and seconds is None and budget is None:
         raise ValueError("fit needs a limit: epochs=, steps=, seconds= or budget=.")
     steps = None if steps is None else as_count(steps, "steps=")
@@ -146,7 +153,7 @@ def fit(
     left = _left(budget, history.seconds)
     if left == 0 and history.resumed:
         _log.warning(
-            "nothing is left to do: the run has taken %.0f seconds, and its budget is %g. To go "
+            "nothing is left to do: the run has taken %.4g seconds, and its budget is %g. To go "
             "on, raise budget=.",
             history.seconds,
             budget,

@@ -61,3 +61,17 @@ def test_least_epochs_and_a_budget_are_the_recipes(edited, cli):
     code, out, _ = cli("fit", recipe, "--early", "true", "--epochs", "9")
     assert code == 0 and "stopped: val/loss" in out
     assert "runs/line/step-00000010" in out
+
+
+def test_a_budget_that_is_spent_says_how_to_go_on(edited, cli):
+    recipe = edited("epochs=epochs,", "epochs=epochs, budget=budget,")
+    recipe.write_text(
+        recipe.read_text().replace("epochs: int = 3,", "epochs: int = 3, budget: float = 60,")
+    )
+    assert cli("fit", recipe)[0] == 0
+    code, out, _ = cli(
+        "resume", "runs/line", "--epochs", "9", "--budget", "0.001", "--early", "true"
+    )
+    assert code == 0
+    assert "stopped: the time budget of 0.001 seconds" in out
+    assert "fnloop resume runs/line --budget 0.002" in out

@@ -115,7 +115,7 @@ def seconds_are_over_on_all_ranks_at_once(mesh):
         fl.every(0.15 if mesh.rank == 0 else 1000.0, fl.validate(loss, data()), unit="second"),
         seconds=1.0,
     )
-    assert len(same(mesh, seen)) > 4
+    assert len(same(mesh, seen)) > 2
 
 
 @scenario
@@ -123,7 +123,7 @@ def a_checkpoint_by_the_clock_is_one_of_all(mesh):
     folder = mesh.exchange(tempfile.mkdtemp())[0]
     saving = fl.checkpoint(folder, keep=None, every=0.1, unit="second", last=False)
     fit(mesh, saving, seconds=1.0, steps=10**9)
-    assert len([path for path in Path(folder).iterdir() if path.name.startswith("step-")]) > 2
+    assert len([path for path in Path(folder).iterdir() if path.name.startswith("step-")]) > 1
 
 
 @scenario

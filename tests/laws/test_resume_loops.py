@@ -138,7 +138,7 @@ def test_a_budget_is_spent_over_restarts(tmp_path):
         time.sleep(0.02)
         return state, metrics
 
-    def part(budget, steps=60):
+    def part(budget, steps=150):
         callbacks = [slow, fl.checkpoint(tmp_path / "a", every=1, unit="step")]
         return fl.fit(
             STEP,
@@ -150,15 +150,15 @@ def test_a_budget_is_spent_over_restarts(tmp_path):
             resume=tmp_path / "a",
         )
 
-    first, history = part(0.5)
-    assert (history.status, history.reason) == ("stopped", "the time budget of 0.5 seconds")
+    first, history = part(1.0)
+    assert (history.status, history.reason) == ("stopped", "the time budget of 1 seconds")
     done = int(first.cursor[2])
-    assert 0 < done < 25 and history.seconds <= 0.6
+    assert 0 < done <= 50 and 0.7 < history.seconds < 1.5
     same, history = part(0.4)
     assert same.params == first.params and history.reason == "the time budget of 0.4 seconds"
-    second, history = part(1.0)
-    assert history.status == "stopped" and history.seconds <= 1.1
-    assert done < int(second.cursor[2]) < 50
-    last, history = part(None, steps=60)
-    whole, _ = fl.fit(STEP, state(), batches(), steps=60)
-    assert fl.tree_equal(last, whole) and history.seconds > 1.2
+    second, history = part(2.0)
+    assert history.status == "stopped" and 1.5 < history.seconds < 2.5
+    assert done < int(second.cursor[2]) <= 100
+    last, history = part(None)
+    whole, _ = fl.fit(STEP, state(), batches(), steps=150)
+    assert fl.tree_equal(last, whole) and history.seconds > 3.0
