@@ -223,8 +223,8 @@ def grad(loss: Any = None, only: Any = None) -> Any:
 _NO_GRADIENT = (
     "The loss {loss} does not depend on any parameter that requires gradients. The usual causes: "
     "the loss was computed under torch.no_grad(), or detached (.item(), .numpy()); it uses another "
-    "model than its argument; its first layers are checkpointed with use_reentrant=True; or all "
-    "parameters are frozen."
+    "model than its argument; its first layers are checkpointed with use_reentrant=True; all "
+    "parameters are frozen; or grad(only=...) chooses others than it uses."
 )
 
 _REENTRANT = (

@@ -422,6 +422,12 @@ def test_a_choice_of_nothing_says_so(only, error, match):
         fl.pipe(two_loss, fl.grad(only=only), fl.update(fl.optim.sgd(0.1))).init(Two())
 
 
+def test_a_choice_that_the_loss_does_not_use_says_so():
+    grad = fl.grad(lambda model, x: model.a(x).mean(), only="b")
+    with pytest.raises(ValueError, match=r"grad\(only=...\) chooses others than it uses"):
+        grad(grad.init(Two()), torch.randn(4, 3))
+
+
 def test_a_choice_of_what_is_frozen_says_so():
     model = Two()
     model.b.requires_grad_(False)

@@ -219,6 +219,20 @@ def test_a_turn_that_all_skip_is_none():
     assert int(after.step) == 1 and after["ema"] != state["ema"]
 
 
+@pytest.mark.parametrize("then", ["skip", "rewind"])
+def test_a_guard_around_it_takes_back_all_clocks(then):
+    def too_low(state, metrics):
+        return state, {**metrics, "bad": metrics["generator/loss"].value() < 100}
+
+    step = fl.pipe(gan(after=[fl.ema(0.5)]), fl.guard(too_low, then=then, every=1))
+    state = step.init(model())
+    after, metrics = step(state, batches()[0])
+    assert float(metrics["guard"]) == 1 and int(after.calls) == 1 and int(after.step) == 0
+    for name in ("discriminator/step", "generator/step", "generator/update", "generator/ema"):
+        assert fl.tree_equal(after[name], state[name])
+    assert after.params == state.params and after.buffers == state.buffers
+
+
 def test_loss_scales_and_multipliers_are_their_own():
     amp = fl.amp("fp16", init_scale=2.0**8)
     step = fl.sequence(
