@@ -28,11 +28,12 @@ def explain_tells_what_is_held_and_moved(mesh):
         ("zero3", 2, "fast"),
     ):
         ours = Ours(mesh, plan, steps, reduce=reduce)
-        held, _, traffic, _ = sizes(lambda ours=ours: ours)
+        held, adds, traffic, _ = sizes(lambda ours=ours: ours)
         told = fl.explain(ours.step, ours.state)
         own = [row for row in told.placed if row.path.startswith(("params", "slots"))]
         assert max(mesh.exchange(held)) == sum(row.bytes for row in own), (plan, held)
         close(traffic.total, told.moved)
+        close(adds, max(told.working))
 
 
 @scenario
