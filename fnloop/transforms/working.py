@@ -54,8 +54,8 @@ def working(fold: Fold, state: State, shares: Mapping[str, int], renewed: int) -
         return Working(_of_one_use(params, gradients, k) + min(turns, 3) * total // k, new)
     if fold.plan == "zero2":
         merged = whole + 3 * total if turns > 1 else 0
-        return Working(whole + kept, max(new, merged, 3 * total + uneven + total // k))
-    return Working(kept, max(new, 4 * total))
+        return Working(whole + kept, max(new, merged, 2 * total + uneven + 2 * total // k))
+    return Working(kept, max(new, 3 * total))
 
 
 def _of_one_use(params: Mapping[str, Tensor], gradients: Mapping[str, Tensor], k: int) -> int:

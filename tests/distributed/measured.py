@@ -62,7 +62,7 @@ def memory_and_traffic_are_those_of_the_theory(mesh):
     # of the state's kind, and the gradients.
     close(ours["replicate"][1], 5 * P)
     padded = sum(p.nbytes for p in model().parameters() if p.numel() % k)  # copied once more
-    close(ours["zero2"][1], 3 * P + P / k + padded)
+    close(ours["zero2"][1], 2 * P + 2 * P / k + padded)
     close(ours["zero3"][1], 5 * P / k)
 
 
