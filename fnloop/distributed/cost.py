@@ -35,6 +35,9 @@ class Machine:
         inside: Connects the ranks of a machine.
         between: Connects each rank with its like in other machines.
 
+    Raises:
+        ValueError: The utilization is no share.
+
     >>> h100 = Machine(989e12, 0.4, 80e9, 3.35e12, 8, Link(360e9, 3.4e-6), Link(40e9, 14e-6))
     >>> f"{h100.compute(1e15):.2f} s"
     '2.53 s'
@@ -49,6 +52,14 @@ class Machine:
     ranks: int
     inside: Link
     between: Link
+
+    def __post_init__(self) -> None:
+        if not 0 < self.utilization <= 1:
+            raise ValueError(
+                f"utilization is the share of {self.peak:.3g} operations a second that forward and "
+                f"backward pass reach, above 0 and at most 1; got {self.utilization}. On GPUs it "
+                "is often 0.3 to 0.5."
+            )
 
     def compute(self, flops: float) -> float:
         """Seconds of so many operations of a rank."""

@@ -115,7 +115,7 @@ class Explanation:
         >>> h100 = Machine(989e12, 0.4, 80e9, 3.35e12, 8, Link(360e9, 3.4e-6), Link(40e9, 14e-6))
         >>> explain(step, step.init(model), 64).on(h100, flops=6 * 1e8 * 1e5)
         on a rank
-        memory at the peak    1.2 GB of 80.0 GB
+        memory at the peak    831.4 MB of 80.0 GB
         forward and backward  151.67 ms
         update                0.01 ms
         exchanges             3.04 ms
