@@ -46,7 +46,8 @@ def grid(data: int, tensor: int) -> Any:
 
 def _group_of_mine(rows: Tensor) -> Any:
     """A group for each row of ranks; that of this rank."""
-    timeout = _cpu_backend(dist.group.WORLD).options._timeout
+    options = _cpu_backend(dist.group.WORLD).options  # a group that only counts has none
+    timeout = options and options._timeout
     groups = [(row, dist.new_group(row, timeout=timeout)) for row in rows.tolist()]
     return next(group for row, group in groups if dist.get_rank() in row)
 

@@ -107,13 +107,15 @@ class Fold(GradStage):
         weight = torch.stack([each.grads.weight for each in every]).sum(0)
         mean = own.grads.mean
         if mesh.data > 1 and not merged:
+            share = None
             if not synced:
                 share = own.grads.weight.double() / torch.where(weight > 0, weight, 1)
-                counts, mean = look(own.grads.weight > 0), mean.scale(share)
+                counts = look(own.grads.weight > 0)
                 if counts is not True:
                     mean = mean.where(counts, mean.zeros())
             placed = state.params.select(mean)
-            mean = scattered(mean, placed) if is_cut(placed) else summed(mean, mesh)
+            cut = is_cut(placed)
+            mean = scattered(mean, placed, share) if cut else summed(mean, mesh, share)
         finite = torch.stack([each.grads.finite for each in every]).all()
         metrics = merge([each.grads.metrics for each in every])
         return Grads(mean, weight, finite, metrics), every

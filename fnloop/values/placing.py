@@ -54,11 +54,14 @@ def sliced(tensors: Tensors, mesh: Mesh, dims: Mapping[str, int | None]) -> Tens
     return Tensors.of(layout, layout.join(dict(tensors.items())))
 
 
-def scattered(tensors: Tensors, like: Tensors) -> Tensors:
-    """The sums over ranks, in the layout of `like`, which has the same names."""
+def scattered(tensors: Tensors, like: Tensors, share: Tensor | None) -> Tensors:
+    """The sums over ranks, in the layout of `like`, which has the same names.
+
+    If there is a `share`, what this rank adds is that times `tensors`.
+    """
     layout = like.layout
     assert isinstance(layout, Shards)
-    return Tensors.of(layout, layout.scatter(_stored(tensors.select(layout.names))))
+    return Tensors.of(layout, layout.scatter(_stored(tensors.select(layout.names)), share))
 
 
 def cut_like(tensors: Tensors, like: Tensors) -> Tensors:
@@ -68,14 +71,17 @@ def cut_like(tensors: Tensors, like: Tensors) -> Tensors:
     return Tensors.of(layout, layout.cut(_stored(tensors.select(layout.names))))
 
 
-def summed(tensors: Tensors, mesh: Mesh) -> Tensors:
-    """The sums over ranks, on every rank; one reduction for each dtype."""
-    if mesh.data == 1:
-        return tensors
+def summed(tensors: Tensors, mesh: Mesh, share: Tensor | None) -> Tensors:
+    """The sums over ranks, on every rank; one reduction for each dtype.
+
+    If there is a `share`, what this rank adds is that times `tensors`.
+    """
     storages = tensors.storages
     found: list[Tensor] = list(storages)
     for places in by_dtype(storages):
-        flat = mesh.sum(torch.cat([storages[i].reshape(-1) for i in places]))
+        own = torch.cat([storages[i].reshape(-1) for i in places])
+        # Weighed after it is copied, so that there is one copy less.
+        flat = mesh.sum(own if share is None else own.mul_(share))
         parts = flat.split([storages[i].numel() for i in places])
         for i, part in zip(places, parts, strict=True):
             found[i] = part.reshape(storages[i].shape)

@@ -96,8 +96,11 @@ class Shards(Layout):
                 found[i] = flat[: math.prod(shape)].reshape(shape)
         return tuple(found)
 
-    def scatter(self, whole: Sequence[Tensor]) -> Storages:
-        """This rank's pieces of the sums over ranks; one reduction for each dtype."""
+    def scatter(self, whole: Sequence[Tensor], share: Tensor | None = None) -> Storages:
+        """This rank's pieces of the sums over ranks; one reduction for each dtype.
+
+        If there is a `share`, what this rank adds is that times `whole`.
+        """
         found: list[Tensor] = list(whole)
         ranks, rank = self.mesh.data, self.mesh.rank
         for places in by_dtype(whole):
@@ -106,7 +109,8 @@ class Shards(Layout):
                 _padded(whole[i].reshape(-1), self.sizes[i] * ranks).reshape(ranks, -1)
                 for i in places
             ]
-            pieces = self.mesh.scatter(torch.cat(rows, dim=1)).split(sizes)
+            own = torch.cat(rows, dim=1)
+            pieces = self.mesh.scatter(own if share is None else own.mul_(share)).split(sizes)
             for i, piece in zip(places, pieces, strict=True):
                 left = math.prod(self.shapes[i]) - rank * self.sizes[i]
                 found[i] = piece[: max(0, min(self.sizes[i], left))].clone()

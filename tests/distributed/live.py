@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -22,6 +23,8 @@ class Live(TorchDispatchMode):
         self._known = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any([issubclass(each, DTensor) for each in types]):
+            return NotImplemented  # it does the operation on its own, and that comes here again
         result = func(*args, **(kwargs or {}))
         given = {_address(t) for t in _tensors((args, kwargs))}
         for tensor in _tensors(result):

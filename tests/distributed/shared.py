@@ -39,14 +39,14 @@ class Normed(Perceptron):
 class Block(nn.Module):
     """A block of a transformer, with separate or fused projections."""
 
-    def __init__(self, fused):
+    def __init__(self, fused, d):
         super().__init__()
         if fused:
-            self.qkv = nn.Linear(16, 48)
+            self.qkv = nn.Linear(d, 3 * d)
         else:
-            self.q, self.k, self.v = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
-        self.o, self.n1, self.n2 = nn.Linear(16, 16), nn.LayerNorm(16), nn.LayerNorm(16)
-        self.fc1, self.fc2 = nn.Linear(16, 64), nn.Linear(64, 16)
+            self.q, self.k, self.v = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
+        self.o, self.n1, self.n2 = nn.Linear(d, d), nn.LayerNorm(d), nn.LayerNorm(d)
+        self.fc1, self.fc2 = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
         self.fused = fused
 
     def forward(self, x):
@@ -60,13 +60,13 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """An embedding, two blocks, and a head."""
+    """An embedding, blocks, and a head."""
 
-    def __init__(self, fused=False):
+    def __init__(self, fused=False, d=16, blocks=2):
         super().__init__()
-        self.embed = nn.Embedding(11, 16)
-        self.blocks = nn.ModuleList([Block(fused) for _ in range(2)])
-        self.head = nn.Linear(16, 11)
+        self.embed = nn.Embedding(11, d)
+        self.blocks = nn.ModuleList([Block(fused, d) for _ in range(blocks)])
+        self.head = nn.Linear(d, 11)
 
     def forward(self, x):
         x = self.embed(x)

@@ -6,6 +6,7 @@ from collections import Counter
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -35,6 +36,8 @@ class Traffic(TorchDispatchMode):
         return sum(self.moved.values())
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any([issubclass(each, DTensor) for each in types]):
+            return NotImplemented  # it does the operation on its own, and that comes here again
         name, _, _ = func.name().partition(".")
         space, _, name = name.partition("::")
         if space == "_c10d_functional" and isinstance(args[-1], str):  # others only wait

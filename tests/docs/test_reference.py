@@ -12,7 +12,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(fnloop.__file__).parent
 REFERENCE = ROOT / "docs" / "reference"
 
-RARE = ("loop.statistics.refresh_statistics", "replays.replay.Replay", "effects.effect.Run")
+RARE = (
+    "loop.statistics.refresh_statistics",
+    "replays.replay.Replay",
+    "effects.effect.Run",
+    "distributed.cost.Cost",
+    "distributed.cost.Link",
+    "distributed.cost.Machine",
+    "transforms.explain.Explanation",
+)
 """What is documented where it lives: the top has 80 names, those of every day."""
 
 
