@@ -89,17 +89,20 @@ class Fold(GradStage):
         batch norms they are weighed in it.
         """
         mesh, count = self.mesh, len(parts)
+        mine = range(count * mesh.rank // mesh.data, count * (mesh.rank + 1) // mesh.data)
         merged = self.plan == "zero3" and is_cut(state.params)
         synced = self.sync_batchnorm and mesh.everyone.data > 1
-        whole = state if merged else state.replace(params=state.params.opened())
-        mine = range(count * mesh.rank // mesh.data, count * (mesh.rank + 1) // mesh.data)
+
+        def whole() -> State:  # not kept: it has all parameters
+            return state if merged else state.replace(params=state.params.opened())
+
         if synced:  # what ranks compute in one turn are parts of one micro-batch
             mine = range(mesh.rank, count, mesh.data)
-            own = self._in_step(whole.within(norms=BatchNorms(mesh)), first, parts, mine)
+            own = self._in_step(whole().within(norms=BatchNorms(mesh)), first, parts, mine)
         elif merged:
-            own = self._in_step(whole, first, parts, mine)
+            own = self._in_step(whole(), first, parts, mine)
         else:
-            own = self._agreed(whole, first, parts, mine)
+            own = self._agreed(whole(), first, parts, mine)
         every = own.everyones(mesh)
         weight = torch.stack([each.grads.weight for each in every]).sum(0)
         mean = own.grads.mean
