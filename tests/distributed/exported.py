@@ -15,6 +15,7 @@ from torch import nn
 import fnloop as fl
 from fnloop.stages.accumulate import Accumulate
 from fnloop.stages.base import Stage
+from fnloop.stages.sequence import Sequence
 from tests.laws.test_transforms import EXAMPLES, STAGES, loss
 
 
@@ -55,6 +56,11 @@ def stages():
     found["stage 0"] = fl.pipe(
         fl.stage(fl.grad(loss), "grad"), fl.update(fl.optim.adamw(0.1)), fl.ema(0.9)
     )
+    found["sequence 0"] = fl.sequence(
+        first=fl.pipe(loss, fl.grad(only="a"), fl.update(fl.optim.adamw(0.1)), fl.ema(0.9)),
+        last=fl.pipe(loss, fl.grad(only="b"), fl.accumulate(2), fl.update(fl.optim.sgd(0.1))),
+        every={"last": 2},
+    )
     return found
 
 
@@ -82,6 +88,7 @@ SCHEDULES = {
     "one_cycle": fl.schedules.one_cycle(1.0, steps=6),
     "polynomial": fl.schedules.polynomial(1.0, 0.0, steps=6, power=2.0),
     "step_decay": fl.schedules.step_decay(1.0, 0.5, steps=2),
+    "uniform": fl.schedules.uniform(),
     "warmup_stable_decay": fl.schedules.warmup_stable_decay(1.0, 6, warmup=2, decay=2),
 }
 
@@ -101,6 +108,8 @@ def in_parts(stage, k):
     """The step with `k` times as many micro-batches: what `k` ranks are, in one process."""
     if isinstance(stage, Accumulate):
         return dataclasses.replace(stage, k=k * stage.k)
+    if isinstance(stage, Sequence):
+        return dataclasses.replace(stage, parts=tuple([in_parts(p, k) for p in stage.parts]))
     if isinstance(getattr(stage, "inner", None), Stage):
         return dataclasses.replace(stage, inner=in_parts(stage.inner, k))
     return fl.accumulate(k)(stage)
