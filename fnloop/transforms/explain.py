@@ -67,7 +67,7 @@ class Explanation:
         placed: Every tensor of the state.
         exchanges: The collectives of a step.
         working: What a step adds on a rank, beside activations, if it is not compiled: bytes in
-            the backward pass, and after it.
+            the backward pass, and before or after it.
         mesh: The ranks.
     """
 

@@ -18,7 +18,8 @@ class Working(NamedTuple):
 
     Attributes:
         backward: While activations are there too: gradients, and parameters that are gathered.
-        after: Once they are gone: while gradients are reduced, and a new state is made.
+        after: While there are no activations: parameters are gathered before, gradients are
+            reduced after, and a new state is made.
     """
 
     backward: int
@@ -40,6 +41,7 @@ def working(fold: Fold, state: State, shares: Mapping[str, int], renewed: int) -
     gradients = {name: wide(p) for name, p in params.items() if name in trained}
     total = sum(g.nbytes for g in gradients.values())
     whole = sum(p.nbytes for p in params.values()) if pieces else 0
+    opened = 2 * whole + whole // k  # while they are gathered
     uneven = sum(g.nbytes for g in gradients.values() if g.numel() % k)
     turns = -(-fold.k // k) if fold.canonical else fold.k
     kept = min(turns, 2) * total  # of the micro-batches before, and of this one
@@ -54,7 +56,8 @@ def working(fold: Fold, state: State, shares: Mapping[str, int], renewed: int) -
         return Working(_of_one_use(params, gradients, k) + min(turns, 3) * total // k, new)
     if fold.plan == "zero2":
         merged = whole + 3 * total if turns > 1 else 0
-        return Working(whole + kept, max(new, merged, 2 * total + uneven + 2 * total // k))
+        reduced = 2 * total + uneven + 2 * total // k
+        return Working(whole + kept, max(new, opened, merged, reduced))
     return Working(kept, max(new, 3 * total))
 
 

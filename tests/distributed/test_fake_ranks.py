@@ -125,3 +125,17 @@ def test_ranks_that_share_a_model(fused, plan, ranks, shared=4):
     # projections are gathered, to be cut in three.
     each = 2 * (shared - 1) / shared * 4 * tokens * WIDE * 4
     close(across.total, (8.5 if fused else 6) * BLOCKS * each)
+
+
+@pytest.mark.parametrize("plan", ["replicate", "zero2"])
+def test_the_parts_of_a_sequence_add_one_after_the_other(plan):
+    def part(pattern):
+        return fl.pipe(loss, fl.grad(only=pattern), fl.update(fl.optim.adamw(1e-3)))
+
+    with fake_mesh(64) as mesh:
+        step = fl.shard(fl.sequence(first=part("1*"), second=part("2*")), mesh, plan)
+        state = step.init(model())
+        told = fl.explain(step, state)
+        adds, traffic = counted(step, state, batch(64))
+    close(traffic.total, told.moved)
+    assert 0.75 < adds / max(told.working) < 1.1, (adds, told.working)
