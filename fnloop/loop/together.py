@@ -18,7 +18,7 @@ from fnloop.values.merging import merge_all
 from fnloop.values.state import State
 
 
-class Turn(NamedTuple):
+class Outcome(NamedTuple):
     """A step that has been done.
 
     Attributes:
@@ -41,7 +41,7 @@ class Calling(NamedTuple):
         failed: What the next batch or the next step has raised.
     """
 
-    before: Sequence[Turn]
+    before: Sequence[Outcome]
     cursor: Cursor
     batch: Any
     failed: Exception | None
@@ -90,7 +90,7 @@ class Together:
         """
         newest, series = self._newest, self._step.series(state)
         newest.calls = calls_of(state)
-        turns: list[Turn] = []
+        turns: list[Outcome] = []
         failed: Exception | None = None
         last: Any = None
         try:
@@ -99,7 +99,7 @@ class Together:
                 newest.is_at(series.state)
                 last, place = batch, cursor.tensor()
                 series.cursor = place
-                turns.append(Turn(cursor, place, metrics))
+                turns.append(Outcome(cursor, place, metrics))
                 if draw is None or len(turns) == self.steps or self._ends(cursor):
                     break
                 drawn = draw(cursor)
@@ -123,7 +123,7 @@ class Together:
             [one.needs_state(cursor, reported) for one in self._effects]
         )
 
-    def tell(self, state: State, turn: Turn) -> tuple[State, Mapping[str, Any]]:
+    def tell(self, state: State, turn: Outcome) -> tuple[State, Mapping[str, Any]]:
         """Call callbacks and effects for a step that was not the last one of its call.
 
         Args:

@@ -16,9 +16,9 @@ from fnloop.optim.algorithms.rmsprop import rmsprop as rmsprop
 from fnloop.optim.algorithms.sgd import sgd as sgd
 from fnloop.optim.base import Optimizer as Optimizer
 from fnloop.optim.chains import chain as chain
+from fnloop.optim.gradient_norms import norms as norms
 from fnloop.optim.labels import by_label as by_label
 from fnloop.optim.masks import masked as masked
-from fnloop.optim.norms import norms as norms
 from fnloop.optim.torch_bridge import from_torch as from_torch
 from fnloop.optim.transforms import add_decayed_weights as add_decayed_weights
 from fnloop.optim.transforms import clip_by_norm as clip_by_norm
