@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 import fnloop as fl
 
-if len(sys.argv) > 1:
-    dist.init_process_group(sys.argv[1])
-mesh = fl.mesh(timeout=60)
-warnings.warn("a warning of all ranks", stacklevel=1)
-logging.getLogger("fnloop").warning("a log of all ranks")
-print(mesh.exchange(mesh.rank), int(mesh.sum(torch.tensor(mesh.rank + 1))), flush=True)
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        dist.init_process_group(sys.argv[1])
+    mesh = fl.mesh(timeout=60)
+    warnings.warn("a warning of all ranks", stacklevel=1)
+    logging.getLogger("fnloop").warning("a log of all ranks")
+    print(mesh.exchange(mesh.rank), int(mesh.sum(torch.tensor(mesh.rank + 1))), flush=True)

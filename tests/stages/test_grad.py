@@ -370,7 +370,9 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize(("only", "names"), CHOICES.items(), ids=str)
+@pytest.mark.parametrize(
+    ("only", "names"), CHOICES.items(), ids=["a", "a.*", "*.bias", "two", "function"]
+)
 def test_only_some_have_gradients_which_are_those_of_all(only, names):
     everything, some = fl.grad(two_loss), fl.grad(two_loss, only=only)
     assert some == fl.pipe(two_loss, fl.grad(only=only))
