@@ -239,7 +239,8 @@ def every(
             "every takes the number first: fl.every(500, fl.validate(loss, data)), or "
             'fl.every(1, fl.validate(loss, data), unit="epoch").'
         )
-    Rhythm(n, unit, "every(n, ...)")  # checks them
+    rhythm = Rhythm(n, unit, "every(n, ...)")  # checks them
+    n = n if isinstance(n, float) else rhythm.n
     if isinstance(callback, Effect):
         if first:
             raise _not_first(callback.name)

@@ -6,6 +6,8 @@ Their exchanges give wrong values (each rank's own), so only sizes can be looked
 from __future__ import annotations
 
 import contextlib
+import logging
+import warnings
 
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -16,8 +18,12 @@ import fnloop as fl
 @contextlib.contextmanager
 def fake_mesh(ranks, rank=1, tensor=1):
     """A mesh of so many ranks, of which this process is one."""
+    log, shows = logging.getLogger("fnloop"), warnings.showwarning
+    level = log.level
     dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
     try:
         yield fl.mesh(tensor=tensor)
     finally:
         dist.destroy_process_group()
+        log.setLevel(level)  # a rank other than zero is quiet
+        warnings.showwarning = shows

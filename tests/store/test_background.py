@@ -178,6 +178,7 @@ def test_background_and_plain_saves_keep_the_same(tmp_path):
         manifests = [fl.store.read_manifest(path) for path in sorted(folder.iterdir())]
         for manifest in manifests:
             assert manifest["memos"]["checkpoint/val/loss"].pop("run") == manifest["run"]
+            assert manifest["memos"]["history"].pop("seconds") > 0
         return [(m["cursor"], m["monitor"], m["memos"], m["status"]) for m in manifests]
 
     assert run(tmp_path / "a", True) == run(tmp_path / "b", False)
