@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fnloop._torch import fakes, graph, libraries, machine_code
+from fnloop._torch import fakes, graph, libraries, machine_code, products
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 
@@ -73,6 +73,8 @@ def test_the_same_graph_has_the_same_key_and_no_other_has():
 
 def test_a_key_holds_for_the_state_of_the_program(monkeypatch):
     before, threads = key(scaled(2.0), X), torch.get_num_threads()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    precision = products.by_onednn()  # which knows how to put it back
 
     def with_(change, undo):
         change()
@@ -89,12 +91,9 @@ def test_a_key_holds_for_the_state_of_the_program(monkeypatch):
         ),
         with_(
             lambda: torch.use_deterministic_algorithms(True),
-            lambda: torch.use_deterministic_algorithms(False),
+            lambda: torch.use_deterministic_algorithms(False, warn_only=warns),
         ),
-        with_(
-            lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
-            lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "none"),
-        ),
+        with_(precision.__enter__, lambda: precision.__exit__(None, None, None)),
         with_(lambda: monkeypatch.setenv("CXX", "clang++"), lambda: monkeypatch.delenv("CXX")),
     ]
     assert len({before, *others}) == len(others) + 1
