@@ -1,6 +1,7 @@
 """Measure plans beside DDP and FSDP2: ``torchrun --nproc-per-node 2 -m tests.distributed.measure``.
 
-Sizes are in units of the parameters. The losses of all must be the same.
+Sizes are in units of the parameters. The losses of all must be the same. With ``times`` behind it,
+it times steps instead.
 """
 
 from __future__ import annotations
