@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fnloop._torch.tracing import opaque
-from fnloop.stages.callback import Callback
+from fnloop.loop.monitoring import Monitoring
 from fnloop.trees.nodes import tree
 from fnloop.values.counts import as_count, as_number
 from fnloop.values.cursor import Cursor
-from fnloop.values.merging import find
 from fnloop.values.metrics import Stop, stop
 from fnloop.values.monitored import check_mode
 from fnloop.values.state import State
 
 
 @tree
-class early_stopping(Callback):
+class early_stopping(Monitoring):
     """Ask for a stop when `monitor` has not improved for `patience` checks.
 
     A check happens whenever the metric is reported: after each validation. As in PyTorch
@@ -79,15 +78,6 @@ class early_stopping(Callback):
             "checked_at": torch.zeros((), dtype=torch.int64, device=state.step.device),
         }
 
-    def is_due(self, cursor: Cursor) -> bool:
-        return False  # what reports its metric is; reading that does not fail
-
-    def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
-        return self.monitor.startswith(tuple(reported))  # it may ask for a stop at any step
-
-    def needs(self) -> tuple[str, ...]:
-        return (self.monitor,)
-
     def stopped(self, state: State) -> str | None:
         memory = state.slots.get(self.name)
         if not memory or memory["waited"].ndim or not int(memory["checks"]):
@@ -101,8 +91,7 @@ class early_stopping(Callback):
         return self._reason(float(latest), float(best), int(waited), *map(bool, rules))
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
-        # Most steps report nothing that it could be, or be a part of.
-        found = find(x, self.monitor) if self.monitor.startswith(tuple(x)) else None
+        found = self.found(x)
         if found is None:
             return state, x
         best, waited = state[self.name]["best"], state[self.name]["waited"]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fnloop.stages.callback import Callback
+from fnloop.loop.monitoring import Monitoring
 from fnloop.stages.scale import scale
 from fnloop.trees.nodes import tree
 from fnloop.values.counts import as_count, as_number
-from fnloop.values.cursor import Cursor
-from fnloop.values.merging import find
 from fnloop.values.metrics import Sum
 from fnloop.values.monitored import check_mode
 from fnloop.values.state import State
 
 
 @tree
-class reduce_on_plateau(Callback):
+class reduce_on_plateau(Monitoring):
     """Multiply learning rates by `factor` when `monitor` has not improved for `patience` checks.
 
     A check happens whenever the metric is reported: after each validation. The rules and defaults
@@ -110,20 +108,11 @@ class reduce_on_plateau(Callback):
             "cooldown": zero.clone(),
         }
 
-    def is_due(self, cursor: Cursor) -> bool:
-        return False  # what reports its metric is; reading that does not fail
-
-    def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
-        return self.monitor.startswith(tuple(reported))
-
-    def needs(self) -> tuple[str, ...]:
-        return (self.monitor,)
-
     def adds(self, state: State, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         return {self.name: Sum(torch.zeros((), dtype=torch.int64, device=state.step.device))}
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
-        found = find(x, self.monitor) if self.monitor.startswith(tuple(x)) else None
+        found = self.found(x)
         if found is None:
             return state, x
         best, bad, cooldown = (state[self.name][n] for n in ("best", "bad", "cooldown"))

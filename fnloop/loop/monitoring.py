@@ -1,0 +1,33 @@
+"""``Monitoring``: the base of callbacks that follow one metric from validation to validation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from fnloop.stages.callback import Callback
+from fnloop.values.cursor import Cursor
+from fnloop.values.merging import find
+
+
+class Monitoring(Callback):
+    """A callback that does something whenever the metric `monitor` is reported."""
+
+    monitor: str
+
+    def is_due(self, cursor: Cursor) -> bool:
+        return False  # what reports its metric is; reading that does not fail
+
+    def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
+        return self._may_be_in(reported)  # it may act at any step
+
+    def needs(self) -> tuple[str, ...]:
+        return (self.monitor,)
+
+    def found(self, metrics: Mapping[str, Any]) -> Any:
+        """The value of the metric; None if it is not reported now."""
+        return find(metrics, self.monitor) if self._may_be_in(metrics) else None
+
+    def _may_be_in(self, names: Collection[str]) -> bool:
+        # Most steps report nothing that it could be, or be a part of.
+        return self.monitor.startswith(tuple(names))
