@@ -79,7 +79,7 @@ def run_fit(arguments: Sequence[str]) -> int:
         return 0
     recipe = build(function, file, flags.values)
     if flags.options.get("smoke"):
-        check_recipe(recipe)
+        _check_recipe(recipe)
         return run_smoke(recipe)
     folder = folder_of(recipe)
     start = newest_of(checkpoint_folders(folder, recipe))
@@ -131,7 +131,7 @@ def _train(job: Job) -> int:
     if job.folder is not None:  # the working directory may change during the run
         job = job._replace(folder=job.folder.absolute())
     recipe, folder = job.recipe, job.folder
-    check_recipe(recipe)
+    _check_recipe(recipe)
     settings = Settings(job.file, job.flags.plain, folder)
     state = recipe.step.init(recipe.model, seed=recipe.seed)
     _say(_summary(job, state))
@@ -168,7 +168,7 @@ def _train(job: Job) -> int:
     return _conclude(job, state) or code
 
 
-def check_recipe(recipe: Recipe) -> None:
+def _check_recipe(recipe: Recipe) -> None:
     """Refuse training without an end, and many processes for a step of one.
 
     Each of these would train alone, and write over the others.

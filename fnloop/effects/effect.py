@@ -113,7 +113,7 @@ class Effect:
             line is printed once, or on ``"all"``.
         asked: Whether somebody has asked it, from outside of the run, to do something after the
             next step (a signal to save). All ranks then do.
-        rhythms: When it comes, if that goes by the clock, at which the loop looks for it.
+        rhythms: When it comes; for those that go by the clock, the loop looks at it.
 
     >>> import torch, fnloop as fl
     >>> class count(fl.Effect):

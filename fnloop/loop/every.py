@@ -60,7 +60,7 @@ class Every(Callback):
 
     @property
     def rhythms(self) -> tuple[Rhythm, ...]:
-        own = [self.rhythm] if self.rhythm is not None and self.rhythm.is_timed else []
+        own = [] if self.rhythm is None else [self.rhythm]
         return (*own, *self.inner.rhythms)
 
     def needs(self) -> tuple[str, ...]:
@@ -147,7 +147,7 @@ class EveryEffect(Effect):
 
     @property
     def rhythms(self) -> tuple[Rhythm, ...]:  # type: ignore[override]  # pyright: ignore
-        return (*([self._rhythm] if self._rhythm.is_timed else []), *self.inner.rhythms)
+        return (self._rhythm, *self.inner.rhythms)
 
     def smoke(self, folder: Path) -> Effect | None:
         inner = self.inner.smoke(folder)

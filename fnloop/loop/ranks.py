@@ -49,11 +49,10 @@ class Ranks:
         self._together, self._first = mesh.data > 1, True
         everywhere = [*stages, *self._everywhere] if self._together else []
         # What runs on one rank only goes by its own clock.
-        self._shared = [rhythm for one in everywhere for rhythm in one.rhythms]
+        self._shared = _timed(everywhere)
         self._own = [
             rhythm
-            for one in (*stages, *effects)
-            for rhythm in one.rhythms
+            for rhythm in _timed([*stages, *effects])
             if not any(rhythm is other for other in self._shared)
         ]
         interrupt.alone = limits.alone = not self._together
@@ -146,3 +145,8 @@ class Ranks:
             error.add_note(f"fnloop: {lost(error)}")
         else:
             leave(self.mesh, error)
+
+
+def _timed(those: Sequence[Callback | Effect]) -> list[Rhythm]:
+    """When they come, of those that go by the clock."""
+    return [rhythm for one in those for rhythm in one.rhythms if rhythm.is_timed]

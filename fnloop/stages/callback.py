@@ -88,7 +88,7 @@ class Callback(Stage, abstract=True):
 
     @property
     def rhythms(self) -> tuple[Rhythm, ...]:
-        """When it comes, if that goes by the clock, at which the loop looks for it."""
+        """When it comes; for those that go by the clock, the loop looks at it."""
         return ()
 
     def needs(self) -> tuple[str, ...]:

@@ -152,7 +152,7 @@ class checkpoint(Effect):
 
     @property
     def rhythms(self) -> tuple[Rhythm, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return (self._rhythm,) if self._rhythm.is_timed else ()
+        return (self._rhythm,)
 
     @property
     def asked(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
