@@ -51,12 +51,12 @@ def pipeline(k=1, amp=None, optimizer=None, clip=True):
     )
 
 
-def trained(step, model=lambda: Net(), batches=None, steps=12):
+def trained(step, model=lambda: Net(), batches=None, steps=12, epochs=None):
     """The whole state, and the metrics of all steps."""
     state = step.init(model, seed=3)
     every = []
     batches = data() if batches is None else batches
-    for new, metrics in fl.run(step, state, batches, steps=steps):
+    for new, metrics in fl.run(step, state, batches, steps=steps, epochs=epochs):
         state = new
         every.append(fl.metrics.numbers(metrics))
     return fl.gather(state), every

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import nn
 
 import fnloop as fl
 from fnloop.distributed.gates import RankError
+from tests.distributed import laws
 from tests.distributed.laws import assert_close, assert_same_everywhere
 from tests.distributed.scenario import main, scenario
 from tests.distributed.traffic import Traffic
@@ -91,13 +94,7 @@ def rows(n=12):
     return fl.Batches((x, y), 8, seed=1), fl.Batches((tokens[:, :-1], tokens[:, 1:]), 8, seed=1)
 
 
-def trained(step, model, data):
-    """The whole state, and the metrics."""
-    state, every = step.init(model, seed=3), []
-    for new, metrics in fl.run(step, state, data, steps=4):
-        state = new
-        every.append(fl.metrics.numbers(metrics))
-    return fl.gather(state), every
+trained = functools.partial(laws.trained, steps=4)
 
 
 def pipe(k=1):

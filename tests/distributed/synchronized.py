@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fnloop as fl
 from fnloop.distributed.gates import RankError
+from tests.distributed import laws
 from tests.distributed.laws import PLANS, assert_close, assert_same_everywhere
 from tests.distributed.scenario import main, scenario
 
@@ -75,13 +78,7 @@ def pipe(m=1, function=loss, amp=None):
     return fl.pipe(function, fl.grad, *stages, fl.update(chain))
 
 
-def trained(step, model, batches):
-    """The whole state after an epoch, and the metrics."""
-    state, every = step.init(model, seed=3), []
-    for new, metrics in fl.run(step, state, batches, epochs=1):
-        state = new
-        every.append(fl.metrics.numbers(metrics))
-    return fl.gather(state), every
+trained = functools.partial(laws.trained, steps=None, epochs=1)
 
 
 def double(model):
