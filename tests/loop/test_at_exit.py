@@ -69,6 +69,9 @@ def test_a_loop_that_was_closed_or_that_a_fork_has_copied_is_left_alone(tmp_path
         "    atexit._run_exitfuncs()\n"
         "    os._exit(0)\n"
         "os.wait()\n"
+        "import time\n"
+        "while fl.latest('run') is None:\n"
+        "    time.sleep(0.01)  # the save of step 2 is written in the background\n"
         "print(fl.latest('run').name)\n"
         "loop.close()\n"
         "print(fl.latest('run').name)\n",
