@@ -27,10 +27,10 @@ def train(folder: Path, epochs: int = 30, patience: int = 5) -> dict[str, float]
 
     best, waited, seen = state, 0, list[dict[str, Any]]()
     least = fl.evaluate(loss, best, data.validate, params="ema")["loss"]
-    loop = fl.run(step, state, data.train, epochs=epochs - fl.Cursor.of(state.cursor).epoch)
+    loop = fl.run(step, state, data.train, epochs=epochs - fl.data.Cursor.of(state.cursor).epoch)
     for state, metrics in loop:
         seen.append(metrics)
-        cursor = fl.Cursor.of(state.cursor)
+        cursor = fl.data.Cursor.of(state.cursor)
         if cursor.index:
             continue  # in the middle of an epoch
 

@@ -16,9 +16,7 @@ from fnloop.trees.paths import tree_paths as tree_paths
 from fnloop.trees.show import tree_show as tree_show
 
 # The state
-from fnloop.values.cursor import Cursor as Cursor
 from fnloop.values.grads import Grads as Grads
-from fnloop.values.micro import Micro as Micro
 from fnloop.values.state import State as State
 from fnloop.values.tensors import Tensors as Tensors
 from fnloop.values.randomness import randomness as randomness
@@ -32,7 +30,6 @@ from fnloop.stages.base import Stage as Stage
 from fnloop.stages.base import StepStage as StepStage
 from fnloop.stages.accumulate import accumulate as accumulate
 from fnloop.stages.amp import amp as amp
-from fnloop.stages.pipe import compose as compose
 from fnloop.stages.ema import ema as ema
 from fnloop.stages.grad import grad as grad
 from fnloop.stages.guard import guard as guard

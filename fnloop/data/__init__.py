@@ -5,6 +5,8 @@ from fnloop.data.padding import pad as pad
 from fnloop.data.permutation import permute as permute
 from fnloop.data.prefetching import prefetch as prefetch
 from fnloop.names.suggestions import suggesting as _suggesting
+from fnloop.values.cursor import Cursor as Cursor
+from fnloop.values.micro import Micro as Micro
 from fnloop.values.padded import Padded as Padded
 
 __getattr__ = _suggesting(__name__)

@@ -32,7 +32,7 @@ class Accumulate(GradStage):
             raise TypeError(
                 f"accumulate(k) takes a whole number, the parts to cut a batch into; got "
                 f"{short(self.k)}. Micro-batches of your own are the batch: "
-                "fl.Micro((b1, b2, ...))."
+                "fl.data.Micro((b1, b2, ...))."
             )
         object.__setattr__(self, "k", as_count(self.k, "accumulate(k)", 1))
         super().__post_init__()
@@ -67,7 +67,9 @@ def micro_batches(batch: Any, k: int) -> Sequence[Any]:
     """
     if isinstance(batch, Micro):
         if not batch.parts:
-            raise ValueError("fl.Micro has no parts; it takes a tuple of at least one micro-batch.")
+            raise ValueError(
+                "fl.data.Micro has no parts; it takes a tuple of at least one micro-batch."
+            )
         return batch.parts
     try:
         size, found = rows(batch), "it has no tensor"
@@ -79,7 +81,7 @@ def micro_batches(batch: Any, k: int) -> Sequence[Any]:
         found = str(unclear)
     raise ValueError(
         f"accumulate({k}) cannot cut this batch into examples: {found}. Give the "
-        "micro-batches yourself: fl.Micro((b1, b2, ...))."
+        "micro-batches yourself: fl.data.Micro((b1, b2, ...))."
     )
 
 
@@ -88,10 +90,10 @@ def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
     """Accumulate gradients over `k` micro-batches: the memory of one, the gradient of all.
 
     Splits the batch along its leading dimension into `k` nearly equal parts, and with it lists that
-    have one item an example. To split it yourself, pass ``fl.Micro((b1, b2, ...))``. The result
-    equals the gradient of the whole batch, for unequal parts and any weights, because gradients
-    merge by a weighted mean (law 4). Batch statistics and dropout see one micro-batch at a time;
-    BatchNorm buffers carry over from part to part.
+    have one item an example. To split it yourself, pass ``fl.data.Micro((b1, b2, ...))``. The
+    result equals the gradient of the whole batch, for unequal parts and any weights, because
+    gradients merge by a weighted mean (law 4). Batch statistics and dropout see one micro-batch at a
+    time; BatchNorm buffers carry over from part to part.
 
     Args:
         k: Number of parts, at least 1. A batch with fewer examples is split into single examples.

@@ -1,4 +1,4 @@
-"""``pipe`` and ``compose``: combine functions and stages, with types."""
+"""``pipe``: combine functions and stages, with types."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-import toolz
 import torch
 
 from fnloop.optim.base import Optimizer
@@ -146,26 +145,3 @@ def _check_takes_stage(function: Any, before: Stage) -> None:
         f'"{before.kind}", a field inner, and __call__(self, state, batch) that calls '
         "self.inner(state, batch). See the how-to page Write a stage."
     )
-
-
-@overload
-def compose(f: Callable[[A], B], /) -> Callable[[A], B]: ...
-@overload
-def compose(f: Callable[[A], B], g: Callable[[B], C], /) -> Callable[[A], C]: ...
-@overload
-def compose(
-    f: Callable[[A], B], g: Callable[[B], C], h: Callable[[C], D], /
-) -> Callable[[A], D]: ...
-@overload
-def compose(
-    f: Callable[[A], B], g: Callable[[B], C], h: Callable[[C], D], i: Callable[[D], E], /
-) -> Callable[[A], E]: ...
-@overload
-def compose(*functions: Callable[[Any], Any]) -> Callable[[Any], Any]: ...
-def compose(*functions: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Compose functions, applied left to right, into one: a reusable part of a pipeline.
-
-    >>> compose(abs, str)(-3)
-    '3'
-    """
-    return toolz.compose_left(*functions)

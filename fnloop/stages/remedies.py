@@ -80,7 +80,7 @@ _KNOWN = (
         "must be Tensor, not (list|tuple|dict)|'(list|tuple|dict)' object (has no attribute|is not "
         "callable)",
         "The loss gives the model a part of the batch that is no tensor: unpack it first (x, y = "
-        "batch). A list of micro-batches is given as fl.Micro((b1, b2, ...)).",
+        "batch). A list of micro-batches is given as fl.data.Micro((b1, b2, ...)).",
     ),
 )
 

@@ -38,7 +38,7 @@ class Entry:
     loss: Callable[[Any, Any], Any]
     tests: str = ""
     remedy: str = ""
-    cut: Callable[[Any], fl.Micro] | None = None
+    cut: Callable[[Any], fl.data.Micro] | None = None
     uncut: str = ""
     refused: str = ""
     double: bool = False

@@ -107,8 +107,8 @@ def joined(graphs: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def one_by_one(graphs: Any) -> fl.Micro:
-    return fl.Micro(tuple((each,) for each in graphs))
+def one_by_one(graphs: Any) -> fl.data.Micro:
+    return fl.data.Micro(tuple((each,) for each in graphs))
 
 
 def node_loss(model: Any, batch: Any) -> fl.Mean:

@@ -247,7 +247,7 @@ def micro_batches_may_reach_different_parameters(mesh):
     x, y = torch.randn(5, 8, generator=g), torch.randint(0, 5, (5,), generator=g)
     for sizes in ((2, 3), (3, 2)):
         parts = tuple(zip(x.split(sizes), y.split(sizes), strict=True))
-        batch = fl.Micro(tuple(part for _ in range(mesh.data) for part in parts))
+        batch = fl.data.Micro(tuple(part for _ in range(mesh.data) for part in parts))
         one, many = pipe(by_size, 2), fl.shard(pipe(by_size, 2), mesh, "zero3")
         a, _ = one(one.init(two_layers, seed=1), batch)
         b, _ = many(many.init(two_layers, seed=1), batch)

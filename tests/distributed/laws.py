@@ -218,7 +218,7 @@ class Examples(Dataset):
     """Examples that are drawn anew each time."""
 
     def __init__(self):
-        self.x, self.y = data().at(fl.Cursor(0, 0, 0).tensor())[1]
+        self.x, self.y = data().at(fl.data.Cursor(0, 0, 0).tensor())[1]
 
     def __len__(self):
         return len(self.y)
@@ -253,7 +253,7 @@ class Stateful:
 
     def __iter__(self):
         order = torch.randperm(10, generator=torch.Generator().manual_seed(self.epoch))
-        x, y = data().at(fl.Cursor(0, 0, 0).tensor())[1]
+        x, y = data().at(fl.data.Cursor(0, 0, 0).tensor())[1]
         start, self.at = self.at, 0
         for part in order.split(4)[start:]:
             self.at += 1

@@ -144,7 +144,7 @@ def of_too_many_micro_batches_only_the_statistics_are_kept(mesh):
     y = torch.arange(mesh.data + 1) % 5
     step = pipe(2)
     state = step.init(double(Counting), seed=3)
-    one, _ = step(state, fl.Micro(((x[:-1], y[:-1]), (x[-1:], y[-1:]))))
+    one, _ = step(state, fl.data.Micro(((x[:-1], y[:-1]), (x[-1:], y[-1:]))))
     seen = [x[:1].mean() + x[-1:].mean(), *[row.mean() for row in x[1:-1]]]
     weights = torch.tensor([2.0, *[1.0] * (mesh.data - 1)])
     for plan in PLANS:

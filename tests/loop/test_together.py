@@ -330,7 +330,7 @@ def test_a_state_that_is_sent_is_gone_on_with():
     for state, _ in loop:
         if int(state.cursor[2]) == 9:
             state, _ = loop.send(EIGHT.init(net(), seed=5).replace(cursor=state.cursor))
-    first = ONE.init(net(), seed=5).replace(cursor=fl.Cursor(0, 36, 9).tensor())
+    first = ONE.init(net(), seed=5).replace(cursor=fl.data.Cursor(0, 36, 9).tensor())
     *_, (again, _) = fl.run(ONE, first, data(), steps=11)
     assert fl.tree_diff(state, again) == ""
 

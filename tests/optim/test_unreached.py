@@ -145,10 +145,10 @@ def test_accumulated_it_is_reached_if_one_micro_batch_reaches_it(name):
     step = fl.pipe(head_of, fl.grad, fl.accumulate(2), fl.update(optimizer))
     state = start(step)
     x = batch().abs()
-    after, _ = step(state, fl.Micro((x, x[:2])))
+    after, _ = step(state, fl.data.Micro((x, x[:2])))
     check_left_alone(state, after)
     for parts in ((x, -x), (-x, x)):  # the mean of a gradient and of nothing: half of it
-        both, _ = step(state, fl.Micro(parts))
+        both, _ = step(state, fl.data.Micro(parts))
 
         def whole(model, x):
             return (loss_a(model, x) + loss_b(model, -x)) / 2

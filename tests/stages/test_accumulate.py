@@ -50,7 +50,7 @@ def test_ready_made_micro_batches_of_unequal_size_with_a_scalar_loss():
     loss = lambda m, b: F.cross_entropy(m(b[0]), b[1])  # noqa: E731
     step = fl.pipe(loss, fl.grad, fl.accumulate(3), fl.update(fl.optim.sgd(0.1)))
     cuts = [(0, 1), (1, 3), (3, 9)]
-    micro = fl.Micro(tuple((x[a:b], y[a:b]) for a, b in cuts))
+    micro = fl.data.Micro(tuple((x[a:b], y[a:b]) for a, b in cuts))
     state, metrics = step(step.init(net), micro)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     value = loss(net, (x, y))
@@ -65,7 +65,7 @@ def test_micro_batches_of_other_lengths():
     net = model()
     a, b = tokens(2, 5, seed=1), tokens(3, 9, seed=2)
     step = fl.pipe(token_loss, fl.grad, fl.accumulate(2))
-    _, grads = step(step.init(net), fl.Micro((a, b)))
+    _, grads = step(step.init(net), fl.data.Micro((a, b)))
     total = sum(
         F.cross_entropy(net(x).flatten(0, 1), y.flatten(), ignore_index=-1, reduction="sum")
         for x, y in (a, b)
@@ -99,4 +99,4 @@ def test_bad_arguments():
         fl.accumulate(0)(fl.grad(token_loss))
     step = fl.pipe(token_loss, fl.grad, fl.accumulate(2))
     with pytest.raises(ValueError, match="no parts"):
-        step(step.init(model()), fl.Micro(()))
+        step(step.init(model()), fl.data.Micro(()))

@@ -248,9 +248,9 @@ def test_weights_of_batches_that_are_no_tensors():
     with pytest.raises(ValueError, match="no tensor was found in the batch of type object"):
         fl.evaluate(lambda m, b: torch.tensor(1.0), state, [object()])
     step = fl.pipe(lambda m, b: m(b["x"]).mean(), fl.grad, fl.accumulate(2))
-    with pytest.raises(ValueError, match=r"there is a object.*fl\.Micro"):
+    with pytest.raises(ValueError, match=r"there is a object.*fl\.data\.Micro"):
         step(state, {"x": torch.ones(4, 5), "graph": object()})
-    with pytest.raises(ValueError, match=r"x has 4, y has 3.*fl\.Micro"):
+    with pytest.raises(ValueError, match=r"x has 4, y has 3.*fl\.data\.Micro"):
         step(state, {"x": torch.ones(4, 5), "y": torch.ones(3)})
 
 

@@ -86,7 +86,7 @@ def test_a_loss_in_the_place_of_a_step_says_so(compiled) -> None:
         (lambda: fl.pipe(loss, fl.grad, fl.amp), r'fl\.amp\("bf16"\)'),
         (lambda: fl.pipe(loss, fl.grad, fl.update(SGD), fl.ema), r"fl\.ema\(0\.999\)"),
         (lambda: fl.pipe(loss, [fl.grad, fl.update(SGD)]), r"fl\.pipe\(\*functions\)"),
-        (lambda: fl.pipe(loss, fl.grad, fl.accumulate([1, 2])), r"fl\.Micro"),
+        (lambda: fl.pipe(loss, fl.grad, fl.accumulate([1, 2])), r"fl\.data\.Micro"),
         (lambda: fl.pipe(loss, fl.grad, fl.accumulate(2.0)), "whole number"),
         (lambda: fl.pipe(loss, fl.grad, fl.accumulate("2")), "whole number"),
         (lambda: fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw("1e-3"))), "adamw.lr is '1e-3'"),

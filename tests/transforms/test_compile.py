@@ -312,7 +312,7 @@ def test_micro_batches_and_ragged_cuts():
     for n in (7, 2, 1):
         assert distance(step(state, batch(n))[0], fast(state, batch(n))[0]) < 1e-6
     assert fast.graphs == 3
-    micro = fl.Micro((batch(3), batch(5, seed=1)))
+    micro = fl.data.Micro((batch(3), batch(5, seed=1)))
     assert distance(step(state, micro)[0], fast(state, micro)[0]) < 1e-6
 
 

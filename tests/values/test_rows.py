@@ -195,7 +195,7 @@ def test_what_cannot_be_told_is_asked_for(name):
     state = fl.grad(lambda m, b: m(X).mean()).init(nn.Linear(3, 1))
     with pytest.raises(ValueError, match=r"fl\.Mean\(total, weight\)"):
         fl.evaluate(lambda m, b: {"a": 1.0}, state, [batch])
-    with pytest.raises(ValueError, match=r"fl\.Micro"):
+    with pytest.raises(ValueError, match=r"fl\.data\.Micro"):
         fl.pipe(lambda m, b: m(X).mean(), fl.grad, fl.accumulate(2))(state, batch)
 
 
