@@ -92,8 +92,8 @@ def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
     Splits the batch along its leading dimension into `k` nearly equal parts, and with it lists that
     have one item an example. To split it yourself, pass ``fl.data.Micro((b1, b2, ...))``. The
     result equals the gradient of the whole batch, for unequal parts and any weights, because
-    gradients merge by a weighted mean (law 4). Batch statistics and dropout see one micro-batch at a
-    time; BatchNorm buffers carry over from part to part.
+    gradients merge by a weighted mean (law 4). Batch statistics and dropout see one micro-batch
+    at a time; BatchNorm buffers carry over from part to part.
 
     Args:
         k: Number of parts, at least 1. A batch with fewer examples is split into single examples.
