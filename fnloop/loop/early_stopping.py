@@ -11,10 +11,12 @@ from torch import Tensor
 from fnloop._torch.tracing import opaque
 from fnloop.loop.monitoring import Monitoring
 from fnloop.trees.nodes import tree
+from fnloop.values.choice import select
 from fnloop.values.counts import as_count, as_number
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Stop, stop
 from fnloop.values.monitored import check_mode
+from fnloop.values.population import ACTIVE, SLOT, frozen, members_of
 from fnloop.values.state import State
 
 
@@ -29,6 +31,9 @@ class early_stopping(Monitoring):
     `patience`-th in a row.
 
     The best value and the count of checks are in the state, so a resumed run goes on counting.
+
+    Each member of a population (`fl.ensemble`, `fl.sweep`) is judged by its own values. One that is
+    to stop is frozen: it keeps its bits. The run stops with the last.
 
     Args:
         monitor: Name of the metric, such as ``"val/loss"``.
@@ -69,17 +74,20 @@ class early_stopping(Monitoring):
         super().__post_init__()
 
     def init_state(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:
-        worst = float("inf") if self.mode == "min" else -float("inf")
+        none = torch.zeros_like(state.step)  # of a population, one for each member
+        worst = torch.full_like(none, self._sign * float("inf"), dtype=torch.float64)
         return {
-            "best": torch.tensor(worst, dtype=torch.float64, device=state.step.device),
-            "waited": torch.zeros((), dtype=torch.int64, device=state.step.device),
-            "latest": torch.tensor(worst, dtype=torch.float64, device=state.step.device),
-            "checks": torch.zeros((), dtype=torch.int64, device=state.step.device),
-            "checked_at": torch.zeros((), dtype=torch.int64, device=state.step.device),
+            "best": worst,
+            "waited": none,
+            "latest": worst.clone(),
+            "checks": none.clone(),
+            "checked_at": none.clone(),
         }
 
     def stopped(self, state: State) -> str | None:
         memory = state.slots.get(self.name)
+        if memory and SLOT in state.slots:
+            return None if bool(state[SLOT][ACTIVE].any()) else self._all_stopped(state)
         if not memory or memory["waited"].ndim or not int(memory["checks"]):
             return None
         if int(memory["checked_at"]) != Cursor.of(state.cursor).count:
@@ -112,9 +120,24 @@ class early_stopping(Monitoring):
             "checks": state[self.name]["checks"] + 1,
             "checked_at": torch.zeros_like(waited) + Cursor.of(state.cursor).count,
         }
+        if SLOT in state.slots:
+            return self._by_member(state, x, memory, ends | exhausted)
         facts = (value, best, new_waited, not_finite, reached, diverged)
         asked = self._asked(ends | exhausted, *facts)
         return state.put(self.name, memory), {**x, self.name: asked}
+
+    def _by_member(
+        self, state: State, x: Mapping[str, Any], memory: dict[str, Tensor], ends: Tensor
+    ) -> tuple[State, Mapping[str, Any]]:
+        """Each member of a population stops by itself, and is frozen; the run, with the last."""
+        active = state[SLOT][ACTIVE]
+        state = state.put(self.name, select(active, memory, state[self.name]))
+        state = frozen(state, ends)
+        asked = stop(~state[SLOT][ACTIVE].any(), self._all_stopped(state))
+        return state, {**x, self.name: asked}
+
+    def _all_stopped(self, state: State) -> str:
+        return f"{self.monitor} has stopped improving in all {members_of(state)} members"
 
     @property
     def _sign(self) -> float:

@@ -25,6 +25,7 @@ from fnloop.values.close_look import Unwritten
 from fnloop.values.key import fold
 from fnloop.values.merging import merge_all, numbers
 from fnloop.values.placing import whole_state
+from fnloop.values.population import data_key, each_member, side_by_side
 from fnloop.values.start import choose_params
 from fnloop.values.state import State
 
@@ -131,7 +132,7 @@ def _own_share(
         state = refresh_statistics(fn, state, statistics, params)
     share = (mesh.rank, mesh.data)
     for batch, result in _outputs(who, state, data, params, "evaluate", batches, share, sums):
-        parts.append(read_metrics(result, batch, who))
+        parts.append(side_by_side([read_metrics(own, batch, who) for own in result], state))
         if each is not None:
             each()
         if len(parts) == 64:
@@ -167,8 +168,9 @@ def predict(
     if isinstance(data, Data):
         data = data.only("predict", "predict")
     who = as_loss(fn, "fn(model, batch)")
-    for _, output in _outputs(who, _whole(state, "predict"), data, params, "predict"):
-        yield output
+    state = _whole(state, "predict")
+    for _, output in _outputs(who, state, data, params, "predict"):
+        yield side_by_side(output, state)
 
 
 def _whole(state: Any, place: str) -> State:
@@ -187,23 +189,30 @@ def _outputs(
     share: tuple[int, int] = (0, 1),
     sums: list[int] | None = None,
 ) -> Iterator[tuple[Any, Any]]:
-    """Each batch of one epoch, at most `batches`, and the result of `fn` for it.
+    """Each batch of one epoch, at most `batches`, and the results of `fn` for it, one a member.
 
     Of `n` ranks each has every n-th batch: `share` is this rank, and `n`. Checksums of what all of
     them have are added to `sums`.
     """
     keep_freed()
+    calls = [_caller(fn, own, params, place) for own in each_member(state)]
+    rank, ranks = share
+    epoch: Iterator[Any] = one_epoch(data, data_key(state), ordered=place == "predict")
+    if ranks > 1 and sums is not None:
+        epoch = _summed(epoch, sums)
+    for i, batch in itertools.islice(enumerate(epoch), rank, batches, ranks):
+        yield batch, [call(batch, i) for call in calls]
+
+
+def _caller(fn: Any, state: State, params: str | None, place: str) -> Callable[[Any, int], Any]:
+    """A function of a batch and its number: the result of `fn` for the model of `state`."""
     chosen, wants_state = choose_params(state, params), takes_state(fn)
     views = {name: p.detach() for name, p in chosen.items()}  # an assignment to .data stays here
     unwritten = Unwritten(chosen)
     key, calls, device = int(state.key), int(state.calls), state.step.device
-    rank, ranks = share
-    epoch: Iterator[Any] = one_epoch(data, key, ordered=place == "predict")
-    if ranks > 1 and sums is not None:
-        epoch = _summed(epoch, sums)
-    for i, batch in itertools.islice(enumerate(epoch), rank, batches, ranks):
 
-        def output(model: Any, batch: Any = batch) -> Any:
+    def call(batch: Any, i: int) -> Any:
+        def output(model: Any) -> Any:
             return fn(model, batch, state) if wants_state else fn(model, batch)
 
         # Enter these contexts only around the call, not while the data is read.
@@ -214,7 +223,9 @@ def _outputs(
             except Exception as error:
                 explain(error, fn, state, batch)
                 raise
-        yield batch, result
+        return result
+
+    return call
 
 
 def _summed(batches: Iterator[Any], sums: list[int]) -> Iterator[Any]:

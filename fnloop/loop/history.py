@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from fnloop.effects.effect import Effect, Run
+from fnloop.effects.grouping import grouped, span
 from fnloop.effects.page import Page
 from fnloop.effects.points import Point, Points, reason_in
 from fnloop.loop.plot import draw
@@ -321,12 +322,11 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 
 def _cells(rows: Sequence[Row], last: int | None) -> list[list[str]]:
-    names = ["epoch", "step", *_names(rows)]
+    columns = grouped(_names(rows))
     shown = rows if last is None else rows[max(len(rows) - last, 0) :]
-    return [names, *([_cell(row.get(name)) for name in names] for row in shown)]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+    lines = [["epoch", "step", *columns]]
+    for row in shown:
+        values = [[row[name] for name in names if name in row] for names in columns.values()]
+        cells = [span(found) if found else "" for found in values]
+        lines.append([str(row["epoch"]), str(row["step"]), *cells])
+    return lines

@@ -101,15 +101,15 @@ class reduce_on_plateau(Monitoring):
                 f"there are: {known}."
             )
         worst = float("inf") if self.mode == "min" else -float("inf")
-        zero = torch.zeros((), dtype=torch.int64, device=state.step.device)
+        zero = torch.zeros_like(state.step)  # of a population, one for each member
         return {
-            "best": torch.tensor(worst, dtype=torch.float64, device=state.step.device),
+            "best": torch.full_like(zero, worst, dtype=torch.float64),
             "bad": zero,
             "cooldown": zero.clone(),
         }
 
     def adds(self, state: State, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {self.name: Sum(torch.zeros((), dtype=torch.int64, device=state.step.device))}
+        return {self.name: Sum(torch.zeros_like(state.step))}
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
         found = self.found(x)

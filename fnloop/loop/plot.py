@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fnloop.effects.grouping import grouped
 from fnloop.effects.points import subset_of
 
 Curves: TypeAlias = Mapping[str, tuple[list[int], list[float]]]
@@ -50,13 +52,13 @@ def _png(figure: Any) -> tuple[bytes, dict[str, int]]:
     return file.getvalue(), {"width": int(width), "height": int(height)}
 
 
-def _panels(curves: Curves, names: Sequence[str] | None) -> dict[str, dict[str, str]]:
-    """For each panel title, the full metric name by subset."""
-    panels: dict[str, dict[str, str]] = {}
-    for full_name in curves:
+def _panels(curves: Curves, names: Sequence[str] | None) -> dict[str, dict[str, list[str]]]:
+    """For each panel title, the full names by subset: several where a metric has many values."""
+    panels: dict[str, dict[str, list[str]]] = {}
+    for full_name, members in grouped(curves).items():
         name, subset = subset_of(full_name)
         if names is None or name in names or full_name in names:
-            panels.setdefault(name, {})[subset] = full_name
+            panels.setdefault(name, {})[subset] = members
     if not panels:
         raise ValueError(
             f"There is nothing to draw: names={names}, and the history has "
@@ -65,13 +67,10 @@ def _panels(curves: Curves, names: Sequence[str] | None) -> dict[str, dict[str, 
     return panels
 
 
-def _panel(axes: Any, title: str, subsets: dict[str, str], curves: Curves) -> None:
-    for color, (subset, full_name) in zip(_COLORS * len(subsets), subsets.items(), strict=False):
-        steps, values = curves[full_name]
-        marker = "o" if len(steps) <= 30 else ""
-        axes.plot(
-            steps, values, color=color, linewidth=1.6, marker=marker, markersize=3.5, label=subset
-        )
+def _panel(axes: Any, title: str, subsets: dict[str, list[str]], curves: Curves) -> None:
+    colors = _COLORS * len(subsets)
+    for color, (subset, members) in zip(colors, subsets.items(), strict=False):
+        _lines(axes, subset, color, [curves[name] for name in members])
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel("batches", fontsize=9, color=_GREY)
     axes.set_ylabel(title, fontsize=9, color=_GREY)
@@ -85,5 +84,24 @@ def _panel(axes: Any, title: str, subsets: dict[str, str], curves: Curves) -> No
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#bbbbbb")
-    if len(subsets) > 1 or "train" not in subsets:
+    if len(axes.get_lines()) > 1 or "train" not in subsets:
         axes.legend(frameon=False, fontsize=9, loc="best")
+
+
+def _lines(
+    axes: Any, subset: str, color: str, curves: Sequence[tuple[list[int], list[float]]]
+) -> None:
+    """A line; or the lines of all members of a population, and with them their median."""
+    if len(curves) == 1:
+        steps, values = curves[0]
+        marker = "o" if len(steps) <= 30 else ""
+        style = {"linewidth": 1.6, "marker": marker, "markersize": 3.5}
+        axes.plot(steps, values, color=color, label=subset, **style)
+        return
+    for steps, values in curves:
+        axes.plot(steps, values, color=color, linewidth=0.8, alpha=max(0.15, 2 / len(curves)))
+    steps = min((steps for steps, _ in curves), key=len)
+    rows = zip(*[values[-len(steps) :] for _, values in curves], strict=True)
+    medians = [statistics.median(row) for row in rows]
+    label = f"{subset}, median of {len(curves)}"
+    axes.plot(steps, medians, color=color, linewidth=1.8, label=label)

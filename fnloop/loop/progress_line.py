@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fnloop.effects.grouping import spans
+
 _GAP = "  "
 
 
@@ -38,7 +40,7 @@ def live_line(
     left = f"{left} left" if left else ""
     if activity:
         return _GAP.join(fitting(columns, [*start, activity]))
-    metrics = [f"{name} {number(value)}" for name, value in numbers.items()]
+    metrics = [f"{name} {text}" for name, text in spans(numbers).items()]
     by_rank = [text for text in (*metrics[:1], left, *metrics[1:], speed) if text]
     room = columns - len(_GAP.join(start))
     if len("".join(by_rank)) + len(_GAP) * len(by_rank) > room:
@@ -62,7 +64,7 @@ def kept_line(columns: int | None, parts: Sequence[str], numbers: Mapping[str, f
     >>> kept_line(None, ["epoch 1/3", "1.5 s"], {"loss": 0.25, "accuracy": 0.5})
     'epoch 1/3  1.5 s  loss 0.25  accuracy 0.5'
     """
-    metrics = [f"{name} {number(value)}" for name, value in numbers.items()]
+    metrics = [f"{name} {text}" for name, text in spans(numbers).items()]
     if columns is None:
         return _GAP.join([*parts, *metrics])
     for shown in range(len(metrics), -1, -1):
@@ -82,11 +84,6 @@ def fitting(columns: int, parts: Sequence[str]) -> list[str]:
             break
         found.append(part)
     return found or [parts[0][:columns]]
-
-
-def number(value: float) -> str:
-    """A number with four digits."""
-    return f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

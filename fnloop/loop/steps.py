@@ -27,6 +27,7 @@ from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
 from fnloop.values.donated import may_be_overwritten
 from fnloop.values.metrics import Stop
+from fnloop.values.population import data_key
 from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop")
@@ -245,7 +246,7 @@ class Steps:
 
     def _read(self, state: State) -> None:
         """Read the data from the cursor on, with the key of a state."""
-        self._batches = self.closing.read(self._source.iterate(self._cursor, int(state.key)))
+        self._batches = self.closing.read(self._source.iterate(self._cursor, data_key(state)))
 
     def _next(self) -> Any:
         """The next cursor and batch; None at the end, or if a signal has ended the workers."""

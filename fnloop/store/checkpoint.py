@@ -31,7 +31,7 @@ from fnloop.values.cursor import Cursor
 from fnloop.values.donated import may_be_overwritten
 from fnloop.values.merging import find, numbers
 from fnloop.values.metrics import Metrics
-from fnloop.values.monitored import check_mode
+from fnloop.values.monitored import best_of, check_mode
 from fnloop.values.parts import ranks_of
 from fnloop.values.rhythm import Rhythm, Unit
 from fnloop.values.state import State
@@ -451,7 +451,7 @@ class checkpoint(Effect):
         value = find(metrics, self.monitor or "")
         if value is not None:
             self._seen = True
-            return None if _is_untrained(state, metrics) else float(value)
+            return None if _is_untrained(state, metrics) else best_of(value, self.mode)
         if not self._seen:
             self._names.update(metrics)
         return None
@@ -479,7 +479,7 @@ def _failures(job: Callable[[], None]) -> list[BaseException]:
 
 def _is_untrained(state: State, metrics: Metrics) -> bool:
     """Whether every step so far was skipped: initial weights are never the best."""
-    return bool(find(metrics, "skipped")) and not bool(state.step.any())
+    return not state.step.any() and bool(best_of(find(metrics, "skipped") or 0, "max"))
 
 
 def _position(state: State) -> Any:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
+from typing import Any
+
+from torch import Tensor
 
 _LARGER_IS_BETTER = re.compile(
     r"(accuracy|acc|auroc|auc|f1|precision|recall|iou|dice|r2|bleu|psnr|ssim)(_?(score|top_?\d+))?"
@@ -32,3 +36,16 @@ def check_mode(mode: str, monitor: str | None, who: str) -> None:
             'of it is better: mode="max".',
             stacklevel=3,
         )
+
+
+def best_of(value: Any, mode: str) -> float:
+    """A metric's value as one number: of a population, the best of its members.
+
+    >>> import torch
+    >>> best_of(torch.tensor([3.0, 2.0, math.nan]), "min"), best_of(0.5, "max")
+    (2.0, 0.5)
+    """
+    if not isinstance(value, Tensor) or not value.ndim:
+        return float(value)
+    known = [number for number in value.reshape(-1).tolist() if not math.isnan(number)]
+    return (min if mode == "min" else max)(known, default=math.nan)

@@ -1,0 +1,127 @@
+"""States of many runs as one: each leaf but the cursor has a leading dimension for the members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from fnloop.trees.nodes import tree_map
+from fnloop.trees.show import short
+from fnloop.values.state import State
+
+SLOT, ACTIVE = "population", "active"
+"""The slot of a population, and in it bool[n]: which members are still trained."""
+
+
+def stack(states: Iterable[State]) -> State:
+    """A population of the states of single runs.
+
+    Each leaf gets a leading dimension, but for the cursor: members read the same batches.
+
+    Args:
+        states: Of one step, with equal structure and shapes. The cursor of the first is kept.
+
+    Raises:
+        ValueError: There is none, or they differ in structure or in the shape of a leaf.
+
+    >>> import fnloop as fl
+    >>> step = fl.pipe(lambda m, b: m(b).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    >>> states = stack([step.init(lambda: torch.nn.Linear(2, 1), seed) for seed in range(3)])
+    >>> states.params["weight"].shape, states.step
+    (torch.Size([3, 1, 2]), tensor([0, 0, 0]))
+    """
+    members = list(states)
+    if not members:
+        raise ValueError("A population has at least one member.")
+    without = [each.replace(cursor=()) for each in members]
+    try:
+        stacked = tree_map(lambda *leaves: torch.stack(leaves), *without)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            "These states are not of one step, so they cannot be stacked: they differ in "
+            f"structure, or a leaf in shape. fl.tree_diff(a, b) shows where. ({error})"
+        ) from error
+    return stacked.replace(cursor=members[0].cursor)
+
+
+def member(population: State, i: int) -> State:
+    """The state of member `i`: an ordinary state, to be evaluated, exported, saved or trained on.
+
+    Args:
+        population: From ``step.init`` of an `fl.ensemble` or `fl.sweep`, or from `fl.stack`.
+        i: From 0; negative from the end.
+
+    Raises:
+        IndexError: There is no such member.
+        ValueError: The state is not a population.
+    """
+    n = members_of(population)
+    if n is None:
+        raise ValueError(
+            "This is the state of a single run, not of a population: its step is "
+            f"{short(population.step)}, where a population has one for each member."
+        )
+    if not -n <= i < n:
+        raise IndexError(f"There is no member {i}: there are {n}, from 0.")
+    return _alone(_take(population, lambda leaf: leaf[i].clone()))
+
+
+def members(population: State, which: Sequence[int]) -> State:
+    """The population of some members, in the order given; a member may come more than once."""
+    index = torch.as_tensor(which, dtype=torch.int64)
+    return _take(population, lambda leaf: leaf[index.to(leaf.device)])
+
+
+def members_of(state: State) -> int | None:
+    """How many members the state of a population has; None for the state of a single run."""
+    return state.step.shape[0] if state.step.ndim else None
+
+
+def frozen(population: State, which: torch.Tensor) -> State:
+    """The population with some members frozen: steps leave them as they are, to the bit.
+
+    Args:
+        population: A state with `SLOT`.
+        which: bool[n]; members that are frozen already stay so.
+    """
+    own = population[SLOT]
+    return population.put(SLOT, {**own, ACTIVE: own[ACTIVE] & ~which})
+
+
+def _alone(state: State) -> State:
+    return state.replace(slots={name: m for name, m in state.slots.items() if name != SLOT})
+
+
+def _take(population: State, part: Any) -> State:
+    rest = tree_map(part, population.replace(cursor=()))
+    return rest.replace(cursor=population.cursor)
+
+
+def each_member(state: State) -> list[State]:
+    """The states of the members; of a single run, its state."""
+    n = members_of(state)
+    return [state] if n is None else [member(state, i) for i in range(n)]
+
+
+def data_key(state: State) -> int:
+    """The key that the order of the data follows: of a population, that of its first member."""
+    return int(state.key.reshape(-1)[0])
+
+
+def side_by_side(values: Sequence[Any], state: State) -> Any:
+    """What each member has given, with a leading dimension for the members; of one run, its own.
+
+    Args:
+        values: Pytrees of tensors and numbers, of one structure: an item for each of
+            `each_member`.
+        state: Of the population.
+    """
+    if members_of(state) is None:
+        return values[0]
+    return tree_map(_stacked, *values)
+
+
+def _stacked(*leaves: Any) -> Any:
+    return torch.stack([torch.as_tensor(leaf) for leaf in leaves])
