@@ -51,6 +51,10 @@ from fnloop import schedules as schedules
 from fnloop.transforms.compile_errors import CompileError as CompileError
 from fnloop.transforms.compile import compile as compile
 from fnloop.values.donated import DonatedError as DonatedError
+from fnloop.transforms.population import ensemble as ensemble
+from fnloop.transforms.population import sweep as sweep
+from fnloop.values.stacked import member as member
+from fnloop.values.stacked import stack as stack
 
 # Many processes
 from fnloop.distributed.mesh import mesh as mesh

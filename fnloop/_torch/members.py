@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import CVmapInterpreterPtr, RandomnessType  # pyright: ignore
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from fnloop._torch.random import generators, seeded
+from fnloop._torch.tracing import transformed
 
 _aten: Any = torch.ops.aten
 _peek: Any = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
@@ -22,9 +25,15 @@ def drawing(seeds: Sequence[int], device: torch.device) -> Any:
 
     With several members, every tensor that is drawn has a leading dimension for them.
     """
-    if len(seeds) == 1:
-        return seeded(seeds[0], device)
-    return MemberDraws(seeds, device)
+    if len(seeds) > 1:
+        return MemberDraws(seeds, device)
+    return _transformed(seeds[0], device) if transformed() else seeded(seeds[0], device)
+
+
+@contextlib.contextmanager
+def _transformed(seed: int, device: torch.device) -> Generator[None]:
+    with seeded(seed, device), strided_dropout():
+        yield
 
 
 def draws_by_member() -> bool:
@@ -38,23 +47,24 @@ class MemberDraws(TorchDispatchMode):
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         super().__init__()
         _check_randomness()
-        self._guard = seeded(0, device)
+        self._guard, self._strided = seeded(0, device), strided_dropout()
         self._generators = generators(device)
         self._states = [_states(self._generators, seed) for seed in seeds]
         self._turn = -1  # the last member that drew a permutation
 
     def __enter__(self) -> Any:
-        self._guard.__enter__()
-        try:
-            return super().__enter__()
-        except BaseException:
-            self._guard.__exit__()
-            raise
+        with contextlib.ExitStack() as entered:
+            entered.enter_context(self._guard)
+            entered.enter_context(self._strided)
+            result = super().__enter__()
+            entered.pop_all()
+        return result
 
     def __exit__(self, *error: Any) -> None:
         try:
             super().__exit__(*error)
         finally:
+            self._strided.__exit__(*error)
             self._guard.__exit__(*error)
 
     def __torch_dispatch__(
@@ -115,3 +125,27 @@ def _check_randomness() -> None:
             "The members have different keys, so they draw different random numbers, but vmap was "
             'told randomness="same". Use torch.func.vmap(step, ..., randomness="different").'
         )
+
+
+class strided_dropout(TorchFunctionMode):
+    """A context manager: under a transform, dropout draws its mask as it does without.
+
+    A mask is drawn in the order in which its memory lies, which is that of the input. Transforms
+    forget the strides of the input, so the mask of one that is transposed would be another.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.nn.functional.dropout or not transformed():
+            return func(*args, **kwargs)
+        return _dropout(*args, **kwargs)
+
+
+def _dropout(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Dropout of the tensor with its dimensions in the order in which they lie in memory."""
+    strides = input.stride()
+    order = sorted(range(input.ndim), key=lambda dim: -strides[dim])
+    back = sorted(range(input.ndim), key=order.__getitem__)
+    return torch.nn.functional.dropout(input.permute(order), *args, **kwargs).permute(back)

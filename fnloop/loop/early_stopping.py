@@ -16,7 +16,7 @@ from fnloop.values.counts import as_count, as_number
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Stop, stop
 from fnloop.values.monitored import check_mode
-from fnloop.values.population import ACTIVE, SLOT, frozen, members_of
+from fnloop.values.stacked import ACTIVE, SLOT, frozen, members_of
 from fnloop.values.state import State
 
 

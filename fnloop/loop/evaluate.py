@@ -25,7 +25,7 @@ from fnloop.values.close_look import Unwritten
 from fnloop.values.key import fold
 from fnloop.values.merging import merge_all, numbers
 from fnloop.values.placing import whole_state
-from fnloop.values.population import data_key, each_member, side_by_side
+from fnloop.values.stacked import data_key, each_member, side_by_side
 from fnloop.values.start import choose_params
 from fnloop.values.state import State
 

@@ -27,7 +27,7 @@ from fnloop.trees.nodes import tree_map
 from fnloop.values.cursor import Cursor
 from fnloop.values.donated import may_be_overwritten
 from fnloop.values.metrics import Stop
-from fnloop.values.population import data_key
+from fnloop.values.stacked import data_key
 from fnloop.values.state import State
 
 _log = logging.getLogger("fnloop")

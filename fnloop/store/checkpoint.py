@@ -451,7 +451,7 @@ class checkpoint(Effect):
         value = find(metrics, self.monitor or "")
         if value is not None:
             self._seen = True
-            return None if _is_untrained(state, metrics) else best_of(value, self.mode)
+            return None if _is_untrained(state, metrics) else best_of(value, self._mode)
         if not self._seen:
             self._names.update(metrics)
         return None

@@ -15,6 +15,7 @@ from fnloop._torch import graph
 from fnloop._torch.conditions import Checks
 from fnloop._torch.draws import Draws
 from fnloop._torch.fakes import is_fake
+from fnloop._torch.members import strided_dropout
 from fnloop._torch.products import short_attention
 from fnloop._torch.read_only import ReadOnly
 from fnloop._torch.recurrent import transformed_by_products
@@ -157,7 +158,13 @@ class Recorded:
             for leaves, structure in (inputs.step, inputs.batch)
         )
         versions = [t._version for t in fakes]
-        with Checks() as checks, recording.of(state), short_attention(), transformed_by_products():
+        with (
+            Checks() as checks,
+            recording.of(state),
+            short_attention(),
+            transformed_by_products(),
+            strided_dropout(),
+        ):
             with self._read_only(inputs, fakes), host_seeded(GLOBAL) as host:
                 after, results = step(state, restored(batch))
             if host.drew:  # for a loss, it is an error already

@@ -13,7 +13,7 @@ from torch import Tensor
 from fnloop.trees.show import short
 from fnloop.values.metrics import Last, Mean, Metric, Metrics, Stop, Sum, check_metrics
 
-MANY = 100
+MANY = 1000
 """The longest list of numbers that a metric may have to be shown."""
 
 
@@ -145,7 +145,7 @@ def numbers(metrics: Metrics) -> dict[str, float]:
     """Convert every metric to floats.
 
     A metric whose value is a dict gives an entry ``name/key`` for each of its numbers; one whose
-    value is a list or a 1-d tensor gives ``name[0]``, ``name[1]``, ..., if there are at most 100.
+    value is a list or a 1-d tensor gives ``name[0]``, ``name[1]``, ..., if there are at most 1000.
     Left out are strings, complex numbers, longer lists, and tensors of more dimensions, such as a
     confusion matrix. Synchronizes with the device.
 

@@ -73,12 +73,18 @@ def to_module(state: State, params: str | None = None) -> Any:
         params: A slot to take the parameters from, such as ``"ema"``; default ``state.params``.
 
     Raises:
-        ValueError: There is no such slot, or it holds no parameters.
+        ValueError: There is no such slot, or it holds no parameters; or the state is that of a
+            population.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> torch.equal(to_module(start(model)).weight, model.weight)
     True
     """
+    if state.step.ndim:
+        raise ValueError(
+            f"This is the state of a population of {len(state.step)}, which has no one model. Take "
+            "a member: fl.to_module(fl.member(state, 0))."
+        )
     return state.skeleton.build(choose_params(state, params), state.buffers)
 
 

@@ -203,7 +203,7 @@ def test_a_metric_of_several_values_has_a_name_for_each():
     for name in ("rate/each[3]", "rate/none", "rate/each[x]", "rate/each/0", "rate[0]", "other[0]"):
         assert fl.values.merging.find({"rate": metric}, name) is None
     long = {
-        "long": fl.Sum(torch.ones(101)),
+        "long": fl.Sum(torch.ones(1001)),
         "matrix": fl.Sum(torch.ones(2, 2)),
         "text": fl.Last("a"),
     }

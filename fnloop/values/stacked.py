@@ -18,7 +18,9 @@ SLOT, ACTIVE = "population", "active"
 def stack(states: Iterable[State]) -> State:
     """A population of the states of single runs.
 
-    Each leaf gets a leading dimension, but for the cursor: members read the same batches.
+    Each leaf gets a leading dimension, but for the cursor: members read the same batches. The step
+    of as many members takes it from its `init`, which adds what is missing:
+    ``fl.ensemble(step, 3).init(fl.stack(states))``.
 
     Args:
         states: Of one step, with equal structure and shapes. The cursor of the first is kept.
@@ -65,13 +67,7 @@ def member(population: State, i: int) -> State:
         )
     if not -n <= i < n:
         raise IndexError(f"There is no member {i}: there are {n}, from 0.")
-    return _alone(_take(population, lambda leaf: leaf[i].clone()))
-
-
-def members(population: State, which: Sequence[int]) -> State:
-    """The population of some members, in the order given; a member may come more than once."""
-    index = torch.as_tensor(which, dtype=torch.int64)
-    return _take(population, lambda leaf: leaf[index.to(leaf.device)])
+    return without_mark(_take(population, lambda leaf: leaf[i].clone()))
 
 
 def members_of(state: State) -> int | None:
@@ -90,7 +86,8 @@ def frozen(population: State, which: torch.Tensor) -> State:
     return population.put(SLOT, {**own, ACTIVE: own[ACTIVE] & ~which})
 
 
-def _alone(state: State) -> State:
+def without_mark(state: State) -> State:
+    """The state without `SLOT`."""
     return state.replace(slots={name: m for name, m in state.slots.items() if name != SLOT})
 
 

@@ -1,0 +1,344 @@
+"""``fl.ensemble`` and ``fl.sweep``: each member is what it is alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fnloop as fl
+
+X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
+BATCH = (X[:16], Y[:16])
+
+
+def data():
+    return fl.Batches((X[:64], Y[:64]), 16, seed=0)
+
+
+def loss(model, batch):
+    x, y = batch
+    logits = model(x)
+    return F.cross_entropy(logits, y), {"accuracy": fl.metrics.accuracy(logits, y)}
+
+
+def dropping():
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+
+
+def normed():
+    return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(1, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.gru(x[..., None])[0][:, -1])
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.Linear(1, 8), nn.Linear(8, 3)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.layer(self.up(x[..., None])).mean(1))
+
+
+MODELS = {"dropout": dropping, "batchnorm": normed, "gru": Recurrent, "attention": Attending}
+
+
+def of(*stages, optimizer=None):
+    optimizer = optimizer or fl.optim.sgd(0.1, momentum=0.9)
+    return fl.pipe(loss, fl.grad, fl.accumulate(2), fl.update(optimizer), fl.ema(0.9), *stages)
+
+
+def assert_close(a, b):
+    for (path, left), right in zip(
+        zip(fl.tree_paths(a), fl.tree_leaves(a), strict=True), fl.tree_leaves(b), strict=True
+    ):
+        assert left.dtype == right.dtype and left.shape == right.shape, path
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5, msg=path)
+
+
+def fitted(step, state, epochs=2, **options):
+    return fl.fit(step, state, data(), epochs=epochs, progress=False, **options)
+
+
+@pytest.mark.parametrize("how", ["eager", "compiled", "loop"])
+@pytest.mark.parametrize("model", MODELS)
+def test_members_are_single_runs(model, how):
+    many = fl.ensemble(of(), 3, mode="loop" if how == "loop" else "vmap")
+    step = fl.compile(many, backend="aot_eager", donate=True) if how == "compiled" else many
+    state, history = fitted(step, step.init(MODELS[model], seed=5))
+    assert (history.status, state.cursor.tolist()) == ("completed", [2, 0, 8])
+    for i in range(3):
+        alone, own = fitted(of(), of().init(MODELS[model], seed=5 + i))
+        assert_close(fl.member(state, i), alone)
+        assert history[f"loss[{i}]"] == pytest.approx(own["loss"], rel=1e-4)
+    if how == "compiled":
+        assert step.graphs == 1
+
+
+SWEPT = {
+    "adamw.lr": (fl.optim.adamw(1e-3), [1e-4, 1e-3, 1e-2]),
+    "adamw.lr.peak": (fl.optim.adamw(fl.schedules.cosine(1e-3, steps=40, warmup=2)), [1e-4, 1e-2]),
+    "adamw.weight_decay": (fl.optim.adamw(1e-3), [0.0, 0.1, 1.0]),
+    "adamw.b1": (fl.optim.adamw(1e-3), [0.0, 0.5, 0.9]),
+    "eps": (fl.optim.adamw(1e-3), [1e-8, 1e-4, 1.0]),
+    "sgd.momentum": (fl.optim.sgd(0.1), [0.0, 0.5, 0.9]),
+    "clip_by_norm.max_norm": (
+        fl.optim.chain(fl.optim.clip_by_norm(1.0), fl.optim.sgd(0.1)),
+        [0.01, 0.1, 10.0],
+    ),
+    "b.sgd.lr": (
+        fl.optim.by_label(
+            {"a": fl.optim.adamw(1e-3), "b": fl.optim.sgd(0.1)},
+            lambda name, p: "a" if name.startswith("0") else "b",
+        ),
+        [0.001, 0.1],
+    ),
+    "lion.lr": (fl.optim.lion(1e-3), [1e-4, 1e-3]),
+    "lamb.lr": (fl.optim.lamb(1e-3), [1e-3, 1e-2]),
+    "ema.decay": (fl.optim.sgd(0.1), [0.5, 0.9, 0.99]),
+}
+
+
+COMPILED = ("adamw.lr.peak", "sgd.momentum", "clip_by_norm.max_norm", "b.sgd.lr")
+
+
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [*((name, False) for name in SWEPT), *((name, True) for name in COMPILED)],
+)
+def test_members_of_a_sweep_are_runs_with_other_hyperparameters(name, compiled):
+    optimizer, values = SWEPT[name]
+    many = fl.sweep(of(optimizer=optimizer), {name: values})
+    step = fl.compile(many, backend="aot_eager") if compiled else many
+    state = step.init(dropping, seed=1)
+    singles = [many.member(i) for i in range(len(values))]
+    alone = [single.init(dropping, seed=1) for single in singles]
+    for _ in range(4):
+        state, _ = step(state, BATCH)
+        alone = [single(own, BATCH)[0] for single, own in zip(singles, alone, strict=True)]
+    for i, own in enumerate(alone):  # sgd(momentum=0) has no memory, alone
+        assert_close(fl.member(state, i).params, own.params)
+    moved = [fl.tree_equal(alone[0], own) for own in alone[1:]]
+    assert not any(moved)  # the values do make a difference
+
+
+def test_a_field_of_a_loss_is_swept():
+    @fl.tree
+    class Smoothed:
+        smoothing: float = 0.1
+
+        def __call__(self, model, batch):
+            logs = model(batch[0]).log_softmax(-1)
+            nll = -logs.gather(1, batch[1][:, None])[:, 0]
+            return ((1 - self.smoothing) * nll - self.smoothing * logs.mean(-1)).mean()
+
+    step = fl.pipe(Smoothed(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    many = fl.sweep(step, {"loss.smoothing": [0.0, 0.1, 0.3]})
+    state, _ = many(many.init(dropping), BATCH)
+    for i, smoothing in enumerate([0.0, 0.1, 0.3]):
+        single = fl.pipe(Smoothed(smoothing), fl.grad, fl.update(fl.optim.sgd(0.1)))
+        assert_close(fl.member(state, i), single(single.init(dropping), BATCH)[0])
+
+
+def test_sweeps_and_ensembles_combine():
+    step = of(optimizer=fl.optim.adamw(1e-3))
+    grid = fl.sweep(fl.sweep(step, {"adamw.lr": [1e-3, 1e-2]}), {"ema.decay": [0.5, 0.9, 0.99]})
+    assert grid.values["adamw.lr"].tolist() == [1e-3] * 3 + [1e-2] * 3
+    assert grid.values["ema.decay"].tolist() == [0.5, 0.9, 0.99] * 2
+    seeded = fl.ensemble(fl.sweep(step, {"adamw.lr": [1e-3, 1e-2]}), 2)
+    assert (seeded.seeds, seeded.values["adamw.lr"].tolist()) == ((0, 0, 1, 1), [1e-3, 1e-2] * 2)
+    state = seeded.init(dropping, seed=3)
+    assert state.key.tolist() == [3, 3, 4, 4]
+    assert torch.equal(state.params["0.weight"][0], state.params["0.weight"][1])
+    assert not torch.equal(state.params["0.weight"][0], state.params["0.weight"][2])
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lrr": [1.0]}, "there is no number 'lrr'"),
+        ({"adamw.lr.steps": [1, 2]}, "'adamw.lr.steps' is an int, which is part of the structure"),
+        ({"weight_decay": [0.1, 0.2], "b1": [0.9]}, "as many values of each hyperparameter"),
+        ({}, "as many values of each"),
+        ({"b1": 0.9}, "takes a list of numbers"),
+    ],
+)
+def test_what_cannot_be_swept_is_said(values, said):
+    step = of(optimizer=fl.optim.adamw(fl.schedules.cosine(1e-3, steps=9)))
+    with pytest.raises(ValueError, match=said):
+        fl.sweep(step, values)
+
+
+def test_names_that_fit_several_numbers_are_refused():
+    optimizer = fl.optim.by_label(
+        {"a": fl.optim.sgd(0.1), "b": fl.optim.sgd(0.2)},
+        lambda name, p: (name[0] == "0" and "a") or "b",
+    )
+    with pytest.raises(ValueError, match=r"'sgd\.lr' may be 'a\.sgd\.lr' or 'b\.sgd\.lr'"):
+        fl.sweep(of(optimizer=optimizer), {"sgd.lr": [0.1]})
+
+
+def test_init_fills_what_is_missing_of_each_member():
+    step = fl.ensemble(fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1))), 2)
+    state, _ = step(step.init(dropping), BATCH)
+    assert fl.tree_equal(step.init(state), state)
+    more = fl.ensemble(fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)), fl.ema(0.9)), 2)
+    upgraded = more.init(state)
+    assert torch.equal(upgraded["ema"]["0.weight"], state.params["0.weight"])
+    assert fl.tree_equal(upgraded.params, state.params)
+    with pytest.raises(ValueError, match="has 2 members, and ensemble\\(3\\) has 3"):
+        fl.ensemble(of(), 3).init(state)
+
+
+def test_all_go_on_from_the_state_of_a_single_run_with_numbers_of_their_own():
+    single = of()
+    state, _ = single(single.init(dropping, seed=7), BATCH)
+    many = fl.ensemble(single, 3).init(state)
+    assert many.key.tolist() == [7, 8, 9] and many.step.tolist() == [1, 1, 1]
+    assert fl.tree_equal(fl.member(many, 0), state)
+
+
+def test_states_that_are_no_population_are_refused():
+    many = fl.ensemble(of(), 2)
+    with pytest.raises(ValueError, match="takes a state of 2 members"):
+        many(of().init(dropping), BATCH)
+    with pytest.raises(ValueError, match="not of a population"):
+        fl.member(of().init(dropping), 0)
+    with pytest.raises(IndexError, match="no member 2: there are 2"):
+        fl.member(many.init(dropping), 2)
+    with pytest.raises(ValueError, match="cannot be stacked"):
+        fl.stack([of().init(dropping), of().init(normed)])
+    with pytest.raises(ValueError, match=r"fl\.member"):
+        fl.to_module(many.init(dropping))
+
+
+def test_members_are_dropped_and_added():
+    many, single = fl.ensemble(of(), 3), of()
+    state, _ = many(many.init(dropping), BATCH)
+    chosen = [fl.member(state, 2), fl.member(state, 0), single.init(dropping, seed=9)]
+    two = fl.ensemble(single, 3)
+    after, _ = two(two.init(fl.stack(chosen)), BATCH)
+    assert after.step.tolist() == [2, 2, 1]
+    for i, own in enumerate(chosen):
+        assert_close(fl.member(after, i), single(own, BATCH)[0])
+
+
+def test_a_member_that_overflows_skips_alone():
+    many = fl.sweep(of(optimizer=fl.optim.sgd(0.1)), {"sgd.lr": [0.1, 1e30, 0.2]})
+    state = many.init(dropping)
+    for _ in range(6):
+        state, metrics = many(state, BATCH)
+    assert state.step.tolist()[0::2] == [6, 6] and state.step[1] < 6
+    assert metrics["skipped"].value().tolist() == [0, 1, 0]
+    single = many.member(2)
+    alone = single.init(dropping)
+    for _ in range(6):
+        alone, _ = single(alone, BATCH)
+    assert_close(fl.member(state, 2), alone)
+
+
+def test_members_stop_early_by_themselves_and_keep_their_bits(tmp_path):
+    def callbacks(folder=None):
+        stopping = fl.early_stopping("val/loss", patience=2, min_delta=0.02)
+        found = [fl.validate(loss, (X[64:], Y[64:])), stopping]
+        return [*found, fl.checkpoint(folder, every=1, unit="step", keep=99)] if folder else found
+
+    many, single = fl.ensemble(of(), 3), of()
+    state, history = fitted(many, many.init(dropping), 40, callbacks=callbacks(tmp_path / "run"))
+    assert history.status == "stopped"
+    assert history.reason == "val/loss has stopped improving in all 3 members"
+    ends = []
+    for i in range(3):
+        alone, own = fitted(single, single.init(dropping, seed=i), 40, callbacks=callbacks())
+        kept = fl.member(state, i)
+        assert_close(kept.replace(cursor=alone.cursor), alone)
+        assert own.status == "stopped"
+        ends.append(int(alone.cursor[2]))
+    assert len(set(ends)) > 1
+    first = ends.index(min(ends))
+    saved = fl.load(tmp_path / "run" / f"step-{min(ends):08d}", like=state)
+    assert saved["population"]["active"].tolist() == [i != first for i in range(3)]
+    frozen, last = fl.member(saved, first), fl.member(state, first)
+    assert fl.tree_equal(frozen.replace(cursor=last.cursor), last)
+    again, resumed = fitted(many, saved, 40, callbacks=callbacks())
+    assert fl.tree_equal(again, state)
+    assert resumed.reason == history.reason
+
+
+def test_a_population_is_resumed_to_the_bit(tmp_path):
+    many = fl.ensemble(of(), 3)
+    whole, _ = fitted(many, many.init(dropping), 4)
+    folder = tmp_path / "run"
+    fitted(many, many.init(dropping), 2, callbacks=[fl.checkpoint(folder)])
+    state, history = fl.fit(
+        many, many.init(dropping), data(), epochs=4, resume=folder, progress=False
+    )
+    assert history.status == "completed" and fl.tree_equal(state, whole)
+
+
+def test_members_are_evaluated_as_alone():
+    many = fl.ensemble(of(), 3)
+    state, _ = fitted(many, many.init(normed), 1)
+    held_out = (X[64:], Y[64:])
+    found = fl.evaluate(loss, state, held_out, params="ema")
+    outputs = next(iter(fl.predict(lambda model, batch: model(batch[0]), state, held_out)))
+    for i in range(3):
+        alone = fl.evaluate(loss, fl.member(state, i), held_out, params="ema")
+        assert {name: found[f"{name}[{i}]"] for name in alone} == alone
+        own = fl.predict(lambda model, batch: model(batch[0]), fl.member(state, i), held_out)
+        assert torch.equal(outputs[i], next(iter(own)))
+
+
+def test_the_checkpoint_with_the_best_member_is_the_best(tmp_path):
+    many = fl.sweep(of(), {"sgd.lr": [1e-4, 0.1, 1e30]})
+    monitored = fl.checkpoint(tmp_path / "run", keep=2, monitor="val/loss")
+    validation = fl.validate(loss, (X[64:], Y[64:]))
+    _, history = fitted(many, many.init(dropping), 5, callbacks=[validation, monitored])
+    steps = history.steps("val/loss[0]")
+    best = [min(pair) for pair in zip(history["val/loss[0]"], history["val/loss[1]"], strict=True)]
+    step = steps[best.index(min(best))]
+    assert fl.best(tmp_path / "run").name == f"step-{step:08d}"
+
+
+def test_reduce_on_plateau_lowers_the_rates_of_members_by_themselves():
+    plateau = fl.reduce_on_plateau("val/loss", patience=1, threshold=0.1)
+    callbacks = [fl.validate(loss, (X[64:], Y[64:])), plateau]
+    many = fl.ensemble(of(), 3)
+    state, _ = fitted(many, many.init(dropping), 8, callbacks=callbacks)
+    for i in range(3):
+        alone, _ = fitted(of(), of().init(dropping, seed=i), 8, callbacks=callbacks)
+        assert_close(fl.member(state, i), alone)
+
+
+def test_torch_optimizers_train_in_a_loop():
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.from_torch(torch.optim.SGD, lr=0.1)))
+    many = fl.ensemble(step, 2, mode="loop")
+    state, _ = fitted(many, many.init(dropping), 1)
+    alone, _ = fitted(step, step.init(dropping, seed=1), 1)
+    assert fl.tree_equal(fl.member(state, 1), alone)
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
+        fl.ensemble(step, 2)(fl.ensemble(step, 2).init(dropping), BATCH)
+
+
+def test_pipes_and_reprs():
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)), fl.ensemble(n=4))
+    assert repr(step).splitlines()[-2].strip() == "ensemble(4),"
+    assert "sweep({'sgd.lr': f64[2]})" in repr(fl.sweep(of(), {"sgd.lr": [0.1, 0.2]}))
+
+
+@pytest.mark.parametrize("how", ["vmap", "loop"])
+def test_a_population_keeps_the_laws(how):
+    many = fl.ensemble(of(), 2, mode=how)
+    state = many.init(dropping)
+    fl.testing.check_pure(many, state, BATCH)
+    fl.testing.check_repeatable(many, state, BATCH)
+    fl.testing.check_stable(many, state, BATCH)
