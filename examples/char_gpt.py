@@ -98,7 +98,7 @@ def windows(ids: Tensor, block: int, batch_size: int, seed: int) -> fl.Data:
     )
 
 
-def samples(characters: list[str], file: Path) -> fl.Effect:
+def samples(characters: list[str], file: Path) -> fl.base.Effect:
     """An effect that lets the model write a little, and keeps what it wrote.
 
     It draws from a generator of its own: an effect must not disturb the training. All ranks call

@@ -106,7 +106,7 @@ def digits(batch_size: int) -> fl.Data:
     )
 
 
-def samples(path: Path, noise: Tensor) -> fl.Effect:
+def samples(path: Path, noise: Tensor) -> fl.base.Effect:
     """An effect that draws the digits of the averaged generator, always of the same noise."""
 
     def draw(state: fl.State, metrics: Mapping[str, Any]) -> None:

@@ -24,10 +24,6 @@ from fnloop.values.start import to_module as to_module
 from fnloop.values.mode import training as training
 
 # Stages
-from fnloop.stages.callback import Callback as Callback
-from fnloop.stages.base import GradStage as GradStage
-from fnloop.stages.base import Stage as Stage
-from fnloop.stages.base import StepStage as StepStage
 from fnloop.stages.accumulate import accumulate as accumulate
 from fnloop.stages.amp import amp as amp
 from fnloop.stages.ema import ema as ema
@@ -48,9 +44,7 @@ from fnloop import optim as optim
 from fnloop import schedules as schedules
 
 # Transforms of whole steps
-from fnloop.transforms.compile_errors import CompileError as CompileError
 from fnloop.transforms.compile import compile as compile
-from fnloop.values.donated import DonatedError as DonatedError
 from fnloop.transforms.population import ensemble as ensemble
 from fnloop.transforms.population import sweep as sweep
 from fnloop.values.stacked import member as member
@@ -79,7 +73,6 @@ from fnloop.data.limiting import limit as limit
 from fnloop import data as data
 
 # Effects
-from fnloop.effects.effect import Effect as Effect
 from fnloop.effects.effect import effect as effect
 
 # The loop
@@ -109,6 +102,10 @@ from fnloop.trackers.track import track as track
 
 # The command line
 from fnloop.cli.recipe import Recipe as Recipe
+
+# Base classes for your own, and errors
+from fnloop import base as base
+from fnloop import errors as errors
 
 # Testing
 from fnloop import testing as testing

@@ -27,6 +27,8 @@ LAYERS = (
     "trackers",
     "loop",
     "replays",
+    "base",
+    "errors",
     "testing",
     "cli",
 )

@@ -15,7 +15,17 @@ import fnloop
 
 ROOT = Path(fnloop.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-FAMILIES = ("optim", "schedules", "metrics", "data", "store", "trackers", "testing")
+FAMILIES = (
+    "optim",
+    "schedules",
+    "metrics",
+    "data",
+    "store",
+    "trackers",
+    "base",
+    "errors",
+    "testing",
+)
 
 
 def dotted(path: Path) -> str:

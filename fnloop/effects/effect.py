@@ -116,7 +116,7 @@ class Effect:
         rhythms: When it comes; for those that go by the clock, the loop looks at it.
 
     >>> import torch, fnloop as fl
-    >>> class count(fl.Effect):
+    >>> class count(fl.base.Effect):
     ...     def open(self, run):
     ...         self.steps = 0
     ...     def __call__(self, state, metrics):

@@ -9,7 +9,17 @@ from typing import Any
 
 from fnloop.names.elsewhere import ELSEWHERE, KEYWORDS, simple
 
-_FAMILIES = ("optim", "schedules", "metrics", "data", "store", "trackers", "testing")
+_FAMILIES = (
+    "optim",
+    "schedules",
+    "metrics",
+    "data",
+    "store",
+    "trackers",
+    "base",
+    "errors",
+    "testing",
+)
 
 
 def suggesting(module: str) -> Callable[[str], Any]:

@@ -208,7 +208,7 @@ class StepStage(Stage, abstract=True):
 
     >>> import torch, fnloop as fl
     >>> @fl.tree
-    ... class Halve(fl.StepStage):
+    ... class Halve(fl.base.StepStage):
     ...     wraps = "step"
     ...     label = "halve"
     ...     inner: Any

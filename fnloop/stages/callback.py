@@ -18,7 +18,7 @@ class Callback(Stage, abstract=True):
 
     >>> import torch, fnloop as fl
     >>> @fl.tree
-    ... class lowest(fl.Callback):
+    ... class lowest(fl.base.Callback):
     ...     label = "lowest"
     ...     monitor: str
     ...     name: str = "lowest"

@@ -141,7 +141,7 @@ def _check_takes_stage(function: Any, before: Stage) -> None:
         f"{what}, but a pipe gives each function what it has made so far, here "
         f"{before.describe()}. What changes gradients or steps is a class that wraps "
         "a stage: @fl.tree class "
-        f"Mine(fl.{'GradStage' if before.kind == 'grad' else 'StepStage'}), with wraps = "
+        f"Mine(fl.base.{'GradStage' if before.kind == 'grad' else 'StepStage'}), with wraps = "
         f'"{before.kind}", a field inner, and __call__(self, state, batch) that calls '
         "self.inner(state, batch). See the how-to page Write a stage."
     )

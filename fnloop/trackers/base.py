@@ -60,4 +60,4 @@ class Tracker:
         )
 
     def close(self, status: str) -> None:
-        """Called once, after the last point; `status` as for `fl.Effect.close`."""
+        """Called once, after the last point; `status` as for `fl.base.Effect.close`."""

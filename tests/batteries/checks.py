@@ -77,7 +77,7 @@ def compiled(entry: Entry, backend: str = "aot_eager") -> str:
         fl.testing.check_compiles(
             step, step.init(model, seed=0), batches, backend, rtol=REGROUPED, atol=REGROUPED
         )
-    except fl.CompileError as error:
+    except fl.errors.CompileError as error:
         said = " ".join(str(error).split())
         if entry.refused and entry.refused in said:
             return "refused"

@@ -128,7 +128,7 @@ def _check_refusal(habit: Habit, step: Any, state: fl.State, batch: Any) -> None
     """The message says what cannot be recorded, and names the line of the habit."""
     try:
         fl.compile(step, backend="aot_eager")(state, batch)
-    except fl.CompileError as error:
+    except fl.errors.CompileError as error:
         said, code = str(error), habit.loss.__code__
         file = Path(code.co_filename).name
         assert habit.refused in " ".join(said.split()), said

@@ -13,10 +13,10 @@ from .loops import TOGETHER, Clocked, Training, grouped, looped, watched
 from .problems import LR, WEIGHT_DECAY, Problem
 from .timing import Clock
 
-Transform = Callable[[fl.StepStage], fl.StepStage]
+Transform = Callable[[fl.base.StepStage], fl.base.StepStage]
 
 
-def pipeline(problem: Problem) -> fl.StepStage:
+def pipeline(problem: Problem) -> fl.base.StepStage:
     """fnloop's step."""
     around: list[Any] = []
     if problem.micro > 1:

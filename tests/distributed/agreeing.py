@@ -187,7 +187,7 @@ def a_smoke_run_of_many_ranks_leaves_nothing(mesh):
 
 @scenario
 def a_demand_to_save_on_one_rank_is_one_on_all(mesh):
-    class Saves(fl.Effect):
+    class Saves(fl.base.Effect):
         ranks = "all"
         saved = ()
 
@@ -247,7 +247,7 @@ def an_effect_fails_on_one_rank(mesh):
 
 @scenario
 def an_effect_cannot_be_opened_on_one_rank(mesh):
-    class Cannot(fl.Effect):
+    class Cannot(fl.base.Effect):
         ranks = "all"
 
         def open(self, run):
@@ -255,7 +255,7 @@ def an_effect_cannot_be_opened_on_one_rank(mesh):
 
     ended(mesh, 1, lambda: fit(mesh, Cannot()))
 
-    class Refuses(fl.Effect):
+    class Refuses(fl.base.Effect):
         def check_run(self, run):
             fails(mesh, 0)()
 

@@ -55,7 +55,7 @@ def several_steps_in_one_call_have_the_bits_of_a_call_for_each(mesh):
     one, rows = fitted(mesh, 1, steps=14)
     seen = []
 
-    class Saves(fl.Effect):  # ends calls of the first rank that the others go on with
+    class Saves(fl.base.Effect):  # ends calls of the first rank that the others go on with
         def __call__(self, state, metrics):
             seen.append(int(state.cursor[2]))
 

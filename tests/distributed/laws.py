@@ -138,7 +138,7 @@ def a_sequence_of_steps(mesh):
 @scenario
 def everything_at_once_with_a_stage_of_ones_own(mesh):
     @fl.tree
-    class Noise(fl.GradStage):
+    class Noise(fl.base.GradStage):
         wraps = "grad"
         inner: object
 

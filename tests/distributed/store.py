@@ -191,7 +191,7 @@ def parts_of_a_checkpoint_are_loaded_into_pieces(mesh):
         assert loaded["ema"]["a"].equal(Net().a)
         wrong = step_for(mesh, plan).init(lambda: Other(), seed=9)
         error = error_of(lambda: fl.load(path, like=wrong))  # noqa: B023
-        assert isinstance(error, fl.store.CheckpointError), error
+        assert isinstance(error, fl.errors.CheckpointError), error
         assert "params/a" in str(error) and "f32[3,7]" in str(error) and "f32[3,8]" in str(error)
 
 
@@ -333,7 +333,7 @@ def damage_that_one_rank_finds_is_passed_over_by_all(mesh):
             loaded = fl.load(folder, like=like)
         assert int(loaded.step) == 2 and "step-00000003 was skipped" in str(caught[0].message)
         error = error_of(lambda: fl.load(Path(folder, "step-00000003"), like=like))  # noqa: B023
-        assert isinstance(error, fl.store.CheckpointError) and "sha256 differs" in str(error)
+        assert isinstance(error, fl.errors.CheckpointError) and "sha256 differs" in str(error)
         assert last_rank_of(error) == mesh.data - 1
         effect = fl.checkpoint(folder, keep=None)
         _, caught, history = trained(
@@ -465,9 +465,9 @@ def what_fails_on_one_rank_fails_on_all_with_its_error(mesh):
 
     error = fails(OSError(errno.ENOSPC, "full"), {last})
     assert type(error) is OSError and error.errno == errno.ENOSPC and error.ranks == (last,)
-    error = fails(fl.store.CheckpointError(f"rank {mesh.rank}"), {0, last})
+    error = fails(fl.errors.CheckpointError(f"rank {mesh.rank}"), {0, last})
     assert (
-        type(error) is fl.store.CheckpointError and str(error) == "rank 0" and error.ranks == (0,)
+        type(error) is fl.errors.CheckpointError and str(error) == "rank 0" and error.ranks == (0,)
     )
     error = fails(Odd(1, 2), {last})
     assert type(error) is (Odd if mesh.rank == last else RankError) and "1 and 2" in str(error)

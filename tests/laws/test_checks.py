@@ -187,7 +187,7 @@ def test_init_of_a_callback():
     testing.check_init(watch, state(), metrics={"val/loss": fl.Mean(1.0, 1)})
 
     @fl.tree
-    class Forgetful(fl.Callback):
+    class Forgetful(fl.base.Callback):
         name: str = "forgetful"
 
         def init(self, state, metrics):
@@ -208,7 +208,7 @@ def test_compiles_says_that_a_callback_is_none():
 
 
 @fl.tree
-class Cut(fl.StepStage):
+class Cut(fl.base.StepStage):
     wraps: ClassVar[str] = "step"
     inner: Any
     factor: Any
@@ -271,7 +271,7 @@ def test_a_run_that_resumes_otherwise_says_whether_saving_has_to_do_with_it():
     with pytest.raises(LawError, match=r"(?s)not the same without a stop either.*fl\.Batches"):
         testing.check_resumes(STEP, state(), Shuffled(), steps=3)
 
-    class Memory(fl.Callback):
+    class Memory(fl.base.Callback):
         """Keeps in itself, from a start of its own, what it changes the state by."""
 
         def __init__(self):

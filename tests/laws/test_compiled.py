@@ -372,7 +372,7 @@ def test_compiles_sees_a_batch_that_is_written_to():
         batch.mul_(1.5)
         return step(state, batch)
 
-    with pytest.raises(fl.CompileError, match="writes to the batch in place"):
+    with pytest.raises(fl.errors.CompileError, match="writes to the batch in place"):
         testing.check_compiles(fl.stage(writes, "step"), state, [torch.ones(3, 2)])
 
 

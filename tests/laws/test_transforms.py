@@ -178,8 +178,8 @@ def test_every_exported_stage_and_optimizer_has_an_example():
         name
         for name, value in EXPORTED.items()
         if getattr(value, "__module__", "").startswith("fnloop.stages")
-        and (inspect.isfunction(value) or issubclass(value, fl.Callback))
-        and value is not fl.Callback
+        and (inspect.isfunction(value) or issubclass(value, fl.base.Callback))
+        and value is not fl.base.Callback
     }
     assert stages - {"pipe", "scale"} <= set(STAGES), "add an example of the new stage"
     assert set(OPTIMIZERS) == set(EXAMPLES) | ALONE, "add an example of the new optimizer"

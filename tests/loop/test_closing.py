@@ -29,7 +29,7 @@ def state():
     return STEP.init(nn.Linear(2, 1))
 
 
-class Noted(fl.Effect):
+class Noted(fl.base.Effect):
     """Notes what is called, and raises an error in one of them."""
 
     def __init__(self, name, calls, fails="", error=KeyboardInterrupt):

@@ -142,7 +142,7 @@ def test_an_error_without_room_for_the_state_comes_through(kind, place):
         finally:
             closed.append("data")
 
-    class Closing(fl.Effect):
+    class Closing(fl.base.Effect):
         def __call__(self, s, metrics):
             breaking("effect")
 

@@ -51,7 +51,7 @@ def test_a_signal_during_an_effect_lets_no_further_step_run(name, tmp_path):
 
 
 def test_a_signal_before_the_first_step_lets_none_run(tmp_path):
-    class Press(fl.Effect):
+    class Press(fl.base.Effect):
         def open(self, run):
             signal.raise_signal(signal.SIGINT)
 
@@ -63,7 +63,7 @@ def test_a_signal_before_the_first_step_lets_none_run(tmp_path):
 
 
 def test_a_signal_as_a_finished_run_is_closed_is_told():
-    class Press(fl.Effect):
+    class Press(fl.base.Effect):
         def __call__(self, state, metrics):
             pass
 

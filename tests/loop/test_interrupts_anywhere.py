@@ -77,7 +77,7 @@ def inductor():
     return fl.compile(eager())
 
 
-class Opened(fl.Effect):
+class Opened(fl.base.Effect):
     """Notes how often it is opened and closed."""
 
     def __init__(self, name):

@@ -10,7 +10,7 @@ from fnloop.values.cursor import Cursor
 STEP = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.01)))
 
 
-class Slow(fl.Effect):
+class Slow(fl.base.Effect):
     """An effect that takes a while to close, and says so."""
 
     def __init__(self, seconds):

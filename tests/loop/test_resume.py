@@ -296,7 +296,7 @@ def test_a_chosen_checkpoint_is_gone_on_from(tmp_path):
 def test_what_is_no_checkpoint_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     for place, message in (("file", "is a file"), ("step-00000004", "There is no folder")):
-        with pytest.raises(fl.store.CheckpointError, match=message):
+        with pytest.raises(fl.errors.CheckpointError, match=message):
             fl.fit(STEP, state(), DATA["a list"](), steps=1, resume=tmp_path / place)
 
 
@@ -441,12 +441,12 @@ def test_where_all_are_damaged_nothing_starts_from_zero(tmp_path):
     fit(tmp_path, DATA["a list"], 2)
     for path in (tmp_path / "kept").iterdir():
         damage(path)
-    with pytest.raises(fl.store.CheckpointError, match=r"No checkpoint in .* is whole"):
+    with pytest.raises(fl.errors.CheckpointError, match=r"No checkpoint in .* is whole"):
         fit(tmp_path, DATA["a list"], STEPS, resume=True)
 
 
 def test_a_memo_that_an_effect_cannot_use_names_the_effect(tmp_path):
-    class Note(fl.Effect):
+    class Note(fl.base.Effect):
         name = "history"
 
         def __call__(self, state, metrics):
@@ -462,7 +462,7 @@ def test_a_memo_that_an_effect_cannot_use_names_the_effect(tmp_path):
     for _ in run:
         pass
     message = r"a memo for the effect 'history' that cannot"
-    with pytest.raises(fl.store.CheckpointError, match=message):
+    with pytest.raises(fl.errors.CheckpointError, match=message):
         fl.fit(step, step.init(network()), [X], steps=2, resume=tmp_path)
 
 

@@ -121,7 +121,7 @@ def test_a_callback_stops_the_run():
 
     closed = []
 
-    class Close(fl.Effect):
+    class Close(fl.base.Effect):
         def __call__(self, state, metrics):
             pass
 
@@ -139,7 +139,7 @@ def test_a_callback_stops_the_run():
 def test_effects_are_closed_when_the_step_fails():
     closed = []
 
-    class Close(fl.Effect):
+    class Close(fl.base.Effect):
         def __call__(self, state, metrics):
             pass
 
@@ -275,7 +275,7 @@ def test_data_that_fails_to_close_keeps_no_effect_open():
 
     closed = []
 
-    class Close(fl.Effect):
+    class Close(fl.base.Effect):
         def close(self, status):
             closed.append(status)
 
@@ -291,7 +291,7 @@ def test_a_bundle_and_prefetch_in_mid_epoch():
     one = next(fl.run(STEP, state(), fl.Data(train=data()), steps=1))[0]
     totals = []
 
-    class Look(fl.Effect):
+    class Look(fl.base.Effect):
         def open(self, run):
             totals.append(run.total)
 

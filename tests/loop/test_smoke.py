@@ -51,7 +51,7 @@ class Counted:
 def test_everything_comes_once_and_no_file_is_left():
     counted, seen, finished = Counted(), [], []
 
-    class Watch(fl.Effect):
+    class Watch(fl.base.Effect):
         def __call__(self, state, metrics):
             seen.append((int(state.cursor[2]), sorted(metrics)))
 
@@ -83,7 +83,7 @@ def test_everything_comes_once_and_no_file_is_left():
 
 
 def test_it_saves_and_finds_what_cannot_be_saved():
-    class Broken(fl.Effect):
+    class Broken(fl.base.Effect):
         ranks = "all"
 
         def __init__(self):
@@ -144,7 +144,7 @@ def test_data_that_is_read_once_and_compiled_steps():
 
 
 def test_an_effect_says_what_takes_its_place():
-    class Writes(fl.Effect):
+    class Writes(fl.base.Effect):
         def __init__(self, folder):
             self.folder = Path(folder)
 

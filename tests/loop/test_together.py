@@ -41,7 +41,7 @@ EIGHT = fl.compile(PIPE, backend="aot_eager", donate=True, steps=8)
 KEEPING = fl.compile(PIPE, backend="aot_eager", steps=8)
 
 
-class Seen(fl.Effect):
+class Seen(fl.base.Effect):
     """Notes what it is shown, without the state."""
 
     name = "seen"
@@ -120,7 +120,7 @@ def test_merged_metrics_are_merged_when_they_are_looked_at():
 
 
 @fl.tree
-class Halve(fl.Callback):
+class Halve(fl.base.Callback):
     """Halves the learning rate every three batches, and counts its calls."""
 
     label = "halve"
@@ -335,7 +335,7 @@ def test_a_state_that_is_sent_is_gone_on_with():
     assert fl.tree_diff(state, again) == ""
 
 
-class Careless(fl.Callback):
+class Careless(fl.base.Callback):
     """Reads the state though it says that it does not need it."""
 
     def __init__(self, read):

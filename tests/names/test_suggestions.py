@@ -113,7 +113,7 @@ def test_an_error_inside_is_left_alone() -> None:
 
 def test_a_stage_of_ones_own_is_explained_too() -> None:
     @fl.tree
-    class scaled(fl.StepStage):
+    class scaled(fl.base.StepStage):
         wraps = "step"
         inner: object
         factor: float = 1.0

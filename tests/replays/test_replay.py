@@ -45,7 +45,7 @@ def lifted(state, batch):
 
 
 @fl.tree
-class Halved(fl.GradStage):
+class Halved(fl.base.GradStage):
     """One that asks what it wraps, and calls it in its own way."""
 
     wraps: ClassVar[str] = "grad"

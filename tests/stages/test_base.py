@@ -20,7 +20,7 @@ def loss(model, batch):
 
 
 @fl.tree
-class Noise(fl.GradStage):
+class Noise(fl.base.GradStage):
     wraps: ClassVar[str] = "grad"
     label: ClassVar[str] = "noise"
     inner: Any
@@ -80,14 +80,14 @@ def test_settings_in_the_place_of_the_wrapped_stage():
 
 
 def test_a_stage_class_is_a_tree():
-    class Plain(fl.GradStage):
+    class Plain(fl.base.GradStage):
         wraps: ClassVar[str] = "grad"
         inner: Any
 
     class More(Noise):
         decay: float = 0.5
 
-    class Callback(fl.Callback):
+    class Callback(fl.base.Callback):
         name: str = "mine"
 
     with pytest.raises(
@@ -114,7 +114,7 @@ def test_stages_are_copied_and_pickled():
 
 
 @fl.tree
-class Count(fl.StepStage):
+class Count(fl.base.StepStage):
     wraps: ClassVar[str] = "step"
     inner: Any
     first: Any = 0
@@ -133,7 +133,7 @@ def test_memory_is_made_of_tensors(first):
 
 
 def test_a_callback_that_sets_itself_up_needs_no_decorator():
-    class Steps(fl.Callback):
+    class Steps(fl.base.Callback):
         label: ClassVar[str] = "steps"
 
         def __init__(self, most):
@@ -146,7 +146,7 @@ def test_a_callback_that_sets_itself_up_needs_no_decorator():
 
 
 def test_a_stage_class_that_sets_itself_up_is_told_what_to_write_instead():
-    class Mine(fl.StepStage):
+    class Mine(fl.base.StepStage):
         def __init__(self, k):
             self.k = k
 
@@ -155,11 +155,11 @@ def test_a_stage_class_that_sets_itself_up_is_told_what_to_write_instead():
 
 
 def test_a_stage_without_fields_and_decorator_prints_as_itself():
-    class Still(fl.StepStage):
+    class Still(fl.base.StepStage):
         def __call__(self, state, x):
             return state, {}
 
-    class Counting(fl.Callback):
+    class Counting(fl.base.Callback):
         def __init__(self, start):
             self.start = start
 

@@ -86,7 +86,7 @@ def test_they_are_saved_and_a_run_goes_on_with_them(tmp_path):
 
 
 @fl.tree
-class Tally(fl.StepStage):
+class Tally(fl.base.StepStage):
     """A stage of a user's own, whose memory counts the calls, taken back or not."""
 
     wraps: ClassVar[Any] = "step"

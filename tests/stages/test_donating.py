@@ -261,7 +261,7 @@ def test_fit_leaves_the_state_that_it_is_given_alone():
 
 
 @fl.tree
-class Best(fl.Callback):
+class Best(fl.base.Callback):
     """Keeps the parameters, not copies, of the lowest loss."""
 
     label = "best"

@@ -273,7 +273,7 @@ def test_multipliers_from_outside_stay():
 
 def test_a_rule_sees_the_state_after_the_step_and_only_its_memory_is_kept():
     @fl.tree
-    class meddler(fl.Callback):
+    class meddler(fl.base.Callback):
         label: ClassVar[str] = "meddler"
         monitor: Any = "loss"
         name: str = "meddler"

@@ -72,7 +72,7 @@ def test_a_bare_number_as_a_metric_is_refused_alike_wherever_it_runs(kind, value
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_a_bare_number_from_a_stage_class_is_refused_too(compiled):
     @fl.tree
-    class Gap(fl.GradStage):
+    class Gap(fl.base.GradStage):
         wraps = "grad"
         inner: object
 
@@ -88,7 +88,7 @@ def test_a_bare_number_from_a_stage_class_is_refused_too(compiled):
 
 def test_a_gradient_stage_must_give_gradients():
     @fl.tree
-    class Other(fl.GradStage):
+    class Other(fl.base.GradStage):
         def __call__(self, state, x):
             return state, {}
 

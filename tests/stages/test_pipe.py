@@ -105,11 +105,11 @@ def test_a_loss_in_the_place_of_a_step_says_so(compiled) -> None:
         ),
         (
             lambda: fl.pipe(loss, fl.grad, fl.stage(noise, "grad"), fl.update(SGD)),
-            r"noise is a stage by itself.*fl\.GradStage\), with wraps = \"grad\"",
+            r"noise is a stage by itself.*fl\.base\.GradStage\), with wraps = \"grad\"",
         ),
         (
             lambda: fl.pipe(loss, fl.grad, fl.update(SGD), fl.stage(noise, "step")),
-            r"noise is a stage by itself.*fl\.StepStage\), with wraps = \"step\"",
+            r"noise is a stage by itself.*fl\.base\.StepStage\), with wraps = \"step\"",
         ),
         (lambda: fl.stage(lambda g: g, "grad"), r"takes \(g\); .* a state and a batch"),
         (lambda: fl.pipe(nn.MSELoss(), fl.grad), r"return nn\.MSELoss\(\)\(model\(x\), y\)"),

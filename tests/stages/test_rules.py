@@ -55,7 +55,7 @@ def test_a_rule_has_its_memory_before_the_first_step():
 
 
 @fl.tree
-class Late(fl.Callback):
+class Late(fl.base.Callback):
     label: ClassVar[str] = "late"
     monitor: str
     name: str = "late"

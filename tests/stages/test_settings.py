@@ -187,7 +187,9 @@ def test_anomaly_detection_is_for_uncompiled_steps(name, expected):
         if step is STEPS[name]:
             assert fl.tree_diff(right, step(state, batch(torch.float32))) == ""
         else:
-            with pytest.raises(fl.CompileError, match=r"Anomaly detection.*without fl.compile"):
+            with pytest.raises(
+                fl.errors.CompileError, match=r"Anomaly detection.*without fl.compile"
+            ):
                 step(state, batch(torch.float32))
             step.uncompiled(state, batch(torch.float32))
 

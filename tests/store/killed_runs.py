@@ -115,7 +115,7 @@ class Board:
 BOARD = Board()
 
 
-class Notes(fl.Effect):
+class Notes(fl.base.Effect):
     """It comes after the checkpoint: what it sees is saved, or with a thread soon will be."""
 
     name = "notes"

@@ -493,7 +493,7 @@ def test_what_is_not_the_end_of_an_epoch_is_not_taken_for_one(tmp_path):
 
 def test_memory_that_grows_is_refused_when_it_is_saved(tmp_path):
     @fl.tree
-    class collect(fl.Callback):
+    class collect(fl.base.Callback):
         label = "collect"
         name: str = "collect"
 

@@ -66,7 +66,7 @@ def noticed(path, like):
     """Whether loading it is refused; another error than CheckpointError ends the test."""
     try:
         fl.load(path, like=like)
-    except fl.store.CheckpointError as error:
+    except fl.errors.CheckpointError as error:
         assert str(path) in str(error)
         return True
     return False
@@ -143,7 +143,7 @@ def test_a_flipped_bit_is_told_with_the_file_and_the_leaf(small):
     file = path / "state.safetensors"
     with (
         patched(file, file.stat().st_size - 1, b"\x55"),
-        pytest.raises(fl.store.CheckpointError) as told,
+        pytest.raises(fl.errors.CheckpointError) as told,
     ):
         fl.load(path, like=like)
     assert str(file) in str(told.value) and "'slots/update/scale/sgd.weight_decay'" in str(
@@ -157,7 +157,7 @@ def test_with_only_what_is_loaded_is_verified(small):
     whole = (path / "state.safetensors").read_bytes()
     weight = whole.index(like.params["weight"].numpy().tobytes())
     with patched(path / "state.safetensors", weight, bytes([whole[weight] ^ 1])):
-        with pytest.raises(fl.store.CheckpointError, match="'params/weight'"):
+        with pytest.raises(fl.errors.CheckpointError, match="'params/weight'"):
             fl.load(path, like=like, only="params")
         assert fl.load(path, like=like, only="slots") == like
 
@@ -293,7 +293,7 @@ def test_a_folder_of_another_count_is_refused_and_passed_over(tmp_path):
     like = small_state()
     first, second = (fl.save(small_state(count), tmp_path) for count in (1, 2))
     copy = shutil.copytree(first, tmp_path / "step-00000009")
-    with pytest.raises(fl.store.CheckpointError, match="holds the checkpoint of count 1") as told:
+    with pytest.raises(fl.errors.CheckpointError, match="holds the checkpoint of count 1") as told:
         fl.load(copy, like=like)
     assert "Call it step-00000001" in str(told.value)
     for find in (fl.latest, lambda folder: fl.load(folder, like=like)):
@@ -341,5 +341,5 @@ def test_the_one_before_is_loaded_and_the_damaged_one_is_told(tmp_path, name):
     ]
     with (paths[0] / name).open("r+b") as stream:
         stream.write(b"\x99")
-    with pytest.raises(fl.store.CheckpointError, match=r"No checkpoint in .* is whole:\n.*\n.*\n"):
+    with pytest.raises(fl.errors.CheckpointError, match=r"No checkpoint in .* is whole:\n.*\n.*\n"):
         fl.load(tmp_path, like=like)

@@ -126,7 +126,7 @@ def test_a_path_without_a_checkpoint_is_missing_not_damaged_and_a_similar_one_is
     ]:
         with pytest.raises(FileNotFoundError, match=message) as missing:
             fl.load(path, like=state)
-        assert isinstance(missing.value, fl.store.CheckpointError)
+        assert isinstance(missing.value, fl.errors.CheckpointError)
         assert not isinstance(missing.value, DamagedError)
     fl.fit(step, state, [torch.ones(2, 2)], epochs=1, resume="runs/frist")
     assert "the run starts here. Did you mean runs/first?" in caplog.text

@@ -125,7 +125,7 @@ def put(folder, manifest):
 def refused(call):
     try:
         call()
-    except fl.store.CheckpointError:
+    except fl.errors.CheckpointError:
         return True
     return False
 
@@ -277,7 +277,7 @@ def fuzz(tmp_path, count, seed, ranks=()):
             ):
                 try:
                     result = call()
-                except fl.store.CheckpointError as error:
+                except fl.errors.CheckpointError as error:
                     assert len(str(error)) < 5000
                 else:
                     accepted += isinstance(result, fl.State)
@@ -405,7 +405,7 @@ def test_slots_that_nobody_asked_for_may_be_large_but_not_beyond_all_proportion(
     size = 300 * 2**20
     arrays = {**hostile.arrays(), "slots/a/big": Array("uint8", (size,), bytes(size))}
     folder = by_hand.write(tmp_path, arrays)
-    with pytest.raises(fl.store.CheckpointError, match=r"has 314\.6 MB in slots .* \(slots/a\)"):
+    with pytest.raises(fl.errors.CheckpointError, match=r"has 314\.6 MB in slots .* \(slots/a\)"):
         fl.load(folder, like=hostile.state())
     assert fl.load(folder, like=hostile.state(), only="params").cursor.tolist() == [0, 0, 0]
     with pytest.warns(UserWarning, match="slots/a/big"):
@@ -493,7 +493,7 @@ def test_memos_that_are_none_are_a_clear_error(tmp_path, effect):
             warnings.simplefilter("ignore")
             try:
                 run(folder, 2, resume=folder / "saved")
-            except fl.store.CheckpointError as error:
+            except fl.errors.CheckpointError as error:
                 assert f"a memo for the effect {effect!r}" in str(error)
                 refusals += 1
         assert {file.name for file in folder.iterdir()} == {"saved", "runs"}

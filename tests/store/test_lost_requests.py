@@ -39,7 +39,7 @@ def put(folder: Any, name: str, raw: bytes = b"x") -> None:
     folder.fs.pipe_file(f"{folder.path}/{name}", raw)
 
 
-def at_step(count: int, do: Any) -> fl.Effect:
+def at_step(count: int, do: Any) -> fl.base.Effect:
     return fl.effect(lambda state, metrics: do() if int(state.cursor[2]) == count else None)
 
 
@@ -117,7 +117,7 @@ def test_an_outage_is_not_taken_for_another_run(gate: s3.Gate, folder: Any) -> N
     fit(folder, 2)
     before = keys(folder)
 
-    class Meanwhile(fl.Effect):
+    class Meanwhile(fl.base.Effect):
         def check_run(self, run: Any) -> None:
             gate.set("503", only=r"GET .*manifest")
 

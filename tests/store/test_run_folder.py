@@ -407,7 +407,7 @@ def test_what_is_too_large_for_a_manifest_does_not_keep_a_state_from_being_saved
 
 
 def test_a_memo_that_fails_does_not_keep_a_state_from_being_saved(here):
-    class Bad(fl.Effect):
+    class Bad(fl.base.Effect):
         name = "bad"
 
         def __call__(self, state, metrics):

@@ -246,7 +246,7 @@ def first_step(model, batch, loss):
 def test_the_remedy_is_that_of_the_operation_and_works(name):
     wrong, message, right = REMEDIES[name]
     step, state, batch = first_step(*wrong)
-    with pytest.raises(fl.CompileError, match=f"(?s){message}"):
+    with pytest.raises(fl.errors.CompileError, match=f"(?s){message}"):
         step(state, batch)
     expected, _ = step.inner(state, batch)
     if right is not None:

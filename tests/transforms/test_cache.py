@@ -18,7 +18,7 @@ step = fl.pipe(lambda m, b: m(b).square().mean(), fl.grad, fl.update(fl.optim.sg
 try:
     step = fl.compile(step)
     step(step.init(torch.nn.Linear(3, 1), seed=0), torch.ones(4, 3))
-except fl.CompileError as error:
+except fl.errors.CompileError as error:
     print(error)
 """
 

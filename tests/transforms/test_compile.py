@@ -495,7 +495,7 @@ def test_a_callback_with_memory_takes_no_new_graph():
 
 
 @fl.tree
-class Shrink(fl.StepStage):
+class Shrink(fl.base.StepStage):
     """A stage as a user writes it, with `fl.tree_map` over the parameters."""
 
     wraps = "step"

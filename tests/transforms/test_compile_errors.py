@@ -82,7 +82,7 @@ UNRECORDABLE = {
 @pytest.mark.parametrize("loss", UNRECORDABLE, ids=lambda loss: loss.__name__)
 def test_the_message_names_the_line_and_the_function(loss, caplog):
     step, state = compiled(loss)
-    with pytest.raises(fl.CompileError, match=UNRECORDABLE[loss]) as caught:
+    with pytest.raises(fl.errors.CompileError, match=UNRECORDABLE[loss]) as caught:
         step(state, batch())
     message = str(caught.value)
     place = rf"test_compile_errors\.py, line \d+, in {loss.__name__}: \S"
@@ -105,7 +105,7 @@ def test_a_librarys_line_is_named_with_the_users(tmp_path):
         return library.kept(model(batch[0])).square().mean()
 
     step, state = compiled(loss)
-    with pytest.raises(fl.CompileError) as caught:
+    with pytest.raises(fl.errors.CompileError) as caught:
         step(state, batch())
     first, second, third, *_ = str(caught.value).splitlines()[1:]
     assert first.strip() == "library.py, line 2, in kept: return x[x > 0]"
@@ -124,7 +124,7 @@ def test_the_line_that_draws_outside_of_torch_is_named():
 
     step, state = compiled(loss)
     tracer = sys.gettrace()
-    with pytest.raises(fl.CompileError, match="draws from random") as caught:
+    with pytest.raises(fl.errors.CompileError, match="draws from random") as caught:
         step(state, batch())
     assert sys.gettrace() is tracer
     named = re.findall(r"test_compile_errors\.py, line \d+, in (.*)", str(caught.value))
@@ -152,7 +152,7 @@ def test_after_an_error_the_step_still_runs():
         return mse(model, batch) * (batch[0].sum().item() if wrong else 1.0)
 
     step, state = compiled(loss)
-    with pytest.raises(fl.CompileError):
+    with pytest.raises(fl.errors.CompileError):
         step(state, batch())
     assert step.graphs == 0
     wrong.clear()
@@ -199,7 +199,7 @@ BATCHES = {
 def test_batches_that_cannot_be_taken(name):
     x, message = BATCHES[name]
     step, state = compiled(mse)
-    with pytest.raises(fl.CompileError, match=message):
+    with pytest.raises(fl.errors.CompileError, match=message):
         step(state, (x, torch.ones(5, 2)))
 
 
@@ -207,14 +207,14 @@ def test_a_sparse_tensor_of_the_state_is_an_error_with_its_path():
     model = nn.Linear(4, 2)
     model.register_buffer("adjacency", torch.eye(4).to_sparse())
     step = fl.pipe(mse, fl.grad, fl.update(fl.optim.sgd(0.1)))
-    with pytest.raises(fl.CompileError, match=r"buffers/adjacency is of torch\.sparse_coo"):
+    with pytest.raises(fl.errors.CompileError, match=r"buffers/adjacency is of torch\.sparse_coo"):
         fl.compile(step, backend="aot_eager")(step.init(model), batch())
 
 
 def test_a_rate_to_be_differentiated_is_an_error():
     rate = torch.tensor(0.1, requires_grad=True)
     step = fl.pipe(mse, fl.grad, fl.update(fl.optim.sgd(rate)))
-    with pytest.raises(fl.CompileError, match="requires gradients"):
+    with pytest.raises(fl.errors.CompileError, match="requires gradients"):
         fl.compile(step, backend="aot_eager")(step.init(nn.Linear(4, 2)), batch())
 
 
@@ -225,9 +225,9 @@ def test_it_goes_outermost():
     with pytest.raises(TypeError, match="goes last"):
         fl.pipe(mse, fl.grad, fl.update(fl.optim.sgd(0.1)), fl.compile, fl.ema(0.9))
     x, y = batch()
-    with pytest.raises(fl.CompileError, match="goes outermost"):
+    with pytest.raises(fl.errors.CompileError, match="goes outermost"):
         torch.func.vmap(lambda x: step(state, (x, y))[1]["loss"].total)(torch.stack([x, x]))
-    with pytest.raises(fl.CompileError, match="goes outermost"):
+    with pytest.raises(fl.errors.CompileError, match="goes outermost"):
         torch.func.grad(lambda x: step(state, (x, y))[1]["loss"].total)(x)
 
 
@@ -257,7 +257,7 @@ def test_an_operation_that_does_not_say_what_it_returns():
         return mse(model, (torch.ops.fnloop_test.opaque(batch[0]), batch[1]))
 
     step, state = compiled(loss)
-    with pytest.raises(fl.CompileError, match=r"register_fake"):
+    with pytest.raises(fl.errors.CompileError, match=r"register_fake"):
         step(state, batch())
     library._destroy()
 

@@ -190,7 +190,7 @@ CHOOSING = (
 @pytest.mark.parametrize("loss", CHOOSING, ids=lambda loss: loss.__name__)
 def test_what_makes_a_choice_is_refused(loss):
     step, state = compiled(loss)
-    with pytest.raises(fl.CompileError, match="a value of a tensor is asked for"):
+    with pytest.raises(fl.errors.CompileError, match="a value of a tensor is asked for"):
         step(state, torch.ones(3, 4))
 
 
@@ -207,13 +207,13 @@ def test_code_without_a_text_is_recorded_unless_it_may_catch():
     with pytest.raises(AssertionError, match="does not hold"):
         step(state, torch.full((3, 4), 9.0))
     step, state = compiled(typed("with torch.no_grad(): assert x.min() < 9"))
-    with pytest.raises(fl.CompileError, match="a value of a tensor is asked for"):
+    with pytest.raises(fl.errors.CompileError, match="a value of a tensor is asked for"):
         step(state, torch.ones(3, 4))
 
 
 def test_a_stage_that_catches_makes_a_choice():
     @fl.tree
-    class Patient(fl.GradStage):
+    class Patient(fl.base.GradStage):
         wraps = "grad"
         label = "patient"
         inner: object
@@ -226,6 +226,6 @@ def test_a_stage_that_catches_makes_a_choice():
 
     step = fl.pipe(asserts, fl.grad, Patient, fl.update(fl.optim.sgd(0.1)))
     state = step.init(nn.Linear(4, 2))
-    with pytest.raises(fl.CompileError, match="a value of a tensor is asked for"):
+    with pytest.raises(fl.errors.CompileError, match="a value of a tensor is asked for"):
         fl.compile(step, backend="aot_eager")(state, torch.ones(3, 4))
     step(state, torch.full((3, 4), torch.nan))

@@ -609,7 +609,7 @@ def test_failing_data_and_a_failing_loss_leave_a_good_state():
 def test_a_step_that_cannot_be_recorded_leaves_its_state_alone():
     step = donating(step_of(loss=lambda model, batch: mse(model, batch) * float(batch[0].sum())))
     state = step.init(net())
-    with pytest.raises(fl.CompileError):
+    with pytest.raises(fl.errors.CompileError):
         step(state, batch())
     assert int(state.step) == 0
 
@@ -648,7 +648,7 @@ def test_one_ctrl_c_finishes_the_step():
 
 
 @fl.tree
-class Remember(fl.StepStage):
+class Remember(fl.base.StepStage):
     """Keeps the parameters of the step before, and of the one before that."""
 
     wraps = "step"

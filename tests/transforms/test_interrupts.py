@@ -60,7 +60,7 @@ class Pair:
 
 
 @fl.tree
-class Memory(fl.StepStage):
+class Memory(fl.base.StepStage):
     """Has memory in every kind of container, and one of odd strides."""
 
     wraps = "step"
@@ -83,7 +83,7 @@ class Memory(fl.StepStage):
 
 
 @fl.tree
-class Copied(fl.Callback):
+class Copied(fl.base.Callback):
     """Makes another state."""
 
     label = "copied"
@@ -95,7 +95,7 @@ class Copied(fl.Callback):
         return state.replace(slots={**state.slots}), metrics
 
 
-class Shown(fl.Effect):
+class Shown(fl.base.Effect):
     """Notes that it is called."""
 
     def __init__(self, seen, in_between):

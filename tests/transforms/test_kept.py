@@ -39,7 +39,7 @@ def look(taken):
 
 
 @fl.tree
-class Memory(fl.StepStage):
+class Memory(fl.base.StepStage):
     """Has the memory that it is told to make, and changes it as it is told."""
 
     wraps = "step"
@@ -152,7 +152,7 @@ def test_named_memory_that_comes_from_outside_is_not_written_to(name):
 
 
 @fl.tree
-class Mirror(fl.StepStage):
+class Mirror(fl.base.StepStage):
     """Its memory is the new parameters themselves, and so is a metric."""
 
     wraps = "step"
@@ -214,5 +214,5 @@ def test_a_state_that_changes_its_kind_is_an_error(name, donate):
     change, message = CHANGED[name]
     step = remembering(lambda: {"t": torch.arange(3)}, lambda memory: {"t": change(memory["t"])})
     fast = fl.compile(step, donate=donate, backend="aot_eager")
-    with pytest.raises(fl.CompileError, match=message):
+    with pytest.raises(fl.errors.CompileError, match=message):
         fast(fast.init(net()), batch())

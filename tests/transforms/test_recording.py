@@ -207,7 +207,7 @@ def test_dropout_under_activation_checkpointing_draws_the_same_mask_twice():
 
 
 @fl.tree
-class Sharpness(fl.GradStage):
+class Sharpness(fl.base.GradStage):
     """Sharpness-aware minimization: the gradient at a point uphill, on the same batch."""
 
     wraps = "grad"
@@ -248,14 +248,14 @@ REFUSED = {
 def test_what_cannot_be_drawn_beforehand_is_an_error(name):
     noise, message = REFUSED[name]
     step, state = drawn_by(noise, batch()[0])
-    with pytest.raises(fl.CompileError, match=message) as caught:
+    with pytest.raises(fl.errors.CompileError, match=message) as caught:
         compiled(step)(state, batch())
     assert "test_recording.py, line" in str(caught.value)
     step(state, batch())  # which is no error without fl.compile
 
 
 @fl.tree
-class Twice(fl.StepStage):
+class Twice(fl.base.StepStage):
     wraps = "step"
     label = "twice"
     inner: object
@@ -270,7 +270,7 @@ def test_a_second_step_may_draw_nothing():
     state = step.init(nn.Linear(4, 2))
     assert distance(step(state, batch())[0], compiled(step)(state, batch())[0]) < 1e-6
     noisy = step.init(lambda: Noisy(F.dropout))
-    with pytest.raises(fl.CompileError, match=r"state\.key or state\.calls"):
+    with pytest.raises(fl.errors.CompileError, match=r"state\.key or state\.calls"):
         compiled(step)(noisy, batch())
 
 
@@ -278,7 +278,7 @@ def changes(change):
     inner = fl.pipe(mse, fl.grad, fl.update(fl.optim.sgd(0.1)))
 
     @fl.tree
-    class Changing(fl.StepStage):
+    class Changing(fl.base.StepStage):
         wraps = "step"
         label = "changing"
         inner: object
@@ -306,7 +306,7 @@ NOT_ITS_OWN = {
 def test_what_is_not_the_steps_own_is_not_dropped_in_silence(name):
     change, message = NOT_ITS_OWN[name]
     step, state = changes(change)
-    with pytest.raises(fl.CompileError, match=message):
+    with pytest.raises(fl.errors.CompileError, match=message):
         compiled(step)(state, batch())
 
 
@@ -316,7 +316,7 @@ def test_a_slot_that_no_stage_owns_cannot_be_read_as_a_constant():
 
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     state = step.init(nn.Linear(4, 2)).put("mine", {"n": torch.ones(())})
-    with pytest.raises(fl.CompileError, match="slot 'mine', which none of its stages owns"):
+    with pytest.raises(fl.errors.CompileError, match="slot 'mine', which none of its stages owns"):
         compiled(step)(state, batch())
 
 
@@ -342,7 +342,7 @@ def test_a_stage_cannot_draw_from_elsewhere(draw):
     step = fl.pipe(mse, fl.grad, noisy, fl.update(fl.optim.sgd(0.1)))
     state = step.init(nn.Linear(4, 2))
     before = random.getstate(), np.random.get_state()[1].tolist()
-    with pytest.raises(fl.CompileError, match="a stage of the step draws from"):
+    with pytest.raises(fl.errors.CompileError, match="a stage of the step draws from"):
         compiled(step)(state, batch())
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 

@@ -39,7 +39,7 @@ def batches(n=11, size=6):
 
 
 @fl.tree
-class Counted(fl.StepStage):
+class Counted(fl.base.StepStage):
     """Has memory in a list, and of no size; reports the cursor that it sees."""
 
     wraps = "step"
@@ -200,5 +200,5 @@ def test_the_number_of_steps_is_one_at_least():
 def test_several_steps_cannot_be_a_part_of_what_is_compiled():
     inner = fl.compile(pipeline(), backend="aot_eager", steps=2)
     outer = fl.compile(fl.stage(lambda state, x: inner(state, x), "step"), backend="aot_eager")
-    with pytest.raises(fl.CompileError, match=r"steps=2.*step.uncompiled"):
+    with pytest.raises(fl.errors.CompileError, match=r"steps=2.*step.uncompiled"):
         outer(inner.init(net()), batches(2))

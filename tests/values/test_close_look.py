@@ -159,7 +159,7 @@ def test_a_stage_that_writes_through_data_is_refused_when_compiled():
         return state, metrics
 
     fast = fl.compile(writes, backend="aot_eager")
-    with pytest.raises(fl.CompileError, match=r"writes to the batch \(0\) in place"):
+    with pytest.raises(fl.errors.CompileError, match=r"writes to the batch \(0\) in place"):
         fast(STEP.init(nn.Linear(3, 1)), (X, Y))
 
 
@@ -259,7 +259,9 @@ def test_draws_of_python_and_numpy_are_a_function_of_the_state(function, build):
 def test_a_recording_that_would_freeze_a_draw_is_an_error(function, build):
     step = step_of(function)
     fast, ambient = fl.compile(step, backend="aot_eager"), everywhere()
-    with pytest.raises(fl.CompileError, match=r"draws from random and numpy\.random, and the gra"):
+    with pytest.raises(
+        fl.errors.CompileError, match=r"draws from random and numpy\.random, and the gra"
+    ):
         fast(step.init(build, seed=0), (X, Y))
     assert everywhere() == ambient
 
@@ -310,7 +312,9 @@ def test_generators_of_the_model_itself(kind):
     assert STEP(twin, (X, Y))[0] == first[0]
     a, b = (m.generators["own"] for m in (model, fl.to_module(state)))
     assert float(GENERATORS[kind][1](a)) == float(GENERATORS[kind][1](b))
-    with pytest.raises(fl.CompileError, match=r"generators\['own'\]|a generator of its own|value"):
+    with pytest.raises(
+        fl.errors.CompileError, match=r"generators\['own'\]|a generator of its own|value"
+    ):
         fl.compile(STEP, backend="aot_eager")(state, (X, Y))
 
 
@@ -350,7 +354,7 @@ def test_generators_that_a_loss_finds(kind):
     assert all(result == results[0] for result in results)
     _, other = step(state.replace(calls=state.calls + 1), (X, Y))
     assert float(other["loss"]) != float(results[0][1]["loss"])
-    with pytest.raises(fl.CompileError):
+    with pytest.raises(fl.errors.CompileError):
         fl.compile(step, backend="aot_eager")(state, (X, Y))
     assert untouched()
 

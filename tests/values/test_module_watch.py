@@ -224,7 +224,9 @@ def test_a_compiled_step_leaves_nothing_behind(act):
     state = STEP.init(Keeps(act), seed=0)
     fast = fl.compile(STEP, backend="aot_eager")
     if act in (write_tensor, write_tensor_by_data, write_unregistered):
-        with pytest.raises(fl.CompileError, match=r"that it was not given|value of a tensor"):
+        with pytest.raises(
+            fl.errors.CompileError, match=r"that it was not given|value of a tensor"
+        ):
             fast(state, (X, Y))
     else:
         expected, got = STEP(state, (X, Y))[0], fast(state, (X, Y))[0]
