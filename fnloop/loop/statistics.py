@@ -59,7 +59,7 @@ def refresh_batchnorm(
     Raises:
         TypeError: The data is an iterator, which would be exhausted.
         ValueError: The model has no BatchNorm with running statistics that training moves, or `fn`
-            runs none; or the data gave no batch.
+            runs none; or the data has no batch.
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
@@ -87,8 +87,8 @@ def refresh_batchnorm(
             found[variance] = total.variance.to(state.buffers[variance])
     if not found:
         raise ValueError(
-            "There is nothing to compute statistics from: the data gave no batch, or the function "
-            "runs no BatchNorm of the model."
+            "There is nothing to compute statistics from: the function that was given runs no "
+            "BatchNorm of the model."
         )
     return put_statistics(state, params, found)
 

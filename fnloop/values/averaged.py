@@ -53,11 +53,11 @@ def choose_buffers(state: State, name: str | None) -> Tensors:
             f"{int(state.calls) - int(there['calls'])} calls of the step ago"
         )
         raise ValueError(
-            f"params={name!r}: BatchNorm has no running statistics for these averaged parameters; "
-            f"{of}, and with those an average may be right for a tenth of what it knows. Compute "
-            f"them: state = fl.refresh_batchnorm(loss, state, train_data, params={name!r}). "
-            "fl.evaluate and fl.validate do so themselves if they are given the training data, "
-            'statistics=train_data; with statistics="live" they take those that are there.'
+            f"params={name!r}: these averaged parameters have no running statistics of BatchNorm; "
+            f"{of}. With those of others a model may be no better than chance. Compute them from "
+            f"training data: state = fl.refresh_batchnorm(loss, state, train_data, params={name!r})"
+            "; fl.evaluate and fl.validate do so by themselves, given statistics=train_data. To "
+            'have those that are there all the same, give them statistics="live".'
         )
     return state.buffers.like({**state.buffers, **state.slots[_slot(name)]["buffers"]})
 
