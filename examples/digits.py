@@ -100,7 +100,7 @@ def recipe(
         seed=seed,
         folder=folder,
         callbacks=[
-            fl.every(1, fl.validate(loss, data.validate, params="ema"), unit="epoch"),
+            fl.every(1, fl.validate(loss, data, params="ema"), unit="epoch"),
             fl.early_stopping("val/loss", patience=patience),
             fl.checkpoint(folder, monitor="val/loss"),
             fl.track(fl.trackers.Aim(folder, experiment="digits")),

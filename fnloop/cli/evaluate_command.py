@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from fnloop.cli.forward import train_of
 from fnloop.cli.messages import Problem, shown, usage
 from fnloop.cli.outputs import SUFFIXES, write_outputs
 from fnloop.cli.recipe import Recipe
@@ -18,7 +19,9 @@ from fnloop.data.bundle import Data
 from fnloop.data.iterables import is_once
 from fnloop.data.sources import as_source
 from fnloop.loop.evaluate import evaluate, predict
+from fnloop.loop.statistics import refresh_batchnorm
 from fnloop.stages.base import mesh_of
+from fnloop.values.averaged import has_statistics
 from fnloop.values.state import State
 
 
@@ -64,7 +67,7 @@ def metrics_of(recipe: Recipe) -> Callable[..., Any]:
 
 def results(recipe: Recipe, state: State, parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the metrics on each part of the data that can be read to its end."""
-    function = metrics_of(recipe)
+    function, state = metrics_of(recipe), with_statistics(recipe, state, recipe.params)
     for name, data in parts.items():
         ends = as_source(data).batches is not None or name != "train"
         if ends and not is_once(data):
@@ -74,7 +77,21 @@ def results(recipe: Recipe, state: State, parts: dict[str, Any]) -> Iterator[tup
 
 def predictions(recipe: Recipe, state: State, data: Any) -> Iterator[Any]:
     """The outputs of the recipe's model, batch by batch."""
+    state = with_statistics(recipe, state, recipe.params)
     return predict(recipe.predict or _call_model, state, data, recipe.params)
+
+
+def with_statistics(recipe: Recipe, state: State, params: str | None) -> State:
+    """The state with BatchNorm's running statistics for averaged parameters, if they need some.
+
+    They are computed in an epoch of the training data, if that can be read again.
+    """
+    if params is None or not state.skeleton.statistics or has_statistics(state, params):
+        return state
+    data = train_of(recipe)
+    if is_once(data) or as_source(data).batches is None:
+        return state
+    return refresh_batchnorm(metrics_of(recipe), state, data, params, mesh_of(recipe.step))
 
 
 def _evaluate(arguments: Namespace, part: str, name: str) -> int:

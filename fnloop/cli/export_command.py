@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 import fnloop
+from fnloop.cli.evaluate_command import with_statistics
 from fnloop.cli.messages import Problem, shown, usage
 from fnloop.cli.runs import (
     checkpoint_folders,
@@ -118,7 +119,7 @@ def _weights(arguments: Namespace, params: str | None) -> _Weights:
             path, which = str(run), which or path
         opened = open_run(path, which, named)
         _check_slot(params, opened.state.slots)
-        model = to_module(opened.state, params)
+        model = to_module(with_statistics(opened.recipe, opened.state, params), params)
         if isinstance(model, nn.Module):
             return _Weights(*_state_dict(model, opened.checkpoint))
     folder = Path(path)
@@ -132,12 +133,19 @@ def _weights(arguments: Namespace, params: str | None) -> _Weights:
         chosen = choose(checkpoint_folders(folder), which, folder)
     found = _bare(chosen, params)
     note = "" if run is not None and _has_recipe(run, named) else _BARE
+    if params is not None and any(name.endswith("running_mean") for name in found):
+        note += _STATISTICS
     return _Weights(found, chosen, note)
 
 
 _BARE = (
     "\nnote  without the recipe, a tied parameter has its first name only, and buffers that the "
     "model does not save are in the file: load it with strict=False"
+)
+
+_STATISTICS = (
+    "\nnote  the running statistics of BatchNorm are those of the live parameters: compute those "
+    "of the average by torch.optim.swa_utils.update_bn, or export with the recipe, which does so"
 )
 
 

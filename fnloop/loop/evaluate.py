@@ -13,20 +13,21 @@ from fnloop._torch.random import seeded
 from fnloop.data.bundle import Data, sets_of
 from fnloop.data.divided import refuse_divided
 from fnloop.data.fingerprint import checksum
-from fnloop.data.sources import one_epoch
+from fnloop.data.iterables import is_once
+from fnloop.data.sources import as_source, one_epoch
 from fnloop.distributed.gates import RankError, gate, leave
 from fnloop.distributed.mesh import Mesh
 from fnloop.loop.ranks import SAME_DATA
-from fnloop.loop.statistics import refresh_statistics
+from fnloop.loop.statistics import refresh_batchnorm
 from fnloop.names.keywords import explained
 from fnloop.stages.functions import as_loss, takes_state
 from fnloop.stages.loss_result import explain, read_metrics
+from fnloop.values.averaged import choose_buffers, choose_params
 from fnloop.values.close_look import Unwritten
 from fnloop.values.key import fold
 from fnloop.values.merging import merge_all, numbers
 from fnloop.values.placing import whole_state
 from fnloop.values.stacked import data_key, each_member, side_by_side
-from fnloop.values.start import choose_params
 from fnloop.values.state import State
 
 
@@ -49,12 +50,15 @@ def evaluate(
             ``test``, whichever there is. Several sets by name, ``{"day": a, "night": b}``, have
             their metrics under these names: ``"day/loss"``. (A dict of tensors is one batch.)
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
-        statistics: Training data, to compute BatchNorm's running statistics from. Those in the
-            state belong to the live parameters; averaged ones are evaluated better with their own.
+        statistics: Training data, to compute BatchNorm's running statistics from, as
+            `fl.refresh_batchnorm` does: those in the state belong to the live parameters, and
+            averaged ones need their own. Default for them, where `data` is `fl.Data`, its part
+            ``train``, if that is `fl.Batches`. ``"live"`` takes those that are there.
         mesh: The ranks that call it together: each evaluates its share of the batches.
 
     Raises:
-        ValueError: The data gives no batch; or it is `fl.Data` with both parts, or neither.
+        ValueError: The data gives no batch; or it is `fl.Data` with both parts, or neither; or
+            averaged parameters have no statistics.
 
     >>> import fnloop as fl
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -64,6 +68,7 @@ def evaluate(
     {'loss': 2.0}
     """
     if isinstance(data, Data):
+        statistics = data if params and statistics is None else statistics
         data = data.only("evaluate", "validate", "test")
     return numbers(evaluate_metrics(fn, state, data, params, statistics=statistics, mesh=mesh))
 
@@ -85,18 +90,24 @@ def evaluate_metrics(
         batches: Evaluate only so many, the first.
         each: Called after each batch.
     """
+    mesh, state = mesh or Mesh(), _whole(state, "evaluate")
+    if isinstance(statistics, str):
+        if statistics != "live":
+            raise ValueError(f'statistics= takes training data, or "live", got {statistics!r}.')
+        state, params = state.replace(params=choose_params(state, params)), None
+    elif state.skeleton.statistics and (given := statistics_data(statistics)) is not None:
+        state = refresh_batchnorm(fn, state, given, params, mesh)
     sets = sets_of(data)
     if sets is not None:
         return {
             f"{name}/{metric}": value
             for name, part in sets.items()
             for metric, value in evaluate_metrics(
-                fn, state, part, params, batches, each, statistics, mesh
+                fn, state, part, params, batches, each, mesh=mesh
             ).items()
         }
-    mesh, state = mesh or Mesh(), _whole(state, "evaluate")
     try:
-        own = _own_share(fn, state, data, params, batches, each, statistics, mesh)
+        own = _own_share(fn, state, data, params, batches, each, mesh)
     except Exception as error:
         leave(mesh, error)
         raise
@@ -110,6 +121,19 @@ def evaluate_metrics(
     return merge_all(parts)
 
 
+def statistics_data(given: Any) -> Any:
+    """Data to compute statistics from; None if there is none.
+
+    Of `fl.Data` it is ``train``, if an epoch of it can be read beside training: a loader's workers
+    may be shared by both.
+    """
+    if not isinstance(given, Data):
+        return given
+    source = None if is_once(given.train) else as_source(given.train)
+    about: Any = getattr(source, "about", dict)()
+    return source if about and about.get("kind") == "Batches" else None
+
+
 def _own_share(
     fn: Callable[..., Any],
     state: State,
@@ -117,7 +141,6 @@ def _own_share(
     params: str | None,
     batches: int | None,
     each: Callable[[], None] | None,
-    statistics: Any,
     mesh: Mesh,
 ) -> tuple[list[dict[str, Any]], int]:
     """The metrics of this rank's batches, merged, and an empty list if it has none.
@@ -128,8 +151,6 @@ def _own_share(
     who, parts = as_loss(fn, "fn(model, batch)"), list[dict[str, Any]]()
     if mesh.data > 1:
         refuse_divided(data)
-    if statistics is not None:
-        state = refresh_statistics(fn, state, statistics, params)
     share = (mesh.rank, mesh.data)
     for batch, result in _outputs(who, state, data, params, "evaluate", batches, share, sums):
         parts.append(side_by_side([read_metrics(own, batch, who) for own in result], state))
@@ -157,7 +178,8 @@ def predict(
 
     Raises:
         ValueError: The data is shuffled: `fl.Batches` or a loader that shuffles, a sampler in
-            another order, or a stream that draws random numbers.
+            another order, or a stream that draws random numbers. Or averaged parameters have no
+            statistics of BatchNorm (`fl.refresh_batchnorm`).
 
     >>> import fnloop as fl
     >>> state = fl.pipe(lambda m, x: m(x).mean(), fl.grad).init(torch.nn.Linear(1, 2))
@@ -206,7 +228,8 @@ def _outputs(
 
 def _caller(fn: Any, state: State, params: str | None, place: str) -> Callable[[Any, int], Any]:
     """A function of a batch and its number: the result of `fn` for the model of `state`."""
-    chosen, wants_state = choose_params(state, params), takes_state(fn)
+    chosen, buffers = choose_params(state, params), choose_buffers(state, params)
+    wants_state = takes_state(fn)
     views = {name: p.detach() for name, p in chosen.items()}  # an assignment to .data stays here
     unwritten = Unwritten(chosen)
     key, calls, device = int(state.key), int(state.calls), state.step.device
@@ -218,7 +241,7 @@ def _caller(fn: Any, state: State, params: str | None, place: str) -> Callable[[
         # Enter these contexts only around the call, not while the data is read.
         with torch.no_grad(), seeded(fold(key, calls, place, i), device):
             try:
-                result, _ = state.skeleton.call(output, views, state.buffers, False, fn)
+                result, _ = state.skeleton.call(output, views, buffers, False, fn)
                 unwritten.check(fn)
             except Exception as error:
                 explain(error, fn, state, batch)

@@ -13,7 +13,7 @@ from fnloop.data.limiting import SMOKE, limit
 from fnloop.data.sources import as_source
 from fnloop.distributed.mesh import Mesh
 from fnloop.effects.activity import Activity
-from fnloop.loop.evaluate import evaluate_metrics
+from fnloop.loop.evaluate import evaluate_metrics, statistics_data
 from fnloop.loop.every import Every
 from fnloop.stages.callback import Callback
 from fnloop.stages.functions import as_loss
@@ -49,7 +49,8 @@ class validate(Callback):
             name, ``{"day": a, "night": b}``, add ``"val/day/loss"`` and so on.
         name: Prefix of the metrics.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
-        statistics: As in `fl.evaluate`: one epoch of it each time.
+        statistics: As in `fl.evaluate`: one epoch of it each time. Of the ``train`` of `fl.Data`
+            that is given as `data`, too.
 
     >>> import torch, fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
@@ -74,11 +75,13 @@ class validate(Callback):
         object.__setattr__(self, "fn", as_loss(self.fn, "fn(model, batch)"))
         if isinstance(self.data, Same):  # made again
             return
-        given = self.data
+        given, statistics = self.data, self.statistics
+        if isinstance(given, Data) and self.params and statistics is None:
+            statistics = given  # its training data, which may have to be opened first
         if isinstance(given, Data) and given.is_open:
             given = given.only("validate", "validate")
         object.__setattr__(self, "data", Same(given))
-        object.__setattr__(self, "statistics", Same(self.statistics))
+        object.__setattr__(self, "statistics", Same(statistics))
         if not isinstance(given, Data):
             _ = self._sets  # an error comes early
 
@@ -97,7 +100,10 @@ class validate(Callback):
         return dataclasses.replace(self, data=Same(few), statistics=statistics)
 
     def adds(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        added = self._prefixed(evaluate_metrics(self.fn, state, self._part, self.params, batches=1))
+        known: Any = None if self._statistics is None else "live"  # it is no time to compute them
+        added = self._prefixed(
+            evaluate_metrics(self.fn, state, self._part, self.params, 1, statistics=known)
+        )
         for name in added:
             if name in metrics:
                 raise ValueError(
@@ -115,7 +121,7 @@ class validate(Callback):
                 self.params,
                 None,
                 activity.advance,
-                self.statistics.value,
+                self._statistics,
                 self.mesh,
             )
         return state, {**x, **self._prefixed(results)}
@@ -132,6 +138,11 @@ class validate(Callback):
         """The data; of `fl.Data`, its part, which may have to be opened first."""
         data = self.data.value
         return data.only("validate", "validate") if isinstance(data, Data) else data
+
+    @functools.cached_property
+    def _statistics(self) -> Any:
+        """Data to compute statistics from; None if there is none."""
+        return statistics_data(self.statistics.value)
 
     @functools.cached_property
     def _sets(self) -> dict[str, Any]:

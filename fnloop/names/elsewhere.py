@@ -124,7 +124,7 @@ ELSEWHERE = {
     "averagedmodel": "Use fl.ema(decay) in fl.pipe, after fl.update.",
     "exponentialmovingaverage": "Use fl.ema(decay) in fl.pipe, after fl.update.",
     "emamodel": "Use fl.ema(decay) in fl.pipe, after fl.update.",
-    "updatebn": "Use fl.evaluate(loss, state, data, params='ema', statistics=train_data).",
+    "updatebn": "Use fl.refresh_batchnorm(loss, state, train_data, params='ema').",
     "tqdm": "Use fl.progress; fl.fit shows it by itself on a terminal and in a notebook.",
     "progressbar": "Use fl.progress; fl.fit shows it by itself on a terminal and in a notebook.",
     "enableprogressbar": "Use progress=False of fl.fit to silence it.",

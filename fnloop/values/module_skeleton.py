@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from fnloop._torch.hooks import hooks_made
@@ -62,6 +63,11 @@ class ModuleSkeleton:
         self._buffer_places = Places(places((m._buffers for m in modules.values()), names))
         self._aliases = parts.places
         self.trainable = tuple(n for n, p in params.items() if p.requires_grad)
+        self.statistics = {
+            path: (names[id(child.running_mean)], names[id(child.running_var)])
+            for path, (child, trains) in zip(modules, self._modules, strict=True)
+            if trains and isinstance(child, _BatchNorm) and child.running_mean is not None
+        }
         self._identity = (
             tuple((name, _kind(child), child.extra_repr()) for name, child in modules.items()),
             tuple(params),

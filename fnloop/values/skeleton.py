@@ -20,6 +20,9 @@ class Skeleton(Protocol):
 
     trainable: tuple[str, ...]
     """Names of the parameters that require gradients, in the model's order."""
+    statistics: dict[str, tuple[str, str]]
+    """Names of the buffers of running means and variances, by the path of each BatchNorm that keeps
+    some and does so in training."""
 
     def call(
         self,

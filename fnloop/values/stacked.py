@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,11 @@ def each_member(state: State) -> list[State]:
     """The states of the members; of a single run, its state."""
     n = members_of(state)
     return [state] if n is None else [member(state, i) for i in range(n)]
+
+
+def by_member(function: Callable[[State], State], population: State) -> State:
+    """The population of what `function` makes of each member's state."""
+    return stack(map(function, each_member(population))).put(SLOT, population[SLOT])
 
 
 def data_key(state: State) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from fnloop._torch.random import seeded
 from fnloop.trees.show import short
+from fnloop.values.averaged import choose_buffers, choose_params
 from fnloop.values.cursor import Cursor
 from fnloop.values.key import fold
 from fnloop.values.skeleton import dissect, is_model
@@ -73,8 +73,9 @@ def to_module(state: State, params: str | None = None) -> Any:
         params: A slot to take the parameters from, such as ``"ema"``; default ``state.params``.
 
     Raises:
-        ValueError: There is no such slot, or it holds no parameters; or the state is that of a
-            population.
+        ValueError: There is no such slot, or it holds no parameters; or the state has no running
+            statistics of BatchNorm for them, which `fl.refresh_batchnorm` computes; or it is the
+            state of a population.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> torch.equal(to_module(start(model)).weight, model.weight)
@@ -85,30 +86,7 @@ def to_module(state: State, params: str | None = None) -> Any:
             f"This is the state of a population of {len(state.step)}, which has no one model. Take "
             "a member: fl.to_module(fl.member(state, 0))."
         )
-    return state.skeleton.build(choose_params(state, params), state.buffers)
-
-
-def choose_params(state: State, name: str | None) -> Tensors:
-    """``state.params``, with those replaced that slot `name` holds an average of.
-
-    The result has the dtypes of ``state.params``. `name` None means no replacement.
-    """
-    if name is None:
-        return state.params
-    averaged = state.slots.get(name)
-    if averaged is None:
-        raise ValueError(
-            f"params={name!r}: the state has no such slot; it has: "
-            f"{', '.join(sorted(state.slots)) or 'none'}. The usual cause is a pipeline without "
-            "the stage that averages: add fl.ema(0.999) after fl.update(...)."
-        )
-    if not isinstance(averaged, Mapping) or not set(averaged) <= set(state.params):
-        raise ValueError(
-            f"params={name!r}: that slot holds no parameters. Name the slot of an average, such as "
-            '"ema".'
-        )
-    found = {name: averaged.get(name, p).to(p.dtype) for name, p in state.params.items()}
-    return Tensors(found)
+    return state.skeleton.build(choose_params(state, params), choose_buffers(state, params))
 
 
 def as_seed(seed: Any) -> int:

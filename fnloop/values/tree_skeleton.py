@@ -34,6 +34,7 @@ class TreeSkeleton:
             else:
                 self.leaves.append((None, leaf))
         self.trainable = tuple(self._params)
+        self.statistics: dict[str, tuple[str, str]] = {}
         self._look = CloseLook()
 
     def call(

@@ -254,5 +254,33 @@ def an_error_of_one_rank_between_two_norms_ends_all(mesh):
         step(step.init(double(Normed)), next(iter(data(8, 8))))
 
 
+@scenario
+def statistics_of_an_average_are_shared_out_and_those_of_one_process(mesh):
+    step = fl.shard(fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(0.05)), fl.ema(0.9)), mesh)
+    state, batches = step.init(Normed, seed=3), data(42, 12, torch.float32)
+    for state, _ in fl.run(step, state, batches, epochs=2):  # noqa: B007, B020
+        pass
+    seen = []
+
+    def looked(model, batch):
+        seen.append(len(batch[0]))
+        return loss(model, batch)
+
+    many = fl.refresh_batchnorm(looked, state, batches, params="ema", mesh=mesh)
+    assert seen == [12, 12, 12, 6][mesh.rank :: mesh.data]  # its share of an epoch
+    one = fl.refresh_batchnorm(loss, state, batches, params="ema")
+    mine, theirs = (s["ema.statistics"]["buffers"] for s in (many, one))
+    for name, found in mine.items():
+        torch.testing.assert_close(found, theirs[name], rtol=1e-6, atol=1e-7)
+    assert_same_everywhere(mesh, many)
+    found = fl.evaluate(loss, state, batches, params="ema", statistics=batches, mesh=mesh)
+    assert found["loss"] == pytest.approx(
+        fl.evaluate(loss, one, batches, params="ema")["loss"], rel=1e-6
+    )
+    callback = fl.validate(loss, fl.Data(batches, validate=batches), params="ema")
+    _, history = fl.fit(step, state, batches, epochs=1, callbacks=[fl.every(4, callback)])
+    assert len(history["val/loss"]) == 1
+
+
 if __name__ == "__main__":
     main()

@@ -13,7 +13,6 @@ PACKAGE = Path(fnloop.__file__).parent
 REFERENCE = ROOT / "docs" / "reference"
 
 RARE = (
-    "loop.statistics.refresh_statistics",
     "replays.replay.Replay",
     "effects.effect.Run",
     "distributed.cost.Cost",

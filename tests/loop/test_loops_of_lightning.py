@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
+from fnloop import testing
 
 
 def loss(model, x):
@@ -279,3 +280,55 @@ def test_what_goes_by_the_clock_ends_a_call_of_several_steps():
     )
     assert len(history["val/loss"]) >= 4 and len(seen) >= 3
     assert len(set(history.steps("val/loss")) - {50, 100, 120}) >= 2
+
+
+def test_the_last_weights_are_averaged_and_first_those_at_the_end_of_the_epoch_before(tmp_path):
+    """Defect 2: its SWA updates at the start of epochs, and never sees the last one's weights."""
+    epoch, weights = len(data()), []
+    average = fl.ema(fl.schedules.uniform(start=2 * epoch, every=epoch), name="swa")
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)), average)
+    keep = fl.every(1, fl.effect(lambda s, m: weights.append(s.params["weight"])), unit="epoch")
+    first = step.init(lambda: nn.Linear(2, 1), seed=0)
+    saving = fl.checkpoint(tmp_path, every=1, unit="step")
+    after, _ = fl.fit(step, first, data(), epochs=5, callbacks=[keep, saving])
+    mean = torch.stack(weights[1:]).mean(0)  # Lightning: of weights[1:4], with swa_epoch_start=2
+    torch.testing.assert_close(after["swa"]["weight"], mean)
+
+
+def test_an_average_before_its_first_update_is_the_live_weights():
+    """Defect 6: its weights are swapped for the initial ones before any update (#21724)."""
+    late = fl.schedules.uniform(start=15)
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)), fl.ema(late))
+    checks = [
+        fl.every(5, fl.validate(loss, data(), name=name, params=params), first=True)
+        for name, params in (("live", None), ("averaged", "ema"))
+    ]
+    first = step.init(lambda: nn.Linear(2, 1), seed=0)
+    _, history = fl.fit(step, first, data(), steps=20, callbacks=checks)
+    live, averaged = history["live/loss"], history["averaged/loss"]
+    assert history.steps("live/loss") == [0, 5, 10, 15, 20]
+    assert averaged[:4] == live[:4] and averaged[4] != live[4]
+    assert len(set(live)) == 5
+
+
+def test_an_average_resumes_where_it_was(tmp_path):
+    """Defect 6: when it was updated last is not saved, so that a resumed one is updated again."""
+    average = fl.ema(fl.schedules.uniform(start=4, every=3))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)), average)
+    testing.check_resumes(step, step.init(lambda: nn.Linear(2, 1), seed=0), data(), steps=11)
+
+
+def test_what_a_spike_is_measured_by_survives_a_resume(tmp_path):
+    """Defect 7: its SpikeDetection cannot be loaded."""
+    x = [1 + 0.01 * torch.randn(4, 2, generator=torch.Generator().manual_seed(i)) for i in range(9)]
+    x[6] = x[6] * 100
+    rule = fl.spike("loss", sigmas=6, warmup=5)
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.001)), fl.guard(rule))
+    first = step.init(lambda: nn.Linear(2, 1), seed=0)
+    whole, _ = fl.fit(step, first, x, steps=9)
+    saving = fl.checkpoint(tmp_path)
+    fl.fit(step, first, x, steps=6, callbacks=[saving])  # the next one is the spike
+    saw = []
+    seen = fl.effect(lambda s, m: saw.append(int(float(m["guard"]))))
+    resumed, _ = fl.fit(step, first, x, steps=9, callbacks=[saving, seen], resume=tmp_path)
+    assert saw == [1, 0, 0] and fl.tree_equal(resumed, whole)

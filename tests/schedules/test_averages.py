@@ -55,6 +55,19 @@ def test_the_average_is_that_of_torch_with_the_last_weights(start, every, compil
     assert not torch.equal(before, live.weight)
 
 
+def test_the_rate_beside_it_anneals_as_torchs_swalr_does():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.2)
+    theirs = torch.optim.swa_utils.SWALR(optimizer, swa_lr=0.05, anneal_epochs=10)
+    schedule = fl.schedules.join(
+        (fl.schedules.constant(0.2), fl.schedules.cosine(0.2, steps=10, end=0.05)), (6,)
+    )
+    assert [schedule(step) for step in range(6)] == [0.2] * 6
+    for step in range(6, 24):
+        assert schedule(step) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

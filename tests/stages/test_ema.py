@@ -32,6 +32,24 @@ def test_it_is_torchs_average_of_the_parameters_after_each_step():
         torch.testing.assert_close(state["ema"][name], p.detach())
 
 
+@pytest.mark.parametrize("start", [1, 4])
+def test_a_decay_of_zero_at_first_makes_it_begin_as_torchs_does(start):
+    model = nn.Linear(3, 2)
+    decay = fl.schedules.join((fl.schedules.constant(0.0), fl.schedules.constant(0.8)), (start,))
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.3)), fl.ema(decay))
+    state = step.init(model)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+    for i in range(1, 9):
+        state, _ = step(state, torch.randn(5, 3, generator=torch.Generator().manual_seed(i)))
+        live = fl.to_module(state)
+        if i >= start:  # the first call copies
+            averaged.update_parameters(live)
+        theirs = averaged.module if i >= start else live
+        for name, p in theirs.named_parameters():
+            torch.testing.assert_close(state["ema"][name], p.detach(), rtol=1e-5, atol=1e-7)
+    assert not torch.equal(state["ema"]["weight"], state.params["weight"])
+
+
 def test_it_is_evaluated_and_exported_by_name():
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.3)), fl.ema(0.5))
     state, _ = step(step.init(nn.Linear(3, 1)), torch.ones(4, 3))

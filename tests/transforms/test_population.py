@@ -289,6 +289,7 @@ def test_members_are_evaluated_as_alone():
     many = fl.ensemble(of(), 3)
     state, _ = fitted(many, many.init(normed), 1)
     held_out = (X[64:], Y[64:])
+    state = fl.refresh_batchnorm(loss, state, data(), params="ema")
     found = fl.evaluate(loss, state, held_out, params="ema")
     outputs = next(iter(fl.predict(lambda model, batch: model(batch[0]), state, held_out)))
     for i in range(3):
