@@ -64,6 +64,7 @@ class Points:
         self._parts: list[Metrics] = []
         self._held: dict[str, Any] = {}  # JSON of an unfinished point, from a checkpoint
         self._always: set[str] | None = None  # names that every step has reported
+        self._new: set[str] | None = set()  # new ones of a resumed run; None before its first step
         self._cursor = [0, 0, 0]
 
     def open(self, batches: int | None) -> None:
@@ -81,7 +82,9 @@ class Points:
         different: bool = metrics.keys() != self._always  # pyright: ignore
         if different:
             check_names(metrics, "A callback")
-        surprising = different and self._surprising(metrics)
+            surprising = self._surprising(metrics)
+        else:
+            surprising, self._new = False, set()
         if surprising or not cursor[1] or not cursor[2] % self.every:
             return self.rest()
         if len(self._parts) >= self._fold_after:
@@ -114,14 +117,27 @@ class Points:
         """The metrics of the unfinished point, as JSON values."""
         return self._held or window.to_json(self._parts)
 
-    def recall(self, memo: dict[str, Any]) -> None:
-        """Continue an unfinished point."""
+    @property
+    def always(self) -> list[str] | None:
+        """The names that every step has reported, for a memo; None if there was no step."""
+        return None if self._always is None else sorted(self._always)
+
+    def recall(self, memo: dict[str, Any], always: Iterable[str] | None = None) -> None:
+        """Continue an unfinished point of a run whose steps have reported the names `always`."""
         self._parts, self._held = [], memo
+        if always is not None:
+            self._always, self._new = set(always), None
 
     def _surprising(self, metrics: Metrics) -> bool:
+        # The first step of a resumed run may be one with validation.
+        train = {name for name in metrics if subset_of(name)[1] == "train"}
         if self._always is None:
-            # The first step of a resumed run may be one with validation.
-            self._always = {name for name in metrics if subset_of(name)[1] == "train"}
+            self._always = train
+        elif self._new is None:  # a part of a sequence that has rested, or another pipeline?
+            self._new = train - self._always
+        elif self._new:  # in two steps in a row: another pipeline
+            self._always |= self._new & train
+            self._new = set()
         self._always.intersection_update(metrics)
         return any("/" in name and name not in self._always for name in metrics)
 
