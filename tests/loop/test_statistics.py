@@ -48,6 +48,7 @@ def test_short_batches_count_for_what_they_are(trained) -> None:
         torch.testing.assert_close(variance.double(), inputs.var(0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.lightning("C11")
 def test_averaged_weights_are_evaluated_with_their_own_statistics(trained) -> None:
     data = fl.Batches((X, Y), 20)
     fresh = refresh_statistics(loss, trained, data, params="ema")

@@ -14,6 +14,7 @@ def loss(model, x):
     return model(x).square().mean()
 
 
+@pytest.mark.lightning("C12")
 def test_it_is_torchs_average_of_the_parameters_after_each_step():
     model = nn.Linear(3, 2)
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.3)), fl.ema(0.8))
@@ -32,6 +33,7 @@ def test_it_is_torchs_average_of_the_parameters_after_each_step():
         torch.testing.assert_close(state["ema"][name], p.detach())
 
 
+@pytest.mark.lightning("C12")
 def test_it_is_evaluated_and_exported_by_name():
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.3)), fl.ema(0.5))
     state, _ = step(step.init(nn.Linear(3, 1)), torch.ones(4, 3))
@@ -47,6 +49,7 @@ def test_it_is_evaluated_and_exported_by_name():
         fl.evaluate(loss, state, data, params="update")
 
 
+@pytest.mark.lightning("V5")
 def test_a_skipped_step_does_not_move_it():
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.3)), fl.ema(0.5))
     state, _ = step(step.init(nn.Linear(3, 1)), torch.ones(4, 3))
