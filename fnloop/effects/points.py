@@ -62,7 +62,7 @@ class Points:
         self._chosen = every is not None
         self._fold_after = fold_after
         self._parts: list[Metrics] = []
-        self._held: dict[str, Any] = {}  # JSON of an unfinished point, from a checkpoint
+        self._held: dict[str, Any] = {}  # of an unfinished point, from a checkpoint: JSON by name
         self._always: set[str] | None = None  # names that every step has reported
         self._new: set[str] | None = set()  # new ones of a resumed run; None before its first step
         self._cursor = [0, 0, 0]
@@ -75,8 +75,8 @@ class Points:
     def add(self, state: State, metrics: Metrics) -> Point | None:
         """Add one step; return the point that it completes, or None."""
         if self._held:
-            self._parts = [*window.from_json(self._held, metrics)]
-            self._held = {}
+            seen = {name: self._held.pop(name) for name in [*self._held] if name in metrics}
+            self._parts = [*window.from_json(seen, metrics), *self._parts]
         self._cursor = cursor = state.cursor.tolist()
         self._parts.append(metrics)
         different: bool = metrics.keys() != self._always  # pyright: ignore
@@ -100,13 +100,14 @@ class Points:
         if not self._parts and not last:
             return None
         cursor = Cursor(*self._cursor)
-        merged = merge_all(self._parts) if self._parts else {}
+        parts = [*window.from_json_alone(self._held), *self._parts] if self._held else self._parts
+        merged = merge_all(parts) if parts else {}
         return Point(epoch_of(cursor), cursor.count, {**merged, **(last or {})})
 
     def rest(self) -> Point | None:
         """The point that ends here, if there was a batch since the last one."""
         point = self.peek()
-        self._parts = []
+        self._parts, self._held = [], {}
         return point
 
     def goes_on(self, state: State) -> bool:
@@ -115,7 +116,7 @@ class Points:
 
     def memo(self) -> dict[str, Any]:
         """The metrics of the unfinished point, as JSON values."""
-        return self._held or window.to_json(self._parts)
+        return {**self._held, **window.to_json(self._parts)}
 
     @property
     def always(self) -> list[str] | None:
@@ -124,7 +125,7 @@ class Points:
 
     def recall(self, memo: dict[str, Any], always: Iterable[str] | None = None) -> None:
         """Continue an unfinished point of a run whose steps have reported the names `always`."""
-        self._parts, self._held = [], memo
+        self._parts, self._held = [], {**memo}
         if always is not None:
             self._always, self._new = set(always), None
 

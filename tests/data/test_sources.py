@@ -119,7 +119,6 @@ def test_two_workers_resume_exactly(persistent: bool) -> None:
     assert str(walk(make(), whole[4][0], 2, key=4)) == str(whole[5:])
 
 
-@pytest.mark.lightning("T36")
 @pytest.mark.parametrize("name", ["shuffled loader", "loader with generator", "random re-iterable"])
 def test_order_is_a_function_of_key_and_epoch(name: str) -> None:
     make, batches = MAKERS[name]

@@ -194,6 +194,10 @@ SEQUENCES = {
 }
 
 
+def rare(state, metrics):
+    return state, {**metrics, "rare": fl.Sum(1.0)}
+
+
 @pytest.mark.lightning("H10", "K1")
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_a_sequence_cut_after_any_step_ends_in_the_same_bits(tmp_path, name):
@@ -206,6 +210,7 @@ def test_a_sequence_cut_after_any_step_ends_in_the_same_bits(tmp_path, name):
             fl.every(3, fl.validate(loss, VALIDATION)),
             fl.reduce_on_plateau("val/loss", patience=0, threshold=0.5),
             fl.early_stopping("val/loss", patience=2, min_delta=1e9),
+            fl.every(2, rare, name="rare"),
         ]
         data = fl.limit(fl.Batches((x, y), 6), 6)
         model = torch.nn.Sequential(

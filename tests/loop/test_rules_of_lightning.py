@@ -288,3 +288,26 @@ def test_what_a_check_before_the_first_step_draws_is_its_own():
     (with_it, one), (without, other) = trained(first=True), trained()
     assert fl.tree_equal(with_it, without)
     assert one.rows[1:] == other.rows and set(one[0]) == {"epoch", "step", "val/loss"}
+
+
+@pytest.mark.lightning("L9", "X7")
+def test_a_loop_of_ones_own_has_callbacks_checkpoints_and_files(tmp_path):
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adam(0.01)))
+    data = fl.Batches(examples(), 8)
+
+    def callbacks(folder):
+        return [
+            fl.every(1, fl.validate(loss, data), unit="epoch"),
+            fl.checkpoint(folder / "saved", keep=None),
+            fl.track(fl.trackers.CSV(folder / "a.csv"), every=2),
+        ]
+
+    fl.fit(step, step.init(net()), data, epochs=2, callbacks=callbacks(tmp_path / "fit"))
+    for state, metrics in fl.run(
+        step, step.init(net()), data, epochs=2, callbacks=callbacks(tmp_path / "run")
+    ):
+        assert ("val/loss" in metrics) == (int(state.cursor[1]) == 0)
+    written, own = ((tmp_path / name / "a.csv").read_text() for name in ("fit", "run"))
+    assert own == written and len(own.splitlines()) == 1 + 6
+    last = fl.load(tmp_path / "run" / "saved", like=step.init(net()))
+    assert fl.tree_equal(last.params, state.params)

@@ -317,7 +317,6 @@ def test_wrong_arguments_are_refused() -> None:
         track(Memory(), every=0)
 
 
-@pytest.mark.lightning("L9")
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tensorboard"])
 def test_a_killed_run_that_is_resumed_has_each_step_once(kind: str, tmp_path: Path) -> None:
     make: dict[str, Any] = {
