@@ -311,3 +311,20 @@ def test_a_loop_of_ones_own_has_callbacks_checkpoints_and_files(tmp_path):
     assert own == written and len(own.splitlines()) == 1 + 6
     last = fl.load(tmp_path / "run" / "saved", like=step.init(net()))
     assert fl.tree_equal(last.params, state.params)
+
+
+@pytest.mark.lightning("K11")
+@pytest.mark.parametrize("rate", [0.003, fl.schedules.linear(0.01, 0.0, steps=20)])
+def test_a_run_that_is_resumed_with_another_rate_goes_on_with_that(tmp_path, rate):
+    """Memory comes from the checkpoint, hyperparameters from the code."""
+
+    def step(lr):
+        return fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(lr)), fl.ema(0.9))
+
+    data, saving = fl.Batches(examples(), 8), fl.checkpoint(tmp_path)
+    first, _ = fl.fit(step(0.1), step(0.1).init(net()), data, steps=7, callbacks=[saving])
+    by_hand, _ = fl.fit(step(rate), first, data, steps=6)
+    start = step(rate).init(net(), seed=5)
+    resumed, history = fl.fit(step(rate), start, data, steps=13, resume=tmp_path)
+    assert fl.tree_equal(resumed, by_hand)
+    assert history["adamw.lr"][-1] == pytest.approx(0.003 if rate == 0.003 else 0.01 * 8 / 20)

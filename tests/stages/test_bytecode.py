@@ -53,7 +53,6 @@ def run_in(step, model):
     return found
 
 
-@pytest.mark.lightning("T33")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_more_parameters_take_no_more_instructions(optimizer):
     step = fl.pipe(loss, fl.grad, fl.update(optimizer))
