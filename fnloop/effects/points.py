@@ -130,17 +130,20 @@ class Points:
             self._always, self._new = set(always), None
 
     def _surprising(self, metrics: Metrics) -> bool:
-        # The first step of a resumed run may be one with validation.
-        train = {name for name in metrics if subset_of(name)[1] == "train"}
         if self._always is None:
-            self._always = train
+            self._always = _of_training(metrics)
         elif self._new is None:  # a part of a sequence that has rested, or another pipeline?
-            self._new = train - self._always
+            self._new = _of_training(metrics) - self._always
         elif self._new:  # in two steps in a row: another pipeline
-            self._always |= self._new & train
+            self._always |= self._new.intersection(metrics)
             self._new = set()
         self._always.intersection_update(metrics)
         return any("/" in name and name not in self._always for name in metrics)
+
+
+def _of_training(metrics: Metrics) -> set[str]:
+    # The first step of a resumed run may be one with validation.
+    return {name for name in metrics if subset_of(name)[1] == "train"}
 
 
 def reason_in(metrics: Metrics, status: str) -> str:
