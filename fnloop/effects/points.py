@@ -62,8 +62,9 @@ class Points:
         self._chosen = every is not None
         self._fold_after = fold_after
         self._parts: list[Metrics] = []
-        self._held: dict[str, Any] = {}  # JSON of an unfinished point, from a checkpoint
+        self._held: dict[str, Any] = {}  # of an unfinished point, from a checkpoint: JSON by name
         self._always: set[str] | None = None  # names that every step has reported
+        self._new: set[str] | None = set()  # new ones of a resumed run; None before its first step
         self._cursor = [0, 0, 0]
 
     def open(self, batches: int | None) -> None:
@@ -74,14 +75,16 @@ class Points:
     def add(self, state: State, metrics: Metrics) -> Point | None:
         """Add one step; return the point that it completes, or None."""
         if self._held:
-            self._parts = [*window.from_json(self._held, metrics)]
-            self._held = {}
+            seen = {name: self._held.pop(name) for name in [*self._held] if name in metrics}
+            self._parts = [*window.from_json(seen, metrics), *self._parts]
         self._cursor = cursor = state.cursor.tolist()
         self._parts.append(metrics)
         different: bool = metrics.keys() != self._always  # pyright: ignore
         if different:
             check_names(metrics, "A callback")
-        surprising = different and self._surprising(metrics)
+            surprising = self._surprising(metrics)
+        else:
+            surprising, self._new = False, set()
         if surprising or not cursor[1] or not cursor[2] % self.every:
             return self.rest()
         if len(self._parts) >= self._fold_after:
@@ -97,13 +100,14 @@ class Points:
         if not self._parts and not last:
             return None
         cursor = Cursor(*self._cursor)
-        merged = merge_all(self._parts) if self._parts else {}
+        parts = [*window.from_json_alone(self._held), *self._parts] if self._held else self._parts
+        merged = merge_all(parts) if parts else {}
         return Point(epoch_of(cursor), cursor.count, {**merged, **(last or {})})
 
     def rest(self) -> Point | None:
         """The point that ends here, if there was a batch since the last one."""
         point = self.peek()
-        self._parts = []
+        self._parts, self._held = [], {}
         return point
 
     def goes_on(self, state: State) -> bool:
@@ -112,18 +116,34 @@ class Points:
 
     def memo(self) -> dict[str, Any]:
         """The metrics of the unfinished point, as JSON values."""
-        return self._held or window.to_json(self._parts)
+        return {**self._held, **window.to_json(self._parts)}
 
-    def recall(self, memo: dict[str, Any]) -> None:
-        """Continue an unfinished point."""
-        self._parts, self._held = [], memo
+    @property
+    def always(self) -> list[str] | None:
+        """The names that every step has reported, for a memo; None if there was no step."""
+        return None if self._always is None else sorted(self._always)
+
+    def recall(self, memo: dict[str, Any], always: Iterable[str] | None = None) -> None:
+        """Continue an unfinished point of a run whose steps have reported the names `always`."""
+        self._parts, self._held = [], {**memo}
+        if always is not None:
+            self._always, self._new = set(always), None
 
     def _surprising(self, metrics: Metrics) -> bool:
         if self._always is None:
-            # The first step of a resumed run may be one with validation.
-            self._always = {name for name in metrics if subset_of(name)[1] == "train"}
+            self._always = _of_training(metrics)
+        elif self._new is None:  # a part of a sequence that has rested, or another pipeline?
+            self._new = _of_training(metrics) - self._always
+        elif self._new:  # in two steps in a row: another pipeline
+            self._always |= self._new.intersection(metrics)
+            self._new = set()
         self._always.intersection_update(metrics)
         return any("/" in name and name not in self._always for name in metrics)
+
+
+def _of_training(metrics: Metrics) -> set[str]:
+    # The first step of a resumed run may be one with validation.
+    return {name for name in metrics if subset_of(name)[1] == "train"}
 
 
 def reason_in(metrics: Metrics, status: str) -> str:

@@ -1,7 +1,7 @@
 """Metrics not yet merged, as JSON, so that a resumed run can continue an unfinished point.
 
 A metric's structure is not stored: it is that of the first metric of the same name in the resumed
-run.
+run. Where none comes before the point ends, a metric of one of the five plain kinds is what it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from torch import Tensor
 from fnloop.trees.equal import alike
 from fnloop.trees.json_codec import decode, encode
 from fnloop.trees.nodes import tree_leaves
-from fnloop.values.metrics import Metrics, Stop
+from fnloop.values.metrics import Last, Max, Mean, Metrics, Min, Stop, Sum
+
+_PLAIN = {
+    type(each).__name__: each for each in (Mean(0.0, 1), Sum(0.0), Min(0.0), Max(0.0), Last(0.0))
+}
 
 
 def to_json(parts: Sequence[Metrics]) -> dict[str, Any]:
@@ -66,6 +70,16 @@ def from_json(held: Mapping[str, Any], metrics: Metrics) -> list[dict[str, Any]]
             placed = [_placed(v, like) for v, like in zip(values, examples, strict=True)]
             part[name] = structure.unflatten(placed)
     return parts
+
+
+def from_json_alone(held: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The inverse of `to_json` for metrics of the plain kinds, without examples; leaves out others.
+
+    >>> from fnloop import Mean
+    >>> from_json_alone(to_json([{"loss": Mean(4.0, 2)}]))
+    [{'loss': Mean(2)}]
+    """
+    return from_json(held, {name: _PLAIN.get(entry["kind"]) for name, entry in held.items()})
 
 
 def _packed(values: list[Any]) -> Any:

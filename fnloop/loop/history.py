@@ -52,7 +52,8 @@ class History(Effect):
         seconds: How long it has run so far, with what it was resumed from.
 
     >>> import torch
-    >>> from fnloop import Cursor, Mean
+    >>> from fnloop import Mean
+    >>> from fnloop.data import Cursor
     >>> from fnloop.values.start import start
     >>> state, history = start(torch.nn.Linear(2, 1)), History(every=2)
     >>> for count in (1, 2, 3, 4):
@@ -139,6 +140,7 @@ class History(Effect):
             "rows": _columns(self._rows[self._paged :]),
             "cut": _columns(self._last or self._cut()),
             "window": self._points.memo(),
+            "always": self._points.always,
             "seconds": self.seconds,
         }
 
@@ -152,7 +154,7 @@ class History(Effect):
         self._rows += _from_columns(memo["rows"])
         goes_on = bool(memo["window"])  # else `cut` is a last validation, which is no part of it
         self._last = _from_columns(memo["cut"]) if goes_on else []
-        self._points.recall(memo["window"])
+        self._points.recall(memo["window"], memo.get("always"))
 
     @property
     def seconds(self) -> float:

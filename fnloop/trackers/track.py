@@ -152,11 +152,11 @@ class track(Effect):
             }
             for each in self.trackers
         ]
-        return {"runs": runs, "window": self._points.memo()}
+        return {"runs": runs, "window": self._points.memo(), "always": self._points.always}
 
     def recall(self, memo: Any) -> None:
         self._recalled = Points(self.every)
-        self._recalled.recall(memo["window"])
+        self._recalled.recall(memo["window"], memo.get("always"))
         # A run's id may become a file name, and the checkpoint may be untrusted.
         left = [entry for entry in memo["runs"] if is_name(entry["run"])]
         for tracker in self.trackers:

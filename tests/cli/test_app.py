@@ -13,6 +13,7 @@ from fnloop.cli.app import main
 COMMANDS = ["fit", "resume", "validate", "test", "predict", "show", "diff", "replay", "export"]
 
 
+@pytest.mark.lightning("I1")
 def test_help_names_every_command(cli):
     code, out, _ = cli("--help")
     assert code == 0
@@ -25,6 +26,7 @@ def test_each_command_has_help(command, cli):
     assert code == 0 and f"usage: fnloop {command} " in out, err
 
 
+@pytest.mark.lightning("I5")
 def test_help_of_a_recipe_has_its_flags_types_defaults_and_docs(recipe, cli):
     code, out, _ = cli("fit", recipe, "--help")
     assert code == 0
@@ -81,6 +83,7 @@ def test_warnings_are_one_line_with_the_users_place(edited, cli, recwarn):
     assert "warning: beware (line.py:" in err
 
 
+@pytest.mark.lightning("I7")
 def test_the_console_script_and_the_module_are_main():
     from importlib.metadata import entry_points
 

@@ -24,6 +24,7 @@ def _test_loss(checkpoint):
     return float(np.square(_outputs(checkpoint) - y).mean())
 
 
+@pytest.mark.lightning("M2", "I1")
 def test_test_prints_what_fit_printed(recipe, cli, numbers):
     fitted = numbers(cli("fit", recipe)[1])
     code, out, err = cli("test", "runs/line")
@@ -131,6 +132,7 @@ def test_training_data_that_cannot_be_read_again_has_no_row(edited, cli, numbers
     assert set(numbers(out)) == {"val", "test"}
 
 
+@pytest.mark.lightning("M3")
 def test_predict_prints_csv(trained, cli):
     code, out, _ = cli("predict", "runs/line")
     assert code == 0
@@ -140,6 +142,7 @@ def test_predict_prints_csv(trained, cli):
     assert np.array(rows[1:], float) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.lightning("C19")
 @pytest.mark.parametrize("suffix", ["csv", "npy", "npz"])
 def test_predict_writes_a_file(suffix, trained, cli):
     code, out, _ = cli("predict", "runs/line", "--output", f"out.{suffix}")

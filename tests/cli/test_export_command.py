@@ -56,6 +56,7 @@ def saved(run):
     return load_file(run / "step-00000010" / "state.safetensors")
 
 
+@pytest.mark.lightning("H13")
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.safetensors"])
 @pytest.mark.parametrize("source", ["runs/tied", "runs/tied/step-00000010"])
 def test_the_users_module_loads_what_was_exported(name, source, run, cli):

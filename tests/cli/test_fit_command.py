@@ -65,6 +65,7 @@ def test_fit_leaves_history_curves_and_configuration(recipe, cli, curves):
         assert f"runs/line/{file}" in out
 
 
+@pytest.mark.lightning("C21", "H11")
 def test_the_configuration_is_in_the_checkpoints(trained):
     config = read_manifest(latest(trained))["config"]
     assert config["lr"] == 0.05 and config["sgd.lr"] == 0.05 and config["note"] is None
@@ -101,6 +102,7 @@ def test_resuming_after_an_early_stop_says_how_to_go_on(flag, recipe, edited, cl
         assert code == 0 and "step-00000015" in out, err
 
 
+@pytest.mark.lightning("C21", "I6")
 def test_the_saved_configuration_makes_the_same_run(recipe, cli):
     cli("fit", recipe, "--lr", "0.02", "--batch-size", "40")
     code, _, err = cli("fit", "--config", "runs/line/config.yaml", "--folder", "runs/again")
@@ -109,6 +111,7 @@ def test_the_saved_configuration_makes_the_same_run(recipe, cli):
     assert (first / "state.safetensors").read_bytes() == (second / "state.safetensors").read_bytes()
 
 
+@pytest.mark.lightning("I2")
 def test_print_config_trains_nothing_and_is_a_valid_config(recipe, cli, tmp_path):
     code, out, _ = cli("fit", recipe, "--lr", "0.02", "--print-config")
     assert code == 0 and not os.path.exists("runs")
@@ -160,6 +163,7 @@ def _bits(folder):
     return {name: tensor for name, tensor in weights.items() if name.startswith("params/")}
 
 
+@pytest.mark.lightning("I4")
 @pytest.mark.parametrize("command", ["resume", "fit"])
 def test_resume_goes_on_to_the_bit_with_the_flags_of_the_run(command, recipe, cli):
     cli("fit", recipe, "--lr", "0.02", "--folder", "runs/whole", "--epochs", "6")

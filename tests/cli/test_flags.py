@@ -84,6 +84,7 @@ def test_flags_win_over_the_configuration_wherever_they_stand(printed, tmp_path)
     assert (found["lr"], found["epochs"], found["note"]) == (1e-4, 8, "hello")
 
 
+@pytest.mark.lightning("I2")
 def test_later_configurations_win(printed, tmp_path):
     (tmp_path / "a.yaml").write_text("lr: 0.1\nepochs: 7\n")
     (tmp_path / "b.yaml").write_text("lr: 0.2\n")
@@ -148,6 +149,7 @@ def test_a_configuration_that_would_not_end(refused, tmp_path):
     assert "a.yaml cannot be read: it has 8,589,934,592 bytes" in refused("--config", "a.yaml")
 
 
+@pytest.mark.lightning("I2")
 def test_variables_of_the_environment_are_no_flags(printed, monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
     for name in ("FNLOOP FIT_LR", "FNLOOP FIT__LR", "FNLOOP_FIT__LR", "LR"):

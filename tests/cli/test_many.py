@@ -70,6 +70,7 @@ def fnloop(recipe, *arguments):
     )
 
 
+@pytest.mark.lightning("T3", "S9", "I8", "X7")
 def test_two_processes_train_one_run_and_print_once(recipe):
     done = fnloop(recipe, "fit", "line.py", "--nproc", "2")
     assert done.returncode == 0, done.stderr

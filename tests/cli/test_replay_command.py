@@ -99,6 +99,7 @@ def shown(out, name):
     return next(line.split()[1] for line in out.splitlines() if line.startswith(name + " "))
 
 
+@pytest.mark.lightning("T32")
 @pytest.mark.parametrize("wrap", ["", "accumulate", "amp"])
 def test_the_bad_example_and_the_layer_that_it_breaks_are_named(wrap, planted, tmp_path, cli):
     where = int(torch.randint(0, 120, ()))

@@ -11,6 +11,7 @@ def files():
     return sorted(str(path) for path in Path().rglob("*") if "__pycache__" not in path.parts)
 
 
+@pytest.mark.lightning("T8")
 def test_everything_once_and_no_file(recipe, cli, numbers):
     before = files()
     code, out, _ = cli("fit", recipe, "--smoke", "--epochs", "1000")

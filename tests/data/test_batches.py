@@ -65,6 +65,7 @@ def test_a_walk_gives_the_batches_that_stand_at_its_cursors(drop_last: bool) -> 
         assert batch["bits"].tolist() == batch["x"].tolist()
 
 
+@pytest.mark.lightning("M7")
 def test_cursor_counts_examples_and_ends_an_epoch_in_one_form() -> None:
     cursors = [c for c, _ in walk(Batches(torch.arange(10), 4), Cursor(), 4)]
     assert cursors == [(0, 4, 1), (0, 8, 2), (1, 0, 3), (1, 4, 4)]

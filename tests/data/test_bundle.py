@@ -18,6 +18,7 @@ def state():
     return STEP.init(lambda: torch.nn.Linear(2, 1), seed=0)
 
 
+@pytest.mark.lightning("H14")
 def test_splits_are_optional_but_for_train() -> None:
     data = Data([1], test=[2])
     assert (data.train, data.validate, data.test, data.predict) == ([1], None, [2], None)
@@ -46,6 +47,7 @@ def lazy(calls):
     return Data(prepare=lambda: calls.append("prepare"), setup=setup)
 
 
+@pytest.mark.lightning("H3")
 def test_it_is_prepared_and_opened_once_and_when_it_is_read() -> None:
     calls: list[str] = []
     data = lazy(calls)
@@ -85,6 +87,7 @@ def test_a_setup_that_returns_something_else_is_told() -> None:
         _ = Data(setup=lambda: [1]).train  # type: ignore[arg-type,return-value]  # pyright: ignore
 
 
+@pytest.mark.lightning("H4")
 def test_it_goes_wherever_data_goes() -> None:
     calls: list[str] = []
     few = fl.limit(lazy(calls), 1)

@@ -54,6 +54,7 @@ def test_each_epoch_has_other_batches_unless_they_are_to_be_the_same() -> None:
     assert augmented[0] == augmented[1] == augmented[2]
 
 
+@pytest.mark.lightning("T14")
 @pytest.mark.parametrize(
     ("n", "batches"),
     [(1, 1), (1.0, 5), (0.4, 2), (0.59, 2), (0.6, 3), (0.01, 1), (7, 5), (np.int64(2), 2)],
@@ -141,6 +142,7 @@ def test_an_iterator_is_no_validation_data_behind_it_either() -> None:
             fl.validate(lambda m, x: m(x).mean(), wrapped)
 
 
+@pytest.mark.lightning("T15")
 def test_all_parts_of_data_are_limited() -> None:
     parts = fl.limit(fl.Data([1, 2, 3], validate={"a": [4, 5], "b": [6]}, test=[7, 8]), 1)
     assert list(one_epoch(parts.train)) == [1] and list(one_epoch(parts.test)) == [7]
@@ -152,6 +154,7 @@ def test_all_parts_of_data_are_limited() -> None:
     assert as_source(parts).batches == 1
 
 
+@pytest.mark.lightning("T16")
 def test_a_model_learns_a_few_batches_by_heart() -> None:
     loss = lambda m, b: (m(b[0]) - b[1]).square().mean()  # noqa: E731
     make = torch.Generator().manual_seed(0)

@@ -66,6 +66,7 @@ MATRIX = [
 ]
 
 
+@pytest.mark.lightning("Z1")
 @pytest.mark.parametrize(("workers", "persistent", "size"), MATRIX)
 def test_what_an_example_draws_does_not_depend_on_workers_or_batches(
     workers: int, persistent: bool, size: int

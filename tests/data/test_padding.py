@@ -345,6 +345,7 @@ def test_collate_is_for_datasets() -> None:
     assert len(next(iter(fl.Batches(pairs, 3, collate=list)))) == 3
 
 
+@pytest.mark.lightning("H8")
 def test_what_a_collate_function_draws_is_a_function_of_the_cursor() -> None:
     def mix(examples: list[int]) -> tuple[list[int], float]:
         return examples, float(torch.rand(()))

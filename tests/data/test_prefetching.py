@@ -84,6 +84,7 @@ class Slow:
             yield Cursor(0, self.drawn, self.drawn), self.drawn
 
 
+@pytest.mark.lightning("H17")
 def test_the_next_batch_is_drawn_while_this_one_is_worked_on() -> None:
     data: Any = Slow(0.02)
     pairs = prefetch(data, depth=1).iterate()
@@ -159,6 +160,7 @@ def test_errors_surface_at_the_consumer_with_their_traceback() -> None:
     assert not threads()
 
 
+@pytest.mark.lightning("T1", "H8")
 def test_moves_tensors_and_leaves_the_rest() -> None:
     class Foreign:
         def __init__(self, device: str) -> None:

@@ -88,6 +88,7 @@ MAKERS: dict[str, tuple[Callable[[], Any], int]] = {
 }
 
 
+@pytest.mark.lightning("T36")
 @pytest.mark.parametrize("name", MAKERS)
 def test_resumes_exactly_from_every_cursor(name: str) -> None:
     make, batches = MAKERS[name]

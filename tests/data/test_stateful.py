@@ -87,6 +87,7 @@ def recalled(data: Any, memo: Any) -> Any:
     return source
 
 
+@pytest.mark.lightning("H14")
 @pytest.mark.parametrize("make", [Reader, SizedReader])
 def test_goes_on_exactly_from_every_batch_and_reads_nothing_twice(make: type[Reader]) -> None:
     whole = walk(as_source(make()), Cursor(), 17)

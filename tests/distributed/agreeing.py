@@ -60,6 +60,7 @@ def send(mesh, rank, which):
     return lambda: os.kill(os.getpid(), which) if mesh.rank == rank else None
 
 
+@pytest.mark.lightning("G1")
 @scenario
 def sigterm_to_one_rank_ends_all_after_the_same_step(mesh):
     state, history = fit(mesh, at(7, send(mesh, 1, signal.SIGTERM)))
@@ -304,6 +305,7 @@ def early_stopping_agrees(mesh):
     assert step < 100
 
 
+@pytest.mark.lightning("M6")
 @scenario
 def one_rank_speaks_for_all(mesh):
     seen, ran = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -122,6 +123,7 @@ def two_layers():
     return model
 
 
+@pytest.mark.lightning("S3")
 @scenario
 def every_way_to_use_a_parameter(mesh):
     for model in (Attends, Recurrent, Tied, Small, plain):
@@ -131,6 +133,7 @@ def every_way_to_use_a_parameter(mesh):
         assert_same_everywhere(mesh, many[0])
 
 
+@pytest.mark.lightning("S3")
 @scenario
 def whole_parameters_and_gradients_are_not_kept(mesh):
     def model():

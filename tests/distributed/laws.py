@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -97,6 +98,7 @@ KINDS = {
 PLANS = ("replicate", "zero2", "zero3")
 
 
+@pytest.mark.lightning("T2", "S2", "H12", "X4")
 @scenario
 def k_ranks_are_accumulate_k(mesh):
     for kind in KINDS.values():
@@ -135,6 +137,7 @@ def a_sequence_of_steps(mesh):
     assert int(one[0]["last/step"]) == 6
 
 
+@pytest.mark.lightning("P6")
 @scenario
 def everything_at_once_with_a_stage_of_ones_own(mesh):
     @fl.tree
@@ -168,6 +171,7 @@ def everything_at_once_with_a_stage_of_ones_own(mesh):
         assert_same_everywhere(mesh, many[0])
 
 
+@pytest.mark.lightning("S2")
 @scenario
 def the_loop_with_all_its_callbacks(mesh):
     def run(step, **also):
@@ -201,6 +205,7 @@ def the_loop_with_all_its_callbacks(mesh):
         assert len(set(mesh.exchange(repr(final)))) == 1
 
 
+@pytest.mark.lightning("X2")
 @scenario
 def compiled_in_one_graph(mesh):
     one = trained(pipeline(mesh.data, "fp16"), lambda: Net(drop=0.2), data(40, 10))
@@ -280,6 +285,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.lightning("T30")
 @scenario
 def any_source_of_batches_needs_no_sampler(mesh):
     for make in SOURCES.values():

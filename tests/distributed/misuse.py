@@ -141,6 +141,7 @@ def accumulate_around_a_sharded_stage(mesh):
     refused(mesh, "sharded already", lambda: fl.shard(fl.shard(pipeline(), mesh), mesh))
 
 
+@pytest.mark.lightning("T30")
 @scenario
 def a_sampler_that_divides_the_data(mesh):
     step, examples = fl.shard(pipeline(), mesh), list(torch.ones(9, 3))

@@ -110,6 +110,7 @@ def meshes(mesh):
     return [fl.mesh(data=1, tensor=mesh.data), *two]
 
 
+@pytest.mark.lightning("S4")
 @scenario
 def a_shared_model_is_the_one_of_one_process(mesh):
     vectors, tokens = rows()

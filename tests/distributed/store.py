@@ -12,6 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -140,6 +141,7 @@ class Some(Mesh):
 _GRIDS = {}
 
 
+@pytest.mark.lightning("K9")
 @scenario
 def every_pair_of_ranks_and_plans_saves_and_loads(mesh):
     """What the first n ranks have saved under a plan, the first m load under another."""

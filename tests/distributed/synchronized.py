@@ -91,6 +91,7 @@ def synchronized(step, mesh, plan="replicate"):
     return fl.shard(step, mesh, plan, sync_batchnorm=True)
 
 
+@pytest.mark.lightning("T35", "P7")
 @scenario
 def ranks_are_one_process_with_the_whole_batch(mesh):
     for m in (1, 2):
@@ -158,6 +159,7 @@ def of_too_many_micro_batches_only_the_statistics_are_kept(mesh):
         torch.testing.assert_close(new.buffers["seen"], expected, check_dtype=False)
 
 
+@pytest.mark.lightning("P6")
 @scenario
 def under_amp(mesh):
     for amp in ("fp16", "bf16"):
@@ -180,6 +182,7 @@ def compiled_in_one_graph(mesh):
         assert_same_everywhere(mesh, many[0])
 
 
+@pytest.mark.lightning("P7")
 @scenario
 def layers_that_synchronize_by_themselves(mesh):
     one = trained(pipe(), double(Normed), data(42, 12))

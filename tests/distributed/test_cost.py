@@ -78,6 +78,7 @@ def test_the_operations_of_a_decoder_are_those_of_the_rule():
     assert forecast.operations(size) == pytest.approx(8 * (products + scores) * tokens, rel=0.02)
 
 
+@pytest.mark.lightning("M5", "X5")
 def test_the_forecast_is_that_of_the_page():
     size = forecast.MODELS["GPT-2 small"]
     step, state = forecast.described(size, "replicate")

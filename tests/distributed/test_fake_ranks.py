@@ -43,6 +43,7 @@ def held(state):
     return sum(t.nbytes for t in fl.tree_leaves((state.params, state.slots)))
 
 
+@pytest.mark.lightning("S5")
 @pytest.mark.parametrize("ranks", [64, 256])
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("plan", ["replicate", "zero2", "zero3"])

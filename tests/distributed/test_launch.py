@@ -51,12 +51,14 @@ def check_met(ends):
         assert text.count("of all ranks") == (0 if rank else 3), text  # a warning has its line
 
 
+@pytest.mark.lightning("T4", "G5")
 @pytest.mark.parametrize("launcher", ["srun", "Open MPI"])
 def test_processes_of_other_launchers_meet(launcher):
     port = str(free_port())
     check_met(meet([{**environment(launcher, rank), "MASTER_PORT": port} for rank in range(2)]))
 
 
+@pytest.mark.lightning("T34")
 def test_a_process_group_that_is_there_is_taken():
     check_met(joined("gloo"))
 
@@ -68,6 +70,7 @@ def test_a_process_group_without_the_cpu_is_refused():
         assert "cpu:gloo,cuda:nccl" in text
 
 
+@pytest.mark.lightning("G5")
 @pytest.mark.parametrize("launcher", NAMES)
 def test_a_place(launcher):
     own = launched(environment(launcher, 1))
@@ -77,6 +80,7 @@ def test_a_place(launcher):
     assert own.meeting == f"tcp://{host}:{ports.get(launcher, 29500)}"
 
 
+@pytest.mark.lightning("S9")
 def test_torchrun_comes_first():
     torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
     assert launched({**environment("srun", 1), **torchrun}) == ("torchrun", 3, 8, 1, "env://")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -119,3 +120,59 @@ def test_short_epochs_make_one_point_each_unless_a_rhythm_is_given():
         points = Points(every)
         points.open(batches)
         assert points.every == expected
+
+
+def steps_of(points: Points, reports: dict[int, str]) -> list[int]:
+    """At which of these steps, each with the names that it reports, a point ends."""
+    state, ended = start(torch.nn.Linear(2, 1)), []
+    for count, names in reports.items():
+        moved = state.replace(cursor=Cursor(0, count, count).tensor())
+        if points.add(moved, {name: Mean(1.0, 1) for name in names.split()}):
+            ended.append(count)
+    return ended
+
+
+@pytest.mark.parametrize("cut", range(7))
+def test_a_resumed_run_has_its_points_at_the_same_steps(cut: int) -> None:
+    every = ["loss a/loss"] * 6
+    for rare in ("b/loss", "val/loss"):
+        for n in (2, 3):  # of which the first may be the first step after the resume
+            reports = {
+                i: f"{names} {rare}" if i % n == 0 else names for i, names in enumerate(every, 1)
+            }
+            before, after = Points(100), Points(100)
+            first = steps_of(before, {i: reports[i] for i in reports if i <= cut})
+            after.recall(before.memo(), before.always)
+            rest = steps_of(after, {i: reports[i] for i in reports if i > cut})
+            assert first + rest == [i for i in reports if i % n == 0]
+
+
+def test_a_name_that_is_new_in_a_resumed_run_does_not_end_a_point_at_each_step() -> None:
+    points = Points(100)
+    steps_of(points, {1: "loss a/loss", 2: "loss a/loss"})
+    memo, always = points.memo(), points.always
+    points.recall(memo, always)
+    assert steps_of(points, {i: "loss c/loss" for i in range(3, 9)}) == [3]
+
+
+@pytest.mark.lightning("D1", "K2")
+@pytest.mark.parametrize("cut", range(7))
+def test_a_resumed_run_loses_no_metric_that_came_before_it(cut: int) -> None:
+    state = start(torch.nn.Linear(2, 1))
+    reports: list[dict[str, Any]] = [{"loss": Mean(float(i), 2)} for i in range(6)]
+    for i, more in (
+        (1, {"rare": Sum(3.0), "least": Min(torch.tensor(2.0))}),
+        (4, {"rare": Sum(4.0)}),
+    ):
+        reports[i] |= more
+    before, after = Points(6), Points(6)
+
+    def add(points: Points, i: int) -> Any:
+        return points.add(state.replace(cursor=Cursor(0, i + 1, i + 1).tensor()), reports[i])
+
+    found = [add(before, i) for i in range(cut)]
+    after.recall(json.loads(json.dumps(before.memo())), before.always)
+    assert json.dumps(after.memo()) == json.dumps(before.memo())
+    found += [add(after, i) for i in range(cut, 6)]
+    assert [point is not None for point in found] == [False] * 5 + [True]
+    assert numbers(found[-1].metrics) == {"loss": 1.25, "rare": 7.0, "least": 2.0}

@@ -88,6 +88,7 @@ def test_samples_do_not_disturb_the_training(char_gpt, alphabet, tmp_path):
     assert fl.tree_equal(with_effects.params, bare.params)
 
 
+@pytest.mark.lightning("I7")
 def test_the_command_line(char_gpt, alphabet, tmp_path, monkeypatch):
     monkeypatch.setattr(fl.History, "plot", lambda *arguments: None)  # a second
     flags = [f"--{name}={value}" for name, value in TINY.items()]

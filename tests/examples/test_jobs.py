@@ -81,6 +81,7 @@ def start(folder, epochs):
     )
 
 
+@pytest.mark.lightning("G2")
 def test_a_job_that_is_ended_goes_into_the_queue_again_and_goes_on(cluster):
     job = start(cluster, 10**6)
     end = time.monotonic() + 120
@@ -99,6 +100,7 @@ def test_a_job_that_is_ended_goes_into_the_queue_again_and_goes_on(cluster):
     assert (cluster / "scontrol.txt").read_text() == "requeue 4711\n"
 
 
+@pytest.mark.lightning("G5")
 def test_the_pods_of_kubernetes_meet_where_the_service_names_one():
     service, job = yaml.safe_load_all((JOBS / "kubernetes.yaml").read_text())
     pods = job["spec"]["template"]["spec"]

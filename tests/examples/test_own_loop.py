@@ -12,6 +12,7 @@ def own_loop(example):
     return example("own_loop")
 
 
+@pytest.mark.lightning("X1")
 def test_it_goes_on_as_if_it_had_not_been_stopped(own_loop, tmp_path):
     straight = own_loop.train(tmp_path / "a", epochs=5)
     own_loop.train(tmp_path / "b", epochs=3)

@@ -18,6 +18,7 @@ on_a_gpu = pytest.mark.skipif(
 )
 
 
+@pytest.mark.lightning("T1", "S10")
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_a_gpu)])
 @pytest.mark.parametrize("name", CHECKS)
 def test_check(name: str, device: str) -> None:

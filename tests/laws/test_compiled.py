@@ -179,6 +179,7 @@ def test_every_exported_stage_is_covered():
     assert factories <= {*covered, "pipe", "scale", "stage"}, "add the new stage here"
 
 
+@pytest.mark.lightning("X2")
 @pytest.mark.parametrize("name", STAGES)
 def test_law_7_for_every_stage(name):
     step = STAGES[name]

@@ -220,11 +220,13 @@ def test_every_exported_stage_is_covered():
     assert factories | callbacks <= known, "add an example of the new stage to this file"
 
 
+@pytest.mark.lightning("Z1")
 def test_law_1_a_step_changes_nothing_that_it_is_given(step):
     model = net()
     testing.check_pure(step, step.init(model), batch(), model)
 
 
+@pytest.mark.lightning("T27")
 def test_law_2_same_inputs_same_bits(step):
     testing.check_repeatable(step, step.init(net()), batch())
 
@@ -243,6 +245,7 @@ def test_law_3_a_stage_can_be_added_to_an_old_state():
     assert set(new.slots) == {"update", "amp", "ema", "fast"}
 
 
+@pytest.mark.lightning("T24")
 @pytest.mark.parametrize("weights", ["equal", "random", "some zero"])
 def test_law_4_accumulation_is_one_big_batch(weights):
     x, y = arrays(11)
@@ -268,10 +271,12 @@ def test_law_4_under_every_gradient_stage(stage):
     )
 
 
+@pytest.mark.lightning("D6", "D7")
 def test_law_8_a_resumed_run_is_the_run(step):
     testing.check_resumes(step, step.init(net()), data(), steps=6, at=(2, 5))
 
 
+@pytest.mark.lightning("D6", "C12")
 def test_law_8_at_every_step_with_callbacks():
     def callbacks():
         return [
@@ -320,6 +325,7 @@ def test_law_11_a_step_keeps_the_shape_of_the_state(step):
     testing.check_stable(step, step.init(net()), batch())
 
 
+@pytest.mark.lightning("C1")
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_laws_1_2_and_11_for_callbacks(name):
     callback = CALLBACKS[name]()

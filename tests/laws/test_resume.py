@@ -64,6 +64,7 @@ def last(step, state, batches, steps):
 CASES = list(itertools.product(("fp32", "bf16", "fp16"), (1, 4), (False, True), (False, True)))
 
 
+@pytest.mark.lightning("K1", "O2")
 @pytest.mark.parametrize(("precision", "accumulate", "ema", "dropout"), CASES)
 def test_a_run_cut_at_any_step_ends_in_the_same_bits(tmp_path, precision, accumulate, ema, dropout):
     step = pipeline(precision, accumulate, ema)

@@ -83,6 +83,7 @@ RUNS = {
 }
 
 
+@pytest.mark.lightning("T10", "T12", "T14")
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_cut_after_any_step_ends_in_the_same_bits(tmp_path, name):
     data, callbacks, limits = RUNS[name]
@@ -100,6 +101,7 @@ def test_a_run_cut_after_any_step_ends_in_the_same_bits(tmp_path, name):
         assert (told.status, told.reason) == (history.status, history.reason), k
 
 
+@pytest.mark.lightning("K2")
 def test_what_was_stopped_late_stays_stopped(tmp_path):
     saving = fl.checkpoint(tmp_path, keep=None, every=1, unit="step")
     limits = {"steps": 40, "min_steps": 7}
@@ -133,6 +135,7 @@ def test_with_several_steps_in_a_call(tmp_path, name):
         assert fl.tree_equal(again, whole) and told.rows == history.rows, k
 
 
+@pytest.mark.lightning("T13", "C15")
 def test_a_budget_is_spent_over_restarts(tmp_path):
     def slow(state, metrics):
         time.sleep(0.02)
@@ -162,3 +165,99 @@ def test_a_budget_is_spent_over_restarts(tmp_path):
     last, history = part(None)
     whole, _ = fl.fit(STEP, state(), batches(), steps=150)
     assert fl.tree_equal(last, whole) and history.seconds > 3.0
+
+
+def turns(**options):
+    """Two parts with clocks, memory and random streams of their own; one rests now and then."""
+    falling = fl.schedules.linear(0.05, 0.0, steps=20)
+    first = fl.pipe(
+        loss,
+        fl.grad(only="0"),
+        fl.accumulate(2),
+        fl.amp("fp16", init_scale=8.0, interval=2),
+        fl.update(fl.optim.adam(falling)),
+    )
+    second = fl.pipe(
+        loss, fl.grad(only="2"), fl.update(fl.optim.sgd(0.02, momentum=0.9)), fl.ema(0.9)
+    )
+    return fl.sequence(first=first, second=second, **options)
+
+
+SEQUENCES = {
+    "all in turn": lambda: turns(),
+    "every third": lambda: turns(every={"second": 3}),
+    "one in another": lambda: fl.sequence(
+        pair=turns(every={"second": 2}),
+        all=fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.01))),
+        every={"pair": 2},
+    ),
+}
+
+
+def rare(state, metrics):
+    return state, {**metrics, "rare": fl.Sum(1.0)}
+
+
+@pytest.mark.lightning("H10", "K1")
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_sequence_cut_after_any_step_ends_in_the_same_bits(tmp_path, name):
+    step = SEQUENCES[name]()
+    x, y = tensors(40, 0)
+    x[17] = torch.nan  # a turn in each epoch is skipped
+
+    def run(seed, *saving, **options):
+        callbacks = [
+            fl.every(3, fl.validate(loss, VALIDATION)),
+            fl.reduce_on_plateau("val/loss", patience=0, threshold=0.5),
+            fl.early_stopping("val/loss", patience=2, min_delta=1e9),
+            fl.every(2, rare, name="rare"),
+        ]
+        data = fl.limit(fl.Batches((x, y), 6), 6)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(3, 4), torch.nn.Dropout(0.3), torch.nn.Linear(4, 1)
+        )
+        callbacks += saving
+        state = step.init(model, seed=seed)
+        return fl.fit(step, state, data, epochs=3, min_steps=14, callbacks=callbacks, **options)
+
+    torch.manual_seed(0)
+    saving = fl.checkpoint(tmp_path, keep=None, every=1, unit="step")
+    whole, history = run(1, saving)
+    count = int(whole.cursor[2])
+    assert count == 15 and history.status == "stopped" and sum(history["skipped"]) > 0
+    for k in range(1, count):
+        again, told = run(2, resume=tmp_path / f"step-{k:08d}")
+        assert fl.tree_equal(again, whole), k
+        # Some losses are nan.
+        told_rows, rows = ([repr(sorted(row.items())) for row in h.rows] for h in (told, history))
+        assert told_rows == rows, k
+        assert told.reason == history.reason, k
+
+
+@pytest.mark.lightning("T13", "C15", "V10")
+def test_a_budget_in_many_parts_ends_in_the_same_bits(tmp_path):
+    """Wherever the budget of each part cuts the run; the time before counts."""
+
+    def slow(state, metrics):
+        time.sleep(0.005)
+        return state, metrics
+
+    budget, ends = 0.02, []
+    while True:
+        callbacks = [slow, fl.checkpoint(tmp_path, every=1, unit="step")]
+        state_, history = fl.fit(
+            STEP,
+            state(),
+            batches(),
+            steps=20,
+            budget=budget,
+            callbacks=callbacks,
+            resume=tmp_path,
+        )
+        ends.append(int(state_.cursor[2]))
+        if history.status == "completed":
+            break
+        budget *= 1.5
+    whole, _ = fl.fit(STEP, state(), batches(), steps=20)
+    assert fl.tree_equal(state_, whole)
+    assert ends == sorted(ends) and len(ends) > 2 and history.seconds > 20 * 0.005

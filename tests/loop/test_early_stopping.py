@@ -25,6 +25,7 @@ def stops_at(values, **options):
     return None, ""
 
 
+@pytest.mark.lightning("C5", "V1")
 @pytest.mark.parametrize(
     ("values", "options", "expected"),
     [
@@ -53,6 +54,7 @@ def test_vectors(values, options, expected):
     assert stops_at(values, **options)[0] == expected
 
 
+@pytest.mark.lightning("V1")
 def test_rules_before_the_last_do_not_touch_the_memory():
     callback = fl.early_stopping("m", patience=3)
     state = callback.init(STATE, {"m": fl.Last(1.0)})
@@ -73,6 +75,7 @@ def test_reasons():
     assert stops_at([1.0, 2.0], patience=1)[1] == "m has not improved on 1 for 1 check"
 
 
+@pytest.mark.lightning("V1")
 def test_an_absent_metric_is_no_check():
     callback = fl.early_stopping("m", patience=1)
     state = callback.init(STATE, {"m": fl.Last(1.0)})

@@ -24,6 +24,7 @@ def model():
 X, Y = torch.randn(23, 4), torch.randint(0, 3, (23,))
 
 
+@pytest.mark.lightning("M2", "H6")
 def test_it_is_the_mean_over_all_examples_in_evaluation_mode():
     net = model()
     state = fl.grad(loss).init(net)
@@ -35,6 +36,7 @@ def test_it_is_the_mean_over_all_examples_in_evaluation_mode():
     assert results["accuracy"] == pytest.approx(extra["accuracy"].item(), rel=1e-6)
 
 
+@pytest.mark.lightning("T29")
 def test_it_leaves_the_state_and_the_global_random_state_alone():
     state = fl.grad(loss).init(model())
     buffers = {name: b.clone() for name, b in state.buffers.items()}
@@ -51,6 +53,7 @@ def test_a_function_may_return_metrics_alone():
     assert set(fl.evaluate(lambda m, b: {"most": fl.Max(m(b[0]).max())}, state, data)) == {"most"}
 
 
+@pytest.mark.lightning("T29", "M3")
 def test_predict_keeps_the_order():
     net = model()
     state = fl.grad(loss).init(net)

@@ -28,6 +28,7 @@ def collect(callbacks, **limits):
     return [metrics for _, metrics in fl.run(STEP, state(), data(), callbacks=callbacks, **limits)]
 
 
+@pytest.mark.lightning("T17")
 def test_a_callback_gets_the_merge_since_it_last_ran():
     seen = []
 
@@ -44,6 +45,7 @@ def test_a_callback_gets_the_merge_since_it_last_ran():
     assert [float(m["loss"].weight) for m in steps] == [4, 4, 2, 4, 4, 2, 4]
 
 
+@pytest.mark.lightning("T18")
 def test_epochs():
     seen = []
 
@@ -55,6 +57,7 @@ def test_epochs():
     assert seen == [(2, 20), (4, 20)]
 
 
+@pytest.mark.lightning("H9")
 def test_the_window_survives_a_resume():
     seen = []
 

@@ -29,11 +29,13 @@ def state():
     return STEP.init(nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1)))
 
 
+@pytest.mark.lightning("T9")
 def test_a_limit_is_needed():
     with pytest.raises(ValueError, match="epochs=, steps=, seconds= or budget="):
         fl.fit(STEP, state(), data())
 
 
+@pytest.mark.lightning("M1")
 def test_the_state_is_that_of_run():
     fitted, history = fl.fit(STEP, state(), data(), epochs=2)
     for ran, _ in fl.run(STEP, state(), data(), epochs=2):  # noqa: B007
@@ -57,6 +59,7 @@ def test_early_stopping_gives_status_and_reason():
     assert fitted.cursor[0] == 2
 
 
+@pytest.mark.lightning("G3")
 def test_the_first_interrupt_finishes_the_step_and_returns_the_state(caplog):
     def press(s, metrics):
         if s.cursor[2] == 3:
@@ -81,6 +84,7 @@ def test_the_second_interrupt_raises():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.lightning("C4", "G4")
 def test_a_failing_step_does_not_cost_the_state():
     calls = []
 
@@ -157,6 +161,7 @@ def test_an_error_without_room_for_the_state_comes_through(kind, place):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.lightning("M1")
 def test_resume_finishes_what_was_left(tmp_path):
     def callbacks(folder):
         return [

@@ -45,6 +45,7 @@ def fill(
     return history
 
 
+@pytest.mark.lightning("M6")
 def test_rows_series_and_steps(state: State) -> None:
     history = fill(History(every=4), state, range(1, 18))
     assert history.rows == [
@@ -77,6 +78,7 @@ def test_an_unknown_name_names_the_known_ones(state: State) -> None:
         History()["loss"]
 
 
+@pytest.mark.lightning("M7")
 def test_status_and_reason(state: State) -> None:
     history = History()
     history.open(Run(step=None, state=state))

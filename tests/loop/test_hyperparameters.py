@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 import fnloop as fl
 from fnloop.loop.hyperparameters import hyperparameters
 
@@ -10,6 +12,7 @@ def loss(model, batch):
     return model(batch).mean()
 
 
+@pytest.mark.lightning("T38")
 def test_names_are_those_of_the_reports():
     schedule = fl.schedules.cosine(3e-4, steps=100, warmup=10)
     optimizer = fl.optim.chain(fl.optim.clip_by_norm(1.0), fl.optim.adamw(schedule))

@@ -1,5 +1,6 @@
 import time
 
+import pytest
 import torch
 
 import fnloop as fl
@@ -32,6 +33,7 @@ def fit(seconds, callbacks):
     )
 
 
+@pytest.mark.lightning("T13")
 def test_a_time_limit_leaves_room_for_closing():
     first, second = Slow(0.3), Slow(0.2)
     began = time.monotonic()

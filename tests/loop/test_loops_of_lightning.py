@@ -38,6 +38,7 @@ def asks_at(*counts):
     return ask
 
 
+@pytest.mark.lightning("T10", "T12")
 @pytest.mark.parametrize(
     ("asked", "least", "ended"),
     [
@@ -89,6 +90,7 @@ def test_a_time_limit_is_not_held_back():
     assert history.status == "stopped" and "time limit" in history.reason
 
 
+@pytest.mark.lightning("T14", "T17", "V10")
 def test_one_is_a_batch_and_one_point_nought_is_all():
     assert fl.limit(data(), 1).batches == 1 and fl.limit(data(), 1.0).batches == 10
     every = {n: fl.every(n, fl.validate(loss, data()), unit="epoch") for n in (1, 1.0)}
@@ -97,6 +99,7 @@ def test_one_is_a_batch_and_one_point_nought_is_all():
         assert history.steps("val/loss") == [10, 20]
 
 
+@pytest.mark.lightning("T19")
 def test_validation_before_the_first_step_is_kept_and_disturbs_nothing(tmp_path):
     """Lightning's sanity check throws its results away, and is of two batches."""
     validate = fl.validate(loss, data(20))
@@ -144,6 +147,7 @@ def test_a_failure_in_the_first_validation_has_the_state():
     assert fl.tree_equal(told.value.state, state())
 
 
+@pytest.mark.lightning("T17")
 def test_seconds_for_callbacks_effects_and_checkpoints(tmp_path):
     def slow(state, metrics):
         time.sleep(0.01)
@@ -173,6 +177,7 @@ def test_seconds_for_callbacks_effects_and_checkpoints(tmp_path):
         fl.checkpoint(tmp_path, unit="second")
 
 
+@pytest.mark.lightning("K3")
 def test_checkpoints_at_fractions_of_an_epoch(tmp_path):
     saving = fl.checkpoint(tmp_path, keep=None, every=0.5, unit="epoch")
     fl.fit(STEP, state(), data(36), epochs=2, callbacks=[saving])
@@ -189,6 +194,7 @@ def test_a_fraction_of_an_epoch_of_a_stream_is_told_at_the_start():
             )
 
 
+@pytest.mark.lightning("K2", "D1")
 def test_random_numbers_and_half_filled_means_survive_a_resume(tmp_path):
     """Defect 1: neither is in Lightning's checkpoints."""
 
@@ -205,6 +211,7 @@ def test_random_numbers_and_half_filled_means_survive_a_resume(tmp_path):
         assert told["loss"] == history["loss"] and len(told) == 1
 
 
+@pytest.mark.lightning("C3", "D5")
 @pytest.mark.parametrize("steps", [7, 10, 13])
 def test_the_newest_checkpoint_is_the_last_state(tmp_path, steps):
     """Defect 5: with a monitor, Lightning's last.ckpt may be the last improvement."""
@@ -219,6 +226,7 @@ def test_the_newest_checkpoint_is_the_last_state(tmp_path, steps):
     assert fl.best(tmp_path).name == "step-00000002"
 
 
+@pytest.mark.lightning("C5", "D9")
 def test_patience_is_the_one_that_is_given_and_not_the_one_that_was_saved(tmp_path):
     """Defect 9: in Lightning the checkpoint's patience overrides the constructor's."""
 
@@ -238,6 +246,7 @@ def test_patience_is_the_one_that_is_given_and_not_the_one_that_was_saved(tmp_pa
     assert history.reason.endswith("for 4 checks")
 
 
+@pytest.mark.lightning("D9")
 def test_equal_is_no_improvement_and_the_message_does_not_say_otherwise():
     """Defect 9: its message says "≥ min_delta" of a strict test."""
     values = iter([1.0, 0.75, 0.5])
@@ -252,6 +261,7 @@ def test_equal_is_no_improvement_and_the_message_does_not_say_otherwise():
     )
 
 
+@pytest.mark.lightning("M10")
 def test_a_second_fit_goes_on_and_does_nothing_twice():
     """In Lightning a second fit of one Trainer often does nothing (#12789)."""
     first, _ = fl.fit(STEP, state(), data(), epochs=1)

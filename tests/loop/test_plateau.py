@@ -30,6 +30,7 @@ def step_of(optimizer=None):
     return fl.pipe(loss, fl.grad, fl.update(optimizer or fl.optim.sgd(0.2)))
 
 
+@pytest.mark.lightning("H2")
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("seed", range(5))
 def test_random_sequences_give_torchs_rates(settings, seed):

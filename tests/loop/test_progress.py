@@ -66,6 +66,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(state: State, clock: li
     ]
 
 
+@pytest.mark.lightning("C9")
 def test_a_skipped_step_is_shown_and_names_choose(state: State, clock: list[float]) -> None:
     out, chosen = io.StringIO(), io.StringIO()
     effects = progress(file=out), progress(names=["lr", "loss", "missing"], file=chosen)
@@ -91,6 +92,7 @@ def test_the_reason_of_a_stop_is_in_the_last_line(state: State) -> None:
     assert out.getvalue().startswith("stopped (no improvement)  epoch 1")
 
 
+@pytest.mark.lightning("C9", "V9")
 def test_on_a_terminal_there_is_a_bar_and_a_line_an_epoch(state: State, clock: list[float]) -> None:
     out = Screen()
     effect = progress(file=out)
@@ -120,6 +122,7 @@ def test_on_a_terminal_there_is_a_bar_and_a_line_an_epoch(state: State, clock: l
     assert "skipped" not in out.getvalue()
 
 
+@pytest.mark.lightning("C9", "V9")
 def test_an_endless_run_has_no_bar_and_a_line_for_each_validation(
     state: State, clock: list[float]
 ) -> None:
@@ -148,6 +151,7 @@ def test_short_epochs_share_a_line(state: State, clock: list[float]) -> None:
     assert 10 <= out.getvalue().count("\n") <= 25
 
 
+@pytest.mark.lightning("V9")
 def test_while_something_takes_long_the_line_goes_on(state: State) -> None:
     out = Screen()
     effect = progress(file=out)
@@ -182,6 +186,7 @@ def run(**arguments: Any) -> None:
     fl.fit(step, step.init(torch.nn.Linear(2, 1)), data, epochs=2, **arguments)
 
 
+@pytest.mark.lightning("T22")
 @pytest.mark.parametrize(
     ("terminal", "arguments", "shown"),
     [

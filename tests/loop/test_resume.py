@@ -354,6 +354,7 @@ def test_nothing_has_changed(tmp_path, caplog):
     assert str(resumed) in caplog.text
 
 
+@pytest.mark.lightning("K11")
 def test_what_has_changed_is_told(tmp_path):
     other = fl.pipe(
         loss, fl.grad, fl.update(fl.optim.adamw(0.01)), fl.ema(0.5), fl.ema(0.9, name="slow")
@@ -493,6 +494,7 @@ def started(folder, steps=10**6):
     return process
 
 
+@pytest.mark.lightning("G1")
 def test_sigterm_saves_and_the_next_job_goes_on(tmp_path):
     folder = tmp_path / "run"
     process = started(folder)
@@ -507,6 +509,7 @@ def test_sigterm_saves_and_the_next_job_goes_on(tmp_path):
     assert out.startswith("completed") and f", {int(count)} batches)" in err
 
 
+@pytest.mark.lightning("G2")
 def test_sigusr1_saves_and_the_run_goes_on(tmp_path):
     folder = tmp_path / "run"
     process = started(folder)

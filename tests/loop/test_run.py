@@ -33,6 +33,7 @@ def last(loop, state=None):
     return state
 
 
+@pytest.mark.lightning("M10", "O1")
 def test_seven_steps_and_then_thirteen_are_twenty():
     whole = last(fl.run(STEP, state(), data(), steps=20))
     part = last(fl.run(STEP, state(), data(), steps=7))
@@ -40,12 +41,14 @@ def test_seven_steps_and_then_thirteen_are_twenty():
     assert whole.cursor.tolist() == [6, 8, 20]
 
 
+@pytest.mark.lightning("T9")
 def test_epochs_count_from_where_the_state_stands():
     one = last(fl.run(STEP, state(), data(), epochs=1))
     assert one.cursor.tolist() == [1, 0, 3]
     assert last(fl.run(STEP, one, data(), epochs=2)).cursor.tolist() == [3, 0, 9]
 
 
+@pytest.mark.lightning("T11")
 def test_whichever_limit_comes_first():
     assert last(fl.run(STEP, state(), data(), steps=2, epochs=5)).cursor[2] == 2
     assert last(fl.run(STEP, state(), data(), steps=50, epochs=1)).cursor[2] == 3
@@ -55,6 +58,7 @@ def test_whichever_limit_comes_first():
     assert list(fl.run(STEP, state(), data(), steps=0)) == []
 
 
+@pytest.mark.lightning("H5")
 def test_the_body_changes_the_state_only_by_send():
     loop = fl.run(STEP, state(), data(), steps=4)
     seen = []
@@ -76,6 +80,7 @@ def test_send_may_move_the_cursor_back():
     assert one == again
 
 
+@pytest.mark.lightning("H16")
 def test_an_iterator_goes_on_from_where_it_stands_and_ends():
     batches = iter([torch.ones(2, 2)] * 3)
     s = last(fl.run(STEP, state(), batches, steps=2))
@@ -97,6 +102,7 @@ def test_a_loader_with_workers_is_used_as_it_is():
     assert last(fl.run(step, part, loader, steps=3)) == whole
 
 
+@pytest.mark.lightning("T7", "C1", "C2", "C20", "C23")
 def test_callbacks_run_in_order_and_effects_after_them():
     order = []
 
@@ -115,6 +121,7 @@ def test_callbacks_run_in_order_and_effects_after_them():
     assert order == ["a", "b", "effect"]
 
 
+@pytest.mark.lightning("H5")
 def test_a_callback_stops_the_run():
     def enough(s, metrics):
         return s, {**metrics, "enough": fl.stop(s.cursor[2] >= 3, "three are enough")}
@@ -136,6 +143,7 @@ def test_a_callback_stops_the_run():
     assert closed == ["stopped", "completed", "stopped"]
 
 
+@pytest.mark.lightning("G4")
 def test_effects_are_closed_when_the_step_fails():
     closed = []
 

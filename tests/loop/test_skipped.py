@@ -107,6 +107,7 @@ def test_a_function_that_moves_no_count_is_no_skipped_step() -> None:
     assert history.status == "completed"
 
 
+@pytest.mark.lightning("H1")
 def test_a_batch_can_be_skipped_from_a_loss() -> None:
     def choosy(model, batch):
         result = loss(model, batch)

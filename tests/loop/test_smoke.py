@@ -48,6 +48,7 @@ class Counted:
         return loss(model, x)
 
 
+@pytest.mark.lightning("T8")
 def test_everything_comes_once_and_no_file_is_left():
     counted, seen, finished = Counted(), [], []
 

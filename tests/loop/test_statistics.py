@@ -107,6 +107,7 @@ def test_that_is_told_at_the_start_of_a_run() -> None:
     assert int(error.value.state.calls) <= 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.lightning("C11")
 def test_averages_are_evaluated_with_their_own(trained) -> None:
     data = fl.Batches((X, Y), 20)
     fresh = fl.refresh_batchnorm(loss, trained, data, params="ema")

@@ -233,6 +233,7 @@ def read(state, metrics):
     return state, metrics
 
 
+@pytest.mark.lightning("T33")
 def test_a_bare_run_does_not_look(clock):
     step, state = far_step()
     for _, metrics in fl.run(step, state, clock.batches(), steps=STEPS):
@@ -272,6 +273,7 @@ def test_early_stopping_with_its_memory_on_the_device_looks_once(clock):
     assert isinstance(state[callback.name]["best"], Far)
 
 
+@pytest.mark.lightning("T20")
 def test_a_tracker_looks_once_a_point_and_not_on_the_thread_that_trains(clock, tmp_path):
     step, state = far_step()
     here = threading.current_thread()

@@ -370,6 +370,7 @@ def test_a_callback_that_reads_what_it_has_said_it_does_not_need_is_told(name):
     assert caught.value.state.cursor.tolist() == [0, 20, 5]
 
 
+@pytest.mark.lightning("O2")
 def test_what_a_state_between_steps_shows():
     shown = []
     fit(EIGHT, [Careless(lambda s: shown.append(repr(s)))], steps=3)

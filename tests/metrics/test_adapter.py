@@ -43,6 +43,7 @@ def whole(metric: Any, data: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return reference.compute()
 
 
+@pytest.mark.lightning("L12")
 @pytest.mark.parametrize("name", METRICS)
 def test_merge_of_ragged_parts_is_the_whole(name: str) -> None:
     metric, data = METRICS[name]
@@ -91,6 +92,7 @@ def test_mean_states_are_weighted_by_updates() -> None:
     assert float(a.merge(b).merge(c)) == float(a.merge(b.merge(c))) == 3.0
 
 
+@pytest.mark.lightning("L12")
 def test_agrees_with_our_own() -> None:
     measure = from_torchmetrics(C.MulticlassAccuracy(4, average="micro"))
     assert float(measure(LOGITS, LABELS)) == pytest.approx(float(accuracy(LOGITS, LABELS)))

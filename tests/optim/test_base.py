@@ -13,6 +13,7 @@ from fnloop.values.choice import select
 from fnloop.values.tensors import Tensors
 
 
+@pytest.mark.lightning("C6")
 def test_reported_are_the_learning_rate_the_decay_and_all_schedules():
     optimizer = adamw(1e-3, b1=constant(0.8), name="first")
     assert set(optimizer.hyperparameters()) == {"first.lr", "first.b1", "first.weight_decay"}

@@ -14,6 +14,7 @@ from fnloop.schedules.decay import cosine
 from fnloop.values.tensors import Tensors
 
 
+@pytest.mark.lightning("T25", "X3")
 def test_clipping_before_adamw_is_torch_s_loop():
     generator = torch.Generator().manual_seed(0)
     draw = lambda: Tensors({n: torch.randn(s, generator=generator) for n, s in shapes.items()})  # noqa: E731

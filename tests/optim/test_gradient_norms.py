@@ -64,6 +64,7 @@ def step_of(*after, optimizer=None):
     )
 
 
+@pytest.mark.lightning("Z2")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_they_are_those_of_a_plain_backward_before_and_after_clipping(compiled):
     step = fl.compile(step_of(), backend="aot_eager") if compiled else step_of()

@@ -72,6 +72,7 @@ CLASSES = [
 ]
 
 
+@pytest.mark.lightning("H2")
 @pytest.mark.parametrize(("cls", "keywords"), CLASSES, ids=lambda v: getattr(v, "__name__", ""))
 def test_100_steps_are_those_of_the_real_thing(cls, keywords):
     shapes = {"w": (4, 3)} if cls is torch.optim.Muon else SHAPES

@@ -34,6 +34,7 @@ def clipped_by_torch(clip, grads, limit):
     return {name: leaf.grad for name, leaf in leaves.items()}
 
 
+@pytest.mark.lightning("T25")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("max_norm", [1e-6, 0.5, 3.0, 1e3])
 def test_clip_by_norm_is_that_of_torch(max_norm, dtype):
@@ -43,6 +44,7 @@ def test_clip_by_norm_is_that_of_torch(max_norm, dtype):
     torch.testing.assert_close(dict(ours), theirs, rtol=1e-6, atol=0)
 
 
+@pytest.mark.lightning("T26")
 @pytest.mark.parametrize("limit", [0.1, 1.0, torch.tensor(0.3), constant(0.2)])
 def test_clip_by_value_is_that_of_torch(limit):
     grads = draw(0)

@@ -31,6 +31,7 @@ def loss(model, batch):
     return (model(x) - y).square().mean()
 
 
+@pytest.mark.lightning("C11", "V5", "D2")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("start", "every"), [(1, 1), (4, 4), (6, 3)])
 def test_the_average_is_that_of_torch_with_the_last_weights(start, every, compiled):

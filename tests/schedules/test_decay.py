@@ -61,6 +61,7 @@ CASES = {
 }
 
 
+@pytest.mark.lightning("H2")
 @pytest.mark.parametrize("name", CASES)
 def test_values_are_those_of_torch(name):
     schedule, make, lr = CASES[name]

@@ -32,6 +32,7 @@ def model():
     return nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 11))
 
 
+@pytest.mark.lightning("T24", "X3")
 def test_ragged_micro_batches_of_a_token_weighted_loss_are_the_big_batch():
     net, (x, y) = model(), tokens(10, 7)
     step = fl.pipe(token_loss, fl.grad, fl.accumulate(4))  # parts of 2, 3, 2 and 3 sequences

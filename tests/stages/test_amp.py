@@ -33,6 +33,7 @@ def batches(n, bad=()):
         yield (x * float("inf"), y) if i in bad else (x, y)
 
 
+@pytest.mark.lightning("T5", "P2")
 def test_fp16_follows_the_grad_scaler_through_overflows_and_growth():
     step = fl.pipe(
         loss,
@@ -76,6 +77,7 @@ def test_small_gradients_survive_in_fp16_whatever_the_weight():
     torch.testing.assert_close(grads.mean["weight"], model.weight.grad, rtol=1e-2, atol=1e-9)
 
 
+@pytest.mark.lightning("T5")
 def test_bf16_runs_the_forward_in_bfloat16_and_keeps_float32_parameters():
     seen = []
 

@@ -44,6 +44,7 @@ STEPS = {
 }
 
 
+@pytest.mark.lightning("M7")
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_they_move_by_one_whatever_happens(name, compiled):

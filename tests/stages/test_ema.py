@@ -14,6 +14,7 @@ def loss(model, x):
     return model(x).square().mean()
 
 
+@pytest.mark.lightning("C12")
 def test_it_is_torchs_average_of_the_parameters_after_each_step():
     model = nn.Linear(3, 2)
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.3)), fl.ema(0.8))
@@ -50,6 +51,7 @@ def test_a_decay_of_zero_at_first_makes_it_begin_as_torchs_does(start):
     assert not torch.equal(state["ema"]["weight"], state.params["weight"])
 
 
+@pytest.mark.lightning("C12")
 def test_it_is_evaluated_and_exported_by_name():
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.3)), fl.ema(0.5))
     state, _ = step(step.init(nn.Linear(3, 1)), torch.ones(4, 3))
@@ -65,6 +67,7 @@ def test_it_is_evaluated_and_exported_by_name():
         fl.evaluate(loss, state, data, params="update")
 
 
+@pytest.mark.lightning("V5")
 def test_a_skipped_step_does_not_move_it():
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.3)), fl.ema(0.5))
     state, _ = step(step.init(nn.Linear(3, 1)), torch.ones(4, 3))

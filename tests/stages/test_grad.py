@@ -58,6 +58,7 @@ def test_gradients_and_buffers_are_those_of_a_plain_backward():
     assert float(grads.weight) == 9
 
 
+@pytest.mark.lightning("X8")
 def test_the_loss_may_use_parts_of_the_model_and_its_attributes():
     def partial(model, batch):
         features = model.encoder(batch[0])
@@ -90,6 +91,7 @@ def test_a_loss_may_take_the_state():
     torch.testing.assert_close(second, 2 * first)
 
 
+@pytest.mark.lightning("L10")
 def test_weights_and_metrics():
     def weighted(model, batch):
         x, y = batch
@@ -140,12 +142,14 @@ def test_a_tree_is_a_model():
     ] == pytest.approx(1)
 
 
+@pytest.mark.lightning("M5")
 def test_a_factory_is_called_under_the_seed():
     stage = fl.grad(loss)
     assert stage.init(Model, seed=3) == stage.init(Model, seed=3)
     assert stage.init(Model, seed=3) != stage.init(Model, seed=4)
 
 
+@pytest.mark.lightning("H6")
 def test_a_submodule_in_evaluation_mode_stays_there():
     model = Model()
     model.encoder[1].eval()  # a frozen BatchNorm
@@ -169,6 +173,7 @@ def test_a_model_handed_over_in_evaluation_mode_is_trained_in_training_mode():
     assert model.training is False and fl.to_module(state).training is False
 
 
+@pytest.mark.lightning("P3")
 def test_half_precision_parameters_have_float32_gradients():
     model = nn.Linear(5, 3).to(torch.bfloat16)
     x, y = batch()

@@ -93,6 +93,7 @@ def test_as_long_as_the_rule_is_silent_nothing_changes(kind):
         assert list(a) == list(b) and a == b
 
 
+@pytest.mark.lightning("C18")
 def test_a_step_that_is_skipped_might_as_well_not_have_been():
     batches = [batch(i, bad=i in (0, 3, 4)) for i in range(7)]
     got, _ = states_of(pipe(guard(marked)), batches)
@@ -234,6 +235,7 @@ def test_under_vmap_each_member_has_its_own_verdict(then):
     assert len({int(s.step) for s in alone}) == 2
 
 
+@pytest.mark.lightning("D7")
 @pytest.mark.parametrize("kind", ["skip", "rewind"])
 def test_a_resumed_run_goes_back_to_the_same_snapshot(kind):
     rule = spike("marked", sigmas=0.1, warmup=2)
@@ -332,6 +334,7 @@ def test_one_guard_in_another():
     assert int(state.step) == 1 and [float(m["a"]) for m in reports] == [0, 0, 1]
 
 
+@pytest.mark.lightning("H7")
 def test_a_lifted_step_is_taken_back_too():
     inner = pipe()
 

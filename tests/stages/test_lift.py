@@ -22,6 +22,7 @@ def noisy(state, batch):
     return state, grads.replace(mean=mean)
 
 
+@pytest.mark.lightning("T34", "H7")
 def test_a_gradient_stage_goes_into_a_pipeline():
     step = fl.pipe(
         fl.stage(noisy, "grad"), fl.accumulate(2), fl.update(fl.optim.sgd(0.1)), fl.ema(0.9)

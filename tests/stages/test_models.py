@@ -140,6 +140,7 @@ def pruned_twice(layer):
     return layer
 
 
+@pytest.mark.lightning("C14")
 @pytest.mark.parametrize("wrap", [old_weight_norm, called_spectral_norm, pruned_twice])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_weights_that_torchs_hooks_compute_before_each_call(wrap, compiled):
@@ -152,6 +153,7 @@ def test_weights_that_torchs_hooks_compute_before_each_call(wrap, compiled):
     torch.testing.assert_close(fl.to_module(state).eval()(x), model.eval()(x))
 
 
+@pytest.mark.lightning("T5", "P3")
 def test_complex_and_double_parameters():
     class Complex(nn.Module):
         def __init__(self):

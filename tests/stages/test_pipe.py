@@ -29,6 +29,7 @@ class Distance(nn.Module):
         return model(batch).square().mean()
 
 
+@pytest.mark.lightning("H1")
 @pytest.mark.parametrize("given", [Distance(), max, lambda *a: a[0](a[1]).mean(), loss])
 def test_what_can_be_a_loss(given) -> None:
     assert fl.grad(given).kind == "grad"

@@ -83,6 +83,7 @@ def part_of(params, prefix):
 # What it computes
 
 
+@pytest.mark.lightning("H10")
 def test_two_players_are_a_loop_written_by_hand():
     noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(2))
 
@@ -233,6 +234,7 @@ def test_a_guard_around_it_takes_back_all_clocks(then):
     assert after.params == state.params and after.buffers == state.buffers
 
 
+@pytest.mark.lightning("H10")
 def test_loss_scales_and_multipliers_are_their_own():
     amp = fl.amp("fp16", init_scale=2.0**8)
     step = fl.sequence(
@@ -280,6 +282,7 @@ def test_a_loss_sees_the_memory_of_all_parts():
 # Every n-th call
 
 
+@pytest.mark.lightning("H10")
 def test_a_part_is_called_every_nth_time_and_else_left_alone():
     step = gan(g=fl.optim.sgd(linear(2)), every={"generator": 3})
     found = run(step, step.init(model()), 6)
@@ -441,6 +444,7 @@ def test_history_has_a_column_for_each_part():
 # Sharded
 
 
+@pytest.mark.lightning("S1")
 def test_one_process_is_a_mesh_of_one_for_the_whole_and_for_each_part():
     mesh = fl.mesh()
     whole = fl.shard(gan(), mesh, "zero2")

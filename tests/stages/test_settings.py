@@ -179,6 +179,7 @@ def test_a_compiled_step_is_the_same_in_and_out_of_an_outer_autocast():
         assert fl.tree_diff(right, step(state, x)) == ""
 
 
+@pytest.mark.lightning("T32")
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("name", STEPS)
 def test_anomaly_detection_is_for_uncompiled_steps(name, expected):

@@ -45,6 +45,7 @@ def test_mean_and_variance_are_those_of_weighted_values():
         assert int(memory["count"]) == n
 
 
+@pytest.mark.lightning("C18")
 def test_the_verdict_is_that_of_the_z_score():
     values = np.random.default_rng(1).normal(0.0, 1.0, 200)
     values[[50, 120]] += 9

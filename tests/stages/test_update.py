@@ -27,6 +27,7 @@ def batch(i=0):
     return torch.randn(8, 6, generator=generator), torch.randint(0, 3, (8,), generator=generator)
 
 
+@pytest.mark.lightning("P1", "H2")
 def test_a_hundred_steps_are_those_of_a_hand_written_loop():
     model = net()
     schedule = fl.schedules.cosine(1e-2, steps=100, warmup=10)
@@ -90,6 +91,7 @@ def test_a_skipped_step_weighs_nothing_in_the_metrics():
     assert float(merged["skipped"]) == 2
 
 
+@pytest.mark.lightning("C13")
 def test_scale_changes_the_learning_rate_and_zero_freezes():
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-2)))
     state, _ = step(step.init(net()), batch())
@@ -115,6 +117,7 @@ def test_scale_changes_the_learning_rate_and_zero_freezes():
         fl.scale(state, "sgd.lr", 0.5)
 
 
+@pytest.mark.lightning("C13")
 def test_one_label_is_frozen_and_the_other_goes_on():
     by_label = fl.optim.by_label(
         {"head": fl.optim.adamw(1e-2), "body": fl.optim.adamw(1e-2)},
@@ -129,6 +132,7 @@ def test_one_label_is_frozen_and_the_other_goes_on():
     assert float(metrics["head.adamw.lr"]) == pytest.approx(1e-2)
 
 
+@pytest.mark.lightning("H12")
 def test_frozen_parameters_are_left_alone():
     model = net()
     model[0].requires_grad_(False)
@@ -195,6 +199,7 @@ def test_wrong_order_is_refused_when_the_pipeline_is_built():
         fl.pipe(loss, fl.grad, fl.update(adamw), fl.ema(0.9), fl.ema(0.99))
 
 
+@pytest.mark.lightning("H11")
 def test_pipelines_print_as_themselves_and_compare_by_value():
     def build(lr=0.1):
         return fl.pipe(

@@ -157,6 +157,7 @@ def test_a_failure_is_told_at_the_next_step_and_tried_again(tmp_path):
     assert saving.memo()["recent"] == [4, 6], "what is not on the disk is not kept"
 
 
+@pytest.mark.lightning("K8")
 def test_deletions_follow_the_saves_that_make_them_possible(tmp_path):
     saving = fl.checkpoint(
         tmp_path, keep=1, every=1, unit="step", background=True, files=Slow(0.02)
@@ -168,6 +169,7 @@ def test_deletions_follow_the_saves_that_make_them_possible(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.lightning("K8")
 def test_background_and_plain_saves_keep_the_same(tmp_path):
     data = fl.Batches(torch.randn(24, 2, generator=torch.Generator().manual_seed(0)), 2)
 

@@ -86,6 +86,7 @@ def quiet():
 # Without a monitor
 
 
+@pytest.mark.lightning("T21")
 def test_each_epochs_end_is_saved_and_the_newest_are_kept(tmp_path):
     effect = begin(checkpoint(tmp_path, keep=2))
     seen = []
@@ -105,11 +106,13 @@ def test_every_n_epochs(tmp_path):
     assert on_disk(tmp_path) == [8, 16]
 
 
+@pytest.mark.lightning("K3")
 def test_every_n_steps(tmp_path):
     go(begin(checkpoint(tmp_path, keep=None, every=3, unit="step")), range(1, 11))
     assert on_disk(tmp_path) == [3, 6, 9]
 
 
+@pytest.mark.lightning("C4")
 @pytest.mark.parametrize("status", ["completed", "stopped", "interrupted", "failed"])
 def test_the_last_state_is_saved_however_the_run_ends(tmp_path, status):
     effect = go(begin(checkpoint(tmp_path, keep=2)), range(1, 11))
@@ -142,6 +145,7 @@ def test_a_run_of_no_steps_saves_nothing(tmp_path):
 # With a monitor
 
 
+@pytest.mark.lightning("C3", "V2")
 def test_lightning_vector_on_disk(tmp_path):
     scores = {1: 5.0, 2: 3.0, 3: 3.0, 5: 4.0, 6: 2.0}
     effect = begin(checkpoint(tmp_path, keep=2, monitor="val/loss", last=False))
@@ -167,6 +171,7 @@ def test_nan_is_kept_while_there_is_room_and_never_best(tmp_path):
     assert on_disk(tmp_path) == [2, 5]
 
 
+@pytest.mark.lightning("K3")
 def test_the_newest_is_kept_beside_the_best(tmp_path):
     effect = begin(checkpoint(tmp_path, keep=1, monitor="val/loss"))
     scores = {4: 1.0, 8: 2.0, 12: 3.0}.items()
@@ -337,6 +342,7 @@ def recalled(effect, path, count, **fields):
     return begin(effect, count, **fields)
 
 
+@pytest.mark.lightning("K1", "H9")
 def test_every_effects_memo_is_kept(tmp_path):
     effect = checkpoint(tmp_path)
     go(begin(effect, effects=[Note(), effect]), range(1, 5))

@@ -24,6 +24,7 @@ class Evil:
         return os.mkdir, (str(self.marker),)
 
 
+@pytest.mark.lightning("K5", "D8")
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("place", ["alone", "beside", "inside"])
 def test_code_in_a_file_is_refused_and_not_run(zipped, place, tmp_path):

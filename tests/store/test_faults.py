@@ -135,6 +135,7 @@ def test_a_disk_that_takes_and_gives_a_byte_at_a_time_is_enough(tmp_path: Path) 
     assert len(files.calls) > 1000
 
 
+@pytest.mark.lightning("K7")
 def test_a_process_that_is_killed_at_a_call_leaves_one_of_both(tmp_path: Path) -> None:
     kept = []
     for folder, files, new in attempts(tmp_path, "kill"):

@@ -70,6 +70,7 @@ def test_a_url_is_remote_and_everything_else_the_disk(tmp_path):
     assert as_path(as_path("memory://a/b")) == as_path("memory://a/b")
 
 
+@pytest.mark.lightning("T34")
 def test_a_checkpoint_goes_to_a_store_and_comes_back(url, names):
     state = state_at(3)
     path = fl.save(state, url, metrics={"loss": 1.0})
@@ -122,6 +123,7 @@ def fit(folder, steps, **options):
     return fl.fit(STEP, state, data, steps=steps, callbacks=[saving], resume=folder)[0]
 
 
+@pytest.mark.lightning("T37")
 @pytest.mark.parametrize("background", [False, True])
 def test_a_run_keeps_its_checkpoints_there_and_resumes(url, names, tmp_path, background):
     fit(url, 7, background=background)

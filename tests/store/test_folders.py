@@ -27,6 +27,7 @@ def score(value, name="val/loss", mode="min"):
     return {"name": name, "mode": mode, "value": value}
 
 
+@pytest.mark.lightning("K4")
 def test_latest_is_the_one_with_the_highest_count(tmp_path):
     for count in (9, 100_000_000, 10):
         save(state_at(count), tmp_path)
@@ -41,6 +42,7 @@ def test_latest_and_best_of_nothing_are_none(tmp_path):
     assert best(tmp_path) is None
 
 
+@pytest.mark.lightning("K4")
 @pytest.mark.parametrize(
     ("mode", "values", "winner"),
     [

@@ -86,6 +86,7 @@ def test_other_libraries_read_the_tensors(tmp_path):
             assert tree_equal(read[path], leaf), path
 
 
+@pytest.mark.lightning("K10")
 def test_fnloop_reads_what_a_writer_that_knows_only_the_page_has_written(tmp_path):
     state = odd_state()
     like = fl.tree_map(torch.zeros_like, state)

@@ -52,6 +52,7 @@ def quiet():
         yield
 
 
+@pytest.mark.lightning("M4")
 def test_a_state_comes_back_to_the_bit(tmp_path, quiet):
     state = mlp(seed=1).replace(
         step=torch.tensor(7),
@@ -71,6 +72,7 @@ def test_a_state_comes_back_to_the_bit(tmp_path, quiet):
     assert list(loaded.params) == list(state.params) and list(loaded.slots) == list(state.slots)
 
 
+@pytest.mark.lightning("Z4")
 def test_tied_parameters_stay_one(tmp_path, quiet):
     state = start(Tied(), seed=0)
     path = save(state, tmp_path)
@@ -108,6 +110,7 @@ def test_a_folder_of_checkpoints_means_the_latest(tmp_path):
     assert Cursor.of(load(tmp_path, like=state).cursor).count == 3
 
 
+@pytest.mark.lightning("K10")
 def test_fresh_memory_of_a_new_stage_survives(tmp_path, quiet):
     old = mlp(seed=1)
     like = mlp(seed=2).put("ema", {"0.weight": torch.full((4, 3), 9.0)})
@@ -170,6 +173,7 @@ def test_another_models_parameters_are_refused_or_dropped_with_their_memory(tmp_
     assert torch.equal(loaded["update"]["adamw"]["mu"]["0.bias"], big.params["0.bias"] * 2)
 
 
+@pytest.mark.lightning("K6")
 def test_shapes_and_dtypes_that_differ_are_a_table(tmp_path):
     path = save(mlp(width=4), tmp_path)
     like = mlp(width=6)
@@ -183,6 +187,7 @@ def test_shapes_and_dtypes_that_differ_are_a_table(tmp_path):
     assert not any(line[0] == "step" for line in lines if line)
 
 
+@pytest.mark.lightning("X6")
 def test_only_a_part(tmp_path, quiet):
     state = mlp(seed=1).replace(step=torch.tensor(9)).put("ema", {"x": torch.tensor(1.0)})
     state = state.put("other", {"x": torch.tensor(1.0)})
@@ -239,6 +244,7 @@ def test_tensors_of_another_checkpoint_are_noticed(tmp_path):
         load(first, like=mlp())
 
 
+@pytest.mark.lightning("K5", "D8")
 def test_a_pickle_is_never_run(tmp_path):
     path = save(mlp(), tmp_path)
 
@@ -261,6 +267,7 @@ def test_like_must_be_a_state(tmp_path):
         load(path, like=torch.nn.Linear(1, 1))
 
 
+@pytest.mark.lightning("T1")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_tensors_land_on_the_devices_of_like(tmp_path):
     state = mlp(seed=1).put("new", {"x": torch.tensor(1.0)})

@@ -96,6 +96,7 @@ def test_a_missing_manifest_is_a_clear_error(tmp_path):
         read_manifest(tmp_path)
 
 
+@pytest.mark.lightning("K10")
 def test_a_later_format_is_refused_with_the_version_that_wrote_it(tmp_path):
     put(tmp_path, entries(format=3, fnloop="9.9"))
     with pytest.raises(CheckpointError, match=r"format 3, written by fnloop 9\.9"):

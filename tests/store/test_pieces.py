@@ -66,6 +66,7 @@ def last_dims(arrays, ranks):
     return found
 
 
+@pytest.mark.lightning("K9", "K10")
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("tensor", [1, 2, 3])
 def test_fnloop_reads_what_a_writer_that_knows_only_the_page_has_written(tmp_path, count, tensor):

@@ -206,6 +206,7 @@ def counted(judges: Iterable[Judge]) -> str:
 # What must never happen
 
 
+@pytest.mark.lightning("K7")
 def test_every_crash_state_leads_to_what_was_acknowledged_or_newer() -> None:
     judges = [play(scenario, most=64) for scenario in SCENARIOS.values()]
     print("\npower loss:", counted(judges))

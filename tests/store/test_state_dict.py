@@ -101,6 +101,7 @@ def lightning(model):
     }
 
 
+@pytest.mark.lightning("K6")
 def test_a_lightning_checkpoint_is_loaded_and_its_prefix_said(trained, like, tmp_path, caplog):
     torch.save(lightning(trained), tmp_path / "last.ckpt")
     with caplog.at_level(logging.INFO, "fnloop"):

@@ -15,6 +15,7 @@ def stored(keep, mode, scores):
     return after
 
 
+@pytest.mark.lightning("C3", "K3", "V2")
 def test_lightning_vector():
     assert stored(2, "min", [5, 3, 3, 4, 2]) == [
         ((1, 5),),
@@ -29,11 +30,13 @@ def test_lightning_vector_mirrored():
     assert stored(2, "max", [-5, -3, -3, -4, -2])[-1] == ((3, -3), (5, -2))
 
 
+@pytest.mark.lightning("V2")
 def test_a_tie_with_the_worst_is_not_taken():
     assert stored(2, "min", [3, 3, 3])[-1] == ((1, 3), (2, 3))
     assert stored(2, "max", [3, 3, 3])[-1] == ((1, 3), (2, 3))
 
 
+@pytest.mark.lightning("V2")
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_nan_fills_a_free_place_and_beats_nothing(mode):
     counts = [[count for count, _ in entries] for entries in stored(2, mode, [nan, 1, nan, 2, nan])]

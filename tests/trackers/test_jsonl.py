@@ -16,6 +16,7 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.lightning("L2")
 def test_config_then_points_and_a_resumed_run_appends(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "run.jsonl"
     tracker = JSONL(path)

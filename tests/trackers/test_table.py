@@ -14,6 +14,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.lightning("L2")
 def test_new_columns_widen_the_table(tmp_path: Path) -> None:
     path = tmp_path / "run.csv"
     tracker = CSV(path)

@@ -8,6 +8,7 @@ import pytest
 from fnloop.trackers.tensorboard import TensorBoard
 
 
+@pytest.mark.lightning("L1")
 def test_a_run_is_read_back_and_resumed(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     tracker = TensorBoard(tmp_path)

@@ -69,6 +69,7 @@ def loss(value: float, weight: int = 1) -> dict[str, Any]:
     return {"loss": Mean(torch.tensor(value * weight), torch.tensor(weight))}
 
 
+@pytest.mark.lightning("T6", "T20")
 def test_points_come_every_n_batches_at_the_epochs_end_and_at_close(state: State) -> None:
     memory = Memory()
     # epochs of 5 batches, the last of which is cut short by the end of the run
@@ -154,6 +155,7 @@ def watched(effect: track, state: State, points: int) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
+@pytest.mark.lightning("L8")
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "disk full"), RuntimeError("no server")])
 def test_a_tracker_that_fails_for_a_while_gets_all_points(state: State, error: Exception) -> None:
     failing, healthy = Away(3, error), Memory()
@@ -282,6 +284,7 @@ def test_metrics_that_cannot_be_read_do_not_end_tracking(state: State) -> None:
     assert memory.points == [(2, 1, {"loss": 2.0})]
 
 
+@pytest.mark.lightning("L8")
 def test_a_resumed_run_goes_on_in_the_same_tracker_run(state: State) -> None:
     class Other(Memory):
         pass
@@ -300,6 +303,7 @@ def test_a_resumed_run_goes_on_in_the_same_tracker_run(state: State) -> None:
     assert fresh.asked == [None, None]
 
 
+@pytest.mark.lightning("T38")
 def test_the_config_is_plain(state: State) -> None:
     memory = Memory()
     run(track(memory), state, [], lr=torch.tensor(0.5), dtype=torch.float16)

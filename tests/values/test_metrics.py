@@ -28,6 +28,7 @@ def close(a, b):
     return torch.allclose(torch.as_tensor(a.value()).double(), torch.as_tensor(b.value()).double())
 
 
+@pytest.mark.lightning("L10")
 @pytest.mark.parametrize("parts", EXAMPLES.values(), ids=EXAMPLES)
 def test_merging_is_associative_and_has_an_identity(parts):
     a, b, c = parts
@@ -48,6 +49,7 @@ def test_extremes_show_nan():
     assert math.isnan(float(fl.Min(torch.tensor(math.nan)).merge(fl.Min(torch.tensor(1.0)))))
 
 
+@pytest.mark.lightning("L11")
 def test_merge_is_over_the_union_of_names():
     merged = fl.metrics.merge([{"a": fl.Sum(1.0)}, {"b": fl.Sum(2.0)}, {"a": fl.Sum(3.0)}])
     assert fl.metrics.numbers(merged) == {"a": 4, "b": 2}

@@ -28,6 +28,7 @@ def test_it_repeats_and_starts_from_the_state_alone():
     assert torch.equal(first, draw(state)) and torch.equal(first, draw(start()))
 
 
+@pytest.mark.lightning("Z1")
 def test_it_differs_by_name_call_micro_batch_and_key():
     state = start()
     drawn = [

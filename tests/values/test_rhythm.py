@@ -26,6 +26,7 @@ def due(n, batches, epochs, size=1):
     return found
 
 
+@pytest.mark.lightning("T17")
 @pytest.mark.parametrize("size", [1, 32])
 @pytest.mark.parametrize(
     ("n", "batches", "epochs", "expected"),

@@ -22,6 +22,7 @@ class Tied(nn.Module):
         self.register_buffer("lost", torch.ones(2), persistent=False)
 
 
+@pytest.mark.lightning("Z4")
 def test_every_leaf_is_a_tensor_and_tied_ones_stand_once():
     state = start(Tied())
     assert all(isinstance(leaf, torch.Tensor) for leaf in fl.tree_leaves(state))
@@ -38,6 +39,7 @@ def test_it_owns_its_tensors():
     assert state.params["a.weight"].abs().sum() > 0
 
 
+@pytest.mark.lightning("H13")
 def test_to_module_gives_a_module_of_its_own():
     model = Tied().eval()
     state = start(model)
@@ -68,6 +70,7 @@ def test_the_skeleton_keeps_no_tensor_alive():
     assert copy.deepcopy(state).skeleton is state.skeleton
 
 
+@pytest.mark.lightning("M9")
 def test_replace_and_slots():
     state = start(Tied()).put("x", {"y": torch.ones(1)})
     assert state["x"]["y"] == 1
