@@ -39,9 +39,10 @@ program is brought over is told in [Come from Lightning](../how-to/migrate.md).
 | --- | --- | --- | --- | --- |
 {counts}
 
-Rules and defects have tables of their own, at the end. A test is named with its file: *limits cut*
-in `data/test_limiting` is `test_limits_cut` in `tests/data/test_limiting.py`. The tables are made
-of the marks of tests.
+Rules and defects have tables of their own, at the end. Tests are named with their file: *agrees
+with our own* in `metrics/test_adapter` is `test_agrees_with_our_own` in
+`tests/metrics/test_adapter.py`; what many ranks run (`distributed/laws`) has no `test_`. The tables
+are made of the marks of tests.
 """
 
 
