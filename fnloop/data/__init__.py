@@ -1,6 +1,7 @@
 """Data: joining examples of many lengths, orders of examples, and sources of batches."""
 
 from fnloop.data.buckets import BucketSampler as BucketSampler
+from fnloop.data.grouping import group as group
 from fnloop.data.padding import pad as pad
 from fnloop.data.permutation import permute as permute
 from fnloop.data.prefetching import prefetch as prefetch
