@@ -1,7 +1,10 @@
 """Data: joining examples of many lengths, orders of examples, and sources of batches."""
 
+from fnloop.data.beside import together as together
 from fnloop.data.buckets import BucketSampler as BucketSampler
+from fnloop.data.concatenating import concat as concat
 from fnloop.data.grouping import group as group
+from fnloop.data.mixing import mix as mix
 from fnloop.data.padding import pad as pad
 from fnloop.data.permutation import permute as permute
 from fnloop.data.prefetching import prefetch as prefetch
