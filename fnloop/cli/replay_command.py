@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
@@ -118,10 +117,7 @@ def _places(recipe: Recipe, found: Replay) -> Iterator[str]:
     train = train_of(recipe)
     if not isinstance(train, Batches):
         return
-    # The order depends only on these arguments, so batches of indices give the positions.
-    numbered = torch.arange(train.examples, device="cpu")
-    order = Batches(numbered, train.batch_size, train.shuffle, train.seed, train.drop_last)
-    indices = order.at(found.before.cursor)[1].tolist()
+    indices = train.numbers(found.before.cursor).tolist()
     for suspect in found.examples[:4]:
         place = indices[suspect.index]
         yield f"Example {suspect.index} of the batch is example {place} of the data."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from torch import Tensor
 from fnloop.data.buckets import BucketOrder
 from fnloop.data.fingerprint import sample_of_columns
 from fnloop.data.order import check_order, refusal
-from fnloop.data.permutation import permute_epochs
 from fnloop.data.readers import reader
+from fnloop.data.shuffled import ShuffledOrder
+from fnloop.data.weighted import WeightedOrder, checked_weights
 from fnloop.data.whole import whole_numbers
 from fnloop.names.keywords import explained
 from fnloop.values.counts import as_count
@@ -20,9 +21,9 @@ from fnloop.values.cursor import Cursor
 from fnloop.values.key import fold
 
 START = Cursor()
+Order = ShuffledOrder | BucketOrder | WeightedOrder
 _AHEAD = 3 << 13  # positions shuffled at once: a batch of 64 then takes 1 us instead of 70
 _CUT = 32  # batches cut from them at once, at most: each is a tensor of its own
-_EPOCHS_AHEAD = 16  # epochs shuffled at once, at most, if an epoch has fewer positions than that
 
 
 class Batches:
@@ -53,6 +54,10 @@ class Batches:
         buckets: A whole number for each example. Examples with the same number, or with
             neighbouring ones, are put together: within stretches of 100 to 200 batches, in which
             the batches are shuffled. The order then depends on the batch size.
+        weights: For each example a number of at least 0. The examples of an epoch are then drawn
+            one by one, with replacement, each with a probability in proportion to its weight; an
+            epoch has as many draws as there are examples. An example that comes several times is
+            augmented anew each time.
 
     Attributes:
         examples: Number of examples.
@@ -61,7 +66,8 @@ class Batches:
     Raises:
         TypeError: `data` is none of these, or `collate` is given for tensors.
         ValueError: There is no example, leading dimensions differ, `batch_size` is less than 1,
-            `drop_last` leaves no batch, or there are more or fewer `buckets` than examples.
+            `drop_last` leaves no batch, there are more or fewer `buckets` or `weights` than
+            examples, or `weights` are given with `buckets` or without shuffle.
 
     >>> batches = Batches({"x": torch.arange(5.0)}, batch_size=2, shuffle=False)
     >>> len(batches), [batch["x"].tolist() for batch in batches]
@@ -81,6 +87,7 @@ class Batches:
         drop_last: bool = False,
         collate: Callable[[list[Any]], Any] | None = None,
         buckets: Sequence[int] | Tensor | None = None,
+        weights: Sequence[float] | Tensor | None = None,
     ) -> None:
         if isinstance(batch_size, list) or getattr(batch_size, "ndim", 0):
             raise TypeError(
@@ -101,6 +108,13 @@ class Batches:
                 f"batch_size is {batch_size}. Make batch_size smaller, or keep the last batch."
             )
         self._buckets = None if buckets is None else _checked(buckets, self.examples)
+        self._weights = None if weights is None else checked_weights(weights, self.examples)
+        if weights is not None and (buckets is not None or not shuffle):
+            other = "buckets=" if buckets is not None else "shuffle=False"
+            raise ValueError(
+                f"fl.Batches draws examples at random by weights=, and {other} asks for another "
+                "order. Leave out one of the two."
+            )
         self._length = (self.examples + (0 if drop_last else batch_size - 1)) // batch_size
         self.batches: int | None = self._length  # part of the Source protocol
         self._ahead = batch_size * max(1, min(_CUT, _AHEAD // batch_size))
@@ -153,6 +167,7 @@ class Batches:
             "index": "examples",
             "exact": "at once",
             **({} if self._buckets is None else {"buckets": sample_of_columns([self._buckets])}),
+            **({} if self._weights is None else {"weights": sample_of_columns([self._weights])}),
             **self._reader.about(),
         }
 
@@ -165,8 +180,19 @@ class Batches:
         """See `Source`."""
         if self._buckets is not None:
             raise refusal("fl.Batches puts buckets together", "leave buckets= out")
+        if self._weights is not None:
+            raise refusal("fl.Batches draws examples by weight", "leave weights= out")
         check_order(self, self._reader)
         return self
+
+    def numbers(self, cursor: Tensor) -> Tensor:
+        """The numbers, in the data, of the examples in the batch at a cursor: int64[n]."""
+        order = self._new_order()
+        epoch, start = self._begin(Cursor.of(cursor))
+        stop = min(start + self.batch_size, self.examples)
+        if order is None:
+            return torch.arange(start, stop, device="cpu")
+        return order.at(epoch, start, stop)[0].cpu()
 
     def __repr__(self) -> str:
         return (
@@ -175,19 +201,12 @@ class Batches:
         )
 
     def _walk(
-        self, cursor: Cursor, order: _Order | BucketOrder | None, ahead: int
+        self, cursor: Cursor, order: Order | None, ahead: int
     ) -> Generator[tuple[Cursor, Any], None, None]:
         """As `iterate`; so many positions are cut into batches at once."""
-        epoch, index, count = cursor
+        (epoch, index), count = self._begin(cursor), cursor.count
         size, examples, data = self.batch_size, self.examples, self._reader
-        if not 0 <= index < examples:
-            raise ValueError(
-                f"The cursor stands at example {index} of an epoch of {examples}. Usual cause: "
-                "the run was started with other data."
-            )
         last = examples - size if self.drop_last else examples - 1  # last start of a batch
-        if index > last:  # from a run with a smaller batch size
-            epoch, index = epoch + 1, 0
         epochs = data.epochs
         while True:
             seed = fold(self.seed, epoch) if data.random else 0
@@ -196,7 +215,8 @@ class Batches:
             if order is None:
                 batches = (data.cut(slice(i, min(i + size, end)), seed) for i in starts)
             else:
-                batches = data.several(order.at(epoch, index, end), size, seed)
+                place = None if self._weights is None else index
+                batches = data.several(order.at(epoch, index, end), size, seed, place)
             for _ in starts:
                 if epochs is not None:
                     epochs.keep(epoch)
@@ -209,45 +229,28 @@ class Batches:
                 if not index:  # with drop_last, something may be left
                     break
 
-    def _new_order(self) -> _Order | BucketOrder | None:
+    def _begin(self, cursor: Cursor) -> tuple[int, int]:
+        """The epoch and the first example of the batch at a cursor."""
+        epoch, index, _ = cursor
+        if not 0 <= index < self.examples:
+            raise ValueError(
+                f"The cursor stands at example {index} of an epoch of {self.examples}. Usual "
+                "cause: the run was started with other data."
+            )
+        # With drop_last, the rest of a run with a smaller batch size is left out.
+        over = self.drop_last and index > self.examples - self.batch_size
+        return (epoch + 1, 0) if over else (epoch, index)
+
+    def _new_order(self) -> Order | None:
         devices = self._reader.devices
         if self._buckets is not None:
             return BucketOrder(self._buckets, self.batch_size, self.shuffle, self.seed, devices)
+        if self._weights is not None:
+            return WeightedOrder(self._weights, self.seed, devices)
         if not self.shuffle:
             return None
         ahead = self._ahead * max(1, _AHEAD // self._ahead)
-        return _Order(self.examples, self.seed, devices, ahead)
-
-
-class _Order:
-    """The shuffled positions, computed in blocks of some thousands and cached on each device."""
-
-    def __init__(
-        self, examples: int, seed: int, devices: tuple[torch.device, ...], ahead: int
-    ) -> None:
-        self._examples, self._seed, self._devices, self._ahead = examples, seed, devices, ahead
-        self._epochs = max(1, min(_EPOCHS_AHEAD, ahead // examples))
-        self._known = _Known(0, 0, 0, [])
-
-    def at(self, epoch: int, start: int, stop: int) -> list[Tensor]:
-        """The examples at positions `start` to `stop` of an epoch: int64[n] for each device."""
-        known = self._known  # read once and assigned once, as threads may share it
-        row = epoch - known.epoch
-        if not 0 <= row < len(known.rows) or start < known.start or stop > known.stop:
-            known, row = self._look_ahead(epoch, start), 0
-            self._known = known
-        return [block[start - known.start : stop - known.start] for block in known.rows[row]]
-
-    def _look_ahead(self, epoch: int, start: int) -> _Known:
-        if self._epochs > 1:
-            start = 0
-        stop = min(start + self._ahead, self._examples)
-        epochs = range(epoch, epoch + self._epochs)
-        block = permute_epochs(
-            torch.arange(start, stop, device="cpu"), self._examples, self._seed, epochs
-        )
-        blocks = [block.to(device).unbind() for device in self._devices]
-        return _Known(epoch, start, stop, list(zip(*blocks, strict=True)))
+        return ShuffledOrder(self.examples, self.seed, devices, ahead)
 
 
 def _checked(buckets: Any, examples: int) -> Tensor:
@@ -258,16 +261,3 @@ def _checked(buckets: Any, examples: int) -> Tensor:
             "example its bucket, in the order of the data."
         )
     return found
-
-
-class _Known(NamedTuple):
-    """Cached positions from `start` to `stop` of several epochs, the first of which is `epoch`.
-
-    Attributes:
-        rows: For each epoch, one tensor per device.
-    """
-
-    epoch: int
-    start: int
-    stop: int
-    rows: list[tuple[Tensor, ...]]

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from fnloop.data.dtypes import from_array
 from fnloop.trees.paths import join, split
-from fnloop.trees.show import short
 
 
 def field(example: Any, path: str) -> Any:
@@ -28,7 +24,7 @@ def field(example: Any, path: str) -> Any:
     for part in split(path) if path else ():
         children = _children(found) or {}
         if part not in children:
-            there = ", ".join(repr(join(place)) for place in _fields(example))
+            there = ", ".join(map(repr, paths(example)))
             raise ValueError(
                 f"An example has no field {path!r}: it has {there or 'none at all'}. The number or "
                 "name of a field, as in pad(lengths, {'tokens': 0}), is that in the example."
@@ -37,31 +33,13 @@ def field(example: Any, path: str) -> Any:
     return found
 
 
-def sequence(value: Any, path: str) -> Tensor:
-    """A sequence of numbers as a tensor whose first dimension is the length.
+def paths(example: Any) -> list[str]:
+    """The paths of an example's fields; a list is one field.
 
-    Raises:
-        ValueError: It is none.
+    >>> paths({"text": ([1, 2], 0)})
+    ['text/0', 'text/1']
     """
-    found = value
-    if isinstance(value, np.ndarray) and value.ndim:
-        found = from_array(value, path)
-    elif isinstance(value, (list, tuple, range)):
-        try:
-            found = torch.tensor(value, device="cpu")
-        except (TypeError, ValueError, RuntimeError):
-            found = None
-    if not isinstance(found, Tensor) or not found.ndim:
-        raise ValueError(
-            f"The field {path!r} of an example is {_shown(value)}, which is no sequence to pad: "
-            "expected a tensor or array with a first dimension, or a list of numbers. Leave it out "
-            "of the fields of pad, or encode it as numbers first."
-            if path
-            else f"An example is {_shown(value)}, which is no sequence to pad: expected a tensor "
-            "or array with a first dimension, or a list of numbers. Name the fields that are "
-            'sequences: pad(lengths, {"tokens": 0}).'
-        )
-    return found
+    return [join(path) for path in _fields(example)]
 
 
 def joined(examples: Sequence[Any], done: Mapping[str, Tensor]) -> Any:
@@ -74,6 +52,7 @@ def joined(examples: Sequence[Any], done: Mapping[str, Tensor]) -> Any:
     Raises:
         ValueError: They have other fields than the first, or a field cannot be joined.
 
+    >>> import torch
     >>> joined([([1, 2], "a"), ([3], "b")], {"0": torch.zeros(2, 2)})
     (tensor([[0., 0.],
             [0., 0.]]), ['a', 'b'])
@@ -133,8 +112,3 @@ def _fields(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
         return
     for name, child in children.items():
         yield from _fields(child, (*path, name))
-
-
-def _shown(value: Any) -> str:
-    text = short(value)
-    return text if len(text) < 60 else f"{text[:57]}..."

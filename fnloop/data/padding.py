@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnloop.data.joining import field, joined, sequence
+from fnloop.data.filling import filled, sequences, values_by_path
+from fnloop.data.joining import joined
 from fnloop.data.whole import whole_numbers
 from fnloop.names.keywords import explained
 from fnloop.trees.show import short
@@ -63,15 +64,7 @@ class pad:
         if not lengths:
             raise ValueError("pad takes at least one length, such as (32, 64); got none.")
         self.lengths = tuple(sorted({as_count(n, "pad(lengths=...)", 1) for n in lengths}))
-        self._values = dict(values) if isinstance(values, Mapping) else {"": values}
-        if not self._values:
-            raise ValueError('pad takes at least one field, such as {"tokens": 0}; got none.')
-        for path, value in self._values.items():
-            if not isinstance(path, str) or not isinstance(value, (bool, int, float)):
-                raise TypeError(
-                    'pad takes a number for each field by its path, such as {"tokens": 0}, or one '
-                    f"number where examples are sequences themselves; got {short(values)}."
-                )
+        self._values = values_by_path(values, "pad")
         self.batch_size = None
         if batch_size is not None:
             self.batch_size = as_count(batch_size, "pad(batch_size=...)", 1)
@@ -88,13 +81,13 @@ class pad:
                 "fl.Batches or the DataLoader must not be larger."
             )
         examples = [*examples, *[examples[0]] * (size - count)]
-        found = {path: self._sequences(path, examples) for path in self._values}
-        longest = max(len(one) for sequences in found.values() for one in sequences)
+        found = {path: sequences(examples, path, self._check) for path in self._values}
+        longest = max(len(one) for each in found.values() for one in each)
         length = next(each for each in self.lengths if each >= longest)
         padded, mask = dict[str, Tensor](), dict[str, Tensor]()
-        for path, sequences in found.items():
-            mask[path] = _mask(sequences, length)
-            padded[path] = _filled(path, sequences, length, self._values[path])
+        for path, each in found.items():
+            mask[path] = _mask(each, length)
+            padded[path] = filled(path, each, length, self._values[path])
         weight = (torch.arange(size) < count).float().to(next(iter(mask.values())).device)
         return Padded(joined(examples, padded), mask.get("", mask), weight)
 
@@ -127,20 +120,6 @@ class pad:
         values = self._values.get("", self._values)
         return f"pad({self.lengths}, {values}, batch_size={self.batch_size})"
 
-    def _sequences(self, path: str, examples: Sequence[Any]) -> list[Tensor]:
-        """A field of all examples: tensors of one dtype, alike but for their length."""
-        found = [sequence(field(example, path), path) for example in examples]
-        first, where = found[0], f"the field {path!r}" if path else "the examples"
-        for one in found:
-            self._check(len(one), f"A sequence of {where}")
-            if one.dtype != first.dtype or one.shape[1:] != first.shape[1:]:
-                raise ValueError(
-                    f"Sequences of {where} must be alike but for their length, and there are "
-                    f"{short(first)} and {short(one)}. Give all the same dtype, and the length as "
-                    "their first dimension."
-                )
-        return found
-
     def _check(self, length: int, what: str) -> None:
         if length < 1:
             raise ValueError(
@@ -158,25 +137,3 @@ def _mask(sequences: list[Tensor], length: int) -> Tensor:
     """Where the sequences are: bool[n, length]."""
     lengths = torch.tensor([len(one) for one in sequences])
     return (torch.arange(length) < lengths[:, None]).to(sequences[0].device)
-
-
-def _filled(path: str, sequences: list[Tensor], length: int, value: float) -> Tensor:
-    """The sequences, each followed by `value` up to `length`."""
-    first = sequences[0]
-    if not _fits(value, first.dtype):
-        raise ValueError(
-            f"The sequences of {path or 'the examples'!r} are {first.dtype}, which cannot hold the "
-            f"value {value!r} that pad was given for them. Give another one, or convert them."
-        )
-    filling = first.new_full((length, *first.shape[1:]), value)
-    parts = [part for one in sequences for part in (one, filling[: length - len(one)])]
-    return torch.cat(parts).view(len(sequences), *filling.shape)
-
-
-def _fits(value: float, dtype: torch.dtype) -> bool:
-    if dtype.is_floating_point or dtype.is_complex:
-        return not isinstance(value, bool)
-    if dtype == torch.bool:
-        return value in (0, 1)
-    limits = torch.iinfo(dtype)
-    return float(value).is_integer() and limits.min <= value <= limits.max

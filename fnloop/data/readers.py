@@ -133,8 +133,14 @@ class Columns:
             found = [x.view(dtype) for x, dtype in zip(found, self._dtypes, strict=True)]
         return self._structure.unflatten(found)
 
-    def several(self, indices: Sequence[Tensor], size: int, seed: int) -> Iterator[Any]:
-        """Batches of `size` examples at `indices`, one after the other; see `take`."""
+    def several(
+        self, indices: Sequence[Tensor], size: int, seed: int, place: int | None = None
+    ) -> Iterator[Any]:
+        """Batches of `size` examples at `indices`, one after the other; see `take`.
+
+        `place` is the position of the first one in the epoch, where an example may come several
+        times: each time, it draws other random numbers.
+        """
         columns = [column for column, _ in self._columns]
         many = 1 if self._viewed else at_once(columns, size)
         if many > 1 and len(indices[0]) > size:
@@ -168,9 +174,13 @@ class Indexed:
         """The collated examples at `indices`; random numbers of each depend on it and `seed`."""
         return self._join(indices[0].tolist(), seed)
 
-    def several(self, indices: Sequence[Tensor], size: int, seed: int) -> Iterator[Any]:
+    def several(
+        self, indices: Sequence[Tensor], size: int, seed: int, place: int | None = None
+    ) -> Iterator[Any]:
         """As for `Columns`; each batch is read when it is asked for."""
-        return (self.take(part, seed) for part in _parts(indices, size))
+        for number, (part,) in enumerate(_parts(indices, size)):
+            first = None if place is None else place + number * size
+            yield self._join(part.tolist(), seed, first)
 
     def cut(self, part: slice, seed: int) -> Any:
         """The collated examples of a part of the dataset."""
@@ -187,13 +197,14 @@ class Indexed:
             **inexact(dataset, self._collate),
         }
 
-    def _join(self, numbers: Sequence[int], seed: int) -> Any:
+    def _join(self, numbers: Sequence[int], seed: int, place: int | None = None) -> Any:
         if not self.random:
             return self._joined(self._examples.take(numbers, seed))
+        times = () if place is None else range(place, place + len(numbers))
         with seeding(seed):
-            examples = self._examples.take(numbers, seed)
+            examples = self._examples.take(numbers, seed, times)
             if self._drawn:
-                self._examples.before_collation(numbers, seed)
+                self._examples.before_collation(numbers, seed, times)
             return self._joined(examples)
 
     def _joined(self, examples: list[Any]) -> Any:

@@ -40,6 +40,14 @@ class CursorWithState(Cursor):
     state: Any = None  # as JSON, or the error if it cannot be encoded
     __repr__ = Cursor.__repr__
 
+    def _replace(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, **changes: Any
+    ) -> CursorWithState:
+        """The same place in the data under other numbers."""
+        same = super()._replace(**changes)
+        same.state = self.state
+        return same
+
 
 class _Known:
     """The known states of a loader: its first one, and that after the last batch used."""

@@ -77,6 +77,12 @@ _KNOWN = (
         "flattened with x.flatten(1).",
     ),
     (
+        "non-iterable Micro|'Micro' object|not Micro",
+        "The batch is an fl.data.Micro, whose parts fl.accumulate gives to the loss one by one: "
+        "fl.pipe(loss, fl.grad, fl.accumulate(k), fl.update(optimizer)). To evaluate, give the "
+        "data itself, without fl.data.group.",
+    ),
+    (
         "must be Tensor, not (list|tuple|dict)|'(list|tuple|dict)' object (has no attribute|is not "
         "callable)",
         "The loss gives the model a part of the batch that is no tensor: unpack it first (x, y = "

@@ -274,7 +274,7 @@ def test_one_look_ahead_serves_several_short_epochs(monkeypatch: pytest.MonkeyPa
         asked.append(list(epochs))
         return permute_epochs(positions, n, seed, epochs)
 
-    monkeypatch.setattr("fnloop.data.batches.permute_epochs", noting)
+    monkeypatch.setattr("fnloop.data.shuffled.permute_epochs", noting)
     batches = Batches(torch.arange(1000), 100, seed=3)
     seen = [batch for _, batch in walk(batches, Cursor(2, 300, 23), 67)]  # to the end of epoch 8
     assert asked == [[*range(2, 18)]]  # 16, though there would be room for more

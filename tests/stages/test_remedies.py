@@ -44,6 +44,12 @@ CASES = {
     "device": (mse, LINEAR, (X.to("meta"), Y), r'batch/0 is on meta.*device="cpu"'),
     "norm": (mse, NORM, (X[:1], Y[:1]), r"BatchNorm divides by.*drop_last=True"),
     "list": (mse, LINEAR, [(X, Y), (X, Y)], r"fl\.data\.Micro"),
+    "group": (
+        mse,
+        LINEAR,
+        fl.data.Micro(((X, Y), (X, Y))),
+        r"accumulate\(k\).*data\.group",
+    ),
     "class int32": (cross_entropy, nn.Linear(3, 5), (X, CLASSES.int()), r"y\.long\(\)"),
     "class float": (cross_entropy, nn.Linear(3, 5), (X, CLASSES.float()), r"y\.long\(\)"),
     "class [N, 1]": (cross_entropy, nn.Linear(3, 5), (X, CLASSES[:, None]), r"y\.squeeze\(1\)"),
