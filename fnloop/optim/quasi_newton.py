@@ -1,13 +1,13 @@
 """Iterations of L-BFGS: directions, a search along each, and when to stop; by one evaluation each.
 
-Torch's loops turned inside out: `Run` is all that is known between two evaluations, and
+Torch's loops turned inside out: `Search` is all that is known between two evaluations, and
 `Rules.after` what follows from one. Where numbers can be looked at, only what is needed is
 computed; where they cannot, both outcomes are, and one is selected.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from fnloop.values.choice import Flag, both, choose, either, invert, select
 from fnloop.values.looking import look
 
 
-class Run(NamedTuple):
+class Search(NamedTuple):
     """What is known between two evaluations.
 
     Attributes:
@@ -75,15 +75,18 @@ class Rules(NamedTuple):
     reached: Tensor | None
     zero: Number
 
-    def at(self, lr: Any, like: Tensor) -> Self:
-        """With its numbers where they are computed with: as those of the loss `like`.
+    def as_of(self, loss: Tensor) -> Self:
+        """With its numbers as those of the loss: floats if it can be looked at, else tensors.
 
-        Looked at if that can be; else all are tensors, so that no select takes two floats.
+        A selection between two floats would be float32.
         """
-        if not isinstance(look(like), Tensor):
-            return self._replace(lr=look(lr), zero=0.0)
-        zero = torch.zeros_like(like, requires_grad=False)
-        return self._replace(lr=zero + lr, zero=zero)
+        numbers = (self.lr, self.tolerance_grad, self.tolerance_change)
+        if isinstance(look(loss), Tensor):
+            zero = torch.zeros_like(loss, requires_grad=False)
+            lr, grad, change = (zero + number for number in numbers)
+            return self._replace(lr=lr, tolerance_grad=grad, tolerance_change=change, zero=zero)
+        lr, grad, change = map(look, numbers)
+        return self._replace(lr=lr, tolerance_grad=grad, tolerance_change=change, zero=0.0)
 
     @property
     def trials(self) -> int:
@@ -92,7 +95,7 @@ class Rules(NamedTuple):
 
     def begun(
         self, x: Tensor, loss: Tensor, gradient: Tensor, curvature: Curvature, fresh: Flag
-    ) -> Run:
+    ) -> Search:
         """A run, after its first evaluation; the first of all runs if it is `fresh`."""
         total = look(gradient.abs().sum().double())
         start = Trial(self.zero, finite_or_infinite(loss, gradient), self.zero, gradient)
@@ -100,7 +103,7 @@ class Rules(NamedTuple):
         length = select(fresh, cautious, self.lr)
         return self._turned(x, start, curvature, length, self.zero, self.zero + 1)
 
-    def after(self, run: Run, loss: Tensor, gradient: Tensor) -> Run:
+    def after(self, run: Search, loss: Tensor, gradient: Tensor) -> Search:
         """The run after an evaluation at ``run.next``."""
         line, evaluations = run.line, run.evaluations + 1
         slope = look((gradient @ run.direction).double())
@@ -114,7 +117,7 @@ class Rules(NamedTuple):
         run = run._replace(evaluations=evaluations)
         return choose(over, lambda: self._moved(run, end), lambda: run._replace(line=line))
 
-    def _moved(self, run: Run, end: Trial) -> Run:
+    def _moved(self, run: Search, end: Trial) -> Search:
         """The run after a move to the end of a search: at its own end, or with a new direction."""
         move, start = end.length * run.direction, run.line.start
         enough = run.iterations >= self.max_iter
@@ -124,17 +127,15 @@ class Rules(NamedTuple):
         enough = either(enough, abs(end.loss - start.loss) < self.tolerance_change)
         x = run.x + move
 
-        def turned() -> Run:
+        def turned() -> Search:
             curvature = self.taught(run.curvature, move, end.gradient - start.gradient)
             return self._turned(x, end, curvature, self.lr, run.iterations, run.evaluations)
 
-        return choose(
-            enough, lambda: run._replace(x=x, move=move, goes_on=self.zero != 0), turned
-        )
+        return choose(enough, lambda: run._replace(x=x, move=move, goes_on=self.zero != 0), turned)
 
     def _turned(
         self, x: Tensor, at: Trial, curvature: Curvature, length: Number, n: Number, k: Number
-    ) -> Run:
+    ) -> Search:
         """The run with a new direction from `x`, after `n` others and `k` evaluations."""
         direction = self._reached(-curvature.times(at.gradient))
         slope = look((at.gradient @ direction).double())
@@ -146,7 +147,7 @@ class Rules(NamedTuple):
             move = select(last, length * direction, move)
             x, falls = x + move, both(falls, invert(last))
         line = begun(start, length, self.zero)
-        return Run(x, direction, line, curvature, move, n, k, falls)
+        return Search(x, direction, line, curvature, move, n, k, falls)
 
     def taught(self, curvature: Curvature, move: Tensor, change: Tensor) -> Curvature:
         """What is known after a move, and the change of the gradient along it."""

@@ -111,7 +111,7 @@ class Update(StepStage):
         step, calls, weight, finite, *multipliers = look_all(
             (state.step, state.calls, grads.weight, grads.finite, *own["scale"].values())
         )
-        counts = both(weight > 0, weight < math.inf)
+        counts = both(both(weight > 0, weight < math.inf), bool(grads.mean))
         finite = both(both(finite, counts), look(grads.mean.is_finite()))
         factors = _other_than_one(own["scale"], multipliers)
         optimizer, values = self.optimizer, self._constants

@@ -62,7 +62,7 @@ def select(flag: Flag, new: Any, old: Any) -> Any:
 
 
 def choose(flag: Flag, new: Callable[[], T], old: Callable[[], T]) -> T:
-    """What `new` returns if `flag`, else what `old` does. Only where `flag` is a tensor are both called.
+    """What `new` returns if `flag`, else what `old` does; only for a tensor are both called.
 
     >>> choose(True, lambda: 1.0, lambda: 1 / 0)
     1.0

@@ -96,9 +96,9 @@ class lbfgs(Optimizer):
     def update(self, grads: Tensors, memory: Memory, params: Tensors, step: Step) -> NoReturn:
         raise TypeError(
             f"{self.name} evaluates the loss at other parameters too, and so stands alone in "
-            "fl.update(fl.optim.lbfgs(...)): a chain, a mask or labels would change the first of its "
-            "gradients only. What is to be done with every gradient is a stage between fl.grad and "
-            "fl.update; which parameters are trained is said by fl.grad(only=...)."
+            "fl.update(fl.optim.lbfgs(...)): a chain, a mask or labels would change the first of "
+            "its gradients only. What is to be done with every gradient is a stage between fl.grad "
+            "and fl.update; which parameters are trained is said by fl.grad(only=...)."
         )
 
     def search(
@@ -157,7 +157,7 @@ class lbfgs(Optimizer):
             self.line_search is not None,
             reached,
             0.0,
-        ).at(lr, loss)
+        ).as_of(loss)
 
 
 def _vector(tensors: Tensors, whole: Tensors) -> Tensor:
