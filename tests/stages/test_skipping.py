@@ -66,8 +66,7 @@ def test_a_loss_scale_stays_where_it_is():
     assert after["amp"]["scale"] == state["amp"]["scale"] and after.params == state.params
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_micro_batch_that_skips_leaves_the_mean_of_the_others(compiled):
+def test_a_micro_batch_that_skips_leaves_the_mean_of_the_others():
     def loss(model, x):
         if len(x) < 4:
             return fl.Mean(0, 0)
@@ -78,11 +77,8 @@ def test_a_micro_batch_that_skips_leaves_the_mean_of_the_others(compiled):
     state = step.init(model, seed=0)
     expected, reported = plain(state, batch())
     parts = fl.data.Micro((batch(2), batch(), batch(3)))
-    step = fl.compile(step, backend="aot_eager") if compiled else step
     after, metrics = step(state, parts)
-    assert fl.tree_diff(after.params, expected.params) == "" or compiled
-    for name, p in expected.params.items():
-        torch.testing.assert_close(after.params[name], p)
+    assert fl.tree_diff(after.params, expected.params) == ""
     assert float(metrics["loss"]) == pytest.approx(float(reported["loss"]))
     assert float(metrics["loss"].weight) == 8
 
