@@ -29,6 +29,7 @@ from fnloop.stages.amp import amp as amp
 from fnloop.stages.ema import ema as ema
 from fnloop.stages.grad import grad as grad
 from fnloop.stages.guard import guard as guard
+from fnloop.stages.loss_at import loss_at as loss_at
 from fnloop.stages.nonfinite import nonfinite as nonfinite
 from fnloop.stages.pipe import pipe as pipe
 from fnloop.stages.scale import scale as scale

@@ -8,6 +8,7 @@ from fnloop.optim.algorithms.adam import adam as adam
 from fnloop.optim.algorithms.adam import adamw as adamw
 from fnloop.optim.algorithms.adamax import adamax as adamax
 from fnloop.optim.algorithms.lamb import lamb as lamb
+from fnloop.optim.algorithms.lbfgs import lbfgs as lbfgs
 from fnloop.optim.algorithms.lion import lion as lion
 from fnloop.optim.algorithms.muon import muon as muon
 from fnloop.optim.algorithms.nadam import nadam as nadam

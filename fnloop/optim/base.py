@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
@@ -19,6 +19,8 @@ from fnloop.values.tensors import Tensors
 Number: TypeAlias = float | Tensor
 Step: TypeAlias = int | Tensor
 Memory: TypeAlias = dict[str, Any]
+Evaluate: TypeAlias = Callable[[Tensors], tuple[Tensor, Tensors]]
+"""The loss, float64[], and its mean gradient at other parameters: same batch, same randomness."""
 Makes: TypeAlias = Literal["updates", "gradients", "zeros"]
 
 
@@ -47,6 +49,7 @@ class Optimizer:
     reported: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     mixes: ClassVar[bool] = False
     by_value: ClassVar[bool] = False
+    evaluates: ClassVar[bool] = False
 
     @property
     def makes(self) -> Makes:
@@ -115,6 +118,32 @@ class Optimizer:
         updates, new_memory = updates_of(self, grads, memory, params, step)
         new_params = params.add(params.like(updates))
         return new_params.where(finite, params), select(finite, new_memory, memory)
+
+    def search(
+        self,
+        evaluate: Evaluate,
+        loss: Tensor,
+        grads: Tensors,
+        memory: Memory,
+        params: Tensors,
+        step: Step,
+        finite: Flag,
+    ) -> tuple[Tensors, Memory]:
+        """`apply` of an optimizer that `evaluates`.
+
+        Args:
+            evaluate: Loss and mean gradient at other parameters, named as `params`.
+            loss: The loss at `params`, float64[].
+            grads: Its mean gradient, of those parameters that the loss reaches.
+            memory: Memory made by `init`.
+            params: All parameters that are trained.
+            step: Committed optimizer steps so far: an int, or int64[].
+            finite: If not, parameters and memory stay unchanged, bit for bit.
+
+        Returns:
+            The new parameters and memory.
+        """
+        raise NotImplementedError
 
     def hyperparameters(self) -> dict[str, Any]:
         """The reported hyperparameters by ``"<name>.<field>"``: numbers or schedules."""

@@ -220,7 +220,8 @@ def _parameters(optimizer: Any) -> dict[str, inspect.Parameter]:
     if closure is not None and closure.default is closure.empty:
         raise TypeError(
             f"from_torch: {optimizer.__name__} needs a closure to evaluate the loss several times "
-            "per step; an update is a function of one gradient."
+            "per step; here an update is a function of one gradient. L-BFGS is fl.optim.lbfgs, and "
+            "fl.optim.Optimizer has what others of the kind need: its method search."
         )
     return dict(list(inspect.signature(optimizer).parameters.items())[1:])
 

@@ -89,6 +89,10 @@ class Grad(GradStage):
                     _NOTHING if norms is None else norms.running(model, counts),
                 ):
                     result = self._run(state, model, x, tape, placed)
+                    if result.loss is None and (norms is not None or placed is not None):
+                        raise ValueError(_LONE_SKIP.format(loss=self.loss))
+                    if result.loss is None or not state.context.differentiates:
+                        return trained.select(()), result.weight, result.metrics
                     seed = _seed(result, scale)
                     if norms is not None:
                         seed = seed * norms.share(result.weight * counts).to(seed.dtype)
@@ -116,7 +120,7 @@ class Grad(GradStage):
             raise ValueError(_NO_GRADIENT.format(loss=self.loss)) from None
         unwritten.check(self.loss)
         mean = mean.wide()
-        if scale is not None:
+        if scale is not None and mean:
             mean = mean.scale(1 / scale)
         finite = torch.scalar_tensor(True, dtype=torch.bool, device=weight.device)
         if norms is not None:
@@ -277,6 +281,13 @@ _SYNCHRONIZED = (
 )
 
 
+_LONE_SKIP = (
+    "The loss {loss} skips a batch by fl.Mean(0, 0), and the ranks compute its model together (a "
+    "plan that divides parameters, or synchronized batch norms): the others would wait for this "
+    "one. Give the loss that was computed a weight of zero: fl.Mean(0 * loss, 0)."
+)
+
+
 INFERENCE = (
     "A training step cannot run inside torch.inference_mode(), which has no gradients. Leave that "
     "block, or use torch.no_grad() instead: a step runs inside it as usual."
@@ -307,6 +318,7 @@ def _seed(result: LossResult, scale: Tensor | None) -> Tensor:
     A weighted sum is divided by its weight here; with a loss scale, both are applied at once.
     """
     loss = result.loss
+    assert loss is not None
     if result.examples is not None:
         return torch.ones_like(loss, requires_grad=False) if scale is None else scale.to(loss.dtype)
     weight = result.weight.double()

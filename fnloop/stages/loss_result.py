@@ -29,12 +29,13 @@ class LossResult(NamedTuple):
 
     Attributes:
         loss: 0-d float; the mean loss if `examples` is not None, else the weighted sum of losses.
+            None if the loss says that the batch is skipped, without a tensor to differentiate.
         examples: The number of examples in the mean, or None.
         weight: int64[] or float64[] on the loss's device.
         metrics: All reported metrics, including "loss".
     """
 
-    loss: Tensor
+    loss: Tensor | None
     examples: int | None
     weight: Tensor
     metrics: dict[str, Any]
@@ -66,6 +67,10 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
         result, extra = result
     if isinstance(result, Mean):
         total = result.total
+        if _is_number(total) and _is_number(result.weight) and not result.weight:
+            none = as_tensor(0, _device(batch))
+            loss = Mean(none.double(), none)
+            return LossResult(None, None, none, _reported(loss, extra, batch, who, detach))
         if not isinstance(total, Tensor) or total.ndim:
             raise ValueError(
                 f"The loss {_name(who)} returned fl.Mean with total {short(total)}; the total of "
@@ -82,7 +87,7 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
         raise TypeError(
             f"The loss {_name(who)} returned {type(result).__name__}; it must return a scalar "
             "tensor, or fl.Mean(total, weight), or either with a dict of metrics. To skip a batch, "
-            "return a loss of weight zero: fl.Mean(0 * loss, 0)."
+            "return fl.Mean(0, 0), a loss of weight zero."
         )
     if result.ndim:
         raise ValueError(

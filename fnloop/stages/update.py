@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from fnloop.names.keywords import explained
 from fnloop.optim.base import Optimizer, narrowed, widened
@@ -17,6 +18,7 @@ from fnloop.optim.pieces import applied
 from fnloop.schedules.base import Schedule, is_schedule
 from fnloop.stages.base import GradStage, Kind, StepStage
 from fnloop.stages.donating import Donating
+from fnloop.stages.loss_at import loss_of
 from fnloop.trees.equal import table
 from fnloop.trees.nodes import is_tree, not_decorated, tree
 from fnloop.trees.paths import tree_items
@@ -109,7 +111,7 @@ class Update(StepStage):
         step, calls, weight, finite, *multipliers = look_all(
             (state.step, state.calls, grads.weight, grads.finite, *own["scale"].values())
         )
-        counts = both(weight > 0, weight < math.inf)
+        counts = both(both(weight > 0, weight < math.inf), bool(grads.mean))
         finite = both(both(finite, counts), look(grads.mean.is_finite()))
         factors = _other_than_one(own["scale"], multipliers)
         optimizer, values = self.optimizer, self._constants
@@ -118,9 +120,13 @@ class Update(StepStage):
             values = optimizer.hyperparameters()
         if finite is not True or not all([type(f) is float and f for f in factors.values()]):
             free = frozenset()
-        params, memory, writes = self._apply(
-            optimizer, state, names, grads.mean, own, step, finite, factors, free
-        )
+        if optimizer.evaluates:
+            writes = list[Write]()
+            params, memory = self._search(optimizer, state, x, grads, step, finite, factors)
+        else:
+            params, memory, writes = self._apply(
+                optimizer, state, names, grads.mean, own, step, finite, factors, free
+            )
         new = after.replace(
             step=select(finite, counted(state.step, step), state.step),
             calls=counted(state.calls, calls),
@@ -136,6 +142,32 @@ class Update(StepStage):
         """The reported hyperparameters, if all are numbers, which need not be resolved."""
         values = self.optimizer.hyperparameters()
         return values if set(map(type, values.values())) <= {float} else None
+
+    def _search(
+        self,
+        optimizer: Optimizer,
+        state: State,
+        x: Any,
+        grads: Grads,
+        step: Any,
+        finite: Flag,
+        factors: dict[str, Any],
+    ) -> tuple[Tensors, dict[str, Any]]:
+        """The parameters and the memory after a step that evaluates the loss at others, too."""
+
+        def evaluate(params: Tensors) -> tuple[Tensor, Tensors]:
+            there = state.replace(params=state.params.updated(params))
+            found = self.inner(there, x)[1]
+            return loss_of(found), found.mean
+
+        own, params = state[self.name], state.params.select(self.trained(state))
+        loss = loss_of(grads)
+        try:
+            new, made = optimizer.search(evaluate, loss, grads.mean, own, params, step, finite)
+        except Exception as error:
+            _explain(error, self, state, own)
+            raise
+        return new, _rested(made, own, factors)
 
     def _apply(
         self,

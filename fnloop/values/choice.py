@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from fnloop.trees.nodes import tree_map
 from fnloop.values.looking import look
 from fnloop.values.tensors import Tensors
+
+T = TypeVar("T")
 
 Flag: TypeAlias = bool | Tensor
 """A Python bool where `look` can read the value, else a tensor bool[]."""
@@ -56,6 +59,17 @@ def select(flag: Flag, new: Any, old: Any) -> Any:
     if isinstance(new, Tensor):
         return torch.where(flag, new, torch.as_tensor(old, dtype=new.dtype, device=new.device))
     return tree_map(lambda x, y: torch.where(flag, x, y), new, old)
+
+
+def choose(flag: Flag, new: Callable[[], T], old: Callable[[], T]) -> T:
+    """What `new` returns if `flag`, else what `old` does; only for a tensor are both called.
+
+    >>> choose(True, lambda: 1.0, lambda: 1 / 0)
+    1.0
+    """
+    if isinstance(flag, Tensor):
+        return select(flag, new(), old())
+    return new() if flag else old()
 
 
 def stepped(before: Any, after: Any) -> Flag:

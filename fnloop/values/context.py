@@ -24,6 +24,7 @@ class Context:
         counts: Whether the micro-batch counts; if not, it is there for other ranks' sake only.
         norms: The `BatchNorms` that synchronize those of the loss over ranks; or None.
         part: The part of an `fl.sequence` that runs, as a prefix of names: ``"generator/"``.
+        differentiates: Whether gradients are wanted; if not, there are none.
         all_due: Whether all parts of a sequence are called, for an example of their metrics.
     """
 
@@ -33,6 +34,7 @@ class Context:
     counts: bool = True
     norms: Any = static(default=None)
     part: str = ""
+    differentiates: bool = True
     all_due: bool = False
 
     def replace(self, **changes: Any) -> Self:

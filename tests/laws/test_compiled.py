@@ -45,6 +45,7 @@ EXAMPLES = {
     "add_decayed_weights": lambda: fl.optim.chain(
         fl.optim.add_decayed_weights(0.1, ["*weight"]), fl.optim.sgd(0.1, momentum=0.9)
     ),
+    "lbfgs": lambda: fl.optim.lbfgs(max_iter=2, max_eval=1, history_size=1),
     "scale_by": lambda: fl.optim.chain(fl.optim.scale_by(0.5), fl.optim.sgd(0.1)),
     "freeze": lambda: fl.optim.by_label(
         {"no": fl.optim.freeze(), "yes": fl.optim.sgd(0.1)}, {"first": "no", "*": "yes"}
