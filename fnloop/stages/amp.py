@@ -80,6 +80,11 @@ class Amp(GradStage):
             "good": torch.zeros((), dtype=torch.int64, device=device),
         }
 
+    def evaluating(self, function: Any) -> Any:
+        if PRECISIONS[self.precision].stored is None:
+            return function
+        return InPrecision(function, self.precision)
+
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         outer, own = state.context, PRECISIONS[self.precision]
         if own.stored is not None:

@@ -118,6 +118,10 @@ class Stage:
         """The state with its parameters as this stage wants them, before there is any memory."""
         return state
 
+    def evaluating(self, function: Any) -> Any:
+        """A function of a model and a batch, as it is called with the state of this stage."""
+        return function
+
     def placed(self, state: State) -> State:
         """The state, placed as this stage wants it: divided among the ranks of a mesh."""
         return state
