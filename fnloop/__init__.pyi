@@ -78,6 +78,7 @@ from fnloop.effects.effect import effect as effect
 
 # The loop
 from fnloop.loop.history import History as History
+from fnloop.loop.deterministic import deterministic as deterministic
 from fnloop.loop.early_stopping import early_stopping as early_stopping
 from fnloop.loop.evaluate import evaluate as evaluate
 from fnloop.loop.every import every as every

@@ -102,8 +102,18 @@ def _run(given: list[str], whole: bool) -> int:
         parsers.of(command).print_help()
         return 0
     if command in ("fit", "resume"):
-        return _function(command)(rest)
+        return _trained(command, rest)
     return _function(command)(parse_plain(parsers.of(command), rest))
+
+
+def _trained(command: str, arguments: list[str]) -> int:
+    rest = [argument for argument in arguments if argument != "--deterministic"]
+    if rest == arguments:
+        return _function(command)(rest)
+    from fnloop.loop.deterministic import deterministic
+
+    with deterministic():  # before the recipe is imported, which may use a GPU
+        return _function(command)(rest)
 
 
 def _tell_ranks(error: Exception) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,9 @@ def metrics_of(recipe: Recipe) -> Callable[..., Any]:
     """
     if recipe.metrics is not None:
         return recipe.metrics
-    stages = recipe.step.stages() if hasattr(recipe.step, "stages") else ()
-    losses = [loss for stage in stages if (loss := getattr(stage, "loss", None)) is not None]
+    losses = [
+        loss for stage in _stages(recipe) if (loss := getattr(stage, "loss", None)) is not None
+    ]
     if len(losses) != 1:
         raise Problem(
             f"This step has {len(losses) or 'no'} losses, so say what to evaluate: "
@@ -67,7 +68,8 @@ def metrics_of(recipe: Recipe) -> Callable[..., Any]:
 
 def results(recipe: Recipe, state: State, parts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the metrics on each part of the data that can be read to its end."""
-    function, state = metrics_of(recipe), with_statistics(recipe, state, recipe.params)
+    function = _evaluating(recipe, metrics_of(recipe))
+    state = with_statistics(recipe, state, recipe.params)
     for name, data in parts.items():
         ends = as_source(data).batches is not None or name != "train"
         if ends and not is_once(data):
@@ -78,7 +80,19 @@ def results(recipe: Recipe, state: State, parts: dict[str, Any]) -> Iterator[tup
 def predictions(recipe: Recipe, state: State, data: Any) -> Iterator[Any]:
     """The outputs of the recipe's model, batch by batch."""
     state = with_statistics(recipe, state, recipe.params)
-    return predict(recipe.predict or _call_model, state, data, recipe.params)
+    function = _evaluating(recipe, recipe.predict or _call_model)
+    return predict(function, state, data, recipe.params)
+
+
+def _evaluating(recipe: Recipe, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as the states of the recipe's step need it, in their dtype."""
+    for stage in _stages(recipe):
+        function = stage.evaluating(function)
+    return function
+
+
+def _stages(recipe: Recipe) -> Iterable[Any]:
+    return recipe.step.stages() if hasattr(recipe.step, "stages") else ()
 
 
 def with_statistics(recipe: Recipe, state: State, params: str | None) -> State:
@@ -91,7 +105,9 @@ def with_statistics(recipe: Recipe, state: State, params: str | None) -> State:
     data = train_of(recipe)
     if is_once(data) or as_source(data).batches is None:
         return state
-    return refresh_batchnorm(metrics_of(recipe), state, data, params, mesh_of(recipe.step))
+    return refresh_batchnorm(
+        _evaluating(recipe, metrics_of(recipe)), state, data, params, mesh_of(recipe.step)
+    )
 
 
 def _evaluate(arguments: Namespace, part: str, name: str) -> int:

@@ -26,10 +26,10 @@ COMMANDS = {
 
 _USAGE = {
     "fit": (
-        "RECIPE.py [--config FILE.yaml] [--resume | --overwrite | --smoke] [--nproc N] "
-        "[--print-config] [--FLAG VALUE ...]"
+        "RECIPE.py [--config FILE.yaml] [--resume | --overwrite | --smoke] [--deterministic] "
+        "[--nproc N] [--print-config] [--FLAG VALUE ...]"
     ),
-    "resume": "RUN [--recipe RECIPE.py] [--nproc N] [--FLAG VALUE ...]",
+    "resume": "RUN [--recipe RECIPE.py] [--deterministic] [--nproc N] [--FLAG VALUE ...]",
     "validate": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
     "test": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
     "predict": "RUN [--output FILE] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
@@ -131,6 +131,7 @@ def _fit(parser: ArgumentParser) -> None:
     _switch(parser, "--resume", "go on with the run in the recipe's folder, if there is one")
     _switch(parser, "--overwrite", "start over: delete the checkpoints of the run in that folder")
     _switch(parser, "--smoke", "go through everything once, on two batches, and leave no file")
+    _deterministic(parser)
     _many(parser)
     _switch(parser, "--print-config", "print the configuration and exit")
 
@@ -139,6 +140,7 @@ def _resume(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help=f"{_RUN}; its flags may be given anew")
     parser.add_argument("--config", action="config", help=SUPPRESS)
     parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
+    _deterministic(parser)
     _many(parser)
 
 
@@ -224,6 +226,10 @@ def _many(parser: ArgumentParser) -> None:
         default=SUPPRESS,
         help="train in N processes of this machine; the recipe's step is fl.shard(step, fl.mesh())",
     )
+
+
+def _deterministic(parser: ArgumentParser) -> None:
+    _switch(parser, "--deterministic", "the same bits from run to run, on a GPU too")
 
 
 def _switch(parser: ArgumentParser, name: str, help: str) -> None:

@@ -16,7 +16,16 @@ from fnloop.cli.messages import Problem, shown, usage
 from fnloop.cli.recipe import Recipe
 
 EXAMPLE = "def recipe(lr: float = 1e-3) -> fl.Recipe: ..."
-RESERVED = ("config", "help", "nproc", "print_config", "recipe", "resume", "traceback")
+RESERVED = (
+    "config",
+    "deterministic",
+    "help",
+    "nproc",
+    "print_config",
+    "recipe",
+    "resume",
+    "traceback",
+)
 
 
 def load_function(path: Path) -> Callable[..., Any]:

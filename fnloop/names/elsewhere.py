@@ -41,7 +41,11 @@ _TORCHMETRICS = (
     "Use fl.metrics.from_torchmetrics(...), which adapts metrics of the package torchmetrics."
 )
 _PLATEAU = 'Use fl.reduce_on_plateau("val/loss") among the callbacks.'
-_AMP = 'Use fl.amp("bf16") or fl.amp("fp16") in fl.pipe, before fl.update.'
+_AMP = (
+    'Use fl.amp("bf16"), or another precision, in fl.pipe before fl.update; to evaluate in it, '
+    'fl.evaluate(fl.amp("bf16")(loss), state, data).'
+)
+_SAME_BITS = "Use with fl.deterministic(): around all that is to repeat to the bit."
 _SEED = (
     "Use step.init(build, seed=...), where the function build() makes the model: initial weights "
     "and all randomness of the run depend on that seed."
@@ -146,6 +150,14 @@ ELSEWHERE = {
     "autocast": _AMP,
     "mixedprecision": _AMP,
     "precision": _AMP,
+    "amp": _AMP,
+    "setfloat32matmulprecision": 'Use fl.amp("tf32") in fl.pipe, before fl.update.',
+    "deterministic": _SAME_BITS,
+    "usedeterministicalgorithms": _SAME_BITS,
+    "detectanomaly": (
+        "Use with torch.autograd.detect_anomaly(): around a step that is not compiled; of a saved "
+        "run, fnloop replay shows a step from inside."
+    ),
     # Optimizers and schedules
     "clipgradnorm": _CLIP,
     "clip": _CLIP,

@@ -98,6 +98,8 @@ class Stage:
         """
         state = whole_state(start(model, seed))
         for part in self.stages():
+            state = part.prepared(state)
+        for part in self.stages():
             if part.slot is not None:
                 state = fill(state, part.slot, part.init_state(state))
         for part in self.stages():
@@ -111,6 +113,14 @@ class Stage:
         raise NotImplementedError(
             f"{type(self).__name__} has a slot, so it must define init_state(state)."
         )
+
+    def prepared(self, state: State) -> State:
+        """The state with its parameters as this stage wants them, before there is any memory."""
+        return state
+
+    def evaluating(self, function: Any) -> Any:
+        """A function of a model and a batch, as it is called with the state of this stage."""
+        return function
 
     def placed(self, state: State) -> State:
         """The state, placed as this stage wants it: divided among the ranks of a mesh."""

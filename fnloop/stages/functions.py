@@ -91,7 +91,9 @@ def takes(call: Callable[..., Any], count: int) -> bool:
 
 def takes_state(function: Any) -> bool:
     """Whether a loss has the signature ``(model, batch, state)``, not ``(model, batch)``."""
-    call = function.call if isinstance(function, Function) else function
+    call = function
+    while isinstance(call, Function):
+        call = call.call
     if is_tree(call):
         return _takes_three(type(call).__call__, 4)  # including self
     try:

@@ -48,6 +48,8 @@ class Grad(GradStage):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", as_loss(self.loss, "loss(model, batch)"))
+        if getattr(self.loss, "only_evaluates", False):
+            raise TypeError(_EVALUATES.format(loss=short(self.loss)))
         if self.only is not None:
             object.__setattr__(self, "only", _as_only(self.only))
 
@@ -71,6 +73,7 @@ class Grad(GradStage):
         trained = state.params.select(self.trained(state))
         divided = state.params.layout.mesh is not None
         scale, counts, norms = state.context.scale, state.context.counts, state.context.norms
+        modules = state.context.modules
 
         def compute(tape: Tape) -> tuple[Any, dict[str, Tensor]]:
             params = dict(zip(trained.names, tape.leaves, strict=True))
@@ -87,6 +90,7 @@ class Grad(GradStage):
                 with (
                     _NOTHING if placed is None else placed.running(),
                     _NOTHING if norms is None else norms.running(model, counts),
+                    _NOTHING if modules is None else modules.running(model, state.step.device),
                 ):
                     result = self._run(state, model, x, tape, placed)
                     if result.loss is None and (norms is not None or placed is not None):
@@ -229,6 +233,12 @@ _NO_GRADIENT = (
     "the loss was computed under torch.no_grad(), or detached (.item(), .numpy()); it uses another "
     "model than its argument; its first layers are checkpointed with use_reentrant=True; all "
     "parameters are frozen; or grad(only=...) chooses others than it uses."
+)
+
+_EVALUATES = (
+    "fl.grad was given {loss}, which is for fl.evaluate, fl.validate and fl.predict. In a pipeline "
+    "the precision stands behind fl.grad, where it has the backward pass and a loss scale, too: "
+    'fl.pipe(loss, fl.grad, fl.amp("bf16"), ...).'
 )
 
 _REENTRANT = (

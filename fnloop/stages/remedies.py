@@ -35,6 +35,10 @@ def remedy(error: BaseException, state: State, batch: Any) -> str:
 
 _KNOWN = (
     (
+        "does not have a deterministic implementation",
+        "fl.deterministic(warn=True) warns of such operations, and runs them all the same.",
+    ),
+    (
         "argument #1 'indices'",
         "An embedding takes whole numbers, the numbers of tokens: x.long().",
     ),
@@ -134,6 +138,7 @@ def _dtypes(text: str, state: State, leaves: list[tuple[str, Any]]) -> str:
                 f"{_place(path)} is {_name(leaf.dtype)}, and the parameters are {_name(own)}: "
                 f"convert one to the other (x.to(torch.{_name(own)})); fl.amp computes in half "
                 "precision with float32 parameters."
+                + (_STORED.format(name=_STORES[own]) if own in _STORES else "")
             )
         if leaf.dtype == torch.uint8:
             return (
@@ -144,6 +149,11 @@ def _dtypes(text: str, state: State, leaves: list[tuple[str, Any]]) -> str:
     return ""
 
 
+_STORES = {torch.bfloat16: "bf16-true", torch.float16: "fp16-true", torch.float64: "fp64"}
+_STORED = (
+    ' A step with fl.amp("{name}") converts its batches, and fl.amp("{name}")(loss) those of '
+    "fl.evaluate, fl.validate and fl.predict."
+)
 _MIXED = re.compile("same dtype|scalar type|Input type|should be the same")
 _SPOKEN = {
     torch.float64: "double|float64",

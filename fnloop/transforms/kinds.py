@@ -33,6 +33,7 @@ def ambient() -> Any:
         torch.get_num_threads(),
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.is_anomaly_enabled(),
         (torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda")) if autocast else None,
     )

@@ -15,6 +15,7 @@ from fnloop._torch.draws import Maker, draw
 from fnloop._torch.fakes import fake_mode, without_values
 from fnloop._torch.freed_memory import keep_freed
 from fnloop._torch.references import storage_of
+from fnloop._torch.tf32 import tf32
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.recorded import Inputs, Recorded
 from fnloop.transforms.varying import Varying, recorded_with_symbols
@@ -93,7 +94,8 @@ class Program:
         self.operations = operations.total()
         options = machine_code.options(device, mode, operations, memory)
         given = self._pick([*recorded.fakes, *recorded.drawn])
-        with no_casting(device):  # the recorded graph holds the casts already
+        self._rounding = tf32 if recorded.rounded else contextlib.nullcontext
+        with no_casting(device), self._rounding():  # the recorded graph holds the casts already
             self._run = machine_code.build(recorded.graph, given, backend, options)
         self._mode = recurrent.mode_for(recorded.graph)
         self._clones = device.type != "cpu"
@@ -117,7 +119,7 @@ class Program:
             everything += draw(self._makers, self._seeds(state), state.step.device)
         given = list(self._pick(everything))
         del everything  # so that the graph can free random numbers, once it has read them
-        with no_casting(state.step.device), self._products(), self._mode():
+        with no_casting(state.step.device), self._rounding(), self._products(), self._mode():
             results = self._run(given)
         for place, check in self._checks:
             if bool(results[place]) is not check.holds:

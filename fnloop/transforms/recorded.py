@@ -109,7 +109,7 @@ class Recorded:
         stable: Whether the other changed tensors keep their strides.
         changed, copied: Pairs: index among the state's tensors, index among the graph's outputs.
             The latter are to be copied into the state.
-        periods: See `Recording`.
+        periods, rounded: See `Recording`.
         checks: Conditions of the step, with their index among the outputs.
         metrics: Structure of the metrics; for each leaf, its index among the outputs, and if that
             is None the leaf itself.
@@ -169,6 +169,7 @@ class Recorded:
                 after, results = step(state, restored(batch))
             if host.drew:  # for a loss, it is an error already
                 check_draws(host.drew, "a stage of the step")
+            self.rounded = recording.rounded
             check_after(state, after, set(plan.slots))
             written = [i for i, t in enumerate(fakes) if t._version != versions[i]]
             if written:

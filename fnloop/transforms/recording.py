@@ -23,10 +23,12 @@ class Recording:
 
     Attributes:
         periods: Numbers n for which the step does something else at each n-th call.
+        rounded: Whether its matrix products of float32 may be rounded to TF32.
     """
 
     def __init__(self, draws: Draws, calls: list[int]) -> None:
         self.periods: set[int] = set()
+        self.rounded = False
         self._draws, self._counts = draws, calls
         self._key: Tensor | None = None
         self._calls: Tensor | None = None

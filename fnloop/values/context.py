@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import torch
 
-from fnloop._torch.tracing import casting
+from fnloop._torch.tracing import casting as is_casting
 from fnloop.trees.nodes import static, tree
 
 _NOTHING = contextlib.nullcontext()
@@ -19,7 +19,9 @@ class Context:
 
     Attributes:
         micro: Index of the micro-batch; nested `fl.accumulate` stages count in one flat sequence.
-        autocast: The autocast dtype of the model; None without `fl.amp`.
+        autocast: The autocast dtype of the model, float32 for none; None without `fl.amp`, which
+            leaves an autocast around the call as it is.
+        modules: The `ModulePrecisions` of some modules; or None.
         scale: float32[]; the loss scale, applied before the backward pass; or None.
         counts: Whether the micro-batch counts; if not, it is there for other ranks' sake only.
         norms: The `BatchNorms` that synchronize those of the loss over ranks; or None.
@@ -30,6 +32,7 @@ class Context:
 
     micro: int = 0
     autocast: torch.dtype | None = None
+    modules: Any = static(default=None)
     scale: Any = None
     counts: bool = True
     norms: Any = static(default=None)
@@ -46,14 +49,19 @@ class Context:
 
     def casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """A context manager: autocast on `device` to the dtype of `autocast`, if there is one."""
-        if self.autocast is None:
-            return _NOTHING
-        return torch.autocast(device.type, dtype=self.autocast)
+        return _NOTHING if self.autocast is None else casting(self.autocast, device)
+
+
+def casting(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context manager: autocast on `device` to `dtype`; to float32, no autocast."""
+    if dtype is torch.float32:
+        return no_casting(device)
+    return torch.autocast(device.type, dtype=dtype)
 
 
 def no_casting(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A context manager: no autocast on `device`, should the user have called a step in one."""
-    if not casting() or not torch.amp.is_autocast_available(device.type):
+    if not is_casting() or not torch.amp.is_autocast_available(device.type):
         return _NOTHING
     return torch.autocast(device.type, enabled=False)
 

@@ -126,6 +126,8 @@ STAGES = {
     "accumulate": step_of(grad=[fl.accumulate(3)]),
     "amp bf16": step_of(grad=[fl.amp("bf16")]),
     "amp fp16": step_of(grad=[fl.amp("fp16", interval=2)]),
+    "amp of modules": step_of(grad=[fl.amp("bf16", modules={"head": "fp32"})]),
+    "amp fp64": step_of(grad=[fl.amp("fp64")]),
     "ema": step_of(
         after=[fl.ema(0.9), fl.ema(fl.schedules.linear(0.5, 0.9, steps=10), name="fast")]
     ),

@@ -60,7 +60,8 @@ def optimizer_example(name):
 
 
 # What to put into a stage's required parameters.
-GRAD_STAGES = {"accumulate": [fl.accumulate(3)], "amp": [fl.amp("bf16"), fl.amp("fp16")]}
+PRECISIONS = ("bf16", "fp16", "tf32", "bf16-true", "fp64")
+GRAD_STAGES = {"accumulate": [fl.accumulate(3)], "amp": [fl.amp(name) for name in PRECISIONS]}
 STEP_STAGES = {
     "ema": [fl.ema(0.9), fl.ema(fl.schedules.linear(0.5, 0.9, steps=10))],
     "guard": [
@@ -190,6 +191,7 @@ STEPS = {
         grad=[fl.accumulate(2), fl.amp("fp16", interval=2)],
         after=[fl.ema(0.9), fl.ema(0.5, name="fast")],
     ),
+    "amp of modules": step_of(grad=[fl.amp("bf16", modules={"head": "fp32", "*ond": "fp16"})]),
     "amp inside": step_of(grad=[fl.amp("fp16"), fl.accumulate(2)]),
     **{f"optimizer {name}": step_of(optimizer_example(name)) for name in OPTIMIZERS},
     "sequence": pair(),

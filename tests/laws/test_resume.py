@@ -86,7 +86,7 @@ def test_a_run_cut_at_any_step_ends_in_the_same_bits(tmp_path, precision, accumu
         assert skips == {N, N - 1, N - 2}  # none, one, and one that comes in both epochs
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16-true"])
 def test_three_resumes_in_a_row(tmp_path, precision):
     step = pipeline(precision, 4, ema=True)
     first, batches = initial(step, True, seed=1), data(bad=1)

@@ -108,6 +108,8 @@ STAGES = {
         step_of(grad=[fl.amp("bf16")]),
         step_of(grad=[fl.amp("fp16", interval=2)]),
         step_of(grad=[fl.accumulate(2), fl.amp("fp16", interval=2)]),
+        step_of(grad=[fl.amp("bf16", modules={"*": "fp32"})]),
+        step_of(grad=[fl.amp("fp64")]),
     ],
     "ema": [step_of(after=[fl.ema(0.9), fl.ema(fl.schedules.linear(0.5, 0.9, 10), name="fast")])],
     "guard": [

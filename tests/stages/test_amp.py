@@ -61,6 +61,34 @@ def test_fp16_follows_the_grad_scaler_through_overflows_and_growth():
     assert float(metrics["amp.scale"]) > 0
 
 
+def test_the_rule_of_the_scale_is_the_grad_scalers_with_its_defaults():
+    theirs = torch.amp.GradScaler("cpu").state_dict()
+    amp = fl.amp("fp16")(fl.grad(loss))
+    assert (amp.init_scale, amp.growth, amp.backoff, amp.interval) == tuple(
+        theirs[name] for name in ("scale", "growth_factor", "backoff_factor", "growth_interval")
+    )
+    step = fl.pipe(
+        loss,
+        fl.grad,
+        fl.amp("fp16", init_scale=2.0**8, growth=4.0, backoff=0.25, interval=2),
+        fl.update(fl.optim.sgd(0.1)),
+    )
+    state, p = step.init(net()), torch.nn.Parameter(torch.ones(()))
+    scaler = torch.amp.GradScaler(
+        "cpu", init_scale=2.0**8, growth_factor=4.0, backoff_factor=0.25, growth_interval=2
+    )
+    optimizer, bad = torch.optim.SGD([p], lr=0.0), (2, 5, 6)
+    for i, batch in enumerate(batches(12, bad)):
+        scaler.scale(p * (float("inf") if i in bad else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        state, _ = step(state, batch)
+        own = state["amp"]
+        assert float(own["scale"]) == scaler.get_scale()
+        assert int(own["good"]) == scaler.state_dict()["_growth_tracker"]
+
+
 def test_small_gradients_survive_in_fp16_whatever_the_weight():
     """Weighted by 60,000 tokens, a scaled SUM would overflow float16; unscaled ones vanish."""
 

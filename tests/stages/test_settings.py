@@ -195,6 +195,18 @@ def test_anomaly_detection_is_for_uncompiled_steps(name, expected):
             step.uncompiled(state, batch(torch.float32))
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection", "ignore:Error detected")
+def test_anomaly_detection_names_the_operation_whose_derivative_is_nan():
+    def rooted(model, batch):
+        return model(batch[0]).sub(1e3).sqrt().mean()
+
+    step = fl.pipe(rooted, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    state = step.init(net())
+    assert float(step(state, batch())[1]["skipped"]) == 1
+    with torch.autograd.detect_anomaly(), pytest.raises(RuntimeError, match=r"SqrtBackward0.*nan"):
+        step(state, batch())
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_seeds_are_integers_of_whatever_kind(name):
     step = STEPS[name]
