@@ -49,7 +49,6 @@ from fnloop.transforms.compile import compile as compile
 from fnloop.transforms.population import ensemble as ensemble
 from fnloop.transforms.population import sweep as sweep
 from fnloop.values.stacked import member as member
-from fnloop.values.stacked import stack as stack
 
 # Many processes
 from fnloop.distributed.mesh import mesh as mesh

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from fnloop.effects.effect import Effect, Run
-from fnloop.effects.grouping import grouped, span
 from fnloop.effects.page import Page
 from fnloop.effects.points import Point, Points, reason_in
+from fnloop.effects.spans import grouped, span
 from fnloop.loop.plot import draw
 from fnloop.trees.json_codec import from_text, to_text
 from fnloop.values.counts import as_count

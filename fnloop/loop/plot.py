@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fnloop.effects.grouping import grouped
 from fnloop.effects.points import subset_of
+from fnloop.effects.spans import grouped
 
 Curves: TypeAlias = Mapping[str, tuple[list[int], list[float]]]
 

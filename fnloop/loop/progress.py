@@ -13,9 +13,9 @@ from typing import Any, TextIO
 
 from fnloop.effects.activity import Activity, unwatch, watch
 from fnloop.effects.effect import Effect, Run
-from fnloop.effects.grouping import number
 from fnloop.effects.points import reason_in, subset_of
 from fnloop.effects.screens import screen
+from fnloop.effects.spans import number
 from fnloop.loop.progress_line import duration, kept_line, live_line
 from fnloop.values.cursor import Cursor, epoch_of
 from fnloop.values.merging import merge_all, numbers_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fnloop.effects.grouping import spans
+from fnloop.effects.spans import spans
 
 _GAP = "  "
 

@@ -71,18 +71,21 @@ class Population(StepStage):
 
         Args:
             model: A function that builds a model, so that members of an ensemble begin with weights
-                of their own; a model, with whose weights all begin; or a state: of this population,
-                which gets the memory that is missing, or of a single run, with which all go on.
+                of their own; a model, with whose weights all begin; a state of this population,
+                which gets the memory that is missing; the state of a single run, with which all go
+                on; or a list of such states, one for each member.
             seed: Of the first member.
 
         Raises:
             ValueError: The state has another number of members.
         """
+        if isinstance(model, (list, tuple)):
+            model = stack(model)
         given = each_member(model) if isinstance(model, State) else []
         if len(given) > 1 and len(given) != self.n:
             raise ValueError(
                 f"The state has {len(given)} members, and {self.describe()} has {self.n}. "
-                "fl.stack([fl.member(state, i) for i in ...]) makes a population of some of them."
+                "Of some of them: step.init([fl.member(state, i) for i in ...])."
             )
         begun: list[State] = []
         for i, own in enumerate(self.seeds):

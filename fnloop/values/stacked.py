@@ -18,9 +18,7 @@ SLOT, ACTIVE = "population", "active"
 def stack(states: Iterable[State]) -> State:
     """A population of the states of single runs.
 
-    Each leaf gets a leading dimension, but for the cursor: members read the same batches. The step
-    of as many members takes it from its `init`, which adds what is missing:
-    ``fl.ensemble(step, 3).init(fl.stack(states))``.
+    Each leaf gets a leading dimension, but for the cursor: members read the same batches.
 
     Args:
         states: Of one step, with equal structure and shapes. The cursor of the first is kept.
@@ -52,7 +50,7 @@ def member(population: State, i: int) -> State:
     """The state of member `i`: an ordinary state, to be evaluated, exported, saved or trained on.
 
     Args:
-        population: From ``step.init`` of an `fl.ensemble` or `fl.sweep`, or from `fl.stack`.
+        population: From ``step.init`` of an `fl.ensemble` or `fl.sweep`.
         i: From 0; negative from the end.
 
     Raises:

@@ -216,7 +216,7 @@ def test_states_that_are_no_population_are_refused():
     with pytest.raises(IndexError, match="no member 2: there are 2"):
         fl.member(many.init(dropping), 2)
     with pytest.raises(ValueError, match="cannot be stacked"):
-        fl.stack([of().init(dropping), of().init(normed)])
+        many.init([of().init(dropping), of().init(normed)])
     with pytest.raises(ValueError, match=r"fl\.member"):
         fl.to_module(many.init(dropping))
 
@@ -226,7 +226,7 @@ def test_members_are_dropped_and_added():
     state, _ = many(many.init(dropping), BATCH)
     chosen = [fl.member(state, 2), fl.member(state, 0), single.init(dropping, seed=9)]
     two = fl.ensemble(single, 3)
-    after, _ = two(two.init(fl.stack(chosen)), BATCH)
+    after, _ = two(two.init(chosen), BATCH)
     assert after.step.tolist() == [2, 2, 1]
     for i, own in enumerate(chosen):
         assert_close(fl.member(after, i), single(own, BATCH)[0])
