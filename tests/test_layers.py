@@ -27,6 +27,7 @@ LAYERS = (
     "trackers",
     "loop",
     "replays",
+    "tuning",
     "testing",
     "cli",
 )

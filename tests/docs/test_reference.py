@@ -15,6 +15,9 @@ REFERENCE = ROOT / "docs" / "reference"
 RARE = (
     "loop.statistics.refresh_statistics",
     "replays.replay.Replay",
+    "tuning.lr_search.LrSearch",
+    "tuning.batch_size_search.BatchSizeSearch",
+    "tuning.batch_size_search.Trial",
     "effects.effect.Run",
     "distributed.cost.Cost",
     "distributed.cost.Link",
