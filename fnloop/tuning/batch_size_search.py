@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -24,9 +25,13 @@ class Trial:
     def __str__(self) -> str:
         if self.seconds is None:
             return f"{self.size:,}: not enough memory"
-        return (
-            f"{self.size:,}: {self.seconds:.3g} s a step, {self.size / self.seconds:,.4g} a second"
-        )
+        return f"{self.size:,}: {self.seconds:.3g} s a step, {self.rate} a second"
+
+    @property
+    def rate(self) -> str:
+        """Examples a second, as text."""
+        number = self.size / (self.seconds or math.inf)
+        return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +68,7 @@ class BatchSizeSearch:
                 lines.append(f"{size}  not enough memory")
             else:
                 mark = "  <- suggestion" if trial.size == self.suggestion else ""
-                rate = trial.size / seconds
-                lines.append(f"{size}  {seconds:>9.3g}  {rate:>9,.4g}{mark}")
+                lines.append(f"{size}  {seconds:>9.3g}  {trial.rate:>9}{mark}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
