@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,13 +64,15 @@ class LrSearch:
         """The losses, averaged there and back.
 
         A `running_average` alone lags by ``decay / (1 - decay)`` candidates, and a suggestion from
-        it was too high by as much. On the way back an explosion counts no more than the highest
-        average before the lowest one: it would reach far.
+        it was too high by as much. On the way back, what follows the lowest average counts no more
+        than the median of those before: an explosion would reach far.
         """
         there = running_average(self.losses, self.decay)
-        before = [value for value in there[: _lowest(there) + 1] if math.isfinite(value)]
-        highest = max(before, default=math.inf)
-        return running_average([min(value, highest) for value in there[::-1]], self.decay)[::-1]
+        end = _lowest(there) + 1
+        before = [value for value in there[:end] if math.isfinite(value)]
+        level = statistics.median(before) if before else math.nan
+        there[end:] = [min(value, level) for value in there[end:]]
+        return running_average(there[::-1], self.decay)[::-1]
 
     @functools.cached_property
     def suggestion(self) -> float | None:
@@ -78,7 +82,7 @@ class LrSearch:
         the rate off this curve; to take its steepest point is fastai's rule. The slope is that of
         ``numpy.gradient(smoothed, log(lr))``, after the first tenth of the candidates and up to the
         lowest loss: after it come losses that fall back from an explosion. A fall of less than
-        twice the losses' root mean square distance from `smoothed` is taken for noise.
+        twice the standard deviation from one loss to the next is taken for noise.
         """
         points = self._points
         if len(points) < 2 or not self._falls:
@@ -152,12 +156,15 @@ class LrSearch:
     @property
     def _falls(self) -> bool:
         """Whether the loss falls by more than it fluctuates, up to its lowest value."""
-        last = _lowest(self.smoothed) + 1
-        pairs = list(zip(self.losses[:last], self.smoothed[:last], strict=True))
-        finite = [(loss, mean) for loss, mean in pairs if math.isfinite(mean)]
-        noise = math.sqrt(sum((loss - mean) ** 2 for loss, mean in finite) / len(finite))
-        means = [mean for _, mean in finite]
-        return max(means) - min(means) > 2 * noise
+        end = _lowest(self.smoothed) + 1
+        finite = [loss for loss in self.losses[:end] if math.isfinite(loss)]
+        means = [mean for mean in self.smoothed[:end] if math.isfinite(mean)]
+        if len(finite) < 2:
+            return False
+        # Of normal noise, half of the steps from one loss to the next are below 0.954 deviations;
+        # the median does not mind the few along which the loss falls.
+        steps = [abs(after - before) for before, after in itertools.pairwise(finite)]
+        return max(means) - min(means) > 2 * statistics.median(steps) / 0.954
 
 
 def _lowest(values: Sequence[float]) -> int:
