@@ -90,6 +90,10 @@ from fnloop.replays.replay import replay as replay
 from fnloop.loop.run import run as run
 from fnloop.loop.validate import validate as validate
 
+# Tuning
+from fnloop.tuning.find_batch_size import find_batch_size as find_batch_size
+from fnloop.tuning.find_lr import find_lr as find_lr
+
 # Checkpoints
 from fnloop.store.folders import best as best
 from fnloop.store.checkpoint import checkpoint as checkpoint

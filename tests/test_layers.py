@@ -29,6 +29,7 @@ LAYERS = (
     "replays",
     "base",
     "errors",
+    "tuning",
     "testing",
     "cli",
 )

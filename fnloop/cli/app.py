@@ -30,7 +30,10 @@ _MODULES = {
     "diff": "fnloop.cli.diff_command",
     "replay": "fnloop.cli.replay_command",
     "export": "fnloop.cli.export_command",
+    "find-lr": "fnloop.cli.tune_command",
+    "find-batch-size": "fnloop.cli.tune_command",
 }
+_WITH_FLAGS = ("find-lr", "find-batch-size")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,6 +106,8 @@ def _run(given: list[str], whole: bool) -> int:
         return 0
     if command in ("fit", "resume"):
         return _trained(command, rest)
+    if command in _WITH_FLAGS:
+        return _function(command)(rest)
     return _function(command)(parse_plain(parsers.of(command), rest))
 
 
@@ -125,7 +130,7 @@ def _tell_ranks(error: Exception) -> None:
 
 
 def _function(command: str) -> Any:
-    return getattr(import_module(_MODULES[command]), f"run_{command}")
+    return getattr(import_module(_MODULES[command]), f"run_{command.replace('-', '_')}")
 
 
 def _unknown(command: str) -> str:

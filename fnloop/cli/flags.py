@@ -246,7 +246,8 @@ def _wrong_type(
         if text is not None and _kind(name, function) == "str":
             return f'{place} takes str, and {text} is none without quotes: {name}: "{text}".'
     value = re.search(r"(?:Got|Given) value: (.*)", what)
-    kind = _kind(key, function)
+    own = re.search(r"Expected an? <class '(\w+)'>", what)  # of an option of the command
+    kind = _kind(key, function) or (own[1] if own else "")
     if value is None or not kind:
         return f"{place}: {what}"
     return f"{place} takes {kind}, got {value[1].strip()!r}."

@@ -22,6 +22,8 @@ COMMANDS = {
     "diff": "Compare two checkpoints, leaf by leaf.",
     "replay": "Run one step of a run again, and see what happens in it.",
     "export": "Write a run's weights as a file for other tools.",
+    "find-lr": "Try learning rates of a recipe, and suggest one.",
+    "find-batch-size": "Find the largest batch that fits into memory.",
 }
 
 _USAGE = {
@@ -39,6 +41,14 @@ _USAGE = {
     "export": (
         "CHECKPOINT_OR_RUN --output FILE [--params SLOT] [--dtype fp32|bf16|fp16] [--force] "
         "[--checkpoint best|latest|PATH] [--recipe RECIPE.py]"
+    ),
+    "find-lr": (
+        "RECIPE.py [--of NAME] [--from LR] [--to LR] [--candidates N] [--plot FILE] "
+        "[--config FILE.yaml] [--FLAG VALUE ...]"
+    ),
+    "find-batch-size": (
+        "RECIPE.py [--of FLAG] [--from N] [--to N] [--search power|binary] [--config FILE.yaml] "
+        "[--FLAG VALUE ...]"
     ),
 }
 
@@ -79,8 +89,9 @@ def of(
         group = parser.add_argument_group(f"flags of {file}")
         group.add_function_arguments(recipe, as_group=False)
         parser.set_defaults(dict(_numpy_defaults(recipe)))
-    elif command == "fit":
-        parser.description = f"{parser.description} For its flags: fnloop fit RECIPE.py --help"
+    elif command in ("fit", "find-lr", "find-batch-size"):
+        own = f"For its flags: fnloop {command} RECIPE.py --help"
+        parser.description = f"{parser.description} {own}"
     return parser
 
 
@@ -120,7 +131,7 @@ class _Parser(ArgumentParser):
         self._default_env = False
 
 
-def _fit(parser: ArgumentParser) -> None:
+def _recipe(parser: ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", metavar="RECIPE.py", default=SUPPRESS, help=_RECIPE)
     parser.add_argument(
         "--config",
@@ -128,6 +139,10 @@ def _fit(parser: ArgumentParser) -> None:
         metavar="FILE.yaml",
         help="values of flags, as fit leaves them in a run's config.yaml; it may name the recipe",
     )
+
+
+def _fit(parser: ArgumentParser) -> None:
+    _recipe(parser)
     _switch(parser, "--resume", "go on with the run in the recipe's folder, if there is one")
     _switch(parser, "--overwrite", "start over: delete the checkpoints of the run in that folder")
     _switch(parser, "--smoke", "go through everything once, on two batches, and leave no file")
@@ -218,6 +233,25 @@ def _export(parser: ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
 
 
+def _find_lr(parser: ArgumentParser) -> None:
+    _recipe(parser)
+    what = "which learning rate, as reported: head.adamw.lr; default the only one"
+    _option(parser, "--of", "NAME", str, what)
+    _option(parser, "--from", "LR", float, "the first candidate; default 1e-7")
+    _option(parser, "--to", "LR", float, "the last candidate; default 10")
+    _option(parser, "--candidates", "N", int, "how many, one a step; default 100")
+    _option(parser, "--plot", "FILE", str, "also draw the losses: a .png, .pdf or .svg file")
+
+
+def _find_batch_size(parser: ArgumentParser) -> None:
+    _recipe(parser)
+    _option(parser, "--of", "FLAG", str, "the recipe's flag to find; default batch_size")
+    _option(parser, "--from", "N", int, "the first size, which is doubled; default 2")
+    _option(parser, "--to", "N", int, "the largest size to try; default 8192")
+    what = "power (default) stops where doubling does not fit; binary goes on between the last two"
+    _option(parser, "--search", "power|binary", str, what)
+
+
 def _many(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--nproc",
@@ -230,6 +264,11 @@ def _many(parser: ArgumentParser) -> None:
 
 def _deterministic(parser: ArgumentParser) -> None:
     _switch(parser, "--deterministic", "the same bits from run to run, on a GPU too")
+
+
+def _option(parser: ArgumentParser, name: str, value: str, kind: type, help: str) -> None:
+    typed: dict[str, Any] = {} if kind is str else {"type": kind}
+    parser.add_argument(name, metavar=value, default=SUPPRESS, help=help, **typed)
 
 
 def _switch(parser: ArgumentParser, name: str, help: str) -> None:
@@ -246,4 +285,6 @@ _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "diff": _diff,
     "replay": _replay,
     "export": _export,
+    "find-lr": _find_lr,
+    "find-batch-size": _find_batch_size,
 }

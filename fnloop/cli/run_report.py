@@ -105,11 +105,14 @@ def write_history(history: History, folder: Path) -> list[tuple[str, str]]:
     return [("curves", curves), ("history", shown(folder / "history.csv"))]
 
 
+def examples_of(data: Any) -> int | None:
+    """How many examples the data has, if it is known."""
+    own = getattr(as_source(data), "examples", None)
+    return _length(getattr(data, "dataset", None)) if own is None else own
+
+
 def _size(data: Any) -> str:
-    source = as_source(data)
-    examples, batches = getattr(source, "examples", None), source.batches
-    if examples is None:
-        examples = _length(getattr(data, "dataset", None))
+    examples, batches = examples_of(data), as_source(data).batches
     counts = [(examples, "example", "s"), (batches, "batch", "es")]
     known = [f"{n:,} {what}{plural * (n > 1)}" for n, what, plural in counts if n]
     return " in ".join(known) or type(data).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -94,7 +95,7 @@ class Batches:
                 "fl.Batches takes the data as one argument, such as a tuple: "
                 "fl.Batches((x, y), 64)."
             )
-        self.batch_size = batch_size = as_count(batch_size, "batch_size", 1)
+        batch_size = as_count(batch_size, "batch_size", 1)
         self.shuffle = shuffle
         self.seed = as_count(seed, "seed", least=None)
         self.drop_last = drop_last
@@ -102,11 +103,6 @@ class Batches:
         self.examples = self._reader.examples
         if not self.examples:
             raise ValueError("The data is empty: it has 0 examples.")
-        if drop_last and self.examples < batch_size:
-            raise ValueError(
-                f"drop_last=True leaves no batch: there are {self.examples} examples and "
-                f"batch_size is {batch_size}. Make batch_size smaller, or keep the last batch."
-            )
         self._buckets = None if buckets is None else _checked(buckets, self.examples)
         self._weights = None if weights is None else checked_weights(weights, self.examples)
         if weights is not None and (buckets is not None or not shuffle):
@@ -115,10 +111,30 @@ class Batches:
                 f"fl.Batches draws examples at random by weights=, and {other} asks for another "
                 "order. Leave out one of the two."
             )
-        self._length = (self.examples + (0 if drop_last else batch_size - 1)) // batch_size
+        self._cut(batch_size)
+
+    def _cut(self, batch_size: int) -> None:
+        """Set the batch size, and what depends on it."""
+        if self.drop_last and self.examples < batch_size:
+            raise ValueError(
+                f"drop_last=True leaves no batch: there are {self.examples} examples and "
+                f"batch_size is {batch_size}. Make batch_size smaller, or keep the last batch."
+            )
+        self.batch_size = batch_size
+        self._length = (self.examples + (0 if self.drop_last else batch_size - 1)) // batch_size
         self.batches: int | None = self._length  # part of the Source protocol
         self._ahead = batch_size * max(1, min(_CUT, _AHEAD // batch_size))
         self._order = self._new_order()
+
+    def resized(self, batch_size: int) -> Batches:
+        """The same data in batches of another size.
+
+        >>> [batch.tolist() for batch in Batches(torch.arange(3), 1, shuffle=False).resized(2)]
+        [[0, 1], [2]]
+        """
+        same = copy.copy(self)
+        same._cut(as_count(batch_size, "resized(batch_size)", 1))
+        return same
 
     def __len__(self) -> int:
         return self._length

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fnloop.loop.monitoring import Monitoring
-from fnloop.stages.scale import scale
+from fnloop.stages.scale import multipliers, scale
 from fnloop.trees.nodes import tree
 from fnloop.values.counts import as_count, as_number
 from fnloop.values.metrics import Sum
@@ -94,7 +94,7 @@ class reduce_on_plateau(Monitoring):
         found = [rate for rate, _, _ in self._rates(state)]
         missing = [rate for rate in self.rates if rate not in found]
         if missing or not found:
-            known = ", ".join([rate for rate, _, _ in _multipliers(state)]) or "none"
+            known = ", ".join([rate for rate, _, _ in multipliers(state)]) or "none"
             what = missing[0] if missing else "learning rate"
             raise ValueError(
                 f"{self.describe()} finds no {what} to lower. It lowers what an fl.update reports; "
@@ -138,16 +138,6 @@ class reduce_on_plateau(Monitoring):
         return sign * value < sign * best - self.threshold
 
     def _rates(self, state: State) -> Iterator[tuple[str, str, Tensor]]:
-        for rate, slot, multiplier in _multipliers(state):
+        for rate, slot, multiplier in multipliers(state):
             if rate in self.rates or (not self.rates and rate.endswith(".lr")):
                 yield rate, slot, multiplier
-
-
-def _multipliers(state: State) -> Iterator[tuple[str, str, Tensor]]:
-    """The multipliers of `fl.scale`, with the two names that it knows each by."""
-    for slot, memory in state.slots.items():
-        multipliers = memory.get("scale") if isinstance(memory, dict) else None
-        if isinstance(multipliers, dict):
-            folder, slash, name = slot.rpartition("/")
-            for rate, multiplier in multipliers.items():
-                yield folder + slash + rate, name, multiplier

@@ -14,12 +14,31 @@ from fnloop.effects.spans import grouped
 
 Curves: TypeAlias = Mapping[str, tuple[list[int], list[float]]]
 
-_COLORS = ("#2f6fb0", "#e07b39", "#4a9d6e", "#a05fa8", "#8c6d4f")
-_GREY = "#666666"
+COLORS = ("#2f6fb0", "#e07b39", "#4a9d6e", "#a05fa8", "#8c6d4f")
+GREY = "#666666"
 
 
 def draw(curves: Curves, path: str | Path | None, names: Sequence[str] | None) -> Any:
     """See `History.plot`; `curves` are steps and values by metric name."""
+    panels = _panels(curves, names)
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = new_figure(max(4.6 * columns, 5.2), 3.2 * lines, "history.plot()")
+    for position, (title, subsets) in enumerate(panels.items(), start=1):
+        _panel(figure.add_subplot(lines, columns, position), title, subsets, curves)
+    return written(figure, path)
+
+
+def new_figure(width: float, height: float, who: str) -> Any:
+    """A matplotlib ``Figure`` that shows itself in a notebook.
+
+    Args:
+        width, height: In inches.
+        who: What draws, for the error where matplotlib is missing.
+
+    Raises:
+        ImportError: Where it is.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -29,19 +48,34 @@ def draw(curves: Curves, path: str | Path | None, names: Sequence[str] | None) -
             _repr_png_ = _png
     except ImportError as error:
         raise ImportError(
-            "history.plot() needs matplotlib, which is not installed: pip install fnloop[plot]"
+            f"{who} needs matplotlib, which is not installed: pip install fnloop[plot]"
         ) from error
-    panels = _panels(curves, names)
-    columns = 2 if len(panels) == 4 else min(3, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    figure = Curves(figsize=(max(4.6 * columns, 5.2), 3.2 * lines), dpi=144, layout="constrained")
+    figure = Curves(figsize=(width, height), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
-    for position, (title, subsets) in enumerate(panels.items(), start=1):
-        _panel(figure.add_subplot(lines, columns, position), title, subsets, curves)
+    return figure
+
+
+def written(figure: Any, path: str | Path | None) -> Any:
+    """Write a figure to a file, if there is one; returns the figure."""
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     return figure
+
+
+def label(axes: Any, title: str, x: str, y: str) -> None:
+    """Title and labels of a panel, and light axes."""
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel(x, fontsize=9, color=GREY)
+    axes.set_ylabel(y, fontsize=9, color=GREY)
+    axes.tick_params(labelsize=8.5, color=GREY, labelcolor=GREY)
+    axes.margins(x=0.02)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#bbbbbb")
 
 
 def _png(figure: Any) -> tuple[bytes, dict[str, int]]:
@@ -68,22 +102,12 @@ def _panels(curves: Curves, names: Sequence[str] | None) -> dict[str, dict[str, 
 
 
 def _panel(axes: Any, title: str, subsets: dict[str, list[str]], curves: Curves) -> None:
-    colors = _COLORS * len(subsets)
+    colors = COLORS * len(subsets)
     for color, (subset, members) in zip(colors, subsets.items(), strict=False):
         _lines(axes, subset, color, [curves[name] for name in members])
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_xlabel("batches", fontsize=9, color=_GREY)
-    axes.set_ylabel(title, fontsize=9, color=_GREY)
-    axes.tick_params(labelsize=8.5, color=_GREY, labelcolor=_GREY)
-    axes.margins(x=0.02)
+    label(axes, title, "batches", title)
     axes.ticklabel_format(axis="y", scilimits=(-3, 5))
-    axes.yaxis.get_offset_text().set(fontsize=8.5, color=_GREY)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#bbbbbb")
+    axes.yaxis.get_offset_text().set(fontsize=8.5, color=GREY)
     if len(axes.get_lines()) > 1 or "train" not in subsets:
         axes.legend(frameon=False, fontsize=9, loc="best")
 
@@ -103,5 +127,5 @@ def _lines(
     steps = min((steps for steps, _ in curves), key=len)
     rows = zip(*[values[-len(steps) :] for _, values in curves], strict=True)
     medians = [statistics.median(row) for row in rows]
-    label = f"{subset}, median of {len(curves)}"
-    axes.plot(steps, medians, color=color, linewidth=1.8, label=label)
+    name = f"{subset}, median of {len(curves)}"
+    axes.plot(steps, medians, color=color, linewidth=1.8, label=name)

@@ -171,6 +171,16 @@ class Optimizer:
                 changes[field] = number
         return replaced(self, **changes, _shown=fields) if changes else self
 
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """A copy in which hyperparameters have other values, numbers or schedules.
+
+        Args:
+            values: By the names of `hyperparameters`; names of others are passed over.
+        """
+        named = self._reported().items()
+        changes = {field: values[name] for field, name in named if name in values}
+        return replaced(self, **changes) if changes else self
+
     def at(self, step: Step, *fields: str) -> list[Any]:
         """The values of some hyperparameters at `step`."""
         values = list(map(getattr, itertools.repeat(self), fields))

@@ -131,5 +131,8 @@ class chain(Optimizer):
             return self
         return replaced(self, optimizers=resolved)
 
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        return replaced(self, optimizers=tuple([o.with_values(values) for o in self.optimizers]))
+
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.optimizers))})"

@@ -121,11 +121,20 @@ class by_label(Optimizer):
         return found
 
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
+        return self._map(lambda optimizer, own: optimizer.resolve(step, own), scale)
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        return self._map(lambda optimizer, own: optimizer.with_values(own), values)
+
+    def _map(
+        self, change: Callable[[Optimizer, dict[str, Any]], Optimizer], named: Mapping[str, Any]
+    ) -> Self:
+        """Change each optimizer, which is given what has its label, without the label."""
         optimizers: dict[str, Optimizer] = {}
         for label, optimizer in self.optimizers.items():
             start = len(label) + 1
-            own = {key[start:]: v for key, v in scale.items() if key.startswith(label + ".")}
-            optimizers[label] = optimizer.resolve(step, own)
+            own = {key[start:]: v for key, v in named.items() if key.startswith(label + ".")}
+            optimizers[label] = change(optimizer, own)
         return replaced(self, optimizers=optimizers)
 
     def _each(

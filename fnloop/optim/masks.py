@@ -104,3 +104,6 @@ class masked(Optimizer):
 
     def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
         return replaced(self, optimizer=self.optimizer.resolve(step, scale))
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        return replaced(self, optimizer=self.optimizer.with_values(values))

@@ -130,6 +130,11 @@ class from_torch(Optimizer):
         }
         return replaced(self, numbers={**self.numbers, **numbers}, _shown=fields)
 
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        named = self._reported().items()
+        changes = {field: values[name] for field, name in named if name in values}
+        return replaced(self, numbers={**self.numbers, **changes})
+
     def __repr__(self) -> str:
         keywords = {**self.numbers, **dict(self.options)}
         text = "".join(f", {key}={value!r}" for key, value in keywords.items())

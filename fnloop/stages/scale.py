@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -57,6 +58,16 @@ def scale(
     number = _number(factor if to is None else to, old)
     new = old * number if to is None else number
     return state.put(name, {**memory, "scale": {**memory["scale"], hyperparameter: new}})
+
+
+def multipliers(state: State) -> Iterator[tuple[str, str, Tensor]]:
+    """The multipliers in `state`, with the two names that `scale` knows each by."""
+    for slot, memory in state.slots.items():
+        found = memory.get("scale") if isinstance(memory, dict) else None
+        if isinstance(found, dict):
+            folder, slash, name = slot.rpartition("/")
+            for rate, multiplier in found.items():
+                yield folder + slash + rate, name, multiplier
 
 
 def _number(value: Any, old: Tensor) -> Tensor:

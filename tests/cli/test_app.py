@@ -11,6 +11,7 @@ import fnloop
 from fnloop.cli.app import main
 
 COMMANDS = ["fit", "resume", "validate", "test", "predict", "show", "diff", "replay", "export"]
+COMMANDS += ["find-lr", "find-batch-size"]
 
 
 @pytest.mark.lightning("I1")

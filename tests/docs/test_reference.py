@@ -14,6 +14,9 @@ REFERENCE = ROOT / "docs" / "reference"
 
 RARE = (
     "replays.replay.Replay",
+    "tuning.lr_search.LrSearch",
+    "tuning.batch_size_search.BatchSizeSearch",
+    "tuning.batch_size_search.Trial",
     "effects.effect.Run",
     "distributed.cost.Cost",
     "distributed.cost.Link",

@@ -7,6 +7,9 @@ from fnloop.optim.algorithms.adam import adamw
 from fnloop.optim.algorithms.sgd import sgd
 from fnloop.optim.base import correction
 from fnloop.optim.chains import chain
+from fnloop.optim.labels import by_label
+from fnloop.optim.masks import masked
+from fnloop.optim.torch_bridge import from_torch
 from fnloop.optim.transforms import clip_by_norm
 from fnloop.schedules.decay import constant, cosine
 from fnloop.values.choice import select
@@ -64,3 +67,15 @@ def test_what_they_make():
     assert sgd().makes == "updates" and clip_by_norm(1.0).makes == "gradients"
     assert chain(clip_by_norm(1.0)).makes == "gradients"
     assert chain(clip_by_norm(1.0), sgd()).makes == "updates"
+
+
+def test_values_are_given_by_the_names_that_are_reported():
+    parts = {"a": adamw(cosine(1.0, steps=10), name="own"), "b": masked(sgd(0.5), ["w"])}
+    optimizer = chain(clip_by_norm(constant(1.0)), by_label(parts, {"*": "a"}))
+    values = {"a.own.lr": 0.25, "b.sgd.lr": cosine(0.1, steps=3), "clip_by_norm.max_norm": 2.0}
+    given = optimizer.with_values({**values, "own.lr": 7.0})
+    assert given.hyperparameters() == {**optimizer.hyperparameters(), **values}
+    assert optimizer.hyperparameters()["b.sgd.lr"] == 0.5
+    assert optimizer.with_values(optimizer.hyperparameters()) == optimizer
+    wrapped = from_torch(torch.optim.SGD, lr=cosine(1.0, steps=10), momentum=0.9)
+    assert wrapped.with_values({"sgd.lr": 0.5}) == from_torch(torch.optim.SGD, lr=0.5, momentum=0.9)

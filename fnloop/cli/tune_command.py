@@ -1,0 +1,158 @@
+"""``fnloop find-lr`` and ``fnloop find-batch-size``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fnloop.cli import parsers, run_report
+from fnloop.cli.flags import Flags, configs_in, parse, recipe_in
+from fnloop.cli.forward import train_of
+from fnloop.cli.messages import Problem, shown, usage
+from fnloop.cli.recipe import Recipe
+from fnloop.cli.source import build, load_function, parameters
+from fnloop.data.batches import START
+from fnloop.data.sources import as_source
+from fnloop.stages.scale import multipliers
+from fnloop.trees.nodes import tree_leaves
+from fnloop.trees.show import short
+from fnloop.tuning.find_batch_size import find_batch_size
+from fnloop.tuning.find_lr import find_lr
+from fnloop.values.state import State
+
+_SUFFIXES = (".png", ".pdf", ".svg")
+
+
+class _Given(NamedTuple):
+    """A recipe on the command line.
+
+    Attributes:
+        file: Its file.
+        function: The function ``recipe`` in it.
+        flags: Its flags.
+    """
+
+    file: Path
+    function: Callable[..., Any]
+    flags: Flags
+
+    def recipe(self, **changes: Any) -> Recipe:
+        """What it returns, for other values of some flags."""
+        return build(self.function, self.file, {**self.flags.values, **changes})
+
+
+def run_find_lr(arguments: Sequence[str]) -> int:
+    """``fnloop find-lr RECIPE.py``."""
+    given = _given("find-lr", arguments)
+    options = given.flags.options
+    plot: str | None = options.get("plot")
+    if plot is not None and Path(plot).suffix not in _SUFFIXES:
+        raise usage(f"--plot {plot}: expected a file called {', '.join(_SUFFIXES)}.")
+    recipe = given.recipe()
+    state = recipe.step.init(recipe.model, seed=recipe.seed)
+    own = {"of": "name", "from": "min_lr", "to": "max_lr", "candidates": "steps"}
+    settings: dict[str, Any] = {own[k]: v for k, v in options.items() if k in own}
+    if "name" not in settings and len(rates := _rates(state)) > 1:
+        raise usage(f"Which learning rate? --of NAME, one of: {', '.join(rates)}.")
+    found = find_lr(recipe.step, state, recipe.data, **settings)
+    print(found.table())
+    rows = list[tuple[str, str]]()
+    if plot is not None:
+        found.plot(plot)
+        rows.append(("plot", shown(Path(plot))))
+    if found.suggestion is not None:
+        flag = _flag_of_rate(given, state)
+        text = f"{found.name} = {found.suggestion:.3g}"
+        rows.append(("suggestion", f"--{flag} {found.suggestion:.3g}" if flag else text))
+    if rows:
+        print(f"\n{run_report.columns(rows)}")
+    if found.suggestion is None:
+        raise Problem(f"There is no suggestion for {found.name}: {found.reason}.")
+    return 0
+
+
+def run_find_batch_size(arguments: Sequence[str]) -> int:
+    """``fnloop find-batch-size RECIPE.py``."""
+    given = _given("find-batch-size", arguments)
+    options = given.flags.options
+    flag = _size_flag(given, options.get("of", "batch_size"))
+    recipe = given.recipe()
+    state = recipe.step.init(recipe.model, seed=recipe.seed)
+    own = {"from": "start", "to": "max_size", "search": "search"}
+    settings: dict[str, Any] = {own[k]: v for k, v in options.items() if k in own}
+    examples = run_report.examples_of(train_of(recipe))
+    if examples is not None:
+        settings["max_size"] = min(settings.get("max_size", examples), examples)
+    found = find_batch_size(recipe.step, state, _maker(given, flag, int(state.key)), **settings)
+    print(found.table())
+    if found.suggestion is None:
+        raise Problem(f"There is no suggestion for --{flag}: {found.reason}.")
+    rows = [("suggestion", f"--{flag} {found.suggestion}"), ("because", found.reason)]
+    print(f"\n{run_report.columns(rows)}")
+    return 0
+
+
+def _given(command: str, arguments: Sequence[str]) -> _Given:
+    named, rest = recipe_in(arguments)
+    files = [Path(named)] if named else [c.recipe() for c in reversed(configs_in(rest))]
+    file = next(filter(None, files), None)
+    if file is None:
+        raise usage(f"Which recipe? fnloop {command} RECIPE.py, or --config of a run.")
+    function = load_function(file)
+    taken = [o[2:] for action in parsers.of(command)._actions for o in action.option_strings]
+    if both := [name for name in parameters(function) if name in taken]:
+        raise usage(
+            f"recipe() in {shown(file)} has a parameter {both[0]!r}, and --{both[0]} is an option "
+            f"of fnloop {command}. Give the parameter another name."
+        )
+    parser = parsers.of(command, function, file.name)
+    return _Given(file, function, parse(parser, function, [str(file), *rest], file.name))
+
+
+def _rates(state: State) -> list[str]:
+    return [rate for rate, _, _ in multipliers(state) if rate.endswith(".lr")]
+
+
+def _flag_of_rate(given: _Given, state: State) -> str | None:
+    """The flag that sets the only learning rate, as far as names tell."""
+    names = parameters(given.function)
+    named = [name for name in names if name in ("lr", "learning_rate")]
+    found = named or [name for name in names if name.endswith(("_lr", "_learning_rate"))]
+    return found[0] if len(found) == 1 and len(_rates(state)) == 1 else None
+
+
+def _size_flag(given: _Given, name: str) -> str:
+    name = name.lstrip("-").replace("-", "_")
+    flags = {n: value for n, value in given.flags.values.items() if type(value) is int}
+    if name not in flags:
+        known = ", ".join(flags) or "none"
+        raise usage(
+            f"Which flag is the batch size? {shown(given.file)} has no whole number called "
+            f"{name!r}; --of takes one of: {known}."
+        )
+    return name
+
+
+def _maker(given: _Given, flag: str, key: int) -> Callable[[int], Any]:
+    """A function that makes the recipe's first batch for a value of the flag."""
+    seen: dict[str, int] = {}
+
+    def make(size: int) -> Any:
+        source = as_source(train_of(given.recipe(**{flag: size})))
+        with closing(source.iterate(START, key)) as batches:
+            _, batch = next(batches)
+        shapes = ", ".join(short(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+        other = seen.setdefault(shapes, size)
+        if other != size:
+            raise Problem(
+                f"--{flag} {size} gives the same first batch as {other}: {shapes}. Usual causes: "
+                "the flag is not the batch size (--of names another), or there are no more "
+                f"examples (--to {other})."
+            )
+        return batch
+
+    return make

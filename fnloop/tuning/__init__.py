@@ -1,0 +1,1 @@
+"""Find hyperparameters by trying: a learning rate, a batch size."""
