@@ -1,31 +1,21 @@
-"""``evaluate`` and ``predict``: the model in evaluation mode, without gradients."""
+"""``evaluate``: metrics of the model in evaluation mode, without gradients."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from fnloop._torch.freed_memory import keep_freed
-from fnloop._torch.random import seeded
 from fnloop.data.bundle import Data, sets_of
 from fnloop.data.divided import refuse_divided
-from fnloop.data.fingerprint import checksum
-from fnloop.data.sources import one_epoch
 from fnloop.distributed.gates import RankError, gate, leave
 from fnloop.distributed.mesh import Mesh
+from fnloop.loop.each_batch import outputs_of, whole
 from fnloop.loop.ranks import SAME_DATA
 from fnloop.loop.statistics import refresh_statistics
 from fnloop.names.keywords import explained
-from fnloop.stages.functions import as_loss, takes_state
-from fnloop.stages.loss_result import explain, read_metrics
-from fnloop.values.close_look import Unwritten
-from fnloop.values.key import fold
+from fnloop.stages.functions import as_loss
+from fnloop.stages.loss_result import read_metrics
 from fnloop.values.merging import merge_all, numbers
-from fnloop.values.placing import whole_state
-from fnloop.values.start import choose_params
 from fnloop.values.state import State
 
 
@@ -55,7 +45,7 @@ def evaluate(
     Raises:
         ValueError: The data gives no batch; or it is `fl.Data` with both parts, or neither.
 
-    >>> import fnloop as fl
+    >>> import torch, fnloop as fl
     >>> model = torch.nn.Linear(1, 1, bias=False)
     >>> state = fl.pipe(lambda m, x: m(x).mean(), fl.grad).init(model)
     >>> state = state.replace(params={"weight": torch.ones(1, 1)})
@@ -93,7 +83,7 @@ def evaluate_metrics(
                 fn, state, part, params, batches, each, statistics, mesh
             ).items()
         }
-    mesh, state = mesh or Mesh(), _whole(state, "evaluate")
+    mesh, state = mesh or Mesh(), whole(state, "evaluate")
     try:
         own = _own_share(fn, state, data, params, batches, each, statistics, mesh)
     except Exception as error:
@@ -130,94 +120,10 @@ def _own_share(
     if statistics is not None:
         state = refresh_statistics(fn, state, statistics, params)
     share = (mesh.rank, mesh.data)
-    for batch, result in _outputs(who, state, data, params, "evaluate", batches, share, sums):
+    for _, batch, result in outputs_of(who, state, data, params, "evaluate", batches, share, sums):
         parts.append(read_metrics(result, batch, who))
         if each is not None:
             each()
         if len(parts) == 64:
             parts = [merge_all(parts)]
     return [merge_all(parts)] if parts else [], hash(tuple(sums))
-
-
-@explained
-def predict(
-    fn: Callable[..., Any], state: State, data: Any, params: str | None = None
-) -> Iterator[Any]:
-    """Outputs of the model, batch by batch, in the order of `data`.
-
-    Args:
-        fn: ``(model, batch) -> output``.
-        state: The state with the model; it is not changed.
-        data: Whatever `fl.run` takes; one epoch of it, not shuffled. Of `fl.Data`, ``predict``.
-        params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
-
-    Yields:
-        What `fn` returns.
-
-    Raises:
-        ValueError: The data is shuffled: `fl.Batches` or a loader that shuffles, a sampler in
-            another order, or a stream that draws random numbers.
-
-    >>> import fnloop as fl
-    >>> state = fl.pipe(lambda m, x: m(x).mean(), fl.grad).init(torch.nn.Linear(1, 2))
-    >>> data = fl.Batches(torch.zeros(5, 1), 2, shuffle=False)
-    >>> [len(y) for y in predict(lambda m, x: m(x), state, data)]
-    [2, 2, 1]
-    """
-    if isinstance(data, Data):
-        data = data.only("predict", "predict")
-    who = as_loss(fn, "fn(model, batch)")
-    for _, output in _outputs(who, _whole(state, "predict"), data, params, "predict"):
-        yield output
-
-
-def _whole(state: Any, place: str) -> State:
-    if not isinstance(state, State):
-        raise TypeError(f"{place} takes a state, it was given {type(state).__name__}.")
-    return whole_state(state)
-
-
-def _outputs(
-    fn: Any,
-    state: State,
-    data: Any,
-    params: str | None,
-    place: str,
-    batches: int | None = None,
-    share: tuple[int, int] = (0, 1),
-    sums: list[int] | None = None,
-) -> Iterator[tuple[Any, Any]]:
-    """Each batch of one epoch, at most `batches`, and the result of `fn` for it.
-
-    Of `n` ranks each has every n-th batch: `share` is this rank, and `n`. Checksums of what all of
-    them have are added to `sums`.
-    """
-    keep_freed()
-    chosen, wants_state = choose_params(state, params), takes_state(fn)
-    views = {name: p.detach() for name, p in chosen.items()}  # an assignment to .data stays here
-    unwritten = Unwritten(chosen)
-    key, calls, device = int(state.key), int(state.calls), state.step.device
-    rank, ranks = share
-    epoch: Iterator[Any] = one_epoch(data, key, ordered=place == "predict")
-    if ranks > 1 and sums is not None:
-        epoch = _summed(epoch, sums)
-    for i, batch in itertools.islice(enumerate(epoch), rank, batches, ranks):
-
-        def output(model: Any, batch: Any = batch) -> Any:
-            return fn(model, batch, state) if wants_state else fn(model, batch)
-
-        # Enter these contexts only around the call, not while the data is read.
-        with torch.no_grad(), seeded(fold(key, calls, place, i), device):
-            try:
-                result, _ = state.skeleton.call(output, views, state.buffers, False, fn)
-                unwritten.check(fn)
-            except Exception as error:
-                explain(error, fn, state, batch)
-                raise
-        yield batch, result
-
-
-def _summed(batches: Iterator[Any], sums: list[int]) -> Iterator[Any]:
-    for batch in batches:
-        sums.append(checksum(batch))
-        yield batch
