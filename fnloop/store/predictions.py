@@ -118,13 +118,7 @@ class Predictions:
         part.append(columns, cursor)
 
     def finish(self, part: BatchFiles) -> Path:
-        """Give a part with all batches its name, and return that.
-
-        Raises:
-            ValueError: It has none.
-        """
-        if not part.batches:
-            raise ValueError("There is nothing to predict: the data gave no batch.")
+        """Give a part with all batches its name, and return that."""
         disk, place = Disk(), self.target
         part.finish()
         if self._parquet:
