@@ -31,6 +31,7 @@ from fnloop.trees.json_codec import as_json, plain
 from fnloop.trees.paths import tree_items
 from fnloop.values.context import EMPTY
 from fnloop.values.cursor import Cursor
+from fnloop.values.padded import Padded
 from fnloop.values.rows import UnclearRows, rows
 from fnloop.values.start import choose_params
 from fnloop.values.state import State
@@ -229,14 +230,18 @@ def _close(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 
 
 def _check_rows(batch: Any, columns: Columns) -> None:
+    padded = isinstance(batch, Padded)
     try:
-        examples = rows(batch)
+        examples = int(batch.weight.count_nonzero()) if padded else rows(batch)
     except UnclearRows:
         return
     for name, array in columns.items():
         if examples is not None and len(array) != examples:
+            what = "or write what fl.predict yields without to="
+            if padded:
+                what = "here without those that were repeated, output[batch.weight > 0]"
             raise ValueError(
                 f"The output {name or 'of the model'} has {len(array)} rows for a batch of "
                 f"{examples} examples, and each row is written with the number of its example. "
-                "Return one row an example; or write what fl.predict yields without to=."
+                f"Return one row an example, {what}."
             )

@@ -296,6 +296,17 @@ def test_outputs_that_cannot_be_written(fn, message, state, tmp_path):
     assert os.listdir(tmp_path) in ([], ["out.unfinished"])
 
 
+def test_examples_that_were_repeated_to_fill_a_batch_are_left_out(state, tmp_path):
+    texts = [torch.randn(n % 3 + 2, 4) for n in range(7)]
+    pad = fl.data.pad([4], 0.0, batch_size=4)
+    data = fl.Batches(texts, 4, shuffle=False, collate=pad)
+    first = lambda m, b: m(b.batch[:, 0])  # noqa: E731
+    with pytest.raises(ValueError, match=r"4 rows for a batch of 3 .* output\[batch.weight > 0\]"):
+        fl.predict(first, state, data, to=tmp_path / "all")
+    place = fl.predict(lambda m, b: first(m, b)[b.weight > 0], state, data, to=tmp_path / "own")
+    assert np.load(place / "index.npy").tolist() == list(range(7))
+
+
 def test_places_that_are_none(state, tmp_path):
     for to in (tmp_path / "a.npy", "s3://bucket/a", "."):
         with pytest.raises((ValueError, ImportError)):
