@@ -1,6 +1,7 @@
-"""Data: joining examples of many lengths, orders of examples, and sources of batches."""
+"""Data: joining examples of many lengths, orders and folds of examples, sources of batches."""
 
 from fnloop.data.buckets import BucketSampler as BucketSampler
+from fnloop.data.cross_validation import folds as folds
 from fnloop.data.padding import pad as pad
 from fnloop.data.permutation import permute as permute
 from fnloop.data.prefetching import prefetch as prefetch

@@ -93,7 +93,8 @@ def predict(
 
     Raises:
         ValueError: The data is shuffled: `fl.Batches` or a loader that shuffles, a sampler in
-            another order, or a stream that draws random numbers. Or outputs cannot be written.
+            another order, or a stream that draws random numbers. Or outputs cannot be written, or
+            `mesh` is given without `to`.
         FileExistsError: Others are there: of other weights, other data, another function; or they
             are being written.
 
@@ -107,6 +108,11 @@ def predict(
     ...     np.load(place / "output.npy").shape, np.load(place / "index.npy").tolist()
     ((5, 2), [0, 1, 2, 3, 4])
     """
+    if to is None and mesh is not None:
+        raise ValueError(
+            "predict(..., mesh=) divides what is written among ranks: give to=, a place for it. "
+            "Without to= every rank is given all outputs."
+        )
     if to is None:
         return _outputs(fn, state, data, params)
     return _written(as_loss(fn, "fn(model, batch)"), state, data, params, to, mesh or Mesh())
@@ -138,6 +144,7 @@ def _written(fn: Any, state: Any, data: Any, params: str | None, to: Any, mesh: 
         there = place.about()
         if there is not None:
             _check_same(place.target, about, there)
+            place.sweep()
             _check_first(place.target, next(outputs(share=(0, 1))), place.first)
             return True
         with place.part(about, *share) as part:
@@ -183,7 +190,7 @@ def _digest(fn: Any, state: State, params: str | None) -> str:
     chosen |= {"key": state.key, "calls": state.calls}
     if takes_state(fn):
         chosen |= tree_items(state.replace(context=EMPTY, cursor=state.cursor * 0))
-    found = hashlib.sha256(str(state.skeleton).encode())
+    found = hashlib.sha256()
     for path, leaf in sorted(digests(chosen).items()):
         found.update(f"{path} {leaf.dtype} {leaf.shape} {leaf.sha256}\n".encode())
     return found.hexdigest()

@@ -84,9 +84,15 @@ def about_parquet(path: Path) -> Any:
 
 def first_rows(path: Path, rows: int) -> dict[str, np.ndarray[Any, Any]]:
     """The first rows of a file that `write_parquet` wrote."""
-    with pyarrow().parquet.ParquetFile(path) as file:
-        batch = next(file.iter_batches(batch_size=max(1, rows)))
-        return {name: _array(batch.column(name)) for name in batch.schema.names}
+    pa, batches, left = pyarrow(), list[Any](), rows
+    with pa.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=max(1, rows)):
+            batches.append(batch.slice(0, left))
+            left -= len(batches[-1])
+            if not left:
+                break
+        table = pa.Table.from_batches(batches, file.schema_arrow)
+    return {name: _array(table[name].combine_chunks()) for name in table.column_names}
 
 
 def _column(rows: np.ndarray[Any, Any], kind: Any) -> Any:

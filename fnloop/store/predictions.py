@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fnloop.store import parquet_file
-from fnloop.store.batch_files import LOG, BatchFiles, Columns
+from fnloop.store.batch_files import FORMAT, LOG, BatchFiles, Columns
 from fnloop.store.files import Disk, as_path, write_all, written
 from fnloop.store.growing_array import GrowingArray
 from fnloop.store.lock_owner import Owner, read_owner
@@ -69,16 +69,19 @@ class Predictions:
         if not self.target.exists() or self._is_empty():
             return None
         found = parquet_file.about_parquet(self.target) if self._parquet else self._manifest()
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise FileExistsError(
                 f"{self.target} is there, and holds no predictions of fnloop. Nothing is "
                 "overwritten: choose another place."
             )
-        if not self._parquet:  # a process was killed just before it removed them
+        return found["about"]
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed at the very end has left beside `target`."""
+        if not self._parquet:
             (self.target / LOG).unlink(missing_ok=True)
         elif self.work.exists():
             shutil.rmtree(self.work)
-        return found["about"]
 
     def first(self, rows: int) -> Columns:
         """The first rows in `target`."""
@@ -124,8 +127,9 @@ class Predictions:
         if self._parquet:
             made = self.work / "made.parquet"
             kinds = {INDEX: (np.dtype("<i8"), ()), **part.kinds}
-            about = {"about": part.about, "rows": part.rows}
+            about = {"format": FORMAT, "about": part.about, "rows": part.rows}
             parquet_file.write_parquet(made, kinds, _blocks(part), about)
+            part.close()
             _fsync(made)
             disk.rename(made, place)
             disk.sync(place.parent)
@@ -137,7 +141,9 @@ class Predictions:
         index.finish()
         index.close()
         outputs = {n: {"dtype": k.str, "shape": list(s)} for n, (k, s) in part.kinds.items()}
-        self._put_manifest({"about": part.about, "rows": part.rows, "outputs": outputs})
+        about = {"format": FORMAT, "about": part.about, "rows": part.rows, "outputs": outputs}
+        self._put_manifest(about)
+        part.close()  # Windows renames no folder of open files
         (self.work / LOCK).unlink(missing_ok=True)
         for each in self.work.glob("rank-*"):
             shutil.rmtree(each)
@@ -160,6 +166,8 @@ class Predictions:
                 parts.append(stack.enter_context(BatchFiles(folder)))
             for batch in itertools.islice(_in_turn(parts), whole.batches, None):
                 whole.append(*batch)
+            for part in parts:
+                part.close()
             return self.finish(whole)
 
     def _is_empty(self) -> bool:

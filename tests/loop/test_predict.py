@@ -311,6 +311,8 @@ def test_places_that_are_none(state, tmp_path):
     for to in (tmp_path / "a.npy", "s3://bucket/a", "."):
         with pytest.raises((ValueError, ImportError)):
             fl.predict(scores, state, in_order(), to=to)
+    with pytest.raises(ValueError, match="give to="):
+        fl.predict(scores, state, in_order(), mesh=fl.mesh())
     with pytest.raises(ValueError, match="no batch"):
         fl.predict(scores, state, [], to=tmp_path / "out")
     assert not os.listdir(tmp_path)

@@ -35,7 +35,7 @@ def test_pyarrow_reads_what_was_written(tmp_path):
     assert pyarrow.parquet.read_metadata(tmp_path / "a.parquet").num_row_groups == 3
     assert about_parquet(tmp_path / "a.parquet") == {"of": "this"}
     for name, array in first_rows(tmp_path / "a.parquet", 5).items():
-        assert array.dtype == KINDS[name][0] and np.array_equal(array, parts[name][: len(array)])
+        assert array.dtype == KINDS[name][0] and np.array_equal(array, parts[name][:5])
 
 
 def test_other_files_tell_nothing(tmp_path):
