@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
-
 from fnloop.data.batches import START
 from fnloop.data.bundle import Data
 from fnloop.data.divided import refuse_divided
 from fnloop.data.iterables import is_once
-from fnloop.data.sources import as_source
-from fnloop.distributed.gates import RankError, first_difference
+from fnloop.distributed.gates import RankError, first_difference, gate, leave
 from fnloop.distributed.jointly import jointly
 from fnloop.distributed.mesh import Mesh
 from fnloop.loop.each_batch import outputs_of, whole
 from fnloop.loop.ranks import SAME_DATA
-from fnloop.loop.resume import changes
+from fnloop.loop.whose_predictions import about_predictions, check_first, check_same
 from fnloop.names.keywords import explained
-from fnloop.stages.functions import as_loss, takes_state
-from fnloop.store.batch_files import BatchFiles, Columns
-from fnloop.store.columns import as_columns
-from fnloop.store.predictions import Predictions, named
-from fnloop.store.tensor_file import digests
-from fnloop.trees.json_codec import as_json, plain
-from fnloop.trees.paths import tree_items
-from fnloop.values.context import EMPTY
+from fnloop.stages.functions import as_loss
+from fnloop.store.batch_files import BatchFiles
+from fnloop.store.columns import Columns, as_columns, named
+from fnloop.store.predictions import Predictions
 from fnloop.values.cursor import Cursor
 from fnloop.values.padded import Padded
 from fnloop.values.rows import UnclearRows, rows
-from fnloop.values.start import choose_params
 from fnloop.values.state import State
 
-_HOW = ("num_workers", "exact", "reason")
-"""What a source tells of itself that does not change what it gives."""
+_log = logging.getLogger("fnloop")
 
 
 @overload
@@ -98,7 +89,7 @@ def predict(
         FileExistsError: Others are there: of other weights, other data, another function; or they
             are being written.
 
-    >>> import tempfile, torch, fnloop as fl
+    >>> import tempfile, numpy as np, torch, fnloop as fl
     >>> state = fl.pipe(lambda m, x: m(x).mean(), fl.grad).init(torch.nn.Linear(1, 2))
     >>> data = fl.Batches(torch.zeros(5, 1), 2, shuffle=False)
     >>> [len(y) for y in predict(lambda m, x: m(x), state, data)]
@@ -129,11 +120,17 @@ def _outputs(fn: Any, state: Any, data: Any, params: str | None) -> Iterator[Any
 def _written(fn: Any, state: Any, data: Any, params: str | None, to: Any, mesh: Mesh) -> Path:
     if isinstance(data, Data):
         data = data.only("predict", "predict")
-    state, mesh, place = whole(state, "predict"), mesh.everyone, Predictions(to)
+    state, mesh = whole(state, "predict"), mesh.everyone
     share = (mesh.rank, mesh.data)
-    if mesh.data > 1:
-        refuse_divided(data)
-    about = _about(fn, state, data, params)
+    try:
+        place = Predictions(to)
+        if mesh.data > 1:
+            refuse_divided(data)
+        about = about_predictions(fn, state, data, params)
+    except Exception as error:
+        leave(mesh, error)
+        raise
+    gate(mesh, "predictions")
     if difference := first_difference(mesh, [f"{name} {value}" for name, value in about.items()]):
         raise RankError(f"The ranks are to predict different things: {difference}. {SAME_DATA}")
 
@@ -143,9 +140,9 @@ def _written(fn: Any, state: Any, data: Any, params: str | None, to: Any, mesh: 
     def own() -> bool:
         there = place.about()
         if there is not None:
-            _check_same(place.target, about, there)
+            check_same(place.target, about, there)
             place.sweep()
-            _check_first(place.target, next(outputs(share=(0, 1))), place.first)
+            check_first(place.target, next(outputs(share=(0, 1))), place.first)
             return True
         with place.part(about, *share) as part:
             _go_on(place, part, about, is_once(data), outputs)
@@ -167,73 +164,15 @@ def _go_on(place: Predictions, part: BatchFiles, about: Any, once: bool, outputs
                 "iterator, which cannot go on behind them. Give data that can be read again, or "
                 "delete the folder to start over."
             )
-        _check_same(place.work, about, part.about)
-        _check_first(place.work, next(outputs()), lambda rows: part.read(0, rows))
+        check_same(place.work, about, part.about)
+        check_first(place.work, next(outputs()), lambda rows: part.read(0, rows))
+        _log.warning("%s: going on behind %d batches", part.folder, part.batches)
     if part.cursor.epoch:
         return
     for after, batch, output in outputs(start=part.cursor):
         columns = as_columns(output)
         _check_rows(batch, columns)
         place.add(part, named(columns), after)
-
-
-def _about(fn: Any, state: State, data: Any, params: str | None) -> dict[str, Any]:
-    """What tells predictions apart from others, as JSON."""
-    ask: Any = getattr(as_source(data), "about", None)
-    known = {} if ask is None else {k: v for k, v in (ask() or {}).items() if k not in _HOW}
-    return as_json({"weights": _digest(fn, state, params), "params": params, "data": plain(known)})
-
-
-def _digest(fn: Any, state: State, params: str | None) -> str:
-    """Of all that an output may depend on, but for the data."""
-    chosen = dict(tree_items({"params": choose_params(state, params), "buffers": state.buffers}))
-    chosen |= {"key": state.key, "calls": state.calls}
-    if takes_state(fn):
-        chosen |= tree_items(state.replace(context=EMPTY, cursor=state.cursor * 0))
-    found = hashlib.sha256()
-    for path, leaf in sorted(digests(chosen).items()):
-        found.update(f"{path} {leaf.dtype} {leaf.shape} {leaf.sha256}\n".encode())
-    return found.hexdigest()
-
-
-def _check_same(place: Path, now: Any, then: Any) -> None:
-    found = [
-        *changes("", _outline(then), _outline(now)),
-        *changes("data.", then["data"], now["data"]),
-    ]
-    if found:
-        raise FileExistsError(
-            f"{place} holds other predictions, which are not overwritten. What differs:\n  "
-            + "\n  ".join(found)
-            + "\nDelete it to start over, or choose another place."
-        )
-
-
-def _outline(about: Any) -> dict[str, Any]:
-    return {**{k: v for k, v in about.items() if k != "data"}, "weights": about["weights"][:12]}
-
-
-def _check_first(place: Path, computed: Any, read: Callable[[int], Columns]) -> None:
-    """Check that `fn` still gives what was written for the first batch, up to rounding."""
-    now = named(as_columns(computed[2]))
-    then = read(max((len(array) for array in now.values()), default=0))
-    other = sorted(set(now) ^ set(then)) or [n for n in now if not _close(now[n], then[n])]
-    if other:
-        raise FileExistsError(
-            f"{place} holds predictions of the same weights and data by another function: for the "
-            f"first batch {', '.join(map(repr, other))} differs now. Usual cause: the function or "
-            "the model's code has changed since. Delete it to start over, or choose another place."
-        )
-
-
-def _close(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    if a.dtype.kind not in "fc" or not a.size:
-        return np.array_equal(a, b)
-    finite = np.abs(b[np.isfinite(b)])
-    most = 1e-3 * float(finite.max(initial=0.0))  # another machine rounds otherwise
-    return np.allclose(a, b, rtol=1e-3, atol=most, equal_nan=True)
 
 
 def _check_rows(batch: Any, columns: Columns) -> None:

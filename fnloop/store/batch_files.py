@@ -12,14 +12,13 @@ from typing import Any, Self
 
 import numpy as np
 
+from fnloop.store.columns import Columns
 from fnloop.store.files import write_all
 from fnloop.store.growing_array import GrowingArray
 from fnloop.values.cursor import Cursor
 
 LOG = "batches.log"
 FORMAT = 1
-
-Columns = Mapping[str, np.ndarray[Any, Any]]
 
 
 class BatchFiles:

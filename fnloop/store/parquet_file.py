@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def pyarrow() -> Any:
 def write_parquet(
     path: Path, kinds: Kinds, blocks: Iterable[Mapping[str, np.ndarray[Any, Any]]], about: Any
 ) -> None:
-    """Write a file, a row group for each block.
+    """Write a file, a row group for each block; it is on the disk when this returns.
 
     Args:
         path: The file.
@@ -48,6 +49,8 @@ def write_parquet(
         for block in blocks:
             columns = [_column(block[name], schema.field(name).type) for name in schema.names]
             file.write_table(pa.Table.from_arrays(columns, schema=schema))
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def schema_of(kinds: Kinds) -> Any:

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import shutil
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from fnloop.store import parquet_file
 from fnloop.store.batch_files import FORMAT, LOG, BatchFiles, Columns
+from fnloop.store.columns import INDEX
 from fnloop.store.files import Disk, as_path, write_all, written
 from fnloop.store.growing_array import GrowingArray
 from fnloop.store.lock_owner import Owner, read_owner
@@ -27,9 +27,8 @@ from fnloop.store.run_lock import LOCK, Lock
 from fnloop.values.cursor import Cursor
 
 MANIFEST = "predictions.json"
-INDEX, LONE = "index", "output"
 _BLOCK = 32 * 2**20  # bytes of a row group
-_NAME = re.compile(r"[^\W.][\w .+=-]{0,199}")
+_PARTS = "rank-*-of-*[0-9]"  # folders of one rank each
 
 
 class Predictions:
@@ -77,11 +76,15 @@ class Predictions:
         return found["about"]
 
     def sweep(self) -> None:
-        """Remove what a process that was killed at the very end has left beside `target`."""
-        if not self._parquet:
-            (self.target / LOG).unlink(missing_ok=True)
-        elif self.work.exists():
-            shutil.rmtree(self.work)
+        """Remove what is not needed once all are in `target`."""
+        if self._parquet:
+            if self.work.exists():
+                shutil.rmtree(self.work)
+            return
+        for name in (LOG, LOCK):
+            (self.target / name).unlink(missing_ok=True)
+        for folder in self.target.glob(_PARTS):
+            shutil.rmtree(folder)
 
     def first(self, rows: int) -> Columns:
         """The first rows in `target`."""
@@ -122,37 +125,24 @@ class Predictions:
 
     def finish(self, part: BatchFiles) -> Path:
         """Give a part with all batches its name, and return that."""
-        disk, place = Disk(), self.target
+        disk, made = Disk(), self.work
         part.finish()
+        about = {"format": FORMAT, "about": part.about, "rows": part.rows}
         if self._parquet:
             made = self.work / "made.parquet"
             kinds = {INDEX: (np.dtype("<i8"), ()), **part.kinds}
-            about = {"format": FORMAT, "about": part.about, "rows": part.rows}
             parquet_file.write_parquet(made, kinds, _blocks(part), about)
-            part.close()
-            _fsync(made)
-            disk.rename(made, place)
-            disk.sync(place.parent)
-            shutil.rmtree(self.work)
-            return place
-        index = GrowingArray(self.work / f"{INDEX}.npy", np.dtype("<i8"), ())
-        for rows in _numbers(part.rows, _BLOCK // 8):
-            index.append(rows)
-        index.finish()
-        index.close()
-        outputs = {n: {"dtype": k.str, "shape": list(s)} for n, (k, s) in part.kinds.items()}
-        about = {"format": FORMAT, "about": part.about, "rows": part.rows, "outputs": outputs}
-        self._put_manifest(about)
+        else:
+            self._put_index(part.rows)
+            outputs = {n: {"dtype": k.str, "shape": list(s)} for n, (k, s) in part.kinds.items()}
+            self._put_manifest({**about, "outputs": outputs})
+            with contextlib.suppress(OSError):
+                self.target.rmdir()  # it is empty
         part.close()  # Windows renames no folder of open files
-        (self.work / LOCK).unlink(missing_ok=True)
-        for each in self.work.glob("rank-*"):
-            shutil.rmtree(each)
-        with contextlib.suppress(OSError):
-            place.rmdir()  # empty
-        disk.rename(self.work, place)
-        disk.sync(place.parent)
-        (place / LOG).unlink()
-        return place
+        disk.rename(made, self.target)
+        disk.sync(self.target.parent)
+        self.sweep()
+        return self.target
 
     def join(self, about: Any, ranks: int) -> Path:
         """`finish` the parts of all ranks as one, in the order of the batches."""
@@ -181,6 +171,13 @@ class Predictions:
             return json.loads((self.target / MANIFEST).read_text(encoding="utf-8"))
         return None
 
+    def _put_index(self, rows: int) -> None:
+        index = GrowingArray(self.work / f"{INDEX}.npy", np.dtype("<i8"), ())
+        for numbers in _numbers(rows, _BLOCK // 8):
+            index.append(numbers)
+        index.finish()
+        index.close()
+
     def _put_manifest(self, manifest: Mapping[str, Any]) -> None:
         disk, file = Disk(), self.work / f"{MANIFEST}.tmp"
         file.unlink(missing_ok=True)
@@ -190,7 +187,7 @@ class Predictions:
         disk.sync(self.work)
 
     def _check_begun(self, ranks: int) -> None:
-        parts = {int(path.name.rpartition("-")[2]) for path in self.work.glob("rank-*-of-*")}
+        parts = {int(path.name.rpartition("-")[2]) for path in self.work.glob(_PARTS)}
         if not parts and (self.work / LOG).exists():
             parts = {1}
         if parts - {ranks}:
@@ -225,26 +222,6 @@ class Predictions:
             self.work.rmdir()
 
 
-def named(columns: Columns) -> Columns:
-    """With names that files and columns can have.
-
-    Raises:
-        ValueError: A name is none.
-
-    >>> list(named({"": np.zeros(3)})), list(named({"boxes/0": np.zeros(3), "mask": np.zeros(3)}))
-    (['output'], ['boxes.0', 'mask'])
-    """
-    found = dict[str, np.ndarray[Any, Any]]()
-    for path, array in columns.items():
-        name = path.replace("/", ".") or LONE
-        if name == INDEX or name in found or not _NAME.fullmatch(name):
-            why = "is that of the examples' numbers" if name == INDEX else "cannot be a file's"
-            why = "is there twice" if name in found else why
-            raise ValueError(f"The name of the output {path!r} {why}. Give it another.")
-        found[name] = array
-    return found
-
-
 def _part(work: Path, rank: int, ranks: int) -> Path:
     return work / f"rank-{rank}-of-{ranks}"
 
@@ -267,8 +244,3 @@ def _blocks(part: BatchFiles) -> Iterator[Columns]:
 def _numbers(rows: int, most: int) -> Iterator[np.ndarray[Any, Any]]:
     for start in range(0, rows, most):
         yield np.arange(start, min(start + most, rows), dtype="<i8")
-
-
-def _fsync(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
