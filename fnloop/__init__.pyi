@@ -82,7 +82,7 @@ from fnloop.loop.early_stopping import early_stopping as early_stopping
 from fnloop.loop.evaluate import evaluate as evaluate
 from fnloop.loop.every import every as every
 from fnloop.loop.fit import fit as fit
-from fnloop.loop.evaluate import predict as predict
+from fnloop.loop.predict import predict as predict
 from fnloop.loop.statistics import refresh_batchnorm as refresh_batchnorm
 from fnloop.loop.progress import progress as progress
 from fnloop.loop.plateau import reduce_on_plateau as reduce_on_plateau

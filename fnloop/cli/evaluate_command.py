@@ -18,11 +18,15 @@ from fnloop.cli.runs import OpenedRun, open_run, told
 from fnloop.data.bundle import Data
 from fnloop.data.iterables import is_once
 from fnloop.data.sources import as_source
-from fnloop.loop.evaluate import evaluate, predict
+from fnloop.loop.evaluate import evaluate
+from fnloop.loop.predict import predict
 from fnloop.loop.statistics import refresh_batchnorm
 from fnloop.stages.base import mesh_of
 from fnloop.values.averaged import has_statistics
 from fnloop.values.state import State
+
+RESUMED = ("", ".parquet")
+"""A folder, and a file, to which `predict` writes batch by batch."""
 
 
 def run_validate(arguments: Namespace) -> int:
@@ -38,10 +42,19 @@ def run_test(arguments: Namespace) -> int:
 def run_predict(arguments: Namespace) -> int:
     """``fnloop predict RUN``."""
     output = getattr(arguments, "output", None)
-    if output is not None and Path(output).suffix not in SUFFIXES:
-        raise usage(f"--output {output}: expected a file called {', '.join(SUFFIXES)}.")
+    suffix = None if output is None else Path(output).suffix
+    if suffix not in (None, *SUFFIXES, *RESUMED):
+        raise usage(
+            f"--output {output}: expected a folder, or a file called "
+            f"{', '.join(['.parquet', *SUFFIXES])}."
+        )
     run = _open(arguments)
-    write_outputs(predictions(run.recipe, run.state, _part(run.recipe, "predict")), output)
+    recipe, data = run.recipe, _part(run.recipe, "predict")
+    if output is not None and suffix in RESUMED:
+        function, state = _predicting(recipe, run.state)
+        predict(function, state, data, recipe.params, to=output)
+    else:
+        write_outputs(predictions(recipe, run.state, data), output)
     if output is not None:
         print(shown(Path(output)))
     return 0
@@ -79,9 +92,13 @@ def results(recipe: Recipe, state: State, parts: dict[str, Any]) -> Iterator[tup
 
 def predictions(recipe: Recipe, state: State, data: Any) -> Iterator[Any]:
     """The outputs of the recipe's model, batch by batch."""
-    state = with_statistics(recipe, state, recipe.params)
-    function = _evaluating(recipe, recipe.predict or _call_model)
+    function, state = _predicting(recipe, state)
     return predict(function, state, data, recipe.params)
+
+
+def _predicting(recipe: Recipe, state: State) -> tuple[Callable[..., Any], State]:
+    function = _evaluating(recipe, recipe.predict or _call_model)
+    return function, with_statistics(recipe, state, recipe.params)
 
 
 def _evaluating(recipe: Recipe, function: Callable[..., Any]) -> Callable[..., Any]:

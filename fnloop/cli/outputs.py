@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fnloop.cli.messages import Problem, shown
-from fnloop.trees.paths import tree_items
+from fnloop.store.columns import as_columns
 
 SUFFIXES = (".csv", ".npy", ".npz")
 
@@ -27,6 +25,7 @@ def write_outputs(outputs: Iterable[Any], path: str | None) -> None:
 
     Raises:
         Problem: They do not fit the format, or the file cannot be written.
+        ValueError: They are not such tensors.
     """
     if path is None:
         return _write_csv(outputs, sys.stdout)
@@ -50,7 +49,7 @@ def write_outputs(outputs: Iterable[Any], path: str | None) -> None:
 def _write_csv(outputs: Iterable[Any], file: TextIO) -> None:
     writer = csv.writer(file, lineterminator="\n")
     for i, output in enumerate(outputs):
-        columns = [(name, _table(name, array)) for name, array in _arrays(output)]
+        columns = [(name, _table(name, a)) for name, a in as_columns(output).items()]
         if i == 0:
             writer.writerow([head for name, table in columns for head in _heads(name, table)])
         rows = zip(*(table for _, table in columns), strict=True)
@@ -74,22 +73,6 @@ def _table(name: str, array: np.ndarray[Any, Any]) -> list[list[Any]]:
 def _joined(outputs: Iterable[Any]) -> dict[str, np.ndarray[Any, Any]]:
     parts: dict[str, list[np.ndarray[Any, Any]]] = {}
     for output in outputs:
-        for name, array in _arrays(output):
+        for name, array in as_columns(output).items():
             parts.setdefault(name, []).append(array)
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
-
-
-def _arrays(output: Any) -> list[tuple[str, np.ndarray[Any, Any]]]:
-    items = tree_items(output)
-    for name, leaf in items:
-        if not isinstance(leaf, Tensor) or not leaf.ndim:
-            raise Problem(
-                f"The output {name or 'of the model'} is {type(leaf).__name__}; predictions are "
-                "tensors whose first dimension is the batch's."
-            )
-    return [(name, _array(leaf)) for name, leaf in items]
-
-
-def _array(leaf: Tensor) -> np.ndarray[Any, Any]:
-    leaf = leaf.detach().cpu()
-    return (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy()

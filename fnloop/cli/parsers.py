@@ -34,7 +34,7 @@ _USAGE = {
     "resume": "RUN [--recipe RECIPE.py] [--deterministic] [--nproc N] [--FLAG VALUE ...]",
     "validate": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
     "test": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
-    "predict": "RUN [--output FILE] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
+    "predict": "RUN [--output PLACE] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
     "show": "CHECKPOINT_OR_RUN",
     "diff": "A B",
     "replay": "RUN [--step N] [--checkpoint PATH] [--recipe RECIPE.py] [--save FILE.safetensors]",
@@ -169,9 +169,11 @@ def _predict(parser: ArgumentParser) -> None:
     _evaluate(parser)
     parser.add_argument(
         "--output",
-        metavar="FILE",
+        metavar="PLACE",
         default=SUPPRESS,
-        help="a file called .csv, .npy or .npz; by default CSV is printed",
+        help="a folder, for .npy files, or a file called .parquet: batch by batch, and the same "
+        "command goes on if it is killed; or a file called .csv, .npy or .npz; by default CSV is "
+        "printed",
     )
 
 

@@ -1,8 +1,9 @@
-"""Data: joining examples of many lengths, orders of examples, and sources of batches."""
+"""Data: joining examples of many lengths, orders and folds of examples, sources of batches."""
 
 from fnloop.data.beside import together as together
 from fnloop.data.buckets import BucketSampler as BucketSampler
 from fnloop.data.concatenating import concat as concat
+from fnloop.data.cross_validation import folds as folds
 from fnloop.data.grouping import group as group
 from fnloop.data.mixing import mix as mix
 from fnloop.data.packing import pack as pack

@@ -136,15 +136,36 @@ def one_epoch(data: Any, key: int = 0, ordered: bool = False) -> Generator[Any, 
     >>> list(one_epoch([1, 2]))
     [1, 2]
     """
+    with closing(rest_of_epoch(data, key, ordered)) as batches:
+        for _, batch in batches:
+            yield batch
+
+
+def rest_of_epoch(
+    data: Any, key: int = 0, ordered: bool = False, start: Cursor = START
+) -> Generator[tuple[Cursor, Any], None, None]:
+    """The batches of an epoch from a cursor on, each with the cursor after it.
+
+    Args:
+        data, key, ordered: As for `one_epoch`.
+        start: The cursor; what comes before it is read only where `data` keeps its own position.
+
+    >>> list(rest_of_epoch([1, 2], start=Cursor(0, 1, 1)))
+    [(Cursor(epoch=1, index=0, count=2), 2)]
+    """
     source = as_source(data)
     ask: Any = getattr(source, "ordered", None)
     if ordered and ask is None:
         check_order(data)
     elif ordered:
         source = ask()
-    with closing(source.iterate(START, key)) as batches:
+    tell: Any = getattr(source, "about", None)
+    known = (tell and start.count and tell()) or {}
+    read = START if known.get("exact") == "by its own state" else start
+    with closing(source.iterate(read, key)) as batches:
         for after, batch in batches:
-            yield batch
+            if after.count > start.count:
+                yield after, batch
             if after.epoch:
                 return
 

@@ -1,33 +1,25 @@
-"""``evaluate`` and ``predict``: the model in evaluation mode, without gradients."""
+"""``evaluate``: metrics of the model in evaluation mode, without gradients."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from fnloop._torch.freed_memory import keep_freed
-from fnloop._torch.random import seeded
 from fnloop.data.bundle import Data, sets_of
 from fnloop.data.divided import refuse_divided
-from fnloop.data.fingerprint import checksum
 from fnloop.data.iterables import is_once
-from fnloop.data.sources import as_source, one_epoch
+from fnloop.data.sources import as_source
 from fnloop.distributed.gates import RankError, gate, leave
 from fnloop.distributed.mesh import Mesh
+from fnloop.loop.each_batch import outputs_of, whole
 from fnloop.loop.ranks import SAME_DATA
 from fnloop.loop.statistics import refresh_batchnorm
 from fnloop.names.keywords import explained
-from fnloop.stages.functions import as_loss, takes_state
-from fnloop.stages.loss_result import explain, read_metrics
-from fnloop.values.averaged import choose_buffers, choose_params
-from fnloop.values.close_look import Unwritten
-from fnloop.values.key import fold
+from fnloop.stages.functions import as_loss
+from fnloop.stages.loss_result import read_metrics
+from fnloop.values.averaged import choose_params
 from fnloop.values.merging import merge_all, numbers
-from fnloop.values.placing import whole_state
-from fnloop.values.stacked import data_key, each_member, side_by_side
+from fnloop.values.stacked import side_by_side
 from fnloop.values.state import State
 
 
@@ -60,7 +52,7 @@ def evaluate(
         ValueError: The data gives no batch; or it is `fl.Data` with both parts, or neither; or
             averaged parameters have no statistics.
 
-    >>> import fnloop as fl
+    >>> import torch, fnloop as fl
     >>> model = torch.nn.Linear(1, 1, bias=False)
     >>> state = fl.pipe(lambda m, x: m(x).mean(), fl.grad).init(model)
     >>> state = state.replace(params={"weight": torch.ones(1, 1)})
@@ -90,7 +82,7 @@ def evaluate_metrics(
         batches: Evaluate only so many, the first.
         each: Called after each batch.
     """
-    mesh, state = mesh or Mesh(), _whole(state, "evaluate")
+    mesh, state = mesh or Mesh(), whole(state, "evaluate")
     if isinstance(statistics, str):
         if statistics != "live":
             raise ValueError(f'statistics= takes training data, or "live", got {statistics!r}.')
@@ -152,106 +144,10 @@ def _own_share(
     if mesh.data > 1:
         refuse_divided(data)
     share = (mesh.rank, mesh.data)
-    for batch, result in _outputs(who, state, data, params, "evaluate", batches, share, sums):
+    for _, batch, result in outputs_of(who, state, data, params, "evaluate", batches, share, sums):
         parts.append(side_by_side([read_metrics(own, batch, who) for own in result], state))
         if each is not None:
             each()
         if len(parts) == 64:
             parts = [merge_all(parts)]
     return [merge_all(parts)] if parts else [], hash(tuple(sums))
-
-
-@explained
-def predict(
-    fn: Callable[..., Any], state: State, data: Any, params: str | None = None
-) -> Iterator[Any]:
-    """Outputs of the model, batch by batch, in the order of `data`.
-
-    Args:
-        fn: ``(model, batch) -> output``.
-        state: The state with the model; it is not changed.
-        data: Whatever `fl.run` takes; one epoch of it, not shuffled. Of `fl.Data`, ``predict``.
-        params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
-
-    Yields:
-        What `fn` returns.
-
-    Raises:
-        ValueError: The data is shuffled: `fl.Batches` or a loader that shuffles, a sampler in
-            another order, or a stream that draws random numbers. Or averaged parameters have no
-            statistics of BatchNorm (`fl.refresh_batchnorm`).
-
-    >>> import fnloop as fl
-    >>> state = fl.pipe(lambda m, x: m(x).mean(), fl.grad).init(torch.nn.Linear(1, 2))
-    >>> data = fl.Batches(torch.zeros(5, 1), 2, shuffle=False)
-    >>> [len(y) for y in predict(lambda m, x: m(x), state, data)]
-    [2, 2, 1]
-    """
-    if isinstance(data, Data):
-        data = data.only("predict", "predict")
-    who = as_loss(fn, "fn(model, batch)")
-    state = _whole(state, "predict")
-    for _, output in _outputs(who, state, data, params, "predict"):
-        yield side_by_side(output, state)
-
-
-def _whole(state: Any, place: str) -> State:
-    if not isinstance(state, State):
-        raise TypeError(f"{place} takes a state, it was given {type(state).__name__}.")
-    return whole_state(state)
-
-
-def _outputs(
-    fn: Any,
-    state: State,
-    data: Any,
-    params: str | None,
-    place: str,
-    batches: int | None = None,
-    share: tuple[int, int] = (0, 1),
-    sums: list[int] | None = None,
-) -> Iterator[tuple[Any, Any]]:
-    """Each batch of one epoch, at most `batches`, and the results of `fn` for it, one a member.
-
-    Of `n` ranks each has every n-th batch: `share` is this rank, and `n`. Checksums of what all of
-    them have are added to `sums`.
-    """
-    keep_freed()
-    calls = [_caller(fn, own, params, place) for own in each_member(state)]
-    rank, ranks = share
-    epoch: Iterator[Any] = one_epoch(data, data_key(state), ordered=place == "predict")
-    if ranks > 1 and sums is not None:
-        epoch = _summed(epoch, sums)
-    for i, batch in itertools.islice(enumerate(epoch), rank, batches, ranks):
-        yield batch, [call(batch, i) for call in calls]
-
-
-def _caller(fn: Any, state: State, params: str | None, place: str) -> Callable[[Any, int], Any]:
-    """A function of a batch and its number: the result of `fn` for the model of `state`."""
-    chosen, buffers = choose_params(state, params), choose_buffers(state, params)
-    wants_state = takes_state(fn)
-    views = {name: p.detach() for name, p in chosen.items()}  # an assignment to .data stays here
-    unwritten = Unwritten(chosen)
-    key, calls, device = int(state.key), int(state.calls), state.step.device
-
-    def call(batch: Any, i: int) -> Any:
-        def output(model: Any) -> Any:
-            return fn(model, batch, state) if wants_state else fn(model, batch)
-
-        # Enter these contexts only around the call, not while the data is read.
-        with torch.no_grad(), seeded(fold(key, calls, place, i), device):
-            try:
-                result, _ = state.skeleton.call(output, views, buffers, False, fn)
-                unwritten.check(fn)
-            except Exception as error:
-                explain(error, fn, state, batch)
-                raise
-        return result
-
-    return call
-
-
-def _summed(batches: Iterator[Any], sums: list[int]) -> Iterator[Any]:
-    for batch in batches:
-        sums.append(checksum(batch))
-        yield batch

@@ -94,16 +94,16 @@ def resume(
         effect.note_damaged([path.absolute() for path, _ in loaded.skipped])
     _recall(effects, loaded, files)
     state, moved = _place(loaded, source)
-    changes = [
-        *_changes("", loaded.manifest["config"], plain(config)),
-        *_changes("data.", _about(loaded), _now(source)),
+    changed = [
+        *changes("", loaded.manifest["config"], plain(config)),
+        *changes("data.", _about(loaded), _now(source)),
         *moved,
         *_machine(loaded.manifest, state),
         *_memory(loaded.manifest, step, callbacks),
     ]
     if "before the callbacks" in loaded.manifest["status"]:
-        changes.append("the run failed in a callback: those of its last step are left out")
-    resumed = Resumed(loaded.path, Cursor.of(state.cursor), tuple(changes), loaded.skipped)
+        changed.append("the run failed in a callback: those of its last step are left out")
+    resumed = Resumed(loaded.path, Cursor.of(state.cursor), tuple(changed), loaded.skipped)
     if mesh.rank == 0:
         _log.warning("%s", resumed)
     return state, resumed
@@ -152,7 +152,8 @@ def _now(source: Any) -> dict[str, Any]:
     return plain(source.about()) if hasattr(source, "about") else {}
 
 
-def _changes(prefix: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def changes(prefix: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between the settings of two runs, a line each."""
     for name in dict.fromkeys([*then, *now]) if then else ():
         if name == "recipe":  # a path, which depends on the working directory
             continue

@@ -17,7 +17,7 @@ from fnloop.loop.run import run
 from fnloop.names.keywords import explained
 from fnloop.stages.base import mesh_of
 from fnloop.trees.show import short
-from fnloop.tuning.batch_size_search import BatchSizeSearch, Attempt, largest
+from fnloop.tuning.batch_size_search import Attempt, BatchSizeSearch, largest
 from fnloop.tuning.out_of_memory import is_out_of_memory
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor

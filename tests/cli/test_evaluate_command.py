@@ -190,3 +190,36 @@ def test_predictions_of_shuffled_data_are_refused(data, edited, cli):
     assert cli("fit", recipe)[0] == 0
     code, out, err = cli("predict", "runs/line")
     assert code == 1 and out == "" and "in the order of the data, but " in err
+
+
+def test_predict_to_a_folder_goes_on_where_it_was_cut(edited, cli, tmp_path):
+    recipe = edited('params="ema", folder', 'params="ema", predict=scores, folder')
+    function = (
+        "def scores(model, x):\n    if os.path.exists('broken') and len(x) < 16:\n"
+        "        raise OSError('the disk is gone')\n    return model(x)\n\n\n"
+    )
+    edited("def recipe(", f"{function}def recipe(")
+    assert cli("fit", recipe)[0] == 0
+    (tmp_path / "broken").touch()
+    code, _, err = cli("predict", "runs/line", "--output", "preds/")
+    assert code == 1 and "the disk is gone" in err
+    assert (tmp_path / "preds.unfinished").is_dir() and not (tmp_path / "preds").exists()
+    (tmp_path / "broken").unlink()
+    for _ in range(2):
+        code, out, _ = cli("predict", "runs/line", "--output", "preds/")
+        assert code == 0 and out == "preds\n"
+    expected = _outputs(latest("runs/line"))
+    assert np.load("preds/output.npy") == pytest.approx(expected, rel=1e-5)
+    assert np.load("preds/index.npy").tolist() == list(range(40))
+    first = "runs/line/step-00000005"
+    code, _, err = cli("predict", "runs/line", "--output", "preds", "--checkpoint", first)
+    assert code == 1 and "preds holds other predictions" in err and "Traceback" not in err
+
+
+def test_predict_to_a_parquet_file(trained, cli):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    code, out, _ = cli("predict", "runs/line", "--output", "preds.parquet")
+    assert code == 0 and out == "preds.parquet\n"
+    found = np.stack(pd.read_parquet("preds.parquet")["output"].to_list())
+    assert found == pytest.approx(_outputs(latest("runs/line")), rel=1e-5)

@@ -34,5 +34,5 @@ def test_images_are_no_csv():
 
 @pytest.mark.parametrize("output", [3.0, torch.tensor(1.0)])
 def test_outputs_without_a_batch(output):
-    with pytest.raises(Problem, match="first dimension is the batch's"):
+    with pytest.raises(ValueError, match="first dimension is the batch's"):
         write_outputs([output], None)

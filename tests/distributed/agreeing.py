@@ -187,6 +187,45 @@ def a_smoke_run_of_many_ranks_leaves_nothing(mesh):
 
 
 @scenario
+def ranks_predict_together_what_one_process_does(mesh):
+    folder = Path(mesh.exchange(tempfile.mkdtemp())[0])
+    step = fl.shard(fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1))), mesh, "zero3")
+    state = step.init(lambda: nn.Linear(3, 2))
+    x = torch.randn(37, 3, generator=torch.Generator().manual_seed(0))
+    broken = {"on": True, "calls": 0}
+
+    def scores(model, batch):
+        broken["calls"] += 1
+        if broken["on"] and mesh.rank == 1 and broken["calls"] == 2:
+            raise ZeroDivisionError("no more")
+        return {"y": model(batch) + torch.rand(()), "x": batch}
+
+    def predict(name, state=state, to=None, **options):
+        data = fl.Batches(x, 4, shuffle=False)
+        return fl.predict(scores, state, data, to=folder / name, **options)
+
+    with pytest.raises(ZeroDivisionError, match="no more"):
+        predict("all", mesh=mesh)
+    broken.update(on=False, calls=0)
+    whole = fl.gather(state)
+    if mesh.rank == 0:
+        with pytest.raises(FileExistsError, match="begun by 2 processes, and now there are 1"):
+            predict("all", whole)
+    broken["calls"] = 0
+    assert same(mesh, predict("all", mesh=mesh)) == folder / "all"
+    assert broken["calls"] == (1 + 4 if mesh.rank else 1), "of ten batches rank 0 had its five"
+    assert same(mesh, predict("all", mesh=mesh)) == folder / "all"
+    if mesh.rank == 0:
+        predict("one", whole)
+        files = [{p.name: p.read_bytes() for p in (folder / n).iterdir()} for n in ("all", "one")]
+        assert files[0] == files[1] and len(files[0]) == 4
+        assert sorted(p.name for p in folder.iterdir()) == ["all", "one"]
+    other = fl.Batches(x[: 30 + mesh.rank], 4, shuffle=False)
+    with pytest.raises(RankError, match="to predict different things: rank 0 has data"):
+        fl.predict(scores, state, other, to=folder / "other", mesh=mesh)
+
+
+@scenario
 def a_demand_to_save_on_one_rank_is_one_on_all(mesh):
     class Saves(fl.base.Effect):
         ranks = "all"

@@ -16,7 +16,7 @@ RARE = (
     "replays.replay.Replay",
     "tuning.lr_search.LrSearch",
     "tuning.batch_size_search.BatchSizeSearch",
-    "tuning.batch_size_search.Trial",
+    "tuning.batch_size_search.Attempt",
     "effects.effect.Run",
     "distributed.cost.Cost",
     "distributed.cost.Link",

@@ -53,37 +53,10 @@ def test_a_function_may_return_metrics_alone():
     assert set(fl.evaluate(lambda m, b: {"most": fl.Max(m(b[0]).max())}, state, data)) == {"most"}
 
 
-@pytest.mark.lightning("T29", "M3")
-def test_predict_keeps_the_order():
-    net = model()
-    state = fl.grad(loss).init(net)
-    outputs = torch.cat(list(fl.predict(lambda m, x: m(x), state, fl.Batches(X, 5, shuffle=False))))
-    torch.testing.assert_close(outputs, net.eval()(X).detach())
-    assert not outputs.requires_grad
-
-
-def test_steps_between_predictions_do_not_disturb_it():
-    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.5)))
-    state = step.init(model())
-    outputs = []
-    trained = state
-    for y in fl.predict(lambda m, x: m(x), state, fl.Batches(X, 5, shuffle=False)):
-        trained, _ = step(trained, (X, Y))
-        outputs.append(y)
-    undisturbed = list(fl.predict(lambda m, x: m(x), state, fl.Batches(X, 5, shuffle=False)))
-    assert fl.tree_equal(outputs, undisturbed)
-
-
 def test_no_data():
     state = fl.grad(loss).init(model())
     with pytest.raises(ValueError, match="no batch"):
         fl.evaluate(loss, state, [])
-
-
-def test_predictions_of_shuffled_data_are_refused():
-    state = fl.grad(loss).init(model())
-    with pytest.raises(ValueError, match="shuffle=False"):
-        list(fl.predict(lambda m, x: m(x), state, fl.Batches(X, 5)))
 
 
 def test_a_module_is_no_state():
