@@ -14,7 +14,7 @@ from fnloop._torch.tracing import recording
 from fnloop.names.keywords import explained
 from fnloop.stages.base import GradStage, Kind, Stage
 from fnloop.stages.in_precision import InPrecision
-from fnloop.stages.module_precisions import as_modules, names_of
+from fnloop.stages.module_precisions import as_modules
 from fnloop.stages.precisions import PRECISIONS, Precision, cast, check_precision
 from fnloop.trees.nodes import static, tree
 from fnloop.values.counts import as_count
@@ -64,7 +64,7 @@ class Amp(GradStage):
 
     @property
     def slot(self) -> str | None:
-        return self.name if "fp16" in (self.precision, *names_of(self.modules)) else None
+        return self.name if "fp16" in (self.precision, *(self.modules or {}).values()) else None
 
     def prepared(self, state: State) -> State:
         dtype = PRECISIONS[self.precision].stored
