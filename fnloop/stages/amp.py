@@ -14,7 +14,7 @@ from fnloop._torch.tracing import recording
 from fnloop.names.keywords import explained
 from fnloop.stages.base import GradStage, Kind, Stage
 from fnloop.stages.in_precision import InPrecision
-from fnloop.stages.module_precisions import as_modules, names_of
+from fnloop.stages.module_precisions import as_modules
 from fnloop.stages.precisions import PRECISIONS, Precision, cast, check_precision
 from fnloop.trees.nodes import static, tree
 from fnloop.values.counts import as_count
@@ -34,13 +34,13 @@ class Amp(GradStage):
     label: ClassVar[str] = "amp"
     inner: Any
     precision: str
+    modules: Any = static(default=None)
     init_scale: float = 2.0**16
     growth: float = 2.0
     backoff: float = 0.5
     interval: int = 2000
     min_scale: float = 1.0
     name: str = "amp"
-    modules: Any = static(default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modules", as_modules(self.modules))
@@ -64,7 +64,7 @@ class Amp(GradStage):
 
     @property
     def slot(self) -> str | None:
-        return self.name if "fp16" in (self.precision, *names_of(self.modules)) else None
+        return self.name if "fp16" in (self.precision, *(self.modules or {}).values()) else None
 
     def prepared(self, state: State) -> State:
         dtype = PRECISIONS[self.precision].stored
@@ -132,13 +132,13 @@ class Policy(functools.partial[Amp]):
 @explained
 def amp(
     precision: Literal["fp32", "tf32", "bf16", "fp16", "bf16-true", "fp16-true", "fp64"],
+    modules: Mapping[str, Literal["fp32", "bf16", "fp16"]] | None = None,
     init_scale: float = 2.0**16,
     growth: float = 2.0,
     backoff: float = 0.5,
     interval: int = 2000,
     min_scale: float = 1.0,
     name: str = "amp",
-    modules: Mapping[str, Literal["fp32", "bf16", "fp16"]] | None = None,
 ) -> Policy:
     """Run a model in another precision: a step behind `fl.grad`, or a function that evaluates.
 
@@ -162,6 +162,10 @@ def amp(
 
     Args:
         precision: One of these.
+        modules: Autocast for some modules, by their names or globs (``"*.norm*"``): ``{"head":
+            "fp32"}``. What is called in them is included, the innermost module counts, and of two
+            globs the last. What enters a module in ``"fp32"`` is float32, and so is what comes out
+            of one in half precision into float32.
         init_scale: The first loss scale.
         growth: Factor after `interval` finite steps in a row, at least 1.
         backoff: Factor after a non-finite step, between 0 and 1.
@@ -169,10 +173,6 @@ def amp(
         min_scale: Lower bound of the scale. A run that stays at this bound has another problem
             than overflow.
         name: Name of the slot.
-        modules: Autocast for some modules, by their names or globs (``"*.norm*"``): ``{"head":
-            "fp32"}``. What is called in them is included, the innermost module counts, and of two
-            globs the last. What enters a module in ``"fp32"`` is float32, and so is what comes out
-            of one in half precision into float32.
 
     Raises:
         TypeError: `interval` is not an integer, or `modules` is no mapping; or, at the call, the
@@ -194,13 +194,13 @@ def amp(
     return Policy(
         Amp,
         precision=precision,
+        modules=modules,
         init_scale=init_scale,
         growth=growth,
         backoff=backoff,
         interval=interval,
         min_scale=min_scale,
         name=name,
-        modules=modules,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
@@ -22,19 +21,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _OWN = object()
 
 
-@dataclasses.dataclass(frozen=True)
-class ModulePrecisions:
-    """Modules that run in another precision than what they are in.
+class ModulePrecisions(dict[str, str]):
+    """Precisions by the names of modules, or by globs; where several fit a module, the last counts.
 
-    Attributes:
-        pairs: A module's name, or a pattern with ``*``, and a precision. Where several fit a
-            module, the last counts.
+    Unlike other dicts it is part of a stage's structure: it is hashed, and its order counts.
     """
 
-    pairs: tuple[tuple[str, str], ...]
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
 
-    def __repr__(self) -> str:
-        return repr(dict(self.pairs))
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, ModulePrecisions)
+        return same and [*self.items()] == [*other.items()]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     @contextlib.contextmanager
     def running(self, model: Any, device: torch.device) -> Generator[None]:
@@ -68,7 +69,7 @@ class ModulePrecisions:
             )
         named = {name: module for name, module in model.named_modules() if name}
         found: dict[str, str] = {}
-        for pattern, own in self.pairs:
+        for pattern, own in self.items():
             fits = [name for name in named if _fits(name, pattern)]
             if not fits:
                 some = ", ".join([*named][:20]) + (", ..." if len(named) > 20 else "")
@@ -95,12 +96,7 @@ def as_modules(modules: Any) -> ModulePrecisions | None:
             "amp(modules=...) takes precisions by the names of modules, such as "
             f'{{"head": "fp32", "*.norm*": "fp32"}}; got {short(modules)}.'
         )
-    return ModulePrecisions(tuple(modules.items())) if modules else None
-
-
-def names_of(modules: ModulePrecisions | None) -> list[str]:
-    """The precisions of modules."""
-    return [] if modules is None else [own for _, own in modules.pairs]
+    return ModulePrecisions(modules) if modules else None
 
 
 def within(

@@ -68,7 +68,7 @@ def check_precision(precision: Any, modules: ModulePrecisions | None) -> None:
         raise ValueError(f"amp takes one of {known}; got {precision!r}.{hint}")
     if modules is None:
         return
-    for pattern, own in modules.pairs:
+    for pattern, own in modules.items():
         if own not in DTYPES:
             raise ValueError(
                 f'amp(modules={{{pattern!r}: ...}}) takes "fp32", "bf16" or "fp16", got {own!r}.'

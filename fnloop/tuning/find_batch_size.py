@@ -21,7 +21,6 @@ from fnloop.tuning.batch_size_search import Attempt, BatchSizeSearch, largest
 from fnloop.tuning.out_of_memory import is_out_of_memory
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
-from fnloop.values.merging import numbers
 from fnloop.values.state import State
 
 
@@ -127,8 +126,8 @@ def _fastest(step: Any, state: State, batch: Any, steps: int) -> float:
     step = step if donating is None else donating()
     found, began = list[float](), time.perf_counter()
     state = state.replace(cursor=Cursor().tensor())
-    for _, metrics in run(step, state, [batch], steps=steps):
-        numbers(metrics)  # waits for the device
+    for after, _ in run(step, state, [batch], steps=steps):
+        int(after.step)  # waits for the device
         now = time.perf_counter()
         found.append(now - began)
         began = now

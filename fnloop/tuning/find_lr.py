@@ -42,8 +42,8 @@ def find_lr(
 
     This is the learning-rate range test (Smith, 2015, section 3.3): train on, raise the rate at
     each step, and look where the loss falls. It trains a copy: `state` is the same afterwards to
-    the bit, with its place in the data and its randomness. A schedule stands still meanwhile; the
-    rate of a step is the candidate, exactly.
+    the bit, with its place in the data and its randomness. The rate of a step is the candidate,
+    exactly, in place of a number, a schedule, and what `fl.scale` has made of it.
 
     Args:
         step: A training step, compiled or not; compiled, it takes one graph for all rates.

@@ -90,7 +90,8 @@ class LrSearch:
         indices, x, y = zip(*points, strict=True)
         grid = torch.tensor(x, dtype=torch.float64)
         (slopes,) = torch.gradient(torch.tensor(y, dtype=torch.float64), spacing=(grid,))
-        return self.lrs[indices[int(slopes.argmin())]]
+        steepest = int(slopes.argmin())
+        return self.lrs[indices[steepest]] if slopes[steepest] < 0 else None
 
     @property
     def reason(self) -> str:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fnloop as fl
+from fnloop.loop.hyperparameters import hyperparameters
 
 
 class Net(nn.Module):
@@ -138,6 +139,7 @@ def test_an_error_leaves_the_model_as_it_was():
     [
         (("bf16", {"hed": "fp32"}), ValueError, r"'hed' fits no module.*There are: body, body\.0"),
         (("bf16", ["head"]), TypeError, "takes precisions by the names of modules"),
+        (("fp16", 2.0**10), TypeError, r"takes precisions by the names of modules.*got 1024\.0"),
         (("bf16", {0: "fp32"}), TypeError, "takes precisions by the names of modules"),
         (("bf16", {"head": "fp64"}), ValueError, r"modules=\{'head': \.\.\.\}.*got 'fp64'"),
         (("fp64", {"head": "fp32"}), ValueError, "stores all parameters in one dtype"),
@@ -167,3 +169,13 @@ def test_it_prints_as_it_is_written():
     assert amp.describe() == "amp('bf16', modules={'head': 'fp32'})"
     assert amp == fl.amp("bf16", modules={"head": "fp32"})(fl.grad(loss))
     assert amp != fl.amp("bf16")(fl.grad(loss))
+    orders = [fl.amp("bf16", dict(pairs)) for pairs in (BOTH, BOTH[::-1])]
+    assert orders[0](fl.grad(loss)) != orders[1](fl.grad(loss)), "the last one counts"
+
+
+BOTH = (("head", "fp32"), ("h*", "bf16"))
+
+
+def test_trackers_and_resumed_runs_name_them():
+    found = hyperparameters(step_of(fl.amp("bf16", {"head": "fp32"})))
+    assert (found["amp.precision"], found["amp.modules.head"]) == ("bf16", "fp32")
