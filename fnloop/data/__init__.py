@@ -13,7 +13,7 @@ from fnloop.data.prefetching import prefetch as prefetch
 from fnloop.names.suggestions import suggesting as _suggesting
 from fnloop.values.cursor import Cursor as Cursor
 from fnloop.values.micro import Micro as Micro
-from fnloop.values.packed import Packed as Packed
+from fnloop.values.packed_rows import PackedRows as PackedRows
 from fnloop.values.padded import Padded as Padded
 
 __getattr__ = _suggesting(__name__)

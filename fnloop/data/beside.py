@@ -13,7 +13,7 @@ Mode = Literal["shortest", "longest", "cycle"]
 _MODES = ("shortest", "longest", "cycle")
 
 
-def together(mode: Mode = "shortest", **parts: Any) -> Beside:
+def together(*, mode: Mode = "shortest", **parts: Any) -> Beside:
     """Data whose batches are dicts with a batch of each part: ``{"a": batch, "b": batch}``.
 
     Resumes at every step as its parts do. Nothing is remembered: the batch of each part follows

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from fnloop.data.combined import Combined, PartReader
@@ -64,13 +65,13 @@ class Mixed(Combined):
             total = as_count(batches, "mix(batches=...)", 1)
         self._shares = _shares(_checked(weights, self._lengths), total)
         self.batches = self._total = total
-        self._known = _Order(-1, [], [])
+        self._known = _Order(-1, np.empty(0), np.empty(0))
 
     def read(self, readers: Mapping[str, PartReader], epoch: int, index: int) -> tuple[Any, bool]:
         """See `Combined`."""
         order = self._order(epoch)
-        part = order.parts[index]
-        read = epoch * self._shares[part] + order.before[index]
+        part = int(order.parts[index])
+        read = epoch * self._shares[part] + int(order.before[index])
         batch, _ = readers[self._names[part]].at(*divmod(read, self._lengths[part]))
         return batch, index + 1 == self._total
 
@@ -94,7 +95,7 @@ class Mixed(Combined):
             before = torch.empty_like(parts)
             for number, share in enumerate(self._shares):
                 before[parts == number] = torch.arange(share)
-            self._known = known = _Order(epoch, parts.tolist(), before.tolist())
+            self._known = known = _Order(epoch, parts.numpy(), before.numpy())
         return known
 
 
@@ -102,13 +103,13 @@ class _Order(NamedTuple):
     """The order of an epoch.
 
     Attributes:
-        parts: The part of each batch.
-        before: How many batches of that part come before it.
+        parts: int64[batches]: the part of each batch.
+        before: int64[batches]: how many batches of that part come before it.
     """
 
     epoch: int
-    parts: list[int]
-    before: list[int]
+    parts: np.ndarray
+    before: np.ndarray
 
 
 def _checked(weights: Any, lengths: list[int]) -> list[float]:

@@ -14,15 +14,15 @@ from fnloop.data.joining import field, joined, paths
 from fnloop.data.whole import whole_numbers
 from fnloop.names.keywords import explained
 from fnloop.values.counts import as_count
-from fnloop.values.packed import Packed
+from fnloop.values.packed_rows import PackedRows
 
 
 class pack:
     """A dataset of rows of one length, in each of which several sequences stand.
 
-    It is for `fl.Batches` or a ``DataLoader``: their batches are an `fl.data.Packed` of rows, all
-    of one shape, and little of them is filling. Which examples share a row is decided once: from
-    the longest to the shortest, each goes to the row where it leaves the least room (best fit
+    It is for `fl.Batches` or a ``DataLoader``: their batches are `fl.data.PackedRows`, all of one
+    shape, and little of them is filling. Which examples share a row is decided once: from the
+    longest to the shortest, each goes to the row where it leaves the least room (best fit
     decreasing, which for many examples takes at most 11/9 of the fewest possible rows: Johnson et
     al., "Worst-case performance bounds for simple one-dimensional packing algorithms", 1974).
     Epochs shuffle rows.
@@ -77,7 +77,7 @@ class pack:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, row: int) -> Packed:
+    def __getitem__(self, row: int) -> PackedRows:
         numbers = self.rows[row]
         examples = [self._examples[number] for number in numbers]
         self._check_fields(examples[0])
@@ -93,7 +93,7 @@ class pack:
         document = torch.arange(1, len(numbers) + 1).repeat_interleave(sizes)
         position = torch.arange(used) - starts.repeat_interleave(sizes)
         rest = torch.zeros(spare, dtype=torch.int64)
-        return Packed(
+        return PackedRows(
             joined(examples[:1], done), torch.cat([document, rest]), torch.cat([position, rest])
         )
 

@@ -142,6 +142,8 @@ ELSEWHERE = {
     "richprogressbar": "Use fl.progress.",
     "timer": "Use fl.fit(..., seconds=...) for one call, or budget=... for the whole run.",
     "fastdevrun": "Use fl.fit(..., smoke=True).",
+    "combinedloader": "Use fl.data.together(a=loader, b=other), fl.data.concat or fl.data.mix.",
+    "weightedrandomsampler": "Use fl.Batches(data, batch_size, weights=...).",
     "limittrainbatches": "Use fl.limit(data, n).",
     "limitvalbatches": "Use fl.validate(loss, fl.limit(data, n)).",
     "limittestbatches": "Use fl.evaluate(loss, state, fl.limit(data, n)).",

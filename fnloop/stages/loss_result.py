@@ -18,7 +18,7 @@ from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.looking import look
 from fnloop.values.metrics import Mean, Metric, as_tensor, check_metrics, exact
-from fnloop.values.packed import Packed
+from fnloop.values.packed_rows import PackedRows
 from fnloop.values.padded import Padded
 from fnloop.values.rows import UnclearRows, rows
 from fnloop.values.state import State
@@ -129,10 +129,10 @@ def examples(batch: Any, who: Any) -> int:
             "them: fl.Mean((weight * losses).sum(), weight.sum()), with the weight in the batch "
             "and one loss for each example. The same for a metric."
         )
-    if isinstance(batch, Packed):
+    if isinstance(batch, PackedRows):
         raise ValueError(
             f"{_name(who)} returned a scalar, which is the mean over the batch's rows; but the "
-            "batch is an fl.data.Packed, whose rows have unequally many tokens. Weigh the tokens: "
+            "batch is an fl.data.PackedRows, which have unequally many tokens. Weigh the tokens: "
             "fl.Mean((weight * losses).sum(), weight.sum()), with weight = batch.continues() for a "
             "causal language model, else batch.document > 0. The same for a metric."
         )

@@ -319,3 +319,24 @@ def test_two_losses_of_two_data_sets_and_a_resumed_run(tmp_path: Any) -> None:
         assert fl.tree_equal(resumed, whole)
     with pytest.raises(ValueError, match=r"free has 20, labelled/0 has 8.*fl\.Mean"):
         fl.fit(step_of(scalar), start, data(), epochs=1)
+
+
+def test_batches_of_unequal_size_are_accumulated_in_groups() -> None:
+    def loss(model: Any, batch: Any) -> Any:
+        a, b = model(batch["a"]), model(batch["b"])
+        return fl.Mean(a.square().sum() + len(a) * b.mean(), len(a))
+
+    x, free = torch.randn(10, 4), torch.randn(30, 4)
+    data = fl.data.together(a=fl.Batches(x, 3, shuffle=False), b=fl.Batches(free, 8, shuffle=False))
+    step = fl.pipe(loss, fl.grad, fl.accumulate(2))
+    state = step.init(nn.Linear(4, 1))
+    with pytest.raises(ValueError, match=r"a has 3, b has 8.*fl\.data\.Micro"):
+        step(state, next(iter(one_epoch(data))))
+    _, grads = step(state, next(iter(one_epoch(fl.data.group(data, 4)))))
+    model, total = fl.to_module(state), torch.zeros(())
+    for i in range(4):
+        a, b = model(x[3 * i : 3 * i + 3]), model(free[8 * i : 8 * i + 8])
+        total = total + a.square().sum() + len(a) * b.mean()
+    (total / 10).backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(grads.mean[name], p.grad)

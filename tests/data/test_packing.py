@@ -1,4 +1,4 @@
-"""Packed sequences, from which a language model learns as from each text alone."""
+"""PackedRows sequences, from which a language model learns as from each text alone."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class GPT(nn.Module):
         return self.head(x)
 
 
-def loss(model: Any, packed: fl.data.Packed) -> Any:
+def loss(model: Any, packed: fl.data.PackedRows) -> Any:
     tokens = packed.batch["tokens"]
     scores = model(tokens, packed.position, packed.attends())
     losses = F.cross_entropy(scores[:, :-1].mT, tokens[:, 1:], reduction="none")
@@ -188,7 +188,7 @@ def test_rows_are_one_graph_and_a_run_resumes_to_the_bit(tmp_path: Any) -> None:
 def test_a_document_sees_nothing_of_others() -> None:
     model = alone()[3]
     row = next(PACKED[i] for i, numbers in enumerate(PACKED.rows) if len(numbers) > 1)
-    packed = fl.data.Packed(row.batch["tokens"][None], row.document[None], row.position[None])
+    packed = fl.data.PackedRows(row.batch["tokens"][None], row.document[None], row.position[None])
     second = packed.document == 2
     before = model(packed.batch, packed.position, packed.attends())
     changed = torch.where(second, 1, packed.batch)
@@ -203,7 +203,7 @@ def test_a_scalar_over_rows_would_weigh_tokens_wrongly() -> None:
         return loss(model, packed).value()
 
     step = fl.pipe(scalar, fl.grad)
-    with pytest.raises(ValueError, match=r"scalar.*fl\.data\.Packed.*batch\.continues\(\)"):
+    with pytest.raises(ValueError, match=r"scalar.*fl\.data\.PackedRows.*batch\.continues\(\)"):
         step(step.init(alone()[3]), ALL[0])
 
 

@@ -171,6 +171,38 @@ def everything_at_once_with_a_stage_of_ones_own(mesh):
         assert_same_everywhere(mesh, many[0])
 
 
+def balanced(model, batch):
+    """Cross-entropy with weights of the classes."""
+    x, y = batch
+    weight = torch.tensor([0.2, 1.0, 3.0, 0.5, 0.0])
+    total = F.cross_entropy(model(x), y, weight=weight, reduction="sum")
+    return fl.Mean(total, weight[y].sum())
+
+
+@scenario
+def class_weights_over_mixed_data_are_those_of_torch(mesh):
+    def mixed():
+        return fl.data.mix(data(), data(31, 7), weights=(2, 1), seed=4)
+
+    step = fl.pipe(balanced, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    start = step.init(lambda: Net(), seed=3)
+    mine, losses = fl.to_module(start), []
+    optimizer = torch.optim.SGD(mine.parameters(), lr=0.1)
+    criterion = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0, 0.5, 0.0]))
+    for _, (x, y) in zip(range(9), (batch for _, batch in mixed().iterate()), strict=False):
+        optimizer.zero_grad()
+        losses.append(criterion(mine(x), y))
+        losses[-1].backward()
+        optimizer.step()
+    expected = torch.stack(losses).detach()
+    for plan in PLANS:
+        many, metrics = trained(fl.shard(step, mesh, plan), batches=mixed(), steps=9)
+        found = torch.tensor([each["loss"] for each in metrics])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        for name, p in mine.named_parameters():
+            torch.testing.assert_close(many.params[name], p.detach(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.lightning("S2")
 @scenario
 def the_loop_with_all_its_callbacks(mesh):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 
-class Packed(NamedTuple):
+class PackedRows(NamedTuple):
     """A row of `fl.data.pack`, or a batch of rows. What is after its last document must not count.
 
     Attributes:
@@ -29,7 +29,7 @@ class Packed(NamedTuple):
         last document looks at itself, so that nothing is nan.
 
         >>> import torch
-        >>> Packed(None, torch.tensor([[1, 1, 2]]), torch.tensor([[0, 1, 0]])).attends().int()
+        >>> PackedRows(None, torch.tensor([[1, 1, 2]]), torch.tensor([[0, 1, 0]])).attends().int()
         tensor([[[[1, 0, 0],
                   [1, 1, 0],
                   [0, 0, 1]]]], dtype=torch.int32)
@@ -45,7 +45,7 @@ class Packed(NamedTuple):
         document.
 
         >>> import torch
-        >>> Packed(None, torch.tensor([[1, 1, 2, 2, 0, 0]]), torch.zeros(1, 6)).continues()
+        >>> PackedRows(None, torch.tensor([[1, 1, 2, 2, 0, 0]]), torch.zeros(1, 6)).continues()
         tensor([[ True, False,  True, False, False]])
         """
         here, following = self.document[..., :-1], self.document[..., 1:]
