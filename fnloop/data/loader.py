@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch.utils.data import (
@@ -34,6 +35,7 @@ from fnloop.data.worker_parts import SeededDataset, SeededIndices, SeededStream,
 
 # Persistent workers belong to the copy of a loader, so keep that copy as long as the loader lives.
 _copies: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_reading: WeakSet[Any] = WeakSet()  # copies in the middle of an epoch
 
 
 class Loader(Again):
@@ -91,7 +93,7 @@ class Loader(Again):
             self._indices.seed, self._indices.epoch = seed, epoch
             self._indices.skip = index if self._skips_indices else 0
         skipped = 0 if self._skips_indices else index
-        with seeded_generators([self._used, *self._samplers], seed):
+        with seeded_generators([self._used, *self._samplers], seed), _marked(self._used):
             if self._used.num_workers or _draws_nothing(self._loader):
                 for number, batch in enumerate(self._used):
                     if number >= skipped:
@@ -135,10 +137,23 @@ def collates(loader: Any) -> bool:
     return loader.collate_fn not in (default_collate, default_convert)
 
 
+@contextmanager
+def _marked(loader: Any) -> Generator[None]:
+    """A context manager in which the copy counts as being read."""
+    _reading.add(loader)
+    try:
+        yield
+    finally:
+        _reading.discard(loader)
+
+
 def _used(loader: Any) -> Any:
     """A copy of the loader that seeds what it reads, if it is one that can be seeded."""
-    if loader.persistent_workers and loader in _copies:
-        return _copies[loader]
+    kept = _copies.get(loader) if loader.persistent_workers else None
+    if kept is not None and kept not in _reading:
+        return kept
+    if kept is not None:  # read by training, whose epoch would begin anew: take workers of our own
+        loader = with_parts(loader, persistent_workers=False)
     if is_map_style(loader):
         copied = _seeded(loader)
     elif loader.num_workers and not isinstance(loader.dataset, IterDataPipe | MapDataPipe):

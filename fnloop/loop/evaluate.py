@@ -116,8 +116,8 @@ def evaluate_metrics(
 def statistics_data(given: Any) -> Any:
     """Data to compute statistics from; None if there is none.
 
-    Of `fl.Data` it is ``train``, if an epoch of it can be read beside training: a loader's workers
-    may be shared by both.
+    Of `fl.Data` it is ``train``, if that is `fl.Batches`: an epoch of a loader may take long, so it
+    has to be asked for.
     """
     if not isinstance(given, Data):
         return given

@@ -70,10 +70,11 @@ def ema(decay: Any = 0.999, name: str = "ema") -> Callable[[StepStage], Ema]:
     After each step that is not skipped: ``average = decay * average + (1 - decay) * parameter``,
     starting from the initial parameters (Polyak & Juditsky, 1992). To evaluate it, use
     ``fl.evaluate(..., params="ema")``; to export it, ``fl.to_module(state, params="ema")``. The
-    average of half-precision parameters is float32.
+    average of half-precision parameters is float32. Where the model has BatchNorm, an average needs
+    running statistics of its own: `fl.refresh_batchnorm`.
 
     Args:
-        decay: A number in [0, 1], or a schedule.
+        decay: A number in [0, 1], or a schedule: `fl.schedules.uniform` makes it a plain mean.
         name: Name of the slot. Two averages in one pipeline need two names.
 
     Raises:

@@ -49,8 +49,8 @@ def choose_buffers(state: State, name: str | None) -> Tensors:
         of = (
             "the state's own belong to the live parameters"
             if there is None
-            else f"those in slot {_slot(name)!r} belong to the average "
-            f"{int(state.calls) - int(there['calls'])} calls of the step ago"
+            else f"those in slot {_slot(name)!r} belong to the average as it was "
+            f"{int(state.calls) - int(there['calls'])} calls ago"
         )
         raise ValueError(
             f"params={name!r}: these averaged parameters have no running statistics of BatchNorm; "

@@ -78,6 +78,10 @@ def test_the_average_is_exported_in_place_of_the_parameters(run, cli):
     weights = load_file("w.safetensors")
     assert torch.equal(weights["last.weight"], saved(run)["slots/ema/embed.weight"])
     assert not torch.equal(weights["last.weight"], saved(run)["params/embed.weight"])
+    # Its statistics are its own: each of the six tokens comes equally often.
+    mean = weights["last.weight"].mean(0)
+    torch.testing.assert_close(weights["norm.running_mean"], mean)
+    assert not torch.allclose(saved(run)["buffers/norm.running_mean"], mean)
 
 
 def test_a_dtype_is_that_of_floating_point_tensors(run, cli):
@@ -110,6 +114,7 @@ def test_without_the_recipe_what_is_there_is_exported_and_that_is_said(run, cli,
     assert code == 0, err
     ema = saved(run)["slots/ema/embed.weight"]
     assert torch.equal(load_file("e.safetensors")["embed.weight"], ema)
+    assert "statistics of BatchNorm are those of the live parameters" in err
 
 
 def test_a_bare_checkpoint_needs_no_run(run, cli, tmp_path):

@@ -22,6 +22,7 @@ from torch.utils.data import (
 
 from fnloop.data.loader import Loader
 from fnloop.data.prefetching import prefetch
+from fnloop.data.sources import one_epoch
 from fnloop.values.cursor import Cursor
 
 
@@ -341,3 +342,16 @@ def test_data_that_draws_nothing_is_not_seeded(monkeypatch: pytest.MonkeyPatch) 
     data = TensorDataset(torch.arange(6))
     for sampler in (None, [5, 3], RandomSampler(data)):
         assert len(walk(DataLoader(data, 1, sampler=sampler), Cursor(), 2)) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_may_be_read_in_the_middle_of_another(workers: int) -> None:
+    """Workers that persist would begin anew: a validation on training data cut its epoch short."""
+    options: Any = {"num_workers": workers, "persistent_workers": workers > 0}
+    loader = DataLoader(TensorDataset(torch.arange(12)), 2, shuffle=True, **options)
+    whole = [batch.tolist() for (batch,) in one_epoch(loader, 7)]
+    outer = one_epoch(loader, 7)
+    first = [next(outer)[0].tolist() for _ in range(2)]
+    inner = [batch.tolist() for (batch,) in one_epoch(loader, 7)]
+    assert inner == whole
+    assert [*first, *[batch.tolist() for (batch,) in outer]] == whole

@@ -303,9 +303,11 @@ def test_law_8_fit_resumes_with_donation_from_its_folder(tmp_path):
 
 
 def test_law_9_effects_change_no_bit_of_a_donated_run(tmp_path):
+    held_out = fl.Batches(arrays(9), 4, shuffle=False)
+
     def callbacks():
         return [
-            fl.every(2, fl.validate(loss, fl.Batches(arrays(9), 4, shuffle=False), params="ema")),
+            fl.every(2, fl.validate(loss, held_out, params="ema", statistics=data())),
             fl.early_stopping("val/loss", patience=100),
             fl.checkpoint(tmp_path / "checkpoints", monitor="val/loss"),
             fl.track(fl.trackers.JSONL(tmp_path / "log.jsonl")),

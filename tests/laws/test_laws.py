@@ -72,7 +72,7 @@ STEP_STAGES = {
 }
 CALLBACKS = {
     "every": lambda: fl.every(2, fl.validate(loss, validation())),
-    "validate": lambda: fl.validate(loss, validation(), params="ema"),
+    "validate": lambda: fl.validate(loss, validation(), params="ema", statistics=data()),
     "early_stopping": lambda: fl.early_stopping("loss", patience=2),
     "reduce_on_plateau": lambda: fl.reduce_on_plateau("loss", patience=0),
     "stage": lambda: fl.stage(halve_lr, "callback"),
@@ -283,7 +283,7 @@ def test_law_8_a_resumed_run_is_the_run(step):
 def test_law_8_at_every_step_with_callbacks():
     def callbacks():
         return [
-            fl.every(3, fl.validate(loss, validation(), params="ema")),
+            fl.every(3, fl.validate(loss, validation(), params="ema", statistics=data())),
             fl.early_stopping("val/loss", patience=100),
             fl.every(1, note_epoch, unit="epoch"),
         ]
@@ -299,7 +299,7 @@ def note_epoch(state, metrics):
 def test_law_9_effects_change_nothing(tmp_path):
     def callbacks():
         return [
-            fl.every(2, fl.validate(loss, validation(), params="ema")),
+            fl.every(2, fl.validate(loss, validation(), params="ema", statistics=data())),
             fl.early_stopping("val/loss"),
             fl.checkpoint(tmp_path / "checkpoints", monitor="val/loss"),
             fl.track(fl.trackers.JSONL(tmp_path / "log.jsonl")),
