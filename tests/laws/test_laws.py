@@ -214,7 +214,7 @@ def test_every_exported_stage_is_covered():
         for name, value in EXPORTED.items()
         if inspect.isclass(value) and issubclass(value, fl.Callback) and value is not fl.Callback
     }
-    others = {"grad", "update", "pipe", "scale", "sequence"}
+    others = {"grad", "update", "pipe", "scale", "sequence", "loss_at"}
     known = {*GRAD_STAGES, *STEP_STAGES, *CALLBACKS, *others}
     assert factories | callbacks <= known, "add an example of the new stage to this file"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -92,14 +92,6 @@ class lbfgs(Optimizer):
             "iterations": torch.zeros((), dtype=torch.int64, device=like.device),
             "evaluations": torch.zeros((), dtype=torch.int64, device=like.device),
         }
-
-    def update(self, grads: Tensors, memory: Memory, params: Tensors, step: Step) -> NoReturn:
-        raise TypeError(
-            f"{self.name} evaluates the loss at other parameters too, and so stands alone in "
-            "fl.update(fl.optim.lbfgs(...)): a chain, a mask or labels would change the first of "
-            "its gradients only. What is to be done with every gradient is a stage between fl.grad "
-            "and fl.update; which parameters are trained is said by fl.grad(only=...)."
-        )
 
     def search(
         self,
