@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from torch import Tensor, nn
 import fnloop as fl
 
 torch.set_num_threads(1)  # threads would only get into each other's way in a network this small
+
+Curve: TypeAlias = tuple[list[int], list[float]]
+"""Numbers of evaluations, and the losses at them."""
 
 K = 0.05
 """How well the rod conducts."""
@@ -99,11 +102,13 @@ def error(state: fl.State) -> float:
     return float(off.norm() / solution(points).norm())
 
 
-def train(adam: int = 1000, newton: int = 60, points: int = 1000, width: int = 24) -> Any:
+def train(
+    adam: int = 1000, newton: int = 60, points: int = 1000, width: int = 24
+) -> tuple[fl.State, fl.State, Curve]:
     """Train with `adam` steps of Adam, and `newton` steps of L-BFGS, 20 iterations each.
 
     Returns:
-        The state after each, the losses at all evaluations so far, and where L-BFGS began.
+        The state after Adam, the last one, and the losses.
     """
     data = [chosen(points)]  # one batch, over and over
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adam(5e-3)))
@@ -121,7 +126,7 @@ def train(adam: int = 1000, newton: int = 60, points: int = 1000, width: int = 2
     return first, state, (at, losses)
 
 
-def draw(first: fl.State, last: fl.State, curve: tuple[list[int], list[float]], path: Path) -> None:
+def draw(first: fl.State, last: fl.State, curve: Curve, path: Path) -> None:
     """The solution, how far both states are from it, and the loss on the way."""
     from matplotlib.figure import Figure
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
@@ -294,6 +294,23 @@ def check_named(params: Any) -> None:
             f"An optimizer takes parameters as fl.Tensors, such as state.params, and was given "
             f"{type(params).__name__}. Convert it: fl.Tensors({{'w': ...}})."
         )
+
+
+def check_one_gradient(owner: str, optimizers: Iterable[Any]) -> None:
+    """Check that no optimizer in a combination of them evaluates the loss at other parameters.
+
+    Raises:
+        TypeError: One does.
+    """
+    for optimizer in optimizers:
+        if getattr(optimizer, "evaluates", False):
+            name = type(optimizer).__name__
+            raise TypeError(
+                f"{name} evaluates the loss at other parameters too, and so stands alone in "
+                f"fl.update({name}(...)): {owner} would change the first of its gradients only. "
+                "What is to be done with every gradient is a stage between fl.grad and fl.update; "
+                "which parameters are trained is said by fl.grad(only=...)."
+            )
 
 
 def refuse_complex(owner: str, params: Tensors) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, replaced
+from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, check_one_gradient, replaced
 from fnloop.optim.pieces import applied, updates_of
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, select
@@ -27,7 +27,7 @@ class chain(Optimizer):
         *optimizers: Gradient transforms and, usually last, an optimizer.
 
     Raises:
-        TypeError: One of them is not an optimizer.
+        TypeError: One of them is not an optimizer, or evaluates the loss itself (`lbfgs`).
         ValueError: There is none, or two have the same name.
 
     >>> from fnloop.optim import add_decayed_weights, sgd
@@ -49,6 +49,7 @@ class chain(Optimizer):
                     "class must be called (adamw(), not adamw), and torch's optimizers are wrapped "
                     "by from_torch."
                 )
+        check_one_gradient("chain", optimizers)
         object.__setattr__(self, "optimizers", optimizers)
         if twice := [name for name, n in Counter(self.names()).items() if n > 1]:
             raise ValueError(

@@ -62,14 +62,15 @@ class Curvature(NamedTuple):
     def times(self, vector: Tensor) -> Tensor:
         """The inverse Hessian times a vector, by two loops (algorithm 7.4 of Nocedal & Wright)."""
         filled: Any = look(self.filled)
-        size = len(self.inverses)
-        places = range(size if isinstance(filled, Tensor) else filled)
-        newest = [(self.moves[-1 - i], self.changes[-1 - i], self.inverses[-1 - i]) for i in places]
+        pairs = self.moves.unbind(), self.changes.unbind(), self.inverses.unbind()
+        known = list(zip(*pairs, strict=True))
+        if not isinstance(filled, Tensor):
+            known = known[len(known) - filled :]
         shares: list[Tensor] = []
-        for move, change, inverse in newest:
+        for move, change, inverse in reversed(known):
             shares.append((move @ vector) * inverse)
-            vector = vector - shares[-1] * change
+            vector = torch.addcmul(vector, shares[-1], change, value=-1)
         vector = vector * self.scale
-        for (move, change, inverse), share in zip(reversed(newest), reversed(shares), strict=True):
-            vector = vector + (share - (change @ vector) * inverse) * move
+        for (move, change, inverse), share in zip(known, reversed(shares), strict=True):
+            vector = torch.addcmul(vector, share - (change @ vector) * inverse, move)
         return vector

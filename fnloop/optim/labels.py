@@ -7,7 +7,16 @@ from typing import Any, Self, TypeAlias
 
 from torch import Tensor
 
-from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, check_named, replaced
+from fnloop.optim.base import (
+    Makes,
+    Memory,
+    Number,
+    Optimizer,
+    Step,
+    check_named,
+    check_one_gradient,
+    replaced,
+)
 from fnloop.optim.patterns import check_patterns, matches
 from fnloop.optim.pieces import applied, updates_of
 from fnloop.trees.nodes import static, tree
@@ -29,7 +38,7 @@ class by_label(Optimizer):
             pattern is a parameter's name, a module's name, or a glob; the first match counts.
 
     Raises:
-        TypeError: A value of `optimizers` is not an optimizer.
+        TypeError: A value of `optimizers` is not an optimizer, or evaluates the loss itself.
         ValueError: Optimizers and gradient transforms are mixed; or, at `init`, a parameter has no
             label or an unknown one, or a pattern matches no parameter.
 
@@ -52,6 +61,7 @@ class by_label(Optimizer):
         for label, optimizer in optimizers.items():
             if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"by_label: {label!r} must be an optimizer; got {optimizer!r}.")
+        check_one_gradient("by_label", optimizers.values())
         kinds = {label: o.makes for label, o in optimizers.items() if o.makes != "zeros"}
         if len(set(kinds.values())) > 1:
             raise ValueError(

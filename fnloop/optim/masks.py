@@ -7,7 +7,16 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from fnloop.optim.base import Makes, Memory, Number, Optimizer, Step, check_named, replaced
+from fnloop.optim.base import (
+    Makes,
+    Memory,
+    Number,
+    Optimizer,
+    Step,
+    check_named,
+    check_one_gradient,
+    replaced,
+)
 from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
 from fnloop.optim.pieces import applied, updates_of
 from fnloop.trees.nodes import static, tree
@@ -28,6 +37,7 @@ class masked(Optimizer):
             name, a module's name, or a glob (``"*.bias"``).
 
     Raises:
+        TypeError: The optimizer evaluates the loss itself (`lbfgs`).
         ValueError: At `init`, a pattern matches no parameter.
 
     >>> import torch
@@ -45,6 +55,7 @@ class masked(Optimizer):
     def __init__(
         self, optimizer: Optimizer, where: Callable[[str, Tensor], bool] | Iterable[str]
     ) -> None:
+        check_one_gradient("masked", [optimizer])
         object.__setattr__(self, "optimizer", optimizer)
         object.__setattr__(self, "where", as_where(where))
 

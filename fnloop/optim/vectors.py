@@ -32,14 +32,14 @@ def joined(tensors: Tensors, outline: Tensors) -> Tensor:
 
 def parted(vector: Tensor, outline: Tensors, names: Iterable[str]) -> Tensors:
     """The inverse of `joined`: the tensors `names` of a vector, in the vector's dtype."""
-    wanted, found, start = set(names), dict[str, Tensor](), 0
-    for name, p in outline.items():
-        shape = _real(p).shape
-        end = start + shape.numel()
+    wanted, found = set(names), dict[str, Tensor]()
+    shapes = [_real(p).shape for _, p in outline.items()]
+    parts = vector.split([shape.numel() for shape in shapes])
+    for (name, p), part, shape in zip(outline.items(), parts, shapes, strict=True):
         if name in wanted:
-            part = vector[start:end].reshape(shape)
-            found[name] = torch.view_as_complex(part.contiguous()) if p.is_complex() else part
-        start = end
+            own = part.reshape(shape)
+            # A copy, as the pairs of numbers may begin at an odd place.
+            found[name] = torch.view_as_complex(own.clone()) if p.is_complex() else own
     return Tensors(found)
 
 

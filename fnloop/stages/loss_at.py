@@ -22,7 +22,8 @@ def loss_at(
     For stages that compare values of the loss: a line search, estimates from differences, a test
     of a step before it is taken. Randomness is a function of the state's key and calls and of the
     micro-batch, so masks are those of the gradient. Micro-batches, precision and ranks are those of
-    the stage. Buffers that the model changes are dropped.
+    the stage. Buffers that the model changes are dropped. Stages inside see a gradient of no
+    parameter: one that would go uphill by it stays where it is.
 
     Args:
         stage: A gradient stage, such as the field ``inner`` of a stage around one.

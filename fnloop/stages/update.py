@@ -153,7 +153,10 @@ class Update(StepStage):
         finite: Flag,
         factors: dict[str, Any],
     ) -> tuple[Tensors, dict[str, Any]]:
-        """The parameters and the memory after a step that evaluates the loss at others, too."""
+        """The parameters and the memory after a step that evaluates the loss at others, too.
+
+        Buffers and memory of gradient stages are those of the first evaluation.
+        """
 
         def evaluate(params: Tensors) -> tuple[Tensor, Tensors]:
             there = state.replace(params=state.params.updated(params))

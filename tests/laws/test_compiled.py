@@ -179,7 +179,7 @@ def test_every_exported_stage_is_covered():
         and inspect.isfunction(value)
     }
     covered = {part.label for step in STAGES.values() for part in step.stages()}
-    assert factories <= {*covered, "pipe", "scale", "stage"}, "add the new stage here"
+    assert factories <= {*covered, "pipe", "scale", "stage", "loss_at"}, "add the new stage here"
 
 
 @pytest.mark.lightning("X2")

@@ -218,7 +218,7 @@ def test_every_exported_stage_is_covered():
         and issubclass(value, fl.base.Callback)
         and value is not fl.base.Callback
     }
-    others = {"grad", "update", "pipe", "scale", "sequence"}
+    others = {"grad", "update", "pipe", "scale", "sequence", "loss_at"}
     known = {*GRAD_STAGES, *STEP_STAGES, *CALLBACKS, *others}
     assert factories | callbacks <= known, "add an example of the new stage to this file"
 
