@@ -397,3 +397,11 @@ def test_what_is_frozen_is_not_among_the_hyperparameters_but_how_batches_are_cut
 def test_mistakes_are_told_before_the_first_step(frozen, error, match):
     with pytest.raises(error, match=match):
         step_of(frozen).init(net())
+
+
+def test_a_label_without_anything_to_train_says_that_what_is_frozen_is_not_there():
+    optimizer = fl.optim.by_label(
+        {"stem": fl.optim.sgd(0.1), "rest": fl.optim.sgd(0.1)}, {"stem": "stem", "*": "rest"}
+    )
+    with pytest.raises(ValueError, match=r"'stem' fits no.*of those that are trained: middle"):
+        step_of("stem", optimizer).init(net())
