@@ -122,4 +122,6 @@ def setting(value: Any, state: State, what: str) -> Any:
 
 
 def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (list, set)) else value
+    if isinstance(value, (set, frozenset)):  # the order of a set of strings varies by process
+        return tuple(sorted(value))  # type: ignore[reportUnknown]
+    return tuple(value) if isinstance(value, list) else value  # type: ignore[reportUnknown]

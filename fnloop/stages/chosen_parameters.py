@@ -77,7 +77,7 @@ def as_frozen(frozen: Any) -> Any:
     if isinstance(frozen, ByCount):
         values = {start: as_frozen(where) for start, where in frozen.values}
         return type(frozen)(values)  # type: ignore[call-arg]  # a dataclass, made by fl.tree
-    if frozen is None or frozen == () or frozen == []:
+    if frozen is None or (isinstance(frozen, (tuple, list, set, frozenset)) and not frozen):
         return None
     found = _patterns(frozen)
     if not found:
@@ -100,7 +100,7 @@ def _patterns(where: Any) -> Any:
         return where
     found: tuple[Any, ...] = (where,) if isinstance(where, str) else ()
     if isinstance(where, Iterable) and not isinstance(where, (str, Tensor)):
-        found = tuple(where)
+        found = tuple(sorted(where) if isinstance(where, (set, frozenset)) else where)
     return found if all([isinstance(pattern, str) for pattern in found]) else ()
 
 

@@ -367,6 +367,22 @@ def test_a_tree_is_frozen_too():
     assert not torch.equal(after.params["w"], before.params["w"])
 
 
+def test_steps_with_equal_sets_of_names_are_equal():
+    a, b = step_of({"stem", "middle"}), step_of(["middle", "stem"])
+    assert a == b
+    assert repr(a) == repr(b)
+    assert step_of(set()) == step_of([])
+
+
+def test_explain_tells_of_the_most_parts():
+    step = step_of(PHASES, grad=[fl.accumulate(fl.schedules.by_epoch({2: 3}))])
+    step = fl.shard(step, fl.mesh(), "zero2")
+    assert "accumulate(by_epoch({2: 3}))" in repr(step)
+    state = step.init(net())
+    assert fl.explain(step, state).working.backward > 0
+    assert moved(state, step(state, batch())[0]) == {"head"}
+
+
 def test_frozen_takes_away_from_only():
     step = fl.pipe(
         loss, fl.grad(only=["stem", "head"], frozen="stem.1"), fl.update(fl.optim.sgd(0.1))
