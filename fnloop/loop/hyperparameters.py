@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fnloop.optim.base import Optimizer
 from fnloop.optim.labels import by_label
+from fnloop.schedules.by_count import ByCount
 from fnloop.stages.base import Stage
 from fnloop.stages.sequence import Sequence
 from fnloop.trees.nodes import is_tree
@@ -36,8 +37,11 @@ def hyperparameters(step: Any) -> dict[str, Any]:
         return found
     found.update(hyperparameters(getattr(step, "inner", None)))
     if step.uncompiled is step:
-        found.update(_walk(step, step.slot or step.label, skip=("inner", "name", "loss", "only")))
+        found.update(_walk(step, step.slot or step.label, skip=_SKIPPED))
     return found
+
+
+_SKIPPED = ("inner", "name", "loss", "only", "frozen")
 
 
 def _walk(node: Any, prefix: str, skip: tuple[str, ...] = ("name",)) -> Iterator[tuple[str, Any]]:
@@ -45,6 +49,8 @@ def _walk(node: Any, prefix: str, skip: tuple[str, ...] = ("name",)) -> Iterator
         for label, optimizer in node.optimizers.items():
             for name, value in _walk(optimizer, prefix):
                 yield f"{label}.{name}", value
+    elif isinstance(node, ByCount):
+        yield prefix, repr(node)
     elif is_tree(node):
         if isinstance(node, Optimizer):
             prefix = getattr(node, "name", prefix)

@@ -98,7 +98,7 @@ class by_label(Optimizer):
     def init(self, params: Tensors) -> Memory:
         check_named(params)
         if not callable(self.labels):
-            check_patterns("by_label", [pattern for pattern, _ in self.labels], params)
+            check_patterns("by_label", [pattern for pattern, _ in self.labels], params, True)
         memory: Memory = {}
         for label, names in self._groups(params).items():
             inner = self.optimizers[label].init(params.select(names))

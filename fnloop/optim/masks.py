@@ -79,7 +79,7 @@ class masked(Optimizer):
     def init(self, params: Tensors) -> Memory:
         check_named(params)
         if not callable(self.where):
-            check_patterns("masked", self.where, params)
+            check_patterns("masked", self.where, params, True)
         return self.optimizer.init(params.select(chosen(self.where, params)))
 
     def update(

@@ -46,17 +46,26 @@ def chosen(where: Where, params: Tensors) -> list[str]:
     return [name for name in params if any(matches(name, pattern) for pattern in where)]
 
 
-def check_patterns(owner: str, patterns: Iterable[str], params: Tensors) -> None:
+def check_patterns(
+    owner: str, patterns: Iterable[str], params: Tensors, trained: bool = False
+) -> None:
     """Check that every pattern matches a parameter.
+
+    Args:
+        owner: Whose patterns they are, for the message.
+        patterns: The patterns.
+        params: The parameters.
+        trained: Whether there may be others, which are not trained.
 
     Raises:
         ValueError: One matches none; the message lists the parameters.
     """
+    those = ", of those that are trained" if trained else ""
     for pattern in patterns:
         if not any(matches(name, pattern) for name in params):
             raise ValueError(
                 f"{owner}: {pattern!r} fits no parameter. A pattern is a parameter's name, the "
-                f"name of a module, or a glob such as '*.bias'. There are: {_some(params)}."
+                f"name of a module, or a glob such as '*.bias'. There are{those}: {_some(params)}."
             )
 
 

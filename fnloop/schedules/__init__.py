@@ -7,6 +7,8 @@ a float, an int64 tensor gives a float32 tensor; both are computed in float64.
 from fnloop.names.suggestions import suggesting as _suggesting
 from fnloop.schedules.averages import uniform as uniform
 from fnloop.schedules.base import Schedule as Schedule
+from fnloop.schedules.by_count import by_epoch as by_epoch
+from fnloop.schedules.by_count import by_step as by_step
 from fnloop.schedules.decay import constant as constant
 from fnloop.schedules.decay import cosine as cosine
 from fnloop.schedules.decay import exponential as exponential

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from fnloop.names.keywords import explained
+from fnloop.schedules.by_count import ByCount, by_epoch, by_step, setting, settings
 from fnloop.stages.base import GradStage, Kind, mesh_of
-from fnloop.trees.nodes import tree
+from fnloop.trees.nodes import static, tree
 from fnloop.trees.show import short
 from fnloop.values.counts import as_count
 from fnloop.values.grads import Grads
@@ -25,7 +26,7 @@ class Accumulate(GradStage):
     wraps: ClassVar[Kind | None] = "grad"
     label: ClassVar[str] = "accumulate"
     inner: Any
-    k: int
+    k: Any = static()
 
     def __post_init__(self) -> None:
         if isinstance(self.k, (list, tuple)):
@@ -34,29 +35,49 @@ class Accumulate(GradStage):
                 f"{short(self.k)}. Micro-batches of your own are the batch: "
                 "fl.data.Micro((b1, b2, ...))."
             )
-        object.__setattr__(self, "k", as_count(self.k, "accumulate(k)", 1))
+        if isinstance(self.k, ByCount):
+            for k in self.k.every():
+                as_parts(k)
+        else:
+            object.__setattr__(self, "k", as_count(self.k, "accumulate(k)", 1))
         super().__post_init__()
         if (mesh := mesh_of(self.inner)) is not None:
             raise ValueError(
-                f"accumulate({self.k}) is around a stage that is sharded over {mesh}: its ranks "
+                f"{self.describe()} is around a stage that is sharded over {mesh}: its ranks "
                 "would exchange gradients for each micro-batch, and cut them otherwise than one "
                 "process. Shard the whole step: fl.shard(fl.pipe(loss, fl.grad, "
-                f"fl.accumulate({self.k}), fl.update(optimizer)), mesh)."
+                f"fl.{self.describe()}, fl.update(optimizer)), mesh)."
             )
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         outer = state.context
         after = state
+        k = parts_at(self.k, state)
 
         def parts() -> Iterator[Grads]:
             nonlocal after
-            for i, part in enumerate(micro_batches(x, self.k)):
-                after = after.within(micro=outer.micro * self.k + i)
+            for i, part in enumerate(micro_batches(x, k)):
+                after = after.within(micro=outer.micro * k + i)
                 after, grads = self.inner(after, part)
                 yield grads
 
         grads = Grads.fold(parts())
         return after.replace(context=outer), grads
+
+
+def as_parts(k: Any) -> int:
+    """A number of parts that a schedule gives; 1 where it gives None."""
+    return 1 if k is None else as_count(k, "accumulate(by_epoch({...: k}))", 1)
+
+
+def parts_at(k: Any, state: State) -> int:
+    """The number of parts for the call that is given `state`."""
+    return k if type(k) is int else as_parts(setting(k, state, "How batches are cut changes"))
+
+
+def most_parts(k: Any) -> int:
+    """The most parts of all phases."""
+    return max(map(as_parts, settings(k)))
 
 
 def micro_batches(batch: Any, k: int) -> Sequence[Any]:
@@ -86,7 +107,7 @@ def micro_batches(batch: Any, k: int) -> Sequence[Any]:
 
 
 @explained
-def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
+def accumulate(k: int | by_epoch | by_step) -> Callable[[GradStage], Accumulate]:
     """Accumulate gradients over `k` micro-batches: the memory of one, the gradient of all.
 
     Splits the batch along its leading dimension into `k` nearly equal parts, and with it lists that
@@ -97,6 +118,8 @@ def accumulate(k: int) -> Callable[[GradStage], Accumulate]:
 
     Args:
         k: Number of parts, at least 1. A batch with fewer examples is split into single examples.
+            With ``fl.schedules.by_epoch({4: 2, 8: 4})`` it changes with the epoch, from 1. A
+            compiled step has a graph for each number.
 
     Raises:
         TypeError: `k` is not a whole number.

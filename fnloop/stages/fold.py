@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from fnloop.distributed.mesh import Mesh
-from fnloop.stages.accumulate import micro_batches
+from fnloop.stages.accumulate import micro_batches, most_parts, parts_at
 from fnloop.stages.base import GradStage, Kind
 from fnloop.stages.placements import dims_of
 from fnloop.trees.nodes import static, tree
@@ -44,7 +44,7 @@ class Fold(GradStage):
     gradients of its own; then they are merged, and all ranks have the same.
 
     Attributes:
-        k: Micro-batches of a rank; if canonical, of all ranks together.
+        k: Micro-batches of a rank; if canonical, of all ranks together. It may change by phases.
         mesh: The ranks.
         plan: How the parameters are kept.
         canonical: Whether all micro-batches are merged one by one, in their order, so that the
@@ -57,7 +57,7 @@ class Fold(GradStage):
     wraps: ClassVar[Kind | None] = "grad"
     label: ClassVar[str] = "shard"
     inner: Any
-    k: int
+    k: Any = static()
     mesh: Mesh = static(Mesh())
     plan: str = "replicate"
     canonical: bool = False
@@ -74,7 +74,8 @@ class Fold(GradStage):
                 )
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
-        total = self.k if self.canonical else self.k * self.mesh.data
+        k = parts_at(self.k, state)
+        total = k if self.canonical else k * self.mesh.data
         parts = micro_batches(x, total)
         fold = self._in_order if self.canonical else self._at_once
         grads, contributions = fold(state, state.context.micro * total, parts)
@@ -213,6 +214,11 @@ class Fold(GradStage):
         dims = self._dims(outlines) or {}
         return {n: 1 if dims.get(n) is None else self.mesh.tensor for n in state.params}
 
+    @property
+    def most(self) -> int:
+        """The largest `k` of all phases."""
+        return most_parts(self.k)
+
     def describe(self) -> str:
         reduce = ', reduce="canonical"' if self.canonical else ""
         plan = short(self.plan)
@@ -224,4 +230,4 @@ class Fold(GradStage):
 
     def lines(self) -> list[str]:
         own = [self.describe()]
-        return [f"accumulate({self.k})", *own] if self.k > 1 else own
+        return [f"accumulate({short(self.k)})", *own] if self.most > 1 else own

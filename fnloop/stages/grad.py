@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, ClassVar, overload
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from fnloop._torch.autograd import NoGradientError, Tape, gradients, require_grad
 from fnloop._torch.tracing import transformed
 from fnloop.names.keywords import explained
-from fnloop.optim.patterns import Where, check_patterns, chosen
+from fnloop.optim.patterns import Where
 from fnloop.stages.base import GradStage
+from fnloop.stages.chosen_parameters import Choice, Frozen, Only, as_frozen, as_only, told
 from fnloop.stages.closure import closed_over
 from fnloop.stages.functions import as_loss, takes_state
 from fnloop.stages.loss_result import LossResult, explain, read_loss
@@ -40,27 +41,34 @@ class Grad(GradStage):
     Attributes:
         loss: ``(model, batch) -> loss``; a function, or a tree with ``__call__``.
         only: Which parameters it differentiates with respect to; None for all that are trained.
+        frozen: Which of them not, perhaps by phases.
     """
 
     label: ClassVar[str] = "grad"
     loss: Any
     only: Where | None = static(default=None)
+    frozen: Any = static(default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", as_loss(self.loss, "loss(model, batch)"))
         if getattr(self.loss, "only_evaluates", False):
             raise TypeError(_EVALUATES.format(loss=short(self.loss)))
         if self.only is not None:
-            object.__setattr__(self, "only", _as_only(self.only))
+            object.__setattr__(self, "only", as_only(self.only))
+        object.__setattr__(self, "frozen", as_frozen(self.frozen))
 
     def trained(self, state: State) -> tuple[str, ...]:
-        if self.only is None:
+        """The parameters that it differentiates with respect to in some phase."""
+        if self.only is None and self.frozen is None:
             return state.skeleton.trainable
-        skeleton, names = self.__dict__.get("_trained", (None, ()))
+        return self._choice(state).trained
+
+    def _choice(self, state: State) -> Choice:
+        skeleton, choice = self.__dict__.get("_chosen", (None, None))
         if skeleton is not state.skeleton:  # to match names takes time
-            names = _chosen(self.only, state)
-            self.__dict__["_trained"] = (state.skeleton, names)
-        return names
+            choice = Choice(self.only, self.frozen, state)
+            self.__dict__["_chosen"] = (state.skeleton, choice)
+        return choice
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         if torch.is_inference_mode_enabled():
@@ -70,7 +78,10 @@ class Grad(GradStage):
                 "A step takes a state, from step.init(model), and a batch: step(state, batch); "
                 f"got {type(state).__name__} as the state."
             )
-        trained = state.params.select(self.trained(state))
+        names, frozen = self.trained(state), ()
+        if self.frozen is not None:
+            names, frozen = self._choice(state).now(state)
+        trained = state.params.select(names)
         divided = state.params.layout.mesh is not None
         scale, counts, norms = state.context.scale, state.context.counts, state.context.norms
         modules = state.context.modules
@@ -112,7 +123,7 @@ class Grad(GradStage):
                 return trained.gradients(found), result.weight, result.metrics
 
             standing = params if placed is None else placed.params
-            return state.skeleton.call(run, standing, state.buffers, True, self.loss)
+            return state.skeleton.call(run, standing, state.buffers, True, self.loss, frozen)
 
         unwritten = Unwritten(state.params)
         try:
@@ -165,24 +176,24 @@ class Grad(GradStage):
         return closed_over(self.loss)
 
     def describe(self) -> str:
-        if self.only is None:
-            return "grad"
-        lone = isinstance(self.only, tuple) and len(self.only) == 1
-        return f"grad(only={short(self.only[0] if lone else self.only)})"  # pyright: ignore[reportIndexIssue, reportArgumentType]
+        given = [("only", self.only), ("frozen", self.frozen)]
+        parts = [f"{name}={told(where)}" for name, where in given if where is not None]
+        return f"grad({', '.join(parts)})" if parts else "grad"
 
     def lines(self) -> list[str]:
         return [short(self.loss), self.describe()]
 
 
-Only = str | Iterable[str] | Callable[[str, Tensor], bool]
-
-
 @overload
-def grad(loss: Callable[..., Any], only: Only | None = None) -> Grad: ...
+def grad(
+    loss: Callable[..., Any], only: Only | None = None, frozen: Frozen | None = None
+) -> Grad: ...
 @overload
-def grad(loss: None = None, *, only: Only) -> Callable[[Callable[..., Any]], Grad]: ...
+def grad(
+    loss: None = None, *, only: Only | None = None, frozen: Frozen | None = None
+) -> Callable[[Callable[..., Any]], Grad]: ...
 @explained
-def grad(loss: Any = None, only: Any = None) -> Any:
+def grad(loss: Any = None, only: Any = None, frozen: Any = None) -> Any:
     """Gradients of a loss: the first stage of a pipeline.
 
     The loss is called as ``loss(model, batch)``, with the model in training mode, or as
@@ -195,16 +206,26 @@ def grad(loss: Any = None, only: Any = None) -> Any:
     own just those: the optimizer has memory for no others, and these keep their bits. In a pipe it
     takes its argument alone: ``fl.pipe(loss, fl.grad(only="D.*"), ...)``.
 
+    What is `frozen` keeps its bits: no gradient is computed with respect to it, nor through layers
+    below which all is frozen. A module all of whose parameters are frozen runs in evaluation mode,
+    with all modules in it: BatchNorm normalizes by its running statistics and leaves them alone,
+    Dropout is off. With ``frozen=fl.schedules.by_epoch({0: "backbone", 3: "backbone.0", 5: None})``
+    it thaws as the run goes on; the optimizer's memory is made for all that is trained at some
+    time, and what is frozen keeps its own.
+
     Args:
         loss: A function, or a tree (`fl.tree`) with ``__call__``.
         only: A pattern or several, or a function ``(name, parameter) -> bool``. A pattern is a
             parameter's name, a module's name, or a glob (``"*.bias"``).
+        frozen: Patterns or a function as for `only`, of what is frozen; or, by phases of the run,
+            `fl.schedules.by_epoch` or `fl.schedules.by_step` of them. A compiled step has a graph
+            for each phase.
 
     Raises:
         TypeError: `loss` is missing, or no function of a model and a batch; or, at the call, it
-            returns something else; or `only` is no pattern.
+            returns something else; or `only` or `frozen` is no pattern.
         ValueError: At the call, the loss depends on no parameter that requires gradients, or is
-            not a scalar; or a pattern of `only` fits no parameter that is trained.
+            not a scalar; or a pattern of `only` or `frozen` fits no parameter; or all is frozen.
         RuntimeError: It is called inside ``torch.inference_mode()``, or the model writes to a
             parameter in place, or is checkpointed with ``use_reentrant=True``.
 
@@ -217,15 +238,23 @@ def grad(loss: Any = None, only: Any = None) -> Any:
     >>> step = grad(lambda model, batch: model(batch).mean(), only="bias")
     >>> dict(step(state, torch.ones(3, 2))[1].mean)
     {'bias': tensor([1.])}
+
+    >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
+    >>> step = grad(lambda model, batch: model(batch).mean(), frozen="0")
+    >>> state = step.init(model)
+    >>> new, grads = step(state, torch.ones(3, 2))
+    >>> list(grads.mean), new.buffers == state.buffers
+    (['1.weight', '1.bias'], True)
     """
-    if loss is None and only is not None:
-        return functools.partial(Grad, only=_as_only(only))
+    if loss is None and (only is not None or frozen is not None):
+        only = None if only is None else as_only(only)
+        return functools.partial(Grad, only=only, frozen=as_frozen(frozen))
     if loss is None:
         raise TypeError(
             "fl.grad takes the loss: fl.grad(loss). A pipe gives it the loss, so there it stands "
             "without brackets: fl.pipe(loss, fl.grad, fl.update(optimizer))."
         )
-    return Grad(loss, only)
+    return Grad(loss, only, frozen)
 
 
 _NO_GRADIENT = (
@@ -247,36 +276,6 @@ _REENTRANT = (
     "use_reentrant=False: checkpoint(layer, x, use_reentrant=False), or "
     "model.gradient_checkpointing_enable({{'use_reentrant': False}}) in transformers."
 )
-
-
-def _as_only(only: Any) -> Where:
-    if callable(only):
-        function: Any = only
-        return function
-    found: tuple[Any, ...] = (only,) if isinstance(only, str) else ()
-    if isinstance(only, Iterable) and not isinstance(only, (str, Tensor)):
-        found = tuple(only)
-    if not found or not all([isinstance(pattern, str) for pattern in found]):
-        raise TypeError(
-            'grad(only=...) takes a pattern such as "D.*", a list of them, or a function '
-            f"(name, parameter) -> bool; got {short(only)}."
-        )
-    return found
-
-
-def _chosen(only: Where, state: State) -> tuple[str, ...]:
-    """The trained parameters that `only` chooses."""
-    if not callable(only):
-        check_patterns("grad(only=...)", only, state.params)
-    names = set(chosen(only, state.params))
-    found = tuple([name for name in state.skeleton.trainable if name in names])
-    if not found:
-        raise ValueError(
-            f"grad(only=...) chooses {', '.join(sorted(names)[:8]) or 'no parameter'}, and nothing "
-            "that requires gradients, so there is nothing to differentiate with respect to. There "
-            f"are: {', '.join(state.skeleton.trainable[:20]) or 'none'}."
-        )
-    return found
 
 
 _DIVIDED = (

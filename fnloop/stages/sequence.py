@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fnloop._torch.tracing import recording, unwrapped
 from fnloop.stages.base import KINDS, Kind, Stage, StepStage, unfinished
 from fnloop.trees.nodes import is_tree, tree
 from fnloop.trees.show import short
@@ -19,6 +18,7 @@ from fnloop.values.choice import Flag, either, invert, select, stepped
 from fnloop.values.counts import as_count
 from fnloop.values.looking import counted, look
 from fnloop.values.metrics import Sum, as_tensor
+from fnloop.values.questions import EveryNth, answer
 from fnloop.values.state import State
 
 
@@ -111,7 +111,7 @@ class Sequence(StepStage):
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         after, metrics, moved = state, dict[str, Any](), False
         for turn in self.turns:
-            if not (state.context.all_due or _is_due(state.calls, turn)):
+            if not (state.context.all_due or _is_due(state, turn)):
                 continue
             given = after.replace(
                 step=after[turn.clock.name],
@@ -284,23 +284,10 @@ def _within(stage: Any, folder: str, every: int) -> Any:
     return new
 
 
-def _is_due(calls: Tensor, turn: Turn) -> bool:
-    """Whether a part is called at this call, which is the next after `calls`."""
-    if turn.every == 1:
-        return True
-    about = recording()
-    if about is not None:
-        counts = about.calls_for(turn.every)
-    else:
-        counts = unwrapped(calls).reshape(-1).tolist()
-    due = {(count + 1) % turn.every == 0 for count in counts}
-    if len(due) > 1:
-        raise ValueError(
-            f"The part {turn.folder.rstrip('/')!r} is called at every {turn.every}. call, and the "
-            f"members of this population have made different numbers of calls, {counts}: "
-            "it would be the turn of some. Bring them to the same count before they go on together."
-        )
-    return due.pop()
+def _is_due(state: State, turn: Turn) -> bool:
+    """Whether a part is called at the call that is given `state`."""
+    what = f"The part {turn.folder.rstrip('/')!r} is called at every {turn.every}. call"
+    return turn.every == 1 or bool(answer(state, EveryNth(turn.every), what))
 
 
 def _turned(step: Tensor, moved: Flag) -> Tensor:

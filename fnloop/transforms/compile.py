@@ -200,8 +200,8 @@ class Compiled(Stage):
             return self._compile(inputs, x)
         forms, shapes = tuple(map(Form.of, tensors)), tuple([tuple(t.shape) for t in tensors])
         kinds = tuple(map(kind_but_sizes, leaves))
-        due = self._cache.due(inputs.state.calls)
-        alike = (inputs.kept.plan, structure, kinds, forms, self.donate, ambient(), due)
+        answers = self._cache.answers(inputs.state)
+        alike = (inputs.kept.plan, structure, kinds, forms, self.donate, ambient(), answers)
         family = self._cache.families[alike]
         program = family.known(shapes)
         if program is None:

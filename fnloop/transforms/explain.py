@@ -271,18 +271,19 @@ def _exchanges(fold: Fold, state: State, shares: Mapping[str, int]) -> Iterator[
     reduced = others * sum(_piece(wide(p), k) for p in trained)
     dtypes = len({p.dtype for p in params.values()})
     kinds = len({wide(p).dtype for p in trained})
-    uses = fold.k * len({name.rpartition(".")[0] for name in params})
+    uses = fold.most * len({name.rpartition(".")[0] for name in params})
     if PLANS[fold.plan] and (fold.plan != "zero3" or fold.canonical):
         yield Exchange("parameters gathered", dtypes, gathered, dtypes)
     if fold.canonical:
-        turns = -(-fold.k // k)
+        turns = -(-fold.most // k)
         whole = sum(wide(p).nbytes for p in trained)
         sent = turns * others * whole
         yield Exchange("gradients of each micro-batch", turns * kinds, sent, turns * kinds)
     elif fold.plan == "zero3":
-        yield Exchange("parameters gathered in the forward pass", 0, fold.k * gathered, uses)
-        yield Exchange("parameters gathered in the backward pass, at most", 0, fold.k * again, uses)
-        yield Exchange("gradients reduced", 0, fold.k * again, uses)
+        yield Exchange("parameters gathered in the forward pass", 0, fold.most * gathered, uses)
+        regathered = "parameters gathered in the backward pass, at most"
+        yield Exchange(regathered, 0, fold.most * again, uses)
+        yield Exchange("gradients reduced", 0, fold.most * again, uses)
     elif PLANS[fold.plan]:
         yield Exchange("gradients reduced", kinds, reduced, kinds)
     else:

@@ -42,7 +42,7 @@ class Program:
         written: Indices of the state's tensors that it overwrites.
         stable: Whether the other changed tensors keep their strides.
         symbols: The sizes of `varying`, and what the graph assumes about them.
-        periods: Numbers n for which another graph may be needed at each n-th call.
+        asked: Questions for whose other answers another graph is needed.
 
     Raises:
         NotForAll: It cannot be recorded for all sizes of `varying`.
@@ -73,7 +73,7 @@ class Program:
         else:
             recorded, self.symbols = recorded_with_symbols(inputs, varying, written, writes)
         self.written, self.stable = recorded.written, recorded.stable
-        self.periods = recorded.periods
+        self.asked = recorded.asked
         self._checks = recorded.checks
         self._changed, self._copied = recorded.changed, recorded.copied
         self._makers: list[list[Maker]] = recorded.makers

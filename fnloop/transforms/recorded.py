@@ -28,6 +28,7 @@ from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.close_look import check_draws
 from fnloop.values.host_random import GLOBAL, host_seeded
+from fnloop.values.questions import Counts, all_counts
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -109,7 +110,7 @@ class Recorded:
         stable: Whether the other changed tensors keep their strides.
         changed, copied: Pairs: index among the state's tensors, index among the graph's outputs.
             The latter are to be copied into the state.
-        periods, rounded: See `Recording`.
+        asked, rounded: See `Recording`.
         checks: Conditions of the step, with their index among the outputs.
         metrics: Structure of the metrics; for each leaf, its index among the outputs, and if that
             is None the leaf itself.
@@ -126,12 +127,12 @@ class Recorded:
     ) -> None:
         self.fakes, self.written, self.writes = fakes, written, writes
         members = inputs.state.step.numel()
-        self._calls: list[int] = inputs.state.calls.reshape(-1).tolist()
+        counts = all_counts(inputs.state)  # they cannot be read while it is recorded
         draws = Draws(graph.another_input, members)
         within = enable_python_dispatcher if in_python else contextlib.nullcontext
         with within():
             self.graph = graph.record(
-                lambda *given: self._record(inputs, given, draws), fakes, mode, members
+                lambda *given: self._record(inputs, given, draws, counts), fakes, mode, members
             )
         places = sorted(draws.found)
         blocks = range(len(draws.seeds))
@@ -140,11 +141,13 @@ class Recorded:
         self.drawn = [draws.drawn[place] for place in places]
         self.with_numbers = self.graph
 
-    def _record(self, inputs: Inputs, fakes: Sequence[Tensor], draws: Draws) -> list[Tensor]:
+    def _record(
+        self, inputs: Inputs, fakes: Sequence[Tensor], draws: Draws, counts: Counts
+    ) -> list[Tensor]:
         """Run the step on fake tensors, and choose what the graph returns."""
         plan, m = inputs.kept.plan, len(inputs.kept.inputs)
-        recording = Recording(draws, self._calls)
-        self.periods = recording.periods
+        recording = Recording(draws, counts)
+        self.asked = recording.asked
         units = _units(plan, inputs.kept, fakes[:m])
         state = plan.build(inputs.state, units)
         state.__dict__.pop("_kept", None)

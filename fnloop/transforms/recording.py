@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from fnloop._torch.draws import Draws, RandomnessError
 from fnloop._torch.tracing import recording_into, unwrapped
 from fnloop.transforms.compile_errors import CompileError
+from fnloop.values.questions import Counts, Question
 from fnloop.values.state import State
 
 
@@ -19,17 +20,17 @@ class Recording:
 
     Args:
         draws: Where its random numbers come from.
-        calls: The number of calls before it, of each member.
+        counts: Calls and epochs before it, of each member.
 
     Attributes:
-        periods: Numbers n for which the step does something else at each n-th call.
+        asked: Questions by whose answers the step does something else, in order.
         rounded: Whether its matrix products of float32 may be rounded to TF32.
     """
 
-    def __init__(self, draws: Draws, calls: list[int]) -> None:
-        self.periods: set[int] = set()
+    def __init__(self, draws: Draws, counts: Counts) -> None:
+        self.asked: list[Question] = []
         self.rounded = False
-        self._draws, self._counts = draws, calls
+        self._draws, self._counts = draws, counts
         self._key: Tensor | None = None
         self._calls: Tensor | None = None
 
@@ -40,10 +41,11 @@ class Recording:
         with self._draws, recording_into(self):
             yield
 
-    def calls_for(self, period: int) -> list[int]:
-        """The numbers of calls before it; the step does something else at each `period`-th."""
-        self.periods.add(period)
-        return self._counts
+    def counts_for(self, question: Question) -> Sequence[int]:
+        """What `question` is about, of each member; the step depends on the answer."""
+        if question not in self.asked:
+            self.asked.append(question)
+        return self._counts[question.unit]
 
     @contextlib.contextmanager
     def randomness(

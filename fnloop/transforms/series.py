@@ -67,12 +67,11 @@ class Series:
         cache = self._cache
         kept = self._kept or Kept.of(self.state, cache.plans)
         key = (kept.plan, structure, tuple(map(kind_of, leaves)), self._donate, self._ambient)
-        program = cache.programs.get((*key, cache.due(self.state.calls)))
+        program = cache.find(key, self.state)
         if program is None:
             inputs = Inputs(self.state, kept, cache.step, (leaves, structure))
             program = self._build(inputs, batch)
-            cache.periods |= program.periods
-            cache.programs[*key, cache.due(self.state.calls)] = program
+            cache.keep(key, self.state, program)
         if self._donate and program is not self._program:
             kept = kept.unshared(self.state, program.written)
         others = [

@@ -43,7 +43,7 @@ def working(fold: Fold, state: State, shares: Mapping[str, int], renewed: int) -
     whole = sum(p.nbytes for p in params.values()) if pieces else 0
     opened = 2 * whole + whole // k  # while they are gathered
     uneven = sum(g.nbytes for g in gradients.values() if g.numel() % k)
-    turns = -(-fold.k // k) if fold.canonical else fold.k
+    turns = -(-fold.most // k) if fold.canonical else fold.most
     kept = min(turns, 2) * total  # of the micro-batches before, and of this one
     own = total // k if pieces else total
     new = renewed + 2 * own  # what the optimizer gives for each gradient, too

@@ -123,7 +123,9 @@ def merged_buffers(contributions: Sequence[Contribution], before: Tensors) -> Te
         values = [each.buffers[name] for each in contributions]
         if own.is_floating_point() or own.is_complex():
             terms = [value * weight for value, weight in zip(values, weights, strict=True)]
-            new = (functools.reduce(torch.add, terms) / total.where(some, 1.0)).to(own.dtype)
+            mean = (functools.reduce(torch.add, terms) / total.where(some, 1.0)).to(own.dtype)
+            alike = functools.reduce(torch.logical_and, [v == values[0] for v in values])
+            new = torch.where(alike, values[0], mean)  # what no rank changed keeps its bits
         else:
             counted = [v.where(w > 0, before[name]) for v, w in zip(values, weights, strict=True)]
             new = functools.reduce(torch.maximum, counted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -28,6 +28,11 @@ from fnloop.values.shared_memory import views
 
 T = TypeVar("T")
 
+Mode: TypeAlias = tuple[bool, tuple[str, ...]]
+"""Whether a module is trained, and the names of the parameters that are frozen meanwhile."""
+
+_EVALUATION: Mode = (False, ())
+
 
 class _Standing(NamedTuple):
     """What is in the places of a module: registered as a parameter or buffer, or elsewhere."""
@@ -48,7 +53,8 @@ class ModuleSkeleton:
             (child, child.training or not module.training) for child in modules.values()
         ]
         self._original_modes = [child.training for child in modules.values()]
-        self._training: bool | None = False
+        self._mode: Mode | None = _EVALUATION
+        self._resting: dict[tuple[str, ...], list[bool]] = {}
         self._depth = 0
         self.module.eval()
 
@@ -117,6 +123,7 @@ class ModuleSkeleton:
         buffers: Mapping[str, Tensor],
         training: bool,
         user: Any = None,
+        frozen: tuple[str, ...] = (),
     ) -> tuple[T, dict[str, Tensor]]:
         # Write the tensors directly into the modules' dicts: functional_call takes 50 us more.
         # Afterwards restore the placeholders, so that no tensor stays alive; in a nested call,
@@ -125,7 +132,7 @@ class ModuleSkeleton:
         with self._lock:
             nested = self._depth > 0
             before = self._standing() if nested else self._placeholders
-            modes = self._training, training_now()
+            modes = self._mode, training_now()
             fresh = self._fresh(buffers) if buffers else {}
             look = self._look.due(user, training)
             closely = look is True
@@ -135,8 +142,9 @@ class ModuleSkeleton:
             changed: list[str] = []
             new: list[str] = []
             try:
-                if training != self._training:
-                    self._set_mode(training)
+                mode = (True, frozen) if training else _EVALUATION
+                if mode != self._mode:
+                    self._set_mode(mode)
                 set_training(training)
                 self._param_places.fill_from(params)
                 if fresh:
@@ -156,8 +164,8 @@ class ModuleSkeleton:
                 after = self._buffers_after(fresh) if fresh else {}
             finally:
                 self._depth -= 1
-                if nested and self._training != modes[0]:
-                    self._set_mode(bool(modes[0]))
+                if nested and self._mode != modes[0]:
+                    self._set_mode(modes[0] or _EVALUATION)
                 set_training(modes[1])
                 self._registers.fill(before.registered)
                 for (owner, key, _), tensor in zip(self._others, before.others, strict=True):
@@ -232,12 +240,28 @@ class ModuleSkeleton:
         others = [owner[key] for owner, key, _ in self._others]
         return _Standing(self._registers.standing(), others)
 
-    def _set_mode(self, training: bool) -> None:
-        self._training = None  # until all of it is done: an exception may come in between
-        for child, trains in self._modules:
-            child.training = training and trains
+    def _set_mode(self, mode: Mode) -> None:
+        training, frozen = mode
+        self._mode = None  # until all of it is done: an exception may come in between
+        for (child, trains), rests in zip(self._modules, self._at_rest(frozen), strict=True):
+            child.training = training and trains and not rests
         self._watch.mode_changed()
-        self._training = training
+        self._mode = mode
+
+    def _at_rest(self, frozen: tuple[str, ...]) -> list[bool]:
+        """For each module, whether it is in one all of whose parameters are frozen."""
+        if frozen not in self._resting:
+            owned: dict[int, list[str]] = {}
+            for place in self._param_places:
+                owned.setdefault(id(place.owner), []).append(place.name)
+            modules = [child for child, _ in self._modules]
+            resting = set[nn.Module]()
+            for module in modules if frozen else ():
+                names = [n for m in module.modules() for n in owned.get(id(m._parameters), ())]
+                if names and set(names).issubset(frozen):
+                    resting.update(module.modules())
+            self._resting[frozen] = [module in resting for module in modules]
+        return self._resting[frozen]
 
     def build(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> nn.Module:
         twins: dict[int, Any] = {}

@@ -31,6 +31,7 @@ class Skeleton(Protocol):
         buffers: Mapping[str, Tensor],
         training: bool,
         user: Any = None,
+        frozen: tuple[str, ...] = (),
     ) -> tuple[T, dict[str, Tensor]]:
         """Return ``function(model)`` and the buffers after it; the inputs are not modified.
 
@@ -41,6 +42,8 @@ class Skeleton(Protocol):
             training: Whether to run in training mode.
             user: The function that the user wrote, if `function` wraps it; for messages, and its
                 first call is looked at closely.
+            frozen: Names of parameters. A module all of whose parameters are among them runs in
+                evaluation mode, with all modules in it.
 
         Raises:
             RuntimeError: It writes to a parameter (seen at a close look), or replaces one.

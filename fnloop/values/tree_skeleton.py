@@ -44,6 +44,7 @@ class TreeSkeleton:
         buffers: Mapping[str, Tensor],
         training: bool,
         user: Any = None,
+        frozen: tuple[str, ...] = (),  # a tree has one mode for all of it
     ) -> tuple[T, dict[str, Tensor]]:
         user = function if user is None else user
         before, look = training_now(), self._look.due(user, training)

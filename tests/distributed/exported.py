@@ -53,6 +53,8 @@ def stages():
     """Steps by name: each exported stage in all its examples."""
     found = {f"{n} {i}": s for n, many in STAGES.items() for i, s in enumerate(many)}
     found["grad 0"] = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(0.1)))
+    phases = fl.schedules.by_step({0: "a", 2: ["b", "scale"], 4: None})
+    found["grad 1"] = fl.pipe(loss, fl.grad(frozen=phases), fl.update(fl.optim.adamw(0.1)))
     found["stage 0"] = fl.pipe(
         fl.stage(fl.grad(loss), "grad"), fl.update(fl.optim.adamw(0.1)), fl.ema(0.9)
     )

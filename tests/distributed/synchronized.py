@@ -106,6 +106,35 @@ def ranks_are_one_process_with_the_whole_batch(mesh):
 
 
 @scenario
+def frozen_norms_keep_their_bits_and_thaw(mesh):
+    def moved():
+        model = Pictures()
+        torch.manual_seed(0)
+        model.norm.running_mean.uniform_(0.1, 0.2)  # of which a weighted mean would be rounded
+        return model
+
+    step = fl.pipe(
+        loss,
+        fl.grad(frozen=fl.schedules.by_step({0: ["first", "norm"], 3: None})),
+        fl.accumulate(fl.schedules.by_step({2: 2})),
+        fl.update(fl.optim.adamw(1e-2)),
+    )
+    batches = data(42, 9, torch.float32)  # ranks have unequally many examples
+    one = laws.trained(step, moved, batches, steps=5)
+    for plan, together in (("replicate", False), ("zero3", True)):
+        ours = fl.shard(step, mesh, plan, sync_batchnorm=together)
+        start = fl.gather(ours.init(moved, seed=3))
+        frozen, _ = laws.trained(ours, moved, batches, steps=3)
+        assert fl.tree_equal(frozen.buffers, start.buffers)
+        assert fl.tree_equal(frozen.params["norm.weight"], start.params["norm.weight"])
+        many = laws.trained(ours, moved, batches, steps=5)
+        assert not fl.tree_equal(many[0].buffers, start.buffers)
+        if together:
+            assert_close(one, many, atol=1e-5)
+        assert_same_everywhere(mesh, many[0])
+
+
+@scenario
 def in_single_precision_too(mesh):
     batches = data(42, 12, torch.float32)
     one = trained(pipe(), Normed, batches)

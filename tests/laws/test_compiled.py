@@ -124,6 +124,12 @@ def step_of(optimizer=None, grad=(), after=()):
 STAGES = {
     "update": step_of(),
     "accumulate": step_of(grad=[fl.accumulate(3)]),
+    "frozen": fl.pipe(
+        loss,
+        fl.grad(frozen=["first", "norm"]),
+        fl.accumulate(2),
+        fl.update(fl.optim.adamw(1e-2)),
+    ),
     "amp bf16": step_of(grad=[fl.amp("bf16")]),
     "amp fp16": step_of(grad=[fl.amp("fp16", interval=2)]),
     "amp of modules": step_of(grad=[fl.amp("bf16", modules={"head": "fp32"})]),

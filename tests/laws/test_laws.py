@@ -194,6 +194,14 @@ STEPS = {
     "amp of modules": step_of(grad=[fl.amp("bf16", modules={"head": "fp32", "*ond": "fp16"})]),
     "amp inside": step_of(grad=[fl.amp("fp16"), fl.accumulate(2)]),
     **{f"optimizer {name}": step_of(optimizer_example(name)) for name in OPTIMIZERS},
+    "frozen by phases": fl.pipe(
+        loss,
+        fl.grad(frozen=fl.schedules.by_step({0: ["first", "norm"], 2: "norm", 4: None})),
+        fl.accumulate(fl.schedules.by_epoch({1: 2})),
+        fl.amp("fp16", interval=2),
+        fl.update(fl.optim.adamw(1e-2)),
+        fl.ema(0.9),
+    ),
     "sequence": pair(),
     "sequence, every other call": fl.pipe(pair(every={"head": 2}), fl.ema(0.9)),
 }
