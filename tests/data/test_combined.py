@@ -103,6 +103,7 @@ COMBINED = {
 
 
 @pytest.mark.parametrize("way", COMBINED)
+@pytest.mark.lightning("H15", "V10")
 def test_an_epoch_is_that_of_a_combined_loader(way: str) -> None:
     a, b = DataLoader(range(6), batch_size=4), DataLoader(range(15), batch_size=5)  # type: ignore
     data = WAYS[way](a, b)
@@ -154,6 +155,7 @@ def test_loaders_of_one_length_are_shuffled_apart() -> None:
     st.integers(0, 3),
 )
 @settings(deadline=None, max_examples=100)
+@pytest.mark.lightning("H15")
 def test_a_mixture_has_its_proportions_in_each_epoch(
     lengths: list[int], draw: Any, epoch: int, seed: int
 ) -> None:

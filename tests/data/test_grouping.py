@@ -54,6 +54,7 @@ def test_groups_are_the_batches_of_each_epoch_and_resume_from_every_cursor(
     assert first[-1][0] == (1, 0, len(first))
 
 
+@pytest.mark.lightning("T24", "V7")
 def test_ten_batches_by_four_step_after_4_8_and_10_with_true_means() -> None:
     """Lightning divides the gradient of the last two by four."""
     generator = torch.Generator().manual_seed(0)
@@ -84,6 +85,7 @@ def test_ten_batches_by_four_step_after_4_8_and_10_with_true_means() -> None:
         assert state.cursor.tolist() == [[0, 4, 1], [0, 8, 2], [1, 0, 3]][number]
 
 
+@pytest.mark.lightning("T24")
 def test_a_run_resumes_to_the_bit_at_every_step(tmp_path: Any) -> None:
     x, y = torch.randn(29, 4), torch.randint(3, (29,))
     loss = lambda m, b: F.cross_entropy(m(b[0]), b[1])  # noqa: E731

@@ -49,6 +49,7 @@ def unset(monkeypatch):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.lightning("T27")
 def test_an_operation_without_a_deterministic_kernel_raises_or_warns(compiled, capfd):
     step = fl.compile(STEP, backend="aot_eager") if compiled else STEP
     state = step.init(Unpooled())
@@ -69,6 +70,7 @@ def test_an_operation_without_a_deterministic_kernel_raises_or_warns(compiled, c
 
 @pytest.mark.parametrize("workspace", [None, ":16:8", ":8:8"])
 @pytest.mark.parametrize("benchmark", [False, True])
+@pytest.mark.lightning("T27")
 def test_the_settings_are_put_back_after_errors_too(workspace, benchmark, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
     if workspace is not None:

@@ -91,6 +91,7 @@ def expected(state):
     }
 
 
+@pytest.mark.lightning("C19", "M3")
 def test_a_folder_gets_an_array_for_each_output(state, expected, tmp_path):
     place = fl.predict(scores, state, in_order(), to=tmp_path / "a" / "out")
     assert place == tmp_path / "a" / "out" and os.listdir(tmp_path / "a") == ["out"]
@@ -243,6 +244,7 @@ def test_what_a_power_failure_has_left_is_found(state, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("name", ["out", "out.parquet"])
+@pytest.mark.lightning("C19")
 def test_killed_at_any_place_it_ends_in_the_same_bytes(name, tmp_path):
     if name.endswith(".parquet"):
         pytest.importorskip("pyarrow")

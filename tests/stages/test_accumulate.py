@@ -140,6 +140,7 @@ def assert_trained(state, expected):
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.lightning("C10")
 def test_the_number_of_parts_by_epoch_is_that_of_a_loop_of_torch():
     data = fl.Batches(points(), 16, shuffle=False)  # 16, 16 and 8 examples
     whole = list(zip(*(t.split(16) for t in points()), strict=True))
@@ -155,6 +156,7 @@ def test_the_number_of_parts_by_epoch_is_that_of_a_loop_of_torch():
     assert_trained(state, torchs(steps))
 
 
+@pytest.mark.lightning("C10")
 def test_batches_that_grow_by_epoch_are_those_of_a_loop_of_torch():
     """Five batches an epoch: steps of 1; of 2, 2 and 1; of 4 and 1."""
     small = list(zip(*(t.split(8) for t in points()), strict=True))

@@ -119,6 +119,7 @@ def stacked(state):
 
 @pytest.mark.parametrize("grad", [[], [fl.accumulate(3)]], ids=["plain", "cut"])
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.lightning("C13", "D10")
 def test_running_statistics_keep_their_bits_in_every_form(way, grad):
     step = step_of(["stem", "middle"], grad=grad)
     state = before = step.init(net())
@@ -173,6 +174,7 @@ TRAINED = [{"head"}, {"head", "middle"}, {"head", "middle", "stem"}]
 @pytest.mark.parametrize(
     ("phases", "compiled"), [(PHASES, False), (IN_STEPS, False), (PHASES, True)], ids=str
 )
+@pytest.mark.lightning("C13", "V6")
 def test_phases_thaw_one_part_after_the_other(phases, compiled):
     step = step_of(phases)
     run = fl.compile(step, backend="aot_eager") if compiled else step
@@ -278,6 +280,7 @@ def test_adam_counts_the_steps_of_each_label_as_torch_does_those_of_a_group_adde
     assert [int(state["update"][f"{name}.adam"]["count"]) for name in parts] == [12, 7]
 
 
+@pytest.mark.lightning("C13", "V6")
 def test_rates_by_layer_are_those_of_torchs_groups_and_each_is_reported_under_its_label():
     layers = ["head", "middle", "stem"]
     rates = {layer: 0.1 * 0.5**depth for depth, layer in enumerate(layers)}

@@ -73,6 +73,7 @@ CASES = {
 @pytest.mark.parametrize(
     ("case", "compiled"), [*((case, False) for case in CASES), ("float32 but for the body", True)]
 )
+@pytest.mark.lightning("T5")
 def test_modules_run_in_their_precision_as_nested_autocast_has_it(case, compiled):
     base, modules, by_hand = CASES[case]
     state, metrics = after(step_of(fl.amp(base, modules=modules), compiled), net())

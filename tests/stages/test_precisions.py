@@ -68,6 +68,7 @@ def test_the_model_computes_in_the_dtype_that_it_is_stored_in(name, compiled):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.lightning("T5", "P3")
 def test_double_is_the_loop_in_double(optimizer):
     kinds = {
         "sgd": (fl.optim.sgd(0.1, momentum=0.9), torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
@@ -91,6 +92,7 @@ def test_double_is_the_loop_in_double(optimizer):
 
 
 @pytest.mark.parametrize("name", ["bf16-true", "fp16-true"])
+@pytest.mark.lightning("T5", "P3")
 def test_true_half_is_the_loop_in_half_with_its_memory_in_float32(name):
     """torch's own AdamW keeps its moments in half: in float16 their squares are zero, and nan."""
     step = fl.pipe(loss, fl.grad, fl.amp(name), fl.update(fl.optim.adamw(1e-2)))
@@ -140,6 +142,7 @@ def test_an_old_state_is_converted_and_a_state_of_another_dtype_is_refused():
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("16-mixed", "fp16"), ("64-true", "fp64")])
+@pytest.mark.lightning("T5")
 def test_precisions_of_lightning_say_which_one_is_meant(theirs, ours):
     with pytest.raises(ValueError, match=rf'got {theirs!r}\. Write fl\.amp\("{ours}"\)'):
         fl.amp(theirs)(fl.grad(loss))

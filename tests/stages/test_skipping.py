@@ -45,6 +45,7 @@ def skips(loss, x, compiled=False, grad=()):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.lightning("H1")
 def test_without_a_loss_that_was_computed(compiled):
     skips(small_is_skipped, batch(3), compiled)
 
@@ -154,6 +155,7 @@ def test_a_discriminator_that_skips_by_its_loss_leaves_the_generator_s_clock_alo
     assert not torch.equal(state.params["G.weight"], first.params["G.weight"])
 
 
+@pytest.mark.lightning("H1")
 def test_none_is_an_error_that_says_how_to_skip():
     step = fl.pipe(lambda model, x: None, fl.grad, fl.update(fl.optim.sgd(0.1)))
     with pytest.raises(

@@ -65,6 +65,7 @@ def test_an_error_made_of_one_is_known_too_and_others_are_raised():
 
 
 @pytest.mark.parametrize("search", ["power", "binary"])
+@pytest.mark.lightning("V4", "D4")
 def test_never_above_the_limit_nor_the_number_of_examples(search):
     makes = {"a function": lambda size: torch.ones(size, 4), "examples": X, "batches": None}
     makes["batches"] = fl.Batches(X, 32, drop_last=True)
@@ -80,6 +81,7 @@ def test_never_above_the_limit_nor_the_number_of_examples(search):
 @pytest.mark.parametrize("search", ["power", "binary"])
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 17, 63, 64, 65, 99, 100])
 @pytest.mark.parametrize("start", [1, 2, 16, 500])
+@pytest.mark.lightning("U2", "C7", "D4")
 def test_only_a_size_that_ran(search, limit, start):
     ran = dict[int, bool]()
 
@@ -184,6 +186,7 @@ print(float(metrics["skipped"]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit of memory as Linux has it")
+@pytest.mark.lightning("U2")
 def test_real_memory_runs_out():
     result = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr + result.stdout

@@ -65,6 +65,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.lightning("U1", "C7")
 def test_each_step_is_the_one_with_that_number_to_the_bit(name):
     optimizer, at = OPTIMIZERS[name]
     step = step_of(optimizer)
@@ -121,6 +122,7 @@ def test_a_part_of_a_sequence(every):
 
 
 @pytest.mark.parametrize("trained", [0, 7])
+@pytest.mark.lightning("U1")
 def test_everything_is_as_it_was(trained):
     step = step_of(fl.optim.adamw(1e-2), fl.ema(0.9))
     state = step.init(network, seed=0)
@@ -210,6 +212,7 @@ def test_the_suggestion_trains(model, classes, optimizer, low, high):
         assert low < found.suggestion < high
 
 
+@pytest.mark.lightning("D3", "V3")
 def test_averages_are_corrected_by_the_number_of_losses():
     # The correction by one more gave 0.505, 0.673, 0.758, ..., 0.918 for a constant loss.
     assert running_average([1.0] * 20, 0.98) == [1.0] * 20
@@ -219,6 +222,7 @@ def test_averages_are_corrected_by_the_number_of_losses():
         assert running_average(values[:k], decay)[-1] == pytest.approx(average / (1 - decay**k))
 
 
+@pytest.mark.lightning("D3")
 def test_the_suggestion_is_the_steepest_point_of_a_known_curve():
     lrs = spaced(1e-6, 1.0, 61, "exponential")
     fall = [2 - math.tanh(math.log10(lr) + 3) for lr in lrs]  # steepest at 1e-3
@@ -237,6 +241,7 @@ def test_the_suggestion_is_the_steepest_point_of_a_known_curve():
 
 
 @pytest.mark.parametrize("spacing", ["exponential", "linear"])
+@pytest.mark.lightning("V3")
 def test_candidates_stay_within_their_limits(spacing):
     for low, high, n in itertools.product((1e-8, 3e-5, 0.1), (0.3, 1.0, 7.7), (2, 3, 100)):
         found = spaced(low, high, n, spacing)
