@@ -74,7 +74,8 @@ def _parts(value: Any) -> Iterator[Any]:
         for name in value.__code__.co_names:
             found = value.__globals__.get(name)
             # Functions of other modules, such as torch's, use no tensors of the user.
-            if not callable(found) or getattr(found, "__module__", None) == value.__module__:
+            own = getattr(found, "__module__", None) == value.__module__
+            if own or not callable(found) or isinstance(found, torch.nn.Module):
                 yield found
     elif isinstance(value, types.MethodType):
         yield from (value.__func__, value.__self__)
