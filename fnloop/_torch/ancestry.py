@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Set
 from typing import Any, TypeAlias
 
@@ -46,3 +47,21 @@ def origins(edges: Iterable[Edge], known: Set[Edge]) -> tuple[set[Edge], list[Te
         else:
             waiting += inputs_of(edge)
     return met, leaves
+
+
+def held(leaves: list[Tensor]) -> list[Tensor]:
+    """Those to which Python refers anywhere but in this list, and not only autograd's graph.
+
+    >>> def leaves():
+    ...     kept, passing = torch.ones(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    ...     return kept, origins([edge_of(kept + passing)], set())[1], kept + passing
+    >>> kept, found, graph = leaves()
+    >>> len(found), held(found) == [kept]
+    (2, True)
+    """
+    with torch.enable_grad():
+        graph = torch.ones((), device="cpu").requires_grad_() + 1
+    example = origins([edge_of(graph)], set())[1]
+    lone = next(map(sys.getrefcount, example))
+    counts = list(map(sys.getrefcount, leaves))
+    return [leaf for leaf, count in zip(leaves, counts, strict=True) if count > lone]

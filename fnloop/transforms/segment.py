@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from fnloop._torch.ancestry import edge_of, inputs_of, origins
+from fnloop._torch.ancestry import edge_of, held, inputs_of, origins
 from fnloop._torch.tracing import transformed
 from fnloop.stages.closure import closed_over
 from fnloop.trees.nodes import tree_leaves, tree_map
@@ -56,7 +56,7 @@ class Segment:
         step, state, batches = self._build(inputs)
         for batch in batches:
             before = tree_leaves(state)
-            state, _ = step(state, batch)
+            state = step(state, batch)[0]
             self._note_outside([*inputs, *before], tree_leaves(state))
             # What is a leaf of autograd's was given, or requires no gradient.
             state = tree_map(lambda t: t if t.is_leaf else cut(t), state)
@@ -121,11 +121,8 @@ class Segment:
         own = {edge_of(t) for t in inputs if t.requires_grad} - self._outside.keys()
         edges = [edge_of(t) for t in results if t.requires_grad]
         met, leaves = origins(edges, own | self._outside.keys())
-        memory = {t.untyped_storage().data_ptr() for t in inputs}
-        for leaf in leaves:
-            # A gradient stage makes leaves of parameters of which no gradient is asked for.
-            if leaf.untyped_storage().data_ptr() not in memory:
-                raise ValueError(_HIDDEN.format(tensor=short(leaf)))
+        for leaf in held(leaves):  # nobody can ask for gradients of others, which the step has made
+            raise ValueError(_HIDDEN.format(tensor=short(leaf)))
         self._used |= {self._outside[edge] for edge in met - own}
         used = {edge for edge, i in self._outside.items() if i in self._used}
         for edge in used:

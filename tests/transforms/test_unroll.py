@@ -382,6 +382,21 @@ def test_segments_refuse_tensors_that_are_not_found():
         fl.unroll(step, step.init(net, seed=0), BATCHES[:4], recompute=2)
 
 
+def test_a_loss_may_make_tensors_that_require_gradients():
+    def smooth(model, batch):  # a penalty on the slope (Gulrajani et al., 2017)
+        x = batch[0].clone().requires_grad_()
+        scores = model(x)
+        (slope,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+        return F.cross_entropy(scores, batch[1]) + slope.square().mean()
+
+    rate = torch.tensor(0.1, dtype=DOUBLE, requires_grad=True)
+    step = step_of(fl.optim.sgd(rate), smooth)
+    state = step.init(net, seed=0)
+    values = [outer(fl.unroll(step, state, BATCHES[:7], recompute=k)) for k in (None, 3)]
+    whole, parts = [torch.autograd.grad(value, rate)[0] for value in values]
+    torch.testing.assert_close(parts, whole)
+
+
 def test_a_population_inside():
     def after(rate, **options):
         step = fl.ensemble(step_of(fl.optim.sgd(rate, momentum=0.9)), 3)
