@@ -121,8 +121,9 @@ class State:
                 f"The state is a population of {len(self.step)}, and no model has its parameters. "
                 "Apply the function to each member: fl.member(state, i).apply(function)."
             )
+        params = dict(self.params.items())  # one view of each: the call looks for replaced ones
         with randomness(self, "apply"):
-            return self.skeleton.call(function, self.params, self.buffers, False)[0]
+            return self.skeleton.call(function, params, self.buffers, False)[0]
 
     def to(self, device: torch.device | str) -> Self:
         """A copy on `device`; cursor, calls and key stay on the CPU.

@@ -412,6 +412,54 @@ def test_a_population_inside():
         assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
+class Rate(nn.Module):
+    """A learning rate that is learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(-2.0, dtype=DOUBLE))
+
+    def forward(self):
+        return self.log.exp()
+
+
+def test_the_outer_problem_is_a_training_step_too():
+    begun = step_of(fl.optim.sgd(0.1)).init(net, seed=0)
+
+    def outer_step(**options):
+        def after(model, batches):
+            inner = step_of(fl.optim.sgd(model()))
+            return fl.Mean(outer(fl.unroll(inner, begun, batches, **options)), 1.0)
+
+        return fl.pipe(after, fl.grad, fl.update(fl.optim.adam(0.1)))
+
+    whole, parts = outer_step(), outer_step(recompute=2)
+    state = whole.init(Rate, seed=0)
+    given = tuple(BATCHES[:5])
+    fast = fl.compile(whole, backend="aot_eager")
+    results = [each(each(state, given)[0], given) for each in (whole, parts, fast)]
+    for after, metrics in results:
+        torch.testing.assert_close(after.params["log"], results[0][0].params["log"])
+        assert float(metrics["loss"]) == pytest.approx(float(results[0][1]["loss"]))
+        assert abs(float(after.params["log"]) + 2) > 0.1
+
+
+def test_a_compiled_step_may_differentiate_through_others():
+    inner = step_of(fl.optim.sgd(0.1))
+
+    def slope(state, batches):
+        def after(log_rate):
+            return outer(fl.unroll(step_of(fl.optim.sgd(log_rate.exp())), state, batches))
+
+        return state, {"slope": fl.Last(torch.func.grad(after)(torch.tensor(-2.0).double()))}
+
+    step, state = fl.stage(slope, "step"), inner.init(net, seed=0)
+    given = tuple(BATCHES[:3])
+    expected = float(step(state, given)[1]["slope"])
+    found = fl.compile(step, backend="aot_eager")(state, given)[1]["slope"]
+    assert float(found) == pytest.approx(expected) and expected != 0
+
+
 def test_mapped_over_starts():
     step = step_of(fl.optim.sgd(0.1))
     states = [step.init(net, seed=i).params for i in range(2)]
