@@ -23,15 +23,20 @@ class Segment:
     Those are the tensors in step, state and batches, for which others can stand in, and the ones
     that require gradients and that the step finds outside (in closures), for which none can.
 
+    Args:
+        step, state, batches: As for `fl.unroll`.
+        outside: What `outside_of` finds for the step.
+
     Attributes:
         inputs: All of them, those from outside last.
     """
 
-    def __init__(self, step: Any, state: State, batches: Sequence[Any]) -> None:
+    def __init__(
+        self, step: Any, state: State, batches: Sequence[Any], outside: Sequence[Tensor]
+    ) -> None:
         tree: Any = (step, state, tuple(batches))
         self._leaves, self._structure = optree.tree_flatten(tree)
         self._places = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
-        outside = [t for t in closed_over(step, modules=True) if t.requires_grad]
         self.inputs: list[Tensor] = [*[self._leaves[i] for i in self._places], *outside]
         self._outside = {edge_of(t): len(self._places) + i for i, t in enumerate(outside)}
         self._used = set[int]()  # numbers of the inputs from outside on which the results depend
@@ -129,6 +134,11 @@ class Segment:
             for other in origins(inputs_of(edge), used)[0]:
                 a, b = self.inputs[self._outside[edge]], self.inputs[self._outside[other]]
                 raise ValueError(_DERIVED.format(a=short(a), b=short(b)))
+
+
+def outside_of(step: Any) -> list[Tensor]:
+    """The tensors that require gradients and that a step brings along, fields among them."""
+    return [t for t in closed_over(step, modules=True) if t.requires_grad]
 
 
 def cut(tensor: Tensor) -> Tensor:

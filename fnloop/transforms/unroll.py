@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnloop._torch.tracing import opaque
+from fnloop._torch.tracing import casting, opaque
 from fnloop.names.keywords import explained
-from fnloop.transforms.segment import Segment, cut
+from fnloop.transforms.segment import Segment, cut, outside_of
 from fnloop.trees.nodes import tree_map
 from fnloop.trees.show import short
 from fnloop.values.counts import as_count
@@ -47,7 +47,7 @@ def unroll(
         ValueError: `step` is compiled; or with `recompute`, the loss uses a tensor that requires
             gradients in a way that cannot be seen.
         RuntimeError: `recompute` is used under ``torch.func``, whose transforms keep what all steps
-            compute.
+            compute, or inside ``torch.autocast``.
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: (model(batch) - 1).square().mean()
@@ -86,10 +86,13 @@ def unroll(
         segment = as_count(recompute, "unroll(recompute=...)", 1)
         if opaque():
             raise RuntimeError(_UNDER_FUNC)
+        if casting():
+            raise RuntimeError(_UNDER_AUTOCAST)
     # The backward pass begins with the last segment, so that one is kept.
     last = (len(given) - 1) // segment * segment if torch.is_grad_enabled() else 0
+    outside = outside_of(step) if last else []
     for i in range(0, last, segment):
-        state = Segment(step, state, given[i : i + segment])()
+        state = Segment(step, state, given[i : i + segment], outside)()
     for batch in given[last:]:
         state, _ = step(state, batch)
     return state
@@ -100,4 +103,10 @@ _UNDER_FUNC = (
     "what all steps compute. Use torch.autograd: rate.requires_grad_(), then "
     "torch.autograd.grad(outer(rate), rate). Or leave recompute= out; torch.func.jvp needs the "
     "memory of one step without it."
+)
+
+_UNDER_AUTOCAST = (
+    "unroll(recompute=...) was called inside torch.autocast, and the backward pass would run the "
+    "steps again outside of it. Leave that block, and let the step cast, with "
+    'fl.amp("bf16") in its pipe.'
 )

@@ -185,6 +185,9 @@ PIPELINES = {
     "accumulate, ema": lambda v: fl.pipe(
         loss, fl.grad, fl.accumulate(3), fl.update(fl.optim.adam(v)), fl.ema(0.9)
     ),
+    "half precision": lambda v: fl.pipe(
+        loss, fl.grad, fl.amp("bf16"), fl.update(fl.optim.adamw(v, weight_decay=0.1))
+    ),
     "guard": lambda v: fl.pipe(
         loss,
         fl.grad,
@@ -505,6 +508,11 @@ def test_what_is_refused():
 
     with pytest.raises(RuntimeError, match=r"inside torch.func.*Use torch\.autograd"):
         torch.func.grad(after)(state.params)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(RuntimeError, match=r'torch\.autocast.*fl\.amp\("bf16"\)'),
+    ):
+        fl.unroll(step, state, BATCHES, recompute=4)
     with pytest.raises(RuntimeError, match="cannot be differentiated"):
         bridged = step_of(fl.optim.from_torch(torch.optim.SGD, lr=0.1))
         begun = bridged.init(net, seed=0)
