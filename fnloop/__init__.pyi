@@ -12,7 +12,6 @@ from fnloop.trees.equal import tree_diff as tree_diff
 from fnloop.trees.equal import tree_equal as tree_equal
 from fnloop.trees.nodes import tree_leaves as tree_leaves
 from fnloop.trees.nodes import tree_map as tree_map
-from fnloop.trees.paths import tree_paths as tree_paths
 from fnloop.trees.show import tree_show as tree_show
 
 # The state
@@ -48,6 +47,7 @@ from fnloop import schedules as schedules
 from fnloop.transforms.compile import compile as compile
 from fnloop.transforms.population import ensemble as ensemble
 from fnloop.transforms.population import sweep as sweep
+from fnloop.transforms.unroll import unroll as unroll
 from fnloop.values.stacked import member as member
 
 # Many processes

@@ -337,3 +337,22 @@ def test_modes_are_seen_and_can_be_left():
         assert members.draws_by_member()
     with members.drawing([1], torch.device("cpu")):
         assert not members.draws_by_member()
+
+
+def test_tensors_can_be_made_apart_from_transforms():
+    def inside(x):
+        with tracing.without_transforms():
+            made.append(torch.ones(1))
+        made.append(torch.ones(1))
+        return x
+
+    made = []
+    torch.func.grad(inside)(torch.ones(()))
+    assert [tracing.unwrapped(t) is t for t in made] == [True, False]
+
+
+def test_nodes_of_the_graph_name_their_inputs_and_leaves_their_variable():
+    x = torch.ones(2, requires_grad=True)
+    doubled = 2 * x
+    edges = [edge for edge in doubled.grad_fn.next_functions if edge[0] is not None]
+    assert [(node.variable is x, number) for node, number in edges] == [(True, 0)]

@@ -101,6 +101,8 @@ def adam(
     decay = 0.0 if apart else weight_decay
     if not _usable(params, grads, memory, quick, lr, *betas, eps, decay):
         return None
+    if apart and require_grad([weight_decay]):
+        return None
     kernel = _adamw_ if decoupled else _adam_
 
     def on(groups: Groups) -> Callable[[], Any]:

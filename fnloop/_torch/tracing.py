@@ -15,6 +15,8 @@ _peek: Any = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
 _unwrapped: Any = torch._C._functorch.get_unwrapped  # pyright: ignore
 _is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore
 
+_plainly: Any = torch._C._DisableFuncTorch  # pyright: ignore
+
 casting: Any = torch._C._is_any_autocast_enabled  # pyright: ignore
 """Whether autocast is on, for whatever device."""
 
@@ -75,6 +77,11 @@ def recording_into(about: Any) -> Generator[None]:
 def without_modes() -> contextlib.AbstractContextManager[Any]:
     """A context manager inside which tensors are what they are, also while a step is traced."""
     return _disable_current_modes()
+
+
+def without_transforms() -> contextlib.AbstractContextManager[Any]:
+    """A context manager inside which tensors are made as they are outside of ``torch.func``."""
+    return _plainly()
 
 
 def host_values(a: Tensor, b: Tensor) -> list[tuple[int, int]]:

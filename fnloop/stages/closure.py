@@ -13,12 +13,16 @@ from torch import Tensor
 from fnloop.trees.nodes import is_tree, tree_leaves
 
 
-def closed_over(function: Any) -> tuple[Tensor, ...]:
+def closed_over(function: Any, modules: bool = False) -> tuple[Tensor, ...]:
     """The tensors that a function finds in its closure, its defaults or its module.
 
     Other functions that it finds there are searched too, and containers, trees and attributes of
     objects. The parameters of other modules (a teacher's) are left out: they require gradients by
     default, whether or not anybody asks for those.
+
+    Args:
+        function: The function, or an object with ``__call__``.
+        modules: Whether to take the parameters of other modules too.
 
     >>> weight = torch.tensor(2.0)
     >>> def make(weight):
@@ -33,17 +37,20 @@ def closed_over(function: Any) -> tuple[Tensor, ...]:
         value = waiting.pop()
         if id(value) in seen or isinstance(value, _NOT_SEARCHED):
             continue
+        if isinstance(value, _OF_MODULES) and not modules:
+            continue
         seen.add(id(value))
-        if isinstance(value, Tensor):
+        if isinstance(value, torch.nn.Module):
+            waiting += value.parameters()
+        elif isinstance(value, Tensor):
             found.append(value)
         else:
             waiting += _parts(value)
     return tuple(found)
 
 
+_OF_MODULES = (torch.nn.Module, torch.nn.Parameter)
 _NOT_SEARCHED = (
-    torch.nn.Module,
-    torch.nn.Parameter,
     types.ModuleType,
     type,
     str,
@@ -67,7 +74,8 @@ def _parts(value: Any) -> Iterator[Any]:
         for name in value.__code__.co_names:
             found = value.__globals__.get(name)
             # Functions of other modules, such as torch's, use no tensors of the user.
-            if not callable(found) or getattr(found, "__module__", None) == value.__module__:
+            own = getattr(found, "__module__", None) == value.__module__
+            if own or not callable(found) or isinstance(found, torch.nn.Module):
                 yield found
     elif isinstance(value, types.MethodType):
         yield from (value.__func__, value.__self__)

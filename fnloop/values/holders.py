@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.references import LONE, holders_of, storage_of, users_of
+from fnloop._torch.tracing import opaque, without_transforms
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
 ONCE = sum(map(sys.getrefcount, [object()]))
 """What ``sys.getrefcount`` returns for an object in one list; each other reference adds one."""
 
-_lone = torch.empty(1, device="cpu")
-_STORAGE = sum(map(sys.getrefcount, [storage_of(_lone)]))
+with without_transforms():  # fnloop may be imported inside one
+    _lone = torch.empty(1, device="cpu")
+    _storage, _views = [storage_of(_lone)], _lone.split(1)
+_STORAGE = sum(map(sys.getrefcount, _storage))
 """The same for a tensor's storage, which nobody else refers to."""
 
-_views = _lone.split(1)
 _VIEWED = sum(map(sys.getrefcount, [_lone])) - 1 - ONCE
 """How many more references from Python a tensor has that has views."""
 
@@ -41,7 +43,7 @@ def own(state: State) -> None:
     for part in found:
         if type(part) is Tensors:
             part.seen = True
-            part.owned = all([_is_of_torch(s) for s in part.peek_storages()])
+            part.owned = not opaque() and all([_is_of_torch(s) for s in part.peek_storages()])
 
 
 def _is_of_torch(tensor: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -94,6 +94,36 @@ class State:
     def within(self, **facts: Any) -> Self:
         """A copy with some fields of its `context` changed."""
         return self.replace(context=self.context.replace(**facts))
+
+    def apply(self, function: Callable[[Any], Any]) -> Any:
+        """What ``function(model)`` returns, for the model with these parameters and buffers.
+
+        The model is in evaluation mode. Other than in `fl.evaluate`, derivatives go through: it is
+        the outer loss behind `fl.unroll`.
+
+        Args:
+            function: It is given the model, such as ``lambda model: loss(model, validation)``.
+
+        Raises:
+            ValueError: The state is a population; `fl.member` gives the state of one.
+
+        >>> import fnloop as fl
+        >>> state = fl.grad(lambda m, x: m(x).mean()).init(torch.nn.Linear(2, 1, bias=False))
+        >>> def twice(params):
+        ...     return 2 * state.replace(params=params).apply(lambda m: m(torch.ones(2))).sum()
+        >>> dict(torch.func.grad(twice)(state.params))
+        {'weight': tensor([[2., 2.]])}
+        """
+        from fnloop.values.randomness import randomness  # it imports this module
+
+        if self.step.ndim:
+            raise ValueError(
+                f"The state is a population of {len(self.step)}, and no model has its parameters. "
+                "Apply the function to each member: fl.member(state, i).apply(function)."
+            )
+        params = dict(self.params.items())  # one view of each: the call looks for replaced ones
+        with randomness(self, "apply"):
+            return self.skeleton.call(function, params, self.buffers, False)[0]
 
     def to(self, device: torch.device | str) -> Self:
         """A copy on `device`; cursor, calls and key stay on the CPU.

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 import fnloop as fl
-from fnloop.trees.paths import tree_items
+from fnloop.trees.paths import tree_items, tree_paths
 from tests.distributed.scenario import main, scenario
 
 
@@ -66,7 +66,7 @@ def trained(step, model=lambda: Net(), batches=None, steps=12, epochs=None):
 def assert_close(one, many, atol=1e-6):
     """Both runs ended with the same states and metrics, to rounding."""
     (a, numbers), (b, others) = one, many
-    assert fl.tree_paths(a) == fl.tree_paths(b)
+    assert tree_paths(a) == tree_paths(b)
     for (path, x), (_, y) in zip(tree_items(a), tree_items(b), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=atol, msg=lambda m, p=path: f"{p}: {m}")
     assert_numbers(numbers, others)

@@ -26,6 +26,7 @@ from fnloop.store.commit import sweep
 from fnloop.store.files import Disk
 from fnloop.store.manifest import read_manifest
 from fnloop.store.remote import Remote
+from fnloop.trees.paths import tree_paths
 from tests.distributed.scenario import main, meet, scenario
 from tests.store.faulty import Faulty
 
@@ -107,7 +108,7 @@ def bits(state):
     """The whole state by path, as text."""
     return {
         path: repr(leaf.tolist())
-        for path, leaf in zip(fl.tree_paths(state), fl.tree_leaves(state), strict=True)
+        for path, leaf in zip(tree_paths(state), fl.tree_leaves(state), strict=True)
     }
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fnloop as fl
+from fnloop.trees.paths import tree_paths
 
 
 def loss(model, batch):
@@ -48,7 +49,7 @@ def data():
 def digest(state):
     """One hash of all leaves; those of the step's own memory too."""
     found = hashlib.sha256()
-    for path, leaf in zip(fl.tree_paths(state), fl.tree_leaves(state), strict=True):
+    for path, leaf in zip(tree_paths(state), fl.tree_leaves(state), strict=True):
         found.update(path.encode() + leaf.detach().contiguous().view(-1).numpy().tobytes())
     return found.hexdigest()
 

@@ -22,6 +22,7 @@ RARE = (
     "distributed.cost.Link",
     "distributed.cost.Machine",
     "transforms.explain.Explanation",
+    "trees.paths.tree_paths",
 )
 """What is documented where it lives: the top has 80 names, those of every day."""
 

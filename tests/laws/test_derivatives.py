@@ -160,6 +160,11 @@ def test_with_respect_to_a_learning_rate_and_a_multiplier():
         torch.tensor(0.05, dtype=DOUBLE),
     )
 
+    agree(  # of weight decay alone: fused kernels take it as a number
+        lambda decay: after(step_of(optimizer=fl.optim.adamw(0.05, weight_decay=decay)), state),
+        torch.tensor(0.1, dtype=DOUBLE),
+    )
+
     def scaled(factor):
         memory = state["update"]
         scales = {**memory["scale"], "adamw.lr": factor}

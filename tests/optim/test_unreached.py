@@ -8,6 +8,7 @@ import torch
 import fnloop as fl
 from fnloop import optim, schedules
 from fnloop.transforms.plan import packed
+from fnloop.trees.paths import tree_paths
 
 OPTIMIZERS = {
     "sgd": optim.sgd(0.1, weight_decay=0.1),
@@ -88,9 +89,7 @@ def batch(seed=0):
 
 def of(state, head):
     """What the state holds of one head: its parameters and their memory, by path."""
-    leaves = {
-        p: leaf.clone() for p, leaf in zip(fl.tree_paths(state), leaves_of(state), strict=True)
-    }
+    leaves = {p: leaf.clone() for p, leaf in zip(tree_paths(state), leaves_of(state), strict=True)}
     return {path: leaf for path, leaf in leaves.items() if f"/{head}." in path}
 
 

@@ -14,6 +14,7 @@ from fnloop.stages.grad import Grad
 from fnloop.stages.guard import guard
 from fnloop.stages.nonfinite import nonfinite
 from fnloop.testing import check_pure
+from fnloop.trees.paths import tree_paths
 
 
 def net():
@@ -235,7 +236,7 @@ def test_a_state_that_was_bad_before_is_said_to_be(slot, batch):
         state = state.put("ema", fl.Tensors({**state["ema"], "0.weight": bad}))
         path = "slots/ema/0.weight"
     else:
-        name = next(p for p in fl.tree_paths(state["update"]) if p.endswith("/0.weight"))
+        name = next(p for p in tree_paths(state["update"]) if p.endswith("/0.weight"))
         where = name.split("/")
         memory = copy.copy(state["update"])
         moments = fl.Tensors({**memory[where[0]][where[1]], "0.weight": bad})

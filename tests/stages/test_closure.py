@@ -93,6 +93,15 @@ def test_parameters_of_modules_are_left_out():
     assert closed_over(lambda model, batch: teacher(batch) + weight) == ()
 
 
+TEACHER = nn.Linear(2, 1)
+
+
+def test_parameters_of_modules_are_found_if_asked_for():
+    teacher = nn.Sequential(nn.Linear(2, 1))
+    found = closed_over(lambda model, batch: teacher(batch) + TEACHER(batch), modules=True)
+    assert ids(found) == ids((*teacher.parameters(), *TEACHER.parameters()))
+
+
 def test_a_cell_that_is_empty_and_a_function_that_calls_itself():
     def loss(model, batch):
         return loss(model, later)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fnloop as fl
+from fnloop.trees.paths import tree_paths
 
 X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -59,7 +60,7 @@ def of(*stages, optimizer=None):
 
 def assert_close(a, b):
     for (path, left), right in zip(
-        zip(fl.tree_paths(a), fl.tree_leaves(a), strict=True), fl.tree_leaves(b), strict=True
+        zip(tree_paths(a), fl.tree_leaves(a), strict=True), fl.tree_leaves(b), strict=True
     ):
         assert left.dtype == right.dtype and left.shape == right.shape, path
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5, msg=path)

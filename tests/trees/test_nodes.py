@@ -14,6 +14,7 @@ import torch
 from torch.utils import _pytree as torch_pytree
 
 import fnloop as fl
+from fnloop.trees.paths import tree_paths
 
 
 class Colour(enum.Enum):
@@ -43,7 +44,7 @@ def everything():
 
 
 def test_children_are_decided_by_annotation_not_by_value():
-    assert fl.tree_paths(everything()) == ["tensor", "number", "either", "anything/a", "anything/b"]
+    assert tree_paths(everything()) == ["tensor", "number", "either", "anything/a", "anything/b"]
 
 
 def test_it_is_a_pytree_in_optree_and_in_torch():
@@ -111,7 +112,7 @@ def test_annotations_that_cannot_be_resolved():
         child: Local
         steps: int = 1
 
-    assert fl.tree_paths(Holder(torch.ones(1))) == ["child"]
+    assert tree_paths(Holder(torch.ones(1))) == ["child"]
 
 
 def test_it_prints_what_is_not_default():

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fnloop as fl
 from fnloop.transforms.plan import packed
+from fnloop.trees.paths import tree_paths
 from fnloop.values.layouts import Group, Packed, Separate, picking
 from fnloop.values.start import start
 from fnloop.values.tensors import Tensors
@@ -162,7 +163,7 @@ def test_a_packed_state_is_the_same_to_people():
     assert twin.params.layout is not state.params.layout
     assert len(twin.params.peek_storages()) < len(state.params)
     assert fl.tree_equal(state, twin) and state == twin and fl.tree_diff(state, twin) == ""
-    assert fl.tree_paths(state) == fl.tree_paths(twin)
+    assert tree_paths(state) == tree_paths(twin)
     assert fl.tree_show(state) == fl.tree_show(twin)
     new = fl.tree_at(lambda s: s.params["1.bias"], twin, torch.zeros(3))
     assert new.params.layout is twin.params.layout and new.params["1.bias"].tolist() == [0, 0, 0]

@@ -105,3 +105,19 @@ def test_calls_nest():
 
     fl.grad(outer)(state, torch.ones(2, 3))
     assert seen[0] == expected
+
+
+def test_a_function_is_applied_to_the_model_in_evaluation_mode_with_derivatives():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5))
+    state = start(model, seed=0)
+    x, random = torch.ones(3, 2), torch.get_rng_state()
+
+    def total(params):
+        return state.replace(params=params).apply(lambda m: {"sum": m(x).sum(), "mode": m.training})
+
+    found = total(state.params)
+    assert found == {"sum": model.eval()(x).sum(), "mode": False}
+    gradient = torch.func.grad(lambda params: total(params)["sum"])(state.params)
+    assert gradient["0.bias"].abs().min() > 0.5
+    draws = [state.apply(lambda m: torch.rand(2)) for _ in range(2)]
+    assert torch.equal(*draws) and torch.equal(torch.get_rng_state(), random)

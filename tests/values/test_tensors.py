@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fnloop as fl
+from fnloop.trees.paths import tree_paths
 from fnloop.values.layouts import Group, Packed, Separate
 from fnloop.values.tensors import Tensors
 
@@ -359,7 +360,7 @@ def test_equality_is_by_name_and_bit_in_whichever_layout():
     assert a == b and b == a and hash(a) == hash(b)
     assert fl.tree_equal(a, b) and fl.tree_equal({"x": (a, 1)}, {"x": (b, 1)})
     assert fl.tree_diff(a, b) == "" == fl.tree_diff(b, a)
-    assert fl.tree_paths(a) == fl.tree_paths(b) == list(SHAPES)
+    assert tree_paths(a) == tree_paths(b) == list(SHAPES)
     changed = b.updated(Tensors({"s": torch.tensor(9.0)}))
     assert a != changed and not fl.tree_equal(a, changed)
     assert [line.split()[0] for line in fl.tree_diff(a, changed).splitlines()] == ["path", "s"]
