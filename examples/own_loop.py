@@ -26,7 +26,7 @@ def train(folder: Path, epochs: int = 30, patience: int = 5) -> dict[str, float]
         state = fl.load(saved, like=state)
 
     best, waited, seen = state, 0, list[dict[str, Any]]()
-    least = fl.evaluate(loss, best, data.validate, params="ema")["loss"]
+    least = fl.evaluate(loss, best, data.validate, params="ema", statistics=data.train)["loss"]
     loop = fl.run(step, state, data.train, epochs=epochs - fl.data.Cursor.of(state.cursor).epoch)
     for state, metrics in loop:
         seen.append(metrics)
@@ -35,7 +35,7 @@ def train(folder: Path, epochs: int = 30, patience: int = 5) -> dict[str, float]
             continue  # in the middle of an epoch
 
         trained, seen = fl.metrics.numbers(fl.metrics.merge(seen)), []
-        validated = fl.evaluate(loss, state, data.validate, params="ema")
+        validated = fl.evaluate(loss, state, data.validate, params="ema", statistics=data.train)
         print(f"epoch {cursor.epoch}: {trained['loss']:.3f}, validation {validated['loss']:.3f}")
         if validated["loss"] < least:
             best, least, waited = state, validated["loss"], 0  # no copy: a state never changes
@@ -46,7 +46,7 @@ def train(folder: Path, epochs: int = 30, patience: int = 5) -> dict[str, float]
         else:
             break
 
-    return fl.evaluate(loss, best, data.test, params="ema")
+    return fl.evaluate(loss, best, data.test, params="ema", statistics=data.train)
 
 
 if __name__ == "__main__":
