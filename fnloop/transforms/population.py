@@ -39,6 +39,7 @@ class Population(StepStage):
         values: Hyperparameters by name, float64[n]: a value for each member.
         seeds: What each member adds to the seed of `init`.
         mode: ``"vmap"``, or ``"loop"`` for one member after the other.
+        chunk: How many members are vmapped at a time; None for all.
     """
 
     wraps: ClassVar[Kind | None] = "step"
@@ -47,11 +48,14 @@ class Population(StepStage):
     values: dict[str, Tensor]
     seeds: tuple[int, ...] = static()
     mode: str = "vmap"
+    chunk: int | None = None
     name: str = SLOT
 
     def __post_init__(self) -> None:
         if self.mode not in ("vmap", "loop"):
             raise ValueError(f'A population has mode="vmap" or mode="loop", got {self.mode!r}.')
+        if self.chunk is not None:
+            object.__setattr__(self, "chunk", as_count(self.chunk, "chunk=", 1))
         super().__post_init__()
 
     @property
