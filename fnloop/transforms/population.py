@@ -21,10 +21,12 @@ from fnloop.values.looking import look
 from fnloop.values.stacked import (
     ACTIVE,
     SLOT,
+    batches_of,
     each_member,
     members_of,
     side_by_side,
     stack,
+    stacked_batches,
     without_mark,
 )
 from fnloop.values.state import State
@@ -40,6 +42,7 @@ class Population(StepStage):
         seeds: What each member adds to the seed of `init`.
         mode: ``"vmap"``, or ``"loop"`` for one member after the other.
         chunk: How many members are vmapped at a time; None for all.
+        batches: ``"same"`` for all, or ``"own"``: a batch for each member.
     """
 
     wraps: ClassVar[Kind | None] = "step"
@@ -49,6 +52,7 @@ class Population(StepStage):
     seeds: tuple[int, ...] = static()
     mode: str = "vmap"
     chunk: int | None = None
+    batches: str = "same"
     name: str = SLOT
 
     def __post_init__(self) -> None:
@@ -56,6 +60,12 @@ class Population(StepStage):
             raise ValueError(f'A population has mode="vmap" or mode="loop", got {self.mode!r}.')
         if self.chunk is not None:
             object.__setattr__(self, "chunk", as_count(self.chunk, "chunk=", 1))
+            if self.mode == "loop":
+                raise ValueError('chunk= is for mode="vmap"; mode="loop" computes one at a time.')
+        if self.batches not in ("same", "own"):
+            raise ValueError(
+                f'A population has batches="same" or batches="own", got {self.batches!r}.'
+            )
         super().__post_init__()
 
     @property
@@ -125,19 +135,26 @@ class Population(StepStage):
             after, metrics = step(own.replace(cursor=cursor, context=context), batch)
             return after.replace(cursor=()), metrics
 
-        many: Any = torch.func.vmap(one, in_dims=(0, None, 0), randomness="different")
-        after, metrics = many(state.replace(cursor=()), x, self.values)
+        own = self.batches == "own"
+        many: Any = torch.func.vmap(
+            one, (0, 0 if own else None, 0), randomness="different", chunk_size=self.chunk
+        )
+        batch = stacked_batches(batches_of(x, self.n)) if own else x
+        after, metrics = many(state.replace(cursor=()), batch, self.values)
         return after.replace(cursor=cursor), metrics
 
     def _looped(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
-        members = enumerate(each_member(state))
-        results = [self.member(i)(own, x) for i, own in members]
+        batches = batches_of(x, self.n) if self.batches == "own" else [x] * self.n
+        members = enumerate(zip(each_member(state), batches, strict=True))
+        results = [self.member(i)(own, batch) for i, (own, batch) in members]
         metrics = side_by_side([metrics for _, metrics in results], state)
         return stack([after for after, _ in results]).replace(cursor=state.cursor), metrics
 
     def describe(self) -> str:
         swept = ", ".join(f"{name!r}: {short(value)}" for name, value in self.values.items())
         mode = "" if self.mode == "vmap" else f", mode={self.mode!r}"
+        mode += "" if self.chunk is None else f", chunk={self.chunk}"
+        mode += "" if self.batches == "same" else f", batches={self.batches!r}"
         return f"sweep({{{swept}}}{mode})" if swept else f"ensemble({self.n}{mode})"
 
 
@@ -153,7 +170,13 @@ def _of_active(active: Tensor, after: State, before: State) -> State:
 
 
 @explained
-def ensemble(step: Any = None, n: int | None = None, mode: str = "vmap") -> Any:
+def ensemble(
+    step: Any = None,
+    n: int | None = None,
+    mode: str = "vmap",
+    chunk: int | None = None,
+    batches: str = "same",
+) -> Any:
     """`n` runs of a step from different seeds, as one step.
 
     It is a training step like any other: ``fl.run``, ``fl.fit`` and ``fl.compile`` take it. The
@@ -167,10 +190,15 @@ def ensemble(step: Any = None, n: int | None = None, mode: str = "vmap") -> Any:
         n: How many members.
         mode: ``"vmap"`` computes all members at once; ``"loop"`` one after the other, for steps
             that cannot be vmapped, such as those with `fl.optim.from_torch`.
+        chunk: Vmap so many members at a time, where memory is short; default all. The same numbers
+            to rounding.
+        batches: ``"same"`` batch for all members; or ``"own"``: the batch is a tuple, list or dict
+            with one for each member, as `fl.data.together` gives it. Under vmap they have the same
+            structure and shapes.
 
     Raises:
         TypeError: `step` is not a training step.
-        ValueError: `n` is not positive, or `mode` is neither.
+        ValueError: `n` or `chunk` is not positive, or `mode` or `batches` is neither.
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
@@ -181,9 +209,9 @@ def ensemble(step: Any = None, n: int | None = None, mode: str = "vmap") -> Any:
     (torch.Size([3, 1, 2]), torch.Size([3]))
     """
     if step is None:
-        return functools.partial(ensemble, n=n, mode=mode)
+        return functools.partial(ensemble, n=n, mode=mode, chunk=chunk, batches=batches)
     n = as_count(n, "ensemble(n=...)", 1)
-    step = _as_population(step, mode)
+    step = _as_population(step, mode, chunk, batches)
     apart = max(step.seeds) + 1
     seeds = tuple([own + i * apart for i in range(n) for own in step.seeds])
     values = {name: value.repeat(n) for name, value in step.values.items()}
@@ -191,7 +219,13 @@ def ensemble(step: Any = None, n: int | None = None, mode: str = "vmap") -> Any:
 
 
 @explained
-def sweep(step: Any, values: Mapping[str, Any], mode: str = "vmap") -> Any:
+def sweep(
+    step: Any,
+    values: Mapping[str, Any],
+    mode: str = "vmap",
+    chunk: int | None = None,
+    batches: str = "same",
+) -> Any:
     """A run of a step for each value of some hyperparameters, as one step.
 
     As `ensemble`, but for members that differ in hyperparameters and have the same seed. A sweep of
@@ -203,7 +237,7 @@ def sweep(step: Any, values: Mapping[str, Any], mode: str = "vmap") -> Any:
             or optimizer and its field, such as ``"ema.decay"``, and for a schedule the schedule's
             field too: ``"adamw.lr.peak"``. Parts that are not needed to tell it from others may be
             left out. With several names, members have the values at the same place of each.
-        mode: As for `ensemble`.
+        mode, chunk, batches: As for `ensemble`.
 
     Raises:
         TypeError: `step` is not a training step.
@@ -218,7 +252,7 @@ def sweep(step: Any, values: Mapping[str, Any], mode: str = "vmap") -> Any:
     >>> metrics["adamw.lr"].value().tolist(), metrics["adamw.weight_decay"].value().tolist()
     ([0.1, 0.2, 0.4], [0.0, 0.0, 0.1])
     """
-    step = _as_population(step, mode)
+    step = _as_population(step, mode, chunk, batches)
     rows: dict[str, Tensor] = {}
     for name, given in values.items():
         row = torch.as_tensor(given, dtype=torch.float64)
@@ -240,7 +274,16 @@ def sweep(step: Any, values: Mapping[str, Any], mode: str = "vmap") -> Any:
     return dataclasses.replace(step, values={**old, **new}, seeds=seeds)
 
 
-def _as_population(step: Any, mode: str) -> Population:
+def _as_population(step: Any, mode: str, chunk: int | None, batches: str) -> Population:
+    """The step as a population; one that is there keeps what is not said otherwise."""
+    said: dict[str, Any] = {
+        "mode": (mode, "vmap"),
+        "chunk": (chunk, None),
+        "batches": (batches, "same"),
+    }
+    others: dict[str, Any] = {
+        name: value for name, (value, default) in said.items() if value != default
+    }
     if not isinstance(step, Population):
-        return Population(step, {}, (0,), mode)
-    return step if mode == "vmap" else dataclasses.replace(step, mode=mode)
+        return Population(step, {}, (0,), **others)
+    return dataclasses.replace(step, **others) if others else step

@@ -61,7 +61,8 @@ class Recording:
             raise RandomnessError(
                 "random numbers are drawn after a stage has changed state.key or state.calls, "
                 "and a compiled step draws them before it runs, from the key and the calls that "
-                "it was given"
+                'it was given. In a population with chunk= or mode="loop" these are parts of them: '
+                "leave the option or fl.compile out"
             )
 
 
