@@ -276,14 +276,9 @@ def sweep(
 
 def _as_population(step: Any, mode: str, chunk: int | None, batches: str) -> Population:
     """The step as a population; one that is there keeps what is not said otherwise."""
-    said: dict[str, Any] = {
-        "mode": (mode, "vmap"),
-        "chunk": (chunk, None),
-        "batches": (batches, "same"),
-    }
-    others: dict[str, Any] = {
-        name: value for name, (value, default) in said.items() if value != default
-    }
+    usual = {"mode": "vmap", "chunk": None, "batches": "same"}
+    said: dict[str, Any] = {"mode": mode, "chunk": chunk, "batches": batches}
+    others = {name: value for name, value in said.items() if value != usual[name]}
     if not isinstance(step, Population):
         return Population(step, {}, (0,), **others)
     return dataclasses.replace(step, **others) if others else step
