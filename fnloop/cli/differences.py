@@ -17,7 +17,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), PurePath)
 _SHORT = 32
 
 
-class Difference(NamedTuple):
+class Mismatch(NamedTuple):
     """A place where two objects differ.
 
     Attributes:
@@ -36,7 +36,7 @@ class Difference(NamedTuple):
         return "other values" if same else f"{_told(self.one)}, {_told(self.other)}"
 
 
-def differences(a: Any, b: Any, place: str = "") -> Iterator[Difference]:
+def differences(a: Any, b: Any, place: str = "") -> Iterator[Mismatch]:
     """Yield the places where two objects differ, as far as Python can look into them.
 
     Functions are compared by their code and by what they hold, tensors and arrays by content,
@@ -60,27 +60,27 @@ def differences(a: Any, b: Any, place: str = "") -> Iterator[Difference]:
             continue
         seen[id(one), id(other)] = one, other  # kept, so that no other gets their id
         if type(one) is not type(other):
-            yield Difference(here, one, other)
+            yield Mismatch(here, one, other)
         elif isinstance(one, _PLAIN):
             if one != other and not (one != one and other != other):
-                yield Difference(here, one, other)
+                yield Mismatch(here, one, other)
         elif isinstance(one, (type, types.ModuleType, types.BuiltinFunctionType)):
-            yield Difference(here, one, other)
+            yield Mismatch(here, one, other)
         elif isinstance(one, Tensor) or _is_array(one):
             yield from _of_arrays(here, one, other)
         else:
             left, right = _parts(one), _parts(other)
             if left.keys() != right.keys():
-                yield Difference(here, one, other)
+                yield Mismatch(here, one, other)
             pairs = [(here + name, left[name], right[name]) for name in left if name in right]
             waiting += [(at.removeprefix("."), x, y) for at, x, y in reversed(pairs)]
 
 
-def _of_arrays(place: str, a: Any, b: Any) -> Iterator[Difference]:
+def _of_arrays(place: str, a: Any, b: Any) -> Iterator[Mismatch]:
     if a.shape != b.shape or a.dtype != b.dtype:
-        yield Difference(f"{place} (its shape)", a, b)
+        yield Mismatch(f"{place} (its shape)", a, b)
     elif not (tree_equal(a, b) if isinstance(a, Tensor) else a.tobytes() == b.tobytes()):
-        yield Difference(place, a, b)
+        yield Mismatch(place, a, b)
 
 
 def _is_array(value: Any) -> bool:

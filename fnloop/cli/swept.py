@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fnloop.cli.differences import Difference, differences
+from fnloop.cli.differences import Mismatch, differences
 from fnloop.cli.flag_types import UNFIT, is_simple, read, types_of
 from fnloop.cli.given import Given
 from fnloop.cli.messages import shown, usage
@@ -139,7 +139,7 @@ def as_flags(values: Mapping[str, Any]) -> str:
     return " ".join(f"--{name} {value}" for name, value in values.items())
 
 
-def _refusal(given: Given, flags: Mapping[str, Any], found: Difference) -> str:
+def _refusal(given: Given, flags: Mapping[str, Any], found: Mismatch) -> str:
     what, parts = as_flags(flags), found.place.split(".")
     place = ".".join([part for part in parts if not part.startswith("_")])
     return (
@@ -149,7 +149,7 @@ def _refusal(given: Given, flags: Mapping[str, Any], found: Difference) -> str:
     )
 
 
-def _apart(a: Recipe, b: Recipe) -> list[Difference]:
+def _apart(a: Recipe, b: Recipe) -> list[Mismatch]:
     """Where two recipes differ, but for numbers of the step and the folder."""
     places = folder_of(a), folder_of(b)
     found = differences(_without_numbers(a), _without_numbers(b))
@@ -162,7 +162,7 @@ def _without_numbers(recipe: Recipe) -> dict[str, Any]:
     return {**parts, "step": with_settings(step, dict.fromkeys(settings(step), 0.0))}
 
 
-def _is_folder(found: Difference, places: tuple[Path | None, Path | None]) -> bool:
+def _is_folder(found: Mismatch, places: tuple[Path | None, Path | None]) -> bool:
     both = zip((found.one, found.other), places, strict=True)
     return all(str(value).startswith(str(place)) for value, place in both)
 

@@ -337,13 +337,16 @@ def test_pipes_and_reprs():
     assert "sweep({'sgd.lr': f64[2]})" in repr(fl.sweep(of(), {"sgd.lr": [0.1, 0.2]}))
 
 
-@pytest.mark.parametrize("how", ["vmap", "loop"])
-def test_a_population_keeps_the_laws(how):
-    many = fl.ensemble(of(), 2, mode=how)
-    state = many.init(dropping)
-    fl.testing.check_pure(many, state, BATCH)
-    fl.testing.check_repeatable(many, state, BATCH)
-    fl.testing.check_stable(many, state, BATCH)
+KINDS = {"vmap": {}, "loop": {"mode": "loop"}, "chunks": {"chunk": 1}, "own": {"batches": "own"}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_population_keeps_the_laws(kind):
+    many = fl.ensemble(of(), 2, **KINDS[kind])
+    state, batch = many.init(dropping), (BATCH, BATCH) if kind == "own" else BATCH
+    fl.testing.check_pure(many, state, batch)
+    fl.testing.check_repeatable(many, state, batch)
+    fl.testing.check_stable(many, state, batch)
 
 
 @pytest.mark.parametrize(
