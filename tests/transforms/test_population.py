@@ -321,6 +321,12 @@ def test_reduce_on_plateau_lowers_the_rates_of_members_by_themselves():
         assert_close(fl.member(state, i), alone)
 
 
+def test_members_that_draw_are_compiled_in_a_loop():
+    many = fl.ensemble(of(), 3, mode="loop")
+    state, _ = fitted(fl.compile(many, backend="aot_eager"), many.init(dropping), 1)
+    assert_close(state, fitted(many, many.init(dropping), 1)[0])
+
+
 def test_torch_optimizers_train_in_a_loop():
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.from_torch(torch.optim.SGD, lr=0.1)))
     many = fl.ensemble(step, 2, mode="loop")
@@ -357,6 +363,9 @@ def test_a_population_keeps_the_laws(kind):
         ("eager", normed, 3),
         ("eager", normed, 99),
         ("compiled", normed, 2),
+        ("compiled", dropping, 1),
+        ("compiled", dropping, 2),
+        ("compiled", Attending, 2),
     ],
 )
 def test_chunks_give_the_numbers_of_all_at_once(how, model, chunk):
@@ -366,12 +375,6 @@ def test_chunks_give_the_numbers_of_all_at_once(how, model, chunk):
         return fitted(step, many.init(model, seed=5), 1)[0]
 
     assert_close(trained(chunk=chunk), trained())
-
-
-def test_chunks_that_draw_are_not_compiled():
-    many = fl.ensemble(of(), 3, chunk=2)
-    with pytest.raises(fl.errors.CompileError, match="chunk="):
-        fl.compile(many, backend="aot_eager")(many.init(dropping), BATCH)
 
 
 OWN = [(X[:64], Y[:64]), (X[32:], Y[32:]), (X[16:80], Y[16:80])]
