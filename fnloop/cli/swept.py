@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from fnloop.cli.differences import Mismatch, differences
 from fnloop.cli.flag_types import UNFIT, is_simple, read, types_of
 from fnloop.cli.given import Given
@@ -104,25 +106,29 @@ def grid_of(given: Given, lists: Lists, changes: Mapping[str, Any]) -> Grid:
     first = given.recipe(**points[0], **changes)
     again = given.recipe(**points[0], **changes) if lists else first
     usual = {found.place for found in _apart(first, again)}
-    rows, moving = [settings(first.step.uncompiled)], dict[str, set[str]]()
+    rows = [_scalars(first.step.uncompiled)]
     for point in points[1:]:
         other = given.recipe(**point, **changes)
         flags = {name: value for name, value in point.items() if value != points[0][name]}
         wrong = [found for found in _apart(first, other) if found.place not in usual]
         if wrong:
             raise usage(_refusal(given, flags, wrong[0]))
-        row = settings(other.step.uncompiled)
-        for flag in flags if len(flags) == 1 else ():
-            moved = {name for name in row if _number(row[name]) != _number(rows[0][name])}
-            moving.setdefault(flag, set()).update(moved)
-        rows.append(row)
-    if idle := [flag for flag, moved in moving.items() if not moved]:
+        rows.append(_scalars(other.step.uncompiled))
+    if idle := [flag for flag in lists if not _moves(flag, points, rows)]:
         raise usage(
             f"--{idle[0]} sets no number of the step, so its values {_texts(lists[idle[0]])} would "
             f"give the same run. The step has: {', '.join(rows[0]) or 'none'}."
         )
-    names = [name for name in rows[0] if len({_number(row[name]) for row in rows}) > 1]
-    return Grid(first, points, {name: [_number(row[name]) for row in rows] for name in names})
+    names = [name for name in rows[0] if len({row[name] for row in rows}) > 1]
+    return Grid(first, points, {name: [row[name] for row in rows] for name in names})
+
+
+def _moves(flag: str, points: list[dict[str, Any]], rows: list[dict[str, float]]) -> bool:
+    """Whether numbers change with a flag, for any values of the others."""
+    known = {tuple(point.values()): row for point, row in zip(points, rows, strict=True)}
+    first = {flag: points[0][flag]}
+    pairs = zip(points, rows, strict=True)
+    return any(row != known[tuple({**point, **first}.values())] for point, row in pairs)
 
 
 def command_with(given: Given, flags: Mapping[str, Any]) -> str:
@@ -159,7 +165,7 @@ def _apart(a: Recipe, b: Recipe) -> list[Mismatch]:
 def _without_numbers(recipe: Recipe) -> dict[str, Any]:
     parts = {name: value for name, value in vars(recipe).items() if name != "folder"}
     step = recipe.step.uncompiled
-    return {**parts, "step": with_settings(step, dict.fromkeys(settings(step), 0.0))}
+    return {**parts, "step": with_settings(step, dict.fromkeys(_scalars(step), 0.0))}
 
 
 def _is_folder(found: Mismatch, places: tuple[Path | None, Path | None]) -> bool:
@@ -167,8 +173,10 @@ def _is_folder(found: Mismatch, places: tuple[Path | None, Path | None]) -> bool
     return all(str(value).startswith(str(place)) for value, place in both)
 
 
-def _number(value: Any) -> float:
-    return float(value)
+def _scalars(step: Any) -> dict[str, float]:
+    """The numbers of a step that may vary, by name."""
+    found = settings(step).items()
+    return {name: float(v) for name, v in found if not isinstance(v, Tensor) or v.numel() == 1}
 
 
 def _texts(values: Sequence[Any]) -> str:
