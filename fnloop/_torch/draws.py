@@ -98,6 +98,7 @@ class Draws(TorchDispatchMode):
 
     Attributes:
         seeds: The position of each block; the key is folded with it to get the block's seed.
+        parts: The members that draw in each block.
         found: What draws each tensor from torch's generator.
         drawn: The tensors that are put for them.
     """
@@ -108,8 +109,10 @@ class Draws(TorchDispatchMode):
 
     def __init__(self, give: Callable[[Place, Maker], Tensor], members: int = 1) -> None:
         super().__init__()
-        self._give, self._members = give, members
+        self._give = give
         self.seeds: list[tuple[int | str, ...]] = []
+        self.parts: list[slice] = []
+        self._part = slice(0, members)
         self.found: dict[Place, Maker] = {}
         self.drawn: dict[Place, Tensor] = {}
         self._kinds: dict[Place, str] = {}
@@ -122,10 +125,20 @@ class Draws(TorchDispatchMode):
             position: Position of the block in the step.
         """
         self.seeds.append(position)
+        self.parts.append(self._part)
         # The place is encoded in the seed of torch's generator. Code that saves and restores the
         # generator's state (activation checkpointing, to repeat a mask) so restores the place.
         with seeded(_number(Place(len(self.seeds) - 1, 0))):
             yield
+
+    @contextlib.contextmanager
+    def of(self, part: slice) -> Generator[None]:
+        """A context manager for what some of the members do by themselves."""
+        before, self._part = self._part, part
+        try:
+            yield
+        finally:
+            self._part = before
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -133,7 +146,8 @@ class Draws(TorchDispatchMode):
         kwargs = kwargs or {}
         if not _is_random(func, args, kwargs):
             return func(*args, **kwargs)
-        if kwargs.get("generator") is None and (another := _another(func, args, self._members)):
+        members = self._part.stop - self._part.start
+        if kwargs.get("generator") is None and (another := _another(func, args, members)):
             with self:
                 return another()
         _check(func, args, kwargs)

@@ -30,10 +30,11 @@ _MODULES = {
     "diff": "fnloop.cli.diff_command",
     "replay": "fnloop.cli.replay_command",
     "export": "fnloop.cli.export_command",
+    "sweep": "fnloop.cli.sweep_command",
     "find-lr": "fnloop.cli.tune_command",
     "find-batch-size": "fnloop.cli.tune_command",
 }
-_WITH_FLAGS = ("find-lr", "find-batch-size")
+_WITH_FLAGS = ("sweep", "find-lr", "find-batch-size")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

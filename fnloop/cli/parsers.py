@@ -22,6 +22,7 @@ COMMANDS = {
     "diff": "Compare two checkpoints, leaf by leaf.",
     "replay": "Run one step of a run again, and see what happens in it.",
     "export": "Write a run's weights as a file for other tools.",
+    "sweep": "Train a recipe for several values of its flags, all at once.",
     "find-lr": "Try learning rates of a recipe, and suggest one.",
     "find-batch-size": "Find the largest batch that fits into memory.",
 }
@@ -41,6 +42,10 @@ _USAGE = {
     "export": (
         "CHECKPOINT_OR_RUN --output FILE [--params SLOT] [--dtype fp32|bf16|fp16] [--force] "
         "[--checkpoint best|latest|PATH] [--recipe RECIPE.py]"
+    ),
+    "sweep": (
+        "RECIPE.py --FLAG A,B,C [--FLAG VALUE ...] [--seeds N] [--loop | --chunk K] [--plot FILE] "
+        "[--resume | --overwrite] [--config FILE.yaml]"
     ),
     "find-lr": (
         "RECIPE.py [--of NAME] [--from LR] [--to LR] [--candidates N] [--plot FILE] "
@@ -89,7 +94,7 @@ def of(
         group = parser.add_argument_group(f"flags of {file}")
         group.add_function_arguments(recipe, as_group=False)
         parser.set_defaults(dict(_numpy_defaults(recipe)))
-    elif command in ("fit", "find-lr", "find-batch-size"):
+    elif command in ("fit", "sweep", "find-lr", "find-batch-size"):
         own = f"For its flags: fnloop {command} RECIPE.py --help"
         parser.description = f"{parser.description} {own}"
     return parser
@@ -235,6 +240,17 @@ def _export(parser: ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
 
 
+def _sweep(parser: ArgumentParser) -> None:
+    _recipe(parser)
+    _option(parser, "--seeds", "N", int, "train each combination from N seeds; default 1")
+    _switch(parser, "--loop", "one member after the other, for steps that cannot be vmapped")
+    _option(parser, "--chunk", "K", int, "K members at a time, where memory is short")
+    what = "draw the result over one or two swept flags: a .png, .pdf or .svg file"
+    _option(parser, "--plot", "FILE", str, what)
+    _switch(parser, "--resume", "go on with this sweep in its folder, if it is there")
+    _switch(parser, "--overwrite", "start over: delete the checkpoints in that folder")
+
+
 def _find_lr(parser: ArgumentParser) -> None:
     _recipe(parser)
     what = "which learning rate, as reported: head.adamw.lr; default the only one"
@@ -287,6 +303,7 @@ _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "diff": _diff,
     "replay": _replay,
     "export": _export,
+    "sweep": _sweep,
     "find-lr": _find_lr,
     "find-batch-size": _find_batch_size,
 }

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-from fnloop.cli import parsers, run_report
-from fnloop.cli.flags import Flags, configs_in, parse, recipe_in
+from fnloop.cli import run_report
 from fnloop.cli.forward import train_of
+from fnloop.cli.given import Given, given_in
 from fnloop.cli.messages import Problem, shown, usage
-from fnloop.cli.recipe import Recipe
-from fnloop.cli.source import build, load_function, parameters
+from fnloop.cli.source import parameters
 from fnloop.data.batches import START
 from fnloop.data.sources import as_source
 from fnloop.stages.scale import multipliers
@@ -24,34 +23,12 @@ from fnloop.tuning.find_batch_size import find_batch_size
 from fnloop.tuning.find_lr import find_lr
 from fnloop.values.state import State
 
-_SUFFIXES = (".png", ".pdf", ".svg")
-
-
-class _Given(NamedTuple):
-    """A recipe on the command line.
-
-    Attributes:
-        file: Its file.
-        function: The function ``recipe`` in it.
-        flags: Its flags.
-    """
-
-    file: Path
-    function: Callable[..., Any]
-    flags: Flags
-
-    def recipe(self, **changes: Any) -> Recipe:
-        """What it returns, for other values of some flags."""
-        return build(self.function, self.file, {**self.flags.values, **changes})
-
 
 def run_find_lr(arguments: Sequence[str]) -> int:
     """``fnloop find-lr RECIPE.py``."""
-    given = _given("find-lr", arguments)
+    given = given_in("find-lr", arguments)
     options = given.flags.options
-    plot: str | None = options.get("plot")
-    if plot is not None and Path(plot).suffix not in _SUFFIXES:
-        raise usage(f"--plot {plot}: expected a file called {', '.join(_SUFFIXES)}.")
+    plot = given.picture()
     recipe = given.recipe()
     state = recipe.step.init(recipe.model, seed=recipe.seed)
     own = {"of": "name", "from": "min_lr", "to": "max_lr", "candidates": "steps"}
@@ -77,7 +54,7 @@ def run_find_lr(arguments: Sequence[str]) -> int:
 
 def run_find_batch_size(arguments: Sequence[str]) -> int:
     """``fnloop find-batch-size RECIPE.py``."""
-    given = _given("find-batch-size", arguments)
+    given = given_in("find-batch-size", arguments)
     options = given.flags.options
     flag = _size_flag(given, options.get("of", "batch_size"))
     recipe = given.recipe()
@@ -96,28 +73,11 @@ def run_find_batch_size(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _given(command: str, arguments: Sequence[str]) -> _Given:
-    named, rest = recipe_in(arguments)
-    files = [Path(named)] if named else [c.recipe() for c in reversed(configs_in(rest))]
-    file = next(filter(None, files), None)
-    if file is None:
-        raise usage(f"Which recipe? fnloop {command} RECIPE.py, or --config of a run.")
-    function = load_function(file)
-    taken = [o[2:] for action in parsers.of(command)._actions for o in action.option_strings]
-    if both := [name for name in parameters(function) if name in taken]:
-        raise usage(
-            f"recipe() in {shown(file)} has a parameter {both[0]!r}, and --{both[0]} is an option "
-            f"of fnloop {command}. Give the parameter another name."
-        )
-    parser = parsers.of(command, function, file.name)
-    return _Given(file, function, parse(parser, function, [str(file), *rest], file.name))
-
-
 def _rates(state: State) -> list[str]:
     return [rate for rate, _, _ in multipliers(state) if rate.endswith(".lr")]
 
 
-def _flag_of_rate(given: _Given, state: State) -> str | None:
+def _flag_of_rate(given: Given, state: State) -> str | None:
     """The flag that sets the only learning rate, as far as names tell."""
     names = parameters(given.function)
     named = [name for name in names if name in ("lr", "learning_rate")]
@@ -125,7 +85,7 @@ def _flag_of_rate(given: _Given, state: State) -> str | None:
     return found[0] if len(found) == 1 and len(_rates(state)) == 1 else None
 
 
-def _size_flag(given: _Given, name: str) -> str:
+def _size_flag(given: Given, name: str) -> str:
     name = name.lstrip("-").replace("-", "_")
     flags = {n: value for n, value in given.flags.values.items() if type(value) is int}
     if name not in flags:
@@ -137,7 +97,7 @@ def _size_flag(given: _Given, name: str) -> str:
     return name
 
 
-def _maker(given: _Given, flag: str, key: int) -> Callable[[int], Any]:
+def _maker(given: Given, flag: str, key: int) -> Callable[[int], Any]:
     """A function that makes the recipe's first batch for a value of the flag."""
     seen: dict[str, int] = {}
 

@@ -91,7 +91,7 @@ def _panels(curves: Curves, names: Sequence[str] | None) -> dict[str, dict[str, 
     panels: dict[str, dict[str, list[str]]] = {}
     for full_name, members in grouped(curves).items():
         name, subset = subset_of(full_name)
-        if names is None or name in names or full_name in names:
+        if names is None or any(each in names for each in (name, full_name, *members)):
             panels.setdefault(name, {})[subset] = members
     if not panels:
         raise ValueError(

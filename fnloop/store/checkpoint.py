@@ -118,7 +118,7 @@ class checkpoint(Effect):
         self.files = self._place.files
         self.monitor = monitor
         self.last = self.saves_last = last
-        self.background, self._mode, self._kept = background, mode, keep
+        self.background, self.mode, self._kept = background, mode, keep
         self.name = name or (f"checkpoint/{monitor}" if monitor else "checkpoint")
         kept = Retention(TopK(keep, mode), keep if monitor is None else int(last))
         self._keeper = Keeper(self._place, monitor, kept)
@@ -286,7 +286,7 @@ class checkpoint(Effect):
             folder,
             self._kept,
             self.monitor,
-            self._mode,
+            self.mode,
             last=self.last,
             background=self.background,
             name=self.name,
@@ -451,7 +451,7 @@ class checkpoint(Effect):
         value = find(metrics, self.monitor or "")
         if value is not None:
             self._seen = True
-            return None if _is_untrained(state, metrics) else best_of(value, self._mode)
+            return None if _is_untrained(state, metrics) else best_of(value, self.mode)
         if not self._seen:
             self._names.update(metrics)
         return None

@@ -77,7 +77,8 @@ class Program:
         self._checks = recorded.checks
         self._changed, self._copied = recorded.changed, recorded.copied
         self._makers: list[list[Maker]] = recorded.makers
-        self._draws, self._positions = any(self._makers), recorded.positions
+        self._draws = any(self._makers)
+        self._blocks = list(zip(recorded.positions, recorded.parts, strict=True))
         self._structure, self._metrics = recorded.metrics
         self._calls: tuple[int, int] | None = None
         if memory < 1:
@@ -156,7 +157,10 @@ class Program:
     def _seeds(self, state: State) -> list[list[int]]:
         keys, calls = (t.reshape(-1).tolist() for t in (state.key, state.calls))
         members = list(zip(keys, calls, strict=True))
-        return [[fold(*member, *position) for member in members] for position in self._positions]
+        return [
+            [fold(*member, *position) for member in members[part]]
+            for position, part in self._blocks
+        ]
 
     def _order(self, recorded: Any, kept: Kept) -> None:
         """Order the graph so that parameters are read by name before they are overwritten."""

@@ -105,7 +105,8 @@ class Recorded:
         graph: The graph, a function of `fakes` and `drawn`.
         with_numbers: The same, with numbers for all sizes.
         drawn: Fake tensors in place of random numbers.
-        makers: What draws those, by block; `positions` are those of the blocks.
+        makers: What draws those, by block; `positions` are those of the blocks, and `parts` the
+            members that draw there.
         written, writes: As given, but for what is not written after all.
         stable: Whether the other changed tensors keep their strides.
         changed, copied: Pairs: index among the state's tensors, index among the graph's outputs.
@@ -137,7 +138,7 @@ class Recorded:
         places = sorted(draws.found)
         blocks = range(len(draws.seeds))
         self.makers = [[draws.found[p] for p in places if p.block == i] for i in blocks]
-        self.positions = draws.seeds
+        self.positions, self.parts = draws.seeds, draws.parts
         self.drawn = [draws.drawn[place] for place in places]
         self.with_numbers = self.graph
 

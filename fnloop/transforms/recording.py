@@ -41,6 +41,17 @@ class Recording:
         with self._draws, recording_into(self):
             yield
 
+    @contextlib.contextmanager
+    def part(self, state: State, members: slice) -> Generator[None]:
+        """Record this block, in which some members of a population run on `state` of theirs."""
+        before = self._key, self._calls
+        self._key, self._calls = state.key, state.calls
+        try:
+            with self._draws.of(members):
+                yield
+        finally:
+            self._key, self._calls = before
+
     def counts_for(self, question: Question) -> Sequence[int]:
         """What `question` is about, of each member; the step depends on the answer."""
         if question not in self.asked:

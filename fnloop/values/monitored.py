@@ -29,13 +29,21 @@ def check_mode(mode: str, monitor: str | None, who: str) -> None:
     """
     if mode not in ("min", "max"):
         raise ValueError(f'{who} takes mode="min" or mode="max", got {mode!r}.')
-    name = (monitor or "").rpartition("/")[2].lower()
-    if mode == "min" and _LARGER_IS_BETTER.fullmatch(name):
+    if mode == "min" and larger_is_better(monitor or ""):
         warnings.warn(
             f'{who} takes the smallest {monitor!r} for the best, as mode is "min". Usually more '
             'of it is better: mode="max".',
             stacklevel=3,
         )
+
+
+def larger_is_better(name: str) -> bool:
+    """Whether more is better of a metric, as far as its name tells.
+
+    >>> larger_is_better("val/accuracy"), larger_is_better("val/loss")
+    (True, False)
+    """
+    return _LARGER_IS_BETTER.fullmatch(name.rpartition("/")[2].lower()) is not None
 
 
 def best_of(value: Any, mode: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,6 +121,39 @@ def side_by_side(values: Sequence[Any], state: State) -> Any:
     if members_of(state) is None:
         return values[0]
     return tree_map(_stacked, *values)
+
+
+def batches_of(x: Any, n: int) -> list[Any]:
+    """The batches of `n` members: the items of a tuple or list, or the values of a dict.
+
+    Raises:
+        ValueError: It is none of these, has another number, or one of them is None.
+    """
+    items = list(x.values()) if isinstance(x, Mapping) else x
+    if not isinstance(items, (tuple, list)) or len(items) != n or any(b is None for b in items):
+        raise ValueError(
+            f'With batches="own" a batch is a tuple, list or dict with one for each of {n} members;'
+            f" got {short(x)}. fl.data.together(*parts) gives a tuple with a batch of each part: "
+            "fl.data.together(*[fl.Batches(data, 32, seed=i) for i in range(n)])."
+        )
+    return list(items)
+
+
+def stacked_batches(batches: Sequence[Any]) -> Any:
+    """Batches as one with a leading dimension for the members.
+
+    Raises:
+        ValueError: They differ in structure or shapes.
+    """
+    try:
+        return tree_map(_stacked, *batches)
+    except (RuntimeError, ValueError, TypeError) as error:
+        shapes = ", ".join(dict.fromkeys(map(short, batches)))
+        raise ValueError(
+            f"The batches of members differ in structure or shapes, so they cannot be vmapped: "
+            f"{shapes}. Usual cause: data of different sizes, whose last batch is shorter; "
+            'drop_last=True leaves it out. mode="loop" takes any.'
+        ) from error
 
 
 def _stacked(*leaves: Any) -> Any:

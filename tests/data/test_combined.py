@@ -49,6 +49,7 @@ def epoch_of(source: Any, epoch: int = 0) -> list[Any]:
 SIZED = [name for name, (make, _) in MAKERS.items() if as_source(make()).batches is not None]
 WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "shortest": lambda a, b: fl.data.together(a=a, b=b),
+    "without names": lambda a, b: fl.data.together(a, b),
     "longest": lambda a, b: fl.data.together(a=a, b=b, mode="longest"),
     "cycle": lambda a, b: fl.data.together(a=a, b=b, mode="cycle"),
     "concat": fl.data.concat,
@@ -342,3 +343,10 @@ def test_batches_of_unequal_size_are_accumulated_in_groups() -> None:
     (total / 10).backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(grads.mean[name], p.grad)
+
+
+def test_parts_without_names_give_tuples() -> None:
+    both = fl.data.together(["a0", "a1"], ["b0", "b1"])
+    assert epoch_of(both) == [("a0", "b0"), ("a1", "b1")]
+    with pytest.raises(ValueError, match="2 without, and 'c'"):
+        fl.data.together([1], [2], c=[3])

@@ -321,6 +321,12 @@ def test_reduce_on_plateau_lowers_the_rates_of_members_by_themselves():
         assert_close(fl.member(state, i), alone)
 
 
+def test_members_that_draw_are_compiled_in_a_loop():
+    many = fl.ensemble(of(), 3, mode="loop")
+    state, _ = fitted(fl.compile(many, backend="aot_eager"), many.init(dropping), 1)
+    assert_close(state, fitted(many, many.init(dropping), 1)[0])
+
+
 def test_torch_optimizers_train_in_a_loop():
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.from_torch(torch.optim.SGD, lr=0.1)))
     many = fl.ensemble(step, 2, mode="loop")
@@ -337,10 +343,94 @@ def test_pipes_and_reprs():
     assert "sweep({'sgd.lr': f64[2]})" in repr(fl.sweep(of(), {"sgd.lr": [0.1, 0.2]}))
 
 
-@pytest.mark.parametrize("how", ["vmap", "loop"])
-def test_a_population_keeps_the_laws(how):
-    many = fl.ensemble(of(), 2, mode=how)
+KINDS = {"vmap": {}, "loop": {"mode": "loop"}, "chunks": {"chunk": 1}, "own": {"batches": "own"}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_population_keeps_the_laws(kind):
+    many = fl.ensemble(of(), 2, **KINDS[kind])
+    state, batch = many.init(dropping), (BATCH, BATCH) if kind == "own" else BATCH
+    fl.testing.check_pure(many, state, batch)
+    fl.testing.check_repeatable(many, state, batch)
+    fl.testing.check_stable(many, state, batch)
+
+
+@pytest.mark.parametrize(
+    ("how", "model", "chunk"),
+    [
+        ("eager", dropping, 1),
+        ("eager", dropping, 2),
+        ("eager", normed, 3),
+        ("eager", normed, 99),
+        ("compiled", normed, 2),
+        ("compiled", dropping, 1),
+        ("compiled", dropping, 2),
+        ("compiled", Attending, 2),
+    ],
+)
+def test_chunks_give_the_numbers_of_all_at_once(how, model, chunk):
+    def trained(**options):
+        many = fl.ensemble(of(), 3, **options)
+        step = fl.compile(many, backend="aot_eager") if how == "compiled" else many
+        return fitted(step, many.init(model, seed=5), 1)[0]
+
+    assert_close(trained(chunk=chunk), trained())
+
+
+OWN = [(X[:64], Y[:64]), (X[32:], Y[32:]), (X[16:80], Y[16:80])]
+
+
+@pytest.mark.parametrize("how", ["eager", "compiled", "chunked", "loop"])
+def test_members_with_batches_of_their_own_are_runs_on_those_data(how, tmp_path):
+    own = [fl.Batches(part, 24, seed=i) for i, part in enumerate(OWN)]
+    options = {"chunked": {"chunk": 2}, "loop": {"mode": "loop"}}.get(how, {})
+    many = fl.ensemble(of(), 3, batches="own", **options)
+    step = fl.compile(many, backend="aot_eager") if how == "compiled" else many
+    both = fl.data.together(*own)
+    state, _ = fl.fit(step, many.init(dropping, seed=5), both, epochs=2, progress=False)
+    for i, part in enumerate(own):
+        begin = of().init(dropping, seed=5 + i)
+        alone, _ = fl.fit(of(), begin, part, epochs=2, progress=False)
+        kept = fl.member(state, i)
+        assert_close(kept.replace(cursor=alone.cursor), alone)
+    if how == "eager":
+        saving = [fl.checkpoint(tmp_path / "run")]
+        fl.fit(many, many.init(dropping, seed=5), both, steps=4, callbacks=saving, progress=False)
+        begin = many.init(dropping, seed=5)
+        again, _ = fl.fit(many, begin, both, epochs=2, resume=tmp_path / "run", progress=False)
+        assert fl.tree_equal(again, state)
+
+
+def test_batches_of_members_that_do_not_fit_are_refused():
+    many = fl.ensemble(of(), 3, batches="own")
     state = many.init(dropping)
-    fl.testing.check_pure(many, state, BATCH)
-    fl.testing.check_repeatable(many, state, BATCH)
-    fl.testing.check_stable(many, state, BATCH)
+    for wrong in (BATCH, (BATCH,) * 2, (BATCH, BATCH, None), X):
+        with pytest.raises(ValueError, match="with one for each of 3 members; got"):
+            many(state, wrong)
+    ragged = (BATCH, BATCH, (X[:8], Y[:8]))
+    with pytest.raises(ValueError, match="differ in structure or shapes"):
+        many(state, ragged)
+    looped = fl.ensemble(of(), 3, mode="loop", batches="own")
+    _, metrics = looped(state, ragged)
+    _, named = looped(state, dict(zip("abc", ragged, strict=True)))
+    assert fl.tree_equal(metrics, named)
+    assert metrics["loss"].value().shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batches": "each"}, 'batches="same" or batches="own"'),
+        ({"chunk": 0}, "chunk="),
+        ({"chunk": 2, "mode": "loop"}, 'chunk= is for mode="vmap"'),
+    ],
+)
+def test_options_of_a_population_are_checked(options, said):
+    with pytest.raises(ValueError, match=said):
+        fl.ensemble(of(), 3, **options)
+
+
+def test_a_sweep_of_an_ensemble_keeps_its_options():
+    many = fl.sweep(fl.ensemble(of(), 2, chunk=3, batches="own"), {"sgd.lr": [0.1, 0.2]})
+    assert (many.n, many.chunk, many.batches) == (4, 3, "own")
+    assert "chunk=3, batches='own'" in repr(many)

@@ -1,0 +1,75 @@
+"""A recipe on the command line, to be built for several values of its flags."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fnloop.cli import parsers
+from fnloop.cli.flags import Flags, configs_in, parse, recipe_in
+from fnloop.cli.messages import shown, usage
+from fnloop.cli.recipe import Recipe
+from fnloop.cli.source import build, load_function, parameters
+
+_PICTURES = (".png", ".pdf", ".svg")
+
+Taking = Callable[[Callable[..., Any], Sequence[str]], Sequence[str]]
+"""Of the function ``recipe`` and the arguments: those that are left to be parsed."""
+
+
+class Given(NamedTuple):
+    """A recipe on the command line.
+
+    Attributes:
+        file: Its file.
+        function: The function ``recipe`` in it.
+        flags: Its flags.
+    """
+
+    file: Path
+    function: Callable[..., Any]
+    flags: Flags
+
+    def recipe(self, **changes: Any) -> Recipe:
+        """What it returns, for other values of some flags."""
+        return build(self.function, self.file, {**self.flags.values, **changes})
+
+    def picture(self) -> str | None:
+        """The file that ``--plot`` names.
+
+        Raises:
+            Problem: It is none that can be drawn to.
+        """
+        plot: str | None = self.flags.options.get("plot")
+        if plot is not None and Path(plot).suffix not in _PICTURES:
+            raise usage(f"--plot {plot}: expected a file called {', '.join(_PICTURES)}.")
+        return plot
+
+
+def given_in(command: str, arguments: Sequence[str], take: Taking | None = None) -> Given:
+    """The recipe and its flags among the arguments of a command.
+
+    Args:
+        command: Its name.
+        arguments: As on the command line.
+        take: Takes out what is not to be parsed.
+
+    Raises:
+        Problem: There is none, or a flag has the name of an option.
+    """
+    named, rest = recipe_in(arguments)
+    files = [Path(named)] if named else [c.recipe() for c in reversed(configs_in(rest))]
+    file = next(filter(None, files), None)
+    if file is None:
+        raise usage(f"Which recipe? fnloop {command} RECIPE.py, or --config of a run.")
+    function = load_function(file)
+    taken = [o[2:] for action in parsers.of(command)._actions for o in action.option_strings]
+    if both := [name for name in parameters(function) if name in taken]:
+        raise usage(
+            f"recipe() in {shown(file)} has a parameter {both[0]!r}, and --{both[0]} is an option "
+            f"of fnloop {command}. Give the parameter another name."
+        )
+    left = rest if take is None else take(function, rest)
+    parser = parsers.of(command, function, file.name)
+    return Given(file, function, parse(parser, function, [str(file), *left], file.name))

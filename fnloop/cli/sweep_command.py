@@ -1,0 +1,234 @@
+"""``fnloop sweep``: a recipe for several values of its flags, as a population."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fnloop.cli import run_report, sweep_report, yaml_dialect
+from fnloop.cli.given import Given, given_in
+from fnloop.cli.messages import Problem, describe, shown, usage
+from fnloop.cli.recipe import Recipe
+from fnloop.cli.runs import checkpoint_folders, folder_of, newest_of, told
+from fnloop.cli.swept import Grid, Lists, grid_of, taken_lists
+from fnloop.loop.fit import fit
+from fnloop.loop.history import History
+from fnloop.transforms.population import ensemble, sweep
+from fnloop.values.cursor import Cursor
+from fnloop.values.stacked import member
+from fnloop.values.state import State
+
+NAME = "sweep.yaml"
+"""In the folder of a sweep: the recipe, its flags, and the values of those that are swept."""
+_SIGNALS = {"SIGTERM": 143, "SIGHUP": 129}
+
+
+class _Sweep(NamedTuple):
+    """A sweep to be done.
+
+    Attributes:
+        given: The recipe on the command line.
+        grid: Its combinations of flags.
+        seeds: How many runs of each.
+        folder: Of the sweep; None if nothing is saved.
+        start: The checkpoint to resume from.
+        flags: All flags, and lists of those that are swept.
+        settings: What `NAME` says.
+    """
+
+    given: Given
+    grid: Grid
+    seeds: int
+    folder: Path | None
+    start: Path | None
+    flags: dict[str, Any]
+    settings: str
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.grid.recipe
+
+    @property
+    def size(self) -> int:
+        return self.seeds * len(self.grid.points)
+
+
+def run_sweep(arguments: Sequence[str]) -> int:
+    """``fnloop sweep RECIPE.py --FLAG A,B,C``."""
+    lists: Lists = {}
+    given = given_in("sweep", arguments, lambda function, rest: taken_lists(function, rest, lists))
+    options, plot = given.flags.options, given.picture()
+    seeds: int = options.get("seeds", 1)
+    if seeds < 1:
+        raise usage(f"--seeds takes a number of runs, 1 or more, got {seeds}.")
+    if not lists and seeds == 1:
+        raise usage(_no_list(given))
+    if plot is not None and len(lists) not in (1, 2):
+        raise usage(f"--plot draws a result over one or two swept flags, and {len(lists)} are.")
+    job = _job(given, lists, seeds, arguments)
+    many = _population(job)
+    state, history = _trained(job, many)
+    if "SIGHUP" in history.reason:  # nobody can read what is printed
+        return _SIGNALS["SIGHUP"]
+    print(_outcome(job, history), flush=True)
+    if "SIGTERM" in history.reason:
+        return _SIGNALS["SIGTERM"]
+    found = sweep_report.scores(job.recipe, state, history, job.size)
+    if found is not None:
+        ranked = sweep_report.Ranked(job.recipe, job.grid.points, seeds, found)
+        print(f"\n{ranked.title}\n{ranked.table()}")
+        rows = [("best", ranked.best_text()), *[("note", text) for text in ranked.notes(lists)]]
+        if job.folder is not None:
+            ranked.write(job.folder / "sweep.csv")
+            rows.append(("table", shown(job.folder / "sweep.csv")))
+        if plot is not None:
+            ranked.plot(lists, plot)
+            rows.append(("plot", shown(Path(plot))))
+        print(f"\n{run_report.columns(rows)}", flush=True)
+    return 130 if history.status == "interrupted" else 0
+
+
+def _job(given: Given, lists: Lists, seeds: int, arguments: Sequence[str]) -> _Sweep:
+    """The sweep, in a folder that is free, or holds the same one."""
+    options, changes = given.flags.options, _own_folder(given, arguments)
+    grid = grid_of(given, lists, changes)
+    plain = {**given.flags.plain, **changes, **lists}
+    settings = yaml_dialect.dump({"recipe": given.file.name, "seeds": seeds, **plain})
+    folder = folder_of(grid.recipe)
+    folder = None if folder is None else folder.absolute()
+    start = newest_of(checkpoint_folders(folder, grid.recipe))
+    if start is not None and not options.get("overwrite"):
+        if not options.get("resume"):
+            raise usage(
+                f"{shown(folder or start.parent)} has a run already, which is not overwritten. "
+                "--resume goes on with it, if it is this sweep; --overwrite deletes its "
+                "checkpoints; another folder keeps both."
+            )
+        there = (folder or start.parent) / NAME
+        if not there.is_file() or there.read_text(encoding="utf-8") != settings:
+            raise usage(
+                f"{shown(there.parent)} has another run than this sweep, so it cannot be resumed "
+                f"here. {shown(there)} has the values of a sweep: give the same, in their order."
+            )
+    resumed = start if options.get("resume") else None
+    return _Sweep(given, grid, seeds, folder, resumed, plain, settings)
+
+
+def _own_folder(given: Given, arguments: Sequence[str]) -> dict[str, Any]:
+    """The flag of the folder with a value for the sweep, unless it was given."""
+    folder = folder_of(given.recipe())
+    texts = {n: value for n, value in given.flags.plain.items() if isinstance(value, str)}
+    for name, value in texts.items():
+        said = [a.partition("=")[0].replace("-", "_") == f"__{name}" for a in arguments]
+        if folder is not None and Path(value) == folder and not any(said):
+            return {name: f"{value}-sweep"}
+    return {}
+
+
+def _population(job: _Sweep) -> Any:
+    options, step = job.given.flags.options, job.recipe.step
+    mode = "loop" if options.get("loop") else "vmap"
+    many = step.uncompiled
+    if job.grid.numbers:
+        many = sweep(many, job.grid.numbers, mode=mode)
+    if job.seeds > 1 or not job.grid.numbers:
+        many = ensemble(many, job.seeds, mode=mode)
+    if "chunk" in options:
+        many = dataclasses.replace(many, chunk=options["chunk"])
+    return many if step.uncompiled is step else dataclasses.replace(step, inner=many)
+
+
+def _trained(job: _Sweep, many: Any) -> tuple[State, History]:
+    recipe = job.recipe
+    if (recipe.epochs, recipe.steps, recipe.seconds, recipe.budget) == (None,) * 4:
+        raise Problem("Training has no end: give fl.Recipe epochs=, steps=, seconds= or budget=.")
+    try:
+        state = many.init(recipe.model, seed=recipe.seed)
+        print(_summary(job, state), file=sys.stderr, flush=True)
+        if job.folder is not None:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / NAME).write_text(job.settings, encoding="utf-8")
+        return fit(
+            many,
+            state,
+            recipe.data,
+            epochs=recipe.epochs,
+            steps=recipe.steps,
+            seconds=recipe.seconds,
+            budget=recipe.budget,
+            min_epochs=recipe.min_epochs,
+            min_steps=recipe.min_steps,
+            callbacks=recipe.callbacks,
+            resume=None if job.start is None else job.start.parent,
+            config={"recipe": str(job.given.file), **job.flags},
+            overwrite=bool(job.given.flags.options.get("overwrite")),
+        )
+    except Exception as error:
+        text = describe(error)
+        if many.uncompiled.mode == "vmap" and _is_for_one(job, many, error):
+            text = (
+                f"A member of this sweep can be trained alone, and not vmapped with the others: "
+                f"{text}\nTo train one after the other: fnloop sweep ... --loop"
+            )
+        raise Problem(text) from error
+
+
+def _is_for_one(job: _Sweep, many: Any, error: Exception) -> bool:
+    """Whether the first step has failed, and does not for a single member."""
+    reached: State | None = getattr(error, "state", None)
+    if reached is not None and Cursor.of(reached.cursor).count:
+        return False
+    single = many.uncompiled.member(0)
+    try:
+        state = single.init(job.recipe.model, seed=job.recipe.seed)
+        fit(single, state, job.recipe.data, steps=1, progress=False)
+    except Exception:
+        return False
+    return True
+
+
+def _summary(job: _Sweep, state: State) -> str:
+    texts = {n: ",".join(map(str, v)) if type(v) is list else v for n, v in job.flags.items()}
+    flags = " ".join(f"{name}={value}" for name, value in texts.items())
+    swept = ", ".join(f"{name} ({len(set(row))} values)" for name, row in job.grid.numbers.items())
+    seeds = f"{job.seeds} seeds" if job.seeds > 1 or not swept else ""
+    how = "new" if job.start is None else f"resumed from {told(job.start)}"
+    rows = [
+        ("recipe", f"{shown(job.given.file)}  {flags}".rstrip()),
+        ("model", f"{run_report.model_text(member(state, 0))}, {job.size} times"),
+        ("sweep", ", ".join(filter(None, [swept, seeds]))),
+        ("data", run_report.data_text(job.recipe.data)),
+        ("folder", f"{shown(job.folder)} ({how})" if job.folder else "none: nothing is saved"),
+    ]
+    return run_report.columns(rows)
+
+
+def _outcome(job: _Sweep, history: History) -> str:
+    title = history.status + (f": {history.reason}" if history.status == "stopped" else "")
+    rows = list[tuple[str, str]]()
+    newest = newest_of(checkpoint_folders(job.folder, job.recipe))
+    if newest is not None:
+        rows.append(("latest", told(newest)))
+    if job.folder is not None:
+        rows += run_report.write_history(history, job.folder)
+    rows += run_report.where(job.recipe)
+    if history.status == "interrupted" and newest is not None:
+        rows.append(("go on", "the same command with --resume"))
+    return f"\n{title}\n{run_report.columns(rows)}" if rows else f"\n{title}"
+
+
+def _no_list(given: Given) -> str:
+    kinds: Mapping[str, Any] = given.flags.values
+    names = [name for name, value in kinds.items() if type(value) is float] or ["FLAG"]
+    name = names[0]
+    value = kinds.get(name) or 1e-3
+    listed = f"{value / 10:g},{value:g},{value * 10:g}"
+    texts = [n for n, v in kinds.items() if isinstance(v, str) and "," in v]
+    also = f" --{texts[0]} takes text, so its commas are a part of it." if texts else ""
+    return (
+        f"Nothing is swept: give a flag a list of numbers, as in fnloop sweep "
+        f"{shown(given.file)} --{name} {listed}, or --seeds N.{also}"
+    )

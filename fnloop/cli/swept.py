@@ -1,0 +1,183 @@
+"""Lists among a recipe's flags, and the numbers of the step that they set."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fnloop.cli.differences import Mismatch, differences
+from fnloop.cli.flag_types import UNFIT, is_simple, read, types_of
+from fnloop.cli.given import Given
+from fnloop.cli.messages import shown, usage
+from fnloop.cli.recipe import Recipe
+from fnloop.cli.runs import folder_of
+from fnloop.stages.named_numbers import settings, with_settings
+
+Lists = dict[str, list[Any]]
+"""The values of each swept flag."""
+
+
+class Grid(NamedTuple):
+    """All combinations of the values of some flags.
+
+    Attributes:
+        recipe: The recipe of the first point.
+        points: The flags of each point; the last flag varies fastest.
+        numbers: The numbers of the step that differ: a value for each point.
+    """
+
+    recipe: Recipe
+    points: list[dict[str, Any]]
+    numbers: dict[str, list[float]]
+
+
+def taken_lists(
+    function: Callable[..., Any], arguments: Sequence[str], found: Lists
+) -> Sequence[str]:
+    """Read lists, such as ``--lr 0.1,0.2``, into `found`.
+
+    A flag that may be text, or a list itself, is left as it is.
+
+    Returns:
+        The arguments with the first value of each list.
+
+    Raises:
+        Problem: An item is no number, or is there twice.
+    """
+    kinds, rest, left = types_of(function), list(arguments), list[str]()
+    while rest:
+        token = rest.pop(0)
+        option, equals, value = token.partition("=")
+        name = option[2:].replace("-", "_")
+        kind = kinds.get(name, list)
+        if not option.startswith("--") or not is_simple(kind):
+            left.append(token)
+            continue
+        if not equals:
+            value = rest[0] if rest else ""
+        if "," not in value or read(value, kind) is not UNFIT:
+            left.append(token)
+            continue
+        rest = rest if equals else rest[1:]
+        found[name] = _numbers(option, value, kind)
+        left.append(f"--{name}={found[name][0]!r}")
+    return left
+
+
+def _numbers(option: str, text: str, kind: Any) -> list[Any]:
+    values = [read(item, kind) for item in text.split(",")]
+    for item, value in zip(text.split(","), values, strict=True):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+        ):
+            what = "nothing stands where a number is expected" if not item else f"{item!r} is none"
+            raise usage(
+                f"{option} {text}: a sweep takes numbers, with commas and no spaces between them, "
+                f"and {what}. The flag takes {inspect.formatannotation(kind)}."
+            )
+    if len({float(value) for value in values}) < len(values):
+        raise usage(f"{option} {text}: a number is there twice.")
+    return values
+
+
+def grid_of(given: Given, lists: Lists, changes: Mapping[str, Any]) -> Grid:
+    """Build the recipe for each combination, and see which numbers of the step differ.
+
+    What differs between two recipes of the same flags, such as random weights, is not counted.
+
+    Args:
+        given: The recipe.
+        lists: Values of some flags.
+        changes: Values of others.
+
+    Raises:
+        Problem: A flag sets no number of the step, or something else too.
+    """
+    points = [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]
+    first = given.recipe(**points[0], **changes)
+    again = given.recipe(**points[0], **changes) if lists else first
+    usual = {found.place for found in _apart(first, again)}
+    rows = [_scalars(first.step.uncompiled)]
+    for point in points[1:]:
+        other = given.recipe(**point, **changes)
+        flags = {name: value for name, value in point.items() if value != points[0][name]}
+        wrong = [found for found in _apart(first, other) if found.place not in usual]
+        if wrong:
+            raise usage(_refusal(given, flags, wrong[0]))
+        rows.append(_scalars(other.step.uncompiled))
+    if idle := [flag for flag in lists if not _moves(flag, points, rows)]:
+        raise usage(
+            f"--{idle[0]} sets no number of the step, so its values {_texts(lists[idle[0]])} would "
+            f"give the same run. The step has: {', '.join(rows[0]) or 'none'}."
+        )
+    names = [name for name in rows[0] if len({row[name] for row in rows}) > 1]
+    return Grid(first, points, {name: [row[name] for row in rows] for name in names})
+
+
+def _moves(flag: str, points: list[dict[str, Any]], rows: list[dict[str, float]]) -> bool:
+    """Whether numbers change with a flag, for any values of the others."""
+    known = {tuple(point.values()): row for point, row in zip(points, rows, strict=True)}
+    first = {flag: points[0][flag]}
+    pairs = zip(points, rows, strict=True)
+    return any(row != known[tuple({**point, **first}.values())] for point, row in pairs)
+
+
+def command_with(given: Given, flags: Mapping[str, Any]) -> str:
+    """The command that trains with these values of the flags, and the others as given."""
+    return f"fnloop fit {shlex.quote(shown(given.file))} {as_flags(flags)}".rstrip()
+
+
+def as_flags(values: Mapping[str, Any]) -> str:
+    """Flags as text.
+
+    >>> as_flags({"lr": 0.001, "wd": 0})
+    '--lr 0.001 --wd 0'
+    """
+    return " ".join(f"--{name} {value}" for name, value in values.items())
+
+
+def _refusal(given: Given, flags: Mapping[str, Any], found: Mismatch) -> str:
+    what, parts = as_flags(flags), found.place.split(".")
+    place = ".".join([part for part in parts if not part.startswith("_")])
+    return (
+        f"{what} cannot be swept: it changes more than numbers of the step, {place} "
+        f"({found.text}). Members of a population have the same model, data and length, and differ "
+        f"in floats of the step alone. Run by itself: {command_with(given, flags)}"
+    )
+
+
+def _apart(a: Recipe, b: Recipe) -> list[Mismatch]:
+    """Where two recipes differ, but for numbers of the step and the folder."""
+    places = folder_of(a), folder_of(b)
+    found = differences(_without_numbers(a), _without_numbers(b))
+    return [each for each in found if places[0] == places[1] or not _is_folder(each, places)]
+
+
+def _without_numbers(recipe: Recipe) -> dict[str, Any]:
+    parts = {name: value for name, value in vars(recipe).items() if name != "folder"}
+    step = recipe.step.uncompiled
+    return {**parts, "step": with_settings(step, dict.fromkeys(_scalars(step), 0.0))}
+
+
+def _is_folder(found: Mismatch, places: tuple[Path | None, Path | None]) -> bool:
+    both = zip((found.one, found.other), places, strict=True)
+    return all(str(value).startswith(str(place)) for value, place in both)
+
+
+def _scalars(step: Any) -> dict[str, float]:
+    """The numbers of a step that may vary, by name."""
+    found = settings(step).items()
+    return {name: float(v) for name, v in found if not isinstance(v, Tensor) or v.numel() == 1}
+
+
+def _texts(values: Sequence[Any]) -> str:
+    return ",".join(map(str, values))
