@@ -48,11 +48,11 @@ def the_loss_of_all_ranks_at_other_parameters(mesh):
     state = gradients.init(model, seed=0)
     x = next(iter(data()))
     there = state.params.scale(0.5)
-    expected = fl.loss_at(gradients, state, x, there)
+    expected = fl.base.loss_at(gradients, state, x, there)
     for plan in PLANS:
         step = fl.shard(pipeline(1, loss, fl.optim.sgd(0.1)), mesh, plan)
         own = step.init(model, seed=0)
-        found = fl.loss_at(step.inner, own, x, own.params.scale(0.5))
+        found = fl.base.loss_at(step.inner, own, x, own.params.scale(0.5))
         torch.testing.assert_close(found, expected)
 
 

@@ -149,6 +149,11 @@ STAGES = {
         grad=[fl.accumulate(2), fl.amp("fp16", interval=2)],
         after=[fl.ema(0.9)],
     ),
+    "sam": step_of(grad=[fl.accumulate(2), fl.schemes.sam(0.1)]),
+    "sam adaptive": step_of(grad=[fl.schemes.sam(0.5, adaptive=True)]),
+    "lookahead": step_of(after=[fl.schemes.lookahead(2)]),
+    "centralize": step_of(fl.optim.chain(fl.schemes.centralize(), fl.optim.adamw(1e-2))),
+    "sgld": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)]),
     "sequence": fl.sequence(
         body=fl.pipe(
             loss,
@@ -185,7 +190,12 @@ def test_every_exported_stage_is_covered():
         and inspect.isfunction(value)
     }
     covered = {part.label for step in STAGES.values() for part in step.stages()}
-    assert factories <= {*covered, "pipe", "scale", "stage", "loss_at"}, "add the new stage here"
+    assert factories <= {*covered, "pipe", "scale", "stage"}, "add the new stage here"
+
+
+def test_every_scheme_is_covered():
+    schemes = {n for n, f in vars(fl.schemes).items() if not n.startswith("_") and callable(f)}
+    assert schemes <= {name.split()[0] for name in STAGES}, "add the new scheme here"
 
 
 @pytest.mark.lightning("X2")

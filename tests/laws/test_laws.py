@@ -21,6 +21,9 @@ OPTIMIZERS = {
     and issubclass(value, fl.optim.Optimizer)
     and value is not fl.optim.Optimizer
 }
+SCHEMES = {
+    name for name, value in vars(fl.schemes).items() if not name.startswith("_") and callable(value)
+}
 
 # Optimizers whose constructor needs arguments, or which need help.
 MATRICES = lambda name, p: "matrix" if p.ndim == 2 else "rest"  # noqa: E731
@@ -171,6 +174,17 @@ def pair(**options):
     )
 
 
+# Published schemes, by their names in `fl.schemes`.
+SCHEME_STEPS = {
+    "sam": step_of(grad=[fl.schemes.sam(0.1)]),
+    "sam adaptive": step_of(
+        grad=[fl.accumulate(2), fl.amp("fp16", interval=2), fl.schemes.sam(0.5, adaptive=True)]
+    ),
+    "lookahead": step_of(after=[fl.schemes.lookahead(2), fl.ema(0.9)]),
+    "centralize": step_of(fl.optim.chain(fl.schemes.centralize(), fl.optim.adamw(1e-2))),
+    "sgld": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)]),
+}
+
 STEPS = {
     "plain": step_of(),
     **{
@@ -202,6 +216,7 @@ STEPS = {
         fl.update(fl.optim.adamw(1e-2)),
         fl.ema(0.9),
     ),
+    **SCHEME_STEPS,
     "sequence": pair(),
     "sequence, every other call": fl.pipe(pair(every={"head": 2}), fl.ema(0.9)),
 }
@@ -226,9 +241,13 @@ def test_every_exported_stage_is_covered():
         and issubclass(value, fl.base.Callback)
         and value is not fl.base.Callback
     }
-    others = {"grad", "update", "pipe", "scale", "sequence", "loss_at"}
+    others = {"grad", "update", "pipe", "scale", "sequence"}
     known = {*GRAD_STAGES, *STEP_STAGES, *CALLBACKS, *others}
     assert factories | callbacks <= known, "add an example of the new stage to this file"
+
+
+def test_every_scheme_is_covered():
+    assert {name.split()[0] for name in SCHEME_STEPS} >= SCHEMES, "add the new scheme to this file"
 
 
 @pytest.mark.lightning("Z1")

@@ -132,8 +132,18 @@ STAGES = {
         )
     ],
 }
+SCHEMES = {
+    "sam": [
+        step_of(grad=[fl.schemes.sam(0.1)]),
+        step_of(grad=[fl.accumulate(2), fl.schemes.sam(0.5, adaptive=True)]),
+    ],
+    "lookahead": [step_of(after=[fl.schemes.lookahead(2)])],
+    "centralize": [step_of(then_sgd(fl.schemes.centralize()))],
+    "sgld": [step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)])],
+}
 STEPS = {
     **{f"{name}-{i}": s for name, many in STAGES.items() for i, s in enumerate(many)},
+    **{f"{name}-{i}": s for name, many in SCHEMES.items() for i, s in enumerate(many)},
     **{
         f"optimizer {name}-{i}": step_of(optimizer)
         for name, many in EXAMPLES.items()
@@ -187,13 +197,18 @@ def test_every_exported_stage_and_optimizer_has_an_example():
         and (inspect.isfunction(value) or issubclass(value, fl.base.Callback))
         and value is not fl.base.Callback
     }
-    assert stages - {"pipe", "scale", "loss_at"} <= set(STAGES), "add an example of the new stage"
+    assert stages - {"pipe", "scale"} <= set(STAGES), "add an example of the new stage"
     assert set(OPTIMIZERS) == set(EXAMPLES) | ALONE, "add an example of the new optimizer"
     for name, many in EXAMPLES.items():
         kinds = [type(part) for example in many for part in parts_of(example)]
         assert OPTIMIZERS[name] in kinds
     for name in ("accumulate", "amp", "ema", "guard", "update", "grad", "nonfinite", "spike"):
         assert any(name in {p.label for p in s.stages()} for s in STAGES[name])
+
+
+def test_every_scheme_has_an_example():
+    schemes = {n for n, f in vars(fl.schemes).items() if not n.startswith("_") and callable(f)}
+    assert schemes == set(SCHEMES), "add an example of the new scheme"
 
 
 def parts_of(optimizer):
