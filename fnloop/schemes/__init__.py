@@ -2,8 +2,11 @@
 
 from fnloop.names.suggestions import suggesting as _suggesting
 from fnloop.schemes.centralization import centralize as centralize
+from fnloop.schemes.extrapolation import extragradient as extragradient
 from fnloop.schemes.langevin import sgld as sgld
+from fnloop.schemes.several_losses import several as several
 from fnloop.schemes.sharpness_aware import sam as sam
 from fnloop.schemes.slow_weights import lookahead as lookahead
+from fnloop.schemes.surgery import pcgrad as pcgrad
 
 __getattr__ = _suggesting(__name__)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from fnloop.names.keywords import explained
+from fnloop.schemes.elsewhere import gradient_elsewhere
 from fnloop.stages.base import GradStage, Kind
 from fnloop.trees.nodes import tree
 from fnloop.values.grads import Grads
@@ -31,19 +32,11 @@ class Sam(GradStage):
         super().__post_init__()
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
-        here, grads = self.inner(state, x)
-        if not grads.mean:  # the loss alone was asked for, or it reaches nothing
-            return here, grads
-        there = state.replace(params=state.params.updated(self._uphill(state, grads.mean)))
-        after, uphill = self.inner(there, x)
-        # Memory inside, such as a loss scale, follows the gradients that are used; those found
-        # here are not finite only if those are not either.
-        after = after.replace(params=state.params, buffers=here.buffers)
-        return after, uphill.replace(metrics=grads.metrics)
+        return gradient_elsewhere(self.inner, state, x, functools.partial(self.uphill, state))
 
-    def _uphill(self, state: State, g: Tensors) -> Tensors:
+    def uphill(self, state: State, params: Tensors, g: Tensors) -> Tensors:
+        """Where the second gradient is taken: uphill of `params`, where the gradient is `g`."""
         rho, eta = self.at(state, "rho", "eta")
-        params = state.params.select(g)
         if not self.adaptive:
             return params.add(g.scale(rho / (g.norm() + _TINY)))
         size = params.wide().abs().add(eta)

@@ -60,6 +60,10 @@ def loss(model, batch):
     return F.cross_entropy(logits, y), {"accuracy": fl.metrics.accuracy(logits, y)}
 
 
+def other_loss(model, batch):
+    return -model(batch[0]).logsumexp(1).square().mean()
+
+
 class Net(nn.Module):
     """BatchNorm, dropout, tied weights, a frozen parameter, a buffer of integers.
 
@@ -154,6 +158,15 @@ STAGES = {
     "lookahead": step_of(after=[fl.schemes.lookahead(2)]),
     "centralize": step_of(fl.optim.chain(fl.schemes.centralize(), fl.optim.adamw(1e-2))),
     "sgld": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)]),
+    "several": fl.pipe(
+        fl.schemes.several(body=fl.grad(loss, only=["first", "norm"]), all=other_loss),
+        fl.update(fl.optim.adamw(1e-2)),
+    ),
+    "pcgrad": fl.pipe(
+        fl.schemes.pcgrad(a=loss, b=other_loss, c=fl.grad(loss, only="head")),
+        fl.update(fl.optim.sgd(0.1)),
+    ),
+    "extragradient": step_of(grad=[fl.schemes.extragradient(0.1)]),
     "sequence": fl.sequence(
         body=fl.pipe(
             loss,

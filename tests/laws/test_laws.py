@@ -114,6 +114,10 @@ def loss(model, batch):
     return F.cross_entropy(logits, y), {"accuracy": (logits.argmax(1) == y).float().mean()}
 
 
+def other_loss(model, batch):
+    return -model(batch[0]).logsumexp(1).square().mean()
+
+
 def plain_loss(model, batch):
     """No batch statistics, no randomness; a weight for each example."""
     x, y, w = batch
@@ -183,6 +187,17 @@ SCHEME_STEPS = {
     "lookahead": step_of(after=[fl.schemes.lookahead(2), fl.ema(0.9)]),
     "centralize": step_of(fl.optim.chain(fl.schemes.centralize(), fl.optim.adamw(1e-2))),
     "sgld": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)]),
+    "several": fl.pipe(
+        fl.schemes.several(body=fl.grad(loss, only=["first", "norm"]), all=other_loss),
+        fl.accumulate(2),
+        fl.amp("fp16", interval=2),
+        fl.update(fl.optim.adamw(1e-2)),
+    ),
+    "pcgrad": fl.pipe(
+        fl.schemes.pcgrad(a=loss, b=other_loss, c=fl.grad(loss, only="head")),
+        fl.update(fl.optim.adamw(1e-2)),
+    ),
+    "extragradient": step_of(grad=[fl.schemes.extragradient(0.1)]),
 }
 
 STEPS = {

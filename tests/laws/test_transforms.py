@@ -92,6 +92,10 @@ def loss(model, batch):
     return (model(x) - y).square().mean(), {"size": model(x).abs().mean()}
 
 
+def other_loss(model, batch):
+    return -model(batch[0]).tanh().sum(1).square().mean()
+
+
 def wild(state, metrics):
     return state, {**metrics, "bad": metrics["loss"].value() > 1e9}
 
@@ -140,6 +144,19 @@ SCHEMES = {
     "lookahead": [step_of(after=[fl.schemes.lookahead(2)])],
     "centralize": [step_of(then_sgd(fl.schemes.centralize()))],
     "sgld": [step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)])],
+    "several": [
+        fl.pipe(
+            fl.schemes.several(first=fl.grad(loss, only="0"), all=other_loss),
+            fl.update(fl.optim.sgd(0.1)),
+        )
+    ],
+    "pcgrad": [
+        fl.pipe(
+            fl.schemes.pcgrad(a=loss, b=other_loss, c=fl.grad(loss, only="2")),
+            fl.update(fl.optim.sgd(0.1)),
+        )
+    ],
+    "extragradient": [step_of(grad=[fl.schemes.extragradient(0.1)])],
 }
 STEPS = {
     **{f"{name}-{i}": s for name, many in STAGES.items() for i, s in enumerate(many)},

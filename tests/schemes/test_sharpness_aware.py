@@ -76,7 +76,7 @@ def test_to_first_order_the_loss_rises_by_rho_times_the_norm():
     state, rho = gradients.init(plain().double()), 1e-4
     x = (arrays()[0].double(), arrays()[1])
     g = gradients(state, x)[1].mean
-    there = fl.schemes.sam(rho)(gradients)._uphill(state, g)
+    there = fl.schemes.sam(rho)(gradients).uphill(state, state.params, g)
     rise = fl.base.loss_at(gradients, state, x, there) - fl.base.loss_at(gradients, state, x)
     assert float(rise) == pytest.approx(rho * float(g.norm()), rel=1e-2)
 
@@ -112,9 +112,8 @@ def test_adaptive_sharpness_does_not_change_when_layers_are_rescaled():
     def uphill(a, **options):
         gradients = fl.grad(loss)
         state, x = gradients.init(network(a)), (arrays()[0].double(), arrays()[1])
-        there = fl.schemes.sam(0.5, **options)(gradients)._uphill(
-            state, gradients(state, x)[1].mean
-        )
+        stage, g = fl.schemes.sam(0.5, **options)(gradients), gradients(state, x)[1].mean
+        there = stage.uphill(state, state.params, g)
         return float(fl.base.loss_at(gradients, state, x, there))
 
     same = [uphill(a, adaptive=True, eta=0.0) for a in (1.0, 5.0)]
