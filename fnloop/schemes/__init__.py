@@ -3,6 +3,7 @@
 from fnloop.names.suggestions import suggesting as _suggesting
 from fnloop.schemes.centralization import centralize as centralize
 from fnloop.schemes.extrapolation import extragradient as extragradient
+from fnloop.schemes.forward_mode import forward_gradient as forward_gradient
 from fnloop.schemes.langevin import sgld as sgld
 from fnloop.schemes.several_losses import several as several
 from fnloop.schemes.sharpness_aware import sam as sam

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from fnloop.names.keywords import explained
-from fnloop.schemes.elsewhere import gradient_elsewhere
+from fnloop.schemes.displaced import gradient_elsewhere
 from fnloop.stages.base import GradStage, Kind
 from fnloop.trees.nodes import tree
 from fnloop.values.grads import Grads

@@ -167,6 +167,7 @@ STAGES = {
         fl.update(fl.optim.sgd(0.1)),
     ),
     "extragradient": step_of(grad=[fl.schemes.extragradient(0.1)]),
+    "forward_gradient": step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient]),
     "sequence": fl.sequence(
         body=fl.pipe(
             loss,

@@ -198,6 +198,7 @@ SCHEME_STEPS = {
         fl.update(fl.optim.adamw(1e-2)),
     ),
     "extragradient": step_of(grad=[fl.schemes.extragradient(0.1)]),
+    "forward_gradient": step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient]),
 }
 
 STEPS = {

@@ -157,6 +157,10 @@ SCHEMES = {
         )
     ],
     "extragradient": [step_of(grad=[fl.schemes.extragradient(0.1)])],
+    "forward_gradient": [
+        step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient]),
+        step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient, fl.accumulate(2)]),
+    ],
 }
 STEPS = {
     **{f"{name}-{i}": s for name, many in STAGES.items() for i, s in enumerate(many)},
