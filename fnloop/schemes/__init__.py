@@ -5,6 +5,7 @@ from fnloop.schemes.centralization import centralize as centralize
 from fnloop.schemes.extrapolation import extragradient as extragradient
 from fnloop.schemes.forward_mode import forward_gradient as forward_gradient
 from fnloop.schemes.langevin import sgld as sgld
+from fnloop.schemes.privacy import dp_sgd as dp_sgd
 from fnloop.schemes.several_losses import several as several
 from fnloop.schemes.sharpness_aware import sam as sam
 from fnloop.schemes.slow_weights import lookahead as lookahead

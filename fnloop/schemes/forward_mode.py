@@ -47,8 +47,8 @@ class ForwardGradient(GradStage):
             after, grads = self.inner(there.within(differentiates=False), x)
             return loss_of(grads), (after.buffers, grads.weight, grads.finite, grads.metrics)
 
-        _, slope, others = torch.func.jvp(loss, (params,), (way,), has_aux=True)
-        buffers, weight, finite, metrics = others
+        found: Any = torch.func.jvp(loss, (params,), (way,), has_aux=True)
+        _, slope, (buffers, weight, finite, metrics) = found
         mean = way.wide().scale(slope)
         return state.replace(buffers=buffers), Grads(mean, weight, finite, metrics)
 

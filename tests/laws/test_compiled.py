@@ -209,7 +209,8 @@ def test_every_exported_stage_is_covered():
 
 def test_every_scheme_is_covered():
     schemes = {n for n, f in vars(fl.schemes).items() if not n.startswith("_") and callable(f)}
-    assert schemes <= {name.split()[0] for name in STAGES}, "add the new scheme here"
+    alone = {"dp_sgd"}  # refuses BatchNorm; tests/schemes/test_privacy.py compiles it
+    assert schemes <= {name.split()[0] for name in STAGES} | alone, "add the new scheme here"
 
 
 @pytest.mark.lightning("X2")

@@ -263,7 +263,10 @@ def test_every_exported_stage_is_covered():
 
 
 def test_every_scheme_is_covered():
-    assert {name.split()[0] for name in SCHEME_STEPS} >= SCHEMES, "add the new scheme to this file"
+    alone = {"dp_sgd"}  # refuses BatchNorm; tests/schemes/test_privacy.py has its laws
+    assert {name.split()[0] for name in SCHEME_STEPS} | alone >= SCHEMES, (
+        "add the new scheme to this file"
+    )
 
 
 @pytest.mark.lightning("Z1")

@@ -156,6 +156,7 @@ SCHEMES = {
             fl.update(fl.optim.sgd(0.1)),
         )
     ],
+    "dp_sgd": [step_of(grad=[fl.schemes.dp_sgd(0.1, 0.5)])],
     "extragradient": [step_of(grad=[fl.schemes.extragradient(0.1)])],
     "forward_gradient": [
         step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient]),

@@ -45,7 +45,7 @@ def test_its_mean_is_the_gradient():
     stage = fl.pipe(bowl, fl.grad)
     state = stage.init(lambda: nn.Linear(3, 1, bias=False), seed=0)
     g = stage(state, torch.ones(1))[1].mean["weight"][0]
-    n = 20_000
+    n = 4_000
 
     def draw(calls):
         estimate = forward_gradient(stage)(state.replace(calls=calls), torch.ones(1))[1]
@@ -56,7 +56,7 @@ def test_its_mean_is_the_gradient():
     deviation = (covariance.diagonal() / n).sqrt()
     assert ((drawn.mean(0) - g).abs() < 4 * deviation).all()
     torch.testing.assert_close(
-        drawn.T.cov(), covariance, rtol=0.1, atol=0.03 * float(covariance.trace())
+        drawn.T.cov(), covariance, rtol=0.2, atol=0.06 * float(covariance.trace())
     )
 
 
