@@ -2,6 +2,8 @@
 
 from fnloop.names.suggestions import suggesting as _suggesting
 from fnloop.schemes.centralization import centralize as centralize
+from fnloop.schemes.curvatures import hessian_product as hessian_product
+from fnloop.schemes.curvatures import sharpness as sharpness
 from fnloop.schemes.extrapolation import extragradient as extragradient
 from fnloop.schemes.forward_mode import forward_gradient as forward_gradient
 from fnloop.schemes.langevin import sgld as sgld
