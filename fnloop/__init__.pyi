@@ -28,7 +28,6 @@ from fnloop.stages.amp import amp as amp
 from fnloop.stages.ema import ema as ema
 from fnloop.stages.grad import grad as grad
 from fnloop.stages.guard import guard as guard
-from fnloop.stages.loss_at import loss_at as loss_at
 from fnloop.stages.nonfinite import nonfinite as nonfinite
 from fnloop.stages.pipe import pipe as pipe
 from fnloop.stages.scale import scale as scale
@@ -49,6 +48,9 @@ from fnloop.transforms.population import ensemble as ensemble
 from fnloop.transforms.population import sweep as sweep
 from fnloop.transforms.unroll import unroll as unroll
 from fnloop.values.stacked import member as member
+
+# Schemes
+from fnloop import schemes as schemes
 
 # Many processes
 from fnloop.distributed.mesh import mesh as mesh

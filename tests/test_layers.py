@@ -19,6 +19,7 @@ LAYERS = (
     "schedules",
     "optim",
     "stages",
+    "schemes",
     "metrics",
     "data",
     "effects",

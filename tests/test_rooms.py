@@ -18,6 +18,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = (
     "optim",
     "schedules",
+    "schemes",
     "metrics",
     "data",
     "store",

@@ -12,6 +12,7 @@ from fnloop.names.elsewhere import ELSEWHERE, KEYWORDS, simple
 _FAMILIES = (
     "optim",
     "schedules",
+    "schemes",
     "metrics",
     "data",
     "store",

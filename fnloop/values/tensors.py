@@ -100,7 +100,8 @@ class Tensors(NoOperators, NamedTensors):
 
     def clone(self) -> Tensors:
         """Copy every tensor."""
-        return self.made(foreach.clone(self._storages, self._bulk()))
+        bulk = self._bulk()
+        return self.made(foreach.clone(self._storages, bulk), bulk)
 
     def detach(self) -> Tensors:
         """Detach from the autograd graph."""

@@ -48,12 +48,57 @@ def the_loss_of_all_ranks_at_other_parameters(mesh):
     state = gradients.init(model, seed=0)
     x = next(iter(data()))
     there = state.params.scale(0.5)
-    expected = fl.loss_at(gradients, state, x, there)
+    expected = fl.base.loss_at(gradients, state, x, there)
     for plan in PLANS:
         step = fl.shard(pipeline(1, loss, fl.optim.sgd(0.1)), mesh, plan)
         own = step.init(model, seed=0)
-        found = fl.loss_at(step.inner, own, x, own.params.scale(0.5))
+        found = fl.base.loss_at(step.inner, own, x, own.params.scale(0.5))
         torch.testing.assert_close(found, expected)
+
+
+@scenario
+def published_schemes_are_those_of_one_process(mesh):
+    def weighed(model, x):
+        return (model(x) + x[:, :1].cos()).square().mean()
+
+    sgd, schemes = fl.optim.sgd(0.1), fl.schemes
+    steps = {
+        "sam": lambda k: scheme(k, [schemes.sam(0.1)]),
+        "asam": lambda k: scheme(k, [schemes.sam(0.5, adaptive=True)]),
+        "extragradient": lambda k: scheme(k, [schemes.extragradient(0.1)]),
+        "lookahead": lambda k: scheme(k, [], [schemes.lookahead(2)]),
+        "centralize": lambda k: scheme(k, [], [], fl.optim.chain(schemes.centralize(), sgd)),
+        "sgld": lambda k: scheme(k, [], [schemes.sgld(0.1)]),
+        "several": lambda k: scheme(k, first=schemes.several(a=loss, b=weighed)),
+        "pcgrad": lambda k: scheme(k, first=schemes.pcgrad(a=loss, b=weighed)),
+    }
+    for name, step in steps.items():
+        one = trained(step(mesh.data), model, data(), steps=4)
+        for plan in PLANS:
+            if (name, plan) == ("pcgrad", "zero3"):
+                continue
+            many = trained(fl.shard(step(1), mesh, plan), model, data(), steps=4)
+            assert_close(one, many)
+            assert_same_everywhere(mesh, many[0])
+
+
+@scenario
+def gradients_that_are_merged_in_the_backward_pass_are_projected_after_it(mesh):
+    def other(model, x):
+        return (model(x) + x[:, :1].cos()).square().mean()
+
+    def network():
+        return nn.Sequential(nn.Linear(8, 9), nn.Tanh(), nn.Linear(9, 1)).double()
+
+    step = scheme(1, first=fl.schemes.pcgrad(a=loss, b=other))
+    one = trained(step, network, data(), steps=4)
+    assert_close(one, trained(fl.shard(step, mesh, "zero3"), network, data(), steps=4))
+
+
+def scheme(k, grad=(), after=(), optimizer=None, first=None):
+    part = [fl.accumulate(k)] if k > 1 else []
+    update = fl.update(optimizer or fl.optim.sgd(0.1))
+    return fl.pipe(first or fl.grad(loss), *part, *grad, update, *after)
 
 
 @scenario

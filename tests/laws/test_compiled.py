@@ -52,12 +52,18 @@ EXAMPLES = {
     ),
 }
 UNCOMPILED = {"from_torch"}
+# Functions of a gradient stage, which are no stages.
+FUNCTIONS = {"hessian_product", "sharpness"}
 
 
 def loss(model, batch):
     x, y = batch
     logits = model(x)
     return F.cross_entropy(logits, y), {"accuracy": fl.metrics.accuracy(logits, y)}
+
+
+def other_loss(model, batch):
+    return -model(batch[0]).logsumexp(1).square().mean()
 
 
 class Net(nn.Module):
@@ -149,6 +155,21 @@ STAGES = {
         grad=[fl.accumulate(2), fl.amp("fp16", interval=2)],
         after=[fl.ema(0.9)],
     ),
+    "sam": step_of(grad=[fl.accumulate(2), fl.schemes.sam(0.1)]),
+    "sam adaptive": step_of(grad=[fl.schemes.sam(0.5, adaptive=True)]),
+    "lookahead": step_of(after=[fl.schemes.lookahead(2)]),
+    "centralize": step_of(fl.optim.chain(fl.schemes.centralize(), fl.optim.adamw(1e-2))),
+    "sgld": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)]),
+    "several": fl.pipe(
+        fl.schemes.several(body=fl.grad(loss, only=["first", "norm"]), all=other_loss),
+        fl.update(fl.optim.adamw(1e-2)),
+    ),
+    "pcgrad": fl.pipe(
+        fl.schemes.pcgrad(a=loss, b=other_loss, c=fl.grad(loss, only="head")),
+        fl.update(fl.optim.sgd(0.1)),
+    ),
+    "extragradient": step_of(grad=[fl.schemes.extragradient(0.1)]),
+    "forward_gradient": step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient]),
     "sequence": fl.sequence(
         body=fl.pipe(
             loss,
@@ -185,7 +206,13 @@ def test_every_exported_stage_is_covered():
         and inspect.isfunction(value)
     }
     covered = {part.label for step in STAGES.values() for part in step.stages()}
-    assert factories <= {*covered, "pipe", "scale", "stage", "loss_at"}, "add the new stage here"
+    assert factories <= {*covered, "pipe", "scale", "stage"}, "add the new stage here"
+
+
+def test_every_scheme_is_covered():
+    schemes = {n for n, f in vars(fl.schemes).items() if not n.startswith("_") and callable(f)}
+    alone = {"dp_sgd", *FUNCTIONS}  # refuses BatchNorm: see tests/schemes/test_privacy.py
+    assert schemes <= {name.split()[0] for name in STAGES} | alone, "add the new scheme here"
 
 
 @pytest.mark.lightning("X2")

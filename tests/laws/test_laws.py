@@ -21,6 +21,11 @@ OPTIMIZERS = {
     and issubclass(value, fl.optim.Optimizer)
     and value is not fl.optim.Optimizer
 }
+# Functions of a gradient stage, which are no stages.
+FUNCTIONS = {"hessian_product", "sharpness"}
+SCHEMES = {
+    name for name, value in vars(fl.schemes).items() if not name.startswith("_") and callable(value)
+}
 
 # Optimizers whose constructor needs arguments, or which need help.
 MATRICES = lambda name, p: "matrix" if p.ndim == 2 else "rest"  # noqa: E731
@@ -111,6 +116,10 @@ def loss(model, batch):
     return F.cross_entropy(logits, y), {"accuracy": (logits.argmax(1) == y).float().mean()}
 
 
+def other_loss(model, batch):
+    return -model(batch[0]).logsumexp(1).square().mean()
+
+
 def plain_loss(model, batch):
     """No batch statistics, no randomness; a weight for each example."""
     x, y, w = batch
@@ -171,6 +180,29 @@ def pair(**options):
     )
 
 
+# Published schemes, by their names in `fl.schemes`.
+SCHEME_STEPS = {
+    "sam": step_of(grad=[fl.schemes.sam(0.1)]),
+    "sam adaptive": step_of(
+        grad=[fl.accumulate(2), fl.amp("fp16", interval=2), fl.schemes.sam(0.5, adaptive=True)]
+    ),
+    "lookahead": step_of(after=[fl.schemes.lookahead(2), fl.ema(0.9)]),
+    "centralize": step_of(fl.optim.chain(fl.schemes.centralize(), fl.optim.adamw(1e-2))),
+    "sgld": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)]),
+    "several": fl.pipe(
+        fl.schemes.several(body=fl.grad(loss, only=["first", "norm"]), all=other_loss),
+        fl.accumulate(2),
+        fl.amp("fp16", interval=2),
+        fl.update(fl.optim.adamw(1e-2)),
+    ),
+    "pcgrad": fl.pipe(
+        fl.schemes.pcgrad(a=loss, b=other_loss, c=fl.grad(loss, only="head")),
+        fl.update(fl.optim.adamw(1e-2)),
+    ),
+    "extragradient": step_of(grad=[fl.schemes.extragradient(0.1)]),
+    "forward_gradient": step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient]),
+}
+
 STEPS = {
     "plain": step_of(),
     **{
@@ -202,6 +234,7 @@ STEPS = {
         fl.update(fl.optim.adamw(1e-2)),
         fl.ema(0.9),
     ),
+    **SCHEME_STEPS,
     "sequence": pair(),
     "sequence, every other call": fl.pipe(pair(every={"head": 2}), fl.ema(0.9)),
 }
@@ -226,9 +259,16 @@ def test_every_exported_stage_is_covered():
         and issubclass(value, fl.base.Callback)
         and value is not fl.base.Callback
     }
-    others = {"grad", "update", "pipe", "scale", "sequence", "loss_at"}
+    others = {"grad", "update", "pipe", "scale", "sequence"}
     known = {*GRAD_STAGES, *STEP_STAGES, *CALLBACKS, *others}
     assert factories | callbacks <= known, "add an example of the new stage to this file"
+
+
+def test_every_scheme_is_covered():
+    alone = {"dp_sgd", *FUNCTIONS}  # refuses BatchNorm: laws in tests/schemes/test_privacy.py
+    assert {name.split()[0] for name in SCHEME_STEPS} | alone >= SCHEMES, (
+        "add the new scheme to this file"
+    )
 
 
 @pytest.mark.lightning("Z1")

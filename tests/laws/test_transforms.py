@@ -92,6 +92,10 @@ def loss(model, batch):
     return (model(x) - y).square().mean(), {"size": model(x).abs().mean()}
 
 
+def other_loss(model, batch):
+    return -model(batch[0]).tanh().sum(1).square().mean()
+
+
 def wild(state, metrics):
     return state, {**metrics, "bad": metrics["loss"].value() > 1e9}
 
@@ -132,8 +136,38 @@ STAGES = {
         )
     ],
 }
+# Functions of a gradient stage, which are no stages.
+FUNCTIONS = {"hessian_product", "sharpness"}
+SCHEMES = {
+    "sam": [
+        step_of(grad=[fl.schemes.sam(0.1)]),
+        step_of(grad=[fl.accumulate(2), fl.schemes.sam(0.5, adaptive=True)]),
+    ],
+    "lookahead": [step_of(after=[fl.schemes.lookahead(2)])],
+    "centralize": [step_of(then_sgd(fl.schemes.centralize()))],
+    "sgld": [step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)])],
+    "several": [
+        fl.pipe(
+            fl.schemes.several(first=fl.grad(loss, only="0"), all=other_loss),
+            fl.update(fl.optim.sgd(0.1)),
+        )
+    ],
+    "pcgrad": [
+        fl.pipe(
+            fl.schemes.pcgrad(a=loss, b=other_loss, c=fl.grad(loss, only="2")),
+            fl.update(fl.optim.sgd(0.1)),
+        )
+    ],
+    "dp_sgd": [step_of(grad=[fl.schemes.dp_sgd(0.1, 0.5)])],
+    "extragradient": [step_of(grad=[fl.schemes.extragradient(0.1)])],
+    "forward_gradient": [
+        step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient]),
+        step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient, fl.accumulate(2)]),
+    ],
+}
 STEPS = {
     **{f"{name}-{i}": s for name, many in STAGES.items() for i, s in enumerate(many)},
+    **{f"{name}-{i}": s for name, many in SCHEMES.items() for i, s in enumerate(many)},
     **{
         f"optimizer {name}-{i}": step_of(optimizer)
         for name, many in EXAMPLES.items()
@@ -187,13 +221,18 @@ def test_every_exported_stage_and_optimizer_has_an_example():
         and (inspect.isfunction(value) or issubclass(value, fl.base.Callback))
         and value is not fl.base.Callback
     }
-    assert stages - {"pipe", "scale", "loss_at"} <= set(STAGES), "add an example of the new stage"
+    assert stages - {"pipe", "scale"} <= set(STAGES), "add an example of the new stage"
     assert set(OPTIMIZERS) == set(EXAMPLES) | ALONE, "add an example of the new optimizer"
     for name, many in EXAMPLES.items():
         kinds = [type(part) for example in many for part in parts_of(example)]
         assert OPTIMIZERS[name] in kinds
     for name in ("accumulate", "amp", "ema", "guard", "update", "grad", "nonfinite", "spike"):
         assert any(name in {p.label for p in s.stages()} for s in STAGES[name])
+
+
+def test_every_scheme_has_an_example():
+    schemes = {n for n, f in vars(fl.schemes).items() if not n.startswith("_") and callable(f)}
+    assert schemes - FUNCTIONS == set(SCHEMES), "add an example of the new scheme"
 
 
 def parts_of(optimizer):

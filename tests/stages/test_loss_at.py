@@ -44,9 +44,9 @@ class Thrice(fl.base.GradStage):
         same = torch.stack([(a == b).all() for a, b in pairs(grads.mean, again.mean)]).all()
         report = {
             "same": fl.Last(same),
-            "again": fl.Last(fl.loss_at(self.inner, state, x)),
+            "again": fl.Last(fl.base.loss_at(self.inner, state, x)),
             "moved": fl.Last(moved),
-            "at": fl.Last(fl.loss_at(self.inner, state, x, there)),
+            "at": fl.Last(fl.base.loss_at(self.inner, state, x, there)),
         }
         return after, grads.replace(metrics={**grads.metrics, **report})
 
@@ -97,8 +97,8 @@ def test_it_takes_some_parameters_by_name_and_leaves_the_state_alone():
     state = stage.init(Net, seed=0)
     kept = fl.tree_map(torch.clone, state)
     zero = {name: torch.zeros_like(state.params[name]) for name in ("last.weight", "last.bias")}
-    assert fl.loss_at(stage, state, batch(), zero) == 0
-    assert fl.loss_at(stage, state, batch()).dtype == torch.float64
+    assert fl.base.loss_at(stage, state, batch(), zero) == 0
+    assert fl.base.loss_at(stage, state, batch()).dtype == torch.float64
     assert state == kept
 
 
@@ -117,7 +117,7 @@ def test_it_has_no_backward_pass():
 
     stage = fl.accumulate(2)(fl.grad(lambda model, x: Watched.apply(model(x)).mean()))
     state = stage.init(nn.Linear(4, 1))
-    fl.loss_at(stage, state, batch())
+    fl.base.loss_at(stage, state, batch())
     assert passes == []
     stage(state, batch())
     assert passes == [1, 1]
@@ -128,8 +128,10 @@ def test_it_has_a_derivative():
     state = stage.init(nn.Linear(4, 1).double())
     x = batch().double()
     weight = state.params["weight"].clone().requires_grad_()
-    (by_autograd,) = torch.autograd.grad(fl.loss_at(stage, state, x, {"weight": weight}), [weight])
-    by_func = torch.func.grad(lambda w: fl.loss_at(stage, state, x, {"weight": w}))(weight)
+    (by_autograd,) = torch.autograd.grad(
+        fl.base.loss_at(stage, state, x, {"weight": weight}), [weight]
+    )
+    by_func = torch.func.grad(lambda w: fl.base.loss_at(stage, state, x, {"weight": w}))(weight)
     expected = stage(state, x)[1].mean["weight"]
     torch.testing.assert_close(by_autograd, expected)
     torch.testing.assert_close(by_func, expected)
@@ -140,8 +142,8 @@ def test_members_of_a_population_have_each_their_loss():
     states = [stage.init(lambda: nn.Linear(4, 1), seed=seed) for seed in range(2)]
     stacked = fl.tree_map(lambda *leaves: torch.stack(leaves), *states)
     x = batch()
-    together = torch.func.vmap(lambda state: fl.loss_at(stage, state, x))(stacked)
-    alone = torch.stack([fl.loss_at(stage, state, x) for state in states])
+    together = torch.func.vmap(lambda state: fl.base.loss_at(stage, state, x))(stacked)
+    alone = torch.stack([fl.base.loss_at(stage, state, x) for state in states])
     torch.testing.assert_close(together, alone)
 
 
@@ -152,4 +154,4 @@ def test_a_stage_that_reports_no_loss_is_told_to():
 
     stage = fl.stage(gradients, "grad")
     with pytest.raises(ValueError, match=r'has no fl.Mean "loss"'):
-        fl.loss_at(stage, fl.grad(loss).init(Net), batch())
+        fl.base.loss_at(stage, fl.grad(loss).init(Net), batch())

@@ -99,7 +99,7 @@ def test_metrics_of_a_skipped_batch_do_not_count_in_evaluation():
     state, _ = fl.fit(step, step.init(model, seed=0), data, epochs=1)
     assert int(state.step) == 2 and int(state.calls) == 3
     whole = fl.evaluate(small_is_skipped, state, data)["loss"]
-    parts = [float(fl.loss_at(step.inner, state, x)) for x in batch(18)[:16].split(8)]
+    parts = [float(fl.base.loss_at(step.inner, state, x)) for x in batch(18)[:16].split(8)]
     assert whole == pytest.approx(sum(parts) / 2)
 
 

@@ -474,6 +474,7 @@ def test_it_knows_whether_autograd_has_to_do_with_it():
         a = stored("float32", how)
         assert a.plain and not required(how).plain and required(how).detach().plain
         assert a.detach() is a
+        assert a.clone().plain and not required(how).clone().plain
         assert not a.add(required(how)).plain and not a.updated(required(how).select("w")).plain
         assert not a.scale(torch.tensor(2.0, requires_grad=True)).plain
         with torch.no_grad():

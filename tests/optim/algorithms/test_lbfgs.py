@@ -148,8 +148,8 @@ def test_micro_batches_dropout_and_statistics_are_those_of_the_gradient_stage():
     after, _ = step(state, data())
     assert after.buffers == plain(plain.init(state), data())[0].buffers
     # One loss is minimized, since its masks stay the same.
-    before = fl.loss_at(step.inner, state, data())
-    assert fl.loss_at(step.inner, state, data(), after.params) < 0.5 * before
+    before = fl.base.loss_at(step.inner, state, data())
+    assert fl.base.loss_at(step.inner, state, data(), after.params) < 0.5 * before
 
 
 def test_it_turns_back_where_the_loss_is_not_finite():
@@ -196,7 +196,7 @@ def test_parameters_that_the_loss_does_not_reach_stay():
     state, _ = fl.pipe(regression, fl.grad, fl.update(optim.lbfgs(max_iter=3)))(state, data())
     after, _ = step(state, data())
     assert torch.equal(after.params["2.weight"], state.params["2.weight"])
-    assert fl.loss_at(step.inner, after, data()) < fl.loss_at(step.inner, state, data())
+    assert fl.base.loss_at(step.inner, after, data()) < fl.base.loss_at(step.inner, state, data())
 
 
 def test_half_precision_and_complex_parameters():

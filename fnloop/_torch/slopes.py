@@ -1,0 +1,16 @@
+"""Slopes by forward mode."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+
+
+@functools.cache
+def prepare() -> None:
+    """Let torch import what ``torch.func.jvp`` needs, which warns of its own deprecated calls."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))

@@ -1,0 +1,92 @@
+"""The gradients of several losses against those of their sum."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fnloop as fl
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 1), nn.Linear(5, 2)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        hidden = self.drop(self.body(x).tanh())
+        return self.a(hidden), self.b(hidden)
+
+
+def a_loss(model, batch):
+    return model(batch)[0].square().mean()
+
+
+def b_loss(model, batch):
+    return model(batch)[1].abs().mean(), {"size": model(batch)[1].abs().max()}
+
+
+def batch(n=6):
+    return torch.randn(n, 4, generator=torch.Generator().manual_seed(1))
+
+
+def both(model, batch):
+    a, b = model(batch)
+    return a.square().mean() + b.abs().mean()
+
+
+def test_it_is_the_gradient_of_the_sum_with_the_same_masks():
+    stage = fl.schemes.several(a=a_loss, b=b_loss)
+    state = stage.init(Heads, seed=0)
+    _, grads = stage(state, batch())
+    _, expected = fl.grad(both)(state, batch())
+    assert list(grads.mean) == list(expected.mean)
+    for name, g in expected.mean.items():
+        torch.testing.assert_close(grads.mean[name], g)
+    assert float(grads.metrics["loss"]) == pytest.approx(float(expected.metrics["loss"]))
+    assert set(grads.metrics) == {"loss", "a/loss", "b/loss", "b/size"}
+    assert int(grads.weight) == 6
+
+
+def test_a_part_without_examples_adds_nothing():
+    def none(model, batch):
+        return fl.Mean(0.0 * model(batch)[1].sum(), 0)
+
+    stage = fl.schemes.several(a=a_loss, b=none)
+    state = stage.init(Heads, seed=0)
+    _, grads = stage(state, batch())
+    _, expected = fl.grad(a_loss)(state, batch())
+    for name, g in expected.mean.items():
+        torch.testing.assert_close(grads.mean[name], g)
+    assert grads.mean["b.weight"].abs().sum() == 0
+    assert float(grads.metrics["loss"]) == pytest.approx(float(expected.metrics["loss"]))
+
+
+def test_the_optimizer_owns_what_some_part_trains():
+    step = fl.pipe(
+        fl.schemes.several(a=fl.grad(a_loss, only="a"), b=fl.grad(b_loss, only=["b.bias"])),
+        fl.update(fl.optim.adam(1e-2)),
+    )
+    state = step.init(Heads)
+    assert sorted(state["update"]["adam"]["mu"]) == ["a.bias", "a.weight", "b.bias"]
+    new, _ = step(state, batch())
+    assert torch.equal(new.params["body.weight"], state.params["body.weight"])
+
+
+def test_errors():
+    several = fl.schemes.several
+    with pytest.raises(TypeError, match=r"several takes losses by name, and got none"):
+        several()
+    with pytest.raises(TypeError, match=r"'a' of several .* is update.*a training step"):
+        several(a=fl.pipe(a_loss, fl.grad, fl.update(fl.optim.sgd(0.1))))
+    with pytest.raises(TypeError, match=r"'a' of several must be a loss .* got 3"):
+        several(a=3)
+    with pytest.raises(ValueError, match=r"amp\('fp16'\) keeps memory, .* Put it behind"):
+        several(a=fl.pipe(a_loss, fl.grad, fl.amp("fp16")))
+
+
+def test_it_prints_as_it_is_written():
+    step = fl.pipe(fl.schemes.several(a=a_loss, b=b_loss), fl.update(fl.optim.sgd(0.1)))
+    assert repr(step).startswith("pipe(\n    several(\n        a=pipe(\n            a_loss,\n")
