@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -15,15 +14,16 @@ _ABOUT = b"fnloop"
 Kinds = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 
-def pyarrow() -> Any:
+def arrow() -> Any:
     """The modules ``pyarrow`` and ``pyarrow.parquet``.
 
     Raises:
         ImportError: They are not installed.
     """
     try:
-        importlib.import_module("pyarrow.parquet")
-        return importlib.import_module("pyarrow")
+        import pyarrow.parquet  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+
+        return pyarrow
     except ImportError as error:
         raise ImportError(
             "A .parquet file is written by pyarrow, which is not installed: pip install "
@@ -44,7 +44,7 @@ def write_parquet(
         about: JSON for the file's metadata.
     """
     schema = schema_of(kinds).with_metadata({_ABOUT: json.dumps(about).encode()})
-    pa = pyarrow()
+    pa = arrow()
     with pa.parquet.ParquetWriter(path, schema) as file:
         for block in blocks:
             columns = [_column(block[name], schema.field(name).type) for name in schema.names]
@@ -59,7 +59,7 @@ def schema_of(kinds: Kinds) -> Any:
     Raises:
         ValueError: Parquet has no type for one of them.
     """
-    pa, fields = pyarrow(), []
+    pa, fields = arrow(), []
     for name, (dtype, shape) in kinds.items():
         if dtype.kind == "c" or 0 in shape:
             raise ValueError(
@@ -77,7 +77,7 @@ def schema_of(kinds: Kinds) -> Any:
 
 def about_parquet(path: Path) -> Any:
     """The JSON that `write_parquet` put into a file's metadata; None if it is not such a file."""
-    pa = pyarrow()
+    pa = arrow()
     try:
         found = pa.parquet.read_metadata(path).metadata or {}
     except (OSError, pa.ArrowException):
@@ -87,7 +87,7 @@ def about_parquet(path: Path) -> Any:
 
 def first_rows(path: Path, rows: int) -> dict[str, np.ndarray[Any, Any]]:
     """The first rows of a file that `write_parquet` wrote."""
-    pa, batches, left = pyarrow(), list[Any](), rows
+    pa, batches, left = arrow(), list[Any](), rows
     with pa.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=max(1, rows)):
             batches.append(batch.slice(0, left))
@@ -99,7 +99,7 @@ def first_rows(path: Path, rows: int) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _column(rows: np.ndarray[Any, Any], kind: Any) -> Any:
-    pa = pyarrow()
+    pa = arrow()
     if rows.ndim == 1:
         return pa.array(rows, type=kind)
     inner = _column(rows.reshape(-1, *rows.shape[2:]), kind.value_type)

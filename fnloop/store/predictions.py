@@ -56,7 +56,7 @@ class Predictions:
                 "is a .npy file, or a file called .parquet."
             )
         if self._parquet:
-            parquet_file.pyarrow()
+            parquet_file.arrow()
         self.work = self.target.with_name(f"{self.target.name}.unfinished")
 
     def about(self) -> Any:

@@ -36,8 +36,9 @@ def every_stage(mesh):
             many = trained(fast, exported.Net, batches, 6)
             assert_close(one, many, atol=1e-5)
             assert_same_everywhere(mesh, many[0])
-            # One with the part of a sequence that is called every second time, and one without.
-            assert fast.graphs == (2 if "sequence" in name else 1)
+            # One with the part of a sequence that is called every second time, and one without; and
+            # one for each of the three phases of what is frozen.
+            assert fast.graphs == {"sequence 0": 2, "grad 1": 3}.get(name, 1)
 
 
 def fitted(mesh, many, batches=None, effects=(), **options):

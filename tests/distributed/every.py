@@ -49,6 +49,8 @@ def every_stage(mesh):
 @scenario
 def every_optimizer(mesh):
     for name, optimizer in exported.optimizers().items():
+        if optimizer.evaluates:
+            continue  # it goes into no chain: evaluating.py has it
         clipped = fl.optim.chain(fl.optim.clip_by_norm(0.5, name="first"), optimizer)
         guards = [fl.ema(0.9), fl.guard(fl.spike("loss", warmup=2), name="bad")]
         step = exported.step_of(clipped, fl.accumulate(2), after=guards)
