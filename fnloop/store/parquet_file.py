@@ -21,7 +21,7 @@ def arrow() -> Any:
         ImportError: They are not installed.
     """
     try:
-        import pyarrow.parquet  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+        import pyarrow.parquet  # pyright: ignore
 
         return pyarrow
     except ImportError as error:
