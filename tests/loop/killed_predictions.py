@@ -75,4 +75,5 @@ def main(folder: Path, name: str, stride: int) -> dict[str, int]:
         seen["killed"] += 1
 
 
-print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))))
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))))
