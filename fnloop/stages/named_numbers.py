@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fnloop.trees.nodes import is_tree
+from fnloop.trees.nodes import is_tree, rebuilt
 
 Replace = Callable[[str, Any, bool], Any]
 """Of a number's name, its value, and whether it is a leaf: the value to put there."""
@@ -115,9 +115,7 @@ def _mapped(node: Any, folder: str, names: tuple[str, ...], replace: Replace) ->
             nested = (*inside, field.name) if _has_numbers(value) else inside
             value = _mapped(value, folder, nested, replace)
         new[field.name] = value
-    copy = object.__new__(type(node))  # placeholders of transforms are not to be checked
-    copy.__dict__.update(new)
-    return copy
+    return rebuilt(node, **new)
 
 
 def _is_number(value: Any) -> bool:

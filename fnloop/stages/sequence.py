@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fnloop.stages.base import KINDS, Kind, Stage, StepStage, unfinished
-from fnloop.trees.nodes import is_tree, tree
+from fnloop.trees.nodes import is_tree, rebuilt, tree
 from fnloop.trees.show import short
 from fnloop.values.choice import Flag, either, invert, select, stepped
 from fnloop.values.counts import as_count
@@ -279,9 +279,7 @@ def _within(stage: Any, folder: str, every: int) -> Any:
         own["every"] = tuple([(n, dict(stage.every).get(n, 1) * every) for n in stage.names])
     elif stage.slot is not None and "name" in own:
         own["name"] = folder + own["name"]
-    new = object.__new__(type(stage))  # without the checks, which the stage has passed
-    new.__dict__.update(own)
-    return new
+    return rebuilt(stage, **own)
 
 
 def _is_due(state: State, turn: Turn) -> bool:

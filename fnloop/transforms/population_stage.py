@@ -145,9 +145,9 @@ class Population(StepStage):
     def _in_chunks(
         self, many: Any, own: bool, state: State, batch: Any, values: dict[str, Tensor]
     ) -> Any:
-        results: list[Any] = []
-        for begin in range(0, self.n, self.chunk or self.n):
-            part = slice(begin, min(begin + (self.chunk or self.n), self.n))
+        results, size = list[Any](), self.chunk or self.n
+        for begin in range(0, self.n, size):
+            part = slice(begin, min(begin + size, self.n))
             cut = functools.partial(tree_map, operator.itemgetter(part))
             some = cut(state)
             with _apart(some, part):

@@ -150,6 +150,19 @@ _NO_INIT = (
 )
 
 
+def rebuilt(obj: T, /, **changes: Any) -> T:
+    """A copy of a tree with other fields, made of its fields alone.
+
+    ``dataclasses.replace`` without the checks, which `obj` has passed, and which placeholders of
+    transforms would not pass.
+    """
+    kept: Any = obj
+    new: Any = object.__new__(type(kept))
+    new.__dict__.update({f.name: getattr(kept, f.name) for f in dataclasses.fields(kept)})
+    new.__dict__.update(changes)
+    return new
+
+
 def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Apply `f` to every leaf of `tree`, with the corresponding leaves of `rest`.
 

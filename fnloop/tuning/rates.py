@@ -11,6 +11,7 @@ from fnloop.optim.base import Optimizer
 from fnloop.stages.base import Stage
 from fnloop.stages.scale import multipliers
 from fnloop.stages.sequence import Sequence
+from fnloop.trees.nodes import rebuilt
 from fnloop.values.state import State
 
 
@@ -59,7 +60,7 @@ def with_free_rate(step: Any, rate: str) -> tuple[Any, int]:
         i = step.names.index(folder)
         part, every = with_free_rate(step.parts[i], own)
         parts = (*step.parts[:i], part, *step.parts[i + 1 :])
-        return _changed(step, parts=parts), every * dict(step.every).get(folder, 1)
+        return rebuilt(step, parts=parts), every * dict(step.every).get(folder, 1)
     every, changes = 1, dict[str, Any]()
     for field in dataclasses.fields(step):
         value = getattr(step, field.name)
@@ -67,7 +68,7 @@ def with_free_rate(step: Any, rate: str) -> tuple[Any, int]:
             changes[field.name] = value.with_values({rate: 1.0})
         elif isinstance(value, Stage):
             changes[field.name], every = with_free_rate(value, rate)
-    return _changed(step, **changes), every
+    return rebuilt(step, **changes), every
 
 
 def with_rate(state: State, rate: str, value: float) -> State:
@@ -77,11 +78,3 @@ def with_rate(state: State, rate: str, value: float) -> State:
     number = torch.tensor(value, dtype=torch.float64, device=old.device)
     memory = state[slot]
     return state.put(slot, {**memory, "scale": {**memory["scale"], own: number}})
-
-
-def _changed(stage: Any, **changes: Any) -> Any:
-    """A copy with other fields, without the checks, which the stage has passed."""
-    new = object.__new__(type(stage))
-    new.__dict__.update({f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)})
-    new.__dict__.update(changes)
-    return new
