@@ -15,6 +15,7 @@ from fnloop.cli.flags import Flags, configs_in, parse, recipe_in
 from fnloop.cli.many import is_first
 from fnloop.cli.messages import Problem, describe, shown, usage
 from fnloop.cli.recipe import Recipe
+from fnloop.cli.recipe_limits import limits_of
 from fnloop.cli.runs import (
     checkpoint_folders,
     configuration_of,
@@ -140,12 +141,7 @@ def _train(job: Job) -> int:
             recipe.step,
             state,
             recipe.data,
-            epochs=recipe.epochs,
-            steps=recipe.steps,
-            seconds=recipe.seconds,
-            budget=recipe.budget,
-            min_epochs=recipe.min_epochs,
-            min_steps=recipe.min_steps,
+            **limits_of(recipe),
             callbacks=[*recipe.callbacks, settings],
             resume=None if job.start is None else job.start.parent,
             config={"recipe": str(job.file), **job.flags.plain},
@@ -176,8 +172,7 @@ def _check_recipe(recipe: Recipe) -> None:
     Raises:
         Problem: It is one of these.
     """
-    if (recipe.epochs, recipe.steps, recipe.seconds, recipe.budget) == (None,) * 4:
-        raise Problem("Training has no end: give fl.Recipe epochs=, steps=, seconds= or budget=.")
+    limits_of(recipe)
     own = launched()
     if own is not None and own.size > 1 and mesh_of(recipe.step) is None:
         raise Problem(

@@ -12,6 +12,7 @@ from fnloop.cli import run_report, sweep_report, yaml_dialect
 from fnloop.cli.given import Given, given_in
 from fnloop.cli.messages import Problem, describe, shown, usage
 from fnloop.cli.recipe import Recipe
+from fnloop.cli.recipe_limits import limits_of
 from fnloop.cli.runs import checkpoint_folders, folder_of, newest_of, told
 from fnloop.cli.swept import Grid, Lists, grid_of, taken_lists
 from fnloop.loop.fit import fit
@@ -143,8 +144,7 @@ def _population(job: _Sweep) -> Any:
 
 def _trained(job: _Sweep, many: Any) -> tuple[State, History]:
     recipe = job.recipe
-    if (recipe.epochs, recipe.steps, recipe.seconds, recipe.budget) == (None,) * 4:
-        raise Problem("Training has no end: give fl.Recipe epochs=, steps=, seconds= or budget=.")
+    limits = limits_of(recipe)
     try:
         state = many.init(recipe.model, seed=recipe.seed)
         print(_summary(job, state), file=sys.stderr, flush=True)
@@ -155,12 +155,7 @@ def _trained(job: _Sweep, many: Any) -> tuple[State, History]:
             many,
             state,
             recipe.data,
-            epochs=recipe.epochs,
-            steps=recipe.steps,
-            seconds=recipe.seconds,
-            budget=recipe.budget,
-            min_epochs=recipe.min_epochs,
-            min_steps=recipe.min_steps,
+            **limits,
             callbacks=recipe.callbacks,
             resume=None if job.start is None else job.start.parent,
             config={"recipe": str(job.given.file), **job.flags},
