@@ -19,17 +19,7 @@ def poles(example):
     return example("actor_critic")
 
 
-def run(recipe, **options):
-    return fl.fit(
-        recipe.step,
-        recipe.step.init(recipe.model, seed=recipe.seed),
-        recipe.data,
-        callbacks=recipe.callbacks,
-        **options,
-    )
-
-
-def test_games_last_longer_and_a_stop_in_mid_game_leaves_no_trace(poles, tmp_path):
+def test_games_last_longer_and_a_stop_in_mid_game_leaves_no_trace(poles, tmp_path, run):
     whole, half = (poles.recipe(epochs=5, folder=tmp_path / name) for name in "ab")
     state, history = run(whole, epochs=5)
     assert history["val/lasted"][-1] > 5 * history["val/random"][-1]

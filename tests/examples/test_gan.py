@@ -16,17 +16,7 @@ def gan(example):
     return example("gan")
 
 
-def run(recipe, **options):
-    return fl.fit(
-        recipe.step,
-        recipe.step.init(recipe.model, seed=recipe.seed),
-        recipe.data,
-        callbacks=recipe.callbacks,
-        **options,
-    )
-
-
-def test_digits_get_closer_to_real_ones_and_a_stop_in_mid_run_leaves_no_trace(gan, tmp_path):
+def test_digits_get_closer_to_real_ones_and_a_stop_in_mid_run_leaves_no_trace(gan, tmp_path, run):
     whole, half = (gan.recipe(epochs=12, width=32, folder=tmp_path / name) for name in "ab")
     state, history = run(whole, epochs=12)
     untrained = gan.distance(gan.Players(32), real(gan))["distance"]
