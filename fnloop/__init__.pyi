@@ -28,13 +28,12 @@ from fnloop.stages.amp import amp as amp
 from fnloop.stages.ema import ema as ema
 from fnloop.stages.grad import grad as grad
 from fnloop.stages.guard import guard as guard
-from fnloop.stages.nonfinite import nonfinite as nonfinite
 from fnloop.stages.pipe import pipe as pipe
 from fnloop.stages.scale import scale as scale
 from fnloop.stages.sequence import sequence as sequence
-from fnloop.stages.spike import spike as spike
 from fnloop.stages.lift import stage as stage
 from fnloop.stages.update import update as update
+from fnloop import rules as rules
 
 # Optimizers and gradient transforms
 from fnloop import optim as optim
@@ -71,7 +70,6 @@ from fnloop import metrics as metrics
 # Data
 from fnloop.data.batches import Batches as Batches
 from fnloop.data.bundle import Data as Data
-from fnloop.data.limiting import limit as limit
 from fnloop import data as data
 
 # Effects
@@ -93,8 +91,7 @@ from fnloop.loop.run import run as run
 from fnloop.loop.validate import validate as validate
 
 # Tuning
-from fnloop.tuning.find_batch_size import find_batch_size as find_batch_size
-from fnloop.tuning.find_lr import find_lr as find_lr
+from fnloop import tuning as tuning
 
 # Checkpoints
 from fnloop.store.folders import best as best

@@ -19,6 +19,7 @@ LAYERS = (
     "schedules",
     "optim",
     "stages",
+    "rules",
     "schemes",
     "metrics",
     "data",

@@ -16,11 +16,13 @@ import fnloop
 ROOT = Path(fnloop.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = (
+    "rules",
     "optim",
     "schedules",
     "schemes",
     "metrics",
     "data",
+    "tuning",
     "store",
     "trackers",
     "base",

@@ -19,8 +19,8 @@ from fnloop.data.sources import as_source
 from fnloop.stages.scale import multipliers
 from fnloop.trees.nodes import tree_leaves
 from fnloop.trees.show import short
-from fnloop.tuning.find_batch_size import find_batch_size
-from fnloop.tuning.find_lr import find_lr
+from fnloop.tuning.batch_size_finder import find_batch_size
+from fnloop.tuning.lr_finder import find_lr
 from fnloop.values.state import State
 
 

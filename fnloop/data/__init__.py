@@ -5,6 +5,7 @@ from fnloop.data.buckets import BucketSampler as BucketSampler
 from fnloop.data.concatenating import concat as concat
 from fnloop.data.cross_validation import folds as folds
 from fnloop.data.grouping import group as group
+from fnloop.data.limiting import limit as limit
 from fnloop.data.mixing import mix as mix
 from fnloop.data.packing import pack as pack
 from fnloop.data.padding import pad as pad

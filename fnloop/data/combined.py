@@ -104,8 +104,8 @@ class Combined:
             if batches is None:
                 raise ValueError(
                     f"fl.data.{self._who} computes what comes where, and part {name!r} does not "
-                    "know how many batches an epoch has. Say it: fl.limit(data, n), if there are "
-                    "n at least; or give data with a length."
+                    "know how many batches an epoch has. Say it: fl.data.limit(data, n), if there "
+                    "are n at least; or give data with a length."
                 )
             found[name] = batches
         return found
@@ -137,7 +137,7 @@ class PartReader:
             raise ValueError(
                 f"Part {self._name!r} has said that an epoch has {batches} batches, and epoch "
                 f"{epoch} {less} after {index + 1}. What comes where follows from the number: give "
-                "it another len(), or fl.limit(data, n) with an n that each epoch has."
+                "it another len(), or fl.data.limit(data, n) with an n that each epoch has."
             )
         self._next = (epoch + 1, 0) if ended else (epoch, index + 1)
         return batch, ended

@@ -205,9 +205,9 @@ def function_epochs(function: Callable[[int], Any]) -> Restart:
 def is_once(data: Any) -> bool:
     """Whether `data` is an iterator that goes on where it stands each time that it is iterated.
 
-    So is what wraps one (`fl.limit`, `fl.data.prefetch`). A loader whose ``__iter__`` starts anew
-    and returns itself is none: its ``__iter__`` does more than to return ``self``. An ``__iter__``
-    that is not written in Python is that of an iterator.
+    So is what wraps one (`fl.data.limit`, `fl.data.prefetch`). A loader whose ``__iter__`` starts
+    anew and returns itself is none: its ``__iter__`` does more than to return ``self``. An
+    ``__iter__`` that is not written in Python is that of an iterator.
 
     >>> is_once(zip([1])), is_once([1])
     (True, False)

@@ -33,7 +33,7 @@ def limit(data: Any, n: int | float, same: bool = False) -> Any:
     To see whether a model can learn a few batches by heart, train on the same ones in every epoch,
     and validate on them:
 
-        few = fl.limit(data, 4, same=True)
+        few = fl.data.limit(data, 4, same=True)
         fl.fit(step, state, few, epochs=100, callbacks=[
             fl.every(1, fl.validate(loss, few), unit="epoch")])
 

@@ -48,7 +48,7 @@ def refresh_batchnorm(
         fn: A loss, ``(model, batch) -> loss``, or any function that runs the model on a batch.
         state: The state; it is not changed.
         data: Training data, or a part of it that is large enough, such as
-            ``fl.limit(train_data, 50)``; one epoch of it. Of `fl.Data`, ``train``.
+            ``fl.data.limit(train_data, 50)``; one epoch of it. Of `fl.Data`, ``train``.
         params: A slot to take the parameters from, such as ``"ema"``; default the live ones.
         mesh: The ranks that call it together: each runs its share of the batches.
 

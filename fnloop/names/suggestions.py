@@ -10,11 +10,13 @@ from typing import Any
 from fnloop.names.elsewhere import ELSEWHERE, KEYWORDS, simple
 
 _FAMILIES = (
+    "rules",
     "optim",
     "schedules",
     "schemes",
     "metrics",
     "data",
+    "tuning",
     "store",
     "trackers",
     "base",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fnloop.names.keywords import explained
 from fnloop.stages.base import Kind, Stage, StepStage
-from fnloop.stages.rules import RulePart, as_rule, truth
+from fnloop.stages.rule import RulePart, as_rule, truth
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.show import short
 from fnloop.values.choice import Flag, both, either, invert, select, stepped
@@ -199,7 +199,7 @@ def guard(
 ) -> Callable[[StepStage], Guard]:
     """Undo a step that a rule calls bad. It guards the stages before it, so put it last.
 
-    A rule is a callback: `fl.spike`, `fl.nonfinite`, one of your own, or a function
+    A rule is a callback: `fl.rules.spike`, `fl.rules.nonfinite`, one of your own, or a function
     ``(state, metrics) -> (state, metrics)``. It receives the state after the step, and reports its
     verdict as the metric ``"bad"``: a bool, a tensor bool[], or a metric such as ``fl.Sum(1.0)``.
     Of its changes to the state, only those to its own slot are kept.

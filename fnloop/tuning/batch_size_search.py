@@ -36,7 +36,7 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSizeSearch:
-    """What `fl.find_batch_size` has found.
+    """What `fl.tuning.find_batch_size` has found.
 
     Attributes:
         trials: What was tried, in order.

@@ -43,7 +43,7 @@ def running_average(losses: Sequence[float], decay: float) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class LrSearch:
-    """What `fl.find_lr` has found.
+    """What `fl.tuning.find_lr` has found.
 
     Attributes:
         name: The learning rate that was tried, such as ``"adamw.lr"``.

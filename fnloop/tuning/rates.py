@@ -43,7 +43,7 @@ def rate_of(state: State, name: str | None) -> str:
     if len(rates) > 1:
         raise TypeError(
             f"This step has {len(rates)} learning rates ({', '.join(rates)}). Say which to try, "
-            f"the others stay as they are: fl.find_lr(..., name={rates[0]!r})."
+            f"the others stay as they are: fl.tuning.find_lr(..., name={rates[0]!r})."
         )
     return rates[0]
 

@@ -90,7 +90,7 @@ def test_a_setup_that_returns_something_else_is_told() -> None:
 @pytest.mark.lightning("H4")
 def test_it_goes_wherever_data_goes() -> None:
     calls: list[str] = []
-    few = fl.limit(lazy(calls), 1)
+    few = fl.data.limit(lazy(calls), 1)
     assert calls == []
     after, _ = fl.fit(STEP, state(), fl.data.prefetch(few), epochs=3)
     assert after.cursor.tolist() == [3, 0, 3]

@@ -57,9 +57,9 @@ WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "weighted": lambda a, b: fl.data.mix(a, b, weights=(0.3, 0.7)),
     "of itself": lambda a, b: fl.data.concat(b, fl.data.mix(a, b), a),
     "grouped": lambda a, b: fl.data.group(fl.data.concat(a, b), 3),
-    "limited": lambda a, b: fl.limit(fl.data.mix(a, b), 3),
+    "limited": lambda a, b: fl.data.limit(fl.data.mix(a, b), 3),
     "of groups": lambda a, b: fl.data.together(a=fl.data.group(a, 2), b=b, mode="cycle"),
-    "of limits": lambda a, b: fl.data.together(a=fl.limit(a, 2), b=b, mode="cycle"),
+    "of limits": lambda a, b: fl.data.together(a=fl.data.limit(a, 2), b=b, mode="cycle"),
     "ahead": lambda a, b: fl.data.prefetch(fl.data.mix(fl.data.prefetch(a), b)),
 }
 
@@ -212,7 +212,7 @@ def test_what_does_not_know_its_length_is_refused_where_that_counts() -> None:
         fl.data.concat(stream, [1])
     last = fl.data.concat([0], stream)
     assert last.batches is None and epoch_of(last, 2) == [0, 1, 2, 3]
-    assert epoch_of(fl.data.mix(fl.limit(stream, 2), [9]), 1).count(1) == 1
+    assert epoch_of(fl.data.mix(fl.data.limit(stream, 2), [9]), 1).count(1) == 1
 
 
 def test_a_length_that_is_wrong_is_found() -> None:

@@ -131,14 +131,14 @@ def test_an_iterator_ends_with_a_shorter_group() -> None:
 
 
 def test_it_can_stand_inside_and_around_what_changes_data() -> None:
-    limited = fl.limit(fl.data.group([*range(10)], 3), 2)
+    limited = fl.data.limit(fl.data.group([*range(10)], 3), 2)
     assert [batch for _, batch in walked(limited, Cursor(), 3)] == [
         [0, 1, 2],
         [3, 4, 5],
         [0, 1, 2],
     ]
-    assert fl.limit(fl.data.group([*range(10)], 3), 0.5).batches == 2
-    inner = fl.data.group(fl.limit([*range(10)], 5), 3)
+    assert fl.data.limit(fl.data.group([*range(10)], 3), 0.5).batches == 2
+    inner = fl.data.group(fl.data.limit([*range(10)], 5), 3)
     assert [batch for _, batch in walked(inner, Cursor(), 3)] == [[0, 1, 2], [3, 4], [0, 1, 2]]
     in_order = fl.data.group(fl.Batches(torch.arange(5), 2, shuffle=False), 2)
     assert [parts(batch) for batch in one_epoch(in_order, ordered=True)] == [

@@ -139,7 +139,7 @@ def a_stop_that_came_too_early_is_held_back_on_all(mesh):
 
 @scenario
 def a_limit_is_of_batches_of_all_ranks(mesh):
-    few = fl.limit(data(), 3)
+    few = fl.data.limit(data(), 3)
     callbacks = [fl.every(0.5, fl.validate(loss, {"a": few, "b": data()}), unit="epoch")]
     state, history = fit(mesh, *callbacks, batches=few, steps=7)
     assert same(mesh, state.cursor.tolist()) == [2, 4, 7]

@@ -52,7 +52,7 @@ def every_optimizer(mesh):
         if optimizer.evaluates:
             continue  # it goes into no chain: evaluating.py has it
         clipped = fl.optim.chain(fl.optim.clip_by_norm(0.5, name="first"), optimizer)
-        guards = [fl.ema(0.9), fl.guard(fl.spike("loss", warmup=2), name="bad")]
+        guards = [fl.ema(0.9), fl.guard(fl.rules.spike("loss", warmup=2), name="bad")]
         step = exported.step_of(clipped, fl.accumulate(2), after=guards)
         check_law_5(mesh, name, step, steps=4)
 

@@ -160,8 +160,8 @@ def everything_at_once_with_a_stage_of_ones_own(mesh):
             Noise,
             fl.update(fl.optim.adamw(fl.schedules.linear(1e-2, 1e-3, steps=10))),
             fl.ema(fl.schedules.linear(0.5, 0.9, steps=5)),
-            fl.guard(fl.spike("loss", sigmas=0.5, warmup=3)),
-            fl.guard(fl.nonfinite(), name="second"),
+            fl.guard(fl.rules.spike("loss", sigmas=0.5, warmup=3)),
+            fl.guard(fl.rules.nonfinite(), name="second"),
         )
 
     one = trained(step(mesh.data), lambda: Net(drop=0.2))

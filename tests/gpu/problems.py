@@ -144,7 +144,7 @@ def everything(half: bool = True) -> Any:
         *([fl.amp("fp16", init_scale=2.0**8, interval=3)] if half else []),
         fl.update(fl.optim.chain(fl.optim.clip_by_norm(1.0), fl.optim.adamw(schedule))),
         fl.ema(0.9),
-        fl.guard(fl.spike("loss", sigmas=50.0, warmup=2)),
+        fl.guard(fl.rules.spike("loss", sigmas=50.0, warmup=2)),
     )
 
 

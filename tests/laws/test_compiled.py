@@ -143,9 +143,9 @@ STAGES = {
     "ema": step_of(
         after=[fl.ema(0.9), fl.ema(fl.schedules.linear(0.5, 0.9, steps=10), name="fast")]
     ),
-    "guard": step_of(after=[fl.ema(0.9), fl.guard(fl.spike("loss", sigmas=0.1, warmup=2))]),
+    "guard": step_of(after=[fl.ema(0.9), fl.guard(fl.rules.spike("loss", sigmas=0.1, warmup=2))]),
     "guard rewind": step_of(
-        after=[fl.guard(fl.spike("loss", sigmas=0.1, warmup=2), then="rewind", every=2)]
+        after=[fl.guard(fl.rules.spike("loss", sigmas=0.1, warmup=2), then="rewind", every=2)]
     ),
     "everything": step_of(
         fl.optim.chain(

@@ -70,9 +70,9 @@ GRAD_STAGES = {"accumulate": [fl.accumulate(3)], "amp": [fl.amp(name) for name i
 STEP_STAGES = {
     "ema": [fl.ema(0.9), fl.ema(fl.schedules.linear(0.5, 0.9, steps=10))],
     "guard": [
-        fl.guard(fl.spike("loss", sigmas=0.1, warmup=2)),
-        fl.guard(fl.spike("loss", sigmas=0.1, warmup=2), then="rewind", every=2),
-        fl.guard(fl.nonfinite("loss")),
+        fl.guard(fl.rules.spike("loss", sigmas=0.1, warmup=2)),
+        fl.guard(fl.rules.spike("loss", sigmas=0.1, warmup=2), then="rewind", every=2),
+        fl.guard(fl.rules.nonfinite("loss")),
     ],
 }
 CALLBACKS = {
@@ -81,8 +81,8 @@ CALLBACKS = {
     "early_stopping": lambda: fl.early_stopping("loss", patience=2),
     "reduce_on_plateau": lambda: fl.reduce_on_plateau("loss", patience=0),
     "stage": lambda: fl.stage(halve_lr, "callback"),
-    "spike": lambda: fl.spike("loss"),
-    "nonfinite": lambda: fl.nonfinite("loss", patience=2),
+    "spike": lambda: fl.rules.spike("loss"),
+    "nonfinite": lambda: fl.rules.nonfinite("loss", patience=2),
 }
 
 
@@ -167,7 +167,7 @@ def pair(**options):
             fl.grad(only=["first", "norm"]),
             fl.amp("fp16", interval=2),
             fl.update(fl.optim.adamw(fl.schedules.cosine(1e-2, steps=20, warmup=3))),
-            fl.guard(fl.spike("loss", sigmas=0.1, warmup=2)),
+            fl.guard(fl.rules.spike("loss", sigmas=0.1, warmup=2)),
         ),
         head=fl.pipe(
             loss,

@@ -46,14 +46,14 @@ def loader():
 VALIDATION = fl.Batches(tensors(12, 5), 5)
 
 LIMITED = {
-    "a number of batches": lambda: fl.limit(batches(), 3),
-    "a fraction": lambda: fl.limit(batches(), 0.45),
-    "the same batches": lambda: fl.limit(batches(), 3, same=True),
-    "a loader": lambda: fl.limit(loader(), 4),
-    "the same of a loader": lambda: fl.limit(loader(), 4, same=True),
-    "ahead": lambda: fl.data.prefetch(fl.limit(batches(), 3)),
-    "one of one": lambda: fl.limit(batches(), 1),
-    "in data": lambda: fl.limit(fl.Data(setup=lambda: fl.Data(loader())), 3),
+    "a number of batches": lambda: fl.data.limit(batches(), 3),
+    "a fraction": lambda: fl.data.limit(batches(), 0.45),
+    "the same batches": lambda: fl.data.limit(batches(), 3, same=True),
+    "a loader": lambda: fl.data.limit(loader(), 4),
+    "the same of a loader": lambda: fl.data.limit(loader(), 4, same=True),
+    "ahead": lambda: fl.data.prefetch(fl.data.limit(batches(), 3)),
+    "one of one": lambda: fl.data.limit(batches(), 1),
+    "in data": lambda: fl.data.limit(fl.Data(setup=lambda: fl.Data(loader())), 3),
 }
 
 
@@ -76,10 +76,14 @@ def quarters():
 RUNS = {
     **{name: (make, list, {"steps": STEPS}) for name, make in LIMITED.items()},
     "least steps": (batches, stops_late, {"steps": 40, "min_steps": 7}),
-    "least epochs": (lambda: fl.limit(batches(), 3), stops_late, {"epochs": 9, "min_epochs": 2}),
+    "least epochs": (
+        lambda: fl.data.limit(batches(), 3),
+        stops_late,
+        {"epochs": 9, "min_epochs": 2},
+    ),
     "least of both": (batches, stops_late, {"steps": 40, "min_steps": 3, "min_epochs": 1}),
     "fractions": (batches, quarters, {"epochs": 2}),
-    "fractions of a limit": (lambda: fl.limit(batches(), 7), quarters, {"epochs": 3}),
+    "fractions of a limit": (lambda: fl.data.limit(batches(), 7), quarters, {"epochs": 3}),
 }
 
 
@@ -212,7 +216,7 @@ def test_a_sequence_cut_after_any_step_ends_in_the_same_bits(tmp_path, name):
             fl.early_stopping("val/loss", patience=2, min_delta=1e9),
             fl.every(2, rare, name="rare"),
         ]
-        data = fl.limit(fl.Batches((x, y), 6), 6)
+        data = fl.data.limit(fl.Batches((x, y), 6), 6)
         model = torch.nn.Sequential(
             torch.nn.Linear(3, 4), torch.nn.Dropout(0.3), torch.nn.Linear(4, 1)
         )

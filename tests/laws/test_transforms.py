@@ -118,10 +118,10 @@ STAGES = {
     "ema": [step_of(after=[fl.ema(0.9), fl.ema(fl.schedules.linear(0.5, 0.9, 10), name="fast")])],
     "guard": [
         step_of(after=[fl.guard(wild)]),
-        step_of(after=[fl.guard(fl.spike("loss", warmup=2), then="rewind", every=2)]),
+        step_of(after=[fl.guard(fl.rules.spike("loss", warmup=2), then="rewind", every=2)]),
     ],
-    "nonfinite": [step_of(after=[fl.guard(fl.nonfinite("loss", patience=2))])],
-    "spike": [step_of(after=[fl.guard(fl.spike("loss", sigmas=0.1, warmup=2))])],
+    "nonfinite": [step_of(after=[fl.guard(fl.rules.nonfinite("loss", patience=2))])],
+    "spike": [step_of(after=[fl.guard(fl.rules.spike("loss", sigmas=0.1, warmup=2))])],
     "stage": [fl.stage(step_of(after=[fl.ema(0.9)]), "step")],
     "sequence": [
         fl.sequence(

@@ -92,7 +92,7 @@ def test_a_time_limit_is_not_held_back():
 
 @pytest.mark.lightning("T14", "T17", "V10")
 def test_one_is_a_batch_and_one_point_nought_is_all():
-    assert fl.limit(data(), 1).batches == 1 and fl.limit(data(), 1.0).batches == 10
+    assert fl.data.limit(data(), 1).batches == 1 and fl.data.limit(data(), 1.0).batches == 10
     every = {n: fl.every(n, fl.validate(loss, data()), unit="epoch") for n in (1, 1.0)}
     for callback in every.values():  # of every it is not
         _, history = fl.fit(STEP, state(), data(), epochs=2, callbacks=[callback])
@@ -332,7 +332,7 @@ def test_what_a_spike_is_measured_by_survives_a_resume(tmp_path):
     """Defect 7: its SpikeDetection cannot be loaded."""
     x = [1 + 0.01 * torch.randn(4, 2, generator=torch.Generator().manual_seed(i)) for i in range(9)]
     x[6] = x[6] * 100
-    rule = fl.spike("loss", sigmas=6, warmup=5)
+    rule = fl.rules.spike("loss", sigmas=6, warmup=5)
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.001)), fl.guard(rule))
     first = step.init(lambda: nn.Linear(2, 1), seed=0)
     whole, _ = fl.fit(step, first, x, steps=9)

@@ -167,7 +167,7 @@ LOADER = torch.utils.data.DataLoader(X, 5)
 DATA = {
     "batches": in_order,
     "prefetched": lambda: fl.data.prefetch(in_order()),
-    "limited": lambda: fl.limit(in_order(), 4),
+    "limited": lambda: fl.data.limit(in_order(), 4),
     "loader": lambda: torch.utils.data.DataLoader(X, 5),
     "list": lambda: list(X.split(5)),
     "function": lambda: lambda epoch: iter(X.split(5)),

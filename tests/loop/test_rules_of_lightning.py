@@ -125,8 +125,8 @@ DATA = {
     "a short last batch": lambda: fl.Batches(examples(38), 8),
     "without it": lambda: fl.Batches(examples(38), 8, drop_last=True),
     "a loader": lambda: DataLoader(TensorDataset(*examples(38)), 8, shuffle=True),
-    "a limit": lambda: fl.limit(fl.Batches(examples(38), 8), 3),
-    "a fraction": lambda: fl.limit(fl.Batches(examples(38), 8), 0.5),
+    "a limit": lambda: fl.data.limit(fl.Batches(examples(38), 8), 3),
+    "a fraction": lambda: fl.data.limit(fl.Batches(examples(38), 8), 0.5),
 }
 
 
@@ -135,7 +135,7 @@ DATA = {
 @pytest.mark.parametrize("name", DATA)
 def test_the_steps_of_a_run_are_batches_times_epochs(name, parts):
     """A schedule over them ends with the last step; parts of a batch are no steps."""
-    batches = fl.limit(DATA[name](), 1.0).batches
+    batches = fl.data.limit(DATA[name](), 1.0).batches
     assert name.startswith(("a limit", "a fraction")) or batches == len(DATA[name]())
     schedule = fl.schedules.linear(0.1, 0.0, steps=3 * batches)
     step = fl.pipe(loss, fl.grad, fl.accumulate(parts), fl.update(fl.optim.sgd(schedule)))

@@ -177,7 +177,7 @@ def test_early_stopping_stops_at_the_same_step(monitor):
 
 
 def test_a_guard_takes_the_same_steps_back():
-    pipe = fl.pipe(PIPE, fl.guard(fl.spike("loss", sigmas=0.5, warmup=3)))
+    pipe = fl.pipe(PIPE, fl.guard(fl.rules.spike("loss", sigmas=0.5, warmup=3)))
     one, many = (
         fl.compile(pipe, backend="aot_eager", donate=True, steps=steps) for steps in (1, 8)
     )

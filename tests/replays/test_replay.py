@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 import fnloop as fl
 from fnloop.replays.replay import replay
+from fnloop.rules.finiteness import nonfinite
 from fnloop.stages.grad import Grad
 from fnloop.stages.guard import guard
-from fnloop.stages.nonfinite import nonfinite
 from fnloop.testing import check_pure
 from fnloop.trees.paths import tree_paths
 

@@ -38,8 +38,8 @@ STEPS = {
     "accumulate": step_of(grad=[fl.accumulate(2)]),
     "amp": step_of(grad=[fl.amp("fp16")]),
     "ema": step_of(fl.ema(0.9)),
-    "guard": step_of(guard(fl.nonfinite("loss"))),
-    "rewind": step_of(guard(fl.nonfinite("loss"), then="rewind")),
+    "guard": step_of(guard(fl.rules.nonfinite("loss"))),
+    "rewind": step_of(guard(fl.rules.nonfinite("loss"), then="rewind")),
     "lifted": fl.stage(lambda state, x: (state.replace(step=state.step + 1), {}), "step"),
 }
 

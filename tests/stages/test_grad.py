@@ -394,7 +394,7 @@ def test_what_is_behind_owns_just_those():
         fl.grad(only="b"),
         fl.update(fl.optim.adamw(0.1)),
         fl.ema(0.9),
-        fl.guard(fl.spike("loss"), then="rewind"),
+        fl.guard(fl.rules.spike("loss"), then="rewind"),
     )
     state = step.init(Two())
     own = {"b.weight", "b.bias"}

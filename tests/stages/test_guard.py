@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import fnloop as fl
 from fnloop import testing
+from fnloop.rules.finiteness import nonfinite
+from fnloop.rules.spikes import spike
 from fnloop.stages.guard import guard
-from fnloop.stages.nonfinite import nonfinite
-from fnloop.stages.spike import spike
 
 
 class Net(nn.Module):

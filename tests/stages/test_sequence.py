@@ -143,7 +143,7 @@ def test_names_begin_with_that_of_the_part():
             fl.accumulate(2),
             fl.amp("fp16"),
             fl.update(fl.optim.chain(fl.optim.clip_by_norm(1.0), fl.optim.adamw(linear(9)))),
-            fl.guard(fl.nonfinite("loss")),
+            fl.guard(fl.rules.nonfinite("loss")),
         ),
         generator=fl.pipe(g_loss, fl.grad(only="G"), fl.update(fl.optim.adamw(0.1)), fl.ema(0.9)),
     )

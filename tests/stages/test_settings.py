@@ -38,7 +38,7 @@ STEPS = {
             )
         ),
         fl.ema(0.9),
-        fl.guard(fl.spike("loss"), then="rewind"),
+        fl.guard(fl.rules.spike("loss"), then="rewind"),
     ),
     "sgd": fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1, momentum=0.9)), fl.ema(0.9)),
 }

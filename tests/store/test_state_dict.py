@@ -10,8 +10,8 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 import fnloop as fl
+from fnloop.rules.finiteness import nonfinite
 from fnloop.stages.guard import guard
-from fnloop.stages.nonfinite import nonfinite
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.state_dict import load_state_dict
 

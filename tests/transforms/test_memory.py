@@ -52,7 +52,7 @@ STEPS = {
     "accumulate": lambda: fl.pipe(loss, fl.grad, fl.accumulate(3), adamw()),
     "bf16": lambda: fl.pipe(loss, fl.grad, fl.amp("bf16"), adamw()),
     "ema": lambda: fl.pipe(loss, fl.grad, adamw(), fl.ema(0.9)),
-    "guard": lambda: fl.pipe(loss, fl.grad, adamw(), fl.guard(fl.nonfinite())),
+    "guard": lambda: fl.pipe(loss, fl.grad, adamw(), fl.guard(fl.rules.nonfinite())),
 }
 
 

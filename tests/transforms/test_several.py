@@ -67,7 +67,7 @@ PIPELINES = {
     "ema": pipeline(after=[fl.ema(0.9)]),
     "accumulate": pipeline(fl.accumulate(2)),
     "clip": pipeline(optimizer=CLIPPED),
-    "guard": pipeline(after=[fl.guard(fl.spike("loss", sigmas=0.1, warmup=2))]),
+    "guard": pipeline(after=[fl.guard(fl.rules.spike("loss", sigmas=0.1, warmup=2))]),
     "scale": pipeline(fl.amp("fp16")),
     "memory": pipeline(after=[Counted]),
 }

@@ -192,7 +192,7 @@ PIPELINES = {
         loss,
         fl.grad,
         fl.update(fl.optim.sgd(v, momentum=0.9)),
-        fl.guard(fl.spike("loss", 8, window=4)),
+        fl.guard(fl.rules.spike("loss", 8, window=4)),
     ),
     "sequence": lambda v: fl.sequence(
         first=fl.pipe(loss, fl.grad(only="layers.0.*"), fl.update(fl.optim.adam(v))),

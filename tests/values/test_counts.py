@@ -28,7 +28,7 @@ def accumulated(k):
 
 
 def rule(**fields):
-    return repr(fl.guard(fl.spike("loss", **fields))(STEP))
+    return repr(fl.guard(fl.rules.spike("loss", **fields))(STEP))
 
 
 def saved(folder, **fields):
@@ -55,7 +55,7 @@ COUNTS = {
     "spike(window)": lambda n, _: rule(window=n),
     "spike(warmup)": lambda n, _: rule(warmup=n),
     "spike(patience)": lambda n, _: rule(patience=n),
-    "nonfinite(patience)": lambda n, _: repr(fl.nonfinite("loss", patience=n)),
+    "nonfinite(patience)": lambda n, _: repr(fl.rules.nonfinite("loss", patience=n)),
     "amp(interval)": lambda n, _: repr(fl.amp("fp16", interval=n)(fl.grad(lambda m, x: m(x)))),
     "cosine(steps)": lambda n, _: fl.schedules.cosine(1.0, steps=n)(1),
     "cosine(warmup)": lambda n, _: fl.schedules.cosine(1.0, steps=9, warmup=n)(1),

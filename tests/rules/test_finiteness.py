@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop.stages.nonfinite import nonfinite
+from fnloop.rules.finiteness import nonfinite
 
 STATE = fl.grad(lambda m, x: m(x).mean()).init(nn.Linear(1, 1))
 NAN, INF = math.nan, math.inf

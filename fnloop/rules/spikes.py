@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fnloop.stages.rules import Rule, number, skipped, verdict
+from fnloop.stages.rule import Rule, number, skipped, verdict
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, both, either, invert, select
 from fnloop.values.counts import as_count, as_number

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop.stages.spike import spike
+from fnloop.rules.spikes import spike
 
 STATE = fl.grad(lambda m, x: m(x).mean()).init(nn.Linear(1, 1))
 NAN, INF = math.nan, math.inf

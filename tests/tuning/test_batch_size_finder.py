@@ -42,13 +42,13 @@ def step_for(limit, error=ERRORS[0], seen=None):
 
 def find(limit, data=X, **settings):
     step = step_for(limit)
-    return fl.find_batch_size(step, step.init(nn.Linear(4, 1)), data, **settings)
+    return fl.tuning.find_batch_size(step, step.init(nn.Linear(4, 1)), data, **settings)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: f"{type(error).__name__}")
 def test_each_kind_of_error_that_says_so_is_known(error):
     step = step_for(10, error)
-    found = fl.find_batch_size(step, step.init(nn.Linear(4, 1)), X)
+    found = fl.tuning.find_batch_size(step, step.init(nn.Linear(4, 1)), X)
     assert found.suggestion == 8
     assert [(t.size, t.fits) for t in found.trials] == [(2, 1), (4, 1), (8, 1), (16, 0)]
     assert "8; 16 does not fit" in repr(found)
@@ -61,7 +61,7 @@ def test_an_error_made_of_one_is_known_too_and_others_are_raised():
         assert is_out_of_memory(error)
     step = step_for(10, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        fl.find_batch_size(step, step.init(nn.Linear(4, 1)), X)
+        fl.tuning.find_batch_size(step, step.init(nn.Linear(4, 1)), X)
 
 
 @pytest.mark.parametrize("search", ["power", "binary"])
@@ -113,7 +113,7 @@ def test_whole_steps_run_and_the_state_stays():
     copy = fl.tree_map(torch.clone, state)
     seen.clear()
     generator = torch.get_rng_state()
-    fl.find_batch_size(step, state, X, steps=2)
+    fl.tuning.find_batch_size(step, state, X, steps=2)
     assert seen == [2, 2, 4, 4, 8, 8, 16, 16, 32]
     assert fl.tree_equal(copy, state) and torch.equal(generator, torch.get_rng_state())
 
@@ -123,7 +123,7 @@ def test_a_step_that_donates_is_tried_as_it_trains(options):
     step = fl.compile(step_for(4), backend="aot_eager", **options)
     state = step.init(lambda: nn.Linear(4, 1), seed=0)
     copy = fl.tree_map(torch.clone, state)
-    found = fl.find_batch_size(step, state, X, start=4)
+    found = fl.tuning.find_batch_size(step, state, X, start=4)
     assert found.suggestion == 4 and fl.tree_equal(copy, state)
 
 
@@ -133,7 +133,7 @@ def test_an_eager_step_writes_over_its_own_states_only():
     state = step.init(model)  # large enough that `fit` writes in place
     state, _ = fl.fit(step, state, fl.Batches(X, 5), steps=2)
     copy = fl.tree_map(torch.clone, state)
-    assert fl.find_batch_size(step, state, X).suggestion == 8
+    assert fl.tuning.find_batch_size(step, state, X).suggestion == 8
     assert fl.tree_equal(copy, state)
 
 
@@ -150,7 +150,7 @@ def test_what_a_trial_has_allocated_is_freed_before_the_next():
     gc.disable()  # cycles of frames and errors, too
     try:
         step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
-        found = fl.find_batch_size(step, step.init(nn.Linear(4, 1)), X, search="binary")
+        found = fl.tuning.find_batch_size(step, step.init(nn.Linear(4, 1)), X, search="binary")
     finally:
         gc.enable()
     assert found.suggestion == 10 and not [ref for ref in alive if ref() is not None]
@@ -173,7 +173,7 @@ copy = fl.tree_map(torch.clone, state)
 with open("/proc/self/statm") as file:
     now = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (400 << 20), resource.RLIM_INFINITY))
-found = fl.find_batch_size(step, state, lambda size: torch.ones(size, 1), start=64)
+found = fl.tuning.find_batch_size(step, state, lambda size: torch.ones(size, 1), start=64)
 print(found.table())
 size = found.suggestion
 assert 64 <= size < 1600, found  # at least its activations and one gradient of their size

@@ -97,7 +97,7 @@ def as_rule(rule: Any) -> Callback:
         return stage(rule, "callback")
     got = rule.describe() if isinstance(rule, Stage) else short(rule)
     raise TypeError(
-        'guard takes a rule, which is a callback such as fl.spike("loss"), or a function '
+        'guard takes a rule, which is a callback such as fl.rules.spike("loss"), or a function '
         f"(state, metrics) -> (state, metrics); it was given {got}."
         + (f" Write {got}(...)." if isinstance(rule, type) else "")
     )

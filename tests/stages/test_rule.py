@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import fnloop as fl
+from fnloop.rules.spikes import spike
 from fnloop.stages.guard import guard
-from fnloop.stages.rules import RulePart, as_rule
-from fnloop.stages.spike import spike
+from fnloop.stages.rule import RulePart, as_rule
 
 STEP = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
 STATE = STEP.init(nn.Linear(1, 1))

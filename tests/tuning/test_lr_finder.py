@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fnloop as fl
-from fnloop.tuning.find_lr import spaced
+from fnloop.tuning.lr_finder import spaced
 from fnloop.tuning.lr_search import LrSearch, running_average
 
 X = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
@@ -70,7 +70,7 @@ def test_each_step_is_the_one_with_that_number_to_the_bit(name):
     optimizer, at = OPTIMIZERS[name]
     step = step_of(optimizer)
     state = step.init(network, seed=0)
-    found = fl.find_lr(step, state, DATA, steps=12, max_lr=1.0, stop_at=None)
+    found = fl.tuning.find_lr(step, state, DATA, steps=12, max_lr=1.0, stop_at=None)
     assert found.lrs[0] == 1e-7 and found.lrs[-1] == 1.0 and len(found.lrs) == 12
     assert found.losses == losses_by_hand(at, found.lrs, step_of(at(1.0)).init(state))
 
@@ -79,7 +79,9 @@ def test_the_multiplier_of_an_earlier_reduction_does_not_count():
     step = step_of(fl.optim.sgd(0.3))
     state = step.init(network, seed=0)
     reduced = fl.scale(state, "sgd.lr", 0.1)
-    assert fl.find_lr(step, reduced, DATA).losses == fl.find_lr(step, state, DATA).losses
+    assert (
+        fl.tuning.find_lr(step, reduced, DATA).losses == fl.tuning.find_lr(step, state, DATA).losses
+    )
 
 
 def test_of_several_labels_one_is_tried_and_the_others_stay():
@@ -91,13 +93,13 @@ def test_of_several_labels_one_is_tried_and_the_others_stay():
     step = step_of(optimizer(0.5))
     state = step.init(network, seed=0)
     with pytest.raises(TypeError, match=r"2 learning rates \(body.adamw.lr, head.sgd.lr\)"):
-        fl.find_lr(step, state, DATA)
-    found = fl.find_lr(step, state, DATA, name="head.sgd.lr", steps=8, max_lr=0.1)
+        fl.tuning.find_lr(step, state, DATA)
+    found = fl.tuning.find_lr(step, state, DATA, name="head.sgd.lr", steps=8, max_lr=0.1)
     assert found.losses == losses_by_hand(optimizer, found.lrs, state)
     with pytest.raises(
         ValueError, match=r"no such learning rate; there are: body\.adamw\.lr, head"
     ):
-        fl.find_lr(step, state, DATA, name="sgd.lr")
+        fl.tuning.find_lr(step, state, DATA, name="sgd.lr")
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -111,7 +113,7 @@ def test_a_part_of_a_sequence(every):
 
     step = pair(fl.schedules.linear(0.0, 1.0, steps=50))
     state = step.init(network, seed=0)
-    found = fl.find_lr(step, state, DATA, name="head/adam.lr", steps=6, max_lr=0.1)
+    found = fl.tuning.find_lr(step, state, DATA, name="head/adam.lr", steps=6, max_lr=0.1)
     expected, now, batches = [], state, DATA.iterate()
     for lr in found.lrs:
         for _ in range(every):
@@ -130,7 +132,7 @@ def test_everything_is_as_it_was(trained):
     copy = fl.tree_map(torch.clone, state)
     versions = [leaf._version for leaf in fl.tree_leaves(state)]
     generators = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
-    fl.find_lr(step, state, DATA)
+    fl.tuning.find_lr(step, state, DATA)
     assert fl.tree_equal(copy, state)
     assert versions == [leaf._version for leaf in fl.tree_leaves(state)]
     assert torch.equal(generators[0], torch.get_rng_state())
@@ -146,16 +148,16 @@ def test_compiled_it_takes_one_graph_and_the_state_stays(options, caplog):
     state = fast.init(network, seed=0)
     copy = fl.tree_map(torch.clone, state)
     with caplog.at_level("INFO", logger="fnloop.compile"):
-        found = fl.find_lr(fast, state, DATA, steps=12, max_lr=1.0, stop_at=None)
+        found = fl.tuning.find_lr(fast, state, DATA, steps=12, max_lr=1.0, stop_at=None)
     assert sum("One graph of" in record.message for record in caplog.records) == 1
     assert fl.tree_equal(copy, state) and fast.graphs == 0
-    slow = fl.find_lr(step, state, DATA, steps=12, max_lr=1.0, stop_at=None)
+    slow = fl.tuning.find_lr(step, state, DATA, steps=12, max_lr=1.0, stop_at=None)
     assert found.losses == pytest.approx(slow.losses, rel=1e-5)
 
 
 def test_accumulation_and_half_precision():
     step = fl.pipe(loss, fl.grad, fl.accumulate(2), fl.amp("bf16"), fl.update(fl.optim.adamw(1e-3)))
-    found = fl.find_lr(step, step.init(network, seed=0), DATA)
+    found = fl.tuning.find_lr(step, step.init(network, seed=0), DATA)
     assert 1e-4 < found.suggestion < 1.0
 
 
@@ -163,10 +165,10 @@ def test_a_skipped_step_has_no_loss_and_many_end_the_test():
     data = [(X[:20], Y[:20]), (X[:20] * torch.inf, Y[:20])]
     step = step_of(fl.optim.sgd(0.1))
     state = step.init(nn.Linear(4, 1))
-    found = fl.find_lr(step, state, data, max_lr=0.1)
+    found = fl.tuning.find_lr(step, state, data, max_lr=0.1)
     assert [math.isfinite(value) for value in found.losses] == [True, False] * 50
     assert found.suggestion is not None
-    found = fl.find_lr(step, state, data[1:])
+    found = fl.tuning.find_lr(step, state, data[1:])
     assert len(found.losses) == 16 and found.suggestion is None
     assert "no loss was finite" in repr(found)
 
@@ -174,16 +176,16 @@ def test_a_skipped_step_has_no_loss_and_many_end_the_test():
 def test_it_stops_at_four_times_the_lowest_average():
     step = step_of(fl.optim.sgd(0.1))
     state = step.init(nn.Linear(4, 1), seed=0)
-    found = fl.find_lr(step, state, DATA)
+    found = fl.tuning.find_lr(step, state, DATA)
     averages = running_average(found.losses, 0.8)
     assert averages[-1] > 4 * min(averages) and len(found.lrs) < 100
     assert all(averages[k] <= 4 * min(averages[: k + 1]) for k in range(len(averages) - 1))
-    assert len(fl.find_lr(step, state, DATA, max_lr=1.0, stop_at=None).lrs) == 100
+    assert len(fl.tuning.find_lr(step, state, DATA, max_lr=1.0, stop_at=None).lrs) == 100
 
 
 def test_a_loss_below_zero_does_not_stop_it_at_once():
     step = fl.pipe(lambda m, b: loss(m, b) - 100.0, fl.grad, fl.update(fl.optim.sgd(0.1)))
-    found = fl.find_lr(step, step.init(nn.Linear(4, 1), seed=0), DATA)
+    found = fl.tuning.find_lr(step, step.init(nn.Linear(4, 1), seed=0), DATA)
     assert 1e-3 < found.suggestion < 1.0
 
 
@@ -208,7 +210,7 @@ def test_the_suggestion_trains(model, classes, optimizer, low, high):
         fl.update(optimizer(fl.schedules.constant(1.0))),
     )
     for seed in range(3):
-        found = fl.find_lr(step, step.init(model, seed=seed), data)
+        found = fl.tuning.find_lr(step, step.init(model, seed=seed), data)
         assert low < found.suggestion < high
 
 
@@ -253,7 +255,7 @@ def test_candidates_stay_within_their_limits(spacing):
 
 def test_the_plot(tmp_path):
     step = step_of(fl.optim.sgd(0.1))
-    found = fl.find_lr(step, step.init(nn.Linear(4, 1), seed=0), DATA)
+    found = fl.tuning.find_lr(step, step.init(nn.Linear(4, 1), seed=0), DATA)
     figure = found.plot(tmp_path / "plots" / "lr.png")
     assert (tmp_path / "plots" / "lr.png").read_bytes()[:4] == b"\x89PNG"
     (axes,) = figure.axes
@@ -277,25 +279,25 @@ def test_the_plot(tmp_path):
 def test_what_is_wrong_is_said(settings, error, message):
     step = step_of(fl.optim.sgd(0.1))
     with pytest.raises(error, match=message):
-        fl.find_lr(step, step.init(nn.Linear(4, 1)), DATA, **settings)
+        fl.tuning.find_lr(step, step.init(nn.Linear(4, 1)), DATA, **settings)
 
 
 def test_data_that_would_not_be_the_same_afterwards_is_refused():
     step = step_of(fl.optim.sgd(0.1))
     state = step.init(nn.Linear(4, 1))
     with pytest.raises(TypeError, match="goes on from its own position"):
-        fl.find_lr(step, state, iter([(X, Y)] * 200))
-    assert fl.find_lr(step, state, lambda epoch: iter([(X, Y)] * 3)).suggestion
+        fl.tuning.find_lr(step, state, iter([(X, Y)] * 200))
+    assert fl.tuning.find_lr(step, state, lambda epoch: iter([(X, Y)] * 3)).suggestion
 
 
 def test_a_function_has_no_rate_to_set():
     step = step_of(fl.optim.sgd(0.1))
     state = step.init(nn.Linear(4, 1))
     with pytest.raises(TypeError, match=r"takes a step made by fl\.pipe"):
-        fl.find_lr(lambda state, batch: step(state, batch), state, DATA)
+        fl.tuning.find_lr(lambda state, batch: step(state, batch), state, DATA)
     lifted = fl.stage(lambda state, batch: (state, {"loss": fl.Mean(1.0, 1)}), "step")
     with pytest.raises(ValueError, match="finds no learning rate"):
-        fl.find_lr(lifted, lifted.init(nn.Linear(4, 1)), DATA)
+        fl.tuning.find_lr(lifted, lifted.init(nn.Linear(4, 1)), DATA)
 
 
 @fl.tree
@@ -324,4 +326,4 @@ class Wrapper(fl.optim.Optimizer):
 def test_an_optimizer_that_does_not_take_the_rate_is_told():
     step = step_of(Wrapper(fl.optim.sgd(0.1)))
     with pytest.raises(RuntimeError, match=r"asked for sgd\.lr = 1e-07, and the step used 1e-08"):
-        fl.find_lr(step, step.init(nn.Linear(4, 1)), DATA)
+        fl.tuning.find_lr(step, step.init(nn.Linear(4, 1)), DATA)
