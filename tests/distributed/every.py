@@ -23,20 +23,24 @@ def about(name):
         raise AssertionError(f"{name}: {error}") from error
 
 
-def check_law_5(mesh, name, step, steps=6):
+def check_law_5(mesh, name, step, steps=6, dtype=torch.float32):
     """The step under each plan is the same in one process with as many more micro-batches.
 
     The second step is skipped, for a bad example that one rank has; in the fourth one rank alone
     has an example.
     """
+
+    def model():
+        return exported.Net().to(dtype)
+
     with about(name):
-        one = trained(exported.in_parts(step, mesh.data), exported.Net, exported.data(), steps)
+        one = trained(exported.in_parts(step, mesh.data), model, exported.data(dtype), steps)
         skipped = [each["skipped"] for each in one[1]]
         assert skipped[1] == 1 and sum(skipped) <= steps - 2, skipped
     for plan in PLANS:
         with about(f"{name}, {plan}"):
-            many = trained(fl.shard(step, mesh, plan), exported.Net, exported.data(), steps)
-            assert_close(one, many, atol=2e-6)
+            many = trained(fl.shard(step, mesh, plan), model, exported.data(dtype), steps)
+            assert_close(one, many)
             assert_same_everywhere(mesh, many[0])
 
 
@@ -54,7 +58,8 @@ def every_optimizer(mesh):
         clipped = fl.optim.chain(fl.optim.clip_by_norm(0.5, name="first"), optimizer)
         guards = [fl.ema(0.9), fl.guard(fl.rules.spike("loss", warmup=2), name="bad")]
         step = exported.step_of(clipped, fl.accumulate(2), after=guards)
-        check_law_5(mesh, name, step, steps=4)
+        # float64: some divide by gradients that are almost zero, which enlarges rounding
+        check_law_5(mesh, name, step, steps=4, dtype=torch.float64)
 
 
 @scenario

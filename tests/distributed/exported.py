@@ -37,12 +37,12 @@ class Net(nn.Module):
 ROWS, BAD = 25, 11
 
 
-def data():
+def data(dtype=torch.float32):
     """Batches of 8 and of one, which most ranks have no example of; in the second one is bad."""
     g = torch.Generator().manual_seed(1)
     x, y = torch.randn(ROWS, 4, generator=g), torch.randn(ROWS, 3, generator=g)
     x[BAD] = torch.nan
-    return fl.Batches((x, y), 8, shuffle=False)
+    return fl.Batches((x.to(dtype), y.to(dtype)), 8, shuffle=False)
 
 
 def step_of(optimizer, *grad, after=()):

@@ -68,11 +68,11 @@ def assert_close(one, many, atol=1e-6):
     (a, numbers), (b, others) = one, many
     assert tree_paths(a) == tree_paths(b)
     for (path, x), (_, y) in zip(tree_items(a), tree_items(b), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-5, atol=atol, msg=lambda m, p=path: f"{p}: {m}")
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=atol, msg=lambda m, p=path: f"{p}: {m}")
     assert_numbers(numbers, others)
 
 
-def assert_numbers(one, many, rtol=1e-5):
+def assert_numbers(one, many, rtol=1e-6):
     """The same metrics at each step; a skipped step has none, which are not a number."""
     for here, there in zip(one, many, strict=True):
         assert here.keys() == there.keys()
@@ -198,9 +198,9 @@ def class_weights_over_mixed_data_are_those_of_torch(mesh):
     for plan in PLANS:
         many, metrics = trained(fl.shard(step, mesh, plan), batches=mixed(), steps=9)
         found = torch.tensor([each["loss"] for each in metrics])
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
         for name, p in mine.named_parameters():
-            torch.testing.assert_close(many.params[name], p.detach(), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(many.params[name], p.detach(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.lightning("S2")
@@ -227,7 +227,7 @@ def the_loop_with_all_its_callbacks(mesh):
         assert len(history) == len(before)
         for name in ("loss", "val/loss", "ema/loss", "val/accuracy", "val/top"):
             torch.testing.assert_close(
-                torch.tensor(history[name]), torch.tensor(before[name]), rtol=1e-5, atol=1e-6
+                torch.tensor(history[name]), torch.tensor(before[name]), rtol=1e-6, atol=1e-6
             )
         assert len(seen) == (int(many.step) if mesh.rank == 0 else 0)
         final = fl.evaluate(loss, many, data(23, 4), mesh=mesh)
