@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -37,18 +38,19 @@ class ValueSource(Protocol):
 class StandIn(Tensor):
     """A tensor that has shape and dtype. Each operation that uses it gets its values anew.
 
-    Attributes:
-        source: Where its values come from.
+    It does not keep their source, which has its stand-ins: in a cycle, the pieces of a model's
+    parameters would live until Python collects garbage.
 
     >>> class Ones:
     ...     def values(self, stand_ins, autocast):
     ...         return [torch.ones(2)]
-    >>> w = StandIn.of(Size([2]), torch.zeros(()), Ones())
+    >>> ones = Ones()
+    >>> w = StandIn.of(Size([2]), torch.zeros(()), ones)
     >>> w.shape, w + 1
     (torch.Size([2]), tensor([2., 2.]))
     """
 
-    source: ValueSource
+    _source: weakref.ref[ValueSource]
 
     @classmethod
     def of(cls, shape: Size, like: Tensor, source: ValueSource) -> StandIn:
@@ -56,8 +58,24 @@ class StandIn(Tensor):
         new = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # pyright: ignore
             cls, shape, dtype=like.dtype, device=like.device, requires_grad=like.requires_grad
         )
-        new.source = source
+        new._source = weakref.ref(source)
         return new
+
+    @property
+    def source(self) -> ValueSource:
+        """Where its values come from.
+
+        Raises:
+            RuntimeError: It is gone, with the call of the loss function that it was made for.
+        """
+        source = self._source()
+        if source is None:
+            raise RuntimeError(
+                "A parameter that is divided among ranks was used after the loss had returned. "
+                "During the call, the model's parameters are stand-ins, which have values for that "
+                "long only: what the model keeps of one is of no use later."
+            )
+        return source
 
     @classmethod
     def __torch_function__(

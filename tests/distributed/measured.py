@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnloop as fl
 from tests.distributed.laws import Net, data, pipeline
-from tests.distributed.measure import Ours, Theirs, model, sizes
+from tests.distributed.measure import Ours, Theirs, batches, model, sizes
 from tests.distributed.scenario import main, scenario
 
 P = sum(p.nbytes for p in model().parameters())
@@ -64,6 +64,20 @@ def memory_and_traffic_are_those_of_the_theory(mesh):
     padded = sum(p.nbytes for p in model().parameters() if p.numel() % k)  # copied once more
     close(ours["zero2"][1], 2 * P + 2 * P / k + padded)
     close(ours["zero3"][1], 5 * P / k)
+
+
+@scenario
+def the_loop_writes_over_the_state_before(mesh):
+    def note(state, metrics):
+        tensors = [*state.params.peek_storages(), *fl.tree_leaves(state["update"]["adamw"])]
+        places.add(tuple([tensor.data_ptr() for tensor in tensors if tensor.ndim]))
+
+    for plan in ("replicate", "zero2", "zero3"):
+        places = set()
+        ours = Ours(mesh, plan, clip=False)
+        effect = fl.effect(note, ranks="all")
+        fl.fit(ours.step, ours.state, batches(6), steps=6, callbacks=[effect], progress=False)
+        assert len(places) == 1, plan
 
 
 if __name__ == "__main__":
