@@ -51,11 +51,10 @@ def batches(n=4):
 class Ours:
     """A step of fnloop, eager or compiled by a backend; `donate` is that of `fl.compile`."""
 
-    def __init__(self, mesh, plan, k=1, donate=False, compiled=None, reduce="fast", clip=True):
+    def __init__(self, mesh, plan, k=1, donate=False, compiled=None, reduce="fast"):
         stages = [fl.accumulate(k)] if k > 1 else []
-        chain = [fl.optim.clip_by_norm(1.0)] if clip else []
-        optimizer = fl.optim.chain(*chain, fl.optim.adamw(1e-3))
-        step = fl.pipe(loss, fl.grad, *stages, fl.update(optimizer))
+        chain = fl.optim.chain(fl.optim.clip_by_norm(1.0), fl.optim.adamw(1e-3))
+        step = fl.pipe(loss, fl.grad, *stages, fl.update(chain))
         if plan is not None:
             step = fl.shard(step, mesh, plan, reduce=reduce)
         if compiled is not None:

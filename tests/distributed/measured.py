@@ -74,7 +74,7 @@ def the_loop_writes_over_the_state_before(mesh):
 
     for plan in ("replicate", "zero2", "zero3"):
         places = set()
-        ours = Ours(mesh, plan, clip=False)
+        ours = Ours(mesh, plan)
         effect = fl.effect(note, ranks="all")
         fl.fit(ours.step, ours.state, batches(6), steps=6, callbacks=[effect], progress=False)
         assert len(places) == 1, plan
