@@ -36,6 +36,9 @@ class Donating(StepStage):
     def describe(self) -> str:
         return self.inner.describe()
 
+    def script(self) -> list[str]:
+        return self.inner.script()
+
     def init(self, model: Any, seed: int = 0) -> State:
         return self.inner.init(model, seed)
 

@@ -336,3 +336,8 @@ def test_gradients_flow_through_a_donating_step():
         state, _ = DONATING(state, batch(seed=i))
     (grad,) = torch.autograd.grad(state.params["2.weight"].sum(), start)
     assert bool(grad.any())
+
+
+def test_it_prints_as_the_step_that_it_wraps():
+    step = fl.ema(0.9)(STEP)
+    assert repr(step.donating()) == repr(step)
