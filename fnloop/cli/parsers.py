@@ -7,7 +7,7 @@ from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_dumper, set_loader
+from jsonargparse import ArgumentParser, set_dumper, set_loader, set_parsing_settings
 from yaml import YAMLError
 
 from fnloop.cli import yaml_dialect
@@ -93,11 +93,19 @@ def of(
     if recipe is not None:
         group = parser.add_argument_group(f"flags of {file}")
         group.add_function_arguments(recipe, as_group=False)
+        for action in parser._actions:
+            _quiet(action)
         parser.set_defaults(dict(_numpy_defaults(recipe)))
     elif command in ("fit", "sweep", "find-lr", "find-batch-size"):
         own = f"For its flags: fnloop {command} RECIPE.py --help"
         parser.description = f"{parser.description} {own}"
     return parser
+
+
+def _quiet(action: Any) -> None:
+    """Leave out of the help the list of all classes that can be chosen: hundreds for a module."""
+    if hasattr(action, "extra_help"):
+        action.extra_help = lambda: ""
 
 
 def _numpy_defaults(recipe: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
@@ -117,6 +125,8 @@ def _without_numpy(value: Any) -> Any:
     return value.item() if number else value
 
 
+# A configuration makes only what the types of flags allow: no class of its own choice as an `Any`.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 set_loader("fnloop", yaml_dialect.load, exceptions=(YAMLError,))
 set_dumper("fnloop", yaml_dialect.dump)
 
@@ -125,7 +135,8 @@ class _Parser(ArgumentParser):
     """Raises errors in arguments and does not print them; reads no environment variables."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(exit_on_error=False, allow_abbrev=False, parser_mode="fnloop", **options)
+        quiet: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(**{**quiet, "parser_mode": "fnloop", **options})
 
     @property
     def default_env(self) -> bool:
@@ -142,8 +153,11 @@ def _recipe(parser: ArgumentParser) -> None:
         "--config",
         action="config",
         metavar="FILE.yaml",
-        help="values of flags, as fit leaves them in a run's config.yaml; it may name the recipe",
+        help="values of flags, as fit leaves them in a run's config.yaml; it may name the recipe. "
+        "Several are put together, the later ones over the earlier",
     )
+    what = "also read flags from environment variables, --lr from PREFIX_LR, over configurations"
+    _option(parser, "--env", "PREFIX", str, what)
 
 
 def _fit(parser: ArgumentParser) -> None:
