@@ -27,7 +27,7 @@ def wrong_choice(place: str, kind: str, what: str) -> str | None:
         return f"{place}: {_short(path)} has no argument {match[1]!r}.{_hint(match[1], path)}"
     if match := re.search(_WRONG_TYPE, what, re.DOTALL):
         return f"{place}.{match[1]} takes {match[2]}, got {match[3]!r}."
-    if match := re.search(r"arguments are required: ([\w.]+)", what):
+    if match := re.search(r"arguments are required: (\w+(?:\.\w+)*)", what):
         return f"{place}: {_short(path)} needs its argument {match[1]!r}: {place}.{match[1]} VALUE."
     if match := re.search(r"Expected a dot import path string: (\S+)", what):
         return _no_class(place, match[1])

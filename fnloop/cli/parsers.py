@@ -18,6 +18,7 @@ COMMANDS = {
     "validate": "Evaluate a run on its validation data.",
     "test": "Evaluate a run on its test data.",
     "predict": "Write a run's predictions.",
+    "runs": "List runs, and in what they differ.",
     "show": "Show a checkpoint, or the checkpoints of a run.",
     "diff": "Compare two checkpoints, leaf by leaf.",
     "replay": "Run one step of a run again, and see what happens in it.",
@@ -25,7 +26,11 @@ COMMANDS = {
     "sweep": "Train a recipe for several values of its flags, all at once.",
     "find-lr": "Try learning rates of a recipe, and suggest one.",
     "find-batch-size": "Find the largest batch that fits into memory.",
+    "completion": "Complete commands and flags in bash, zsh or fish.",
 }
+
+WITH_RECIPES = ("fit", "sweep", "find-lr", "find-batch-size")
+"""Commands that take a recipe and its flags."""
 
 _USAGE = {
     "fit": (
@@ -36,6 +41,8 @@ _USAGE = {
     "validate": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
     "test": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
     "predict": "RUN [--output PLACE] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
+    "completion": "bash|zsh|fish",
+    "runs": "[FOLDER ...] [--metric NAME[,NAME]] [--sort COLUMN] [--plot FILE]",
     "show": "CHECKPOINT_OR_RUN",
     "diff": "A B",
     "replay": "RUN [--step N] [--checkpoint PATH] [--recipe RECIPE.py] [--save FILE.safetensors]",
@@ -96,7 +103,7 @@ def of(
         for action in parser._actions:
             _quiet(action)
         parser.set_defaults(dict(_numpy_defaults(recipe)))
-    elif command in ("fit", "sweep", "find-lr", "find-batch-size"):
+    elif command in WITH_RECIPES:
         own = f"For its flags: fnloop {command} RECIPE.py --help"
         parser.description = f"{parser.description} {own}"
     return parser
@@ -135,8 +142,9 @@ class _Parser(ArgumentParser):
     """Raises errors in arguments and does not print them; reads no environment variables."""
 
     def __init__(self, **options: Any) -> None:
-        quiet: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
-        super().__init__(**{**quiet, "parser_mode": "fnloop", **options})
+        own = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": "fnloop"}
+        given: dict[str, Any] = own | options  # jsonargparse makes more of its kind
+        super().__init__(**given)
 
     @property
     def default_env(self) -> bool:
@@ -194,6 +202,21 @@ def _predict(parser: ArgumentParser) -> None:
         "command goes on if it is killed; or a file called .csv, .npy or .npz; by default CSV is "
         "printed",
     )
+
+
+def _completion(parser: ArgumentParser) -> None:
+    what = 'which one; its startup file reads the output: eval "$(fnloop completion bash)"'
+    parser.add_argument("shell", metavar="bash|zsh|fish", help=what)
+
+
+def _runs(parser: ArgumentParser) -> None:
+    what = 'runs, or folders with runs in them; default "runs"'
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help=what)
+    what = "which metrics to show; default the monitored ones, else the loss"
+    _option(parser, "--metric", "NAME,NAME", str, what)
+    _option(parser, "--sort", "COLUMN", str, "order by a metric or a flag; default by folder")
+    what = "draw the metrics of all runs together: a .png, .pdf or .svg file"
+    _option(parser, "--plot", "FILE", str, what)
 
 
 def _show(parser: ArgumentParser) -> None:
@@ -313,6 +336,8 @@ _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "validate": _evaluate,
     "test": _evaluate,
     "predict": _predict,
+    "completion": _completion,
+    "runs": _runs,
     "show": _show,
     "diff": _diff,
     "replay": _replay,

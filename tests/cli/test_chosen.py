@@ -101,7 +101,7 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
-@pytest.mark.lightning("I4")
+@pytest.mark.lightning("I3")
 @pytest.mark.parametrize("name", ["Net", "r.Net"])
 def test_a_class_of_the_recipe_goes_by_its_name(capsys, name):
     found = printed(capsys, "r.py", "--model", name, "--model.width", "4")
@@ -120,6 +120,7 @@ def test_a_class_of_a_module_beside_it(capsys):
     assert found["model"] == {"class_path": "beside.Deep", "init_args": {"width": 4, "layers": 2}}
 
 
+@pytest.mark.lightning("I4")
 @pytest.mark.parametrize("name", ["fl.optim.adamw", "fnloop.optim.adamw", "adamw"])
 def test_another_class_takes_nothing_over_from_the_one_before(capsys, name):
     own = printed(capsys, "r.py", "--optimizer", name)["optimizer"]["init_args"]
