@@ -26,6 +26,8 @@ _MODULES = {
     "validate": "fnloop.cli.evaluate_command",
     "test": "fnloop.cli.evaluate_command",
     "predict": "fnloop.cli.evaluate_command",
+    "completion": "fnloop.cli.completion_command",
+    "runs": "fnloop.cli.runs_command",
     "show": "fnloop.cli.show_command",
     "diff": "fnloop.cli.diff_command",
     "replay": "fnloop.cli.replay_command",
@@ -34,7 +36,7 @@ _MODULES = {
     "find-lr": "fnloop.cli.tune_command",
     "find-batch-size": "fnloop.cli.tune_command",
 }
-_WITH_FLAGS = ("sweep", "find-lr", "find-batch-size")
+_WITH_FLAGS = ("completion", "sweep", "find-lr", "find-batch-size")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +99,7 @@ def _run(given: list[str], whole: bool) -> int:
         count, rest = processes_in(rest)
         if count is not None and count > 1:
             return launch(count, [command, *rest, *(["--traceback"] if whole else [])])
-    if not helps and sys.stderr.isatty():
+    if not helps and command != "completion" and sys.stderr.isatty():
         print(f"fnloop {shlex.join(given)}: importing PyTorch", file=sys.stderr, flush=True)
     from fnloop.cli import parsers
     from fnloop.cli.flags import parse_plain

@@ -13,7 +13,7 @@ from fnloop.cli import config, parsers, run_report
 from fnloop.cli.evaluate_command import results
 from fnloop.cli.flags import Flags, configs_in, parse, recipe_in
 from fnloop.cli.many import is_first
-from fnloop.cli.messages import Problem, describe, shown, usage
+from fnloop.cli.messages import Problem, describe, shown, usage, value_text
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.recipe_limits import limits_of
 from fnloop.cli.runs import (
@@ -74,7 +74,7 @@ def run_fit(arguments: Sequence[str]) -> int:
     function = load_function(file)
     parser = parsers.of("fit", function, file.name)
     given = [str(file), *rest]
-    flags = parse(parser, function, given, file.name)
+    flags = parse(parser, function, given, file)
     if flags.options.get("print_config"):
         print(config.dump(file, flags.plain, Path.cwd()), end="")
         return 0
@@ -95,7 +95,7 @@ def run_fit(arguments: Sequence[str]) -> int:
     if folder is not None and (folder / config.NAME).is_file():
         # The flags of the run, overridden by those on the command line.
         saved = config.Config(folder / config.NAME)
-        again = parse(parser, function, ["--config", str(saved.path), *given], file.name)
+        again = parse(parser, function, ["--config", str(saved.path), *given], file)
         if again.plain != flags.plain:
             flags, recipe = again, build(function, file, again.values)
         _tell_changes(saved, flags)
@@ -115,7 +115,7 @@ def run_resume(arguments: Sequence[str]) -> int:
     if "folder" in parameters(function):  # the run may have moved
         given += ["--folder", str(run)]
     parser = parsers.of("resume", function, file.name)
-    flags = parse(parser, function, [str(run), *given, *rest], file.name)
+    flags = parse(parser, function, [str(run), *given, *rest], file)
     _tell_changes(saved, flags)
     recipe = build(function, file, flags.values)
     folder = folder_of(recipe)
@@ -230,7 +230,7 @@ def _saved(error: Exception, job: Job) -> Problem:
 
 def _summary(job: Job, state: State) -> str:
     start = "new" if job.start is None else f"resumed from {told(job.start)}"
-    flags = " ".join(f"{name}={value}" for name, value in job.flags.plain.items())
+    flags = " ".join(f"{name}={value_text(value)}" for name, value in job.flags.plain.items())
     rows = [
         ("recipe", f"{shown(job.file)}  {flags}".rstrip()),
         ("model", run_report.model_text(state)),
@@ -317,7 +317,7 @@ def _tell_changes(saved: config.Config, flags: Flags) -> None:
     for name, value in flags.plain.items():
         was = saved.values.get(name, value)
         if was != value and repr(was) != repr(value):  # nan is nan
-            _say(f"{name} was {was}, and is {value} from here on")
+            _say(f"{name} was {value_text(was)}, and is {value_text(value)} from here on")
 
 
 def _say(text: str) -> None:

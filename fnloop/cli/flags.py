@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fnloop.cli import yaml_dialect
+from fnloop.cli.chosen import Choices
+from fnloop.cli.chosen_errors import wrong_choice
 from fnloop.cli.config import Config
 from fnloop.cli.flag_types import UNFIT, fits, is_simple, read, types_of
+from fnloop.cli.isolation import inside
 from fnloop.cli.messages import usage
 from fnloop.cli.source import RESERVED, parameters
 
@@ -67,7 +71,7 @@ def configs_in(arguments: Sequence[str]) -> list[Config]:
 
 
 def parse(
-    parser: ArgumentParser, function: Callable[..., Any], arguments: Sequence[str], who: str
+    parser: ArgumentParser, function: Callable[..., Any], arguments: Sequence[str], file: Path
 ) -> Flags:
     """Parse the flags of a recipe; the command line overrides configurations.
 
@@ -75,7 +79,7 @@ def parse(
         parser: The parser of ``fit`` with the function's flags.
         function: The function ``recipe``.
         arguments: The command's arguments.
-        who: The recipe file's name, for messages.
+        file: The recipe's file.
 
     Raises:
         Problem: An argument, or an entry of a configuration, is wrong.
@@ -83,22 +87,54 @@ def parse(
     names = list(parameters(function))
     configs = configs_in(arguments)
     for config in configs:
-        config.check_keys(names, who)
-    tidied = list(_tidy(_split_configs(arguments)[1], function))
-    files = [str(config.path) for config in configs if config.values]
-    given = [token for file in files for token in ("--config", file)] + tidied
-    try:
-        parsed = parser.parse_args(given, env=False)
-        ready = parser.instantiate(parsed)
-    except ArgumentError as error:
-        raise usage(explain(str(error), parser, tidied, configs, function)) from None
-    plain: dict[str, Any] = yaml_dialect.load(parser.dump(parsed, skip_unset=False))
+        config.check_keys(names, file.name)
+    rest = _split_configs(arguments)[1]
+    tidied = list(_tidy([*_variables(names, rest), *rest], function))
+    choices = Choices(function, file)
+    parsed: Any = None
+    ready: Any = None
+    helped: SystemExit | None = None
+    with inside(file.resolve()):  # the classes that are chosen are imported as by the recipe
+        try:
+            parsed = parser.parse_args(choices.settle(parser, configs, tidied), env=False)
+            ready = parser.instantiate(parsed)
+        except ArgumentError as error:
+            raise usage(explain(str(error), parser, tidied, configs, function)) from None
+        except SystemExit as leaving:
+            helped = leaving
+    if helped is not None:
+        raise helped
+    plain = choices.shown(yaml_dialect.load(parser.dump(parsed, skip_unset=False)))
     own = dict(_own_values(names, types_of(function), tidied, configs))
     return Flags(
         values={name: own.get(name, ready[name]) for name in names},
         plain={name: own.get(name, plain[name]) for name in names},
         options={name: value for name, value in vars(parsed).items() if name not in names},
     )
+
+
+def _variables(names: Sequence[str], arguments: list[str]) -> Iterator[str]:
+    """The flags that environment variables give, if ``--env PREFIX`` is among the arguments.
+
+    Raises:
+        Problem: A variable with that prefix is no flag.
+    """
+    prefix = _text_of("env", arguments)
+    if prefix is None:
+        return
+    known = {name.upper(): name for name in names}
+    for variable, value in sorted(os.environ.items()):
+        if not variable.startswith(f"{prefix}_"):
+            continue
+        first, *parts = variable.removeprefix(f"{prefix}_").split("__")
+        if first not in known:
+            close = difflib.get_close_matches(first, known, n=1)
+            hint = f" Did you mean {prefix}_{close[0]}?" if close else ""
+            raise usage(
+                f"--env {prefix}: the environment variable {variable} is no flag.{hint} There are: "
+                f"{', '.join(f'{prefix}_{name}' for name in known)}."
+            )
+        yield f"--{'.'.join([known[first], *map(str.lower, parts)])}={value}"
 
 
 def _own_values(
@@ -245,6 +281,9 @@ def _wrong_type(
         text = origin.texts.get(name) if origin is not None else None
         if text is not None and _kind(name, function) == "str":
             return f'{place} takes str, and {text} is none without quotes: {name}: "{text}".'
+    chosen = wrong_choice(place, _kind(name, function), what) if function else None
+    if chosen is not None:
+        return chosen
     value = re.search(r"(?:Got|Given) value: (.*)", what)
     own = re.search(r"Expected an? <class '(\w+)'>", what)  # of an option of the command
     kind = _kind(key, function) or (own[1] if own else "")

@@ -41,10 +41,18 @@ class Given(NamedTuple):
         Raises:
             Problem: It is none that can be drawn to.
         """
-        plot: str | None = self.flags.options.get("plot")
-        if plot is not None and Path(plot).suffix not in _PICTURES:
-            raise usage(f"--plot {plot}: expected a file called {', '.join(_PICTURES)}.")
-        return plot
+        return pictured(self.flags.options.get("plot"))
+
+
+def pictured(plot: str | None) -> str | None:
+    """The file that ``--plot`` names.
+
+    Raises:
+        Problem: It is none that can be drawn to.
+    """
+    if plot is not None and Path(plot).suffix not in _PICTURES:
+        raise usage(f"--plot {plot}: expected a file called {', '.join(_PICTURES)}.")
+    return plot
 
 
 def given_in(command: str, arguments: Sequence[str], take: Taking | None = None) -> Given:
@@ -72,4 +80,4 @@ def given_in(command: str, arguments: Sequence[str], take: Taking | None = None)
         )
     left = rest if take is None else take(function, rest)
     parser = parsers.of(command, function, file.name)
-    return Given(file, function, parse(parser, function, [str(file), *left], file.name))
+    return Given(file, function, parse(parser, function, [str(file), *left], file))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import traceback
 from pathlib import Path
+from typing import Any
 
 from fnloop.names.whose import LEFT_OUT, is_fnloop, is_users
 
@@ -67,3 +68,18 @@ def printable(text: str) -> str:
     a\\x1b[2J
     """
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def value_text(value: Any) -> str:
+    """A flag's value as text; a class that was chosen, as its call.
+
+    >>> value_text({"class_path": "Net", "init_args": {"width": 16}}), value_text([0.1, "a"])
+    ('Net(width=16)', "[0.1, 'a']")
+    """
+    if isinstance(value, dict) and "class_path" in value:
+        own = value.get("init_args") or {}
+        arguments = [f"{name}={value_text(each)}" for name, each in own.items()]
+        return f"{value['class_path']}({', '.join(arguments)})"
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        return f"[{', '.join(map(value_text, value))}]"
+    return str(value)

@@ -7,7 +7,7 @@ from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_dumper, set_loader
+from jsonargparse import ArgumentParser, set_dumper, set_loader, set_parsing_settings
 from yaml import YAMLError
 
 from fnloop.cli import yaml_dialect
@@ -18,6 +18,7 @@ COMMANDS = {
     "validate": "Evaluate a run on its validation data.",
     "test": "Evaluate a run on its test data.",
     "predict": "Write a run's predictions.",
+    "runs": "List runs, and in what they differ.",
     "show": "Show a checkpoint, or the checkpoints of a run.",
     "diff": "Compare two checkpoints, leaf by leaf.",
     "replay": "Run one step of a run again, and see what happens in it.",
@@ -25,7 +26,11 @@ COMMANDS = {
     "sweep": "Train a recipe for several values of its flags, all at once.",
     "find-lr": "Try learning rates of a recipe, and suggest one.",
     "find-batch-size": "Find the largest batch that fits into memory.",
+    "completion": "Complete commands and flags in bash, zsh or fish.",
 }
+
+WITH_RECIPES = ("fit", "sweep", "find-lr", "find-batch-size")
+"""Commands that take a recipe and its flags."""
 
 _USAGE = {
     "fit": (
@@ -36,6 +41,8 @@ _USAGE = {
     "validate": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
     "test": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
     "predict": "RUN [--output PLACE] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
+    "completion": "bash|zsh|fish",
+    "runs": "[FOLDER ...] [--metric NAME[,NAME]] [--sort COLUMN] [--plot FILE]",
     "show": "CHECKPOINT_OR_RUN",
     "diff": "A B",
     "replay": "RUN [--step N] [--checkpoint PATH] [--recipe RECIPE.py] [--save FILE.safetensors]",
@@ -93,11 +100,19 @@ def of(
     if recipe is not None:
         group = parser.add_argument_group(f"flags of {file}")
         group.add_function_arguments(recipe, as_group=False)
+        for action in parser._actions:
+            _quiet(action)
         parser.set_defaults(dict(_numpy_defaults(recipe)))
-    elif command in ("fit", "sweep", "find-lr", "find-batch-size"):
+    elif command in WITH_RECIPES:
         own = f"For its flags: fnloop {command} RECIPE.py --help"
         parser.description = f"{parser.description} {own}"
     return parser
+
+
+def _quiet(action: Any) -> None:
+    """Leave out of the help the list of all classes that can be chosen: hundreds for a module."""
+    if hasattr(action, "extra_help"):
+        action.extra_help = lambda: ""
 
 
 def _numpy_defaults(recipe: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
@@ -117,6 +132,8 @@ def _without_numpy(value: Any) -> Any:
     return value.item() if number else value
 
 
+# A configuration makes only what the types of flags allow: no class of its own choice as an `Any`.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 set_loader("fnloop", yaml_dialect.load, exceptions=(YAMLError,))
 set_dumper("fnloop", yaml_dialect.dump)
 
@@ -125,7 +142,9 @@ class _Parser(ArgumentParser):
     """Raises errors in arguments and does not print them; reads no environment variables."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(exit_on_error=False, allow_abbrev=False, parser_mode="fnloop", **options)
+        own = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": "fnloop"}
+        given: dict[str, Any] = own | options  # jsonargparse makes more of its kind
+        super().__init__(**given)
 
     @property
     def default_env(self) -> bool:
@@ -142,8 +161,11 @@ def _recipe(parser: ArgumentParser) -> None:
         "--config",
         action="config",
         metavar="FILE.yaml",
-        help="values of flags, as fit leaves them in a run's config.yaml; it may name the recipe",
+        help="values of flags, as fit leaves them in a run's config.yaml; it may name the recipe. "
+        "Several are put together, the later ones over the earlier",
     )
+    what = "also read flags from environment variables, --lr from PREFIX_LR, over configurations"
+    _option(parser, "--env", "PREFIX", str, what)
 
 
 def _fit(parser: ArgumentParser) -> None:
@@ -180,6 +202,21 @@ def _predict(parser: ArgumentParser) -> None:
         "command goes on if it is killed; or a file called .csv, .npy or .npz; by default CSV is "
         "printed",
     )
+
+
+def _completion(parser: ArgumentParser) -> None:
+    what = 'which one; its startup file reads the output: eval "$(fnloop completion bash)"'
+    parser.add_argument("shell", metavar="bash|zsh|fish", help=what)
+
+
+def _runs(parser: ArgumentParser) -> None:
+    what = 'runs, or folders with runs in them; default "runs"'
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help=what)
+    what = "which metrics to show; default the monitored ones, else the loss"
+    _option(parser, "--metric", "NAME,NAME", str, what)
+    _option(parser, "--sort", "COLUMN", str, "order by a metric or a flag; default by folder")
+    what = "draw the metrics of all runs together: a .png, .pdf or .svg file"
+    _option(parser, "--plot", "FILE", str, what)
 
 
 def _show(parser: ArgumentParser) -> None:
@@ -299,6 +336,8 @@ _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "validate": _evaluate,
     "test": _evaluate,
     "predict": _predict,
+    "completion": _completion,
+    "runs": _runs,
     "show": _show,
     "diff": _diff,
     "replay": _replay,

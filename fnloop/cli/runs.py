@@ -69,7 +69,7 @@ def _configured(file: Path, configuration: Path) -> Recipe:
     function = load_function(file)
     parser = parsers.of("fit", function, file.name)
     arguments = [str(file), "--config", str(configuration)]
-    return build(function, file, parse(parser, function, arguments, file.name).values)
+    return build(function, file, parse(parser, function, arguments, file).values)
 
 
 def run_of(path: Path) -> Path | None:

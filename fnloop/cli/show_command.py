@@ -13,7 +13,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from fnloop.cli.messages import printable, shown, usage
+from fnloop.cli.messages import printable, shown, usage, value_text
 from fnloop.cli.run_report import columns
 from fnloop.cli.runs import checkpoint_folders, newest_of
 from fnloop.store.checkpoint_errors import CheckpointError
@@ -143,4 +143,4 @@ def cell(entries: Mapping[str, Any], name: str) -> str:
     if name not in entries:
         return "-"
     value = entries[name]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else value_text(value)

@@ -19,6 +19,7 @@ EXAMPLE = "def recipe(lr: float = 1e-3) -> fl.Recipe: ..."
 RESERVED = (
     "config",
     "deterministic",
+    "env",
     "help",
     "nproc",
     "print_config",

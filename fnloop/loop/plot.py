@@ -29,6 +29,34 @@ def draw(curves: Curves, path: str | Path | None, names: Sequence[str] | None) -
     return written(figure, path)
 
 
+def draw_runs(curves: Mapping[str, Curves], path: str | Path | None) -> Any:
+    """Draw several runs together: a panel for each metric, a line in it for each run.
+
+    Args:
+        curves: By metric, the steps and values of each run.
+        path: As for `History.plot`.
+    """
+    columns = min(3, len(curves))
+    lines = math.ceil(len(curves) / columns)
+    figure = new_figure(max(5.2 * columns, 5.8), 3.6 * lines, "fnloop runs --plot")
+    for position, (title, runs) in enumerate(curves.items(), start=1):
+        axes = figure.add_subplot(lines, columns, position)
+        for color, (name, line) in zip(_shades(len(runs)), runs.items(), strict=True):
+            _lines(axes, name, color, [line])
+        label(axes, title, "batches", title)
+        axes.legend(frameon=False, fontsize=8, loc="best")
+    return written(figure, path)
+
+
+def _shades(number: int) -> Sequence[Any]:
+    """A color for each of so many lines: of all hues where there are many."""
+    if number <= len(COLORS):
+        return COLORS[:number]
+    from matplotlib import colormaps
+
+    return [colormaps["turbo"](i / (number - 1)) for i in range(number)]
+
+
 def new_figure(width: float, height: float, who: str) -> Any:
     """A matplotlib ``Figure`` that shows itself in a notebook.
 

@@ -32,7 +32,9 @@ def recipe(
 
 
 def parsed(*arguments: str) -> Flags:
-    return parse(parsers.of("fit", recipe, "r.py"), recipe, ["r.py", *arguments], "r.py")
+    return parse(
+        parsers.of("fit", recipe, "r.py"), recipe, ["r.py", *arguments], pathlib.Path("r.py")
+    )
 
 
 def read_again(plain: dict[str, Any]) -> Flags:

@@ -1,0 +1,123 @@
+"""``fnloop completion``: what a shell offers while a command is typed."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fnloop.cli import parsers
+from fnloop.cli.messages import usage
+
+_SHELLS = {
+    "bash": """\
+_fnloop() {
+    local IFS=$'\\n' found
+    found=$(fnloop completion words "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null | cut -f1)
+    COMPREPLY=($(compgen -W "$found" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+complete -o bashdefault -o default -F _fnloop fnloop
+""",
+    "zsh": """\
+#compdef fnloop
+_fnloop() {
+    local line
+    local -a found
+    for line in "${(@f)$(fnloop completion words "${(@)words[2,CURRENT]}" 2>/dev/null)}"; do
+        [[ -n $line ]] && found+=("${line/$'\\t'/:}")
+    done
+    (( $#found )) && _describe fnloop found || _files
+}
+compdef _fnloop fnloop
+""",
+    "fish": """\
+function _fnloop
+    fnloop completion words (commandline -opc)[2..] (commandline -ct) 2>/dev/null
+end
+complete -c fnloop -a '(_fnloop)'
+""",
+}
+
+_WHERE = {
+    "bash": "echo 'eval \"$(fnloop completion bash)\"' >> ~/.bashrc",
+    "zsh": "echo 'eval \"$(fnloop completion zsh)\"' >> ~/.zshrc   # after compinit",
+    "fish": "fnloop completion fish > ~/.config/fish/completions/fnloop.fish",
+}
+
+_VALUES = {
+    "--checkpoint": ("best", "latest"),
+    "--dtype": ("fp32", "bf16", "fp16"),
+    "--params": ("ema",),
+    "--search": ("power", "binary"),
+}
+
+
+def run_completion(arguments: Sequence[str]) -> int:
+    """``fnloop completion SHELL``: print what the shell is to read.
+
+    With ``words`` in place of a shell, and the words typed so far, of which the last is unfinished:
+    print what may stand for the last, one in a line, each with a tab and its help.
+
+    Raises:
+        Problem: The shell is unknown.
+    """
+    shell, *words = arguments or [""]
+    if shell == "words":
+        for word, help in candidates(words[:-1], words[-1] if words else ""):
+            print(f"{word}\t{help}")
+        return 0
+    if shell not in _SHELLS or words:
+        choices = "\n".join(f"  {name:<5} {line}" for name, line in _WHERE.items())
+        raise usage(f"Which shell? fnloop completion bash|zsh|fish. To install it:\n{choices}")
+    print(_SHELLS[shell], end="")
+    return 0
+
+
+def candidates(words: Sequence[str], last: str) -> Iterator[tuple[str, str]]:
+    """What `last` may become, with its help; nothing where a file is meant.
+
+    >>> list(candidates([], "di"))
+    [('diff', 'Compare two checkpoints, leaf by leaf.')]
+    >>> [word for word, _ in candidates(["test", "--checkpoint"], "")]
+    ['best', 'latest']
+    """
+    found = _commands() if not words else _arguments(words[0], words[1:], last)
+    yield from [(word, help) for word, help in found if word.startswith(last)]
+
+
+def _commands() -> Iterator[tuple[str, str]]:
+    yield from parsers.COMMANDS.items()
+    yield "--help", "show the help"
+    yield "--version", "print the version"
+
+
+def _arguments(command: str, words: Sequence[str], last: str) -> Iterator[tuple[str, str]]:
+    if command == "completion":
+        yield from [(name, "") for name in _SHELLS]
+    if command not in parsers.COMMANDS:
+        return
+    if words and words[-1] in _VALUES:
+        yield from [(value, "") for value in _VALUES[words[-1]]]
+    elif last.startswith("-"):
+        for action in parsers.of(command)._actions:
+            for option in action.option_strings:
+                if option.startswith("--"):
+                    yield option, " ".join(str(action.help).split())
+        files = [Path(word) for word in words if word.endswith(".py")]
+        if command in parsers.WITH_RECIPES and files:
+            yield from _flags(files[0])
+
+
+def _flags(recipe: Path) -> Iterator[tuple[str, str]]:
+    """The flags of a recipe, read without running it."""
+    try:
+        tree = ast.parse(recipe.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "recipe":
+            for argument in (*node.args.args, *node.args.kwonlyargs):
+                kind = ast.unparse(argument.annotation) if argument.annotation else ""
+                yield f"--{argument.arg}", kind
+                if kind == "bool":
+                    yield f"--no-{argument.arg}", kind

@@ -1,0 +1,73 @@
+"""``fnloop runs``: runs beside one another."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fnloop.cli.app import main
+from tests.cli.conftest import RECIPE
+
+
+@pytest.fixture
+def runs():
+    """Two runs that ended, and one that has no checkpoint yet."""
+    Path("line.py").write_text(RECIPE)
+    for name, lr in (("a", "0.05"), ("b", "0.2")):
+        assert (
+            main(["fit", "line.py", "--lr", lr, "--epochs", "2", "--folder", f"runs/{name}"]) == 0
+        )
+    Path("runs/deep/c").mkdir(parents=True)
+    Path("runs/deep/c/config.yaml").write_text("recipe: ../../../line.py\nlr: 0.05\n")
+
+
+def table(capsys, *arguments):
+    """The rows by column."""
+    assert main(["runs", *arguments]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    starts = [word.start() for word in re.finditer(r"\S+", header)]
+    ends = [*starts[1:], None]
+    return [
+        {header[s:e].strip(): row[s:e].strip() for s, e in zip(starts, ends, strict=True)}
+        for row in rows
+        if row
+    ]
+
+
+def test_what_they_reached_and_where_they_differ(runs, capsys):
+    capsys.readouterr()
+    a, b, c = table(capsys)
+    assert (a["run"], b["run"], c["run"]) == ("runs/a", "runs/b", "runs/deep/c")
+    assert (a["status"], a["epoch"], a["batches"]) == ("completed", "2", "10")
+    assert float(b["val/loss"]) < float(a["val/loss"])
+    assert (a["lr"], b["lr"]) == ("0.05", "0.2")
+    assert "epochs" in a  # c has none
+    assert c["status"] == "no checkpoint" and c["val/loss"] == "-"
+    assert "epochs" not in table(capsys, "runs/a", "runs/b")[0]
+
+
+def test_sorted_by_a_metric_and_drawn(runs, capsys):
+    capsys.readouterr()
+    rows = table(capsys, "runs/a", "runs/b", "--sort", "val/loss", "--metric", "val/loss,loss")
+    assert [row["run"] for row in rows] == ["runs/b", "runs/a"]
+    assert float(rows[0]["loss"]) < float(rows[1]["loss"])
+    assert main(["runs", "--plot", "together.png", "--metric", "loss"]) == 0
+    assert Path("together.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "There is no folder nowhere."),
+        (["empty"], "There is no run in empty."),
+        (["--metric", "val/los"], "Did you mean val/loss?"),
+        (["--sort", "size"], "There are: run, status, epoch, batches, val/loss, lr"),
+        (["--plot", "a.txt"], "expected a file called"),
+    ],
+)
+def test_what_cannot_be_shown(runs, capsys, arguments, message):
+    Path("empty").mkdir()
+    assert main(["runs", *arguments]) > 0
+    assert message in capsys.readouterr().err
