@@ -4,7 +4,8 @@ The blocks of a page run in order, in one namespace:
 
 - ``python`` blocks are executed; a ``text`` block right after one is its output, in which ``...``
   stands for anything, and a decimal number may differ by one in its last digit;
-- one with a title, ``python title="line.py"`` or ``yaml title="a.yaml"``, is written to a file of that name instead;
+- one with a title, ``python title="line.py"`` or ``yaml title="a.yaml"``, is written to a file of
+  that name instead;
 - in ``bash`` blocks, the commands that start with ``fnloop`` are run;
 - a comment ``<!-- not run: reason -->`` on the line before exempts a block.
 
