@@ -32,6 +32,7 @@ LAYERS = (
     "base",
     "errors",
     "tuning",
+    "sklearn",
     "testing",
     "cli",
 )

@@ -29,6 +29,8 @@ FAMILIES = (
     "errors",
     "testing",
 )
+ASKED_FOR = ("sklearn",)
+"""Families that `import fnloop` leaves out: they need a package that few have."""
 
 
 def dotted(path: Path) -> str:
@@ -77,7 +79,7 @@ def test_no_two_classes_have_one_name() -> None:
 
 def test_internal_packages_hold_only_a_docstring() -> None:
     for path in ROOT.rglob("__init__.py"):
-        if path.parent != ROOT and path.parent.name not in FAMILIES:
+        if path.parent != ROOT and path.parent.name not in (*FAMILIES, *ASKED_FOR):
             (docstring,) = ast.parse(path.read_text(encoding="utf-8")).body
             assert isinstance(docstring, ast.Expr), path
 

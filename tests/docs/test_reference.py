@@ -52,7 +52,8 @@ def chapters() -> dict[str, list[str]]:
             family = PACKAGE / name / "__init__.py"
             inner = [f"{name}.{each}" for each in imported(family)] if family.exists() else [name]
             names.extend(inner)
-    return found
+    asked_for = imported(PACKAGE / "sklearn" / "__init__.py")  # a family that is imported by name
+    return {**found, "scikit-learn": [f"sklearn.{each}" for each in asked_for]}
 
 
 def documented() -> dict[str, list[str]]:
