@@ -89,16 +89,21 @@ def at_once(params: fl.Tensors, learn: Points, evaluate: Points) -> Tensor:
     return start.replace(params=params).apply(lambda model: loss(model, learn))
 
 
+def of_tasks(outer: Outer) -> Callable[[nn.Module, tuple[Points, Points]], Tensor]:
+    """The loss of a batch of tasks: the mean of theirs."""
+
+    def mean(model: nn.Module, tasks: tuple[Points, Points]) -> Tensor:
+        params = fl.Tensors(dict(model.named_parameters()))
+        return torch.func.vmap(outer, in_dims=(None, 0, 0))(params, *tasks).mean()
+
+    return mean
+
+
 def train(
     outer: Outer = after, iterations: int = 400, seed: int = 0, compiled: bool = False
 ) -> fl.Tensors:
     """The initial parameters after some outer steps of Adam."""
-
-    def of_tasks(model: nn.Module, tasks: tuple[Points, Points]) -> Tensor:
-        params = fl.Tensors(dict(model.named_parameters()))
-        return torch.func.vmap(outer, in_dims=(None, 0, 0))(params, *tasks).mean()
-
-    step = fl.pipe(of_tasks, fl.grad, fl.update(fl.optim.adam(1e-3)))
+    step = fl.pipe(of_tasks(outer), fl.grad, fl.update(fl.optim.adam(1e-3)))
     state, _ = fl.fit(
         fl.compile(step) if compiled else step,
         step.init(start),

@@ -70,3 +70,13 @@ def test_it_is_one_command(maml, tmp_path, capsys):
     assert [len(curve) for curve in curves.values()] == [11, 11, 11]
     assert (tmp_path / "maml.png").stat().st_size > 1000
     assert "first-order MAML" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", ["after", "first_order"])
+def test_the_pipeline_has_the_mean_gradient_of_the_tasks(maml, order):
+    outer = getattr(maml, order)
+    tasks = maml.sines(maml.TASKS, torch.Generator().manual_seed(0))
+    each = torch.func.vmap(torch.func.grad(outer), in_dims=(None, 0, 0))(maml.start.params, *tasks)
+    _, grads = fl.grad(maml.of_tasks(outer))(maml.start, tasks)
+    for name, gradient in each.items():
+        torch.testing.assert_close(grads.mean[name], gradient.mean(0), rtol=1e-4, atol=1e-6)
