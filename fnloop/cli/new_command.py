@@ -52,13 +52,14 @@ def run_new(arguments: Namespace) -> int:
     what, name = arguments.what, arguments.name
     if what not in WHAT:
         raise usage(f"fnloop new makes one of {', '.join(WHAT)}, and was asked for {what!r}.")
-    kind = arguments.get("kind")
+    kind: str | None = arguments.get("kind")
     if what != "stage" and kind is not None:
         raise usage(f"--kind is that of a stage, and {name} is to be of another sort: {what}.")
-    if what == "stage" and (kind := kind or "grad") not in STAGES:
-        raise usage(f"--kind is one of {', '.join(STAGES)}, and not {kind!r}.")
+    which = (kind or "grad") if what == "stage" else what
+    if what == "stage" and which not in STAGES:
+        raise usage(f"--kind is one of {', '.join(STAGES)}, and not {which!r}.")
     _check_name(name)
-    template = TEMPLATES[kind if what == "stage" else what]
+    template = TEMPLATES[which]
     texts = written(template, name)
     there = [path for path in texts if Path(path).exists()]
     if there:

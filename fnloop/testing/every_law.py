@@ -128,7 +128,9 @@ def check_laws(
 
 
 def _of_step(stage: Stage, state: State, x: Any, bad: Any) -> dict[str, Check]:
-    step = stage if stage.kind == "step" else update(sgd(0.1))(stage)
+    step: Any = stage
+    if stage.kind == "grad":
+        step = update(sgd(0.1))(step)
     whole = step.init(state)
     losses = [part for part in stage.stages() if getattr(part, "loss", None) is not None]
     skipped = _bad(losses, state, x) if bad is None else bad
@@ -147,7 +149,7 @@ def _of_step(stage: Stage, state: State, x: Any, bad: Any) -> dict[str, Check]:
             skipped if isinstance(skipped, str) else lambda: check_skips(step, whole, skipped)
         ),
         "check_stable": lambda: check_stable(stage, state, x),
-        "check_differentiable": lambda: check_differentiable(stage, _double(state), _double(x)),
+        "check_differentiable": _differentiable(stage, losses, state, x),
         "check_effects": "about effects: check_effects(step, state, data, callbacks)",
         "ranks": "law 5 needs several processes",
     }
@@ -187,6 +189,12 @@ def _accumulates(losses: list[Any], state: State, x: Any) -> Check:
             check_accumulates(part, state, x, ks)
 
     return check
+
+
+def _differentiable(stage: Stage, losses: list[Any], state: State, x: Any) -> Check:
+    if any(not tree_equal(part(state, x)[0].buffers, state.buffers) for part in losses):
+        return "the model writes to buffers, which no derivative goes through"
+    return lambda: check_differentiable(stage, _double(state), _double(x))
 
 
 def _bad(losses: list[Any], state: State, x: Any) -> Any:
