@@ -101,7 +101,7 @@ def normed():
         (dropped, linear, batch(), "check_accumulates", "draws random numbers"),
         (loss, normed, batch(), "check_accumulates", "batch statistics"),
         (loss, normed, batch(), "check_differentiable", "writes to buffers"),
-        (loss, linear, batch()[:1], "check_accumulates", "no two examples"),
+        (loss, linear, batch()[:1], "check_accumulates", "have no two examples"),
         (lambda m, x: m(x).square().mean(), lambda: nn.Embedding(5, 2), torch.arange(5),
          "check_skips", "give bad="),
         (lambda m, x: m.weight.square().sum() + 0 * len(x), linear, batch(),
