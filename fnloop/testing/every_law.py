@@ -174,7 +174,9 @@ def _accumulates(losses: list[Any], state: State, x: Any) -> Check:
     sizes = [leaf.shape[0] for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and leaf.ndim]
     ks = [k for k in (2, 3) if k <= min(sizes, default=0)]
     if not losses or not ks:
-        return "no loss of fl.grad inside" if ks else "the tensors of the batch have no two examples"
+        return (
+            "no loss of fl.grad inside" if ks else "the tensors of the batch have no two examples"
+        )
     if any(p.dtype.itemsize < 4 for p in state.params.values()):
         return "half precision: check it in float32"
     for part in losses:

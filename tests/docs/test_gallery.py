@@ -9,12 +9,11 @@ from .gallery import (
     SCHEMES,
     WITHOUT_CURVES,
     all_schemes,
-    curve,
     file_of_tests,
     image,
     page,
-    quadratic,
 )
+from .gallery_curves import curve, quadratic
 
 
 def test_each_scheme_is_shown_or_says_why_not():
