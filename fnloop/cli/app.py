@@ -35,6 +35,7 @@ _MODULES = {
     "sweep": "fnloop.cli.sweep_command",
     "find-lr": "fnloop.cli.tune_command",
     "find-batch-size": "fnloop.cli.tune_command",
+    "new": "fnloop.cli.new_command",
 }
 _WITH_FLAGS = ("completion", "sweep", "find-lr", "find-batch-size")
 

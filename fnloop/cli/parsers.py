@@ -27,6 +27,7 @@ COMMANDS = {
     "find-lr": "Try learning rates of a recipe, and suggest one.",
     "find-batch-size": "Find the largest batch that fits into memory.",
     "completion": "Complete commands and flags in bash, zsh or fish.",
+    "new": "Write a stage, optimizer, callback, effect or tracker to begin with, and its test.",
 }
 
 WITH_RECIPES = ("fit", "sweep", "find-lr", "find-batch-size")
@@ -62,6 +63,7 @@ _USAGE = {
         "RECIPE.py [--of FLAG] [--from N] [--to N] [--search power|binary] [--config FILE.yaml] "
         "[--FLAG VALUE ...]"
     ),
+    "new": "stage|optimizer|callback|effect|tracker NAME [--kind grad|step|callback]",
 }
 
 _RECIPE = "a Python file with a function recipe(...) -> fl.Recipe; its parameters are flags"
@@ -307,6 +309,15 @@ def _find_batch_size(parser: ArgumentParser) -> None:
     _option(parser, "--search", "power|binary", str, what)
 
 
+def _new(parser: ArgumentParser) -> None:
+    parser.add_argument("what", metavar="WHAT", help="stage, optimizer, callback, effect, tracker")
+    parser.add_argument(
+        "name", metavar="NAME", help="writes NAME.py and test_NAME.py, if not there"
+    )
+    what = "of a stage: between fl.grad and fl.update (default), around fl.update, or a callback"
+    _option(parser, "--kind", "grad|step|callback", str, what)
+
+
 def _many(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--nproc",
@@ -345,4 +356,5 @@ _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "sweep": _sweep,
     "find-lr": _find_lr,
     "find-batch-size": _find_batch_size,
+    "new": _new,
 }

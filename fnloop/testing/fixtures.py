@@ -20,6 +20,7 @@ def _fixture(name: str) -> Any:
     return pytest.fixture(name=name)(give)
 
 
+check_laws = _fixture("check_laws")
 check_pure = _fixture("check_pure")
 check_repeatable = _fixture("check_repeatable")
 check_init = _fixture("check_init")

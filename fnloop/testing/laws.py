@@ -245,7 +245,7 @@ def check_skips(step: Step, state: State, bad: Any) -> None:
             "old where state.step has not moved, or, before fl.update, where the gradients are not "
             "finite. What is to move on, as a loss scale, is left out by its taken_back."
         )
-    if float(metrics["skipped"]) != 1:
+    if float(metrics.get("skipped", 0)) != 1:
         raise LawError("law 10, skipping: the skipped step did not report skipped = 1")
 
 

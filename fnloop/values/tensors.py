@@ -105,7 +105,9 @@ class Tensors(NoOperators, NamedTensors):
 
     def detach(self) -> Tensors:
         """Detach from the autograd graph."""
-        return self if self.plain else self._new(tuple([s.detach() for s in self.storages]))
+        if self.plain and not opaque():  # under vmap tensors do not say that they are tracked
+            return self
+        return self._new(tuple([s.detach() for s in self.storages]))
 
     def gradients(self, found: Sequence[Tensor | None]) -> Tensors:
         """Put new gradients from a backward pass into this layout.

@@ -147,6 +147,7 @@ def main(page: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
+    sys.path.insert(0, "")  # a page may import what it has written
     namespace: dict[str, object] = {"__name__": "__main__"}
     if page.parent.name == "how-to" and page.name != "index.md":
         run_all(page.with_name("index.md"), namespace)

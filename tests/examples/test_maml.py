@@ -43,6 +43,40 @@ def test_the_outer_gradient_against_differences(maml, monkeypatch):
     assert abs(along(first) - along(second)) > 0.01 * abs(along(second))
 
 
-def test_a_few_steps_learn_a_sine_from_what_was_learned(maml):
-    before = maml.error(maml.start.params)
-    assert maml.error(maml.train(iterations=150)) < 0.7 * before
+def test_a_few_steps_learn_a_sine_from_what_was_learned(maml, monkeypatch):
+    monkeypatch.setattr(maml, "INNER", 3)
+    monkeypatch.setattr(maml, "inner", maml.learning(0.02))
+    before = maml.errors(maml.start.params, 3, rate=0.02)[-1].mean()
+    assert maml.errors(maml.train(iterations=150), 3, rate=0.02)[-1].mean() < 0.7 * before
+
+
+def test_errors_are_those_of_a_loop_of_torch(maml):
+    found = maml.errors(maml.start.params, steps=2, rate=0.05)[:, :3]
+    (x, y), (others, truth) = maml.sines(600, torch.Generator().manual_seed(1))
+    for task in range(3):
+        model = fl.to_module(maml.start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        for row in found[:, task]:
+            error = (model(others[task]) - truth[task]).square().mean()
+            assert float(row) == pytest.approx(error.item(), rel=1e-4)
+            optimizer.zero_grad()
+            (model(x[task]) - y[task]).square().mean().backward()
+            optimizer.step()
+
+
+def test_it_is_one_command(maml, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    curves = maml.main(["--iterations", "3", "--plot", str(tmp_path / "maml.png")])
+    assert [len(curve) for curve in curves.values()] == [11, 11, 11]
+    assert (tmp_path / "maml.png").stat().st_size > 1000
+    assert "first-order MAML" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", ["after", "first_order"])
+def test_the_pipeline_has_the_mean_gradient_of_the_tasks(maml, order):
+    outer = getattr(maml, order)
+    tasks = maml.sines(maml.TASKS, torch.Generator().manual_seed(0))
+    each = torch.func.vmap(torch.func.grad(outer), in_dims=(None, 0, 0))(maml.start.params, *tasks)
+    _, grads = fl.grad(maml.of_tasks(outer))(maml.start, tasks)
+    for name, gradient in each.items():
+        torch.testing.assert_close(grads.mean[name], gradient.mean(0), rtol=1e-4, atol=1e-6)

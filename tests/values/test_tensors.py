@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fnloop as fl
+from fnloop._torch import slopes
 from fnloop.trees.paths import tree_paths
 from fnloop.values.layouts import Group, Packed, Separate
 from fnloop.values.tensors import Tensors
@@ -517,3 +518,23 @@ def test_a_fused_kernel_does_not_get_transposed_gradients_or_other_dtypes():
 
 def _transposed(t):
     return t.t().contiguous().t() if t.ndim == 2 else t
+
+
+def test_detach_cuts_derivatives_that_are_taken_outside_of_vmap():
+    """Under vmap a tensor does not say that a derivative is taken further out."""
+
+    def total(w):
+        many = torch.func.vmap(lambda row: _square_of_half_detached(Tensors({"w": row})))
+        return many(w).sum()
+
+    w = torch.arange(6.0).view(3, 2)
+    assert torch.equal(torch.func.grad(total)(w), w)
+    leaf = w.clone().requires_grad_()
+    assert torch.equal(torch.autograd.grad(total(leaf), leaf)[0], w)
+    slopes.prepare()
+    _, slope = torch.func.jvp(total, (w,), (torch.ones_like(w),))
+    assert float(slope) == float(w.sum())
+
+
+def _square_of_half_detached(tensors):
+    return (tensors["w"] * tensors.detach()["w"]).sum()
