@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -77,6 +79,16 @@ class Population(StepStage):
         """The step of member `i`, by itself."""
         return with_settings(self.inner, {name: float(v[i]) for name, v in self.values.items()})
 
+    def batch_of(self, x: Any, i: int) -> Any:
+        """Of a batch of this step, the part that member `i` reads."""
+        return batches_of(x, self.n)[i] if self.batches == "own" else x
+
+    def some(self, which: Sequence[int]) -> Population:
+        """The step of some members, in this order."""
+        values = {name: value[list(which)] for name, value in self.values.items()}
+        seeds = tuple([self.seeds[i] for i in which])
+        return dataclasses.replace(self, values=values, seeds=seeds)
+
     def init(self, model: Any, seed: int = 0) -> State:
         """Make the state of all members: each leaf but the cursor has a leading dimension.
 
@@ -107,7 +119,7 @@ class Population(StepStage):
             values = {name: value[i] for name, value in self.values.items()}
             # With tensors: a momentum that is zero for one has memory for the others.
             begun.append(with_settings(self.inner, values).init(start, seed + own))
-        if len(given) == 1:  # random numbers of their own from here on
+        if len(given) == 1 < self.n:  # random numbers of their own from here on
             begun = [own.replace(key=own.key + s) for own, s in zip(begun, self.seeds, strict=True)]
         state = stack(begun)
         mark = model.slots.get(SLOT) if isinstance(model, State) else None
