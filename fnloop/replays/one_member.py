@@ -9,9 +9,7 @@ from fnloop.values.stacked import member as member_of
 from fnloop.values.state import State
 
 
-def alone(
-    step: Any, states: State, batch: Any, i: int | None
-) -> tuple[Any, State, Any, list[str]]:
+def alone(step: Any, states: State, batch: Any, i: int | None) -> tuple[Any, State, Any, list[str]]:
     """Step, state and batch of a member of a population, and what to say of it."""
     n = members_of(states)
     if n is None:

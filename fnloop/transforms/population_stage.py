@@ -127,7 +127,7 @@ class Population(StepStage):
         return state.put(SLOT, mark or {ACTIVE: active})
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
-        mark, before = state.slots.get(SLOT), without_mark(state)
+        mark, before = state.slots.get(SLOT), self._read(without_mark(state))
         if mark is None or members_of(state) != self.n:
             raise ValueError(
                 f"{self.describe()} takes a state of {self.n} members, from its own init: "
@@ -137,7 +137,15 @@ class Population(StepStage):
         after, metrics = call(before, x)
         if look(mark[ACTIVE].all()) is not True:
             after = _of_active(mark[ACTIVE], after, before)
-        return after.put(SLOT, mark), metrics
+        return after.replace(slots={**state.slots, **after.slots}), metrics
+
+    def _read(self, state: State) -> State:
+        """The state with the slots that the step uses: those of callbacks need not be by member."""
+        stages = [*self.inner.stages()]
+        if any([stage.reads_any_slot for stage in stages]):
+            return state
+        own = {stage.slot for stage in stages}
+        return state.replace(slots={name: m for name, m in state.slots.items() if name in own})
 
     def _vmapped(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         cursor, context = state.cursor, state.context

@@ -51,7 +51,26 @@ class Attending(nn.Module):
         return self.head(self.layer(self.up(x[..., None])).mean(1))
 
 
-MODELS = {"dropout": dropping, "batchnorm": normed, "gru": Recurrent, "attention": Attending}
+class Fused(nn.Module):
+    """Attention by PyTorch's own kernel, for which vmap has no rule on the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.Linear(1, 12), nn.Linear(4, 3)
+
+    def forward(self, x):
+        q, k, v = self.up(x[..., None]).unflatten(-1, (3, 2, 2)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.head(attended.transpose(1, 2).flatten(-2).mean(1))
+
+
+MODELS = {
+    "dropout": dropping,
+    "batchnorm": normed,
+    "gru": Recurrent,
+    "attention": Attending,
+    "fused attention": Fused,
+}
 
 
 def of(*stages, optimizer=None):
@@ -71,6 +90,7 @@ def fitted(step, state, epochs=2, **options):
     return fl.fit(step, state, data(), epochs=epochs, progress=False, **options)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("how", ["eager", "compiled", "loop"])
 @pytest.mark.parametrize("model", MODELS)
 def test_members_are_single_runs(model, how):
@@ -490,3 +510,27 @@ def test_some_members_are_a_population():
     whole, _ = many(states, BATCH)
     assert_close(fl.member(after, 0), fl.member(whole, 4))
     assert_close(fl.member(one(chosen(states, [4]), BATCH)[0], 0), fl.member(whole, 4))
+
+
+@pytest.mark.parametrize("how", ["vmap", "loop", "compiled"])
+def test_memory_of_callbacks_passes_by(how):
+    """That of a callback of one's own, which is one number; and batches are of two sizes."""
+
+    @fl.tree
+    class counting(fl.base.Callback):
+        name: str = "counted"
+
+        def init_state(self, state, metrics):
+            return torch.zeros((), dtype=torch.int64)
+
+        def __call__(self, state, x):
+            return state.put(self.name, state[self.name] + 1), x
+
+    step = fl.ensemble(of(), 3, mode="loop" if how == "loop" else "vmap")
+    part = fl.compile(step, backend="aot_eager") if how == "compiled" else step
+    uneven = fl.Batches((X[:40], Y[:40]), 16, seed=0)
+    options = {"epochs": 2, "progress": False}
+    states, _ = fl.fit(part, step.init(dropping), uneven, callbacks=[counting()], **options)
+    assert int(states["counted"]) == 6
+    without, _ = fl.fit(step, step.init(dropping), uneven, **options)
+    assert_close(states.replace(slots=without.slots), without)
