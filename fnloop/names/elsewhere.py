@@ -54,7 +54,7 @@ _EXPLOIT = (
     'Use fl.population("val/loss") among the callbacks of a run of fl.sweep or fl.ensemble, after '
     "the validation that reports it."
 )
-_HALVING = "Use fl.tuning.halving(step, states, data, validation, rungs=...), on a step of fl.sweep."
+_HALVING = "Use fl.tuning.halving(step, states, data, validation, rungs=...), of an fl.sweep."
 _MANY = (
     "To train many states at once, use torch.func.vmap(step): see the how-to page on populations "
     "by vmap."

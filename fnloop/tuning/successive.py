@@ -103,8 +103,7 @@ def halving(
             states = chosen(states, kept)
         some = inner.some(members)
         part = some if step is inner else dataclasses.replace(step, inner=some)
-        if begin + batches > Cursor.of(states.cursor).count:
-            states = _trained(part, some, states, data, begin + batches, members, folder, progress)
+        states = _trained(part, some, states, data, begin + batches, members, folder, progress)
         done.append(Rung(batches, tuple(members), _scores(states, validation, monitor)))
     position = by_score(done[-1].scores, mode)[0]
     values = {name: tuple(value.tolist()) for name, value in inner.values.items()}
