@@ -86,7 +86,7 @@ def test_of_a_single_run(compiled):
 
 @pytest.mark.parametrize("step", [single(), fl.ensemble(single(), 2)], ids=["one", "many"])
 def test_a_resumed_run_is_the_run(step):
-    testing.check_resumes(step, step.init(network), data(), steps=6, callbacks=callbacks)
+    testing.check_resumes(step, step.init(network), data(), steps=4, callbacks=callbacks)
 
 
 def test_members_that_take_a_state_take_its_best():
