@@ -3,10 +3,10 @@
 Eight learning rates from too small to too large, trained at once. One grid keeps each as it is; a
 second lets each fall along a cosine, as one does by hand; population-based training begins with the
 first grid, and lets members that do badly go on from better ones with another rate. All see the
-same batches, and of each the member with the best validation loss at the end is tested::
+same batches, and of each the state with the best validation loss of all members is tested::
 
     python examples/pbt.py                       # five seeds of both: some minutes
-    python examples/pbt.py --task digits --seeds 1
+    python examples/pbt.py --task gpt --check 80 --seeds 1
 
 ``runs/pbt`` then has a table for each task, and pictures of who went on from whom.
 """
@@ -158,11 +158,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", choices=TASKS, nargs="*", default=[*TASKS])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--check", type=int, help="batches from one comparison to the next")
     parser.add_argument("--folder", type=Path, default=Path("runs/pbt"))
     given = parser.parse_args()
+    options = {} if given.check is None else {"check": given.check}
     given.folder.mkdir(parents=True, exist_ok=True)
     for name in given.task:
-        found = compare(TASKS[name](), given.seeds)
+        found = compare(TASKS[name](**options), given.seeds)
         (given.folder / f"{name}.txt").write_text(table(found) + "\n")
         print(f"{name}: test loss\n{table(found)}\n")
         result = found[METHODS[-1]][0]
