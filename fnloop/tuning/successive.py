@@ -16,6 +16,7 @@ from fnloop.loop.history import History
 from fnloop.loop.validate import validate
 from fnloop.names.keywords import explained
 from fnloop.store.checkpoint import checkpoint
+from fnloop.store.files import as_path
 from fnloop.store.folders import latest
 from fnloop.store.load import load
 from fnloop.trees.show import short
@@ -156,7 +157,7 @@ def _trained(
         return _whole(*fit(step, states, data, steps=left, progress=progress), count)
     # Other members, values or lengths are another rung, with a folder of its own.
     told = repr((count, list(members), {n: v.tolist() for n, v in some.values.items()}))
-    own = Path(folder) / f"rung-{count}-{zlib.crc32(told.encode()):08x}"
+    own = as_path(folder) / f"rung-{count}-{zlib.crc32(told.encode()):08x}"
     if latest(own) is not None:
         there = load(own, like=states)
         if Cursor.of(there.cursor).count == count:
