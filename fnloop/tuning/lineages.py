@@ -114,7 +114,8 @@ class Lineage:
 def lineage(history: Any, name: str = "lineage") -> Lineage:
     """Read who took the state of whom, and what members used, from the history of a run.
 
-    A checkpoint keeps the history, and so the lineage of a resumed run is whole.
+    A checkpoint keeps the history, and so the lineage of a resumed run is whole. Checks that share
+    a row of the history, as where members are compared at every batch, are read as one.
 
     Args:
         history: Of a run with `fl.population`.
