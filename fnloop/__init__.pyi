@@ -85,6 +85,7 @@ from fnloop.loop.fit import fit as fit
 from fnloop.loop.predict import predict as predict
 from fnloop.loop.statistics import refresh_batchnorm as refresh_batchnorm
 from fnloop.loop.progress import progress as progress
+from fnloop.loop.exploiting import population as population
 from fnloop.loop.plateau import reduce_on_plateau as reduce_on_plateau
 from fnloop.replays.replay import replay as replay
 from fnloop.loop.run import run as run

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fnloop._torch.members import drawing
-from fnloop._torch.random import seeded
+from fnloop._torch.random import is_random, seeded
 
 _aten: Any = torch.ops.aten
 
@@ -144,7 +144,7 @@ class Draws(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not _is_random(func, args, kwargs):
+        if not is_random(func, args, kwargs):
             return func(*args, **kwargs)
         members = self._part.stop - self._part.start
         if kwargs.get("generator") is None and (another := _another(func, args, members)):
@@ -187,18 +187,6 @@ def _number(place: Place) -> int:
 def _place(seed: int) -> Place | None:
     block, index = divmod(seed - _BASE, 1 << 24)
     return Place(block, index) if 0 <= block < 1 << 20 else None
-
-
-def _is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if torch.Tag.nondeterministic_seeded not in func.tags:
-        return False
-    # Attention has the random tag even if its dropout is zero, and so have cuDNN's RNNs.
-    arguments = func._schema.arguments
-    named = {a.name: a.default_value for a in arguments if a.has_default_value()}
-    named.update(zip([a.name for a in arguments], args, strict=False), **kwargs)
-    if named.get("train") is False:
-        return False
-    return named.get("dropout_p", named.get("dropout")) != 0
 
 
 def _another(func: Any, args: tuple[Any, ...], members: int) -> Callable[[], Tensor] | None:

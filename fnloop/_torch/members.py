@@ -13,7 +13,7 @@ from torch._C._functorch import CVmapInterpreterPtr, RandomnessType  # pyright: 
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from fnloop._torch.random import generators, seeded
+from fnloop._torch.random import generators, is_random, seeded
 from fnloop._torch.tracing import transformed
 
 _aten: Any = torch.ops.aten
@@ -71,7 +71,7 @@ class MemberDraws(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if not is_random(func, args, kwargs):
             return func(*args, **kwargs)
         if kwargs.get("generator") is not None:
             raise NotImplementedError(

@@ -52,3 +52,16 @@ def _of(device: torch.device) -> torch.Generator:
     if not getattr(module, "default_generators", ()):
         module.init()
     return module.default_generators[module.current_device() if index is None else index]
+
+
+def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of an operation of torch's draws random numbers."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    # Attention has the random tag even if its dropout is zero, and so have cuDNN's RNNs.
+    arguments = func._schema.arguments
+    named = {a.name: a.default_value for a in arguments if a.has_default_value()}
+    named.update(zip([a.name for a in arguments], args, strict=False), **kwargs)
+    if named.get("train") is False:
+        return False
+    return named.get("dropout_p", named.get("dropout")) != 0

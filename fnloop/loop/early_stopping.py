@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from fnloop.values.counts import as_count, as_number
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Stop, stop
 from fnloop.values.monitored import check_mode
+from fnloop.values.rhythm import Pace
 from fnloop.values.stacked import ACTIVE, SLOT, frozen, members_of
 from fnloop.values.state import State
 
@@ -33,7 +35,8 @@ class early_stopping(Monitoring):
     The best value and the count of checks are in the state, so a resumed run goes on counting.
 
     Each member of a population (`fl.ensemble`, `fl.sweep`) is judged by its own values. One that is
-    to stop is frozen: it keeps its bits. The run stops with the last.
+    to stop is frozen: it keeps its bits. The run stops with the last. Before the ``min_epochs`` and
+    ``min_steps`` of the run none is frozen: a member goes on there, as a run alone does.
 
     Args:
         monitor: Name of the metric, such as ``"val/loss"``.
@@ -64,6 +67,9 @@ class early_stopping(Monitoring):
     stopping_threshold: float | None = None
     divergence_threshold: float | None = None
     name: str = "early_stopping"
+    pace: Pace = dataclasses.field(
+        default=Pace(), repr=False, metadata={"static": True}
+    )  # the run's
 
     def __post_init__(self) -> None:
         check_mode(self.mode, self.monitor, "early_stopping")
@@ -83,6 +89,9 @@ class early_stopping(Monitoring):
             "checks": none.clone(),
             "checked_at": none.clone(),
         }
+
+    def along(self, pace: Pace) -> Self:
+        return dataclasses.replace(self, pace=pace)
 
     def stopped(self, state: State) -> str | None:
         memory = state.slots.get(self.name)
@@ -132,7 +141,8 @@ class early_stopping(Monitoring):
         """Each member of a population stops by itself, and is frozen; the run, with the last."""
         active = state[SLOT][ACTIVE]
         state = state.put(self.name, select(active, memory, state[self.name]))
-        state = frozen(state, ends)
+        if not self.pace.too_early(Cursor.of(state.cursor)):
+            state = frozen(state, ends)
         asked = stop(~state[SLOT][ACTIVE].any(), self._all_stopped(state))
         return state, {**x, self.name: asked}
 

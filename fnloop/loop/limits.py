@@ -28,7 +28,7 @@ class Limits:
         self.start = start
         self.count = None if steps is None else start.count + as_count(steps, "steps=")
         self.epoch = None if epochs is None else start.epoch + as_count(epochs, "epochs=")
-        self._least = (
+        self.least = (
             start.count + (0 if min_steps is None else as_count(min_steps, "min_steps=")),
             start.epoch + (0 if min_epochs is None else as_count(min_epochs, "min_epochs=")),
         )
@@ -62,8 +62,7 @@ class Limits:
 
     def too_early(self, cursor: Cursor) -> bool:
         """Whether a callback that asks for a stop at `cursor` is to be held back."""
-        count, epoch = self._least
-        return cursor.count < count or cursor.epoch < epoch
+        return Pace(least=self.least).too_early(cursor)
 
     def late(self, effects: Sequence[Effect]) -> bool:
         """Whether the time is over, but for what effects need to close."""

@@ -99,7 +99,7 @@ def run(
     stages, effects = sort(callbacks, step)
     source = as_source(data)
     limits = Limits(Cursor.of(state.cursor), steps, epochs, seconds, min_steps, min_epochs)
-    mesh, pace = mesh_of(step) or Mesh(), Pace.of(source)
+    mesh, pace = mesh_of(step) or Mesh(), Pace.of(source, limits.least)
     stages = [callback.over(mesh).along(pace) for callback in stages]
     effects = [each for each in effects if mesh.rank == 0 or each.ranks == "all"]
     about = Run(

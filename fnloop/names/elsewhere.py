@@ -50,6 +50,11 @@ _SEED = (
     "Use step.init(build, seed=...), where the function build() makes the model: initial weights "
     "and all randomness of the run depend on that seed."
 )
+_EXPLOIT = (
+    'Use fl.population("val/loss") among the callbacks of a run of fl.sweep or fl.ensemble, after '
+    "the validation that reports it."
+)
+_HALVING = "Use fl.tuning.halving(step, states, data, validation, rungs=...), of an fl.sweep."
 _MANY = (
     "To train many states at once, use torch.func.vmap(step): see the how-to page on populations "
     "by vmap."
@@ -94,6 +99,10 @@ ELSEWHERE = {
     "jit": "Use fl.compile(step).",
     "valueandgrad": "Use fl.grad, which also reports the loss.",
     "backward": "Use fl.grad in fl.pipe(loss, fl.grad, fl.update(optimizer)).",
+    "pbt": _EXPLOIT,
+    "populationbasedtraining": _EXPLOIT,
+    "hyperband": _HALVING,
+    "successivehalving": _HALVING,
     "vmap": _MANY,
     "ensemble": _MANY,
     "sweep": _MANY,

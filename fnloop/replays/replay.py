@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fnloop.replays.one_member import alone
 from fnloop.replays.suspects import Suspect, suspects
 from fnloop.replays.watch import Watch, watched
 from fnloop.stages.base import Stage
 from fnloop.trees.equal import tree_equal
 from fnloop.values.merging import numbers
 from fnloop.values.nonfinite_values import Nonfinite, in_batch, in_state
+from fnloop.values.stacked import members_of
 from fnloop.values.state import State
 
 
@@ -79,7 +81,7 @@ class Replay:
         return report(self)
 
 
-def replay(step: Any, state: State, batch: Any) -> Replay:
+def replay(step: Any, state: State, batch: Any, member: int | None = None) -> Replay:
     """Run one step and inspect it: module outputs, gradients, norms.
 
     A step is a pure function, so running it again on the same state and batch repeats it to the
@@ -91,6 +93,11 @@ def replay(step: Any, state: State, batch: Any) -> Replay:
         step: A training step. A compiled one is run uncompiled, which is equal to rounding.
         state: The state before the step.
         batch: The batch.
+        member: Of the state of a population (`fl.ensemble`, `fl.sweep`), whose step to run. It is
+            run alone, which is equal to rounding.
+
+    Raises:
+        ValueError: The state is of a population and no member is chosen, or the other way round.
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).log().mean()
@@ -104,6 +111,9 @@ def replay(step: Any, state: State, batch: Any) -> Replay:
     """
     plain = step.uncompiled if isinstance(step, Stage) else step
     compiled, step = plain is not step, plain
+    of_member: list[str] = []
+    if member is not None or members_of(state) is not None:
+        step, state, batch, of_member = alone(step, state, batch, member)
     watch = Watch()
     with watch.watching(state.skeleton):
         after, metrics = watched(step)(state, batch)
@@ -120,6 +130,7 @@ def replay(step: Any, state: State, batch: Any) -> Replay:
     empty = bool(watch.grads) and not any(float(grads.weight) for grads in watch.grads)
     notes += ["The batch has weight zero, so the step is skipped."] if empty else []
     notes += [_COMPILED] if compiled else []
+    notes += of_member
     notes += [] if watch.grads else [_UNSEEN]
     if watch.scale is not None and wrong:
         notes.append(_SCALED.format(scale=watch.scale))

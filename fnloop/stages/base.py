@@ -178,7 +178,11 @@ class Stage:
         """Its own part of the ``repr``, without the wrapped stage: ``accumulate(4)``."""
         if not dataclasses.is_dataclass(self):
             return f"{self.label}()"
-        fields = [f for f in dataclasses.fields(self) if f.name not in ("inner", "loss")]  # pyright: ignore
+        fields = [
+            f
+            for f in dataclasses.fields(self)  # pyright: ignore
+            if f.name not in ("inner", "loss") and f.repr
+        ]
         values = [(field, getattr(self, field.name)) for field in fields]
         parts = [
             short(value) if field is fields[0] else f"{field.name}={short(value)}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -77,6 +79,16 @@ class Population(StepStage):
         """The step of member `i`, by itself."""
         return with_settings(self.inner, {name: float(v[i]) for name, v in self.values.items()})
 
+    def batch_of(self, x: Any, i: int) -> Any:
+        """Of a batch of this step, the part that member `i` reads."""
+        return batches_of(x, self.n)[i] if self.batches == "own" else x
+
+    def some(self, which: Sequence[int]) -> Population:
+        """The step of some members, in this order."""
+        values = {name: value[list(which)] for name, value in self.values.items()}
+        seeds = tuple([self.seeds[i] for i in which])
+        return dataclasses.replace(self, values=values, seeds=seeds)
+
     def init(self, model: Any, seed: int = 0) -> State:
         """Make the state of all members: each leaf but the cursor has a leading dimension.
 
@@ -107,7 +119,7 @@ class Population(StepStage):
             values = {name: value[i] for name, value in self.values.items()}
             # With tensors: a momentum that is zero for one has memory for the others.
             begun.append(with_settings(self.inner, values).init(start, seed + own))
-        if len(given) == 1:  # random numbers of their own from here on
+        if len(given) == 1 < self.n:  # random numbers of their own from here on
             begun = [own.replace(key=own.key + s) for own, s in zip(begun, self.seeds, strict=True)]
         state = stack(begun)
         mark = model.slots.get(SLOT) if isinstance(model, State) else None
@@ -115,7 +127,7 @@ class Population(StepStage):
         return state.put(SLOT, mark or {ACTIVE: active})
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
-        mark, before = state.slots.get(SLOT), without_mark(state)
+        mark, before = state.slots.get(SLOT), self._read(without_mark(state))
         if mark is None or members_of(state) != self.n:
             raise ValueError(
                 f"{self.describe()} takes a state of {self.n} members, from its own init: "
@@ -125,7 +137,15 @@ class Population(StepStage):
         after, metrics = call(before, x)
         if look(mark[ACTIVE].all()) is not True:
             after = _of_active(mark[ACTIVE], after, before)
-        return after.put(SLOT, mark), metrics
+        return after.replace(slots={**state.slots, **after.slots}), metrics
+
+    def _read(self, state: State) -> State:
+        """The state with the slots that the step uses: those of callbacks need not be by member."""
+        stages = [*self.inner.stages()]
+        if any([stage.reads_any_slot for stage in stages]):
+            return state
+        own = {stage.slot for stage in stages}
+        return state.replace(slots={name: m for name, m in state.slots.items() if name in own})
 
     def _vmapped(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         cursor, context = state.cursor, state.context

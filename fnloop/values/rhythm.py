@@ -19,19 +19,26 @@ class Pace(NamedTuple):
     Attributes:
         batches: Batches in an epoch; None if unknown.
         size: What a batch adds to the cursor's index.
+        least: Batches and epochs, by the cursor, before which no callback can stop the run.
     """
 
     batches: int | None = None
     size: int = 1
+    least: tuple[int, int] = (0, 0)
 
     @classmethod
-    def of(cls, source: Any) -> Pace:
+    def of(cls, source: Any, least: tuple[int, int] = (0, 0)) -> Pace:
         """That of a source of data."""
-        return cls(source.batches, getattr(source, "batch_size", 1))
+        return cls(source.batches, getattr(source, "batch_size", 1), least)
 
     def within(self, cursor: Cursor) -> int:
         """Batches drawn in the cursor's epoch."""
         return -(-cursor.index // self.size)
+
+    def too_early(self, cursor: Cursor) -> bool:
+        """Whether a callback that asks for a stop at `cursor` is to be held back."""
+        count, epoch = self.least
+        return cursor.count < count or cursor.epoch < epoch
 
 
 class Rhythm:

@@ -84,6 +84,36 @@ def frozen(population: State, which: torch.Tensor) -> State:
     return population.put(SLOT, {**own, ACTIVE: own[ACTIVE] & ~which})
 
 
+def exchanged(population: State, sources: torch.Tensor) -> State:
+    """The population in which each member has the state of the member that it is told to take.
+
+    Each keeps its own key and count of calls, which its random numbers follow from, and whether it
+    is frozen. Memory that is not kept by member (a counter of `fl.every`) stays, too.
+
+    Args:
+        population: A state with `SLOT`.
+        sources: int64[n]: whose state each takes; its own number for its own.
+    """
+    n = len(population.step)
+
+    def take(leaf: torch.Tensor) -> torch.Tensor:
+        return leaf[sources.to(leaf.device)] if leaf.ndim and len(leaf) == n else leaf
+
+    taken = tree_map(take, population.replace(cursor=(), key=(), calls=()))
+    own = {"cursor": population.cursor, "key": population.key, "calls": population.calls}
+    return taken.replace(**own).put(SLOT, population[SLOT])
+
+
+def chosen(population: State, which: Sequence[int]) -> State:
+    """The population of some members, in this order.
+
+    Args:
+        population: A state with `SLOT`, of whose memory every leaf is kept by member.
+        which: Their numbers.
+    """
+    return _take(population, lambda leaf: leaf[torch.tensor(which, device=leaf.device)])
+
+
 def without_mark(state: State) -> State:
     """The state without `SLOT`."""
     return state.replace(slots={name: m for name, m in state.slots.items() if name != SLOT})

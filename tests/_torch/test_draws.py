@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fnloop._torch.draws import Draws, Maker, RandomnessError, _is_random, draw
+from fnloop._torch.draws import Draws, Maker, RandomnessError, draw
 from fnloop._torch.fakes import fake_mode
 from fnloop._torch.members import drawing
-from fnloop._torch.random import seeded
+from fnloop._torch.random import is_random, seeded
 
 
 def drawn_at_once(place, maker):
@@ -134,7 +134,7 @@ def test_dropout_of_a_gpu_draws_nothing_in_evaluation():
 def test_recurrent_layers_of_cudnn_draw_if_they_have_dropout(dropout, train, draws):
     x = torch.ones(2, 3, 4)
     arguments = (x, [x], 4, None, x, x, 2, 4, 0, 1, True, dropout, train, False, [], None)
-    assert _is_random(torch.ops.aten._cudnn_rnn.default, arguments, {}) is draws
+    assert is_random(torch.ops.aten._cudnn_rnn.default, arguments, {}) is draws
 
 
 @pytest.mark.parametrize(

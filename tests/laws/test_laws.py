@@ -83,6 +83,7 @@ CALLBACKS = {
     "stage": lambda: fl.stage(halve_lr, "callback"),
     "spike": lambda: fl.rules.spike("loss"),
     "nonfinite": lambda: fl.rules.nonfinite("loss", patience=2),
+    "keep_best": lambda: fl.tuning.keep_best("loss", slots="ema"),
 }
 
 
@@ -259,7 +260,8 @@ def test_every_exported_stage_is_covered():
         and issubclass(value, fl.base.Callback)
         and value is not fl.base.Callback
     }
-    others = {"grad", "update", "pipe", "scale", "sequence"}
+    # Laws of `population`, which takes a state of many runs: tests/loop/test_exploiting.py.
+    others = {"grad", "update", "pipe", "scale", "sequence", "population"}
     known = {*GRAD_STAGES, *STEP_STAGES, *CALLBACKS, *others}
     assert factories | callbacks <= known, "add an example of the new stage to this file"
 

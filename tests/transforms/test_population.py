@@ -7,6 +7,7 @@ from torch import nn
 
 import fnloop as fl
 from fnloop.trees.paths import tree_paths
+from fnloop.values.stacked import chosen
 
 X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -50,7 +51,26 @@ class Attending(nn.Module):
         return self.head(self.layer(self.up(x[..., None])).mean(1))
 
 
-MODELS = {"dropout": dropping, "batchnorm": normed, "gru": Recurrent, "attention": Attending}
+class Fused(nn.Module):
+    """Attention by PyTorch's own kernel, for which vmap has no rule on the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.Linear(1, 12), nn.Linear(4, 3)
+
+    def forward(self, x):
+        q, k, v = self.up(x[..., None]).unflatten(-1, (3, 2, 2)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.head(attended.transpose(1, 2).flatten(-2).mean(1))
+
+
+MODELS = {
+    "dropout": dropping,
+    "batchnorm": normed,
+    "gru": Recurrent,
+    "attention": Attending,
+    "fused attention": Fused,
+}
 
 
 def of(*stages, optimizer=None):
@@ -70,6 +90,7 @@ def fitted(step, state, epochs=2, **options):
     return fl.fit(step, state, data(), epochs=epochs, progress=False, **options)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("how", ["eager", "compiled", "loop"])
 @pytest.mark.parametrize("model", MODELS)
 def test_members_are_single_runs(model, how):
@@ -434,3 +455,82 @@ def test_a_sweep_of_an_ensemble_keeps_its_options():
     many = fl.sweep(fl.ensemble(of(), 2, chunk=3, batches="own"), {"sgd.lr": [0.1, 0.2]})
     assert (many.n, many.chunk, many.batches) == (4, 3, "own")
     assert "chunk=3, batches='own'" in repr(many)
+
+
+def test_a_stop_that_is_held_back_freezes_no_member():
+    def run(step, least):
+        given = [
+            fl.every(1, fl.validate(loss, (X[64:], Y[64:])), unit="epoch"),
+            fl.early_stopping("val/loss", patience=1, min_delta=1e-3),
+        ]
+        options = {"epochs": 12, "min_epochs": least, "callbacks": given, "progress": False}
+        return fl.fit(step, step.init(dropping), data(), **options)
+
+    many = fl.sweep(of(), {"sgd.lr": [1e-6, 0.1]})
+    early, _ = run(many, 0)
+    assert early.step.tolist()[0] == 8  # of 48: the second check
+    states, _ = run(many, 6)
+    assert states.step.tolist()[0] == 24
+    alone, history = run(many.member(0), 6)
+    assert history.status == "stopped" and int(alone.step) == 24
+    kept = fl.member(states, 0)
+    assert_close(kept.replace(cursor=alone.cursor), alone)
+
+
+def test_a_member_is_replayed():
+    many = fl.sweep(of(), {"sgd.lr": [0.1, 0.2, 0.3]})
+    states, _ = many(many.init(dropping), BATCH)
+    after, _ = many(states, BATCH)
+    found = fl.replay(fl.compile(many), states, BATCH, member=1)
+    assert_close(found.after, fl.member(after, 1))
+    assert "member 1 of 3, run alone" in str(found) and found.gradients.keys()
+    bad = (torch.full_like(BATCH[0], torch.nan), BATCH[1])
+    own = fl.ensemble(of(), 3, batches="own")
+    found = fl.replay(own, own.init(dropping), (BATCH, BATCH, bad), member=-1)
+    assert found.skipped and found.first_nonfinite is not None
+    assert not fl.replay(own, own.init(dropping), (BATCH, BATCH, bad), member=0).skipped
+    with pytest.raises(ValueError, match=r"state of 3 members.*member=i"):
+        fl.replay(many, states, BATCH)
+    with pytest.raises(ValueError, match="state of one run"):
+        fl.replay(of(), fl.member(states, 0), BATCH, member=0)
+    with pytest.raises(IndexError, match="no member 3"):
+        fl.replay(many, states, BATCH, member=3)
+
+
+def test_some_members_are_a_population():
+    many = fl.sweep(fl.ensemble(of(), 2), {"sgd.lr": [0.1, 0.2, 0.3]})
+    states = many.init(dropping)
+    some = many.some([4, 1])
+    assert some.n == 2 and some.values["sgd.lr"].tolist() == [0.2, 0.2]
+    part = chosen(states, [4, 1])
+    assert fl.tree_equal(some.init(part), part)
+    one = many.some([4])
+    assert fl.tree_equal(one.init(chosen(states, [4])), chosen(states, [4]))  # law 3
+    after, _ = some(part, BATCH)
+    whole, _ = many(states, BATCH)
+    assert_close(fl.member(after, 0), fl.member(whole, 4))
+    assert_close(fl.member(one(chosen(states, [4]), BATCH)[0], 0), fl.member(whole, 4))
+
+
+@pytest.mark.parametrize("how", ["vmap", "loop", "compiled"])
+def test_memory_of_callbacks_passes_by(how):
+    """That of a callback of one's own, which is one number; and batches are of two sizes."""
+
+    @fl.tree
+    class counting(fl.base.Callback):
+        name: str = "counted"
+
+        def init_state(self, state, metrics):
+            return torch.zeros((), dtype=torch.int64)
+
+        def __call__(self, state, x):
+            return state.put(self.name, state[self.name] + 1), x
+
+    step = fl.ensemble(of(), 3, mode="loop" if how == "loop" else "vmap")
+    part = fl.compile(step, backend="aot_eager") if how == "compiled" else step
+    uneven = fl.Batches((X[:40], Y[:40]), 16, seed=0)
+    options = {"epochs": 2, "progress": False}
+    states, _ = fl.fit(part, step.init(dropping), uneven, callbacks=[counting()], **options)
+    assert int(states["counted"]) == 6
+    without, _ = fl.fit(step, step.init(dropping), uneven, **options)
+    assert_close(states.replace(slots=without.slots), without)

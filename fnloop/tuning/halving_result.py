@@ -1,0 +1,168 @@
+"""``Halving``: what successive halving has found."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fnloop.loop.plot import COLORS, GREY, label, new_figure, written
+from fnloop.values.state import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """A part of the run, after which the best members went on.
+
+    Attributes:
+        batches: That each of its members has trained for by its end.
+        members: Which, by their numbers in the whole population.
+        scores: The metric of each at its end.
+    """
+
+    batches: int
+    members: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Halving:
+    """What `fl.tuning.halving` has found.
+
+    Attributes:
+        monitor, mode: By what members were compared.
+        values: What the step sweeps, a value for each member.
+        rungs: In order; the first has all members.
+        state: Of the best member: an ordinary state, to go on with.
+        step: The step of the best member, with its values filled in.
+    """
+
+    monitor: str
+    mode: str
+    values: Mapping[str, tuple[float, ...]]
+    rungs: tuple[Rung, ...]
+    state: State = dataclasses.field(repr=False)
+    step: Any = dataclasses.field(repr=False)
+
+    @property
+    def best(self) -> int:
+        """The number of the best member of the last rung."""
+        return self.ranking[0]
+
+    @property
+    def cost(self) -> int:
+        """Batches that all members together have trained for."""
+        begins = [0, *(rung.batches for rung in self.rungs)]
+        return sum(
+            (rung.batches - begin) * len(rung.members)
+            for begin, rung in zip(begins, self.rungs, strict=False)
+        )
+
+    @property
+    def whole_cost(self) -> int:
+        """What it would have been if all members had trained to the end."""
+        return self.rungs[-1].batches * len(self.rungs[0].members)
+
+    @property
+    def ranking(self) -> list[int]:
+        """All members, best first: by how far they got, and then by their last score."""
+        found: list[int] = []
+        for rung in reversed(self.rungs):
+            ordered = [rung.members[i] for i in by_score(rung.scores, self.mode)]
+            found += [member for member in ordered if member not in found]
+        return found
+
+    def scores(self, member: int) -> list[float]:
+        """The metric of a member after each rung that it was in."""
+        return [r.scores[r.members.index(member)] for r in self.rungs if member in r.members]
+
+    def table(self, rows: int | None = None) -> str:
+        """A line for each member, best first: its values, and its scores after each rung.
+
+        Args:
+            rows: Of the best only; default all.
+        """
+        names = [*self.values]
+        header = ["member", *names, *(f"after {rung.batches:,}" for rung in self.rungs)]
+        lines = [header]
+        for member in self.ranking[:rows]:
+            cells = [str(member), *(f"{self.values[name][member]:.4g}" for name in names)]
+            scores = [f"{score:.4g}" for score in self.scores(member)]
+            lines.append([*cells, *scores, *[""] * (len(self.rungs) - len(scores))])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        texts = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join([texts[0].rstrip(), f"{texts[1]}  <- best", *map(str.rstrip, texts[2:])])
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw the metric of each member over the batches, up to where it was dropped.
+
+        Args:
+            path: Image file to write (.png, .pdf, .svg); default none.
+
+        Returns:
+            A matplotlib ``Figure``.
+
+        Raises:
+            ImportError: Where matplotlib is missing.
+        """
+        figure = new_figure(5.8, 3.6, "halving(...).plot()")
+        axes = figure.add_subplot()
+        batches = [rung.batches for rung in self.rungs]
+        for member in reversed(self.ranking):
+            scores = self.scores(member)
+            first = member == self.best
+            style = {"linewidth": 2.0 if first else 0.9, "alpha": 1.0 if first else 0.5}
+            title = f"best: member {member}" if first else None
+            color = COLORS[0] if first else GREY
+            axes.plot(batches[: len(scores)], scores, color=color, label=title, **style)
+            axes.plot(batches[len(scores) - 1], scores[-1], "o", color=color, markersize=3)
+        known = [s for r in self.rungs for s in r.scores if math.isfinite(s)]
+        if known and min(known) > 0 and max(known) >= 100 * min(known):
+            axes.set_yscale("log")
+        if batches[-1] >= 10 * batches[0]:
+            axes.set_xscale("log")
+        axes.set_xticks(batches, [f"{each:,}" for each in batches])
+        axes.minorticks_off()
+        label(axes, "successive halving", "batches of a member", self.monitor)
+        axes.legend(frameon=False, fontsize=9, loc="best")
+        return written(figure, path)
+
+    def __repr__(self) -> str:
+        sizes = " > ".join(str(len(rung.members)) for rung in self.rungs)
+        best = "".join(f", {n} = {row[self.best]:.3g}" for n, row in self.values.items())
+        score = self.scores(self.best)[-1]
+        return (
+            f"halving: member {self.best}{best}: {self.monitor} = {score:.4g} ({sizes} members; "
+            f"{self.cost:,} batches, of {self.whole_cost:,} for all to the end)"
+        )
+
+
+def by_score(scores: tuple[float, ...], mode: str) -> list[int]:
+    """Positions from the best score to the worst; nan is worst, and equal ones keep their order.
+
+    >>> by_score((0.5, math.nan, 0.9, 0.5), "max")
+    [2, 0, 3, 1]
+    """
+    sign = -1.0 if mode == "max" else 1.0
+    keys = [math.inf if math.isnan(score) else sign * score for score in scores]
+    return sorted(range(len(scores)), key=lambda i: (keys[i], math.isnan(scores[i])))
+
+
+def sizes(n: int, eta: int, rungs: int | None = None) -> list[int]:
+    """Members in each rung: a share of ``1 / eta`` goes on, down to one.
+
+    Args:
+        n: In the first.
+        eta: As in `fl.tuning.halving`.
+        rungs: How many; default until one would be left, who need not train alone.
+
+    >>> sizes(27, 3), sizes(8, 3), sizes(27, 3, 4)
+    ([27, 9, 3], [8, 2], [27, 9, 3, 1])
+    """
+    left = (max(n // eta**k, 1) for k in itertools.count())
+    if rungs is not None:
+        return list(itertools.islice(left, rungs))
+    return list(itertools.takewhile(lambda size: size > 1, left)) or [n]
