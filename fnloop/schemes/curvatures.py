@@ -43,12 +43,7 @@ def hessian_product(
     >>> hessian_product(gradients, state, curvature, vector)["weight"]
     tensor([[2., 6.]])
     """
-    if mesh_of(stage) is not None:
-        raise ValueError(
-            "hessian_product was given a stage that is sharded, and a derivative by forward mode "
-            "does not go through an exchange between ranks. Give it the stage without fl.shard, "
-            "and fl.gather(state)."
-        )
+    check_whole("hessian_product", stage)
     slopes.prepare()
     given = vector if isinstance(vector, Tensors) else Tensors(vector)
     params = state.params.select(given)
@@ -98,3 +93,17 @@ def sharpness(stage: GradStage, state: State, batch: Any, steps: int = 20) -> Te
         value = vector.dot(product)
         vector = product
     return value
+
+
+def check_whole(owner: str, stage: GradStage) -> None:
+    """Check that a stage is not sharded.
+
+    Raises:
+        ValueError: It is.
+    """
+    if mesh_of(stage) is not None:
+        raise ValueError(
+            f"{owner} was given a stage that is sharded, and a derivative by forward mode does not "
+            "go through an exchange between ranks. Give it the stage without fl.shard, and "
+            "fl.gather(state)."
+        )

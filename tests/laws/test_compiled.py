@@ -56,7 +56,7 @@ EXAMPLES = {
 }
 UNCOMPILED = {"from_torch"}
 # Functions of a gradient stage, which are no stages.
-FUNCTIONS = {"hessian_product", "sharpness"}
+FUNCTIONS = {"hessian_product", "implicit", "sharpness"}
 
 
 def loss(model, batch):

@@ -147,7 +147,7 @@ STAGES = {
     ],
 }
 # Functions of a gradient stage, which are no stages.
-FUNCTIONS = {"hessian_product", "sharpness"}
+FUNCTIONS = {"hessian_product", "implicit", "sharpness"}
 SCHEMES = {
     "sam": [
         step_of(grad=[fl.schemes.sam(0.1)]),

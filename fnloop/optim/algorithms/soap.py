@@ -17,12 +17,12 @@ from fnloop.optim.base import (
     refuse_complex,
 )
 from fnloop.optim.eigenbases import eigenbasis, improved, product, reordered, turned
-from fnloop.optim.undifferentiated import undifferentiated
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, choose
 from fnloop.values.counts import as_count
 from fnloop.values.looking import look
 from fnloop.values.tensors import Tensors
+from fnloop.values.underivable import undifferentiated
 
 
 @tree

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 
-def undifferentiated(tensor: Tensor, message: str) -> Tensor:
+def undifferentiated(tensor: Tensor, message: str, *others: Tensor) -> Tensor:
     """The tensor; a derivative that would go through it raises an error.
 
     Args:
         tensor: Any tensor.
         message: What the error says.
+        *others: Tensors that it has been computed from, if it is detached from them.
 
     >>> x = torch.ones(2, requires_grad=True)
     >>> torch.autograd.grad(undifferentiated(x, "not this").sum(), x)
@@ -21,14 +22,14 @@ def undifferentiated(tensor: Tensor, message: str) -> Tensor:
     RuntimeError: not this
     """
     apply: Any = _Undifferentiated.apply
-    return apply(tensor, message)
+    return apply(tensor, message, *others)
 
 
 class _Undifferentiated(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(tensor: Tensor, message: str) -> Tensor:
+    def forward(tensor: Tensor, message: str, *others: Tensor) -> Tensor:
         return tensor.clone()
 
     @staticmethod
