@@ -127,8 +127,8 @@ class _Solved(torch.autograd.Function):
         return None, *_guarded(ctx.solved(given), ctx.saved_tensors)
 
     @staticmethod
-    def jvp(ctx: Any, _: Any, *tangents: Tensor) -> Any:
-        return _guarded(ctx.solved(tangents), ctx.saved_tensors)
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _guarded(ctx.solved(tangents[1:]), ctx.saved_tensors)
 
 
 def _guarded(found: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
