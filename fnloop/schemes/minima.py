@@ -49,8 +49,8 @@ def implicit(
         batch: All of the data that the inner loss is of; by parts with `fl.accumulate`.
         solver: ``"cg"``, conjugate gradients, for a loss that curves upwards in all directions;
             ``"neumann"``, the Neumann series (Lorraine et al., 2020,
-            https://arxiv.org/abs/1911.02590), which is what `steps` steps of gradient descent at
-            `rate` would give if they were unrolled.
+            https://arxiv.org/abs/1911.02590), which is what ``steps + 1`` steps of gradient descent
+            at `rate` give if they are unrolled.
         steps: The most products with the Hessian. Where numbers cannot be looked at, all are made.
         damping: Added to the Hessian's diagonal.
         rate: Of ``"neumann"``: below 2 over the Hessian's largest eigenvalue

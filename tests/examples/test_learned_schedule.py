@@ -7,8 +7,6 @@ import sys
 import pytest
 import torch
 
-import fnloop as fl
-
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
@@ -20,6 +18,7 @@ def learned(example, monkeypatch):
     beginning.cache_clear()
     monkeypatch.setattr(found, "PEAKS", torch.tensor([0.03, 0.3, 30.0]))
     monkeypatch.setattr(found, "SWEPT", 2)
+    monkeypatch.setattr(found, "ROUNDS", ((0, 1), (2, 3)))
     yield found
     beginning.cache_clear()
 
@@ -55,10 +54,8 @@ def test_knots_are_joined_by_lines_of_the_logarithm(learned):
 def test_a_few_iterations_lower_the_loss_and_the_picture_is_drawn(
     learned, monkeypatch, tmp_path, capsys
 ):
-    before = learned.tested(fl.schedules.constant(0.3), 16)
-    schedule, losses = learned.learn(8)
+    _, losses = learned.learn(8)
     assert losses[-1] < 0.9 * losses[0]
-    assert learned.tested(schedule, 16).mean() < 0.98 * before.mean()
     path = tmp_path / "found.png"
     given = ["learned_schedule.py", "--iterations=1", "--networks=2", f"--picture={path}"]
     monkeypatch.setattr(sys, "argv", given)

@@ -25,7 +25,6 @@ OPTIMIZERS = {
     "adafactor": optim.adafactor(0.1, weight_decay=0.1),
     "lion": optim.lion(0.1, weight_decay=0.1),
     "lamb": optim.lamb(0.1),
-    "prodigy": optim.prodigy(d0=0.1, weight_decay=0.1),
     "soap": optim.soap(0.1, every=1),
     "schedule_free": optim.schedule_free(optim.adamw(0.1, b1=0.0)),
     "chain": optim.chain(

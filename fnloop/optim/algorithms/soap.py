@@ -17,7 +17,7 @@ from fnloop.optim.base import (
     refuse_complex,
 )
 from fnloop.optim.eigenbases import eigenbasis, improved, product, reordered, turned
-from fnloop.trees.nodes import tree
+from fnloop.trees.nodes import static, tree
 from fnloop.values.choice import Flag, choose
 from fnloop.values.counts import as_count
 from fnloop.values.looking import look
@@ -65,7 +65,7 @@ class soap(Optimizer):
     lr: Any = 3e-3
     b1: Any = 0.95
     b2: Any = 0.95
-    b_shampoo: Any = None
+    b_shampoo: float | None = static(default=None)
     eps: Any = 1e-8
     weight_decay: Any = 0.01
     every: int = 10
@@ -101,7 +101,7 @@ class soap(Optimizer):
         own, g = memory[self.name], grads.wide()
         lr, decay = self.at(step, "lr", "weight_decay")
         first = look(own["count"] == 0)
-        found = {name: self._one(name, grad, own, first, step) for name, grad in g.items()}
+        found = {name: self._one(name, grad, own, first, step, lr) for name, grad in g.items()}
 
         def collected(part: str, old: Tensors) -> Tensors:
             return old.like({name: found[name][part] for name in old})
@@ -118,16 +118,17 @@ class soap(Optimizer):
         return updates, {**memory, self.name: {**new, "count": own["count"] + 1}}
 
     def _one(
-        self, name: str, grad: Tensor, own: dict[str, Any], first: Flag, step: Step
+        self, name: str, grad: Tensor, own: dict[str, Any], first: Flag, step: Step, lr: Any
     ) -> dict[str, Tensor]:
         """The move of one parameter, and its memory; products and bases with the axis behind."""
-        lr, b1, b2, b, eps = self.at(step, "lr", "b1", "b2", "b_shampoo", "eps")
+        b1, b2, eps = self.at(step, "b1", "b2", "eps")
+        b = b2 if self.b_shampoo is None else self.b_shampoo
         mu, nu, axes = own["mu"][name], own["nu"][name], self._axes(grad)
         bases = {axis: own["basis"][str(axis)][name] for axis in axes}
         products: dict[int, Tensor] = {}
         for axis in axes:
             old, new = own["product"][str(axis)][name], product(grad, axis)
-            products[axis] = old.lerp(new, _like(1 - (b2 if b is None else b), old))
+            products[axis] = old.lerp(new, _like(1 - b, old))
         known = {axis: undifferentiated(each, _NOT) for axis, each in products.items()}
 
         def begun() -> dict[str, Tensor]:
