@@ -45,7 +45,7 @@ def _averaged(state: State, name: str) -> Any:
         return state.slots[name]
     found: dict[str, Tensor] = {}
     for memory in state.slots.values():
-        for key, own in memory.items() if isinstance(memory, Mapping) else ():
+        for key, own in memory.items() if isinstance(memory, dict) else ():
             # Behind the label of `fl.optim.by_label`.
             if f".{key}".endswith(f".{name}") and isinstance(own, dict) and "average" in own:
                 if twice := found.keys() & own["average"].keys():
