@@ -12,9 +12,12 @@ from fnloop.optim.algorithms.lbfgs import lbfgs as lbfgs
 from fnloop.optim.algorithms.lion import lion as lion
 from fnloop.optim.algorithms.muon import muon as muon
 from fnloop.optim.algorithms.nadam import nadam as nadam
+from fnloop.optim.algorithms.prodigy import prodigy as prodigy
 from fnloop.optim.algorithms.radam import radam as radam
 from fnloop.optim.algorithms.rmsprop import rmsprop as rmsprop
 from fnloop.optim.algorithms.sgd import sgd as sgd
+from fnloop.optim.algorithms.soap import soap as soap
+from fnloop.optim.averaging import schedule_free as schedule_free
 from fnloop.optim.base import Optimizer as Optimizer
 from fnloop.optim.chains import chain as chain
 from fnloop.optim.gradient_norms import norms as norms

@@ -7,6 +7,7 @@ from fnloop.schemes.curvatures import sharpness as sharpness
 from fnloop.schemes.extrapolation import extragradient as extragradient
 from fnloop.schemes.forward_mode import forward_gradient as forward_gradient
 from fnloop.schemes.langevin import sgld as sgld
+from fnloop.schemes.minima import implicit as implicit
 from fnloop.schemes.privacy import dp_sgd as dp_sgd
 from fnloop.schemes.several_losses import several as several
 from fnloop.schemes.sharpness_aware import sam as sam

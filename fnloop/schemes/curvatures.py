@@ -43,12 +43,7 @@ def hessian_product(
     >>> hessian_product(gradients, state, curvature, vector)["weight"]
     tensor([[2., 6.]])
     """
-    if mesh_of(stage) is not None:
-        raise ValueError(
-            "hessian_product was given a stage that is sharded, and a derivative by forward mode "
-            "does not go through an exchange between ranks. Give it the stage without fl.shard, "
-            "and fl.gather(state)."
-        )
+    check_whole("hessian_product", stage)
     slopes.prepare()
     given = vector if isinstance(vector, Tensors) else Tensors(vector)
     params = state.params.select(given)
@@ -75,7 +70,7 @@ def sharpness(stage: GradStage, state: State, batch: Any, steps: int = 20) -> Te
         steps: Number of products with the Hessian, at least 1.
 
     Returns:
-        A 0-d tensor, float32 or wider.
+        float64[].
 
     Raises:
         TypeError: `steps` is not a whole number.
@@ -95,11 +90,20 @@ def sharpness(stage: GradStage, state: State, batch: Any, steps: int = 20) -> Te
     for _ in range(steps):
         vector = vector.scale(1 / (vector.norm() + 1e-30))
         product = hessian_product(stage, state, batch, vector).wide()
-        value = _inner(vector, product)
+        value = vector.dot(product)
         vector = product
     return value
 
 
-def _inner(a: Tensors, b: Tensors) -> Tensor:
-    """The inner product of two values with the same names."""
-    return torch.stack([(x.conj() * b[name]).real.sum() for name, x in a.items()]).sum()
+def check_whole(owner: str, stage: GradStage) -> None:
+    """Check that a stage is not sharded.
+
+    Raises:
+        ValueError: It is.
+    """
+    if mesh_of(stage) is not None:
+        raise ValueError(
+            f"{owner} was given a stage that is sharded, and a derivative by forward mode does not "
+            "go through an exchange between ranks. Give it the stage without fl.shard, and "
+            "fl.gather(state)."
+        )

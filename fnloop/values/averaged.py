@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -13,14 +14,16 @@ from fnloop.values.tensors import Tensors
 def choose_params(state: State, name: str | None) -> Tensors:
     """``state.params``, with those replaced that slot `name` holds an average of.
 
-    The result has the dtypes of ``state.params``. `name` None means no replacement.
+    An average may also be kept by optimizers of that name, in their memory as ``"average"``. The
+    result has the dtypes of ``state.params``. `name` None means no replacement.
 
     Raises:
-        ValueError: There is no such slot, or it holds no parameters.
+        ValueError: There is no such slot, or it holds no parameters; or two optimizers keep an
+            average of one parameter.
     """
     if name is None:
         return state.params
-    averaged = state.slots.get(name)
+    averaged = _averaged(state, name)
     if averaged is None:
         raise ValueError(
             f"params={name!r}: the state has no such slot; it has: "
@@ -34,6 +37,25 @@ def choose_params(state: State, name: str | None) -> Tensors:
         )
     found = {name: averaged.get(name, p).to(p.dtype) for name, p in state.params.items()}
     return Tensors(found)
+
+
+def _averaged(state: State, name: str) -> Any:
+    """The slot `name`, or the averages that optimizers of that name keep; None if neither."""
+    if name in state.slots:
+        return state.slots[name]
+    found: dict[str, Tensor] = {}
+    for memory in state.slots.values():
+        for key, own in memory.items() if isinstance(memory, dict) else ():
+            # Behind the label of `fl.optim.by_label`.
+            if f".{key}".endswith(f".{name}") and isinstance(own, dict) and "average" in own:
+                if twice := found.keys() & own["average"].keys():
+                    raise ValueError(
+                        f"params={name!r}: two optimizers of that name keep an average of "
+                        f"{min(twice)}. Give one of them another: "
+                        'fl.optim.schedule_free(..., name="other").'
+                    )
+                found.update(own["average"])
+    return found or None
 
 
 def choose_buffers(state: State, name: str | None) -> Tensors:

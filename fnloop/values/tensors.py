@@ -254,6 +254,17 @@ class Tensors(NoOperators, NamedTensors):
             self._norm = norm
         return norm
 
+    def dot(self, other: Tensors) -> Tensor:
+        """The inner product of all values together, complex ones as pairs of numbers: float64[].
+
+        >>> Tensors({"w": torch.ones(2)}).dot(Tensors({"w": torch.tensor([3.0, 4.0])}))
+        tensor(7., dtype=torch.float64)
+        """
+        mine, theirs = self._storages, self._aligned(other)
+        pairs = zip(self.layout.counted(mine), self.layout.counted(theirs), strict=True)
+        parts = [(a.to(_wide(a.dtype)) * b).sum(dtype=torch.float64) for a, b in pairs]
+        return self.layout.total(torch.stack(parts).sum() if parts else torch.zeros(()).double())
+
     def all_finite(self) -> Tensor:
         """Whether every value is finite: bool[]."""
         flag = self.is_finite()

@@ -45,6 +45,9 @@ EXAMPLES = {
     "add_decayed_weights": lambda: fl.optim.chain(
         fl.optim.add_decayed_weights(0.1, ["*weight"]), fl.optim.sgd(0.1, momentum=0.9)
     ),
+    "soap": lambda: fl.optim.soap(1e-2, every=2),
+    "prodigy": lambda: fl.optim.prodigy(d0=1e-2, growth=2.0),
+    "schedule_free": lambda: fl.optim.schedule_free(fl.optim.adamw(1e-2, b1=0.0)),
     "lbfgs": lambda: fl.optim.lbfgs(max_iter=2, max_eval=1, history_size=1),
     "scale_by": lambda: fl.optim.chain(fl.optim.scale_by(0.5), fl.optim.sgd(0.1)),
     "freeze": lambda: fl.optim.by_label(
@@ -53,7 +56,7 @@ EXAMPLES = {
 }
 UNCOMPILED = {"from_torch"}
 # Functions of a gradient stage, which are no stages.
-FUNCTIONS = {"hessian_product", "sharpness"}
+FUNCTIONS = {"hessian_product", "implicit", "sharpness"}
 
 
 def loss(model, batch):

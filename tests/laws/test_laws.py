@@ -22,7 +22,7 @@ OPTIMIZERS = {
     and value is not fl.optim.Optimizer
 }
 # Functions of a gradient stage, which are no stages.
-FUNCTIONS = {"hessian_product", "sharpness"}
+FUNCTIONS = {"hessian_product", "implicit", "sharpness"}
 SCHEMES = {
     name for name, value in vars(fl.schemes).items() if not name.startswith("_") and callable(value)
 }
@@ -42,6 +42,9 @@ OPTIMIZER_EXAMPLES = {
         {"matrix": fl.optim.muon(1e-2), "rest": fl.optim.adamw(1e-2)}, MATRICES
     ),
     "from_torch": lambda: fl.optim.from_torch(torch.optim.NAdam, lr=1e-2),
+    "soap": lambda: fl.optim.soap(1e-2, every=2),
+    "prodigy": lambda: fl.optim.prodigy(d0=1e-2, growth=2.0),
+    "schedule_free": lambda: fl.optim.schedule_free(fl.optim.adamw(1e-2, b1=0.0)),
     "lbfgs": lambda: fl.optim.lbfgs(max_iter=3, history_size=3),
     "clip_by_norm": lambda: fl.optim.chain(fl.optim.clip_by_norm(0.1), fl.optim.sgd(0.1)),
     "clip_by_value": lambda: fl.optim.chain(fl.optim.clip_by_value(0.01), fl.optim.sgd(0.1)),

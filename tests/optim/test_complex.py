@@ -147,6 +147,8 @@ def loss(model, x):
     [
         optim.lion(0.01, weight_decay=0.1),
         optim.lamb(0.01),
+        optim.prodigy(0.1, d0=0.01),
+        optim.schedule_free(optim.sgd(0.1)),
         optim.chain(optim.clip_by_value(0.1), optim.sgd(0.1)),
         optim.chain(optim.clip_by_norm(0.1), optim.adamw(0.01)),
         optim.chain(optim.add_decayed_weights(0.1), optim.scale_by(0.5), optim.sgd(0.1)),
@@ -186,7 +188,9 @@ def test_clipping_by_norm_is_that_of_torch():
         torch.testing.assert_close(got, leaf.grad)
 
 
-@pytest.mark.parametrize("optimizer", [optim.muon(), optim.adafactor()], ids=["muon", "adafactor"])
+@pytest.mark.parametrize(
+    "optimizer", [optim.muon(), optim.adafactor(), optim.soap()], ids=["muon", "adafactor", "soap"]
+)
 def test_what_has_no_meaning_for_complex_numbers_says_so(optimizer):
     kind = type(optimizer).__name__
     params = Tensors({"w": torch.ones(2, 2, dtype=torch.complex64), "v": torch.ones(2, 2)})

@@ -29,6 +29,9 @@ OPTIMIZERS = {
     "adafactor": optim.adafactor(0.1, weight_decay=0.1),
     "lion": optim.lion(0.1, weight_decay=0.1),
     "lamb": optim.lamb(0.1),
+    "prodigy": optim.prodigy(d0=0.1, growth=1.5, weight_decay=0.1),
+    "soap": optim.soap(0.1, every=2),
+    "schedule_free": optim.schedule_free(optim.adamw(0.1, b1=0.0)),
     "freeze": optim.freeze(),
     "chain": optim.chain(
         optim.clip_by_norm(1.0),
@@ -210,6 +213,9 @@ SMOOTH = {
     "adadelta": lambda lr: optim.adadelta(lr),
     "adafactor": lambda lr: optim.adafactor(lr),
     "lamb": lambda lr: optim.lamb(lr),
+    "prodigy": lambda lr: optim.prodigy(lr, d0=0.1),
+    "schedule_free": lambda lr: optim.schedule_free(optim.adamw(lr, b1=0.0)),
+    "beta": lambda beta: optim.schedule_free(optim.sgd(0.1), beta=beta),
     "chain": lambda lr: optim.chain(optim.clip_by_norm(0.5), optim.adamw(lr)),
     "by_label": lambda lr: optim.by_label(
         {"a": optim.adamw(lr), "b": optim.sgd(lr)}, {"w": "a", "*": "b"}

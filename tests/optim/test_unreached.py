@@ -25,6 +25,8 @@ OPTIMIZERS = {
     "adafactor": optim.adafactor(0.1, weight_decay=0.1),
     "lion": optim.lion(0.1, weight_decay=0.1),
     "lamb": optim.lamb(0.1),
+    "soap": optim.soap(0.1, every=1),
+    "schedule_free": optim.schedule_free(optim.adamw(0.1, b1=0.0)),
     "chain": optim.chain(
         optim.clip_by_norm(1.0),
         optim.add_decayed_weights(0.1),

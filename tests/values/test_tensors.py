@@ -268,6 +268,23 @@ def test_norm_is_that_of_all_values_together(kind, how):
         torch.testing.assert_close(norm.double(), expected, rtol=1e-6, atol=0)
 
 
+@kinds
+@layouts
+def test_dot_is_the_inner_product_of_all_values(kind, how):
+    a, b = stored(kind, how), Tensors(named(kind)).scale(0.5)
+    values = torch.cat([real(t).double().flatten() for t in named(kind).values()])
+    for found in (
+        a.dot(b),
+        b.dot(a),
+        torch.func.vmap(lambda x, y: x.dot(y))(stacked(a), stacked(b))[0],
+    ):
+        assert found.ndim == 0 and found.dtype == torch.float64
+        torch.testing.assert_close(found, values @ values / 2, rtol=1e-6, atol=0)
+    slope = torch.func.grad(lambda x: x.dot(a))(a)
+    torch.testing.assert_close(dict(slope), dict(a))
+    assert float(Tensors({}).dot(Tensors({}))) == 0.0
+
+
 def stacked(tensors):
     return fl.tree_map(lambda leaf: leaf[None], tensors)
 
