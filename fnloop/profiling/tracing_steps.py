@@ -1,0 +1,52 @@
+"""Run a few steps under PyTorch's profiler."""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from fnloop._torch.profiler_log import quiet_profiler
+from fnloop.profiling.following import Ranges, following
+from fnloop.profiling.names_in_trace import STEP
+from fnloop.profiling.stage_clock import StageClock, wait_for
+from fnloop.trees.nodes import tree_leaves
+from fnloop.values.state import State
+
+
+def trace_of(run: Any, state: State, batches: list[Any]) -> bytes:
+    """A trace of a step on each of these batches, one after the other, as compressed JSON.
+
+    Args:
+        run: A step; if its stages are clocked, they are ranges.
+        state: Where it begins.
+        batches: The batches.
+    """
+    device = state.step.device
+    clock, ranges = StageClock(device, traced=True), Ranges()
+    # The profiler warns of memory that is freed and that it has not seen allocated.
+    kept: list[Any] = [state]
+    with following(state.skeleton, ranges.enter, ranges.leave), clock.running():
+        kept.append(run(state, batches[0]))
+        state = kept[-1][0]
+        # A step that donates lets go of what it does not overwrite. (Others are not to be held.)
+        kept += [leaf for leaf in tree_leaves(state) if leaf.numel() == 1]
+        activities = _activities(device.type)
+        with quiet_profiler(), profile(activities=activities, profile_memory=True) as recorded:
+            state, _ = run(state, batches[0])  # the first one takes longer
+            for batch in batches:
+                with record_function(STEP):
+                    state, _ = run(state, batch)
+            wait_for(device)
+    with tempfile.TemporaryDirectory(prefix="fnloop-profile-") as folder:
+        file = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(file))
+        return gzip.compress(file.read_bytes(), compresslevel=4)
+
+
+def _activities(device: str) -> list[ProfilerActivity]:
+    own = {"cuda": ProfilerActivity.CUDA, "xpu": ProfilerActivity.XPU}
+    return [ProfilerActivity.CPU, *([own[device]] if device in own else [])]
