@@ -65,4 +65,6 @@ def _whose(file: str) -> str:
     if not is_fnloop(file) or file.startswith(_HERE):
         return ""
     path = Path(file)
+    if path.parent.name == "_torch":  # modes, which are between an operation and its line
+        return ""
     return "" if "metrics" in (path.stem, path.parent.name) or path.stem == "merging" else "fnloop"

@@ -71,7 +71,8 @@ class _Range:
     """An event of some length, in the one around it."""
 
     def __init__(self, event: Mapping[str, Any], around: _Range | None) -> None:
-        self.name: str = event["name"]
+        name: str = event["name"]
+        self.name = name.removeprefix(_BACKWARD)
         self.number: int | None = event.get("args", {}).get("Sequence number")
         self.is_operator = event["cat"] == "cpu_op"
         self.start, self.length = float(event["ts"]), float(event.get("dur", 0.0))
@@ -86,7 +87,7 @@ class _Range:
             self.module = self.name.removeprefix(MODULE)
         elif self.name.startswith(STAGE):
             self.stage = self.name.removeprefix(STAGE)
-        elif self.name.startswith(_BACKWARD) and self.backward is None:
+        elif name.startswith(_BACKWARD) and self.backward is None:
             self.backward = self
 
 
@@ -147,7 +148,7 @@ def _operators(found: Iterable[_Range]) -> dict[str, list[float]]:
     totals: dict[str, list[float]] = {}
     for each in found:
         if each.is_operator:
-            _add(totals, each.name.removeprefix(_BACKWARD), each.own, not _calls_itself(each))
+            _add(totals, each.name, each.own, not _calls_itself(each))
     return totals
 
 
