@@ -30,15 +30,22 @@ class Allocation(NamedTuple):
         name: Its path in the state or among the gradients; for others the operator that made it.
         tensor: Dtype and shape, such as ``"f32[64,128]"``.
         bytes: Of its storage.
-        where: What the user has written there, such as ``"train.py:12"``; and the module that
-            was running, or the stage.
+        line: The user's line that made it, such as ``"train.py:12"``; empty if fnloop made it.
+        place: The path of the module that ran in the forward pass; else the stage.
     """
 
     kind: str
     name: str
     tensor: str
     bytes: int
-    where: str
+    line: str
+    place: str
+
+    @property
+    def where(self) -> str:
+        """The line and the place."""
+        place = f"in {self.place}" if self.place else ""
+        return ", ".join(part for part in (self.line, place) if part)
 
 
 class Allocated(NamedTuple):
@@ -65,7 +72,8 @@ class _Made(NamedTuple):
     tensor: str
     operator: str
     role: str | None
-    where: str
+    line: str
+    place: str
     stage: str
 
 
@@ -98,7 +106,7 @@ def _followed(recorder: _Recorder, run: Any, state: State, batch: Any) -> State:
 
 def _allocation(made: _Made, known: tuple[str, str] | None) -> Allocation:
     kind, name = known or ("activation" if made.role == "loss" else "temporary", made.operator)
-    return Allocation(kind, name, made.tensor, made.bytes, made.where)
+    return Allocation(kind, name, made.tensor, made.bytes, made.line, made.place)
 
 
 class _Modules:
@@ -157,8 +165,8 @@ class _Recorder(TorchDispatchMode):
         role = clock.role
         module = self._modules.innermost
         place = module if role == "loss" and module else clock.stage
-        where = ", ".join(filter(None, (user_line(_followed), f"in {place}" if place else "")))
-        new = _Made(address, storage.nbytes(), short(tensor), operator, role, where, clock.stage)
+        line, size = user_line(_followed) or "", storage.nbytes()
+        new = _Made(address, size, short(tensor), operator, role, line, place, clock.stage)
         self._living[address] = new
         self._events.append((new, new.bytes))
         self._watched.append(weakref.ref(storage, functools.partial(self._freed, new)))

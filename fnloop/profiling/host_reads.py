@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fnloop.names.whose import is_fnloop, is_users
 
+_TYPED = ("<stdin>", "<ipython", "<doctest")
 _HERE = str(Path(__file__).parent)
 
 
@@ -60,7 +61,7 @@ def user_line(outermost: Callable[..., Any]) -> str | None:
 
 @functools.cache
 def _whose(file: str) -> str:
-    if is_users(file):
+    if is_users(file) or file.startswith(_TYPED):
         return "user"
     if not is_fnloop(file) or file.startswith(_HERE):
         return ""

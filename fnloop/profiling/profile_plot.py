@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fnloop.loop.plot import COLORS, GREY, label, new_figure, written
+from fnloop.profiling.allocations import Allocation
 from fnloop.profiling.findings import ms, share
 from fnloop.profiling.profile_report import Profile
 from fnloop.profiling.profile_summary import by_size, shortened, stage_name
@@ -81,23 +82,32 @@ def _memory(axes: Any, profile: Profile) -> None:
     sizes = [count / size for _, count in profile.memory]
     axes.fill_between(times, sizes, step="post", color=COLORS[0], alpha=0.25, linewidth=0)
     axes.step(times, sizes, where="post", color=COLORS[0], linewidth=1.2)
-    label(axes, "memory that a step adds", "ms, under a profiler", unit)
-    axes.set_ylim(bottom=0)
     state = bytes_text(sum(profile.state_bytes.values()))
-    axes.set_title(f"the state has {state}", loc="right", fontsize=9, color=GREY)
+    label(axes, f"memory added to a state of {state}", "ms, under a profiler", unit)
+    axes.set_ylim(bottom=0)
 
 
 def _tensors(axes: Any, profile: Profile) -> None:
-    """The largest tensors at the peak; the others by what they are."""
-    shown = profile.tensors[: MOST - 3]
-    rest: dict[str, int] = {}
-    for tensor in profile.tensors[len(shown) :]:
-        rest[tensor.kind] = rest.get(tensor.kind, 0) + tensor.bytes
-    parts = [(f"{t.name} {t.tensor}", t.bytes) for t in shown]
-    parts += [(f"other: {kind}", size) for kind, size in by_size(rest)][:3]
-    unit, size = _unit(max([count for _, count in parts], default=0))
-    bars = [_Bar(name, [count / size], bytes_text(count)) for name, count in parts]
+    """The peak, by what its tensors are."""
+    sizes: dict[str, int] = {}
+    for tensor in profile.tensors:
+        name = _what(tensor)
+        sizes[name] = sizes.get(name, 0) + tensor.bytes
+    parts = by_size(sizes)
+    shown, rest = parts[: MOST - 1], sum(count for _, count in parts[MOST - 1 :])
+    shown += [("others", rest)] if rest else []
+    unit, size = _unit(max([count for _, count in shown], default=0))
+    bars = [_Bar(name, [count / size], bytes_text(count)) for name, count in shown]
     _bars(axes, f"what makes up its peak of {bytes_text(profile.peak)}", unit, bars, COLORS[2:3])
+
+
+def _what(tensor: Allocation) -> str:
+    if tensor.kind == "activation":
+        return f"activations of {tensor.place}"
+    if tensor.kind == "new state":
+        folder = tensor.name.rpartition("/")[0].removeprefix("slots/")
+        return f"new {folder or tensor.name}"
+    return "gradients" if tensor.kind == "gradient" else f"temporary in {tensor.place}"
 
 
 def _bars(axes: Any, title: str, unit: str, bars: list[_Bar], colors: Sequence[str]) -> None:

@@ -72,6 +72,15 @@ class Profile:
         """One sentence: what to do first."""
         return self.findings[0]
 
+    @property
+    def activations(self) -> dict[str, int]:
+        """Bytes of the activations that are there at the peak, by module, the largest first."""
+        found: dict[str, int] = {}
+        for tensor in self.tensors:
+            if tensor.kind == "activation":
+                found[tensor.place] = found.get(tensor.place, 0) + tensor.bytes
+        return dict(sorted(found.items(), key=lambda each: -each[1]))
+
     def __str__(self) -> str:
         from fnloop.profiling.profile_summary import summary
 
