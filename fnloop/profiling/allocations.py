@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves as leaves_of
 from fnloop._torch.tracing import unwrapped
 from fnloop.profiling.following import following
 from fnloop.profiling.host_reads import HostRead, is_read, user_line
+from fnloop.profiling.named_pieces import pieces_in, pieces_of
 from fnloop.profiling.stage_clock import StageClock
-from fnloop.trees.paths import tree_items
+from fnloop.trees.nodes import tree_leaves
 from fnloop.trees.show import short
 from fnloop.values.grads import Grads
 from fnloop.values.state import State
@@ -86,9 +87,8 @@ def allocations_of(run: Any, state: State, batch: Any) -> Allocated:
         run(state, batch)  # what is made only once is made here
         clock.on_grads = recorder.name_gradients
         after = _followed(recorder, run, state, batch)
-    for path, leaf in tree_items(after):
-        if isinstance(leaf, Tensor):
-            recorder.name(leaf, "new state", path)
+    for path, leaf in pieces_of(after):
+        recorder.name(leaf, "new state", path)
     peak, there = recorder.peak()
     found = [_allocation(made, recorder.names.get(id(made))) for made in there]
     reads = tuple(
@@ -183,7 +183,7 @@ class _Recorder(TorchDispatchMode):
 
     def name_gradients(self, grads: Grads) -> None:
         """Say which tensors these are."""
-        for name, gradient in grads.mean.items():
+        for name, gradient in pieces_in(grads.mean):
             self.name(gradient, "gradient", name)
 
     def peak(self) -> tuple[int, list[_Made]]:
@@ -204,7 +204,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for _, leaf in tree_items(tree) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _address(tensor: Tensor) -> int:

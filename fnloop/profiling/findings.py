@@ -95,6 +95,18 @@ def _hot(profile: Profile) -> Iterator[Finding]:
         )
 
 
+def _exchange(profile: Profile) -> Iterator[Finding]:
+    whole = sum(stage.seconds for stage in profile.stages)
+    for stage in profile.stages:
+        if stage.name.rpartition("/")[2].startswith("shard(") and stage.seconds > HOT * whole:
+            yield (
+                stage.seconds / whole,
+                f"Ranks: {share(stage.seconds, whole)} of the time of all stages is exchange with "
+                f"other ranks, or waiting for them ({stage.name}, {ms(stage.seconds)}). Larger "
+                "batches and fl.accumulate exchange less often; fl.explain says how much is moved.",
+            )
+
+
 def _hot_stages(profile: Profile) -> list[StageTime]:
     """Stages beside loss and gradient with much of the time, most of it their own doing."""
     whole = sum(stage.seconds for stage in profile.stages)
@@ -203,6 +215,7 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     _data,
     _reads,
     _hot,
+    _exchange,
     _overhead,
     _fat,
     _graphs,

@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import time
 from typing import Any
 
 from fnloop._torch.graph_counts import graph_counts
 from fnloop.data.rereading import as_rereadable
+from fnloop.effects.screens import screen
 from fnloop.loop.checks import check_slots
 from fnloop.names.keywords import explained
 from fnloop.profiling.allocations import allocations_of
 from fnloop.profiling.findings import findings_of
 from fnloop.profiling.loop_times import as_in_fit, timed_loop
+from fnloop.profiling.named_pieces import pieces_of
 from fnloop.profiling.profile_report import Profile
 from fnloop.profiling.stage_clock import StageClock, StageTime, clocked
 from fnloop.profiling.trace_events import Traced, read_trace
 from fnloop.profiling.tracing_steps import trace_of
-from fnloop.stages.base import Stage
-from fnloop.trees.paths import tree_items
+from fnloop.stages.base import Stage, mesh_of
 from fnloop.values.counts import as_count
 from fnloop.values.state import State
 
@@ -28,7 +30,9 @@ WARM, FEW, MOST, LONG = 4, 3, 8, 0.2
 
 
 @explained
-def profile(step: Any, state: State, data: Any, steps: int = 10) -> Profile:
+def profile(
+    step: Any, state: State, data: Any, steps: int = 10, progress: bool | None = None
+) -> Profile:
     """Measure a step: time by stage, module and operator, waiting for data, and memory by tensor.
 
     It trains a copy: `state` is the same afterwards to the bit, also for a step that donates. First
@@ -43,6 +47,7 @@ def profile(step: Any, state: State, data: Any, steps: int = 10) -> Profile:
         data: Whatever `fl.run` takes, such as one batch, a tuple of tensors; but no iterator,
             which would not be the same afterwards.
         steps: How many steps to measure first.
+        progress: Whether to show what is measured; default where somebody can see it.
 
     Returns:
         A `Profile`: a summary when it is printed, ``advice``, ``plot(path)``, ``save_trace(path)``.
@@ -68,7 +73,14 @@ def profile(step: Any, state: State, data: Any, steps: int = 10) -> Profile:
     check_slots(step, state)
     steps = as_count(steps, "profile(steps=...)", 1)
     source = as_rereadable(data, "profile")
+    shown, began = screen() if progress is None or progress else None, time.perf_counter()
+
+    def say(what: str) -> None:
+        if shown:
+            shown.draw(f"profile: {what}")
+
     before = graph_counts()
+    say(f"{steps} steps")
     made: int = getattr(step, "graphs", 0)
     loop = timed_loop(step, state, source, steps)
     made, now = getattr(step, "graphs", 0) - made, graph_counts()
@@ -77,10 +89,13 @@ def profile(step: Any, state: State, data: Any, steps: int = 10) -> Profile:
     compiled = plain is not step
     donating = clocked(as_in_fit(plain))
     keeping: Any = getattr(donating, "keeping", donating)
-    count = min(MOST, max(FEW, round(LONG / loop.fastest)))
+    count = FEW if _are_many(step) else min(MOST, max(FEW, round(LONG / loop.fastest)))
     turns = [loop.batches[i % len(loop.batches)] for i in range(count)]
+    say("stage by stage")
     stages = _stages(donating, state, turns)
+    say("tensor by tensor")
     allocated = allocations_of(keeping, state, loop.batches[-1])
+    say("under PyTorch's profiler")
     trace, parts = _traced(donating, state, turns)
     whole, kept = parts, parts
     if compiled:
@@ -110,7 +125,15 @@ def profile(step: Any, state: State, data: Any, steps: int = 10) -> Profile:
         device=state.step.device.type,
         _trace=trace,
     )
+    if shown:
+        shown.keep(f"profile: done, in {time.perf_counter() - began:.1f} s")
     return dataclasses.replace(found, findings=findings_of(found))
+
+
+def _are_many(step: Any) -> bool:
+    """Whether several ranks do the step, and so must do equally many."""
+    mesh = mesh_of(step)
+    return mesh is not None and mesh.data * mesh.tensor > 1
 
 
 def _stages(run: Any, state: State, batches: list[Any]) -> tuple[StageTime, ...]:
@@ -144,9 +167,8 @@ def _one_at_a_time(step: Any) -> Any:
 def _sizes(state: State) -> dict[str, int]:
     """Bytes of parameters and buffers, and of each slot."""
     sizes: dict[str, int] = {}
-    for path, leaf in tree_items(state):
+    for path, leaf in pieces_of(state):
         head, _, rest = path.partition("/")
-        if head in ("params", "buffers", "slots"):
-            name = rest.partition("/")[0] if head == "slots" else head
-            sizes[name] = sizes.get(name, 0) + leaf.nbytes
+        name = rest.partition("/")[0] if head == "slots" else head
+        sizes[name] = sizes.get(name, 0) + leaf.nbytes
     return sizes

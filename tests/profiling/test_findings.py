@@ -9,6 +9,7 @@ import torch
 
 import fnloop as fl
 from fnloop.profiling.findings import findings_of
+from fnloop.profiling.stage_clock import StageTime
 
 from .planted import BATCHES, Sleepy, Slow, fat, loss, made, reading
 
@@ -69,6 +70,12 @@ def test_a_read_counts_for_more_on_a_gpu(plain):
     assert findings_of(on_cpu)[0].startswith("Data: ")
     on_gpu = dataclasses.replace(on_cpu, device="cuda")
     assert findings_of(on_gpu)[0].startswith("Read: ") and "the device" in findings_of(on_gpu)[0]
+
+
+def test_ranks_that_wait_for_one_another(plain):
+    shard = StageTime('shard(mesh(data=2), "zero2")', 3 * plain.seconds, 1, "grad")
+    found = findings_of(dataclasses.replace(plain, stages=(*plain.stages, shard)))
+    assert found[0].startswith("Ranks: ") and 'shard(mesh(data=2), "zero2")' in found[0]
 
 
 def test_many_graphs(plain):
