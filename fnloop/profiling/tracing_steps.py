@@ -14,7 +14,11 @@ from fnloop.profiling.following import Ranges, following
 from fnloop.profiling.names_in_trace import STEP
 from fnloop.profiling.stage_clock import StageClock, wait_for
 from fnloop.trees.nodes import tree_leaves
+from fnloop.values.donated import may_be_overwritten
 from fnloop.values.state import State
+
+WARM = 3
+"""Steps before the profiler begins: the second is the first that writes over a state."""
 
 
 def trace_of(run: Any, state: State, batches: list[Any]) -> bytes:
@@ -27,13 +31,16 @@ def trace_of(run: Any, state: State, batches: list[Any]) -> bytes:
     """
     device = state.step.device
     clock, ranges = StageClock(device, traced=True), Ranges()
-    # The profiler warns of memory that is freed and that it has not seen allocated.
+    # The profiler warns of memory that is freed and that it has not seen allocated: of the given
+    # state, and of what a step that donates does not overwrite. (The rest is not to be held.)
     kept: list[Any] = [state]
     with following(state.skeleton, ranges.enter, ranges.leave), clock.running():
-        kept.append(run(state, batches[0]))
-        state = kept[-1][0]
-        # A step that donates lets go of what it does not overwrite. (Others are not to be held.)
-        kept += [leaf for leaf in tree_leaves(state) if leaf.numel() == 1]
+        for _ in range(WARM):
+            state, metrics = run(state, batches[0])
+            kept += [metrics, *(leaf for leaf in tree_leaves(state) if leaf.numel() == 1)]
+            kept += state.buffers.storages
+        if not may_be_overwritten(state):
+            kept.append(state)
         activities = _activities(device.type)
         with quiet_profiler(), profile(activities=activities, profile_memory=True) as recorded:
             state, _ = run(state, batches[0])  # the first one takes longer

@@ -30,6 +30,8 @@ def test_the_state_stays_as_it_is(kind):
     assert fl.tree_equal(state, before)
     assert torch.equal(torch.get_rng_state(), random)
     assert found.compiled == (kind != "eager") and found.steps == 3
+    modules = state.skeleton.module.modules()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
     after, _ = step(state, (X, Y))  # and goes on
     assert int(after.step) == int(before.step) + 1
 
