@@ -71,7 +71,8 @@ def _modules(axes: Any, profile: Profile) -> None:
         ]
         _bars(axes, "time by operator", "ms", bars, COLORS[:1])
         return
-    _bars(axes, "time by module, under a profiler", "ms", bars, COLORS[:2])
+    how = ", uncompiled" if profile.compiled else ""
+    _bars(axes, "time by module, under a profiler" + how, "ms", bars, COLORS[:2])
     handles = [axes.containers[0], axes.containers[1]]
     axes.legend(handles, ["forward", "backward"], frameon=False, fontsize=9, loc="lower right")
 
@@ -83,7 +84,8 @@ def _memory(axes: Any, profile: Profile) -> None:
     axes.fill_between(times, sizes, step="post", color=COLORS[0], alpha=0.25, linewidth=0)
     axes.step(times, sizes, where="post", color=COLORS[0], linewidth=1.2)
     state = bytes_text(sum(profile.state_bytes.values()))
-    label(axes, f"memory added to a state of {state}", "ms, under a profiler", unit)
+    how = ", compiled" if profile.compiled else ""
+    label(axes, f"memory added to a state of {state}{how}", "ms, under a profiler", unit)
     axes.set_ylim(bottom=0)
 
 
@@ -98,7 +100,10 @@ def _tensors(axes: Any, profile: Profile) -> None:
     shown += [("others", rest)] if rest else []
     unit, size = _unit(max([count for _, count in shown], default=0))
     bars = [_Bar(name, [count / size], bytes_text(count)) for name, count in shown]
-    _bars(axes, f"what makes up its peak of {bytes_text(profile.peak)}", unit, bars, COLORS[2:3])
+    how = ", uncompiled" if profile.compiled else ""
+    _bars(
+        axes, f"what makes up its peak of {bytes_text(profile.peak)}{how}", unit, bars, COLORS[2:3]
+    )
 
 
 def _what(tensor: Allocation) -> str:

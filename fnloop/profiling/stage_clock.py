@@ -46,8 +46,8 @@ class StageTime(NamedTuple):
 class _Frame:
     """A stage that is running; `inside` are the seconds of the stages in it."""
 
-    def __init__(self, path: tuple[str, ...], role: Role) -> None:
-        self.path, self.inside = path, 0.0
+    def __init__(self, path: tuple[str, ...], role: Role, owner: Any) -> None:
+        self.path, self.inside, self.owner = path, 0.0, owner
         self.role: Role = role
 
 
@@ -105,10 +105,13 @@ class StageClock:
         )
 
     @contextlib.contextmanager
-    def within(self, name: str, role: Role) -> Generator[None]:
-        """Measure the block as a stage of this name."""
+    def within(self, name: str, role: Role, owner: Any = None) -> Generator[None]:
+        """Measure the block as a stage of this name; once, if its `owner` is the same again."""
         before = self._frames[-1] if self._frames else None
-        frame = _Frame((*before.path, name) if before else (name,), role)
+        if before is not None and owner is not None and before.owner is owner:
+            yield
+            return
+        frame = _Frame((*before.path, name) if before else (name,), role, owner)
         with record_function(trace_name(STAGE, name)) if self._traced else _NOTHING:
             wait_for(self._device)
             start = time.perf_counter()
@@ -202,7 +205,7 @@ def _kind(kind: type[Stage]) -> type[Stage]:
         clock = _CLOCK.get()
         if clock is None:
             return kind.__call__(self, state, x)
-        with clock.within(clock.name_of(self, state), role):
+        with clock.within(clock.name_of(self, state), role, self):
             result = kind.__call__(self, state, x)
             if clock.on_grads is not None and role == "grad" and isinstance(result[1], Grads):
                 clock.on_grads(result[1])
@@ -210,7 +213,7 @@ def _kind(kind: type[Stage]) -> type[Stage]:
 
     def writing(self: StepStage, state: State, x: Any) -> Any:
         clock = _CLOCK.get()
-        with _NOTHING if clock is None else clock.within(clock.name_of(self, state), role):
+        with _NOTHING if clock is None else clock.within(clock.name_of(self, state), role, self):
             return kind.writing(self, state, x)  # pyright: ignore
 
     own: dict[str, Any] = {"__call__": call, "__module__": kind.__module__}
