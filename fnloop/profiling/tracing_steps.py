@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gzip
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fnloop._torch.profiler_log import quiet_profiler
 from fnloop.profiling.following import Ranges, following
 from fnloop.profiling.names_in_trace import STEP
 from fnloop.profiling.stage_clock import StageClock, wait_for
-from fnloop.trees.nodes import tree_leaves
 from fnloop.values.donated import may_be_overwritten
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 
 WARM = 3
 """Steps before the profiler begins: the second is the first that writes over a state."""
@@ -37,8 +39,7 @@ def trace_of(run: Any, state: State, batches: list[Any]) -> bytes:
     with following(state.skeleton, ranges.enter, ranges.leave), clock.running():
         for _ in range(WARM):
             state, metrics = run(state, batches[0])
-            kept += [metrics, *(leaf for leaf in tree_leaves(state) if leaf.numel() == 1)]
-            kept += state.buffers.storages
+            kept += [metrics, *_let_go(state)]
         if not may_be_overwritten(state):
             kept.append(state)
         activities = _activities(device.type)
@@ -52,6 +53,18 @@ def trace_of(run: Any, state: State, batches: list[Any]) -> bytes:
         file = Path(folder) / "trace.json"
         recorded.export_chrome_trace(str(file))
         return gzip.compress(file.read_bytes(), compresslevel=4)
+
+
+def _let_go(state: State) -> Iterator[Any]:
+    """What a step that donates does not overwrite: all but `Tensors` that are no buffers."""
+    yield from (state.step, state.calls, state.cursor, state.key, *state.buffers.peek_storages())
+    waiting: list[Any] = [state.slots]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Mapping) and not isinstance(node, Tensors):
+            waiting += node.values()
+        elif isinstance(node, Tensor):
+            yield node
 
 
 def _activities(device: str) -> list[ProfilerActivity]:
