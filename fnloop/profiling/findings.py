@@ -27,6 +27,9 @@ SMALL = 8_000_000
 MAIN = 0.5
 """Share of a module or a stage from which on it is said to be most of a step."""
 
+MANY_GRAPHS = 2
+"""Graphs that a few steps may take: one for the batches of an epoch, and one for the last."""
+
 Finding: TypeAlias = tuple[float, str]
 """The share of a step, or of its memory, that could be saved at most; and a sentence."""
 
@@ -69,7 +72,8 @@ def _reads(profile: Profile) -> Iterator[Finding]:
     if not profile.reads:
         return
     first, *others = profile.reads
-    more = f", as {len(others)} other lines do" if others else ""
+    several = "another line does" if len(others) == 1 else f"{len(others)} other lines do"
+    more = f", as {several}" if others else ""
     waits = (
         "a compiled step cannot do that, and on a GPU it would wait for all that came before"
         if profile.device == "cpu"
@@ -183,9 +187,6 @@ def _graphs(profile: Profile) -> Iterator[Finding]:
             f"Graphs: {profile.graphs} graphs were made in {profile.steps} steps, one for each "
             "shape of a batch. Pad the batches to a few shapes, or fl.compile(step, dynamic=True).",
         )
-
-
-MANY_GRAPHS = 2
 
 
 def _nothing(profile: Profile) -> str:
