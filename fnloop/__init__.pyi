@@ -92,6 +92,7 @@ from fnloop.loop.run import run as run
 from fnloop.loop.validate import validate as validate
 
 # Tuning
+from fnloop.profiling.profile import profile as profile
 from fnloop import tuning as tuning
 
 # Checkpoints

@@ -29,6 +29,7 @@ LAYERS = (
     "trackers",
     "loop",
     "replays",
+    "profiling",
     "base",
     "errors",
     "tuning",

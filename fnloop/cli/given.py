@@ -73,7 +73,8 @@ def given_in(command: str, arguments: Sequence[str], take: Taking | None = None)
         raise usage(f"Which recipe? fnloop {command} RECIPE.py, or --config of a run.")
     function = load_function(file)
     taken = [o[2:] for action in parsers.of(command)._actions for o in action.option_strings]
-    if both := [name for name in parameters(function) if name in taken]:
+    yielding = parsers.YIELDING.get(command, {})
+    if both := [n for n in parameters(function) if n in taken and n not in yielding]:
         raise usage(
             f"recipe() in {shown(file)} has a parameter {both[0]!r}, and --{both[0]} is an option "
             f"of fnloop {command}. Give the parameter another name."

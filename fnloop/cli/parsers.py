@@ -24,13 +24,14 @@ COMMANDS = {
     "replay": "Run one step of a run again, and see what happens in it.",
     "export": "Write a run's weights as a file for other tools.",
     "sweep": "Train a recipe for several values of its flags, all at once.",
+    "profile": "Say where the time and the memory of a recipe's step go.",
     "find-lr": "Try learning rates of a recipe, and suggest one.",
     "find-batch-size": "Find the largest batch that fits into memory.",
     "completion": "Complete commands and flags in bash, zsh or fish.",
     "new": "Write a stage, optimizer, callback, effect or tracker to begin with, and its test.",
 }
 
-WITH_RECIPES = ("fit", "sweep", "find-lr", "find-batch-size")
+WITH_RECIPES = ("fit", "sweep", "profile", "find-lr", "find-batch-size")
 """Commands that take a recipe and its flags."""
 
 _USAGE = {
@@ -55,6 +56,10 @@ _USAGE = {
         "RECIPE.py --FLAG A,B,C [--FLAG VALUE ...] [--seeds N] [--loop | --chunk K] [--plot FILE] "
         "[--resume | --overwrite] [--config FILE.yaml]"
     ),
+    "profile": (
+        "RECIPE.py [--steps N] [--trace FILE.json] [--plot FILE] [--config FILE.yaml] "
+        "[--FLAG VALUE ...]"
+    ),
     "find-lr": (
         "RECIPE.py [--of NAME] [--from LR] [--to LR] [--candidates N] [--plot FILE] "
         "[--config FILE.yaml] [--FLAG VALUE ...]"
@@ -65,6 +70,9 @@ _USAGE = {
     ),
     "new": "stage|optimizer|callback|effect|tracker NAME [--kind grad|step|callback]",
 }
+
+YIELDING = {"profile": {"steps": "how many steps to measure; default 10"}}
+"""Options that are the recipe's own flags where it has some of the name; whole numbers."""
 
 _RECIPE = "a Python file with a function recipe(...) -> fl.Recipe; its parameters are flags"
 _RUN = "the folder of a run"
@@ -100,12 +108,17 @@ def of(
     _ARGUMENTS[command](parser)
     _switch(parser, "--traceback", "show an error's whole traceback")
     if recipe is not None:
+        for name in YIELDING.get(command, {}).keys() - inspect.signature(recipe).parameters.keys():
+            _yielding(parser, command, name)
         group = parser.add_argument_group(f"flags of {file}")
         group.add_function_arguments(recipe, as_group=False)
         for action in parser._actions:
             _quiet(action)
         parser.set_defaults(dict(_numpy_defaults(recipe)))
-    elif command in WITH_RECIPES:
+        return parser
+    for name in YIELDING.get(command, ()):
+        _yielding(parser, command, name)
+    if command in WITH_RECIPES:
         own = f"For its flags: fnloop {command} RECIPE.py --help"
         parser.description = f"{parser.description} {own}"
     return parser
@@ -290,6 +303,13 @@ def _sweep(parser: ArgumentParser) -> None:
     _switch(parser, "--overwrite", "start over: delete the checkpoints in that folder")
 
 
+def _profile(parser: ArgumentParser) -> None:
+    _recipe(parser)
+    _option(parser, "--trace", "FILE", str, "a .json or .json.gz file for https://ui.perfetto.dev")
+    what = "draw time, memory and its tensors: a .png, .pdf or .svg file"
+    _option(parser, "--plot", "FILE", str, what)
+
+
 def _find_lr(parser: ArgumentParser) -> None:
     _recipe(parser)
     what = "which learning rate, as reported: head.adamw.lr; default the only one"
@@ -316,6 +336,10 @@ def _new(parser: ArgumentParser) -> None:
     )
     what = "of a stage: between fl.grad and fl.update (default), around fl.update, or a callback"
     _option(parser, "--kind", "grad|step|callback", str, what)
+
+
+def _yielding(parser: ArgumentParser, command: str, name: str) -> None:
+    _option(parser, f"--{name}", "N", int, YIELDING[command][name])
 
 
 def _many(parser: ArgumentParser) -> None:
@@ -354,6 +378,7 @@ _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "replay": _replay,
     "export": _export,
     "sweep": _sweep,
+    "profile": _profile,
     "find-lr": _find_lr,
     "find-batch-size": _find_batch_size,
     "new": _new,

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from fnloop.data.iterables import is_once
-from fnloop.data.sources import Source, as_source
+from fnloop.data.rereading import as_rereadable
 from fnloop.effects.screens import screen
 from fnloop.loop.checks import check_slots
 from fnloop.loop.progress import progress as Progress
@@ -91,7 +90,7 @@ def find_lr(
         raise ValueError(f"find_lr(smoothing=...) takes a number from 0 to below 1: {smoothing:g}.")
     if stop_at is not None:
         stop_at = as_number(stop_at, "find_lr(stop_at=...)", 1.0, above=True)
-    source = _that_stays(data)
+    source = as_rereadable(data, "find_lr")
     rate = rate_of(state, name)
     step, every = with_free_rate(step, rate)
     folder, slash, _ = rate.rpartition("/")
@@ -192,16 +191,3 @@ class _Test:
 
 _SKIPS = 16
 """Skipped steps in a row that end the test; a loss scale for fp16 finds its size in fewer."""
-
-
-def _that_stays(data: Any) -> Source:
-    """The data, if reading it moves nothing."""
-    source = as_source(data)
-    about: Any = getattr(source, "about", None)
-    if is_once(source) or (about is not None and about().get("exact") == "by its own state"):
-        raise TypeError(
-            f"find_lr reads batches that training is to read again, and this data ({short(data)}) "
-            "goes on from its own position. Give it some as a list: "
-            "[*itertools.islice(loader, 100)]."
-        )
-    return source

@@ -14,6 +14,12 @@ REFERENCE = ROOT / "docs" / "reference"
 
 RARE = (
     "replays.replay.Replay",
+    "profiling.profile_report.Profile",
+    "profiling.stage_clock.StageTime",
+    "profiling.trace_events.ModuleTime",
+    "profiling.trace_events.OperatorTime",
+    "profiling.allocations.Allocation",
+    "profiling.host_reads.HostRead",
     "tuning.lr_search.LrSearch",
     "tuning.batch_size_search.BatchSizeSearch",
     "tuning.batch_size_search.Attempt",

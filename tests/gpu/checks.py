@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import by_hand, compiled, donation, laws, reads, stored
+from . import by_hand, compiled, donation, laws, profiled, reads, stored
 
 Check = Callable[[str], None]
 
@@ -41,4 +41,5 @@ CHECKS: dict[str, Check] = {
     "fit": stored.fitted,
     "early stopping": stored.stopped,
     "prefetch": stored.prefetched,
+    "a profile": profiled.profiled,
 }

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import fnloop as fl
 from fnloop import testing
+from fnloop.profiling.stage_clock import StageClock, clocked
 
 EXPORTED = {name: getattr(fl, name) for name in dir(fl) if not name.startswith("_")}
 
@@ -379,6 +380,13 @@ def test_law_10_a_batch_of_weight_zero_is_a_skip():
 
 def test_law_11_a_step_keeps_the_shape_of_the_state(step):
     testing.check_stable(step, step.init(net()), batch())
+
+
+def test_a_clock_around_each_stage_changes_nothing(step):
+    state, clock = step.init(net()), StageClock(torch.device("cpu"))
+    with clock.running():
+        timed = clocked(step)(state, batch())
+    assert fl.tree_equal(timed, step(state, batch()))
 
 
 @pytest.mark.lightning("C1")
