@@ -30,11 +30,12 @@ _MODULES = {
     "diff": "fnloop.cli.diff_command",
     "replay": "fnloop.cli.replay_command",
     "export": "fnloop.cli.export_command",
+    "summary": "fnloop.cli.summary_command",
     "sweep": "fnloop.cli.sweep_command",
     "find-lr": "fnloop.cli.tune_command",
     "find-batch-size": "fnloop.cli.tune_command",
 }
-_WITH_FLAGS = ("sweep", "find-lr", "find-batch-size")
+_WITH_FLAGS = ("summary", "sweep", "find-lr", "find-batch-size")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ COMMANDS = {
     "diff": "Compare two checkpoints, leaf by leaf.",
     "replay": "Run one step of a run again, and see what happens in it.",
     "export": "Write a run's weights as a file for other tools.",
+    "summary": "Show the stages and the modules of a recipe, and what a step takes.",
     "sweep": "Train a recipe for several values of its flags, all at once.",
     "find-lr": "Try learning rates of a recipe, and suggest one.",
     "find-batch-size": "Find the largest batch that fits into memory.",
@@ -43,6 +44,7 @@ _USAGE = {
         "CHECKPOINT_OR_RUN --output FILE [--params SLOT] [--dtype fp32|bf16|fp16] [--force] "
         "[--checkpoint best|latest|PATH] [--recipe RECIPE.py]"
     ),
+    "summary": "RECIPE.py [--levels N] [--ranks N] [--config FILE.yaml] [--FLAG VALUE ...]",
     "sweep": (
         "RECIPE.py --FLAG A,B,C [--FLAG VALUE ...] [--seeds N] [--loop | --chunk K] [--plot FILE] "
         "[--resume | --overwrite] [--config FILE.yaml]"
@@ -94,7 +96,7 @@ def of(
         group = parser.add_argument_group(f"flags of {file}")
         group.add_function_arguments(recipe, as_group=False)
         parser.set_defaults(dict(_numpy_defaults(recipe)))
-    elif command in ("fit", "sweep", "find-lr", "find-batch-size"):
+    elif command in ("fit", "summary", "sweep", "find-lr", "find-batch-size"):
         own = f"For its flags: fnloop {command} RECIPE.py --help"
         parser.description = f"{parser.description} {own}"
     return parser
@@ -240,6 +242,13 @@ def _export(parser: ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
 
 
+def _summary(parser: ArgumentParser) -> None:
+    _recipe(parser)
+    what = "how many levels of modules to show below the model; default 2"
+    _option(parser, "--levels", "N", int, what)
+    _option(parser, "--ranks", "N", int, "of a sharded step: tell of so many processes")
+
+
 def _sweep(parser: ArgumentParser) -> None:
     _recipe(parser)
     _option(parser, "--seeds", "N", int, "train each combination from N seeds; default 1")
@@ -303,6 +312,7 @@ _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "diff": _diff,
     "replay": _replay,
     "export": _export,
+    "summary": _summary,
     "sweep": _sweep,
     "find-lr": _find_lr,
     "find-batch-size": _find_batch_size,
