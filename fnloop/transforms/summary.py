@@ -142,7 +142,8 @@ def summary(
     a model on the device ``meta`` may be larger than the memory. Of `fl.optim.from_torch`, which
     works in place, what comes before the update is counted.
 
-    Of a step from `fl.shard` it also tells what each rank keeps, and what a step moves.
+    Of a step from `fl.shard` it also tells what each rank keeps, and what a step moves; operations
+    are those of this rank. No other rank has to call it.
 
     Args:
         step: A training step; compiled ones, populations, sequences too. Or a function ``(state,

@@ -51,10 +51,13 @@ def test_a_rank_keeps_and_sends_what_summary_tells(plan, steps, ranks):
     with fake_mesh(ranks) as mesh:
         assert (mesh.data, mesh.rank) == (ranks, 1)
         ours = Ours(mesh, plan, steps)
-        told = fl.summary(ours.step, ours.state).sharded
+        whole = fl.summary(ours.step, ours.state, batch(ranks * steps))
+        told = whole.sharded
         own = sum(row.bytes for row in told.placed if row.path.startswith(("params", "slots")))
         adds, traffic = counted(ours.step, ours.state, batch(ranks * steps))
     assert held(ours.state) == own
+    products = sum(p.numel() for p in model().parameters() if p.ndim == 2)
+    assert whole.flops.forward == 2 * steps * products  # of its own examples
     close(traffic.total, told.moved)
     close(adds, max(told.working))
     # And that is the theory of docs/internals/sharding.md.
