@@ -80,6 +80,8 @@ class DryRun(NamedTuple):
 def dry_run(step: Any, state: State, batch: Any) -> DryRun:
     """Run a step on tensors without values, as `fl.compile` records it: nothing is computed.
 
+    All parts of an `fl.sequence` are called, whether it is their turn or not.
+
     Args:
         step: A step that is not compiled.
         state: Its state, which does not change; nor do random numbers.
@@ -95,7 +97,7 @@ def dry_run(step: Any, state: State, batch: Any) -> DryRun:
     def fake(leaf: Any) -> Any:
         return standing_in(leaf, state.step.device, mode) if isinstance(leaf, Tensor) else leaf
 
-    given, own = tree_map(fake, state), tree_map(fake, step)
+    given, own = tree_map(fake, state).within(all_due=True), tree_map(fake, step)
     x = restored(optree.tree_map(fake, by_name(batch)))
     called: dict[str, Called] = {}
     with (

@@ -55,7 +55,7 @@ class Summary:
 
     def __str__(self) -> str:
         parts = [self._stages(), self._modules(), self._totals()]
-        if self.sharded is not None:
+        if self.sharded is not None and self.sharded.mesh.everyone.data > 1:
             parts.append(f"{self.sharded.title}\n{self.sharded.moves()}")
         return "\n\n".join(parts)
 
@@ -140,7 +140,7 @@ def summary(
     multiplication with an addition as two. (Papers often count it as one.) Nothing is computed
     for it: tensors have no values, so that state, model and random numbers stay as they are, and
     a model on the device ``meta`` may be larger than the memory. Of `fl.optim.from_torch`, which
-    works in place, what comes before the update is counted.
+    works in place, what comes before the update is counted; of `fl.sequence`, all parts.
 
     Of a step from `fl.shard` it also tells what each rank keeps, and what a step moves; operations
     are those of this rank. No other rank has to call it.

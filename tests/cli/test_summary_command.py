@@ -24,6 +24,8 @@ def test_ranks_and_levels(edited, recipe, cli):
     code, _, err = cli("summary", recipe, "--ranks", "4")
     assert code == 1 and "fl.shard(step, mesh, plan)" in err
     sharded = edited("fl.ema(0.5))", "fl.ema(0.5))\n    step = fl.shard(step, fl.mesh())")
+    code, out, err = cli("summary", sharded)
+    assert code == 0 and "on each of" not in out, err
     code, out, err = cli("summary", sharded, "--ranks", "4")
     assert code == 0 and "on each of 4 ranks" in out, err
 
