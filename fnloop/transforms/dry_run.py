@@ -101,6 +101,7 @@ def dry_run(step: Any, state: State, batch: Any) -> DryRun:
     x = restored(optree.tree_map(fake, by_name(batch)))
     called: dict[str, Called] = {}
     with (
+        _following(state.skeleton, counted, about, called) as outermost,
         quiet(),
         mode,
         by_products(),
@@ -109,7 +110,6 @@ def dry_run(step: Any, state: State, batch: Any) -> DryRun:
         about.of(given),
         strided_dropout(),
         host_seeded(GLOBAL),
-        _following(state.skeleton, counted, about, called) as outermost,
     ):
         own(given, x)
     forward = outermost.flops if called else counted.forward
@@ -152,12 +152,11 @@ def _following(
             outermost.flops += spent
 
     with contextlib.ExitStack() as hooks:
-        hooks.callback(skeleton.watching().retake)  # when the hooks are gone
         for name, module in skeleton.module.named_modules():
             hooks.callback(module.register_forward_pre_hook(begins).remove)
             end = _end(ends, name)
             hooks.callback(module.register_forward_hook(end, always_call=True).remove)
-        skeleton.watching().retake()
+        hooks.callback(skeleton.watching().put_aside())  # it takes the hooks for the model's own
         yield outermost
 
 

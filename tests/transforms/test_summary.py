@@ -333,10 +333,43 @@ def test_a_sharded_step_is_told_with_what_a_rank_keeps_and_moves():
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_the_model_keeps_no_hook_and_is_called_as_before():
-    step, batch = step_of(), digits()
-    state = step.init(mlp())
-    after = step(state, batch)[0]
-    fl.summary(step, state, batch)
-    assert fl.tree_equal(step(state, batch)[0], after)
-    assert not any(module._forward_hooks for module in state.skeleton.module.modules())
+def test_what_a_model_keeps_beside_its_tensors_is_put_back_afterwards_too():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.scale, self.table = mlp(), torch.tensor(2.0), [torch.ones(4)]
+
+        def forward(self, x):
+            self.body[1].seen = self.scale = self.scale + len(x)  # torch's own module, too
+            self.table.append(x)
+            return self.body(x) * self.scale * self.table[0]
+
+    step, batch = step_of(), (torch.randn(6, 8), torch.randint(0, 4, (6,)))
+    with pytest.warns(UserWarning, match="changed something outside"):
+        state = step.init(Keeping())
+        first = step(state, batch)[0]
+        told = fl.summary(step, state, batch)
+    assert told.flops == of(mlp(), batch).flops
+    for _ in range(6):  # at some of which a model is looked at closely
+        assert fl.tree_equal(step(state, batch)[0], first)
+        module = state.skeleton.module
+        assert float(module.scale) == 2.0 and len(module.table) == 1
+        assert not hasattr(module.body[1], "seen")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_model_keeps_no_hook_and_is_called_as_before(first):
+    class Own(nn.Sequential):
+        """Not torch's own class: it is looked at in every call."""
+
+    step, batch = step_of(), (torch.randn(6, 8), torch.randint(0, 4, (6,)))
+    model = Own(Own(*mlp()))
+    states = [step.init(model), step.init(model)]
+    for i in range(9):  # at some of which a model is looked at closely
+        if i == (0 if first else 5):
+            fl.summary(step, states[0], batch)
+        states = [step(state, batch)[0] for state in states]
+        assert fl.tree_equal(*states)
+        outputs = [state.apply(lambda model: model(batch[0])) for state in states]
+        assert torch.equal(*outputs)
+    assert not any(m._forward_hooks for m in states[0].skeleton.module.modules())
