@@ -18,6 +18,7 @@ from fnloop.trees.show import short
 from fnloop.values.counts import as_count, as_number
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Metrics
+from fnloop.values.micro import Micro
 from fnloop.values.rows import UnclearRows, rows
 from fnloop.values.state import State
 
@@ -162,6 +163,8 @@ class throughput(Effect):
 
 
 def _examples(batch: Any) -> float:
+    if isinstance(batch, Micro):
+        return sum(map(_examples, batch.parts))
     try:
         found = rows(batch)
     except UnclearRows:

@@ -16,6 +16,7 @@ from fnloop.effects.activity import Activity, watchers
 from fnloop.effects.effect import Run
 from fnloop.trackers.device_peaks import named_peak, peak_flops
 from fnloop.values.cursor import Cursor
+from fnloop.values.micro import Micro
 from fnloop.values.start import start
 
 
@@ -76,6 +77,10 @@ def test_items_and_samples_are_what_a_function_counts(clock: list[float]) -> Non
         ran.step(torch.ones(rows, 4))
     found = ran.run.measured()
     assert found["items_per_sec"] == (32 + 8) / 2 and found["samples_per_sec"] == 3.0
+    grouped = Ran(fl.trackers.throughput(), clock)
+    for _ in range(2):
+        grouped.step(Micro((torch.ones(8, 4), torch.ones(2, 4))))
+    assert grouped.run.measured()["samples_per_sec"] == 10.0
     unclear = Ran(fl.trackers.throughput(), clock)
     for _ in range(2):
         unclear.step((torch.ones(2, 4), torch.ones(3)))
