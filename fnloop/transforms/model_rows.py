@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -53,13 +53,13 @@ class Sizes(NamedTuple):
 
 
 def model_rows(
-    state: State, trained: Collection[str], called: Mapping[str, Called] | None
+    state: State, sizes: Mapping[str, Sizes], called: Mapping[str, Called] | None
 ) -> Iterator[ModuleRow]:
     """The rows of a model, each module once, under its first name.
 
     Args:
         state: The state; of a population, the rows are those of one member.
-        trained: Names of the parameters that the step computes gradients of.
+        sizes: Of each parameter and buffer, from `sizes_by_name`.
         called: What each module did; None if the step was not run.
     """
     skeleton = state.skeleton
@@ -69,24 +69,29 @@ def model_rows(
         held, called = _held_by_paths(str(skeleton), state), None
     seen = called or {}
     for path, (kind, names) in held.items():
-        own, (parameters, moving, count) = seen.get(path), sizes(state, names, trained)
+        own, held_here = seen.get(path), total([sizes[name] for name in dict.fromkeys(names)])
         flops = None if called is None else _flops(path, held, seen)
         calls, output = (own.calls, own.output) if own else (0, "")
-        yield ModuleRow(path, kind, output, parameters, moving, count, calls, flops)
+        yield ModuleRow(path, kind, output, *held_here, calls, flops)
 
 
-def sizes(state: State, names: Collection[str], trained: Collection[str]) -> Sizes:
-    """How much parameters and buffers of these names hold; of a population, those of a member."""
-    members, some, found = max(state.step.numel(), 1), set(names), Sizes(0, 0, 0)
+def sizes_by_name(state: State, trained: Collection[str]) -> dict[str, Sizes]:
+    """How much each parameter and buffer holds; of a population, that of a member."""
+    members, some = max(state.step.numel(), 1), set(trained)
+    found: dict[str, Sizes] = {}
     for tensors in (state.params, state.buffers):
         for name, outline in tensors.outlines():
-            if name in some:
-                numel = outline.numel() // members if tensors is state.params else 0
-                moving = numel if name in trained else 0
-                count = outline.numel() * outline.element_size() // members
-                more = (numel, moving, count)
-                found = Sizes(*[a + b for a, b in zip(found, more, strict=True)])
+            numel = outline.numel() // members
+            count = numel if tensors is state.params else 0
+            moving = count if name in some else 0
+            found[name] = Sizes(count, moving, numel * outline.element_size())
     return found
+
+
+def total(parts: Iterable[Sizes]) -> Sizes:
+    """The sum."""
+    sums = [sum(each) for each in zip(*parts, strict=True)]
+    return Sizes(*sums) if sums else Sizes(0, 0, 0)
 
 
 _Held = dict[str, tuple[str, list[str]]]

@@ -15,6 +15,7 @@ from fnloop.stages.base import Stage
 from fnloop.stages.fold import PLANS, Fold
 from fnloop.stages.sequence import Sequence
 from fnloop.stages.update import Update
+from fnloop.transforms.summary_text import fitted
 from fnloop.transforms.working import Working, share, wide, working
 from fnloop.trees.equal import table
 from fnloop.trees.show import bytes_text, short
@@ -152,7 +153,7 @@ class Sharded:
             f"A step adds, if it is not compiled, at most: {bytes_text(max(self.working))}, "
             "beside activations",
             "",
-            table(("exchange", "times", "bytes a rank sends"), exchanges or [("none", "", "")]),
+            fitted(("exchange", "times", "bytes a rank sends"), exchanges or [("none", "", "")], 1),
             f"In a step: {bytes_text(self.moved)}",
         ]
         return "\n".join(lines)

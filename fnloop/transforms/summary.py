@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from typing import Any
 
 import optree
@@ -12,10 +13,10 @@ from fnloop.names.keywords import explained
 from fnloop.optim.torch_bridge import from_torch
 from fnloop.stages.base import Stage
 from fnloop.transforms.dry_run import Flops, dry_run
-from fnloop.transforms.model_rows import ModuleRow, Sizes, model_rows, sizes
+from fnloop.transforms.model_rows import ModuleRow, Sizes, model_rows, sizes_by_name, total
 from fnloop.transforms.sharded import Sharded, sharded
 from fnloop.transforms.stage_rows import StageRow, held, stage_rows
-from fnloop.transforms.summary_text import amount, cut, fitted
+from fnloop.transforms.summary_text import WIDTH, amount, cut, fitted
 from fnloop.trees.show import bytes_text, short
 from fnloop.values.counts import as_count
 from fnloop.values.state import State
@@ -56,7 +57,7 @@ class Summary:
     def __str__(self) -> str:
         parts = [self._stages(), self._modules(), self._totals()]
         if self.sharded is not None and self.sharded.mesh.everyone.data > 1:
-            parts.append(f"{self.sharded.title}\n{self.sharded.moves()}")
+            parts.append(f"{textwrap.fill(self.sharded.title, WIDTH)}\n{self.sharded.moves()}")
         return "\n\n".join(parts)
 
     __repr__ = __str__
@@ -205,11 +206,12 @@ def summary(
         except Exception as error:
             error.add_note(_NOTE)
             raise
+    sizes = sizes_by_name(state, trained)
     everything = {name: getattr(state, name) for name in _PARTS}
     return Summary(
         tuple(stage_rows(step, state)),
-        tuple(model_rows(state, trained, None if ran is None else ran.called)),
-        sizes(state, (*state.params.names, *state.buffers.names), trained),
+        tuple(model_rows(state, sizes, None if ran is None else ran.called)),
+        total(sizes.values()),
         held(everything)[1],
         None if ran is None else ran.flops,
         "" if ran is None else short(batch),

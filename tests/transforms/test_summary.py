@@ -323,6 +323,18 @@ def test_arguments_that_cannot_be_are_refused():
         fl.summary(step, step.init(mlp()), mesh=4)
 
 
+@pytest.mark.parametrize("plan", ["replicate", "zero2", "zero3"])
+def test_ranks_of_a_sequence_are_told_within_80_columns_too(plan):
+    step = fl.sequence(
+        discriminator_of_images=fl.pipe(loss, fl.grad(only="0"), fl.update(fl.optim.adam(0.1))),
+        generator_of_images=fl.pipe(loss, fl.grad(only="3"), fl.update(fl.optim.adam(0.1))),
+    )
+    step = fl.shard(step, fl.mesh(), plan, sync_batchnorm=True)
+    text = str(fl.summary(step, step.init(mlp()), digits(), mesh=1000))
+    assert "on each of 1000 ranks" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_a_sharded_step_is_told_with_what_a_rank_keeps_and_moves():
     step = fl.shard(step_of(), fl.mesh(), "zero2")
     told = fl.summary(step, step.init(mlp()), digits(), mesh=4)
