@@ -176,6 +176,7 @@ def test_while_something_takes_long_the_line_goes_on(state: State) -> None:
     )
 
 
+@pytest.mark.lightning("C9", "V9")
 def test_a_validation_in_training_has_a_bar_of_its_own_and_what_is_within_it_comes_back(
     state: State, clock: list[float]
 ) -> None:
