@@ -46,6 +46,7 @@ from fnloop.transforms.compile import compile as compile
 from fnloop.transforms.population import ensemble as ensemble
 from fnloop.transforms.population import sweep as sweep
 from fnloop.transforms.unroll import unroll as unroll
+from fnloop.transforms.summary import summary as summary
 from fnloop.values.stacked import member as member
 
 # Schemes
@@ -56,7 +57,6 @@ from fnloop.distributed.mesh import mesh as mesh
 from fnloop.transforms.shard import shard as shard
 from fnloop.transforms.shard import place as place
 from fnloop.transforms.shard import gather as gather
-from fnloop.transforms.explain import explain as explain
 
 # Metrics
 from fnloop.values.metrics import Last as Last

@@ -34,6 +34,23 @@ def without_values(tensors: Sequence[Tensor], mode: FakeTensorMode) -> list[Tens
     return [like(t, t.shape, t.stride(), mode) for t in tensors]
 
 
+def standing_in(tensor: Tensor, device: torch.device, mode: FakeTensorMode) -> Tensor:
+    """A fake tensor of the same shape, strides and dtype; on the CPU for one without values.
+
+    Args:
+        tensor: Any tensor.
+        device: Where a tensor goes that is on the device ``meta``.
+        mode: Its mode.
+    """
+    if tensor.layout is not torch.strided:
+        return mode.from_tensor(tensor)
+    where = device if tensor.is_meta else tensor.device
+    where = torch.device("cpu") if where.type == "meta" else where
+    with mode:
+        shape, stride = tensor.shape, tensor.stride()
+        return torch.empty_strided(shape, stride, dtype=tensor.dtype, device=where)
+
+
 def like(tensor: Tensor, shape: Any, stride: Any, mode: FakeTensorMode) -> Tensor:
     """A fake tensor of another shape and strides."""
     with mode:

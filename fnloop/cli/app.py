@@ -32,13 +32,14 @@ _MODULES = {
     "diff": "fnloop.cli.diff_command",
     "replay": "fnloop.cli.replay_command",
     "export": "fnloop.cli.export_command",
+    "summary": "fnloop.cli.summary_command",
     "sweep": "fnloop.cli.sweep_command",
     "profile": "fnloop.cli.profile_command",
     "find-lr": "fnloop.cli.tune_command",
     "find-batch-size": "fnloop.cli.tune_command",
     "new": "fnloop.cli.new_command",
 }
-_WITH_FLAGS = ("completion", "sweep", "profile", "find-lr", "find-batch-size")
+_WITH_FLAGS = ("completion", "summary", "sweep", "profile", "find-lr", "find-batch-size")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

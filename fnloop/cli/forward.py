@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import nn
 from fnloop.cli.messages import Problem, usage
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.runs import checkpoint_folders, told
+from fnloop.data.batches import START
 from fnloop.data.bundle import Data
 from fnloop.data.iterables import is_once
-from fnloop.data.sources import Source
+from fnloop.data.sources import Source, as_source
 from fnloop.loop.callbacks import sort
 from fnloop.loop.progress import progress
 from fnloop.loop.run import run
@@ -33,6 +35,13 @@ from fnloop.values.state import State
 def train_of(recipe: Recipe) -> Any:
     """The training data."""
     return recipe.data.train if isinstance(recipe.data, Data) else recipe.data
+
+
+def first_batch(recipe: Recipe, key: int) -> Any:
+    """The first batch of the training data, for a state with this key."""
+    with closing(as_source(train_of(recipe)).iterate(START, key)) as batches:
+        _, batch = next(batches)
+    return batch
 
 
 def start(

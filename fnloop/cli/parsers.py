@@ -23,6 +23,7 @@ COMMANDS = {
     "diff": "Compare two checkpoints, leaf by leaf.",
     "replay": "Run one step of a run again, and see what happens in it.",
     "export": "Write a run's weights as a file for other tools.",
+    "summary": "Show the stages and the modules of a recipe, and what a step takes.",
     "sweep": "Train a recipe for several values of its flags, all at once.",
     "profile": "Say where the time and the memory of a recipe's step go.",
     "find-lr": "Try learning rates of a recipe, and suggest one.",
@@ -31,7 +32,7 @@ COMMANDS = {
     "new": "Write a stage, optimizer, callback, effect or tracker to begin with, and its test.",
 }
 
-WITH_RECIPES = ("fit", "sweep", "profile", "find-lr", "find-batch-size")
+WITH_RECIPES = ("fit", "summary", "sweep", "profile", "find-lr", "find-batch-size")
 """Commands that take a recipe and its flags."""
 
 _USAGE = {
@@ -52,6 +53,7 @@ _USAGE = {
         "CHECKPOINT_OR_RUN --output FILE [--params SLOT] [--dtype fp32|bf16|fp16] [--force] "
         "[--checkpoint best|latest|PATH] [--recipe RECIPE.py]"
     ),
+    "summary": "RECIPE.py [--levels N] [--ranks N] [--config FILE.yaml] [--FLAG VALUE ...]",
     "sweep": (
         "RECIPE.py --FLAG A,B,C [--FLAG VALUE ...] [--seeds N] [--loop | --chunk K] [--plot FILE] "
         "[--resume | --overwrite] [--config FILE.yaml]"
@@ -292,6 +294,13 @@ def _export(parser: ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
 
 
+def _summary(parser: ArgumentParser) -> None:
+    _recipe(parser)
+    what = "how many levels of modules to show below the model; default 2"
+    _option(parser, "--levels", "N", int, what)
+    _option(parser, "--ranks", "N", int, "of a sharded step: tell of so many processes")
+
+
 def _sweep(parser: ArgumentParser) -> None:
     _recipe(parser)
     _option(parser, "--seeds", "N", int, "train each combination from N seeds; default 1")
@@ -377,6 +386,7 @@ _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "diff": _diff,
     "replay": _replay,
     "export": _export,
+    "summary": _summary,
     "sweep": _sweep,
     "profile": _profile,
     "find-lr": _find_lr,

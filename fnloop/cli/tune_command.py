@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fnloop.cli import run_report
-from fnloop.cli.forward import train_of
+from fnloop.cli.forward import first_batch, train_of
 from fnloop.cli.given import Given, given_in
 from fnloop.cli.messages import Problem, shown, usage
 from fnloop.cli.source import parameters
-from fnloop.data.batches import START
-from fnloop.data.sources import as_source
 from fnloop.stages.scale import multipliers
 from fnloop.trees.nodes import tree_leaves
 from fnloop.trees.show import short
@@ -102,9 +99,7 @@ def _maker(given: Given, flag: str, key: int) -> Callable[[int], Any]:
     seen: dict[str, int] = {}
 
     def make(size: int) -> Any:
-        source = as_source(train_of(given.recipe(**{flag: size})))
-        with closing(source.iterate(START, key)) as batches:
-            _, batch = next(batches)
+        batch = first_batch(given.recipe(**{flag: size}), key)
         shapes = ", ".join(short(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
         other = seen.setdefault(shapes, size)
         if other != size:

@@ -11,7 +11,7 @@ class Watcher(Protocol):
     """Whoever shows activities, such as a progress bar."""
 
     def shows(self, activity: Activity | None) -> None:
-        """An activity has begun or advanced; None: it has ended."""
+        """An activity has begun or advanced, or the one in it has ended; None: all have."""
 
     def says(self, line: str) -> None:
         """A line to keep."""
@@ -19,28 +19,37 @@ class Watcher(Protocol):
 
 class _Here(threading.local):
     watchers: tuple[Watcher, ...] = ()
+    keepers: tuple[Watcher, ...] = ()
+    current: Activity | None = None
 
 
 _here = _Here()
 
 
-def watch(watcher: Watcher) -> None:
-    """Tell `watcher` about the activities of this thread, until `unwatch`."""
+def watch(watcher: Watcher, keeps: bool = True) -> None:
+    """Tell `watcher` about the activities of this thread, until `unwatch`.
+
+    Args:
+        watcher: Whom to tell.
+        keeps: Whether it keeps lines where somebody sees them.
+    """
     _here.watchers = (*_here.watchers, watcher)
+    _here.keepers = (*_here.keepers, *((watcher,) if keeps else ()))
 
 
 def unwatch(watcher: Watcher) -> None:
     """Tell `watcher` no more."""
     _here.watchers = tuple([w for w in _here.watchers if w is not watcher])
+    _here.keepers = tuple([w for w in _here.keepers if w is not watcher])
 
 
 def watchers() -> tuple[Watcher, ...]:
-    """Who is told about the activities of this thread."""
-    return _here.watchers
+    """Who is told about the activities of this thread, and keeps lines."""
+    return _here.keepers
 
 
 class Activity:
-    """A block of code that takes long; those who watch this thread are told.
+    """A block of code that takes long, perhaps in another; those who watch this thread are told.
 
     Args:
         what: What is done, such as ``"val"``.
@@ -57,21 +66,31 @@ class Activity:
         self.total = total
         self.done = 0
         self.began = time.perf_counter()
+        self._outer: Activity | None = None
 
     def __enter__(self) -> Self:
+        self._outer, _here.current = _here.current, self
         for watcher in _here.watchers:
             watcher.shows(self)
         return self
 
     def __exit__(self, *error: object) -> None:
+        _here.current = self._outer
         for watcher in _here.watchers:
-            watcher.shows(None)
+            watcher.shows(self._outer)
 
     def advance(self) -> None:
         """One more part is done."""
         self.done += 1
         for watcher in _here.watchers:
             watcher.shows(self)
+
+    def left(self) -> float | None:
+        """Seconds until it is done, at the pace so far; None until it has taken a second."""
+        seconds = time.perf_counter() - self.began
+        if not self.total or not self.done or seconds < 1:
+            return None
+        return max(0.0, seconds / self.done * (self.total - self.done))
 
     def text(self) -> str:
         """What is done, how much of it, and for how long if that is over a second."""

@@ -46,6 +46,8 @@ class Run:
             the newest state's batch, as JSON values. Else it returns None.
         mesh: The processes that run it together.
         pace: How the data advances.
+        gauges: Functions that tell numbers by name, of what effects measure beside the metrics (how
+            fast it is). Whoever writes points asks them; an effect adds its own in `open`.
     """
 
     step: Any
@@ -67,6 +69,11 @@ class Run:
     position: Callable[[], Any] = lambda: None
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     pace: Pace = dataclasses.field(default_factory=Pace)
+    gauges: list[Callable[[], Mapping[str, float]]] = dataclasses.field(default_factory=list)
+
+    def measured(self) -> dict[str, float]:
+        """What the gauges tell now."""
+        return {name: value for gauge in self.gauges for name, value in gauge().items()}
 
     def data_now(self) -> dict[str, Any]:
         """Description and position of the data: JSON values, kept with every checkpoint."""
@@ -113,6 +120,7 @@ class Effect:
             line is printed once, or on ``"all"``.
         asked: Whether somebody has asked it, from outside of the run, to do something after the
             next step (a signal to save). All ranks then do.
+        sees_batches: Whether it is told of each batch; see `drawn`.
         rhythms: When it comes; for those that go by the clock, the loop looks at it.
 
     >>> import torch, fnloop as fl
@@ -141,6 +149,7 @@ class Effect:
     opens_first: bool = False
     ranks: Literal["first", "all"] = "first"
     asked: bool = False
+    sees_batches: bool = False
     rhythms: tuple[Rhythm, ...] = ()
 
     def check_run(self, run: Run) -> None:
@@ -154,6 +163,15 @@ class Effect:
 
         Args:
             metrics: What the validations have found (``fl.every(..., first=True)``).
+        """
+
+    def drawn(self, cursor: Cursor, batch: Any) -> None:
+        """Called with each batch before its step, if it `sees_batches`.
+
+        Args:
+            cursor: The position after the batch.
+            batch: The batch; it must not be changed. Only its shapes can be read without waiting
+                for a device.
         """
 
     def __call__(self, state: State, metrics: Metrics) -> None:

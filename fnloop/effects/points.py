@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fnloop.effects import window
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor, epoch_of
 from fnloop.values.merging import merge_all
-from fnloop.values.metrics import Metrics, Stop
+from fnloop.values.metrics import Last, Metrics, Stop
 from fnloop.values.state import State
 
 OWN = ("epoch", "step")  # the columns that every point has besides the metrics
@@ -66,11 +66,24 @@ class Points:
         self._always: set[str] | None = None  # names that every step has reported
         self._new: set[str] | None = set()  # new ones of a resumed run; None before its first step
         self._cursor = [0, 0, 0]
+        self._measured: Callable[[], Mapping[str, float]] | None = None
 
-    def open(self, batches: int | None) -> None:
-        """Choose the length of a point from the batches in an epoch (None if unknown)."""
+    def open(
+        self, batches: int | None, measured: Callable[[], Mapping[str, float]] | None = None
+    ) -> None:
+        """Choose the length of a point from the batches in an epoch (None if unknown).
+
+        Args:
+            batches: How many.
+            measured: Tells what has been measured beside the metrics, which a point has, too.
+        """
+        self._measured = measured
         if not self._chosen:
             self.every = 50 if batches is None or batches >= 100 else 1 << 62
+
+    def close(self) -> None:
+        """Nothing is measured any more."""
+        self._measured = None
 
     def add(self, state: State, metrics: Metrics) -> Point | None:
         """Add one step; return the point that it completes, or None."""
@@ -102,7 +115,9 @@ class Points:
         cursor = Cursor(*self._cursor)
         parts = [*window.from_json_alone(self._held), *self._parts] if self._held else self._parts
         merged = merge_all(parts) if parts else {}
-        return Point(epoch_of(cursor), cursor.count, {**merged, **(last or {})})
+        measured = self._measured() if self._measured is not None else {}
+        beside = {name: Last(v) for name, v in measured.items() if name not in merged}
+        return Point(epoch_of(cursor), cursor.count, {**merged, **beside, **(last or {})})
 
     def rest(self) -> Point | None:
         """The point that ends here, if there was a batch since the last one."""

@@ -119,6 +119,13 @@ class EveryEffect(Effect):
         return self.inner.closing
 
     @property
+    def sees_batches(self) -> bool:  # type: ignore[override]  # pyright: ignore
+        return self.inner.sees_batches
+
+    def drawn(self, cursor: Cursor, batch: Any) -> None:
+        self.inner.drawn(cursor, batch)
+
+    @property
     def asked(self) -> bool:  # type: ignore[override]  # pyright: ignore
         return self.inner.asked
 

@@ -97,7 +97,7 @@ class History(Effect):
     def open(self, run: Run) -> None:
         self.status, self.reason, self._run = "running", "", run
         self._began = time.monotonic()
-        self._points.open(run.batches)
+        self._points.open(run.batches, run.measured)
         if not self._points.goes_on(run.state):
             self._rows, self._last = self.rows, []
             self._points.rest()
@@ -121,6 +121,7 @@ class History(Effect):
         self.status, self._spent, self._began = status, self.seconds, None
         self.reason = reason_in(self._latest, status) or (self._run.reason if self._run else "")
         self._last = self._cut(self._run.last if self._run else {})
+        self._points.close()
         self._run = None
 
     def release(self) -> None:

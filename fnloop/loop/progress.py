@@ -16,7 +16,7 @@ from fnloop.effects.effect import Effect, Run
 from fnloop.effects.points import reason_in, subset_of
 from fnloop.effects.screens import screen
 from fnloop.effects.spans import number
-from fnloop.loop.progress_line import duration, kept_line, live_line
+from fnloop.loop.progress_line import duration, kept_line, live_line, nested
 from fnloop.values.cursor import Cursor, epoch_of
 from fnloop.values.merging import merge_all, numbers_of
 from fnloop.values.metrics import Metrics
@@ -32,16 +32,18 @@ class progress(Effect):
 
     On a terminal and in a notebook it is a bar, drawn ten times a second at most, and above it a
     line for each epoch and each validation, which stay. While a step is compiled or a model is
-    validated, the bar says so and goes on. What does not fit into the width of the terminal is left
-    out: ``+2`` stands for two metrics. Elsewhere (a file, a batch system) it is a plain line every
-    `every_seconds`. Both end with one line that says how the run ended. A number is the merge of
-    the metrics since it was last shown; in the line of an epoch, of all of that epoch.
+    validated, the line says so and goes on; a validation has a bar of its own in it. What does not
+    fit into the width of the terminal is left out: ``+2`` stands for two metrics. Elsewhere (a
+    file, a batch system) it is a plain line every `every_seconds`. Both end with one line that says
+    how the run ended. A number is the merge of the metrics since it was last shown; in the line of
+    an epoch, of all of that epoch.
 
     `fl.fit` shows it by itself on a terminal and in a notebook.
 
     Args:
         every_seconds: Seconds from one plain line to the next.
-        names: Metrics to show, in this order; default all.
+        names: Metrics to show, in this order, also what `fl.trackers.throughput` and others measure
+            beside them; default all metrics.
         file: Where to write; default ``sys.stderr`` as it is when the run starts, or the notebook.
 
     >>> effect = progress(every_seconds=60, names=["loss", "val/loss"])
@@ -196,6 +198,9 @@ class progress(Effect):
             epoch = merge_all([self._epoch, merged]) if self._screen else {}
             self._epoch = {**epoch, **_subsets([self._epoch]), **latest}
             numbers, self._epoch_numbers = numbers_of([{**merged, **latest}, self._epoch])
+            beside = self._run.measured() if self.names is not None else {}
+            for shown in (numbers, self._epoch_numbers):
+                shown.update({name: v for name, v in beside.items() if name not in shown})
             self._shown.update(numbers)
             self._parts = []
         return Cursor.of(self._cursor)
@@ -226,7 +231,7 @@ class progress(Effect):
                         self._chosen(),
                         speed,
                         left,
-                        "" if activity is None else activity.text(),
+                        () if activity is None else nested(activity, self._screen.columns),
                     )
                 )
 

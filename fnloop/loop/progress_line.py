@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fnloop.effects.activity import Activity
 from fnloop.effects.spans import spans
 
 _GAP = "  "
@@ -17,7 +18,7 @@ def live_line(
     numbers: Mapping[str, float],
     speed: str,
     left: str,
-    activity: str = "",
+    activity: Sequence[str] = (),
 ) -> str:
     """The line that changes: place, bar, metrics, speed and time left, as far as they fit.
 
@@ -30,7 +31,7 @@ def live_line(
         done, total: Batches drawn of how many; None if unknown.
         numbers: Metrics by name.
         speed, left: Texts; may be empty.
-        activity: What is going on, in place of the metrics and the speed.
+        activity: What is going on, from `nested`, in place of the metrics and the speed.
 
     >>> print(live_line(60, "epoch 1/3", 5, 10, {"loss": 0.25, "accuracy": 0.5}, "9 it/s", "1 s"))
     epoch 1/3  ━━━━━━──────  5/10  loss 0.25  1 s left  +1
@@ -39,7 +40,7 @@ def live_line(
     start = [place, *([_bar(done / total, columns)] if total else []), count]
     left = f"{left} left" if left else ""
     if activity:
-        return _GAP.join(fitting(columns, [*start, activity]))
+        return _GAP.join(fitting(columns, [*start, *activity]))
     metrics = [f"{name} {text}" for name, text in spans(numbers).items()]
     by_rank = [text for text in (*metrics[:1], left, *metrics[1:], speed) if text]
     room = columns - len(_GAP.join(start))
@@ -54,6 +55,22 @@ def live_line(
     dropped = sum(text not in chosen for text in metrics)
     shown = [text for text in (*metrics, speed, left) if text in chosen]
     return _GAP.join(fitting(columns, [*start, *shown, *([f"+{dropped}"] if dropped else [])]))
+
+
+def nested(activity: Activity, columns: int) -> list[str]:
+    """What is going on within a step: with a bar of its own, if one knows how much there is to do.
+
+    >>> from fnloop.effects.activity import Activity
+    >>> activity = Activity("val", total=4)
+    >>> activity.done = 3
+    >>> print(live_line(60, "epoch 1/3", 5, 10, {}, "", "", nested(activity, 60)))
+    epoch 1/3  ━━━━━━──────  5/10  val  ━━━━──  3/4
+    """
+    if not activity.total:
+        return [activity.text()]
+    share, left = activity.done / activity.total, activity.left()
+    parts = [activity.what, _bar(share, columns // 2, least=5), f"{activity.done}/{activity.total}"]
+    return [*parts, *([] if left is None else [f"{duration(left)} left"])]
 
 
 def kept_line(columns: int | None, parts: Sequence[str], numbers: Mapping[str, float]) -> str:
@@ -97,7 +114,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{int(rest):02}" if seconds >= 60 else f"{seconds:.1f} s"
 
 
-def _bar(share: float, columns: int) -> str:
-    width = max(10, min(24, columns // 5))
+def _bar(share: float, columns: int, least: int = 10) -> str:
+    width = max(least, min(24, columns // 5))
     filled = min(width, round(share * width))
     return "━" * filled + "─" * (width - filled)

@@ -77,6 +77,7 @@ class Steps:
         self._keeping: Any = getattr(step, "keeping", step)
         self._stages = [stage for stage in stages if stage is not self.interrupt]
         self._effects = effects
+        self._looking = [effect for effect in effects if effect.sees_batches]
         self._first, self._cursor, self._batch = True, Cursor.of(state.cursor), None
         self._batches: Iterator[Any] = iter(())
         self._call: Calling | None = None  # of several steps, the last one
@@ -251,11 +252,15 @@ class Steps:
     def _next(self) -> Any:
         """The next cursor and batch; None at the end, or if a signal has ended the workers."""
         try:
-            return next(self._batches, None)
+            drawn = next(self._batches, None)
         except Exception:
             if self.interrupt.noted:
                 return None
             raise
+        if drawn is not None:
+            for effect in self._looking:
+                effect.drawn(*drawn)
+        return drawn
 
     def _following(self, cursor: Cursor) -> Any:
         """The batch at `cursor` with the cursor after it; None if the run ends there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,17 @@ class ModuleWatch:
     def retake(self) -> None:
         """Remember everything as it is now, such as hooks that were added on purpose."""
         self._take()
+
+    def put_aside(self) -> Callable[[], None]:
+        """The same, until the function that it returns is called."""
+        before = self.__dict__.copy()
+
+        def bring_back() -> None:
+            self.__dict__.update(before)
+            self.mode_changed()  # modules may have been set to another meanwhile
+
+        self._take()
+        return bring_back
 
     def mode_changed(self) -> None:
         """Remember the modes of the modules as they are now."""

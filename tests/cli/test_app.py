@@ -11,7 +11,7 @@ import fnloop
 from fnloop.cli.app import main
 
 COMMANDS = ["fit", "resume", "validate", "test", "predict", "show", "diff", "replay", "export"]
-COMMANDS += ["find-lr", "find-batch-size"]
+COMMANDS += ["summary", "find-lr", "find-batch-size"]
 
 
 @pytest.mark.lightning("I1")

@@ -1,7 +1,7 @@
 """What plans would take from 8 to 10,000 GPUs: ``python -m tests.distributed.forecast``.
 
 It prints the tables of docs/how-to/scale.md, and draws docs/images/scale.png. No GPU is used, and
-none was: bytes are those of `fl.explain`, operations are counted on tensors without values, and
+none was: bytes are those of `fl.summary`, operations are counted on tensors without values, and
 times follow from the formulas of `fnloop.distributed.cost`.
 """
 
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fnloop as fl
 from fnloop.distributed.cost import Link, Machine
 from fnloop.distributed.mesh import Mesh
-from fnloop.transforms.explain import Exchange
+from fnloop.transforms.sharded import Exchange
 
 H100 = Machine(
     peak=989e12,  # bf16 without sparsity, by NVIDIA's data sheet, as are memory and bandwidth
@@ -159,17 +159,17 @@ def described(size, plan):
 
 
 def explained():
-    """For each model and plan: what `fl.explain` tells, and what `Explanation.on` must know."""
+    """For each model and plan: what `fl.summary` tells, and what `Sharded.on` must know."""
     for model, size in MODELS.items():
         flops, kept = operations(size), activations(size)
         for plan in PLANS:
             step, state = described(size, plan)
-            told = {k: fl.explain(step, state, k) for k in RANKS}
+            told = {k: fl.summary(step, state, mesh=k).sharded for k in RANKS}
             yield (model, plan), told, (flops, kept)
         if size.heads % 8 == 0:  # eight ranks share a model, and the sequences of eight
             step, state = described(size, SHARED)
             many = size._replace(sequences=8 * size.sequences)
-            told = {k: fl.explain(step, state, Mesh(k // 8, 8)) for k in RANKS}
+            told = {k: fl.summary(step, state, mesh=Mesh(k // 8, 8)).sharded for k in RANKS}
             yield (model, "zero2, tensor of 8"), told, (flops, kept, exchanged(many, 8))
 
 

@@ -90,7 +90,7 @@ def stepping(mesh, plan, rounds=24):
         found.append(sum(map(min, each)))  # the rank that comes last to one waits for nobody
     with Traffic() as traffic:
         ours(data[0])
-    return quick(found), fl.explain(ours.step, ours.state), traffic
+    return quick(found), fl.summary(ours.step, ours.state).sharded, traffic
 
 
 def expected(mesh, told, traffic, by_kind):

@@ -1,4 +1,4 @@
-"""What plans keep and move is what `fl.explain` and the theory say: run by ``test_measured.py``."""
+"""What plans keep and move is what `fl.summary` and the theory say: run by ``test_measured.py``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def explain_tells_what_is_held_and_moved(mesh):
     ):
         ours = Ours(mesh, plan, steps, reduce=reduce)
         held, adds, traffic, _ = sizes(lambda ours=ours: ours)
-        told = fl.explain(ours.step, ours.state)
+        told = fl.summary(ours.step, ours.state).sharded
         own = [row for row in told.placed if row.path.startswith(("params", "slots"))]
         assert max(mesh.exchange(held)) == sum(row.bytes for row in own), (plan, held)
         close(traffic.total, told.moved)
@@ -40,8 +40,8 @@ def explain_tells_what_is_held_and_moved(mesh):
 def explain_tells_the_same_of_a_state_that_is_whole(mesh):
     step = fl.shard(pipeline(2), mesh, "zero3")
     state = step.init(Net)
-    assert fl.explain(step, state) == fl.explain(step, fl.gather(state))
-    assert fl.explain(step, state, 64).held < fl.explain(step, state).held
+    assert fl.summary(step, state).sharded == fl.summary(step, fl.gather(state)).sharded
+    assert fl.summary(step, state, mesh=64).sharded.held < fl.summary(step, state).sharded.held
     for each in data():
         state, _ = step(state, each)
 

@@ -221,8 +221,8 @@ def explain_tells_what_is_held_and_moved(mesh):
         for plan in ("tensor", ("zero2", "tensor")):
             step = fl.shard(pipe(), own, plan)
             state = step.init(Transformer)
-            told = fl.explain(step, state)
-            assert told == fl.explain(step, fl.gather(state))
+            told = fl.summary(step, state).sharded
+            assert told == fl.summary(step, fl.gather(state)).sharded
             parts = [row.bytes for row in told.placed if row.path.startswith(("params", "slots"))]
             held = sum(t.nbytes for t in fl.tree_leaves((state.params, state.slots)))
             assert abs(sum(parts) / held - 1) < 0.01, (sum(parts), held)

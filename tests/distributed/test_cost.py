@@ -59,7 +59,7 @@ def test_a_utilization_is_a_share():
 def test_activations_count_in_the_backward_pass_only():
     step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.adamw(1e-3)))
     step = fl.shard(step, fl.mesh())
-    told = fl.explain(step, step.init(torch.nn.Linear(100, 100)), 4)
+    told = fl.summary(step, step.init(torch.nn.Linear(100, 100)), mesh=4).sharded
     backward, after = told.working
     assert told.on(MACHINE, 1e9).memory == told.held + after
     assert told.on(MACHINE, 1e9, activations=10**6).memory == told.held + backward + 10**6
@@ -82,7 +82,7 @@ def test_the_operations_of_a_decoder_are_those_of_the_rule():
 def test_the_forecast_is_that_of_the_page():
     size = forecast.MODELS["GPT-2 small"]
     step, state = forecast.described(size, "replicate")
-    told = fl.explain(step, state, 4096)
+    told = fl.summary(step, state, mesh=4096).sharded
     needed = forecast.operations(size), forecast.activations(size)
     shares = [told.on(forecast.H100, *needed, doubling=d).efficiency for d in (False, True)]
     row = next(

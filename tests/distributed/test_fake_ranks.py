@@ -1,4 +1,4 @@
-"""What `fl.explain` tells of 64 and 256 ranks is what one of as many keeps, adds and sends."""
+"""What `fl.summary` tells of 64 and 256 ranks is what one of as many keeps, adds and sends."""
 
 from __future__ import annotations
 
@@ -47,14 +47,17 @@ def held(state):
 @pytest.mark.parametrize("ranks", [64, 256])
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("plan", ["replicate", "zero2", "zero3"])
-def test_a_rank_keeps_and_sends_what_explain_tells(plan, steps, ranks):
+def test_a_rank_keeps_and_sends_what_summary_tells(plan, steps, ranks):
     with fake_mesh(ranks) as mesh:
         assert (mesh.data, mesh.rank) == (ranks, 1)
         ours = Ours(mesh, plan, steps)
-        told = fl.explain(ours.step, ours.state)
+        whole = fl.summary(ours.step, ours.state, batch(ranks * steps))
+        told = whole.sharded
         own = sum(row.bytes for row in told.placed if row.path.startswith(("params", "slots")))
         adds, traffic = counted(ours.step, ours.state, batch(ranks * steps))
     assert held(ours.state) == own
+    products = sum(p.numel() for p in model().parameters() if p.ndim == 2)
+    assert whole.flops.forward == 2 * steps * products  # of its own examples
     close(traffic.total, told.moved)
     close(adds, max(told.working))
     # And that is the theory of docs/internals/sharding.md.
@@ -72,7 +75,7 @@ def test_a_rank_keeps_and_sends_what_explain_tells(plan, steps, ranks):
 def test_sizes_that_do_not_divide_are_copied_once_more(plan, ranks):
     with fake_mesh(ranks, rank=ranks - 1) as mesh:
         ours = Ours(mesh, plan)
-        told = fl.explain(ours.step, ours.state)
+        told = fl.summary(ours.step, ours.state).sharded
         adds, _ = counted(ours.step, ours.state, batch(ranks))
     close(adds, max(told.working))
     close(adds, 3 * P if plan == "zero2" else 4 * WIDTH * WIDTH * 4)
@@ -82,7 +85,7 @@ def test_sizes_that_do_not_divide_are_copied_once_more(plan, ranks):
 def test_canonical_takes_memory_and_sends_by_the_number_of_ranks(turns, ranks=24):
     with fake_mesh(ranks) as mesh:
         ours = Ours(mesh, "replicate", turns * ranks, reduce="canonical")
-        told = fl.explain(ours.step, ours.state)
+        told = fl.summary(ours.step, ours.state).sharded
         adds, traffic = counted(ours.step, ours.state, batch(turns * ranks))
     close(adds, max(told.working))
     close(traffic.total, turns * (ranks - 1) * P)
@@ -91,12 +94,12 @@ def test_canonical_takes_memory_and_sends_by_the_number_of_ranks(turns, ranks=24
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("plan", ["replicate", "zero2", "zero3"])
-def test_other_optimizers_add_no_more_than_explain_tells(plan, name):
+def test_other_optimizers_add_no_more_than_summary_tells(plan, name):
     chain = {"sgd": fl.optim.sgd(0.1), "adamw": fl.optim.adamw(1e-3)}[name]
     with fake_mesh(64) as mesh:
         step = fl.shard(fl.pipe(loss, fl.grad, fl.update(chain), fl.ema(0.9)), mesh, plan)
         state = step.init(model())
-        told = fl.explain(step, state)
+        told = fl.summary(step, state).sharded
         adds, _ = counted(step, state, batch(64))
     assert 0.75 < adds / max(told.working) < 1.1, (adds, told.working)
 
@@ -112,7 +115,7 @@ def test_ranks_that_share_a_model(fused, plan, ranks, shared=4):
         step = fl.pipe(tokens_loss, fl.grad, fl.update(fl.optim.adamw(1e-3)))
         step = fl.shard(step, mesh, plan)
         state = step.init(lambda: Transformer(fused, WIDE, BLOCKS))
-        told = fl.explain(step, state)
+        told = fl.summary(step, state).sharded
         own = sum(row.bytes for row in told.placed if row.path.startswith(("params", "slots")))
         data = x[:, :-1], x[:, 1:]
         state, _ = step(state, data)
@@ -136,7 +139,7 @@ def test_the_parts_of_a_sequence_add_one_after_the_other(plan):
     with fake_mesh(64) as mesh:
         step = fl.shard(fl.sequence(first=part("1*"), second=part("2*")), mesh, plan)
         state = step.init(model())
-        told = fl.explain(step, state)
+        told = fl.summary(step, state).sharded
         adds, traffic = counted(step, state, batch(64))
     close(traffic.total, told.moved)
     assert 0.75 < adds / max(told.working) < 1.1, (adds, told.working)

@@ -27,7 +27,11 @@ RARE = (
     "distributed.cost.Cost",
     "distributed.cost.Link",
     "distributed.cost.Machine",
-    "transforms.explain.Explanation",
+    "transforms.sharded.Sharded",
+    "transforms.summary.Summary",
+    "transforms.dry_run.Flops",
+    "transforms.model_rows.ModuleRow",
+    "transforms.stage_rows.StageRow",
     "trees.paths.tree_paths",
 )
 """What is documented where it lives: the top has 80 names, those of every day."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import by_hand, compiled, donation, laws, profiled, reads, stored
+from . import by_hand, compiled, donation, laws, profiled, reads, seen, stored
 
 Check = Callable[[str], None]
 
@@ -25,6 +25,8 @@ CHECKS: dict[str, Check] = {
     "eager steps do not read": reads.eager,
     "compiled steps do not read": reads.compiled,
     "merging does not read": reads.merged,
+    "a summary": seen.summary,
+    "speed and memory, without reading": seen.measured,
     **compiled.AGREES,
     "agrees: most stages": compiled.everything_agrees,
     "random numbers of compiled steps": compiled.masks,

@@ -169,11 +169,52 @@ def test_while_something_takes_long_the_line_goes_on(state: State) -> None:
             effect._due = 0.0
     effect.close("completed")
     text = out.getvalue()
-    for expected in ("starting", "0/5  compiling, 1 s", "compiled", "1/5  val 2/3"):
+    for expected in ("starting", "0/5  compiling, 1 s", "compiled", "1/5  val  ━━━━━──  2/3"):
         assert expected in text
     assert watchers() == () and not any(
         thread.name == "fnloop-progress" for thread in threading.enumerate()
     )
+
+
+@pytest.mark.lightning("C9", "V9")
+def test_a_validation_in_training_has_a_bar_of_its_own_and_what_is_within_it_comes_back(
+    state: State, clock: list[float]
+) -> None:
+    out = Screen()
+    effect = progress(file=out)
+    effect.open(Run(step=None, state=state, batches=10, total=20))
+    effect(state.replace(cursor=Cursor(0, 5, 5).tensor()), metrics(5))
+    with Activity("val", total=4) as validation:
+        for _ in range(3):
+            clock[0] += 1.0
+            validation.advance()
+        with Activity("compiling"):
+            clock[0] += 1.0
+            effect._draw()
+        effect._due = 0.0
+        effect.shows(validation)
+    effect._draw()
+    lines = [line.rstrip() for line in out.getvalue().split("\r")]
+    effect.close("completed")
+    bar = "epoch 1/2  " + "━" * 8 + "─" * 7 + "  5/10  "
+    own = "val  " + "━" * 5 + "─" * 2 + "  3/4  1.3 s left"
+    assert bar + own in lines and bar + "compiling, 1 s" in lines
+    assert lines[-1].startswith(bar + "loss 5")
+    assert all(len(line) < 80 for line in lines)
+
+
+def test_what_is_measured_beside_is_shown_where_it_is_named(
+    state: State, clock: list[float]
+) -> None:
+    shown: list[str] = []
+    for names in (None, ["samples_per_sec", "loss"]):
+        out = io.StringIO()
+        effect = progress(file=out, names=names)
+        effect.open(Run(step=None, state=state, gauges=[lambda: {"samples_per_sec": 250.0}]))
+        effect(state.replace(cursor=Cursor(0, 1, 1).tensor()), metrics(1))
+        effect.close("completed")
+        shown.append(out.getvalue())
+    assert "samples_per_sec" not in shown[0] and "samples_per_sec 250  loss 1\n" in shown[1]
 
 
 def loss(model: Any, batch: Any) -> Any:

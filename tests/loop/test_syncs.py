@@ -285,6 +285,17 @@ def test_a_tracker_looks_once_a_point_and_not_on_the_thread_that_trains(clock, t
     assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 1 + STEPS // 25
 
 
+@pytest.mark.lightning("C16", "C17")
+def test_who_measures_does_not_look(clock):
+    step, state = far_step()
+    items = lambda batch: batch[0].numel()  # noqa: E731
+    speed, load = fl.trackers.throughput(items=items), fl.trackers.device_stats(every_seconds=0)
+    for _ in fl.run(step, state, clock.batches(), steps=STEPS, callbacks=[speed, load]):
+        found = {**speed.measured(), **load.measured()}
+    assert found["items_per_sec"] == pytest.approx(3 * found["samples_per_sec"])
+    assert clock.batch == STEPS and clock.looks == []
+
+
 def test_a_bar_looks_once_when_it_is_drawn(clock, monkeypatch):
     step, state = far_step()
     monkeypatch.setattr(time, "perf_counter", lambda: clock.batch * 0.01)  # 100 batches a second
@@ -310,6 +321,7 @@ def test_nobody_looks_between_occasions_with_everything_on(clock, tmp_path, monk
         fl.early_stopping("val/loss", patience=99),
         fl.progress(file=io.StringIO(), every_seconds=0.0999),
         fl.track(fl.trackers.JSONL(tmp_path / "run.jsonl")),
+        fl.trackers.throughput(),
         fl.checkpoint(tmp_path / "checkpoints", monitor="val/loss", every=100, unit="step"),
     ]
     clock.batch = 0

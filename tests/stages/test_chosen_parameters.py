@@ -382,7 +382,7 @@ def test_explain_tells_of_the_most_parts():
     step = fl.shard(step, fl.mesh(), "zero2")
     assert "accumulate(by_epoch({2: 3}))" in repr(step)
     state = step.init(net())
-    assert fl.explain(step, state).working.backward > 0
+    assert fl.summary(step, state).sharded.working.backward > 0
     assert moved(state, step(state, batch())[0]) == {"head"}
 
 

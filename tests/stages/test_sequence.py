@@ -463,12 +463,12 @@ def test_one_process_is_a_mesh_of_one_for_the_whole_and_for_each_part():
 
 def test_what_a_sharded_sequence_moves_is_told_for_each_part():
     step = fl.shard(gan(), fl.mesh(), "zero2")
-    found = fl.explain(step, step.init(model()), 2)
+    found = fl.summary(step, step.init(model()), mesh=2).sharded
     reduced = {row.what: row.bytes for row in found.exchanges if "reduced" in row.what}
     alone = fl.shard(gan().parts[0], fl.mesh(), "zero2")
     (expected,) = [
         row.bytes
-        for row in fl.explain(alone, alone.init(model()), 2).exchanges
+        for row in fl.summary(alone, alone.init(model()), mesh=2).sharded.exchanges
         if "reduced" in row.what
     ]
     assert reduced["discriminator/gradients reduced"] == expected

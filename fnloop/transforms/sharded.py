@@ -1,4 +1,4 @@
-"""``explain``: what each rank of a sharded step will keep and move, before anything runs."""
+"""What each rank of a sharded step will keep and move, before anything runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fnloop.distributed.cost import Cost, Machine
 from fnloop.distributed.mesh import Mesh
-from fnloop.names.keywords import explained
 from fnloop.stages.base import Stage
 from fnloop.stages.fold import PLANS, Fold
 from fnloop.stages.sequence import Sequence
 from fnloop.stages.update import Update
+from fnloop.transforms.summary_text import fitted
 from fnloop.transforms.working import Working, share, wide, working
 from fnloop.trees.equal import table
 from fnloop.trees.show import bytes_text, short
@@ -59,11 +59,16 @@ class Exchange(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Explanation:
-    """What `explain` tells. Printed, it is a table.
+class Sharded:
+    """What each rank keeps, and what a step moves; ``fl.summary(...).sharded``. Printed, a table.
+
+    Bytes moved are those that a rank sends when every one passes on what it gets (a ring): of a
+    whole tensor's size ``(k - 1) / k`` to gather it, as much to reduce it into pieces, and twice
+    that to sum it on all of `k` ranks. Left out are a few numbers (weights, metrics, changed
+    buffers, statistics of batch norms), and what an optimizer gathers that looks at whole matrices.
 
     Attributes:
-        title: The fold that was explained.
+        title: How it is sharded.
         placed: Every tensor of the state.
         exchanges: The collectives of a step.
         working: What a step adds on a rank, beside activations, if it is not compiled: bytes in
@@ -99,8 +104,8 @@ class Explanation:
 
         Args:
             machine: A machine of the cluster.
-            flops: Floating-point operations of a rank in a step, forward and backward, as
-                ``torch.utils.flop_counter`` counts them.
+            flops: Floating-point operations of a rank in a step, forward and backward: for a
+                batch as one rank is given it, ``fl.summary(step, state, batch).flops.step``.
             activations: Bytes of what a rank keeps for the backward pass of a micro-batch.
             shared: What ranks that share a model send one another, which a model decides.
             doubling: Whether messages go between and inside of machines by doubling
@@ -113,7 +118,8 @@ class Explanation:
         ...     model = torch.nn.Linear(10_000, 10_000)
         >>> step = fl.shard(step, fl.mesh(), "zero2")
         >>> h100 = Machine(989e12, 0.4, 80e9, 3.35e12, 8, Link(360e9, 3.4e-6), Link(40e9, 14e-6))
-        >>> explain(step, step.init(model), 64).on(h100, flops=6 * 1e8 * 1e5)
+        >>> told = fl.summary(step, step.init(model), mesh=64).sharded
+        >>> told.on(h100, flops=6 * 1e8 * 1e5)
         on a rank
         memory at the peak    831.4 MB of 80.0 GB
         forward and backward  151.67 ms
@@ -136,60 +142,41 @@ class Explanation:
             exchange=exchange,
         )
 
-    def __str__(self) -> str:
-        tensors = [(*row[:3], bytes_text(row.bytes)) for row in self.placed]
+    def moves(self) -> str:
+        """All but the tensors, as text."""
         exchanges = [
             (row.what, f"{row.times}" if row.times else "each use", bytes_text(row.bytes))
             for row in self.exchanges
         ]
-        return "\n".join(
-            [
-                self.title,
-                "",
-                table(("tensor", "", "on a rank", "bytes"), tensors),
-                f"The state on a rank: {bytes_text(self.held)}",
-                f"A step adds, if it is not compiled, at most: {bytes_text(max(self.working))}, "
-                "beside activations",
-                "",
-                table(("exchange", "times", "bytes a rank sends"), exchanges or [("none", "", "")]),
-                f"In a step: {bytes_text(self.moved)}",
-            ]
-        )
+        lines = [
+            f"The state on a rank: {bytes_text(self.held)}",
+            f"A step adds, if it is not compiled, at most: {bytes_text(max(self.working))}, "
+            "beside activations",
+            "",
+            fitted(("exchange", "times", "bytes a rank sends"), exchanges or [("none", "", "")], 1),
+            f"In a step: {bytes_text(self.moved)}",
+        ]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        tensors = [(*row[:3], bytes_text(row.bytes)) for row in self.placed]
+        shown = table(("tensor", "", "on a rank", "bytes"), tensors)
+        return f"{self.title}\n\n{shown}\n{self.moves()}"
 
     __repr__ = __str__
 
 
-@explained
-def explain(step: Any, state: State, mesh: Mesh | int | None = None) -> Explanation:
-    """What each rank will keep, and what a step will move, before anything runs.
-
-    Bytes moved are those that a rank sends when every one passes on what it gets (a ring): of a
-    whole tensor's size ``(k - 1) / k`` to gather it, as much to reduce it into pieces, and twice
-    that to sum it on all of `k` ranks. Left out are a few numbers (weights, metrics, changed
-    buffers, statistics of batch norms), and what an optimizer gathers that looks at whole matrices.
+def sharded(step: Any, state: State, mesh: Mesh | int | None) -> Sharded | None:
+    """What `fl.summary` tells of ranks; None of a step that is not sharded.
 
     Args:
-        step: A step from `fl.shard`.
+        step: A step.
         state: Its state, divided or not.
-        mesh: Other ranks than the step's: a mesh, or a number for the axis `data`. So one process
-            tells what a hundred would do.
-
-    Raises:
-        TypeError: `step` is not sharded.
-
-    >>> import torch, fnloop as fl
-    >>> step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
-    >>> step = fl.shard(step, fl.mesh(), "zero2")
-    >>> found = explain(step, step.init(torch.nn.Linear(100, 100)), 4)
-    >>> found.held, found.moved
-    (10156, 60600)
-    >>> print(*found.exchanges, sep="\\n")
-    Exchange(what='parameters gathered', times=1, bytes=30300, rounds=1)
-    Exchange(what='gradients reduced', times=1, bytes=30300, rounds=1)
+        mesh: Other ranks than the step's: a mesh, or a number for the axis `data`.
     """
     folds = list(_folds(step))
     if not folds:
-        raise TypeError(f"explain takes a step from fl.shard(step, mesh, plan); got {short(step)}.")
+        return None
     ranks = folds[0][1].mesh if mesh is None else mesh
     if isinstance(ranks, int):
         ranks = dataclasses.replace(folds[0][1].mesh, data=ranks)
@@ -202,7 +189,7 @@ def explain(step: Any, state: State, mesh: Mesh | int | None = None) -> Explanat
         for each in _exchanges(fold, state, shares)
     ]
     placed = tuple(_placed(fold, state, shares))
-    return Explanation(
+    return Sharded(
         f"{fold.describe()}, on each of {ranks.everyone.data} ranks",
         placed,
         tuple(exchanges),
