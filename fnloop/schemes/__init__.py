@@ -6,6 +6,7 @@ from fnloop.schemes.curvatures import hessian_product as hessian_product
 from fnloop.schemes.curvatures import sharpness as sharpness
 from fnloop.schemes.extrapolation import extragradient as extragradient
 from fnloop.schemes.forward_mode import forward_gradient as forward_gradient
+from fnloop.schemes.hamiltonian import sghmc as sghmc
 from fnloop.schemes.langevin import sgld as sgld
 from fnloop.schemes.privacy import dp_sgd as dp_sgd
 from fnloop.schemes.several_losses import several as several

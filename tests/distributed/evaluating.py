@@ -69,6 +69,7 @@ def published_schemes_are_those_of_one_process(mesh):
         "lookahead": lambda k: scheme(k, [], [schemes.lookahead(2)]),
         "centralize": lambda k: scheme(k, [], [], fl.optim.chain(schemes.centralize(), sgd)),
         "sgld": lambda k: scheme(k, [], [schemes.sgld(0.1)]),
+        "sghmc": lambda k: scheme(k, [], [schemes.sghmc(0.1)]),
         "several": lambda k: scheme(k, first=schemes.several(a=loss, b=weighed)),
         "pcgrad": lambda k: scheme(k, first=schemes.pcgrad(a=loss, b=weighed)),
     }

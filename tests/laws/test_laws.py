@@ -189,6 +189,7 @@ SCHEME_STEPS = {
     "lookahead": step_of(after=[fl.schemes.lookahead(2), fl.ema(0.9)]),
     "centralize": step_of(fl.optim.chain(fl.schemes.centralize(), fl.optim.adamw(1e-2))),
     "sgld": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)]),
+    "sghmc": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sghmc(0.01)]),
     "several": fl.pipe(
         fl.schemes.several(body=fl.grad(loss, only=["first", "norm"]), all=other_loss),
         fl.accumulate(2),

@@ -146,6 +146,7 @@ SCHEMES = {
     "lookahead": [step_of(after=[fl.schemes.lookahead(2)])],
     "centralize": [step_of(then_sgd(fl.schemes.centralize()))],
     "sgld": [step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)])],
+    "sghmc": [step_of(fl.optim.sgd(0.1), after=[fl.schemes.sghmc(0.01)])],
     "several": [
         fl.pipe(
             fl.schemes.several(first=fl.grad(loss, only="0"), all=other_loss),
