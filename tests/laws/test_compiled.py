@@ -53,7 +53,8 @@ EXAMPLES = {
 }
 UNCOMPILED = {"from_torch"}
 # Functions of a gradient stage, which are no stages.
-FUNCTIONS = {"hessian_product", "sharpness"}
+FUNCTIONS = {"hessian_product", "sharpness", "swag_sample"}
+CALLBACKS = {"swag"}
 
 
 def loss(model, batch):
@@ -212,7 +213,7 @@ def test_every_exported_stage_is_covered():
 
 def test_every_scheme_is_covered():
     schemes = {n for n, f in vars(fl.schemes).items() if not n.startswith("_") and callable(f)}
-    alone = {"dp_sgd", *FUNCTIONS}  # refuses BatchNorm: see tests/schemes/test_privacy.py
+    alone = {"dp_sgd", *FUNCTIONS, *CALLBACKS}  # refuses BatchNorm: see tests/schemes/test_privacy.py
     assert schemes <= {name.split()[0] for name in STAGES} | alone, "add the new scheme here"
 
 

@@ -22,7 +22,7 @@ OPTIMIZERS = {
     and value is not fl.optim.Optimizer
 }
 # Functions of a gradient stage, which are no stages.
-FUNCTIONS = {"hessian_product", "sharpness"}
+FUNCTIONS = {"hessian_product", "sharpness", "swag_sample"}
 SCHEMES = {
     name for name, value in vars(fl.schemes).items() if not name.startswith("_") and callable(value)
 }
@@ -83,6 +83,7 @@ CALLBACKS = {
     "stage": lambda: fl.stage(halve_lr, "callback"),
     "spike": lambda: fl.rules.spike("loss"),
     "nonfinite": lambda: fl.rules.nonfinite("loss", patience=2),
+    "swag": lambda: fl.schemes.swag(rank=2),
 }
 
 
@@ -267,7 +268,7 @@ def test_every_exported_stage_is_covered():
 
 def test_every_scheme_is_covered():
     alone = {"dp_sgd", *FUNCTIONS}  # refuses BatchNorm: laws in tests/schemes/test_privacy.py
-    assert {name.split()[0] for name in SCHEME_STEPS} | alone >= SCHEMES, (
+    assert {name.split()[0] for name in SCHEME_STEPS} | alone | set(CALLBACKS) >= SCHEMES, (
         "add the new scheme to this file"
     )
 

@@ -136,8 +136,8 @@ STAGES = {
         )
     ],
 }
-# Functions of a gradient stage, which are no stages.
-FUNCTIONS = {"hessian_product", "sharpness"}
+# Functions and callbacks, which are not part of a step.
+FUNCTIONS = {"hessian_product", "sharpness", "swag", "swag_sample"}
 SCHEMES = {
     "sam": [
         step_of(grad=[fl.schemes.sam(0.1)]),
