@@ -1,13 +1,16 @@
 """Published training schemes: stages and gradient transforms, one file each, with their papers."""
 
 from fnloop.names.suggestions import suggesting as _suggesting
+from fnloop.schemes.balanced_losses import gradnorm as gradnorm
 from fnloop.schemes.centralization import centralize as centralize
 from fnloop.schemes.curvatures import hessian_product as hessian_product
 from fnloop.schemes.curvatures import sharpness as sharpness
 from fnloop.schemes.extrapolation import extragradient as extragradient
 from fnloop.schemes.forward_mode import forward_gradient as forward_gradient
+from fnloop.schemes.gradient_noise import noise_scale as noise_scale
 from fnloop.schemes.hamiltonian import sghmc as sghmc
 from fnloop.schemes.langevin import sgld as sgld
+from fnloop.schemes.perturbations import evolution as evolution
 from fnloop.schemes.privacy import dp_sgd as dp_sgd
 from fnloop.schemes.several_losses import several as several
 from fnloop.schemes.sharpness_aware import sam as sam

@@ -90,7 +90,7 @@ def refuse_shared(stage: GradStage, who: str) -> None:
 
 
 def that_add(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics that merge by adding their numbers, which can be done for all examples at once."""
+    """The metrics that merge by adding their numbers, as can be done for all examples at once."""
     return {name: metric for name, metric in metrics.items() if type(metric) in (Mean, Sum)}
 
 

@@ -121,6 +121,10 @@ def other_loss(model, batch):
     return -model(batch[0]).logsumexp(1).square().mean()
 
 
+def positive_loss(model, batch):
+    return model(batch[0]).logsumexp(1).square().mean()
+
+
 def plain_loss(model, batch):
     """No batch statistics, no randomness; a weight for each example."""
     x, y, w = batch
@@ -201,7 +205,13 @@ SCHEME_STEPS = {
         fl.schemes.pcgrad(a=loss, b=other_loss, c=fl.grad(loss, only="head")),
         fl.update(fl.optim.adamw(1e-2)),
     ),
+    "gradnorm": fl.pipe(
+        fl.schemes.gradnorm(lr=0.01, a=loss, b=positive_loss),
+        fl.update(fl.optim.adamw(1e-2)),
+    ),
+    "noise_scale": step_of(grad=[fl.schemes.noise_scale(3)]),
     "extragradient": step_of(grad=[fl.schemes.extragradient(0.1)]),
+    "evolution": step_of(fl.optim.sgd(0.01), grad=[fl.schemes.evolution(0.1, 3)]),
     "forward_gradient": step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient]),
 }
 

@@ -96,6 +96,10 @@ def other_loss(model, batch):
     return -model(batch[0]).tanh().sum(1).square().mean()
 
 
+def positive_loss(model, batch):
+    return model(batch[0]).tanh().sum(1).square().mean()
+
+
 def wild(state, metrics):
     return state, {**metrics, "bad": metrics["loss"].value() > 1e9}
 
@@ -160,7 +164,21 @@ SCHEMES = {
         )
     ],
     "dp_sgd": [step_of(grad=[fl.schemes.dp_sgd(0.1, 0.5)])],
+    "gradnorm": [
+        fl.pipe(
+            fl.schemes.gradnorm(lr=0.01, a=loss, b=positive_loss),
+            fl.update(fl.optim.sgd(0.1)),
+        )
+    ],
+    "noise_scale": [
+        step_of(grad=[fl.schemes.noise_scale(3)]),
+        step_of(grad=[fl.schemes.noise_scale()]),
+    ],
     "extragradient": [step_of(grad=[fl.schemes.extragradient(0.1)])],
+    "evolution": [
+        step_of(fl.optim.sgd(0.01), grad=[fl.schemes.evolution(0.1, 3)]),
+        step_of(fl.optim.sgd(0.01), grad=[fl.accumulate(2), fl.schemes.evolution(0.1, 2)]),
+    ],
     "forward_gradient": [
         step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient]),
         step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient, fl.accumulate(2)]),

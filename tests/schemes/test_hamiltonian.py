@@ -84,5 +84,5 @@ def test_errors():
     step = fl.pipe(bowl, fl.grad, fl.update(fl.optim.rmsprop(0.1)), fl.schemes.sghmc(0.1))
     with pytest.raises(ValueError, match=r'sghmc takes .*"sgd.lr", which the step does not report'):
         step(step.init(nn.Linear(50, 3, bias=False)), torch.ones(1))
-    with pytest.raises(ValueError, match="one minus the momentum of SGD; got 1.5"):
+    with pytest.raises(ValueError, match=r"one minus the momentum of SGD; got 1\.5"):
         step_of(friction=1.5)
