@@ -15,6 +15,7 @@ from fnloop.schemes.privacy import dp_sgd as dp_sgd
 from fnloop.schemes.several_losses import several as several
 from fnloop.schemes.sharpness_aware import sam as sam
 from fnloop.schemes.slow_weights import lookahead as lookahead
+from fnloop.schemes.spectrum import lanczos as lanczos
 from fnloop.schemes.surgery import pcgrad as pcgrad
 from fnloop.schemes.weight_posterior import swag as swag
 from fnloop.schemes.weight_posterior import swag_sample as swag_sample

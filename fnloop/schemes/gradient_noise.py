@@ -81,8 +81,8 @@ class WithNoiseScale(GradStage):
 
         grads = Grads.fold(gradients())
         none = torch.zeros(0, dtype=torch.float64)
-        found = [torch.stack(each) if each else none for each in (squares, weights)]
-        return after.replace(context=state.context), grads, *found
+        square, weight = (torch.stack(each) if each else none for each in (squares, weights))
+        return after.replace(context=state.context), grads, square, weight
 
     def _each(self, state: State, x: Any) -> tuple[State, Grads, Tensor, Tensor]:
         """As `_in_parts`, of single examples; buffers stay as they are."""
