@@ -88,10 +88,10 @@ class WithNoiseScale(GradStage):
         """As `_in_parts`, of single examples; buffers stay as they are."""
 
         def one(grads: Grads) -> tuple[Any, ...]:
-            mean, counts = grads.mean.wide(), grads.weight > 0
-            mean = mean.where(counts, mean.zeros())
-            total = mean.scale(grads.weight.double())
-            return total, mean.norm().double() ** 2, grads.weight, that_add(grads.metrics)
+            total = grads.mean.wide().scale(grads.weight.double())
+            total = total.where(grads.weight > 0, total.zeros())
+            square = grads.mean.norm().double() ** 2
+            return total, square, grads.weight, that_add(grads.metrics)
 
         totals, squares, weights, metrics = per_example(self.inner, state, x, one, "noise_scale")
         total: Tensors = summed(totals)

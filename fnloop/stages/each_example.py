@@ -59,12 +59,12 @@ def per_example(
             "nn.LayerNorm there."
         )
     _check_examples(batch, who)
+    # One by one: a leading dimension fits no other layout, and what is packed is copied, for each.
+    state = state.replace(params=Tensors(dict(state.params.items())))
 
     def one(example: Any) -> Any:
         _, grads = stage(state, tree_map(lambda t: t[None], example))
-        if then is None:  # a leading dimension fits no other layout
-            return grads.replace(mean=Tensors(dict(grads.mean.items())))
-        return then(grads)
+        return grads if then is None else then(grads)
 
     return torch.func.vmap(one, randomness="different")(batch)
 

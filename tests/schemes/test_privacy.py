@@ -130,6 +130,21 @@ def test_law_7_with_dropout_and_with_its_noise():
     testing.check_compiles(step, state_of(step), [arrays(), bad])
 
 
+def test_compiled_it_keeps_no_gradient_of_an_example():
+    """Of linear layers: their norms and their sum follow from what goes in and comes back."""
+    shapes = []
+
+    def backend(graph, inputs):
+        values = [node.meta.get("val") for node in graph.graph.nodes]
+        shapes.extend(tuple(v.shape) for v in values if isinstance(v, torch.Tensor))
+        return graph
+
+    step = fl.compile(STEPS["plain"], backend=backend)
+    step(state_of(STEPS["plain"]), arrays())
+    assert (7, 1, 5) in shapes  # what goes into the second layer
+    assert not {(7, 5, 6), (7, 6, 5), (7, 3, 5), (7, 5, 3)} & set(shapes)
+
+
 def test_a_population_has_the_masks_and_the_noise_of_its_members():
     step = STEPS["plain"]
     testing.check_vmaps(step, [step.init(net, seed=i) for i in range(3)], arrays())
