@@ -12,6 +12,7 @@ from fnloop.schemes.hamiltonian import sghmc as sghmc
 from fnloop.schemes.langevin import sgld as sgld
 from fnloop.schemes.perturbations import evolution as evolution
 from fnloop.schemes.privacy import dp_sgd as dp_sgd
+from fnloop.schemes.privacy_accounting import epsilon as epsilon
 from fnloop.schemes.several_losses import several as several
 from fnloop.schemes.sharpness_aware import sam as sam
 from fnloop.schemes.slow_weights import lookahead as lookahead

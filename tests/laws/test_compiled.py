@@ -53,7 +53,7 @@ EXAMPLES = {
 }
 UNCOMPILED = {"from_torch"}
 # Functions of a gradient stage, which are no stages.
-FUNCTIONS = {"hessian_product", "lanczos", "sharpness", "swag_sample"}
+FUNCTIONS = {"epsilon", "hessian_product", "lanczos", "sharpness", "swag_sample"}
 CALLBACKS = {"swag"}
 
 

@@ -22,7 +22,7 @@ OPTIMIZERS = {
     and value is not fl.optim.Optimizer
 }
 # Functions of a gradient stage, which are no stages.
-FUNCTIONS = {"hessian_product", "lanczos", "sharpness", "swag_sample"}
+FUNCTIONS = {"epsilon", "hessian_product", "lanczos", "sharpness", "swag_sample"}
 SCHEMES = {
     name for name, value in vars(fl.schemes).items() if not name.startswith("_") and callable(value)
 }

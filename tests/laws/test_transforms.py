@@ -141,7 +141,7 @@ STAGES = {
     ],
 }
 # Functions and callbacks, which are not part of a step.
-FUNCTIONS = {"hessian_product", "lanczos", "sharpness", "swag", "swag_sample"}
+FUNCTIONS = {"epsilon", "hessian_product", "lanczos", "sharpness", "swag", "swag_sample"}
 SCHEMES = {
     "sam": [
         step_of(grad=[fl.schemes.sam(0.1)]),
