@@ -95,11 +95,6 @@ def sharpness(stage: GradStage, state: State, batch: Any, steps: int = 20) -> Te
     for _ in range(steps):
         vector = vector.scale(1 / (vector.norm() + 1e-30))
         product = hessian_product(stage, state, batch, vector).wide()
-        value = _inner(vector, product)
+        value = vector.dot(product)
         vector = product
     return value
-
-
-def _inner(a: Tensors, b: Tensors) -> Tensor:
-    """The inner product of two values with the same names."""
-    return torch.stack([(x.conj() * b[name]).real.sum() for name, x in a.items()]).sum()

@@ -252,6 +252,28 @@ class Tensors(NoOperators, NamedTensors):
             self._norm = norm
         return norm
 
+    def dot(self, other: Tensors) -> Tensor:
+        """The inner product of all values together: 0-d, float32 or wider.
+
+        Of complex values its real part, as of their pairs of real numbers.
+
+        >>> w = Tensors({"w": torch.tensor([3.0, 4.0]), "b": torch.tensor(2.0)})
+        >>> w.dot(w.scale(0.5))
+        tensor(14.5000)
+        """
+        mine = self.layout.counted(self._storages)
+        theirs = self.layout.counted(self._aligned(other))
+        parts = [
+            (a.to(_wide(a.dtype)) * b.to(_wide(b.dtype))).sum()
+            for a, b in zip(mine, theirs, strict=True)
+        ]
+        if not parts:
+            return torch.zeros(())
+        total = torch.stack([part.to(max(parts, key=_bytes).dtype) for part in parts]).sum()
+        if self.layout.mesh is None:
+            return total
+        return self.layout.total(total.double()).to(total.dtype)
+
     def all_finite(self) -> Tensor:
         """Whether every value is finite: bool[]."""
         flag = self.is_finite()
@@ -355,6 +377,10 @@ class Tensors(NoOperators, NamedTensors):
 
 
 _FACTS, _STORAGES = attrgetter("_plain", "_kinds", "layout"), attrgetter("_storages")
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.element_size()
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

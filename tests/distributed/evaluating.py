@@ -57,6 +57,16 @@ def the_loss_of_all_ranks_at_other_parameters(mesh):
 
 
 @scenario
+def norms_and_inner_products_are_of_the_values_of_all_ranks(mesh):
+    one = fl.grad(loss).init(model, seed=0).params
+    for plan in PLANS:
+        step = fl.shard(pipeline(1, loss, fl.optim.sgd(0.1)), mesh, plan)
+        own = step.init(model, seed=0).params
+        torch.testing.assert_close(own.norm(), one.norm())
+        torch.testing.assert_close(own.dot(own.abs()), one.dot(one.abs()))
+
+
+@scenario
 def published_schemes_are_those_of_one_process(mesh):
     def weighed(model, x):
         return (model(x) + x[:, :1].cos()).square().mean()

@@ -267,6 +267,21 @@ def test_norm_is_that_of_all_values_together(kind, how):
         torch.testing.assert_close(norm.double(), expected, rtol=1e-6, atol=0)
 
 
+@kinds
+@layouts
+def test_dot_is_the_inner_product_of_all_values_together(kind, how):
+    a, b = stored(kind, how), stored(kind, how, seed=1)
+    values, others = (
+        torch.cat([real(t).double().flatten() for t in named(kind, seed).values()])
+        for seed in (0, 1)
+    )
+    wide = torch.float64 if torch.float64 in a.dtypes else torch.float32
+    together = torch.func.vmap(lambda s, t: s.dot(t))(stacked(a), stacked(b))[0]
+    for dot in (a.dot(b), together, a.dot(fl.Tensors(dict(b.items())))):
+        assert dot.ndim == 0 and dot.dtype == wide
+        torch.testing.assert_close(dot.double(), values @ others, rtol=1e-5, atol=1e-5)
+
+
 def stacked(tensors):
     return fl.tree_map(lambda leaf: leaf[None], tensors)
 
