@@ -14,6 +14,7 @@ REFERENCE = ROOT / "docs" / "reference"
 
 RARE = (
     "replays.replay.Replay",
+    "schemes.spectrum.Spectrum",
     "tuning.lr_search.LrSearch",
     "tuning.batch_size_search.BatchSizeSearch",
     "tuning.batch_size_search.Attempt",
