@@ -75,11 +75,19 @@ class GradNorm(Several):
     def _measured(self, state: State, every: Sequence[Grads]) -> list[str]:
         """The names of the parameters that the norms are of."""
         if self.over is None:
-            return [name for name in state.params if all(name in grads.mean for grads in every)]
-        if not callable(self.over):
-            check_patterns("gradnorm(over=)", self.over, state.params)
-        reached = {name for grads in every for name in grads.mean}
-        return [name for name in chosen(self.over, state.params) if name in reached]
+            found = [name for name in state.params if all(name in grads.mean for grads in every)]
+        else:
+            if not callable(self.over):
+                check_patterns("gradnorm(over=)", self.over, state.params)
+            reached = {name for grads in every for name in grads.mean}
+            found = [name for name in chosen(self.over, state.params) if name in reached]
+        if not found:
+            raise ValueError(
+                "gradnorm compares the norms of gradients of parameters that its losses share, and "
+                f"there are none: {', '.join(self.names)} reach others each. It balances losses of "
+                "one network; for several networks add them, by fl.schemes.several."
+            )
+        return found
 
 
 def balanced(weights: Tensor, norms: Tensor, progress: Tensor, alpha: Any, lr: Any) -> Tensor:
@@ -140,7 +148,8 @@ def gradnorm(
 
     Raises:
         TypeError: A part is neither, or there is none.
-        ValueError: A part keeps memory; or, at the call, a pattern of `over` fits no parameter.
+        ValueError: A part keeps memory; or, at the call, a pattern of `over` fits no parameter, or
+            the losses share none.
 
     >>> import fnloop as fl
     >>> step = fl.pipe(

@@ -49,7 +49,7 @@ class Evolution(GradStage):
         if not state.context.differentiates:
             return after, grads
         (std,) = self.at(state, "std")
-        params = state.params.select(self.trained(state)).wide()
+        params = state.params.select(self.trained(state))
 
         def loss(buffers: Tensors, place: Tensors) -> Tensor:
             there = forward.replace(params=state.params.updated(place), buffers=buffers)
@@ -57,7 +57,7 @@ class Evolution(GradStage):
 
         def one(buffers: Tensors, place: Tensors) -> Tensors:
             with randomness(state, "evolution"):
-                way = place.map_named(torch.randn_like)
+                way = place.wide().map_named(torch.randn_like)
             ahead, behind = (place.add(way.scale(sign * std)) for sign in (1, -1))
             # Both have the same masks, as each begins its random numbers anew.
             slope = (loss(buffers, ahead) - loss(buffers, behind)) / (2 * std)

@@ -61,7 +61,8 @@ def dp_sgd(clip: Any, noise: Any) -> Callable[[GradStage], DpSgd]:
     examples``. Examples of weight zero do not count.
 
     Goes directly behind `fl.grad`; all examples are computed in one vmapped pass, which needs the
-    memory of a gradient for each. Each has a dropout mask of its own. Not inside of
+    memory of a gradient for each; compiled, not of linear layers, whose norms and sums follow from
+    what goes in and what comes back. Each has a dropout mask of its own. Not inside of
     `fl.accumulate`, which would add noise for each part. Metrics that are `fl.Mean` or `fl.Sum` are
     reported; others are left out. Cannot be sharded. Buffers stay as they are.
 

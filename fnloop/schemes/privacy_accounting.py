@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,9 @@ def epsilon(noise: float, share: float, steps: int, delta: float, accountant: st
     """
     steps = as_count(steps, "epsilon(steps=)")
     for name, value, fits, what in (
-        ("noise", noise, noise >= 0, "a number of at least 0"),
-        ("share", share, 0 < share <= 1, "a number above 0, at most 1: batch size / examples"),
-        ("delta", delta, 0 < delta < 1, "a number between 0 and 1, such as 1e-5"),
+        ("noise", noise, _is(noise) and noise >= 0, "a number of at least 0"),
+        ("share", share, _is(share) and 0 < share <= 1, "a number up to 1: batch size / examples"),
+        ("delta", delta, _is(delta) and 0 < delta < 1, "a number between 0 and 1, such as 1e-5"),
         ("accountant", accountant, accountant in ("prv", "rdp"), '"prv" or "rdp"'),
     ):
         if not fits:
@@ -61,6 +62,10 @@ def epsilon(noise: float, share: float, steps: int, delta: float, accountant: st
     counting.history = [(float(noise), float(share), steps)]
     with np.errstate(divide="ignore"):  # for whole batches it takes the logarithm of zero
         return float(counting.get_epsilon(delta))
+
+
+def _is(value: Any) -> bool:
+    return isinstance(value, Real)
 
 
 def _accountants() -> dict[str, Any]:

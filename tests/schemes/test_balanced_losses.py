@@ -148,5 +148,9 @@ def test_errors():
     with pytest.raises(ValueError, match=r"gradnorm\(over=\): 'trunk.9' fits no parameter"):
         step = pipeline(over="trunk.9")
         step(step.init(net()), batch())
+    apart = {name: fl.grad(loss, only=name) for name, loss in LOSSES.items()}
+    step = fl.pipe(gradnorm(**apart), fl.update(fl.optim.sgd(1e-3)))
+    with pytest.raises(ValueError, match="and there are none: a, b, c reach others each"):
+        step(step.init(net()), batch())
     with pytest.raises(ValueError, match="keeps memory"):
         fl.shard(pipeline(), fl.mesh())
