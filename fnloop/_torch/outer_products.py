@@ -88,8 +88,8 @@ def _sum(node: Node) -> Node | None:
         row = outer.row
         if flag is not None:  # not through the factor: what is left out may be infinite
             column, row = (_where(node, flag, each) for each in (column, row))
-        left, right = (row, column) if outer.turned else (column, row)
-        left, right = (_matrix(node, each) for each in (left, right))
+        flat = [_without(node, column, 2), _without(node, row, 1)]
+        left, right = reversed(flat) if outer.turned else flat
         value = left.meta["val"]
         turned = _call(node, _aten.t.default, (left,), value.t())
         return _call(node, _aten.mm.default, (turned, right), node.meta["val"])
@@ -107,10 +107,8 @@ def _where(at: Node, flag: Any, kept: Node) -> Node:
     return _call(at, _aten.where.self, (flag, kept, zeros), value)
 
 
-def _matrix(at: Node, node: Node) -> Node:
-    value = node.meta["val"]
-    shape = [value.shape[0], value.shape[1] * value.shape[2]]
-    return _call(at, _aten.reshape.default, (node, shape), value.reshape(shape))
+def _without(at: Node, node: Node, dim: int) -> Node:
+    return _call(at, _aten.squeeze.dim, (node, dim), node.meta["val"].squeeze(dim))
 
 
 def _outer(node: Any) -> _Outer | None:
@@ -146,9 +144,11 @@ def _are(dims: Any, wanted: tuple[int, ...], ndim: int) -> bool:
 
 
 def _is_factor(node: Any, outer: _Outer) -> bool:
-    """Whether it is one number for each example, or for all."""
-    examples = _shape(outer.column)[0]
-    return isinstance(node, Node) and _shape(node) in ((), (examples, 1, 1))
+    """Whether it is one number for each example, or for all, or a flag; and widens nothing."""
+    examples, dtype = _shape(outer.column)[0], outer.column.meta["val"].dtype
+    if not isinstance(node, Node) or _shape(node) not in ((), (examples, 1, 1)):
+        return False
+    return node.meta["val"].dtype in (dtype, torch.bool)
 
 
 def _shape(node: Node) -> tuple[Any, ...]:

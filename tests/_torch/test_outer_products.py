@@ -92,11 +92,24 @@ def by_element(column, row, factor):
     return [(torch.bmm(column, row) * column).sum(0)]
 
 
+def by_wider(column, row, factor):
+    return [(torch.bmm(column, row) * factor.double()).sum(0)]
+
+
 def of_longer(column, row, factor):
     return [(torch.bmm(column.mT, row.expand(6, 5, 4)) * factor).sum(0)]
 
 
-OTHERS = (maximum, norm_of_columns, norm_of_all, other_norm, otherwise, by_element, of_longer)
+OTHERS = (
+    maximum,
+    norm_of_columns,
+    norm_of_all,
+    other_norm,
+    otherwise,
+    by_element,
+    by_wider,
+    of_longer,
+)
 
 
 @pytest.mark.parametrize("function", OTHERS)
