@@ -24,6 +24,8 @@ from torch.fx.experimental.proxy_tensor import (
     track_tensor_tree,
 )
 
+from fnloop._torch import outer_products
+
 _aten: Any = torch.ops.aten
 
 DATA_DEPENDENT = (DataDependentOutputException,)
@@ -57,10 +59,14 @@ def record(
         graph = make_fx(
             function,
             tracing_mode="real",  # the inputs are fake already
-            decomposition_table={_aten.addmm.default: _addmm},
+            decomposition_table={
+                _aten.addmm.default: _addmm,
+                _aten.bmm.default: outer_products.bmm,
+            },
             _allow_non_fake_inputs=True,
         )(*inputs)
     _inputs_first(graph, len(inputs))
+    outer_products.rewrite(graph)
     _keep_scalars(graph, members)
     graph.graph.eliminate_dead_code()
     graph.recompile()

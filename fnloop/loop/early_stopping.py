@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fnloop._torch.tracing import opaque
 from fnloop.loop.monitoring import Monitoring
-from fnloop.trees.nodes import tree
+from fnloop.trees.nodes import rebuilt, tree
 from fnloop.values.choice import select
 from fnloop.values.counts import as_count, as_number
 from fnloop.values.cursor import Cursor
@@ -67,9 +67,9 @@ class early_stopping(Monitoring):
     stopping_threshold: float | None = None
     divergence_threshold: float | None = None
     name: str = "early_stopping"
-    pace: Pace = dataclasses.field(
-        default=Pace(), repr=False, metadata={"static": True}
-    )  # the run's
+    pace: Pace = dataclasses.field(  # the run's
+        default=Pace(), init=False, repr=False, metadata={"static": True}
+    )
 
     def __post_init__(self) -> None:
         check_mode(self.mode, self.monitor, "early_stopping")
@@ -91,7 +91,7 @@ class early_stopping(Monitoring):
         }
 
     def along(self, pace: Pace) -> Self:
-        return dataclasses.replace(self, pace=pace)
+        return rebuilt(self, pace=pace)
 
     def stopped(self, state: State) -> str | None:
         memory = state.slots.get(self.name)

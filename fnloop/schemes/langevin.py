@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -29,12 +29,11 @@ class Sgld(StepStage):
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         (temperature,) = self.at(state, "temperature")
         after, metrics = self.inner(state, x)
-        if self.lr not in metrics:
-            raise ValueError(_NO_RATE.format(lr=self.lr, names=", ".join(metrics)))
+        rate = rate_in(metrics, self.lr, "sgld")
         moved = stepped(state, after)
         if moved is False:
             return after, metrics
-        std = (2 * metrics[self.lr].value() * temperature) ** 0.5
+        std = (2 * rate * temperature) ** 0.5
         old = after.params.select(self.trained(state))
         with randomness(state, "sgld"):
             new = old.wide().map_named(lambda p: p + std * torch.randn_like(p))
@@ -76,8 +75,16 @@ def sgld(temperature: Any, lr: str = "sgd.lr") -> Callable[[StepStage], Sgld]:
     return functools.partial(Sgld, temperature=temperature, lr=lr)
 
 
-_NO_RATE = (
-    'sgld takes the learning rate from the metric "{lr}", which the step does not report; it '
-    "reports: {names}. It goes directly around fl.update(fl.optim.sgd(lr)); for an optimizer of "
-    'another name: sgld(..., lr="name.lr").'
-)
+def rate_in(metrics: Mapping[str, Any], name: str, who: str) -> Any:
+    """The learning rate that a step reports.
+
+    Raises:
+        ValueError: It reports none of that name.
+    """
+    if name not in metrics:
+        raise ValueError(
+            f'{who} takes the learning rate from the metric "{name}", which the step does not '
+            f"report; it reports: {', '.join(metrics)}. It goes directly around fl.update("
+            f'fl.optim.sgd(lr)); for an optimizer of another name: {who}(..., lr="name.lr").'
+        )
+    return metrics[name].value()

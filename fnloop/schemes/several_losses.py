@@ -55,33 +55,33 @@ class Several(GradStage):
         return tuple([name for name in state.skeleton.trainable if name in found])
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
-        after, every = state, list[Grads]()
+        after, every = self.gradients(state, x)
+        means = filled([grads.mean for grads in every], state.params)
+        mean = self.combined(state, means) if means[0] else means[0]
+        return after, self.as_one(every, mean, torch.stack(losses_of(every)).sum())
+
+    def gradients(self, state: State, x: Any) -> tuple[State, list[Grads]]:
+        """Those of each part, in order."""
+        every = list[Grads]()
         for part in self.parts:
-            after, grads = part(after, x)
+            state, grads = part(state, x)
             every.append(grads)
-        reached = {name for grads in every for name in grads.mean}
-        names = [name for name in state.params if name in reached]
-        means = [_filled(grads.mean, names, state.params) for grads in every]
-        mean = self.combined(state, means) if names else means[0]
-        weight = torch.stack([grads.weight for grads in every]).amax(0)
-        finite = torch.stack([grads.finite for grads in every]).all()
-        return after, Grads(mean, weight, finite, self._metrics(every, weight))
+        return state, every
 
     def combined(self, state: State, means: Sequence[Tensors]) -> Tensors:
         """One gradient of the gradients of all parts, which have the same names."""
         return functools.reduce(Tensors.add, means)
 
-    def _metrics(self, every: Sequence[Grads], weight: Tensor) -> dict[str, Any]:
+    def as_one(self, every: Sequence[Grads], mean: Tensors, loss: Tensor) -> Grads:
+        """What is handed on: the gradient `mean` of `loss`, and the metrics of all parts."""
+        weight = torch.stack([grads.weight for grads in every]).amax(0)
+        finite = torch.stack([grads.finite for grads in every]).all()
         metrics = {
             f"{name}/{key}": metric
             for name, grads in zip(self.names, every, strict=True)
             for key, metric in grads.metrics.items()
         }
-        losses = [
-            torch.where(grads.weight > 0, loss_of(grads), torch.zeros_like(loss_of(grads)))
-            for grads in every
-        ]
-        return {"loss": Mean(torch.stack(losses).sum() * weight, weight), **metrics}
+        return Grads(mean, weight, finite, {"loss": Mean(loss * weight, weight), **metrics})
 
     def describe(self) -> str:
         return f"{self.label}({', '.join(self.names)})"
@@ -150,6 +150,18 @@ def as_parts_of(who: str, parts: dict[str, Any]) -> tuple[GradStage, ...]:
             )
         found.append(part if isinstance(part, GradStage) else Grad(part))
     return tuple(found)
+
+
+def filled(means: Sequence[Tensors], params: Tensors) -> list[Tensors]:
+    """The gradients of all parts with the same names: zeros where a part does not reach."""
+    reached = {name for mean in means for name in mean}
+    return [_filled(mean, [name for name in params if name in reached], params) for mean in means]
+
+
+def losses_of(every: Sequence[Grads]) -> list[Tensor]:
+    """The loss of each part, float64[]; zero where the weight is."""
+    losses = [(loss_of(grads), grads.weight > 0) for grads in every]
+    return [torch.where(counts, loss, torch.zeros_like(loss)) for loss, counts in losses]
 
 
 def _filled(mean: Tensors, names: Sequence[str], params: Tensors) -> Tensors:

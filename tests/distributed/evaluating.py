@@ -57,6 +57,16 @@ def the_loss_of_all_ranks_at_other_parameters(mesh):
 
 
 @scenario
+def norms_and_inner_products_are_of_the_values_of_all_ranks(mesh):
+    one = fl.grad(loss).init(model, seed=0).params
+    for plan in PLANS:
+        step = fl.shard(pipeline(1, loss, fl.optim.sgd(0.1)), mesh, plan)
+        own = step.init(model, seed=0).params
+        torch.testing.assert_close(own.norm(), one.norm())
+        torch.testing.assert_close(own.dot(own.abs()), one.dot(one.abs()))
+
+
+@scenario
 def published_schemes_are_those_of_one_process(mesh):
     def weighed(model, x):
         return (model(x) + x[:, :1].cos()).square().mean()
@@ -69,6 +79,7 @@ def published_schemes_are_those_of_one_process(mesh):
         "lookahead": lambda k: scheme(k, [], [schemes.lookahead(2)]),
         "centralize": lambda k: scheme(k, [], [], fl.optim.chain(schemes.centralize(), sgd)),
         "sgld": lambda k: scheme(k, [], [schemes.sgld(0.1)]),
+        "sghmc": lambda k: scheme(k, [], [schemes.sghmc(0.1)]),
         "several": lambda k: scheme(k, first=schemes.several(a=loss, b=weighed)),
         "pcgrad": lambda k: scheme(k, first=schemes.pcgrad(a=loss, b=weighed)),
     }

@@ -87,6 +87,21 @@ SCHEMES = {
         "of parameters, allows a tenth of the rate on digits.",
         SGD,
     ),
+    "sghmc": Entry(
+        "fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(lr)), fl.schemes.sghmc(1e-4))",
+        "It draws samples too, with momentum, which forgets sooner where it was.",
+        SGD,
+    ),
+    "gradnorm": Entry(
+        "fl.pipe(fl.schemes.gradnorm(a=half, b=other), fl.update(optimizer))",
+        "Beside the sum of the same two losses. It is made for tasks that are worth the same: on "
+        "digits the small penalty gets as large a gradient as the loss.",
+        SUM,
+    ),
+    "evolution": Entry(
+        "fl.pipe(loss, fl.grad, fl.schemes.evolution(0.01, draws=8), fl.update(optimizer))",
+        "Sixteen values of the loss a step, and no gradient.",
+    ),
     "dp_sgd": Entry(
         "fl.pipe(loss, fl.grad, fl.schemes.dp_sgd(clip=1.0, noise=0.5), fl.update(optimizer))",
         "What privacy costs: clipping slows down, and noise holds the loss up.",
@@ -94,6 +109,12 @@ SCHEMES = {
 }
 
 WITHOUT_CURVES = {
+    "epsilon": "what a private training has given away, in a number",
+    "implicit": "a derivative through a minimum, for what is learned around training",
+    "lanczos": "the spectrum of the Hessian, which is watched and changes nothing",
+    "noise_scale": "the gradient is that of `fl.accumulate`, and beside it a number is watched",
+    "swag": "gathers samples of an ordinary run, whose curve stays as it is",
+    "swag_sample": "a state with parameters drawn from those samples",
     "hessian_product": "a product with the Hessian, which other schemes and probes are made of",
     "sharpness": "a number that is watched in training, and changes nothing",
 }

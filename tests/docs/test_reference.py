@@ -20,6 +20,7 @@ RARE = (
     "profiling.trace_events.OperatorTime",
     "profiling.allocations.Allocation",
     "profiling.host_reads.HostRead",
+    "schemes.spectrum.Spectrum",
     "tuning.lr_search.LrSearch",
     "tuning.batch_size_search.BatchSizeSearch",
     "tuning.batch_size_search.Attempt",

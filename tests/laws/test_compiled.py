@@ -56,7 +56,8 @@ EXAMPLES = {
 }
 UNCOMPILED = {"from_torch"}
 # Functions of a gradient stage, which are no stages.
-FUNCTIONS = {"hessian_product", "implicit", "sharpness"}
+FUNCTIONS = {"epsilon", "hessian_product", "implicit", "lanczos", "sharpness", "swag_sample"}
+CALLBACKS = {"swag"}
 
 
 def loss(model, batch):
@@ -67,6 +68,10 @@ def loss(model, batch):
 
 def other_loss(model, batch):
     return -model(batch[0]).logsumexp(1).square().mean()
+
+
+def positive_loss(model, batch):
+    return model(batch[0]).logsumexp(1).square().mean()
 
 
 class Net(nn.Module):
@@ -163,6 +168,7 @@ STAGES = {
     "lookahead": step_of(after=[fl.schemes.lookahead(2)]),
     "centralize": step_of(fl.optim.chain(fl.schemes.centralize(), fl.optim.adamw(1e-2))),
     "sgld": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)]),
+    "sghmc": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sghmc(0.01)]),
     "several": fl.pipe(
         fl.schemes.several(body=fl.grad(loss, only=["first", "norm"]), all=other_loss),
         fl.update(fl.optim.adamw(1e-2)),
@@ -171,7 +177,13 @@ STAGES = {
         fl.schemes.pcgrad(a=loss, b=other_loss, c=fl.grad(loss, only="head")),
         fl.update(fl.optim.sgd(0.1)),
     ),
+    "gradnorm": fl.pipe(
+        fl.schemes.gradnorm(lr=0.01, a=loss, b=positive_loss),
+        fl.update(fl.optim.adamw(1e-2)),
+    ),
+    "noise_scale": step_of(grad=[fl.schemes.noise_scale(3)]),
     "extragradient": step_of(grad=[fl.schemes.extragradient(0.1)]),
+    "evolution": step_of(fl.optim.sgd(0.01), grad=[fl.schemes.evolution(0.1, 3)]),
     "forward_gradient": step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient]),
     "sequence": fl.sequence(
         body=fl.pipe(
@@ -214,7 +226,11 @@ def test_every_exported_stage_is_covered():
 
 def test_every_scheme_is_covered():
     schemes = {n for n, f in vars(fl.schemes).items() if not n.startswith("_") and callable(f)}
-    alone = {"dp_sgd", *FUNCTIONS}  # refuses BatchNorm: see tests/schemes/test_privacy.py
+    alone = {
+        "dp_sgd",
+        *FUNCTIONS,
+        *CALLBACKS,
+    }  # refuses BatchNorm: see tests/schemes/test_privacy.py
     assert schemes <= {name.split()[0] for name in STAGES} | alone, "add the new scheme here"
 
 

@@ -23,7 +23,7 @@ OPTIMIZERS = {
     and value is not fl.optim.Optimizer
 }
 # Functions of a gradient stage, which are no stages.
-FUNCTIONS = {"hessian_product", "implicit", "sharpness"}
+FUNCTIONS = {"epsilon", "hessian_product", "implicit", "lanczos", "sharpness", "swag_sample"}
 SCHEMES = {
     name for name, value in vars(fl.schemes).items() if not name.startswith("_") and callable(value)
 }
@@ -88,6 +88,7 @@ CALLBACKS = {
     "spike": lambda: fl.rules.spike("loss"),
     "nonfinite": lambda: fl.rules.nonfinite("loss", patience=2),
     "keep_best": lambda: fl.tuning.keep_best("loss", slots="ema"),
+    "swag": lambda: fl.schemes.swag(rank=2),
 }
 
 
@@ -123,6 +124,10 @@ def loss(model, batch):
 
 def other_loss(model, batch):
     return -model(batch[0]).logsumexp(1).square().mean()
+
+
+def positive_loss(model, batch):
+    return model(batch[0]).logsumexp(1).square().mean()
 
 
 def plain_loss(model, batch):
@@ -194,6 +199,7 @@ SCHEME_STEPS = {
     "lookahead": step_of(after=[fl.schemes.lookahead(2), fl.ema(0.9)]),
     "centralize": step_of(fl.optim.chain(fl.schemes.centralize(), fl.optim.adamw(1e-2))),
     "sgld": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)]),
+    "sghmc": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sghmc(0.01)]),
     "several": fl.pipe(
         fl.schemes.several(body=fl.grad(loss, only=["first", "norm"]), all=other_loss),
         fl.accumulate(2),
@@ -204,7 +210,13 @@ SCHEME_STEPS = {
         fl.schemes.pcgrad(a=loss, b=other_loss, c=fl.grad(loss, only="head")),
         fl.update(fl.optim.adamw(1e-2)),
     ),
+    "gradnorm": fl.pipe(
+        fl.schemes.gradnorm(lr=0.01, a=loss, b=positive_loss),
+        fl.update(fl.optim.adamw(1e-2)),
+    ),
+    "noise_scale": step_of(grad=[fl.schemes.noise_scale(3)]),
     "extragradient": step_of(grad=[fl.schemes.extragradient(0.1)]),
+    "evolution": step_of(fl.optim.sgd(0.01), grad=[fl.schemes.evolution(0.1, 3)]),
     "forward_gradient": step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient]),
 }
 
@@ -272,7 +284,7 @@ def test_every_exported_stage_is_covered():
 
 def test_every_scheme_is_covered():
     alone = {"dp_sgd", *FUNCTIONS}  # refuses BatchNorm: laws in tests/schemes/test_privacy.py
-    assert {name.split()[0] for name in SCHEME_STEPS} | alone >= SCHEMES, (
+    assert {name.split()[0] for name in SCHEME_STEPS} | alone | set(CALLBACKS) >= SCHEMES, (
         "add the new scheme to this file"
     )
 

@@ -106,6 +106,10 @@ def other_loss(model, batch):
     return -model(batch[0]).tanh().sum(1).square().mean()
 
 
+def positive_loss(model, batch):
+    return model(batch[0]).tanh().sum(1).square().mean()
+
+
 def wild(state, metrics):
     return state, {**metrics, "bad": metrics["loss"].value() > 1e9}
 
@@ -146,8 +150,16 @@ STAGES = {
         )
     ],
 }
-# Functions of a gradient stage, which are no stages.
-FUNCTIONS = {"hessian_product", "implicit", "sharpness"}
+# Functions and callbacks, which are not part of a step.
+FUNCTIONS = {
+    "epsilon",
+    "hessian_product",
+    "implicit",
+    "lanczos",
+    "sharpness",
+    "swag_sample",
+    "swag",
+}
 SCHEMES = {
     "sam": [
         step_of(grad=[fl.schemes.sam(0.1)]),
@@ -156,6 +168,7 @@ SCHEMES = {
     "lookahead": [step_of(after=[fl.schemes.lookahead(2)])],
     "centralize": [step_of(then_sgd(fl.schemes.centralize()))],
     "sgld": [step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)])],
+    "sghmc": [step_of(fl.optim.sgd(0.1), after=[fl.schemes.sghmc(0.01)])],
     "several": [
         fl.pipe(
             fl.schemes.several(first=fl.grad(loss, only="0"), all=other_loss),
@@ -169,7 +182,21 @@ SCHEMES = {
         )
     ],
     "dp_sgd": [step_of(grad=[fl.schemes.dp_sgd(0.1, 0.5)])],
+    "gradnorm": [
+        fl.pipe(
+            fl.schemes.gradnorm(lr=0.01, a=loss, b=positive_loss),
+            fl.update(fl.optim.sgd(0.1)),
+        )
+    ],
+    "noise_scale": [
+        step_of(grad=[fl.schemes.noise_scale(3)]),
+        step_of(grad=[fl.schemes.noise_scale()]),
+    ],
     "extragradient": [step_of(grad=[fl.schemes.extragradient(0.1)])],
+    "evolution": [
+        step_of(fl.optim.sgd(0.01), grad=[fl.schemes.evolution(0.1, 3)]),
+        step_of(fl.optim.sgd(0.01), grad=[fl.accumulate(2), fl.schemes.evolution(0.1, 2)]),
+    ],
     "forward_gradient": [
         step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient]),
         step_of(fl.optim.sgd(0.01), grad=[fl.schemes.forward_gradient, fl.accumulate(2)]),

@@ -63,6 +63,29 @@ def test_with_dropout_too_it_is_the_gradient_of_the_batch_where_nothing_is_clipp
         assert float(grads.metrics[name]) == pytest.approx(float(expected.metrics[name]))
 
 
+def test_with_dropout_and_clipping_it_is_a_loop_with_the_masks_of_the_examples():
+    clip, n = 0.5, 20
+    stage = dp_sgd(clip, noise=0.0)(fl.grad(loss))
+    state, (x, y) = state_of(stage), arrays(20)
+    with fl.randomness(state, "loss"):  # as the model draws them: one for each example
+        masks = F.dropout(torch.ones(n, 5), 0.4)
+    assert len({tuple(mask.tolist()) for mask in masks}) > 10
+    params = {name: p.clone().requires_grad_() for name, p in state.params.items()}
+    total, clipped = [torch.zeros_like(p) for p in params.values()], 0
+    for i in range(n):
+        hidden = (x[i] @ params["0.weight"].T + params["0.bias"]).tanh() * masks[i]
+        value = F.cross_entropy(hidden @ params["3.weight"].T + params["3.bias"], y[i])
+        grads = torch.autograd.grad(value, list(params.values()))
+        norm = torch.cat([g.flatten() for g in grads]).norm()
+        clipped += int(norm > clip)
+        for sum_, g in zip(total, grads, strict=True):
+            sum_ += g * min(1.0, clip / float(norm))
+    assert clipped > 0
+    _, found = stage(state, (x, y))
+    for sum_, g in zip(total, found.mean.values(), strict=True):
+        torch.testing.assert_close(g, sum_ / n)
+
+
 def test_no_example_counts_for_more_than_the_clip():
     x, y = arrays()
     state = state_of()
@@ -128,6 +151,21 @@ def test_law_7_with_dropout_and_with_its_noise():
     bad = (arrays()[0] * torch.nan, arrays()[1])
     step = STEPS["plain"]
     testing.check_compiles(step, state_of(step), [arrays(), bad])
+
+
+def test_compiled_it_keeps_no_gradient_of_an_example():
+    """Of linear layers: their norms and their sum follow from what goes in and comes back."""
+    shapes = []
+
+    def backend(graph, inputs):
+        values = [node.meta.get("val") for node in graph.graph.nodes]
+        shapes.extend(tuple(v.shape) for v in values if isinstance(v, torch.Tensor))
+        return graph
+
+    step = fl.compile(STEPS["plain"], backend=backend)
+    step(state_of(STEPS["plain"]), arrays())
+    assert (7, 1, 5) in shapes  # what goes into the second layer
+    assert not {(7, 5, 6), (7, 6, 5), (7, 3, 5), (7, 5, 3)} & set(shapes)
 
 
 def test_a_population_has_the_masks_and_the_noise_of_its_members():
