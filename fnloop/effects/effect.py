@@ -46,6 +46,8 @@ class Run:
             the newest state's batch, as JSON values. Else it returns None.
         mesh: The processes that run it together.
         pace: How the data advances.
+        show: What `fl.track` gives those that it opens (`fl.trackers.show`): a function that sends
+            values by name, of a state, to its trackers. None for others.
     """
 
     step: Any
@@ -67,6 +69,7 @@ class Run:
     position: Callable[[], Any] = lambda: None
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     pace: Pace = dataclasses.field(default_factory=Pace)
+    show: Callable[[State, Mapping[str, Any]], None] | None = None
 
     def data_now(self) -> dict[str, Any]:
         """Description and position of the data: JSON values, kept with every checkpoint."""
