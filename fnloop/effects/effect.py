@@ -46,8 +46,8 @@ class Run:
             the newest state's batch, as JSON values. Else it returns None.
         mesh: The processes that run it together.
         pace: How the data advances.
-        show: What `fl.track` gives those that it opens (`fl.trackers.show`): a function that sends
-            values by name, of a state, to its trackers. None for others.
+        show: Set by `fl.track` while it opens what it shows (`fl.trackers.show`): a function that
+            sends values of a state, by name, to its trackers.
     """
 
     step: Any

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,9 @@ class track(Effect):
         self._workers: list[Worker] = []
 
     def check_run(self, run: Run) -> None:
-        for view in self.views:
-            view.check_run(dataclasses.replace(run, show=self._show))
+        with self._shown_by(run):
+            for view in self.views:
+                view.check_run(run)
 
     def open(self, run: Run) -> None:
         config = plain(run.config)
@@ -116,8 +117,9 @@ class track(Effect):
         self._workers = [Worker(tracker) for tracker in self.trackers]
         for worker in self._workers:
             worker.start()
-        for view in self.views:
-            view.open(dataclasses.replace(run, show=self._show))
+        with self._shown_by(run):
+            for view in self.views:
+                view.open(run)
 
     def before(self, metrics: Metrics) -> None:
         self._put(Point(0, 0, dict(metrics)))
@@ -178,6 +180,15 @@ class track(Effect):
         if self._workers:
             for view in self.views:
                 view.close(status)
+
+    @contextlib.contextmanager
+    def _shown_by(self, run: Run) -> Generator[None]:
+        """While its own views look at the run, and not a copy: the loop goes on writing to it."""
+        run.show = self._show
+        try:
+            yield
+        finally:
+            run.show = None
 
     def _show(self, state: State, values: Mapping[str, Shown]) -> None:
         cursor = Cursor.of(state.cursor)

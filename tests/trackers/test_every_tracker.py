@@ -215,7 +215,7 @@ def kill(state, metrics):
 
 effect = trackers(folder)
 effect_kinds = [type(tracker).__name__ for tracker in effect.trackers]
-state = STEP.init(torch.nn.Linear(2, 1), seed=0)
+state = STEP.init(lambda: torch.nn.Linear(2, 1), seed=0)
 fl.fit(STEP, state, DATA, steps=20, progress=False,
        callbacks=[effect, fl.checkpoint(folder / "run", every=6, unit="step"), kill])
 """
@@ -255,14 +255,14 @@ def test_a_run_with_all_trackers_that_is_killed_and_resumed_has_the_points_of_on
     assert killed.returncode == -signal.SIGKILL, killed.stderr
 
     losses: list[tuple[int, float]] = []
-    plain = STEP.init(torch.nn.Linear(2, 1), seed=0)
+    plain = STEP.init(lambda: torch.nn.Linear(2, 1), seed=0)
     for state, metrics in fl.run(STEP, plain, DATA, steps=20):
         losses.append((int(state.cursor[2]), float(metrics["loss"])))
 
     effect = trackers(folder)
     resumed, _ = fl.fit(
         STEP,
-        STEP.init(torch.nn.Linear(2, 1), seed=0),
+        STEP.init(lambda: torch.nn.Linear(2, 1), seed=0),
         DATA,
         steps=20,
         resume=folder / "run",
@@ -271,5 +271,6 @@ def test_a_run_with_all_trackers_that_is_killed_and_resumed_has_the_points_of_on
     assert fl.tree_equal(resumed.replace(slots={}), state.replace(slots={}))
     for tracker in effect.trackers:
         found = CASES[type(tracker).__name__]
-        assert [s for s, _ in found.curves(folder)["loss"]] == [s for s, _ in losses]
-        assert found.curves(folder)["loss"] == pytest.approx(losses)
+        curve = found.curves(folder)["loss"]
+        assert [step for step, _ in curve] == [step for step, _ in losses]
+        assert [loss for _, loss in curve] == pytest.approx([loss for _, loss in losses])
