@@ -37,8 +37,9 @@ class track(Effect):
     resumed run continues the same tracker run.
 
     Args:
-        tracker: An `fl.trackers.Aim`, `fl.trackers.JSONL`, `fl.trackers.CSV`,
-            `fl.trackers.TensorBoard`, or your own `fl.trackers.Tracker`.
+        tracker: An `fl.trackers.Aim`, `fl.trackers.TensorBoard`, `fl.trackers.MLflow`,
+            `fl.trackers.WandB`, `fl.trackers.Trackio`, `fl.trackers.JSONL`, `fl.trackers.CSV`, or
+            your own `fl.trackers.Tracker`.
         more: Further trackers; and what they are to show (pictures, texts, sounds, histograms,
             files): `fl.trackers.show`, `fl.trackers.histograms` and others, in `fl.every`. A
             tracker that does not take a kind of it leaves it out, and says so once.
