@@ -70,7 +70,7 @@ def test_heavy_dependencies_are_imported_only_when_used():
     code = (
         "import sys, fnloop;"
         "heavy = {'aim', 'matplotlib', 'sklearn', 'pandas', 'tensorboard', 'torchmetrics', "
-        "'jsonargparse', 'pyarrow'};"
+        "'jsonargparse', 'pyarrow', 'mlflow', 'wandb', 'trackio', 'PIL'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     result = subprocess.run(
