@@ -13,6 +13,7 @@ from fnloop.effects.effect import Effect, Run
 from fnloop.effects.points import Point, Points
 from fnloop.stages.callback import Callback
 from fnloop.trackers.base import Tracker
+from fnloop.trackers.nowhere import Nowhere
 from fnloop.trackers.run_files import is_name
 from fnloop.trackers.shown import Shown
 from fnloop.trackers.worker import Reading, Showing, Worker
@@ -128,7 +129,7 @@ class track(Effect):
     def smoke(self, folder: Path) -> track:
         views = [view.smoke(folder) for view in self.views]
         kept = [view for view in views if view is not None]
-        return track(_Nowhere(), *kept, every=self.every, name=self.name)
+        return track(Nowhere(), *kept, every=self.every, name=self.name)
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         point = self._points.add(state, metrics)
@@ -243,15 +244,3 @@ class track(Effect):
                     stacklevel=3,
                 )
             self._opened.pop(0)
-
-
-class _Nowhere(Tracker):
-    """Takes all of a smoke run, and keeps nothing."""
-
-    takes = (Shown,)
-
-    def show(self, name: str, value: Shown, step: int, epoch: int) -> None:
-        pass
-
-    def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
-        pass
