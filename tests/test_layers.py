@@ -72,7 +72,7 @@ def test_heavy_dependencies_are_imported_only_when_used():
     code = (
         "import sys, fnloop;"
         "heavy = {'aim', 'matplotlib', 'sklearn', 'pandas', 'tensorboard', 'torchmetrics', "
-        "'jsonargparse', 'pyarrow', 'opacus'};"
+        "'jsonargparse', 'pyarrow', 'opacus', 'mlflow', 'wandb', 'trackio', 'PIL'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     result = subprocess.run(

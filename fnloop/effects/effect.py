@@ -48,6 +48,8 @@ class Run:
         pace: How the data advances.
         gauges: Functions that tell numbers by name, of what effects measure beside the metrics (how
             fast it is). Whoever writes points asks them; an effect adds its own in `open`.
+        show: Set by `fl.track` while it opens what it shows (`fl.trackers.show`): a function that
+            sends values of a state, by name, to its trackers.
     """
 
     step: Any
@@ -70,6 +72,7 @@ class Run:
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     pace: Pace = dataclasses.field(default_factory=Pace)
     gauges: list[Callable[[], Mapping[str, float]]] = dataclasses.field(default_factory=list)
+    show: Callable[[State, Mapping[str, Any]], None] | None = None
 
     def measured(self) -> dict[str, float]:
         """What the gauges tell now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import io
 import logging
 import os
 import sys
@@ -16,8 +17,12 @@ from typing import Any
 
 from fnloop.effects.points import subset_of
 from fnloop.trackers.base import Tracker
+from fnloop.trackers.distributions import Histogram
 from fnloop.trackers.jsonl import JSONL
+from fnloop.trackers.pictures import Image
 from fnloop.trackers.run_files import local
+from fnloop.trackers.shown import File, Shown, Text
+from fnloop.trackers.sounds import Audio
 
 _logger = logging.getLogger(__name__)
 
@@ -28,8 +33,10 @@ class Aim(Tracker):
     A metric ``"val/loss"`` is called ``loss`` there, in the context ``{"subset": "val"}``; without
     a prefix the subset is ``"train"``. Hyperparameters are ``run["hparams"]`` (an integer of more
     than 64 bits as text, which Aim cannot store as a number), the outcome is ``run["status"]``. A
-    resumed run continues the same Aim run. If Aim cannot be imported (it has no wheels beyond
-    Python 3.12), the run is written to a file of JSON lines in the same folder, with one warning.
+    resumed run continues the same Aim run. Histograms are Aim's distributions; files lie in a
+    folder ``artifacts`` of the repository (a server takes none). If Aim cannot be imported (it has
+    no wheels beyond Python 3.12), the run is written to a file of JSON lines in the same folder,
+    with one warning.
 
     Args:
         repo: Folder with the repository (a folder ``.aim`` in it); created if missing. Or the
@@ -54,6 +61,7 @@ class Aim(Tracker):
         self.experiment = experiment
         self.name = name
         self.tags = tuple(tags)
+        self._aim: Any = None
         self._run: Any = None
         self._instead: JSONL | None = None
 
@@ -82,6 +90,7 @@ class Aim(Tracker):
                 stacklevel=2,
             )
             self._run = aim.Run(**options)
+        self._aim = aim
         self.id = str(self._run.hash)
         self.place = Path(self.repo) / self.id
         self._run["hparams"] = _storable(dict(config))
@@ -89,6 +98,8 @@ class Aim(Tracker):
             self._run.name = self.name
         for tag in self.tags:
             self._run.add_tag(tag)
+        if not _remote(self.repo):
+            self._run.set_artifacts_uri((Path(self.repo) / "artifacts").as_uri())
 
     def rewind(self, step: int) -> None:
         if self._instead is not None:  # Aim itself keeps the last of several points of one step
@@ -98,10 +109,41 @@ class Aim(Tracker):
         if self._instead is not None:
             return self._instead.log(numbers, step, epoch)
         for full_name, number in numbers.items():
-            name, subset = subset_of(full_name)
-            if subset == "train":  # "train/loss" is an evaluation, and "loss" the training's own
-                name = full_name
-            self._run.track(number, name=name, step=step, epoch=epoch, context={"subset": subset})
+            self._track(number, full_name, step, epoch)
+
+    @property
+    def takes(self) -> tuple[type[Shown], ...]:  # type: ignore[override]  # pyright: ignore
+        if self._instead is not None:
+            return self._instead.takes
+        kinds = (Image, Text, Audio, Histogram)
+        return kinds if _remote(self.repo) else (*kinds, File)
+
+    def show(self, name: str, value: Shown, step: int, epoch: int) -> None:
+        if self._instead is not None:
+            return self._instead.show(name, value, step, epoch)
+        aim = self._aim
+        if isinstance(value, Image):
+            pixels = value.pixels()
+            pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+            self._track(aim.Image(pixels, caption=value.caption, format="png"), name, step, epoch)
+        elif isinstance(value, Text):
+            self._track(aim.Text(value.text), name, step, epoch)
+        elif isinstance(value, Audio):
+            file = io.BytesIO(value.wav())
+            sound = aim.Audio(file, format="wav", caption=value.caption, rate=value.rate)
+            self._track(sound, name, step, epoch)
+        elif isinstance(value, Histogram):
+            found = value.read()
+            bars = aim.Distribution(hist=found.counts, bin_range=found.edges[[0, -1]].tolist())
+            self._track(bars, name, step, epoch)
+        elif isinstance(value, File):
+            self._run.log_artifact(str(value.path), name=f"{name}/{value.path.name}", block=True)
+
+    def _track(self, value: Any, full_name: str, step: int, epoch: int) -> None:
+        name, subset = subset_of(full_name)
+        if subset == "train":  # "train/loss" is an evaluation, and "loss" the training's own
+            name = full_name
+        self._run.track(value, name=name, step=step, epoch=epoch, context={"subset": subset})
 
     def close(self, status: str) -> None:
         if self._instead is not None:

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fnloop.trackers.shown import Shown
+
 
 class Tracker:
     """Stores a run's metrics. Subclass it for your own tracker, and pass it to `fl.track`.
 
-    `open`, `rewind` and `close` are called on the training thread, `log` on one other thread, never
-    two at once.
+    `open`, `rewind` and `close` are called on the training thread, `log` and `show` on one other
+    thread, never two at once.
 
     Attributes:
+        takes: The kinds of values that `show` takes, such as ``(fl.trackers.Image,)``.
         id: The run's name in the tracker; a JSON value, set by `open`. It is kept with every
             checkpoint, so that a resumed run continues the same tracker run.
         place: The file or folder that is written, as an absolute path, set by `open`; None if there
@@ -25,6 +28,7 @@ class Tracker:
     ...         print(step, numbers)
     """
 
+    takes: tuple[type[Shown], ...] = ()
     id: str | None = None
     place: Path | None = None
     place_before: Path | None = None
@@ -57,6 +61,20 @@ class Tracker:
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define log(self, numbers, step, epoch)."
+        )
+
+    def show(self, name: str, value: Shown, step: int, epoch: int) -> None:
+        """Write a picture, a text, ...: a value of a kind that it `takes`.
+
+        Args:
+            name: Its name, such as ``"samples"`` or ``"params/0.weight"``.
+            value: The value.
+            step: As for `log`.
+            epoch: As for `log`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} takes {value.kind}, so it must define "
+            "show(self, name, value, step, epoch)."
         )
 
     def close(self, status: str) -> None:

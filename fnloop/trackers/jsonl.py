@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.trackers.base import Tracker
+from fnloop.trackers.distributions import Histogram
 from fnloop.trackers.run_files import append, claim, end_last_line, is_same, local, replace
+from fnloop.trackers.shown import Shown, Text
 from fnloop.trees.json_codec import jsonable
 
 
@@ -17,9 +19,12 @@ class JSONL(Tracker):
 
     The first line is ``{"config": {...}}``; each further line is one point,
     ``{"step": 50, "epoch": 1, "loss": 0.3, ...}``. JSON has no nan and no infinity: they are
-    written as the strings ``"nan"``, ``"inf"`` and ``"-inf"``, which `float` reads. A new run never
-    writes to an earlier run's file, but to ``<stem>-2.jsonl``, with a warning. A resumed run
-    goes on in its file, without the lines that a killed run had written after its last checkpoint.
+    written as the strings ``"nan"``, ``"inf"`` and ``"-inf"``, which `float` reads. What is shown
+    is a line of its own: a text ``{"step": 50, "epoch": 1, "sample": "a b"}``, a histogram
+    ``{..., "weight": {"counts": [...], "edges": [first, last]}}``; other kinds are not taken. A new
+    run never writes to an earlier run's file, but to ``<stem>-2.jsonl``, with a warning. A resumed
+    run goes on in its file, without the lines that a killed run had written after its last
+    checkpoint.
 
     Args:
         path: The file; missing folders are created.
@@ -31,6 +36,8 @@ class JSONL(Tracker):
     >>> from fnloop import track
     >>> effect = track(JSONL("runs/a.jsonl"))
     """
+
+    takes = (Text, Histogram)
 
     def __init__(self, path: str | Path) -> None:
         self.path = local(path, "fl.trackers.JSONL")
@@ -54,10 +61,21 @@ class JSONL(Tracker):
             replace(self.path, b"".join(kept))
 
     def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
+        self._append({"step": step, "epoch": epoch, **numbers})
+
+    def show(self, name: str, value: Shown, step: int, epoch: int) -> None:
+        shown: Any = None
+        if isinstance(value, Text):
+            shown = value.text
+        elif isinstance(value, Histogram):
+            found = value.read()
+            shown = {"counts": found.counts.tolist(), "edges": found.edges[[0, -1]].tolist()}
+        self._append({"step": step, "epoch": epoch, name: shown})
+
+    def _append(self, entries: Mapping[str, Any]) -> None:
         if self._first is None:
             raise ValueError(f"{self.path} is not open: call open(config, run) first.")
-        line = _line({"step": step, "epoch": epoch, **numbers})
-        append(self.path, line, beginning=self._first)
+        append(self.path, _line(entries), beginning=self._first)
 
     def close(self, status: str) -> None:
         self._first = None

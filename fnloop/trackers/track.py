@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fnloop.effects.claims import Claim, claim
 from fnloop.effects.effect import Effect, Run
 from fnloop.effects.points import Point, Points
+from fnloop.stages.callback import Callback
 from fnloop.trackers.base import Tracker
+from fnloop.trackers.nowhere import Nowhere
 from fnloop.trackers.run_files import is_name
-from fnloop.trackers.worker import Reading, Worker
+from fnloop.trackers.shown import Shown
+from fnloop.trackers.worker import Reading, Showing, Worker
 from fnloop.trees.json_codec import plain
 from fnloop.values.counts import as_count
-from fnloop.values.cursor import Cursor
+from fnloop.values.cursor import Cursor, epoch_of
 from fnloop.values.metrics import Metrics
+from fnloop.values.rhythm import Rhythm
 from fnloop.values.state import State
 
 
 class track(Effect):
-    """Send a run's hyperparameters and metrics to one or more trackers.
+    """Send a run's hyperparameters and metrics to one or more trackers, and what is shown there.
 
     A point is the merge of all metrics since the point before. One is written every `every`
     batches, at the end of each epoch, at the end of the run, and at a step with validation metrics
@@ -33,27 +38,43 @@ class track(Effect):
     resumed run continues the same tracker run.
 
     Args:
-        tracker: An `fl.trackers.Aim`, `fl.trackers.JSONL`, `fl.trackers.CSV`,
-            `fl.trackers.TensorBoard`, or your own `fl.trackers.Tracker`.
-        more: Further trackers.
+        tracker: An `fl.trackers.Aim`, `fl.trackers.TensorBoard`, `fl.trackers.MLflow`,
+            `fl.trackers.WandB`, `fl.trackers.Trackio`, `fl.trackers.JSONL`, `fl.trackers.CSV`, or
+            your own `fl.trackers.Tracker`.
+        more: Further trackers; and what they are to show (pictures, texts, sounds, histograms,
+            files): `fl.trackers.show`, `fl.trackers.histograms` and others, in `fl.every`. A
+            tracker that does not take a kind of it leaves it out, and says so once.
         every: Batches from one point to the next; default 50, or the whole epoch if an epoch has
             fewer than 100.
         name: The key of its memo; change it if a run has two such effects.
 
     >>> import fnloop as fl
     >>> effect = fl.track(fl.trackers.Aim("runs"), fl.trackers.CSV("runs/a.csv"), every=100)
+    >>> effect = fl.track(
+    ...     fl.trackers.Aim("runs"), fl.every(500, fl.trackers.histograms("*.weight"))
+    ... )
     """
 
     def __init__(
-        self, tracker: Tracker, *more: Tracker, every: int | None = None, name: str = "track"
+        self,
+        tracker: Tracker,
+        *more: Tracker | Effect,
+        every: int | None = None,
+        name: str = "track",
     ) -> None:
-        self.trackers = (tracker, *more)
+        self.trackers = (tracker, *[each for each in more if not isinstance(each, Effect)])
+        self.views = tuple([each for each in more if isinstance(each, Effect)])
         for each in self.trackers:
+            if isinstance(each, Callback):
+                raise TypeError(
+                    f"fl.track was given {each.describe()}, which is a callback. What trackers "
+                    "show is made by fl.trackers.show: fl.every(500, fl.trackers.show(f))."
+                )
             if not isinstance(each, Tracker):
                 raise TypeError(
-                    "fl.track takes trackers such as fl.trackers.Aim(), and was given "
-                    f"{each!r}. The usual cause is a class without parentheses or a path; write "
-                    "fl.trackers.JSONL(path)."
+                    "fl.track takes trackers such as fl.trackers.Aim(), the first of all, and was "
+                    f"given {each!r}. The usual cause is a class without parentheses or a path; "
+                    "write fl.trackers.JSONL(path)."
                 )
         self.every = None if every is None else as_count(every, "track(every=...)", 1)
         self.name = name
@@ -65,6 +86,11 @@ class track(Effect):
         self._opened: list[Tracker] = []
         self._claims: list[Claim] = []
         self._workers: list[Worker] = []
+
+    def check_run(self, run: Run) -> None:
+        with self._shown_by(run):
+            for view in self.views:
+                view.check_run(run)
 
     def open(self, run: Run) -> None:
         config = plain(run.config)
@@ -93,24 +119,36 @@ class track(Effect):
         self._workers = [Worker(tracker) for tracker in self.trackers]
         for worker in self._workers:
             worker.start()
+        with self._shown_by(run):
+            for view in self.views:
+                view.open(run)
 
     def before(self, metrics: Metrics) -> None:
         self._put(Point(0, 0, dict(metrics)))
 
     def smoke(self, folder: Path) -> track:
-        return track(_Nowhere(), every=self.every, name=self.name)
+        views = [view.smoke(folder) for view in self.views]
+        kept = [view for view in views if view is not None]
+        return track(Nowhere(), *kept, every=self.every, name=self.name)
 
     def __call__(self, state: State, metrics: Metrics) -> None:
         point = self._points.add(state, metrics)
         if point is not None:
             self._put(point)
+        for view in self.views:
+            view(state, metrics)
+
+    @property
+    def rhythms(self) -> tuple[Rhythm, ...]:  # type: ignore[override]  # pyright: ignore
+        return tuple([rhythm for view in self.views for rhythm in view.rhythms])
 
     def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
-        return False
+        return any([view.needs_state(cursor, reported) for view in self.views])
 
     def close(self, status: str) -> None:
         try:
             self._write_rest()
+            self._close_views(status)
             self._close_workers()
             self._close_trackers(status)
         finally:  # what an exception from a signal handler has left open
@@ -120,6 +158,8 @@ class track(Effect):
                 self._close_trackers(status)
 
     def release(self) -> None:
+        for view in self.views:
+            view.release()
         while self._workers:
             self._workers.pop().give_up()
 
@@ -135,8 +175,32 @@ class track(Effect):
         if not self._workers or self._run is None or self._points.peek() is None:
             return
         point = self._points.peek(self._run.last)
-        if point is not None and all(claim.holds() for claim in self._claims):
+        if point is not None and self._holds():
             self._put(point)
+
+    def _close_views(self, status: str) -> None:
+        if self._workers:
+            for view in self.views:
+                view.close(status)
+
+    @contextlib.contextmanager
+    def _shown_by(self, run: Run) -> Generator[None]:
+        """While its own views look at the run, and not a copy: the loop goes on writing to it."""
+        run.show = self._show
+        try:
+            yield
+        finally:
+            run.show = None
+
+    def _show(self, state: State, values: Mapping[str, Shown]) -> None:
+        cursor = Cursor.of(state.cursor)
+        if values and self._holds():
+            showing = Showing(cursor.count, epoch_of(cursor), dict(values))
+            for worker in self._workers:
+                worker.put(showing)
+
+    def _holds(self) -> bool:
+        return all(claim.holds() for claim in self._claims)
 
     def _put(self, point: Point) -> None:
         reading = Reading(point)
@@ -180,10 +244,3 @@ class track(Effect):
                     stacklevel=3,
                 )
             self._opened.pop(0)
-
-
-class _Nowhere(Tracker):
-    """Takes all points of a smoke run, and keeps none."""
-
-    def log(self, numbers: Mapping[str, float], step: int, epoch: int) -> None:
-        pass

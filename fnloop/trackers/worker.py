@@ -7,10 +7,13 @@ import queue
 import threading
 import time
 import warnings
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from fnloop.effects.points import Point
 from fnloop.trackers.base import Tracker
 from fnloop.trackers.outbox import Outbox
+from fnloop.trackers.shown import Shown
 from fnloop.values.merging import numbers_of
 from fnloop.values.threads import begin
 
@@ -39,8 +42,18 @@ class Reading:
             return self._numbers
 
 
+class Showing(NamedTuple):
+    """Values that are shown, by name, at a step."""
+
+    step: int
+    epoch: int
+    values: Mapping[str, Shown]
+
+
 class Worker:
-    """Writes points to one tracker, in order; `Outbox` says what becomes of those that fail.
+    """Writes points, and what is shown, to one tracker, in order.
+
+    `Outbox` says what becomes of those that fail.
 
     `put` blocks while the queue is full. If the tracker writes nothing meanwhile for `patience`
     seconds (it hangs), it is no longer waited for until it goes on, and new points are dropped.
@@ -64,7 +77,7 @@ class Worker:
         self._outbox = outbox or Outbox(tracker)
         self._patience = patience
         # Queues of C: an exception from a signal handler could leave a `queue.Queue` locked.
-        self._queue: queue.SimpleQueue[Reading | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Reading | Showing | None] = queue.SimpleQueue()
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(capacity):
             self._places.put(None)
@@ -76,8 +89,8 @@ class Worker:
         """Start the thread; afterwards call `close`."""
         begin(self._thread.start)
 
-    def put(self, point: Reading) -> None:
-        """Queue a point."""
+    def put(self, point: Reading | Showing) -> None:
+        """Queue a point, or what is shown."""
         if not self._put(point):
             self._outbox.drop(point.step)
         self._speak()
@@ -124,7 +137,7 @@ class Worker:
     def _left(self) -> int:
         return self._queue.qsize() + len(self._outbox)
 
-    def _put(self, item: Reading | None) -> bool:
+    def _put(self, item: Reading | Showing | None) -> bool:
         try:
             self._places.get(timeout=0 if self._hangs else self._patience)
             self._queue.put(item)
@@ -144,15 +157,20 @@ class Worker:
         """Warn on the training thread, where the user's filters apply."""
         while self._outbox.messages:
             warnings.warn(self._outbox.messages.popleft(), stacklevel=4)
+        while self._outbox.notes:
+            _log.warning(self._outbox.notes.popleft())
 
     def _work(self) -> None:
         while (point := self._next()) is not None:
-            if isinstance(point, Reading):
+            if isinstance(point, Showing):
+                for name, value in point.values.items():
+                    self._outbox.show(point.step, point.epoch, name, value)
+            elif isinstance(point, Reading):
                 self._add(point)
             self._outbox.send()
         self._outbox.finish()
 
-    def _next(self) -> Reading | float | None:
+    def _next(self) -> Reading | Showing | float | None:
         """The next point; None at the end; the seconds waited, if it is time to try again."""
         pause = self._outbox.pause()
         try:

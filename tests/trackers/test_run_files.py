@@ -162,8 +162,9 @@ def test_what_a_full_disk_takes_half_of_is_taken_back(
     assert file.read_bytes() == b"one\ntwo\n"
 
 
-@pytest.mark.parametrize("kind", ["JSONL", "CSV", "TensorBoard", "Aim"])
+@pytest.mark.parametrize("kind", ["JSONL", "CSV", "TensorBoard", "Aim", "WandB"])
 @pytest.mark.parametrize("path", [str, lambda url: pytest.importorskip("upath").UPath(url)])
 def test_a_url_is_not_taken_for_a_folder_of_that_name(kind: str, path: Any) -> None:
     with pytest.raises(ValueError, match=rf"{kind} writes to a disk, and memory://a/b is a URL"):
-        getattr(fl.trackers, kind)(path("memory://a/b"))
+        tracker = getattr(fl.trackers, kind)
+        tracker("p", path("memory://a/b")) if kind == "WandB" else tracker(path("memory://a/b"))

@@ -1,26 +1,20 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import threading
 import time
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import fnloop as fl
 from fnloop.effects.effect import Run
 from fnloop.effects.points import Point
 from fnloop.trackers.base import Tracker
-from fnloop.trackers.jsonl import JSONL
 from fnloop.trackers.outbox import Outbox
-from fnloop.trackers.table import CSV
-from fnloop.trackers.tensorboard import TensorBoard
 from fnloop.trackers.track import track
 from fnloop.trackers.worker import Reading, Worker
 from fnloop.values.cursor import Cursor
@@ -315,49 +309,3 @@ def test_wrong_arguments_are_refused() -> None:
         track("runs/a.jsonl")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"track\(every=.*at least 1, got 0"):
         track(Memory(), every=0)
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "tensorboard"])
-def test_a_killed_run_that_is_resumed_has_each_step_once(kind: str, tmp_path: Path) -> None:
-    make: dict[str, Any] = {
-        "jsonl": lambda: JSONL(tmp_path / "run.jsonl"),
-        "csv": lambda: CSV(tmp_path / "run.csv"),
-        "tensorboard": lambda: TensorBoard(tmp_path / "tb"),
-    }
-    effect = fl.track(make[kind](), every=1)
-    state, memo = begin(effect, 0, 5), effect.memo()
-    for count in range(6, 9):  # after the checkpoint
-        moved = state.replace(cursor=Cursor(0, count, count).tensor())
-        effect(moved, {"loss": Last(float(count))})
-    effect._close_workers()  # pyright: ignore
-    for tracker in effect.trackers:
-        tracker.close("killed")
-
-    again = fl.track(make[kind](), every=2)
-    again.recall(memo)
-    begin(again, 5, 10)
-    again.close("completed")
-    assert steps_in(kind, tmp_path) == [1, 2, 3, 4, 5, 6, 8, 10]
-
-
-def begin(effect: Any, start: int, stop: int) -> Any:
-    state = fl.grad(lambda m, b: m(b).mean()).init(torch.nn.Linear(1, 1))
-    state = state.replace(cursor=Cursor(0, start, start).tensor())
-    effect.open(Run(step=None, state=state))
-    for count in range(start + 1, stop + 1):
-        moved = state.replace(cursor=Cursor(0, count, count).tensor())
-        effect(moved, {"loss": Last(float(count))})
-    return state
-
-
-def steps_in(kind: str, folder: Path) -> list[int]:
-    if kind == "jsonl":
-        lines = (folder / "run.jsonl").read_text().splitlines()
-        return [json.loads(line)["step"] for line in lines[1:]]
-    if kind == "csv":
-        lines = (folder / "run.csv").read_text().splitlines()
-        return [int(line.partition(",")[0]) for line in lines[1:]]
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    read = events.EventAccumulator(str(folder / "tb" / "run-1"))
-    read.Reload()
-    return [event.step for event in read.Scalars("loss")]
