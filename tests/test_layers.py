@@ -32,6 +32,7 @@ LAYERS = (
     "base",
     "errors",
     "tuning",
+    "lightning",
     "testing",
     "cli",
 )
@@ -70,7 +71,7 @@ def test_heavy_dependencies_are_imported_only_when_used():
     code = (
         "import sys, fnloop;"
         "heavy = {'aim', 'matplotlib', 'sklearn', 'pandas', 'tensorboard', 'torchmetrics', "
-        "'jsonargparse', 'pyarrow'};"
+        "'jsonargparse', 'pyarrow', 'pytorch_lightning'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     result = subprocess.run(

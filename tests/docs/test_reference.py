@@ -23,6 +23,8 @@ RARE = (
     "distributed.cost.Machine",
     "transforms.explain.Explanation",
     "trees.paths.tree_paths",
+    "lightning.brought.Brought",
+    "lightning.saved_weights.SavedModule",
 )
 """What is documented where it lives: the top has 80 names, those of every day."""
 
