@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import fnloop as fl
+from fnloop.data.sources import as_source
 from fnloop.lightning.brought import Brought
 from tests.lightning.modules.parts import digits
 from tests.lightning.modules.plain import Plain
@@ -88,22 +89,36 @@ def test_a_run_that_is_cut_goes_on_to_the_bit(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_step_is_pure_and_the_module_is_left_alone(name):
+def test_the_laws_hold(name):
     given = module(name)
-    before = copy.deepcopy(given.state_dict())
     run = fl.lightning.step(given, epochs=EPOCHS, **SETTINGS.get(name, {}))
-    state = run.init()
-    (batch,) = [b for _, (b, _) in zip(range(1), batches(run.data.train), strict=False)]
-    fl.testing.check_pure(run.step, state, batch)
+    state, batch = run.init(), first(run)
+    fl.testing.check_pure(run.step, state, batch, given)
+    fl.testing.check_repeatable(run.step, state, batch)
+    fl.testing.check_init(run.step, run.model)
+    fl.testing.check_stable(run.step, state, batch)
+    fl.testing.check_skips(run.step, state, spoiled(batch))
     assert given._trainer is None
-    assert all([torch.equal(t, before[n]) for n, t in given.state_dict().items()])
 
 
-def batches(data):
-    from fnloop.data.sources import as_source
+@pytest.mark.parametrize("name", ["by step", "frozen", "several loaders"])
+def test_a_population_does_what_each_member_does_alone(name):
+    run = brought(name)
+    states = [run.init(seed) for seed in range(2)]
+    fl.testing.check_vmaps(run.step, states, first(run))
 
-    for cursor, batch in as_source(data).iterate():
-        yield batch, cursor
+
+def first(run):
+    return next(iter(as_source(run.data.train).iterate()))[1]
+
+
+def spoiled(batch):
+    """The batch with nan in place of its fractions."""
+    if hasattr(batch, "samples"):
+        batch = copy.copy(batch)
+        batch.samples = batch.samples * torch.nan
+        return batch
+    return fl.tree_map(lambda x: x * torch.nan if x.is_floating_point() else x, batch)
 
 
 def test_a_step_prints_as_the_pipeline_that_it_is():
@@ -173,7 +188,7 @@ def with_rate(lr):
 @pytest.mark.parametrize("name", BY_HAND)
 def test_what_runs_by_hand_says_that_it_does_not_compile(name):
     run = brought(name)
-    batch, _ = next(batches(run.data.train))
+    batch = first(run)
     with pytest.raises(Exception, match="It cannot be compiled, vmapped"):
         fl.compile(run.step, backend="aot_eager")(run.init(), batch)
 
