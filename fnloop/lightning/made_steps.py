@@ -9,6 +9,7 @@ import torch
 from fnloop.lightning.by_hand import ByHand
 from fnloop.lightning.callbacks_given import Finetuning
 from fnloop.lightning.handled_call import HandPlan
+from fnloop.lightning.metric_objects import MetricObjects
 from fnloop.lightning.overridden import BY_HAND, overrides
 from fnloop.lightning.standing import Facts
 from fnloop.lightning.training_loss import ByIdentity, TrainingStep
@@ -71,6 +72,8 @@ def by_hand(
             "Lightning with manual optimization. Step the optimizer at every n-th batch in "
             "training_step; gradients that are left are in the state."
         )
+    if manual and overrides(own, "on_train_epoch_end"):
+        _check_epoch_end(facts, objects.value)
     dtypes = {"None": None, "32": None, "32-true": None, "bf16-mixed": torch.bfloat16}
     if str(precision) not in dtypes:
         raise ValueError(
@@ -81,3 +84,18 @@ def by_hand(
     optimizers = tuple([each.optimizer for each in owned])
     plan = HandPlan(tuple(owned), objects.value, facts, manual, dtypes[str(precision)], keeps)
     return ByHand(optimizers, ByIdentity(plan))
+
+
+def _check_epoch_end(facts: Facts, objects: MetricObjects) -> None:
+    """Check that the hook can be called with the last batch of an epoch, where it is a step."""
+    if facts.per_epoch is None:
+        raise ValueError(
+            f"{facts.who} defines on_train_epoch_end, and when an epoch ends is unknown. Give the "
+            "data, or data that knows its length: fl.lightning.step(module, data)."
+        )
+    if objects.templates:
+        raise ValueError(
+            f"{facts.who} steps its optimizers itself, and has on_train_epoch_end and metric "
+            f"objects ({', '.join(objects.templates)}), which would have seen the last batch only. "
+            "Log them in training_step, self.log(name, self.metric), and leave out the hook."
+        )

@@ -41,10 +41,11 @@ def read(path: str | os.PathLike[str]) -> SavedModule:
     Raises:
         CheckpointError: It holds more than tensors and plain values, or no ``"state_dict"``.
 
-    >>> import tempfile, pytorch_lightning as pl
-    >>> file = tempfile.mktemp(suffix=".ckpt")
-    >>> torch.save({"state_dict": {"w": torch.ones(1)}, "hyper_parameters": {"lr": 0.1}}, file)
-    >>> read(file)
+    >>> import tempfile
+    >>> contents = {"state_dict": {"w": torch.ones(1)}, "hyper_parameters": {"lr": 0.1}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save(contents, f"{folder}/last.ckpt")
+    ...     read(f"{folder}/last.ckpt")
     SavedModule(weights={'w': tensor([1.])}, hyperparameters={'lr': 0.1}, epoch=None, step=None)
     """
     try:

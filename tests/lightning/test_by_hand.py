@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchmetrics
 from torch.nn import functional as F
 
 import fnloop as fl
@@ -88,3 +89,33 @@ def test_what_has_no_meaning_by_hand_is_refused():
         fl.lightning.step(Halves(), accumulate_grad_batches=2)
     with pytest.raises(ValueError, match=r"then precision is '32-true' or 'bf16-mixed', got '16"):
         fl.lightning.step(Halves(), precision="16-mixed")
+
+
+def test_the_end_of_an_epoch_is_in_the_step():
+    ends = []
+
+    class Ends(Halves):
+        def training_step(self, batch, batch_idx):
+            self.optimizers()[0].step()
+
+        def on_train_epoch_end(self):
+            ends.append(self.current_epoch)
+            self.lr_schedulers().step()
+
+    run = fl.lightning.step(Ends())
+    state, _ = fl.fit(run.step, run.init(), run.data, epochs=2)
+    assert ends == [0, 1]
+    assert int(state["lightning"]["schedulers"]["0"]) == 2
+
+    with pytest.raises(ValueError, match=r"when an epoch ends is unknown\. Give the data"):
+        fl.lightning.step(Ends(), iter([]))
+
+    class Measures(Ends):
+        def __init__(self):
+            super().__init__()
+            self.error = torchmetrics.MeanSquaredError()
+
+    with pytest.raises(
+        ValueError, match=r"metric objects \(error\), which would have seen the last"
+    ):
+        fl.lightning.step(Measures())
