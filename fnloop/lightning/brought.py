@@ -15,7 +15,7 @@ from fnloop.lightning.configured import Configured, Scheduled, configured, is_pl
 from fnloop.lightning.datamodules import data as data_of
 from fnloop.lightning.datamodules import side_by_side
 from fnloop.lightning.epoch_ends import EpochEnd
-from fnloop.lightning.evaluation import Kind, Validation, evaluated, predicted
+from fnloop.lightning.evaluation import Kind, Validation, metrics_of, predicted
 from fnloop.lightning.made_steps import by_hand, piped
 from fnloop.lightning.metric_objects import MetricObjects
 from fnloop.lightning.overridden import BY_HAND, is_lightning, overrides, refuse
@@ -27,7 +27,6 @@ from fnloop.loop.plateau import reduce_on_plateau
 from fnloop.names.keywords import explained
 from fnloop.stages.base import StepStage
 from fnloop.values.merging import numbers
-from fnloop.values.placing import whole_state
 from fnloop.values.state import State
 
 
@@ -71,8 +70,7 @@ class Brought:
         self, kind: Kind, part: str, state: State, data: Any, params: str | None
     ) -> dict[str, float]:
         given = self._part(part, data)
-        found = evaluated(kind, whole_state(state), given, self.facts, params=params)
-        return numbers(found.metrics)
+        return numbers(metrics_of(kind, state, given, self.facts, params=params))
 
     def _part(self, part: str, data: Any) -> Any:
         given = self.data if data is None else data
@@ -181,7 +179,8 @@ def step(
     if manual and plateaus:
         raise ValueError(
             f"{facts.who} steps its optimizers itself, and has ReduceLROnPlateau. Leave that out, "
-            'and lower the rates by fl.every(1, fl.reduce_on_plateau("val_loss"), unit="epoch").'
+            'and lower the rates by fl.every(1, fl.reduce_on_plateau("val_loss"), unit="epoch") '
+            "among the callbacks."
         )
     after = _callbacks(own, parts, facts, objects, plateaus, manual)
     if parts is not None and accumulate_grad_batches > 1:

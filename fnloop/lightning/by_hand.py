@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from fnloop._torch.tracing import recording, transformed
-from fnloop.lightning.handled_call import HandledCall, HandPlan
+from fnloop.lightning.handled_call import HandledCall, HandPlan, prefix_of
 from fnloop.lightning.training_loss import ByIdentity
 from fnloop.stages.base import StepStage
 from fnloop.trees.nodes import static, tree
@@ -20,8 +20,9 @@ class ByHand(StepStage):
     """Calls ``training_step`` on a copy of the module with the state's tensors, eagerly.
 
     What it has written there, parameters and buffers, is the new state. Optimizers are pure
-    functions underneath: their memory, and the gradients that are left for the next batch, are in
-    the state. A step with a gradient that is not finite is skipped, all of it.
+    functions underneath: their memory is in the state, with the gradients that are left for the
+    next batch, and multipliers for `fl.scale` as `fl.update` has them. A step with a gradient that
+    is not finite is skipped, all of it.
 
     Attributes:
         optimizers: The module's own, as optimizers here; their learning rates may be schedules.
@@ -43,7 +44,13 @@ class ByHand(StepStage):
         zero = torch.zeros_like(state.step)
         names = self.trained(state)
         left = {name: zero.bool() for name in names}
+        one = torch.ones((), dtype=torch.float32, device=state.step.device)
         return {
+            "scale": {
+                prefix_of(i, len(owned)) + name: one.clone()
+                for i, optimizer in enumerate(self.optimizers)
+                for name in optimizer.hyperparameters()
+            },
             "memory": {
                 str(i): o.init(state.params.select(own.names))
                 for i, (o, own) in enumerate(zip(self.optimizers, owned, strict=True))

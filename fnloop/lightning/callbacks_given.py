@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -91,8 +92,6 @@ class Finetuning(NamedTuple):
         (lr,) = [v for n, v in head.optimizer.hyperparameters().items() if n.endswith("lr")]
         heads = [float(at(lr, epoch * per_epoch)) for epoch in range(epochs)]
         rates = torch.tensor(self.rates(heads), dtype=torch.float64)
-        import dataclasses
-
         own: Optimizer = dataclasses.replace(head.optimizer, lr=Tabled(1.0, rates, per_epoch))  # type: ignore[type-var]
         labels = {**dict.fromkeys(head.names, "head"), **dict.fromkeys(rest, "backbone")}
         both = by_label({"head": head.optimizer, "backbone": own}, labels)

@@ -13,7 +13,6 @@ from fnloop.lightning.standing import Facts, Position, Standing, attached
 from fnloop.lightning.training_loss import KEPT, ByIdentity
 from fnloop.stages.callback import Callback
 from fnloop.trees.nodes import static, tree
-from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Last, Metric
 from fnloop.values.placing import whole_state
 from fnloop.values.state import State
@@ -57,7 +56,7 @@ class EpochEnd(Callback):
                 metric.value()
         objects.fill(module, merged)
         log = Log()
-        position = Position(Cursor.of(state.cursor).epoch - 1, 0, int(state.step))
+        position = Position.after(state, self.facts)
         seen = {n: m for n, m in x.items() if isinstance(m, Metric) and not n.startswith(KEPT)}
         trainer = Standing(self.facts, position, callback_metrics=_values(seen))
         device = state.step.device

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 
 from fnloop._torch.random import seeded
 from fnloop.data.bundle import sets_of
+from fnloop.data.limiting import SMOKE, limit
 from fnloop.data.sources import rest_of_epoch
 from fnloop.effects.activity import Activity
 from fnloop.lightning.logged import Log
 from fnloop.lightning.metric_objects import MetricObjects
 from fnloop.lightning.overridden import arguments_for, overrides
 from fnloop.lightning.standing import Facts, Position, Standing, attached
-from fnloop.lightning.training_loss import transferred
+from fnloop.lightning.training_loss import ByIdentity, transferred
 from fnloop.stages.callback import Callback
 from fnloop.trees.nodes import static, tree
 from fnloop.values.averaged import choose_buffers, choose_params
@@ -61,7 +63,7 @@ def evaluated(
     module.eval()
     MetricObjects(module)
     log = Log()
-    trainer = Standing(facts, Position.of(state, facts), training=False)
+    trainer = Standing(facts, Position.after(state, facts), training=False)
     vars(trainer)[_FLAGS[kind]] = True
     sets = list((sets_of(data) or {"": data}).values())
     outputs: list[Any] = []
@@ -87,6 +89,22 @@ def evaluated(
         _hook(module, f"on_{kind}_end")
         found = {name: Last(metric.compute()) for name, metric in log.objects.items()}
     return Evaluated({**log.metrics, **found}, outputs)
+
+
+def metrics_of(
+    kind: Kind,
+    state: State,
+    data: Any,
+    facts: Facts,
+    batches: int | None = None,
+    params: str | None = None,
+) -> dict[str, Any]:
+    """The metrics of an evaluation; of a population, those of its members side by side."""
+    state = whole_state(state)
+    found = [
+        evaluated(kind, own, data, facts, batches, params).metrics for own in each_member(state)
+    ]
+    return side_by_side(found, state)
 
 
 def _one(
@@ -142,12 +160,16 @@ class Validation(Callback):
             return state, {**x, **self._metrics(state, None)}
 
     def _metrics(self, state: State, batches: int | None) -> dict[str, Any]:
-        state = whole_state(state)
-        found = [
-            evaluated("validation", own, self.data.value, self.facts, batches).metrics
-            for own in each_member(state)
-        ]
-        return side_by_side(found, state)
+        return metrics_of("validation", state, self.data.value, self.facts, batches)
+
+    def smoke(self) -> Self:
+        sets = sets_of(self.data.value)
+        few: Any = (
+            limit(self.data.value, SMOKE)
+            if sets is None
+            else {name: limit(part, SMOKE) for name, part in sets.items()}
+        )
+        return dataclasses.replace(self, data=ByIdentity(few))
 
     def describe(self) -> str:
         return f"{self.facts.who}.validation_step"

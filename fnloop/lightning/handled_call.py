@@ -80,7 +80,7 @@ class HandledCall:
     def run(self, batch: Any) -> tuple[State, dict[str, Any]]:
         """The new state, and metrics."""
         plan, state, module = self._plan, self._state, self.module
-        position = Position.of(state, plan.facts)
+        position, rates = Position.of(state, plan.facts), self._reported()
         if plan.manual:  # Lightning counts the steps of all optimizers
             taken = sum([int(o.steps) for o in self.optimizers])
             position = position._replace(step=taken)
@@ -98,7 +98,7 @@ class HandledCall:
                     "the epoch. Data that ends earlier is fl.data.limit(data, n)."
                 )
             result = self._trained(batch, position)
-            loss = loss_in(result, plan.facts.who)
+            loss = loss_in(result, plan.facts.who, plan.manual)
             self._hook("on_train_batch_end", result, batch, position.batch)
             if plan.manual and plan.facts.per_epoch and trainer.is_last_batch:
                 self._hook("on_train_epoch_end")
@@ -109,7 +109,7 @@ class HandledCall:
         if loss is not None:
             size = batch_size_of(batch)
             metrics["loss"] = Mean(loss.detach().double() * size, size)
-        return self._ended(metrics)
+        return self._ended(metrics, rates)
 
     def _trained(self, batch: Any, position: Position) -> Any:
         """What ``training_step`` returns, after the update."""
@@ -118,7 +118,7 @@ class HandledCall:
             result = module.training_step(
                 *arguments_for(module.training_step, batch, position.batch)
             )
-        loss = loss_in(result, facts.who)
+        loss = loss_in(result, facts.who, self._plan.manual)
         if self._plan.manual or loss is None:
             return result
         (optimizer,) = self.optimizers
@@ -134,17 +134,14 @@ class HandledCall:
         optimizer.step()
         return result
 
-    def _ended(self, metrics: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+    def _ended(
+        self, metrics: dict[str, Any], rates: dict[str, Any]
+    ) -> tuple[State, dict[str, Any]]:
         state, own = self._state, self._own
-        device = state.step.device
         finite = all([o.finite for o in self.optimizers])
         moved = any([o.steps is not own["steps"][str(i)] for i, o in enumerate(self.optimizers)])
-        rates = {
-            f"optimizer{i}.{n}" if len(self.optimizers) > 1 else n: Last(as_tensor(v, device))
-            for i in range(len(self.optimizers))
-            for n, v in self._rule(i)().hyperparameters().items()
-        }
-        skipped = {"skipped": Sum(as_tensor(not finite, device))}
+        skips = not finite or not (self._plan.manual or moved)
+        skipped = {"skipped": Sum(as_tensor(skips, state.step.device))}
         calls = state.calls + 1
         if not finite:
             empty = {name: metric.empty() for name, metric in metrics.items()}
@@ -152,6 +149,7 @@ class HandledCall:
         params = {name: self._params[name].detach() for name in state.params}
         buffers = dict(self.module.named_buffers())
         memory = {
+            "scale": own["scale"],
             "memory": {str(i): o.memory for i, o in enumerate(self.optimizers)},
             "steps": {str(i): o.steps for i, o in enumerate(self.optimizers)},
             "schedulers": {**own["schedulers"], **self._counts()},
@@ -187,13 +185,28 @@ class HandledCall:
         def rule() -> Optimizer:
             counted = self.schedulers.get(i)
             step = int(self._state.step) if counted is None else int(counted.count)
-            return self._optimizers[i].resolve(step, {})
+            return self._resolved(i, step)
 
         return rule
 
+    def _resolved(self, i: int, step: int) -> Optimizer:
+        """Optimizer `i` with the numbers of a step, multiplied by what `fl.scale` has set."""
+        prefix = prefix_of(i, len(self._optimizers))
+        factors = {n: float(m) for n, m in self._own["scale"].items() if n.startswith(prefix)}
+        other = {n.removeprefix(prefix): m for n, m in factors.items() if m != 1.0}
+        return self._optimizers[i].resolve(step, other)
+
+    def _reported(self) -> dict[str, Any]:
+        """The hyperparameters that the call begins with."""
+        return {
+            prefix_of(i, len(self._optimizers)) + name: Last(as_tensor(v, self._state.step.device))
+            for i in range(len(self._optimizers))
+            for name, v in self._rule(i)().hyperparameters().items()
+        }
+
     def _rates(self, i: int) -> Callable[[int], list[float]]:
         def rates(count: int) -> list[float]:
-            values = self._optimizers[i].resolve(count, {}).hyperparameters()
+            values = self._resolved(i, count).hyperparameters()
             return [float(v) for name, v in values.items() if name.endswith("lr")]
 
         return rates
@@ -242,6 +255,11 @@ class HandledCall:
         changed = [name for name, value in now.items() if before.get(name, now) != value]
         if changed:
             self._state.skeleton.watching().tell(changed)
+
+
+def prefix_of(i: int, count: int) -> str:
+    """What begins the names of hyperparameters of optimizer `i`."""
+    return f"optimizer{i}." if count > 1 else ""
 
 
 def _detached(leaf: Any) -> Any:

@@ -76,9 +76,6 @@ class Log:
         made = _metric(number, reduce_fx, size, name)
         self.metrics[name] = self.metrics[name].merge(made) if name in self.metrics else made
 
-    def __iter__(self) -> Any:
-        return iter(self.metrics)
-
     def values(self) -> dict[str, Tensor]:
         """The values so far, as ``trainer.callback_metrics`` has them."""
         return {name: torch.as_tensor(m.value()) for name, m in self.metrics.items()}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fnloop._torch.tracing import recording, unwrapped
+from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
 
 
@@ -85,6 +86,13 @@ class Position(NamedTuple):
         batch = index if facts.steps is None else count - epoch * facts.steps
         step = int(unwrapped(state.step).reshape(-1)[0])
         return cls(epoch, batch * facts.accumulate + state.context.micro, step)
+
+    @classmethod
+    def after(cls, state: State, facts: Facts) -> Position:
+        """The position of the last batch, for what comes after it: its epoch has not ended."""
+        epoch, index, count = Cursor.of(state.cursor)
+        last = epoch - 1 if count and not index else epoch
+        return cls(last, 0, int(state.step))
 
 
 class Standing:

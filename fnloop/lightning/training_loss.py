@@ -73,14 +73,16 @@ def transferred(module: Any, batch: Any, state: State, dataloader_idx: int = 0) 
     return batch
 
 
-def loss_in(result: Any, who: str) -> Tensor | None:
+def loss_in(result: Any, who: str, manual: bool = False) -> Tensor | None:
     """The loss that a ``training_step`` returned: a tensor, or a dict with one; None to skip.
+
+    If it is `manual`, a dict need not have one.
 
     Raises:
         TypeError: It returned something else.
     """
     loss = result.get("loss") if isinstance(result, Mapping) else result
-    if (loss is None and result is None) or isinstance(loss, Tensor):
+    if (loss is None and (manual or result is None)) or isinstance(loss, Tensor):
         return loss
     raise TypeError(
         f"{who}.training_step returned {short(result)}; it returns the loss as a tensor, a dict "

@@ -24,6 +24,21 @@ def test_positions_are_those_of_lightning():
     assert seen == expected
 
 
+def test_validation_is_in_the_epoch_that_it_ends():
+    seen = []
+
+    class Tells(Plain):
+        def on_validation_epoch_end(self):
+            seen.append((self.current_epoch, self.global_step, self.trainer.validating))
+
+    run = fl.lightning.step(Tells(), epochs=2)
+    fl.fit(run.step, run.init(), run.data, epochs=2, callbacks=run.callbacks)
+    fl.fit(run.step, run.init(), run.data, smoke=True, callbacks=run.callbacks)
+    whole = [(0, 4, True), (1, 8, True)]
+    assert [row for row in seen if row[1] in (4, 8)] == whole
+    assert seen[-1] == (0, 2, True)  # the smoke run's
+
+
 def test_what_is_not_there_says_what_is():
     class Asks(Plain):
         def training_step(self, batch, batch_idx):

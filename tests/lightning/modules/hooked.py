@@ -19,7 +19,7 @@ class Hooked(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         x, y = batch
         loss = F.cross_entropy(self.net(x), y) + 0.1 * F.mse_loss(self.net(x), self.slow(x))
-        self.log("train_loss", loss)
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
         return loss
 
     def on_before_optimizer_step(self, optimizer):
@@ -37,7 +37,9 @@ class Hooked(pl.LightningModule):
             slow.lerp_(p, 0.1)
 
     def configure_optimizers(self):
-        return torch.optim.Adam(self.net.parameters(), lr=1e-2)
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-2)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": plateau, "monitor": "train_loss_epoch"}
 
     def train_dataloader(self):
         return loader(0, 120)
