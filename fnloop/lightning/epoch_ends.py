@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from fnloop.lightning.logged import Log
-from fnloop.lightning.metric_objects import MetricObjects
+from fnloop.lightning.metric_objects import MetricObjects, to_device
 from fnloop.lightning.standing import Facts, Position, Standing, attached
 from fnloop.lightning.training_loss import KEPT, ByIdentity
 from fnloop.stages.callback import Callback
@@ -54,6 +54,7 @@ class EpochEnd(Callback):
         for metric in merged.values():
             if not hasattr(metric, "folded"):  # says why it could not be kept
                 metric.value()
+        to_device(module, state.step.device)
         objects.fill(module, merged)
         log = Log()
         position = Position.after(state, self.facts)

@@ -15,7 +15,7 @@ from fnloop.data.limiting import SMOKE, limit
 from fnloop.data.sources import rest_of_epoch
 from fnloop.effects.activity import Activity
 from fnloop.lightning.logged import Log
-from fnloop.lightning.metric_objects import MetricObjects
+from fnloop.lightning.metric_objects import MetricObjects, to_device
 from fnloop.lightning.overridden import arguments_for, overrides
 from fnloop.lightning.standing import Facts, Position, Standing, attached
 from fnloop.lightning.training_loss import ByIdentity, transferred
@@ -62,6 +62,7 @@ def evaluated(
     module = state.skeleton.build(choose_params(state, params), choose_buffers(state, params))
     module.eval()
     MetricObjects(module)
+    to_device(module, state.step.device)
     log = Log()
     trainer = Standing(facts, Position.after(state, facts), training=False)
     vars(trainer)[_FLAGS[kind]] = True

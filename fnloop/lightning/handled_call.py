@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fnloop.lightning.hand import HandOptimizer, HandScheduler
 from fnloop.lightning.logged import Log, batch_size_of
-from fnloop.lightning.metric_objects import MetricObjects
+from fnloop.lightning.metric_objects import MetricObjects, to_device
 from fnloop.lightning.overridden import arguments_for, overrides
 from fnloop.lightning.standing import Facts, Position, Standing, attached
 from fnloop.lightning.training_loss import KEPT, loss_in, transferred
@@ -58,6 +58,7 @@ class HandledCall:
         self._plan, self._optimizers, self._state, self._slot = plan, optimizers, state, name
         self._own = own = state[name]
         self.module: Any = state.skeleton.build(state.params, state.buffers)
+        to_device(self.module, state.step.device)
         self._params = dict(self.module.named_parameters())
         counts = {
             int(i): HandScheduler(count, self._rates(int(i)))

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Generator
 from typing import Any
 
+import torch
 from torch import nn
 
 from fnloop.metrics.adapter import MetricTemplate, Torchmetric, filled, taken
@@ -54,26 +55,38 @@ class MetricObjects:
             filled(module.get_submodule(path), metric)
 
 
+def to_device(module: nn.Module, device: torch.device) -> None:
+    """Move what torchmetrics' objects keep, which are neither parameters nor buffers."""
+    for child in module.modules():
+        if is_metric(child) and child.device != device:  # type: ignore[union-attr]
+            child.to(device)
+
+
 @contextlib.contextmanager
-def put_back(module: nn.Module) -> Generator[None]:
+def put_back(module: nn.Module, device: torch.device) -> Generator[None]:
     """Put back what torchmetrics' objects keep, and modes, after a call that has read them.
 
     A frozen backbone is often put into evaluation mode in each call.
+
+    Args:
+        module: The module.
+        device: Where the objects are meanwhile.
     """
     modes = [(m, m.training) for m in module.modules()]
-    own = [m for m in module.modules() if type(m).__module__.startswith("torchmetrics")]
-    before = [(vars(m), dict(vars(m)), _lists(vars(m))) for m in own]
+    own = [m for m, _ in modes if type(m).__module__.startswith("torchmetrics")]
+    before = [(vars(m), dict(vars(m)), dict(vars(m).get("_defaults", {}))) for m in own]
     try:
+        for child in own:
+            for name in vars(child).get("_defaults", ()):  # some write to their states in place
+                state = vars(child)[name]
+                vars(child)[name] = list(state) if isinstance(state, list) else state.clone()
+        to_device(module, device)
         yield
     finally:
         for child, training in modes:
             child.training = training
-        for now, old, lists in before:
+        for now, old, defaults in before:
             now.clear()
             now.update(old)
-            for name, items in lists.items():
-                old[name][:] = items
-
-
-def _lists(attributes: dict[str, Any]) -> dict[str, list[Any]]:
-    return {name: list(v) for name, v in attributes.items() if type(v) is list}
+            if defaults:
+                old["_defaults"].update(defaults)

@@ -47,7 +47,10 @@ class TrainingStep:
         objects: MetricObjects = self.own.value
         log = Log(objects.reader(model))
         trainer = Standing(self.facts, position)
-        with attached(model, trainer, state.step.device, log=log.log), put_back(model):
+        with (
+            attached(model, trainer, state.step.device, log=log.log),
+            put_back(model, state.step.device),
+        ):
             moved = transferred(model, batch, state)
             log.batch = moved
             result = model.training_step(*arguments_for(model.training_step, moved, position.batch))
