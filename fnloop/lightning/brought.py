@@ -10,20 +10,18 @@ from typing import Any
 from fnloop.data.bundle import Data
 from fnloop.data.grouping import group
 from fnloop.data.sources import as_source
-from fnloop.lightning.callbacks_given import Finetuning, callbacks_of, monitored
+from fnloop.lightning.callbacks_given import Finetuning, callbacks_of
 from fnloop.lightning.configured import Configured, Scheduled, configured, is_plateau
 from fnloop.lightning.datamodules import data as data_of
 from fnloop.lightning.datamodules import side_by_side
-from fnloop.lightning.epoch_ends import EpochEnd
-from fnloop.lightning.evaluation import Kind, Validation, metrics_of, predicted
+from fnloop.lightning.evaluation import Kind, metrics_of, predicted
 from fnloop.lightning.made_steps import by_hand, piped
 from fnloop.lightning.metric_objects import MetricObjects
 from fnloop.lightning.overridden import BY_HAND, is_lightning, overrides, refuse
+from fnloop.lightning.own_callbacks import own_callbacks
 from fnloop.lightning.standing import Facts, Position, Standing, attached
 from fnloop.lightning.training_loss import ByIdentity
 from fnloop.lightning.translated import Owned, optimizer_of
-from fnloop.loop.every import every
-from fnloop.loop.plateau import reduce_on_plateau
 from fnloop.names.keywords import explained
 from fnloop.stages.base import StepStage
 from fnloop.values.merging import numbers
@@ -182,7 +180,7 @@ def step(
             'and lower the rates by fl.every(1, fl.reduce_on_plateau("val_loss"), unit="epoch") '
             "among the callbacks."
         )
-    after = _callbacks(own, parts, facts, objects, plateaus, manual)
+    after = own_callbacks(own, parts, facts, objects, plateaus, manual)
     if parts is not None and accumulate_grad_batches > 1:
         whole = parts
         parts = Data(
@@ -232,38 +230,3 @@ def _owned(
     if finetuning is not None:
         return finetuning.optimizer(each, names, facts.steps, facts.epochs)
     return optimizer_of(each, names, facts.steps, facts.epochs)
-
-
-def _callbacks(
-    own: Any,
-    parts: Data | None,
-    facts: Facts,
-    objects: ByIdentity,
-    plateaus: list[Scheduled],
-    manual: bool,
-) -> list[Any]:
-    """Validation, then what reads its metrics."""
-    found = list[Any]()
-    if parts is not None and parts.validate is not None and overrides(own, "validation_step"):
-        found.append(every(1, Validation(facts, ByIdentity(parts.validate)), unit="epoch"))
-    if overrides(own, "on_train_epoch_end") and not manual:
-        found.append(every(1, EpochEnd(facts, objects), unit="epoch"))
-    for i, given in enumerate(plateaus):
-        name = "reduce_on_plateau" + (f"_{i}" if i else "")
-        found.append(every(given.frequency, _plateau(given, name), unit="epoch"))
-    return found
-
-
-def _plateau(given: Scheduled, name: str) -> reduce_on_plateau:
-    own, base = given.scheduler, float(given.scheduler.optimizer.param_groups[0]["lr"])
-    return reduce_on_plateau(
-        monitored(str(given.monitor)),
-        factor=own.factor,
-        patience=own.patience,
-        threshold=own.threshold,
-        threshold_mode=own.threshold_mode,
-        cooldown=own.cooldown,
-        min_scale=float(own.min_lrs[0]) / base if base else 0.0,
-        mode=own.mode,
-        name=name,
-    )

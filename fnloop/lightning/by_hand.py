@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 
 from fnloop._torch.tracing import recording, transformed
-from fnloop.lightning.handled_call import HandledCall, HandPlan, prefix_of
+from fnloop.lightning.hand import prefix_of
+from fnloop.lightning.handled_call import HandledCall, HandPlan
 from fnloop.lightning.training_loss import ByIdentity
 from fnloop.stages.base import StepStage
 from fnloop.trees.nodes import static, tree

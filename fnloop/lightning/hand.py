@@ -144,3 +144,25 @@ class HandScheduler:
     def get_last_lr(self) -> list[float]:
         """The learning rates now."""
         return self._rates(int(self.count))
+
+
+def prefix_of(i: int, count: int) -> str:
+    """What begins the names of hyperparameters of optimizer `i`."""
+    return f"optimizer{i}." if count > 1 else ""
+
+
+def clip_gradients(optimizer: Any, value: float | None, how: str) -> None:
+    """Clip the gradients of an optimizer's parameters in place, as Lightning does.
+
+    Args:
+        optimizer: With parameter groups.
+        value: The largest norm of all, or the largest value; None or 0 for no clipping.
+        how: ``"norm"`` or ``"value"``.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if not value or value <= 0:
+        return
+    if str(how).lower().endswith("value"):
+        nn.utils.clip_grad_value_(params, value)
+    else:
+        nn.utils.clip_grad_norm_(params, value)

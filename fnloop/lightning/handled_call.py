@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fnloop.lightning.hand import HandOptimizer, HandScheduler
+from fnloop.lightning.hand import HandOptimizer, HandScheduler, clip_gradients, prefix_of
+from fnloop.lightning.kept_attributes import attributes_kept
 from fnloop.lightning.logged import Log, batch_size_of
 from fnloop.lightning.metric_objects import MetricObjects, to_device
 from fnloop.lightning.overridden import arguments_for, overrides
@@ -87,7 +88,7 @@ class HandledCall:
             position = position._replace(step=taken)
         log = Log(self._plan.objects.reader(module))
         trainer = Standing(plan.facts, position, optimizers=self.optimizers)
-        before = _attributes(module)
+        before = attributes_kept(module)
         with attached(module, trainer, state.step.device, log=log.log, **self._methods()):
             batch = transferred(module, batch, state)
             log.batch = batch
@@ -234,13 +235,7 @@ class HandledCall:
     ) -> None:
         facts = self._plan.facts
         value = facts.clip if gradient_clip_val is None else gradient_clip_val
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        if not value or value <= 0:
-            return
-        if str(gradient_clip_algorithm or facts.clip_by).lower().endswith("value"):
-            nn.utils.clip_grad_value_(params, value)
-        else:
-            nn.utils.clip_grad_norm_(params, value)
+        clip_gradients(optimizer, value, gradient_clip_algorithm or facts.clip_by)
 
     def _hook(self, name: str, *arguments: Any) -> Any:
         return getattr(self.module, name)(*arguments) if overrides(self.module, name) else None
@@ -252,30 +247,11 @@ class HandledCall:
 
     def _tell(self, before: Mapping[str, Any]) -> None:
         """Say once what the module has kept on itself, as it does not last."""
-        now = _attributes(self.module)
+        now = attributes_kept(self.module)
         changed = [name for name, value in now.items() if before.get(name, now) != value]
         if changed:
             self._state.skeleton.watching().tell(changed)
 
 
-def prefix_of(i: int, count: int) -> str:
-    """What begins the names of hyperparameters of optimizer `i`."""
-    return f"optimizer{i}." if count > 1 else ""
-
-
 def _detached(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The plain attributes of the user's modules: containers by their lengths."""
-    found: dict[str, Any] = {}
-    for path, child in module.named_modules():
-        if type(child).__module__.startswith(("torch.", "torchmetrics")):
-            continue
-        for name, value in vars(child).items():
-            if name.startswith("_") or name == "training":
-                continue
-            own = len(value) if isinstance(value, (list, dict, set)) else id(value)
-            found[f"{path}.{name}" if path else name] = own
-    return found
