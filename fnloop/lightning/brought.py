@@ -150,8 +150,8 @@ def step(
     )
     trainer = Standing(facts, Position(0, 0, 0))
     with attached(own, trainer):
-        if data is not None and overrides(own, "setup"):
-            own.setup("fit")
+        if overrides(own, "setup") and (parts is None or data is not None):
+            own.setup("fit")  # else its own data has called it
         if overrides(own, "configure_model"):
             own.configure_model()
         listed = list(own.configure_callbacks()) if overrides(own, "configure_callbacks") else []

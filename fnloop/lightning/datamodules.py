@@ -25,8 +25,9 @@ def data(given: Any) -> Data:
     """The data of a ``LightningDataModule`` (or of a module with loaders of its own).
 
     ``prepare_data`` runs once on each machine, ``setup`` in each process, both when a part is first
-    read. The order of a loader is a function of the state's key and of the epoch, so that a run
-    resumes to the bit; `fl.Batches` is what does it without loading again.
+    read; ``setup`` for each stage that there are loaders for, of a module for ``"fit"`` alone. The
+    order of a loader is a function of the state's key and of the epoch, so that a run resumes to
+    the bit; `fl.Batches` is what does it without loading again.
 
     Several training loaders, as a dict or a list, are read side by side as Lightning does
     (``max_size_cycle``: until the longest ends); a ``CombinedLoader`` keeps its mode. Several
@@ -71,9 +72,11 @@ def data(given: Any) -> Data:
     there = {part: own for part, own in _LOADERS.items() if overrides(given, own[0])}
 
     def setup() -> Data:
-        if overrides(given, "setup"):
-            for stage in dict.fromkeys([stage for _, stage in there.values()]):
-                given.setup(stage)
+        stages = dict.fromkeys([stage for _, stage in there.values()])
+        if is_lightning(given):  # a module makes its layers there, once
+            stages = {"fit": None}
+        for stage in stages if overrides(given, "setup") else ():
+            given.setup(stage)
         found = {part: getattr(given, loader)() for part, (loader, _) in there.items()}
         return Data(
             **{

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any
 
 _BASES = ("LightningModule", "LightningDataModule")
@@ -81,7 +83,7 @@ def refuse(module: Any) -> None:
     for needed in ("training_step", "configure_optimizers"):
         if not overrides(module, needed):
             raise TypeError(f"{name} has no {needed}, so it cannot be trained. Define it.")
-    if "dataloader_iter" in _arguments(module.training_step):
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise ValueError(
             f"{name}.training_step takes dataloader_iter and draws batches itself. Here the loop "
             "draws them, and the cursor in the state counts them: take (batch, batch_idx)."
@@ -91,24 +93,27 @@ def refuse(module: Any) -> None:
             raise ValueError(f"{name} defines {hook}, which has no meaning here. {instead}")
 
 
-def _arguments(method: Any) -> tuple[str, ...]:
-    code = getattr(method, "__code__", None)
-    return () if code is None else code.co_varnames[: code.co_argcount]
-
-
 def arguments_for(method: Any, batch: Any, batch_idx: Any, dataloader_idx: Any = None) -> list[Any]:
     """The arguments of a step: a batch, and its numbers if the method takes them.
 
     Args:
-        method: ``training_step``, ``validation_step`` or another.
+        method: ``training_step``, ``validation_step`` or another, of a module.
         batch: The batch.
         batch_idx: Its number in the epoch.
         dataloader_idx: The number of its loader; None if there is one loader.
     """
-    names = _arguments(getattr(method, "__func__", method))
+    names, any_number = _taken(getattr(method, "__func__", method))
     given = [batch]
-    if not names or "batch_idx" in names or len(names) > 2:
+    if any_number or "batch_idx" in names or len(names) > 2:
         given.append(batch_idx)
-    if dataloader_idx is not None and (not names or len(names) > 3):
-        given.append(dataloader_idx)
+        if dataloader_idx is not None and (any_number or len(names) > 3):
+            given.append(dataloader_idx)
     return given
+
+
+@functools.lru_cache(maxsize=256)
+def _taken(function: Any) -> tuple[tuple[str, ...], bool]:
+    """The names of the arguments, with self; and whether it takes any number of them."""
+    found = inspect.signature(function).parameters.values()
+    names = [p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return tuple(names), any([p.kind is p.VAR_POSITIONAL for p in found])

@@ -33,7 +33,8 @@ def own_callbacks(
         found.append(every(1, EpochEnd(facts, objects), unit="epoch"))
     for i, given in enumerate(plateaus):
         name = "reduce_on_plateau" + (f"_{i}" if i else "")
-        found.append(every(given.frequency, _plateau(given, name), unit="epoch"))
+        unit: Any = given.interval
+        found.append(every(given.frequency, _plateau(given, name), unit=unit))
     return found
 
 
