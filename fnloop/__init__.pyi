@@ -110,6 +110,9 @@ from fnloop.trackers.track import track as track
 # The command line
 from fnloop.cli.recipe import Recipe as Recipe
 
+# Bringing what you have
+from fnloop import lightning as lightning
+
 # Base classes for your own, and errors
 from fnloop import base as base
 from fnloop import errors as errors

@@ -34,6 +34,7 @@ LAYERS = (
     "errors",
     "tuning",
     "sklearn",
+    "lightning",
     "testing",
     "cli",
 )
@@ -72,7 +73,8 @@ def test_heavy_dependencies_are_imported_only_when_used():
     code = (
         "import sys, fnloop;"
         "heavy = {'aim', 'matplotlib', 'sklearn', 'pandas', 'tensorboard', 'torchmetrics', "
-        "'jsonargparse', 'pyarrow', 'opacus', 'mlflow', 'wandb', 'trackio', 'PIL'};"
+        "'jsonargparse', 'pyarrow', 'opacus', 'mlflow', 'wandb', 'trackio', 'PIL',"
+        "'pytorch_lightning'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     result = subprocess.run(

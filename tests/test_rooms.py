@@ -25,6 +25,7 @@ FAMILIES = (
     "tuning",
     "store",
     "trackers",
+    "lightning",
     "base",
     "errors",
     "testing",

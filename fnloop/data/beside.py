@@ -9,8 +9,8 @@ from fnloop.data.combined import Combined, PartReader
 from fnloop.data.order import refusal
 from fnloop.trees.show import short
 
-Mode = Literal["shortest", "longest", "cycle"]
-_MODES = ("shortest", "longest", "cycle")
+Mode = Literal["shortest", "longest", "cycle", "restart"]
+_MODES = ("shortest", "longest", "cycle", "restart")
 
 
 def together(*listed: Any, mode: Mode = "shortest", **parts: Any) -> Beside:
@@ -30,6 +30,8 @@ def together(*listed: Any, mode: Mode = "shortest", **parts: Any) -> Beside:
             - ``"longest"``: with the longest part. One that has ended gives None.
             - ``"cycle"``: with the longest part. One that has ended begins its next epoch, in
               another order if it is shuffled, and goes on there when the longest begins anew.
+            - ``"restart"``: the same, but all parts begin anew with the longest, as Lightning's
+              ``max_size_cycle`` has it: of a part that does not fit, the end is seen less often.
         parts: The data by name; each is anything that `fl.run` accepts and that can begin anew.
 
     Raises:
@@ -92,6 +94,9 @@ class Beside(Combined):
             length = self._lengths[name]
             if self._mode == "cycle":
                 batch[name] = reader.at(*divmod(epoch * longest + index, length))[0]
+            elif self._mode == "restart":
+                turn, i = divmod(index, length)
+                batch[name] = reader.at(epoch * -(-longest // length) + turn, i)[0]
             else:
                 batch[name] = reader.at(epoch, index)[0] if index < length else None
         return batch, index + 1 == longest
@@ -102,7 +107,7 @@ class Beside(Combined):
 
     def ordered(self) -> Beside:
         """See `Source`."""
-        if self._mode == "cycle":
+        if self._mode in ("cycle", "restart"):
             raise refusal("fl.data.together repeats parts", 'use mode="longest"')
         return super().ordered()
 

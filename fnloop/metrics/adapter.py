@@ -14,7 +14,7 @@ from fnloop.trees.nodes import static, tree
 from fnloop.values.metrics import Metric
 
 
-class _Template:
+class MetricTemplate:
     """A private copy of a torchmetrics object, compared by identity.
 
     The object itself cannot be a static field, because its ``==`` builds a new metric.
@@ -81,17 +81,13 @@ class Torchmetric(Metric):
         return type(self)(folded, self.parts, none, (none,) * len(self.parts), self.template)
 
     def value(self) -> Any:
-        updates = int(self.updates)
-        if not updates:
+        if not int(self.updates):
             return float("nan")
-        parts = [part for part, n in zip(self.parts, self.part_updates, strict=True) if n]
         with self.template.lock:
             metric = self.template.metric
             metric.reset()
             metric.to(self.updates.device)
-            for name, state in {**self.folded, **_joined(parts, metric)}.items():
-                setattr(metric, name, state)
-            metric._update_count = updates
+            filled(metric, self)
             try:
                 return metric.compute()
             finally:
@@ -127,7 +123,7 @@ def from_torchmetrics(metric: Any) -> Callable[..., Torchmetric]:
         raise TypeError(
             f"from_torchmetrics takes an instance of a torchmetrics.Metric; it was given {name}."
         )
-    template = _Template(metric)
+    template = MetricTemplate(metric)
 
     def measure(*args: Any, **kwargs: Any) -> Torchmetric:
         tensors = [x.detach() if isinstance(x, Tensor) else x for x in args]
@@ -140,18 +136,41 @@ def from_torchmetrics(metric: Any) -> Callable[..., Torchmetric]:
                 template.metric.to(device)
             template.metric.reset()
             template.metric.update(*tensors, **named)
-            # reset clears lists in place, so copy them; it replaces tensors.
-            states: dict[str, Any] = {
-                name: tuple(x) if isinstance(x, list) else x
-                for name, x in template.metric.metric_state.items()
-            }
+            found = taken(template.metric, template, device)
             template.metric.reset()
-        folded = {name: x for name, x in states.items() if name in template.folded}
-        rest = {name: x for name, x in states.items() if name not in template.folded}
-        one = torch.ones((), dtype=torch.float64, device=device)
-        return Torchmetric(folded, (rest,) if rest else (), one, (one,) if rest else (), template)
+        return found
 
     return measure
+
+
+def taken(metric: Any, template: MetricTemplate, device: torch.device | None = None) -> Torchmetric:
+    """What an object of torchmetrics has gathered since it was reset, as a value.
+
+    Args:
+        metric: The object; its states are copied where it changes them in place.
+        template: Of the same metric.
+        device: Where the number of updates is kept; default that of the first state.
+    """
+    # reset clears lists in place, so copy them; it replaces tensors.
+    states: dict[str, Any] = {
+        name: tuple(x) if isinstance(x, list) else x for name, x in metric.metric_state.items()
+    }
+    if device is None:
+        device = next((x.device for x in states.values() if isinstance(x, Tensor)), None)
+    folded = {name: x for name, x in states.items() if name in template.folded}
+    rest = {name: x for name, x in states.items() if name not in template.folded}
+    updates = torch.full((), metric._update_count, dtype=torch.float64, device=device)
+    one = torch.ones_like(updates)
+    return Torchmetric(folded, (rest,) if rest else (), updates, (one,) if rest else (), template)
+
+
+def filled(metric: Any, value: Torchmetric) -> None:
+    """Put what was `taken`, and perhaps merged, into an object of the same metric."""
+    parts = [part for part, n in zip(value.parts, value.part_updates, strict=True) if n]
+    for name, state in {**value.folded, **_joined(parts, metric)}.items():
+        setattr(metric, name, state)
+    metric._update_count = int(value.updates)
+    metric._computed = None
 
 
 def _fold(

@@ -20,6 +20,11 @@ _MODULE = (
     "There is no class to inherit from: the model is an nn.Module of yours, and the loss a "
     "function loss(model, batch), as in fl.pipe(loss, fl.grad, fl.update(optimizer))."
 )
+_LIGHTNING = (
+    "A LightningModule that there is already becomes a step as it is: fl.lightning.step(module). "
+    "For a new one there is no class to inherit from: the model is an nn.Module, and the loss a "
+    "function, as in fl.pipe(loss, fl.grad, fl.update(optimizer))."
+)
 _LOSS = (
     "A loss is a function of yours that calls torch: def loss(model, batch): x, y = batch; return "
     "torch.nn.functional.cross_entropy(model(x), y)."
@@ -80,9 +85,12 @@ ELSEWHERE = {
     "loop": _TRAIN,
     "trainingstep": _TRAIN,
     "trainstep": _TRAIN,
-    "lightningmodule": _MODULE,
+    "lightningmodule": _LIGHTNING,
     "trainstate": "Use state = step.init(model), which makes an fl.State.",
-    "lightningdatamodule": "Use fl.Data(train, validate, test, predict).",
+    "lightningdatamodule": (
+        "Use fl.Data(train, validate, test, predict); one that there is already: "
+        "fl.lightning.data(datamodule)."
+    ),
     "datamodule": "Use fl.Data(train, validate, test, predict).",
     "accelerator": "Use fl.amp for mixed precision and fl.accumulate for accumulation.",
     "seedeverything": _SEED,

@@ -19,6 +19,7 @@ _FAMILIES = (
     "tuning",
     "store",
     "trackers",
+    "lightning",
     "base",
     "errors",
     "testing",

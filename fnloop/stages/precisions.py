@@ -43,7 +43,7 @@ PRECISIONS = {
     "fp64": Precision(torch.float32, torch.float64),
 }
 
-_LIGHTNING = {
+OF_LIGHTNING = {
     "16-mixed": "fp16",
     "bf16-mixed": "bf16",
     "16-true": "fp16-true",
@@ -63,7 +63,7 @@ def check_precision(precision: Any, modules: ModulePrecisions | None) -> None:
     """
     if not isinstance(precision, str) or precision not in PRECISIONS:
         known = ", ".join(f'"{name}"' for name in PRECISIONS)
-        meant = _LIGHTNING.get(str(precision))
+        meant = OF_LIGHTNING.get(str(precision))
         hint = f' Write fl.amp("{meant}").' if meant else ""
         raise ValueError(f"amp takes one of {known}; got {precision!r}.{hint}")
     if modules is None:

@@ -206,7 +206,7 @@ def test_what_goes_on_from_a_position_of_its_own_is_refused() -> None:
 def test_what_does_not_know_its_length_is_refused_where_that_counts() -> None:
     stream = lambda epoch: iter([1, 2, 3])  # noqa: E731
     for way in ("longest", "cycle", "mix"):
-        with pytest.raises(ValueError, match=r"does not know.*fl\.limit\(data, n\)"):
+        with pytest.raises(ValueError, match=r"does not know.*fl\.data\.limit\(data, n\)"):
             WAYS[way](stream, [1])
     with pytest.raises(ValueError, match=r"part '0' does not know"):
         fl.data.concat(stream, [1])

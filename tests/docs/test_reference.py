@@ -34,6 +34,8 @@ RARE = (
     "transforms.model_rows.ModuleRow",
     "transforms.stage_rows.StageRow",
     "trees.paths.tree_paths",
+    "lightning.brought.Brought",
+    "lightning.saved_weights.SavedModule",
 )
 """What is documented where it lives: the top has 80 names, those of every day."""
 

@@ -18,7 +18,7 @@ OPTIMIZER = torch.optim.AdamW(nn.Linear(1, 1).parameters())
     ("family", "name", "hint"),
     [
         ("", "Trainer", r"Use fl\.fit\(step, state, data, epochs"),
-        ("", "LightningModule", r"nn\.Module of yours"),
+        ("", "LightningModule", r"fl\.lightning\.step"),
         ("", "EarlyStopping", r"Use fl\.early_stopping\."),
         ("", "ModelCheckpoint", r"Use fl\.checkpoint\(folder"),
         ("", "LearningRateMonitor", "reports the learning rate by itself"),

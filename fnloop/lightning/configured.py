@@ -1,0 +1,144 @@
+"""The forms of what ``configure_optimizers`` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from fnloop.trees.show import short
+
+
+class Scheduled(NamedTuple):
+    """A scheduler with its settings.
+
+    Attributes:
+        scheduler: Of ``torch.optim.lr_scheduler``.
+        interval: ``"epoch"`` or ``"step"``.
+        frequency: It is stepped at every so many of these.
+        monitor: The metric that it is given; None for none.
+    """
+
+    scheduler: Any
+    interval: str = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
+
+
+class Configured(NamedTuple):
+    """An optimizer and its schedulers."""
+
+    optimizer: torch.optim.Optimizer
+    schedulers: tuple[Scheduled, ...]
+
+
+def configured(result: Any, who: str) -> list[Configured]:
+    """Normalize the result of ``configure_optimizers``.
+
+    Args:
+        result: An optimizer; several; a dict with ``"optimizer"`` and perhaps ``"lr_scheduler"``
+            (a scheduler, or a dict of its settings); several such dicts; or a list of optimizers
+            and a list of schedulers.
+        who: The module's name, for messages.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: A setting of a scheduler is unknown or missing.
+
+    >>> from torch.optim.lr_scheduler import StepLR
+    >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    >>> (found,) = configured(([sgd], [StepLR(sgd, 2)]), "Model")
+    >>> found.optimizer is sgd, found.schedulers[0].interval
+    (True, 'epoch')
+    """
+    optimizers, schedulers = _split(result, who)
+    found = [_scheduled(each, who) for each in schedulers]
+    for one in found:
+        if not any([one.scheduler.optimizer is o for o in optimizers]):
+            raise ValueError(
+                f"{who}.configure_optimizers returns the scheduler "
+                f"{type(one.scheduler).__name__} of an optimizer that it does not return."
+            )
+    return [
+        Configured(o, tuple([each for each in found if each.scheduler.optimizer is o]))
+        for o in optimizers
+    ]
+
+
+def _split(result: Any, who: str) -> tuple[list[Any], list[Any]]:
+    """All optimizers and all schedulers, with their settings."""
+    if isinstance(result, torch.optim.Optimizer):
+        return [result], []
+    if isinstance(result, Mapping):
+        return _of_dict(result, who)
+    if isinstance(result, Sequence) and result and not isinstance(result, str):
+        if len(result) == 2 and isinstance(result[0], (list, tuple)):
+            second = result[1]
+            return list(result[0]), list(second) if isinstance(second, (list, tuple)) else [second]
+        if all([isinstance(each, torch.optim.Optimizer) for each in result]):
+            return list(result), []
+        if all([isinstance(each, Mapping) for each in result]):
+            parts = [_of_dict(each, who) for each in result]
+            return [o for own, _ in parts for o in own], [s for _, own in parts for s in own]
+    hint = (
+        "Without an optimizer nothing is trained; use fl.evaluate, or return one."
+        if result is None
+        else "Return an optimizer; a list of them; {'optimizer': ..., 'lr_scheduler': ...}; or "
+        "[optimizers], [schedulers]."
+    )
+    raise TypeError(f"{who}.configure_optimizers returned {short(result)}. {hint}")
+
+
+def _of_dict(given: Mapping[str, Any], who: str) -> tuple[list[Any], list[Any]]:
+    if not isinstance(given.get("optimizer"), torch.optim.Optimizer):
+        raise TypeError(
+            f"{who}.configure_optimizers returned a dict of {', '.join(map(repr, given))}; it "
+            "needs an 'optimizer', and may have an 'lr_scheduler'."
+        )
+    scheduler = given.get("lr_scheduler")
+    if scheduler is None:
+        return [given["optimizer"]], []
+    if isinstance(scheduler, Mapping):
+        return [given["optimizer"]], [scheduler]
+    return [given["optimizer"]], [{"scheduler": scheduler, "monitor": given.get("monitor")}]
+
+
+_KEYS = {"scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau"}
+
+
+def _scheduled(given: Any, who: str) -> Scheduled:
+    if not isinstance(given, Mapping):
+        given = {"scheduler": given}
+    if unknown := [key for key in given if key not in _KEYS]:
+        raise ValueError(
+            f"{who}.configure_optimizers gives a scheduler the setting {unknown[0]!r}; there are: "
+            f"{', '.join(sorted(_KEYS))}."
+        )
+    found = Scheduled(
+        given.get("scheduler"),
+        given.get("interval", "epoch"),
+        int(given.get("frequency", 1)),
+        given.get("monitor"),
+    )
+    if not hasattr(found.scheduler, "optimizer") or not hasattr(found.scheduler, "step"):
+        raise TypeError(
+            f"{who}.configure_optimizers returned the scheduler {short(found.scheduler)}, which is "
+            "none of torch.optim.lr_scheduler: it has no step() or no optimizer."
+        )
+    if found.interval not in ("epoch", "step"):
+        raise ValueError(
+            f"{who}.configure_optimizers gives a scheduler the interval {found.interval!r}; it is "
+            "'epoch' or 'step'."
+        )
+    if is_plateau(found) and found.monitor is None:
+        raise ValueError(
+            f"{who}.configure_optimizers returns ReduceLROnPlateau without the metric that it "
+            "watches: {'scheduler': ..., 'monitor': 'val_loss'}."
+        )
+    return found
+
+
+def is_plateau(scheduled: Scheduled) -> bool:
+    """Whether a scheduler watches a metric."""
+    return isinstance(scheduled.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)

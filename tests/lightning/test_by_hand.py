@@ -1,0 +1,121 @@
+"""Steps that a module takes itself: the laws, and what is in the state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchmetrics
+from torch.nn import functional as F
+
+import fnloop as fl
+from tests.lightning.modules.halves import Halves
+from tests.lightning.recorded import module
+
+
+def begun(name="halves"):
+    run = fl.lightning.step(module(name))
+    return run, run.init(), next(iter(run.data.train))
+
+
+def test_gradients_that_are_left_are_in_the_state():
+    run, state, batch = begun()
+    first, _ = run.step(state, batch)
+    left = first["lightning"]["left"]
+    assert {n: bool(b) for n, b in left.items() if n.startswith("decoder")} == {
+        "decoder.weight": True,
+        "decoder.bias": True,
+    }
+    own = module("halves")
+    F.mse_loss(own.decoder(own.encoder(batch[0])), batch[0]).backward()
+    torch.testing.assert_close(
+        first["lightning"]["grads"]["decoder.weight"], own.decoder.weight.grad
+    )
+    second, _ = run.step(first.replace(cursor=torch.tensor([0, 1, 1])), batch)
+    assert not second["lightning"]["left"]["decoder.weight"]
+    assert not second["lightning"]["grads"]["decoder.weight"].any()
+
+
+@pytest.mark.parametrize("name", ["halves", "gan", "hooked"])
+def test_a_gradient_that_is_not_finite_skips_all_of_it(name):
+    run, state, batch = begun(name)
+    state, metrics = run.step(state, batch)
+    bad = (batch[0].clone().fill_(torch.nan), batch[1])
+    after, metrics = run.step(state, bad)
+    assert float(metrics["skipped"]) == 1
+    assert int(after.calls) == int(state.calls) + 1
+    assert fl.tree_equal(after.replace(calls=state.calls), state)
+    assert fl.tree_equal(run.step.init(state), state)
+
+
+def test_a_learning_rate_is_not_written_to():
+    class Writes(Halves):
+        def training_step(self, batch, batch_idx):
+            self.optimizers()[0].param_groups[0]["lr"] = 0.1
+
+    run = fl.lightning.step(Writes())
+    with pytest.raises(RuntimeError, match=r"writes to param_groups of an optimizer\. .* LambdaLR"):
+        run.step(run.init(), next(iter(run.data.train)))
+
+
+def test_what_is_kept_on_self_is_told():
+    class Keeps(Halves):
+        def __init__(self):
+            super().__init__()
+            self.count = 0
+
+        def training_step(self, batch, batch_idx):
+            self.count += 1
+            super().training_step(batch, batch_idx)
+
+    run = fl.lightning.step(Keeps())
+    state, batch = run.init(), next(iter(run.data.train))
+    with pytest.warns(UserWarning, match=r"Keeps changed something .*: count\."):
+        run.step(state, batch)
+
+
+def test_autocast_is_that_of_lightning():
+    run = fl.lightning.step(module("hooked"), precision="bf16-mixed")
+    state, batch = run.init(), next(iter(run.data.train))
+    _, metrics = run.step(state, batch)
+    own = module("hooked")
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        x, y = batch
+        loss = F.cross_entropy(own.net(x), y) + 0.1 * F.mse_loss(own.net(x), own.slow(x))
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_what_has_no_meaning_by_hand_is_refused():
+    with pytest.raises(ValueError, match=r"Halves steps its optimizers itself, so accumulate_"):
+        fl.lightning.step(Halves(), accumulate_grad_batches=2)
+    with pytest.raises(ValueError, match=r"then precision is '32-true' or 'bf16-mixed', got '16"):
+        fl.lightning.step(Halves(), precision="16-mixed")
+
+
+def test_the_end_of_an_epoch_is_in_the_step():
+    ends = []
+
+    class Ends(Halves):
+        def training_step(self, batch, batch_idx):
+            self.optimizers()[0].step()
+
+        def on_train_epoch_end(self):
+            ends.append(self.current_epoch)
+            self.lr_schedulers().step()
+
+    run = fl.lightning.step(Ends())
+    state, _ = fl.fit(run.step, run.init(), run.data, epochs=2)
+    assert ends == [0, 1]
+    assert int(state["lightning"]["schedulers"]["0"]) == 2
+
+    with pytest.raises(ValueError, match=r"when an epoch ends is unknown\. Give the data"):
+        fl.lightning.step(Ends(), iter([]))
+
+    class Measures(Ends):
+        def __init__(self):
+            super().__init__()
+            self.error = torchmetrics.MeanSquaredError()
+
+    with pytest.raises(
+        ValueError, match=r"metric objects \(error\), which would have seen the last"
+    ):
+        fl.lightning.step(Measures())

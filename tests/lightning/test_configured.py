@@ -1,0 +1,56 @@
+"""The forms that ``configure_optimizers`` may return, as Lightning's documentation lists them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
+
+from fnloop.lightning.configured import configured
+
+
+@pytest.fixture
+def two():
+    optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1) for _ in range(2)]
+    return optimizers, [ExponentialLR(o, 0.9) for o in optimizers]
+
+
+@pytest.mark.lightning("H2")
+def test_all_forms(two):
+    (a, b), (s, t) = two
+    forms = {
+        "one": (a, [(a, [])]),
+        "list": ([a, b], [(a, []), (b, [])]),
+        "tuple": ((a, b), [(a, []), (b, [])]),
+        "lists": (([a, b], [s, t]), [(a, [s]), (b, [t])]),
+        "lists, settings": (([a], [{"scheduler": s, "interval": "step"}]), [(a, [s])]),
+        "dict": ({"optimizer": a, "lr_scheduler": s}, [(a, [s])]),
+        "dict, settings": ({"optimizer": a, "lr_scheduler": {"scheduler": s}}, [(a, [s])]),
+        "dicts": ([{"optimizer": a, "lr_scheduler": s}, {"optimizer": b}], [(a, [s]), (b, [])]),
+    }
+    for name, (result, expected) in forms.items():
+        found = configured(result, "Model")
+        assert [(c.optimizer, [x.scheduler for x in c.schedulers]) for c in found] == expected, name
+
+
+def test_settings_of_a_scheduler(two):
+    (a, _), (s, _) = two
+    settings = {"scheduler": s, "interval": "step", "frequency": 3, "name": "lr", "strict": True}
+    ((found,),) = (c.schedulers for c in configured(([a], [settings]), "Model"))
+    assert (found.interval, found.frequency) == ("step", 3)
+
+
+def test_what_is_wrong_is_told(two):
+    (a, b), (s, _) = two
+    with pytest.raises(TypeError, match=r"Model.configure_optimizers returned None\. Without an"):
+        configured(None, "Model")
+    with pytest.raises(ValueError, match=r"the setting 'intervall'; there are: frequency, inter"):
+        configured(([a], [{"scheduler": s, "intervall": "step"}]), "Model")
+    with pytest.raises(ValueError, match=r"the interval 'batch'; it is 'epoch' or 'step'"):
+        configured(([a], [{"scheduler": s, "interval": "batch"}]), "Model")
+    with pytest.raises(ValueError, match=r"ExponentialLR of an optimizer that it does not return"):
+        configured(([b], [s]), "Model")
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau without the metric"):
+        configured(([a], [ReduceLROnPlateau(a)]), "Model")
+    with pytest.raises(TypeError, match=r"returned a dict of 'lr_scheduler'; it needs"):
+        configured({"lr_scheduler": s}, "Model")
