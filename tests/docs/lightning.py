@@ -33,7 +33,7 @@ HEAD = """# Lightning's features
 <!-- Written by: python -m tests.docs.lightning -->
 
 What PyTorch Lightning 2.6 has, row by row, what one writes here, and the tests that show it. How a
-program is brought over is told in [Come from Lightning](../how-to/migrate.md).
+program is brought over is told in [Come from Lightning](../how-to/from-lightning.md).
 
 | | here | in part | not yet | need not, or will not be |
 | --- | --- | --- | --- | --- |
