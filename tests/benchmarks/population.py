@@ -4,10 +4,11 @@
     python -m tests.benchmarks.population --members 8 --batches 64 --rounds 10
     python -m tests.benchmarks.population --jax-python ../jax/bin/python
 
-Perceptrons of 64-128-128-10 are trained by AdamW, all on the same batches: as one step, which is
-mapped over their stacked states and compiled; by the compiled step of a single one, called for
-each in turn; and by JAX with optax, if some Python has them, as ``jit(vmap(step))`` with donated
-buffers. fnloop's step looks for values that are not finite, and reports; JAX's returns the loss.
+Perceptrons of 64-128-128-10 are trained by AdamW, all on the same batches: as one step, a compiled
+`fl.ensemble`, vmapped and with ``mode="loop"``; by the compiled step of a single one, called for
+each in turn; by a loop over models in plain PyTorch, with its fused AdamW; and by JAX with optax,
+if some Python has them, as ``jit(vmap(step))`` with donated buffers. fnloop's step looks for values
+that are not finite, and reports; JAX's and the plain loop's return the loss.
 
 All run side by side on one thread, in many short rounds. Times are those of the processor, for a
 step of all members; ratios are medians over the rounds, next to what is between their quartiles.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import importlib.util
 import statistics
 import sys
@@ -43,7 +45,9 @@ from .worker import CHECKED, named
 
 WORKER = Path(__file__).with_name("population_jax.py")
 
-VMAPPED, SINGLES, JAX = "one vmapped step", "a step for each", "JAX"
+VMAPPED, LOOPED = "fl.ensemble", 'fl.ensemble, mode="loop"'
+SINGLES, HAND, JAX = "a compiled step for each", "a plain loop for each", "JAX"
+BASELINES = (SINGLES, HAND, JAX)
 
 JAX_ON_ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
@@ -68,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (RuntimeError, ValueError) as error:
             print(f"FAILED batches of {size}: {error}", file=sys.stderr, flush=True)
             failed = 1
-    columns = [f"to {name}, IQR" for name in (SINGLES, JAX)]
+    columns = [f"to {name}, IQR" for name in BASELINES]
     print("\n".join(markdown(["batch", "", "us", *columns], lines)))
     return failed
 
@@ -90,8 +94,10 @@ def compare(members: int, size: int, rounds: int, python: str | None) -> list[li
     losses: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         builds: dict[str, Callable[[], Trained]] = {
-            VMAPPED: lambda: vmapped(problem, models),
+            VMAPPED: lambda: ensemble(problem, models, "vmap"),
+            LOOPED: lambda: ensemble(problem, models, "loop"),
             SINGLES: lambda: singles(problem, models),
+            HAND: lambda: by_hand(problem, models),
         }
         if python is not None:
             builds[JAX] = lambda: piped(stack, python, problem, models)
@@ -108,7 +114,7 @@ def compare(members: int, size: int, rounds: int, python: str | None) -> list[li
         steps = max(4, *(steps_in(0.03, block) for block in blocks.values()))
         samples = interleave(blocks, rounds, steps, warmup=4)
     lines = [[str(size), name, f"{statistics.median(us):.0f}"] for name, us in samples.items()]
-    for baseline in (SINGLES, JAX):
+    for baseline in BASELINES:
         rows = summary(samples, baseline) if baseline in samples else [None] * len(lines)
         for line, row in zip(lines, rows, strict=True):
             line.append("" if row is None else f"{row.ratio:.3f}, {row.noise:.3f}")
@@ -127,13 +133,12 @@ def population(members: int, size: int) -> tuple[Problem, list[nn.Module]]:
         return mlp._replace(batches=batches), [mlp.build() for _ in range(members)]
 
 
-def vmapped(problem: Problem, models: Sequence[nn.Module]) -> Trained:
-    """One compiled step over stacked states."""
+def ensemble(problem: Problem, models: Sequence[nn.Module], mode: str) -> Trained:
+    """One compiled step of all models."""
     step = single(problem)
-    states = [step.init(model) for model in models]
-    state = fl.tree_map(lambda *leaves: torch.stack(leaves), *states)
-    mapped = fl.stage(torch.func.vmap(step, in_dims=(0, None)), "step")
-    compiled = fl.compile(mapped, donate=True)
+    many = fl.ensemble(step, len(models), mode=mode)
+    state = many.init([step.init(model) for model in models])
+    compiled = fl.compile(many, donate=True)
 
     def one(batch: Any) -> Any:
         nonlocal state
@@ -141,6 +146,27 @@ def vmapped(problem: Problem, models: Sequence[nn.Module]) -> Trained:
         return metrics["loss"]
 
     return looping(problem, one, lambda loss: loss.value().mean())
+
+
+def by_hand(problem: Problem, models: Sequence[nn.Module]) -> Trained:
+    """A loop of PyTorch over copies of the models, not compiled."""
+    mine = copy.deepcopy(list(models))
+    optimizers = [
+        torch.optim.AdamW(model.parameters(), LR, weight_decay=WEIGHT_DECAY, fused=True)
+        for model in mine
+    ]
+
+    def one(batch: Any) -> Any:
+        losses = []
+        for model, optimizer in zip(mine, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss = problem.loss(model, batch)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return losses
+
+    return looping(problem, one, lambda losses: statistics.mean(map(float, losses)))
 
 
 def singles(problem: Problem, models: Sequence[nn.Module]) -> Trained:

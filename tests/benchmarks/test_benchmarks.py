@@ -333,7 +333,15 @@ def test_who_goes_first_alternates():
     assert "".join(asked[-6:]) in ("abbaab", "baabba")
 
 
-@pytest.mark.parametrize("build", [population.singles, population.vmapped])
+POPULATIONS = {
+    "singles": population.singles,
+    "by hand": population.by_hand,
+    "vmapped": functools.partial(population.ensemble, mode="vmap"),
+    "looped": functools.partial(population.ensemble, mode="loop"),
+}
+
+
+@pytest.mark.parametrize("build", POPULATIONS.values(), ids=POPULATIONS.keys())
 def test_a_population_is_trained_as_its_members_are(build, monkeypatch):
     monkeypatch.setattr(fl, "compile", lambda step, donate: step)
     problem, models = population.population(members=3, size=8)
@@ -355,7 +363,7 @@ def test_a_population_against_its_members(monkeypatch, capsys):
     assert population.main(["--members", "2", "--batches", "8", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
     assert f"| 8 | {population.VMAPPED} |" in out
-    assert f"| 8 | {population.SINGLES} |" in out
+    assert f"| 8 | {population.SINGLES} |" in out and f"| 8 | {population.HAND} |" in out
 
 
 @pytest.mark.parametrize("name", lengths.CONTENDERS)
