@@ -63,8 +63,9 @@ def _data(profile: Profile) -> Iterator[Finding]:
         yield (
             part,
             f"Data: {share(profile.waiting, profile.seconds)} of a step is waiting for the next "
-            f"batch ({ms(profile.waiting)} of {ms(profile.seconds)}). Read ahead, by "
-            "fl.data.prefetch(data) or by workers of a DataLoader, or do less for each example.",
+            f"batch ({ms(profile.waiting)} of {ms(profile.seconds)}). Do "
+            "less for each example, or draw batches in (more) workers of a DataLoader; "
+            "fl.data.prefetch reads ahead what has workers, or fl.Batches.",
         )
 
 

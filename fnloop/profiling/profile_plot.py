@@ -14,6 +14,10 @@ from fnloop.profiling.profile_summary import by_size, shortened, stage_name
 from fnloop.trees.show import bytes_text
 
 MOST = 8
+
+AROUND = 0.1
+"""From which share on the time beside the stages has a bar."""
+
 _NAMES = 30
 
 
@@ -37,13 +41,14 @@ def draw_profile(profile: Profile, path: str | Path | None) -> Any:
 
 
 def _times(axes: Any, profile: Profile) -> None:
-    """Waiting for data, and the stages: their shares of what the loop computes."""
+    """Waiting for data, the stages, and what the loop took beside them."""
     whole = sum(stage.seconds for stage in profile.stages)
-    computing = profile.seconds - profile.waiting
-    scale = computing / whole if whole and not profile.compiled else 1.0
-    total = profile.seconds if not profile.compiled else whole + profile.waiting
+    around = 0.0 if profile.compiled else profile.seconds - profile.waiting - whole
+    total = whole + profile.waiting + max(around, 0.0)
     parts = [("waiting for data", profile.waiting)]
-    parts += [(stage_name(stage), stage.seconds * scale) for stage in profile.stages]
+    parts += [(stage_name(stage), stage.seconds) for stage in profile.stages]
+    if around > AROUND * total:
+        parts.append(("around the stages", around))
     shown = sorted(parts, key=lambda part: -part[1])[:MOST]
     bars = [
         _Bar(name, [1e3 * seconds], f"{ms(seconds)}, {share(seconds, total)}")

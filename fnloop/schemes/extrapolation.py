@@ -20,6 +20,7 @@ class Extragradient(GradStage):
 
     wraps: ClassVar[Kind | None] = "grad"
     label: ClassVar[str] = "extragradient"
+    repeats: ClassVar[bool] = True
     inner: Any
     lr: Any
 

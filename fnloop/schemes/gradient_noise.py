@@ -44,6 +44,7 @@ class WithNoiseScale(GradStage):
 
     wraps: ClassVar[Kind | None] = "grad"
     label: ClassVar[str] = "noise_scale"
+    repeats: ClassVar[bool] = True
     inner: Any
     k: int | None = static(default=None)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from fnloop.names.keywords import explained
-from fnloop.schemes.langevin import rate_in
+from fnloop.schemes.langevin import check_temperature, rate_in
 from fnloop.stages.base import Kind, StepStage
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import stepped
@@ -31,6 +31,7 @@ class Sghmc(StepStage):
     name: str = "sghmc"
 
     def __post_init__(self) -> None:
+        check_temperature(self.temperature, "sghmc")
         if isinstance(self.friction, (int, float)) and not 0 <= self.friction <= 1:
             raise ValueError(
                 f"sghmc(friction=) takes a number from 0 to 1, one minus the momentum of SGD; got "

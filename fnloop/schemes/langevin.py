@@ -26,6 +26,10 @@ class Sgld(StepStage):
     temperature: Any
     lr: str = "sgd.lr"
 
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature, "sgld")
+        super().__post_init__()
+
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         (temperature,) = self.at(state, "temperature")
         after, metrics = self.inner(state, x)
@@ -61,7 +65,7 @@ def sgld(temperature: Any, lr: str = "sgd.lr") -> Callable[[StepStage], Sgld]:
         lr: The metric with the learning rate.
 
     Raises:
-        ValueError: At the call, the step does not report that metric.
+        ValueError: `temperature` is negative; or, at the call, the step reports no such metric.
 
     >>> import torch, fnloop as fl
     >>> loss = lambda model, batch: model.weight.square().sum() / 2  # a normal distribution
@@ -73,6 +77,16 @@ def sgld(temperature: Any, lr: str = "sgd.lr") -> Callable[[StepStage], Sgld]:
     2.1
     """
     return functools.partial(Sgld, temperature=temperature, lr=lr)
+
+
+def check_temperature(temperature: Any, who: str) -> None:
+    """Check that a temperature that is a number is not negative.
+
+    Raises:
+        ValueError: It is.
+    """
+    if isinstance(temperature, (int, float)) and not temperature >= 0:
+        raise ValueError(f"{who}(temperature) takes a number from 0 on, got {temperature}.")
 
 
 def rate_in(metrics: Mapping[str, Any], name: str, who: str) -> Any:

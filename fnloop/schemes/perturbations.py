@@ -26,6 +26,7 @@ class Evolution(GradStage):
 
     wraps: ClassVar[Kind | None] = "grad"
     label: ClassVar[str] = "evolution"
+    repeats: ClassVar[bool] = True
     inner: Any
     std: Any = 0.01
     draws: int = 16

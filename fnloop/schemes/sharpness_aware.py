@@ -21,6 +21,7 @@ class Sam(GradStage):
 
     wraps: ClassVar[Kind | None] = "grad"
     label: ClassVar[str] = "sam"
+    repeats: ClassVar[bool] = True
     inner: Any
     rho: Any = 0.05
     adaptive: bool = False

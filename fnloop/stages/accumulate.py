@@ -25,6 +25,7 @@ class Accumulate(GradStage):
 
     wraps: ClassVar[Kind | None] = "grad"
     label: ClassVar[str] = "accumulate"
+    repeats: ClassVar[bool] = True
     inner: Any
     k: Any = static()
 

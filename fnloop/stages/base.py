@@ -59,6 +59,14 @@ class Stage:
     def __post_init__(self) -> None:
         if self.wraps is not None:
             _check_inner(self, getattr(self, "inner", None))
+        once = [stage for stage in self.stages() if stage.is_for_once] if self.repeats else []
+        if once:
+            raise ValueError(
+                f"{self.describe()} computes the gradient several times in a step, and "
+                f"{once[0].describe()} in it may be called once only: each call gives something "
+                f"away that {once[0].label} does not count. Put {once[0].label} behind "
+                f"{self.label}."
+            )
         owners: dict[str, Stage] = {}
         for owner in self.stages():
             name = owner.slot
@@ -157,6 +165,12 @@ class Stage:
         """
         step = look(state.step)
         return [at(getattr(self, field), step) for field in fields]
+
+    repeats: ClassVar[bool] = False
+    """Whether it calls its inner stage several times in a step."""
+
+    is_for_once: ClassVar[bool] = False
+    """Whether it may be called only once in a step."""
 
     reads_any_slot: ClassVar[bool] = False
     """Whether it may read and write slots of other stages."""

@@ -103,7 +103,12 @@ def sweep(
     step = _as_population(step, mode, chunk, batches)
     rows: dict[str, Tensor] = {}
     for name, given in values.items():
-        row = torch.as_tensor(given, dtype=torch.float64)
+        try:
+            row = torch.as_tensor(given, dtype=torch.float64)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"sweep: {name!r} takes a list of numbers, got {short(given)}."
+            ) from None
         if row.ndim != 1 or not len(row):
             raise ValueError(f"sweep: {name!r} takes a list of numbers, got {short(given)}.")
         rows[full_name(step.inner, name, "sweep")] = row

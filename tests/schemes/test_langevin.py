@@ -72,3 +72,11 @@ def test_an_optimizer_of_another_name_is_an_error_that_says_what_to_write():
         bowl, fl.grad, fl.update(fl.optim.rmsprop(0.1)), fl.schemes.sgld(0.1, lr="rmsprop.lr")
     )
     step(step.init(nn.Linear(50, 3, bias=False)), torch.ones(1))
+
+
+@pytest.mark.parametrize("scheme", [fl.schemes.sgld, fl.schemes.sghmc])
+def test_a_negative_temperature_is_refused(scheme):
+    with pytest.raises(
+        ValueError, match=f"{scheme.__name__}.temperature. takes a number from 0 on"
+    ):
+        fl.pipe(torch.sum, fl.grad, fl.update(fl.optim.sgd(0.1)), scheme(-1.0))

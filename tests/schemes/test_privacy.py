@@ -173,6 +173,23 @@ def test_a_population_has_the_masks_and_the_noise_of_its_members():
     testing.check_vmaps(step, [step.init(net, seed=i) for i in range(3)], arrays())
 
 
+@pytest.mark.parametrize(
+    "around",
+    [
+        fl.accumulate(2),
+        fl.schemes.sam(0.1),
+        fl.schemes.extragradient(0.1),
+        fl.schemes.evolution(0.1, draws=2),
+        fl.schemes.noise_scale(2),
+    ],
+)
+def test_nothing_around_it_gives_away_more_than_is_counted(around):
+    private = dp_sgd(1.0, noise=1.0)
+    with pytest.raises(ValueError, match="Put dp_sgd behind"):
+        fl.pipe(loss, fl.grad, private, around)
+    fl.pipe(loss, fl.grad, fl.schemes.sam(0.1), private)
+
+
 def test_errors():
     stage = dp_sgd(1.0, 1.0)(fl.grad(loss))
     normed = stage.init(lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)))
