@@ -65,7 +65,8 @@ def dp_sgd(clip: Any, noise: Any) -> Callable[[GradStage], DpSgd]:
     memory of a gradient for each; compiled, not of linear layers, whose norms and sums follow from
     what goes in and what comes back. Each has a dropout mask of its own. Not inside of
     `fl.accumulate` and of what else computes the gradient several times, which would add noise each
-    time. Metrics that are `fl.Mean` or `fl.Sum` are reported; others are left out. Cannot be sharded. Buffers stay as they are.
+    time. Metrics that are `fl.Mean` or `fl.Sum` are reported; others are left out. Cannot be
+    sharded. Buffers stay as they are.
 
     What privacy a run has follows from `noise`, the share of examples in a batch and the number of
     steps: `fl.schemes.epsilon`.
