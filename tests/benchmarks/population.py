@@ -49,6 +49,9 @@ VMAPPED, LOOPED = "fl.ensemble", 'fl.ensemble, mode="loop"'
 SINGLES, HAND, JAX = "a compiled step for each", "a plain loop for each", "JAX"
 BASELINES = (SINGLES, HAND, JAX)
 
+FEW = 16
+"""Members up to which one after the other is compiled as one step: it has a graph for each."""
+
 JAX_ON_ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
     "NPROC": "1",  # see machine.py
@@ -95,10 +98,11 @@ def compare(members: int, size: int, rounds: int, python: str | None) -> list[li
     with contextlib.ExitStack() as stack:
         builds: dict[str, Callable[[], Trained]] = {
             VMAPPED: lambda: ensemble(problem, models, "vmap"),
-            LOOPED: lambda: ensemble(problem, models, "loop"),
             SINGLES: lambda: singles(problem, models),
             HAND: lambda: by_hand(problem, models),
         }
+        if members <= FEW:
+            builds[LOOPED] = lambda: ensemble(problem, models, "loop")
         if python is not None:
             builds[JAX] = lambda: piped(stack, python, problem, models)
         for name, build in builds.items():
