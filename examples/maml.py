@@ -30,7 +30,7 @@ Points = tuple[Tensor, Tensor]
 Outer = Callable[[fl.Tensors, Points, Points], Tensor]
 
 PAPER = {0: 3.0, 1: 0.5, 9: 0.2}
-"""The error after so many steps in figure 3 of the paper, ten points: read off it, to some 0.2."""
+"""The error after so many steps in figure 3 of the paper, as others tell it, to some 0.2."""
 
 
 def network() -> nn.Module:
