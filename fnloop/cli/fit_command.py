@@ -36,7 +36,7 @@ from fnloop.loop.history import History
 from fnloop.stages.base import mesh_of
 from fnloop.store.folders import best, target_of
 from fnloop.store.load import load
-from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.store.manifest import MANIFEST, read_manifest, standing
 from fnloop.store.run_folder import UNTRAINED
 from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
@@ -272,9 +272,7 @@ def _refusal(
 ) -> str:
     """The message that a folder has a run already, with commands to choose from."""
     manifest = read_manifest(start)
-    cursor, status = manifest["cursor"], manifest["status"]
-    how = "unfinished" if status == "running" else status
-    epoch = cursor["epoch"] + bool(cursor["index"])
+    status, (how, epoch, count) = manifest["status"], standing(manifest)
     texts = {name: value for name, value in flags.plain.items() if isinstance(value, str)}
     name = next((name for name, value in texts.items() if Path(value) == folder), None)
     free = next(f"{folder}-{i}" for i in range(2, 1 << 30) if not Path(f"{folder}-{i}").exists())
@@ -288,7 +286,7 @@ def _refusal(
         ("start over", f"{again} --overwrite, which deletes its checkpoints"),
     ]
     return (
-        f"{shown(folder)} has a run already ({how}, epoch {epoch}, {cursor['count']} batches), "
+        f"{shown(folder)} has a run already ({how}, epoch {epoch}, {count} batches), "
         "which is not overwritten.\n"
         + "\n".join(f"  to {what + ':':<15} {command}" for what, command in choices)
     )

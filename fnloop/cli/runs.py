@@ -16,7 +16,7 @@ from fnloop.cli.source import build, load_function
 from fnloop.effects.effect import Effect
 from fnloop.store.folders import best, latest, listing
 from fnloop.store.load import load
-from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.store.manifest import MANIFEST, read_manifest, standing
 from fnloop.values.state import State
 
 
@@ -191,7 +191,6 @@ def newest_of(folders: Sequence[Path]) -> Path | None:
 def told(path: Path) -> str:
     """A checkpoint as text: its path, epoch, batches and monitored metric."""
     manifest = read_manifest(path)
-    cursor, monitor = manifest["cursor"], manifest["monitor"]
-    epoch = cursor["epoch"] + bool(cursor["index"])
-    text = f"{shown(path)} (epoch {epoch}, {cursor['count']} batches"
+    (_, epoch, count), monitor = standing(manifest), manifest["monitor"]
+    text = f"{shown(path)} (epoch {epoch}, {count} batches"
     return text + (f", {monitor['name']} {monitor['value']:.4g})" if monitor else ")")

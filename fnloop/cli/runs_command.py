@@ -23,7 +23,7 @@ from fnloop.loop.plot import draw_runs
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import files_for
 from fnloop.store.folders import best
-from fnloop.store.manifest import read_manifest
+from fnloop.store.manifest import read_manifest, standing
 from fnloop.store.pages import attached
 from fnloop.trees.equal import table
 
@@ -70,13 +70,11 @@ class FoundRun(NamedTuple):
             favourite = read_manifest(chosen)
         except CheckpointError as error:
             return cls(folder, flags, f"damaged: {error}", ("", ""), {}, None, None)
-        cursor, monitor = manifest["cursor"], favourite["monitor"]
+        (status, epoch, count), monitor = standing(manifest), favourite["monitor"]
         metrics = dict(favourite["metrics"])
         if monitor:
             metrics[monitor["name"]] = monitor["value"]
-        epoch = str(cursor["epoch"] + bool(cursor["index"]))
-        status: str = "unfinished" if manifest["status"] == "running" else manifest["status"]
-        where = (epoch, str(cursor["count"]))
+        where = (str(epoch), str(count))
         return cls(folder, flags, status, where, metrics, monitor and monitor["name"], newest)
 
 

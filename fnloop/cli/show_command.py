@@ -20,7 +20,7 @@ from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import files_for
 from fnloop.store.folders import best, listing, meant
 from fnloop.store.leaves import files_in, saved_from
-from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.store.manifest import MANIFEST, read_manifest, standing
 from fnloop.store.read import leaves_in, read_values
 from fnloop.trees.equal import table
 from fnloop.trees.paths import split
@@ -74,12 +74,11 @@ def _checkpoints(run: Path) -> str:
                 why = str(error).removeprefix(f"{path}/")
                 rows.append((shown(path), "", str(count), "", "", f"damaged: {why}"))
                 continue
-            cursor, monitor = manifest["cursor"], manifest["monitor"]
+            (_, epoch, drawn), monitor = standing(manifest), manifest["monitor"]
             score = f"{monitor['name']} {monitor['value']:.4g}" if monitor else ""
             note = "best" if path == favourite else ""
-            epoch = str(cursor["epoch"] + bool(cursor["index"]))
             size = bytes_text(sum(files_in(manifest).values()))
-            rows.append((shown(path), epoch, str(cursor["count"]), size, score, note))
+            rows.append((shown(path), str(epoch), str(drawn), size, score, note))
     return table(("checkpoint", "epoch", "batches", "size", "monitored", ""), rows)
 
 

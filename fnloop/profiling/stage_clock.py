@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from fnloop.profiling.names_in_trace import STAGE, trace_name
 from fnloop.stages.base import GradStage, Stage, StepStage
 from fnloop.stages.donating import Donating
-from fnloop.stages.functions import Function, takes_state
+from fnloop.stages.functions import Function, in_place_of
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
 from fnloop.values.grads import Grads
@@ -229,12 +229,4 @@ def _loss(loss: Any) -> Function:
         with _NOTHING if clock is None else clock.within(short(loss), "loss"):
             return loss(*given)
 
-    def two(model: Any, batch: Any) -> Any:
-        return call(model, batch)
-
-    def three(model: Any, batch: Any, state: State) -> Any:
-        return call(model, batch, state)
-
-    measured = three if takes_state(loss) else two
-    measured.__qualname__ = short(loss)
-    return Function(measured)
+    return in_place_of(loss, call)

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from fnloop._torch.tracing import opaque
 from fnloop.stages.base import GradStage
-from fnloop.stages.functions import Function, takes_state
+from fnloop.stages.functions import Function, in_place_of
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.trees.paths import tree_items
-from fnloop.trees.show import short
 from fnloop.values.grads import Grads
 from fnloop.values.merging import numbers
 from fnloop.values.module_skeleton import ModuleSkeleton
@@ -226,15 +225,7 @@ def _loss(loss: Any) -> Function:
             watch.follow(model)
         return loss(model, *rest)
 
-    def two(model: Any, batch: Any) -> Any:
-        return call(model, batch)
-
-    def three(model: Any, batch: Any, state: State) -> Any:
-        return call(model, batch, state)
-
-    measured = three if takes_state(loss) else two
-    measured.__qualname__ = short(loss)
-    return Function(measured)
+    return in_place_of(loss, call)
 
 
 def _inputs_note(*inputs: Any) -> str:

@@ -114,3 +114,17 @@ def _takes_three(call: Callable[..., Any], required_arguments: int = 3) -> bool:
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
     ]
     return len(required) >= required_arguments
+
+
+def in_place_of(loss: Any, call: Callable[..., Any]) -> Function:
+    """A loss function that is called as `loss` is, with or without the state, and does `call`."""
+
+    def two(model: Any, batch: Any) -> Any:
+        return call(model, batch)
+
+    def three(model: Any, batch: Any, state: Any) -> Any:
+        return call(model, batch, state)
+
+    standing = three if takes_state(loss) else two
+    standing.__qualname__ = short(loss)
+    return Function(standing)

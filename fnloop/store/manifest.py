@@ -18,6 +18,7 @@ from fnloop.store.files import Files, as_path, files_for, reason_of, write_all, 
 from fnloop.store.leaves import saved_from
 from fnloop.store.patience import patiently, read_error, read_may_pass
 from fnloop.trees.json_codec import from_text, to_text, too_many_in
+from fnloop.values.cursor import Cursor, epoch_of
 
 ONE_FILE, PIECES = 1, 2
 """The formats: all tensors whole in one file, or a file of pieces from each rank."""
@@ -195,3 +196,13 @@ def _parse(raw: bytearray, file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DamagedError(f"{file} has a bad list of leaves, at {error}.") from error
     return manifest
+
+
+def standing(manifest: Mapping[str, Any]) -> tuple[str, int, int]:
+    """How a run stands in a checkpoint: its status in a word, its epoch and the batches drawn.
+
+    >>> standing({"status": "running", "cursor": {"epoch": 1, "index": 32, "count": 11}})
+    ('unfinished', 2, 11)
+    """
+    status, cursor = manifest["status"], Cursor(**manifest["cursor"])
+    return "unfinished" if status == "running" else status, epoch_of(cursor), cursor.count

@@ -16,7 +16,7 @@ from fnloop.store.checkpoint_errors import CheckpointError, UnreadableError
 from fnloop.store.commit import discard, prepare, remove_tree
 from fnloop.store.files import Files, as_path, files_for, reason_of
 from fnloop.store.folders import best, is_there, latest, listing, target_of
-from fnloop.store.manifest import MANIFEST, read_manifest
+from fnloop.store.manifest import MANIFEST, read_manifest, standing
 from fnloop.store.pages import PAGES
 from fnloop.store.patience import patiently, write_may_pass
 from fnloop.store.run_lock import Lock, check_free
@@ -220,10 +220,8 @@ def _manifest(path: Path, files: Files) -> dict[str, Any]:
 def _refusal(manifest: dict[str, Any] | None, given: str, folder: Path, files: Files) -> str:
     which = "which cannot be read"
     if manifest:
-        cursor, status = manifest["cursor"], manifest["status"]
-        how = "unfinished" if status == "running" else status
-        epoch = cursor["epoch"] + bool(cursor["index"])
-        which = f"{how}, epoch {epoch}, {cursor['count']} batches"
+        how, epoch, count = standing(manifest)
+        which = f"{how}, epoch {epoch}, {count} batches"
     numbers = range(2, 1 << 30)
     free = next(n for n in numbers if not is_there(folder.with_name(f"{folder.name}-{n}"), files))
     return (

@@ -7,9 +7,9 @@ import functools
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 
 import fnloop as fl
+from tests.schemes.hessians import whole_hessian
 
 
 def net():
@@ -28,25 +28,13 @@ def batch(n=12):
     return x, (x[:, 0] > 0).long()
 
 
-def whole_hessian(state):
-    (x, y), model, names = batch(), net(), list(state.params)
-    shapes = [state.params[name].shape for name in names]
-
-    def value(vector):
-        parts = vector.split([shape.numel() for shape in shapes])
-        params = {n: p.reshape(s) for n, p, s in zip(names, parts, shapes, strict=True)}
-        return nn.functional.cross_entropy(functional_call(model, params, x), y)
-
-    return torch.func.hessian(value)(torch.cat([p.flatten() for p in state.params.values()]))
-
-
 @pytest.mark.parametrize("part", [[], [fl.accumulate(3)]], ids=["whole", "in parts"])
 def test_products_and_sharpness_are_those_of_the_whole_hessian(part):
     stage = fl.pipe(loss, fl.grad, *part)
     state = stage.init(net, seed=0)
     vector = state.params.map_named(torch.sin)
     found = fl.schemes.hessian_product(stage, state, batch(), vector)
-    hessian = whole_hessian(state)
+    hessian = whole_hessian(net(), state, batch())
     expected = hessian @ torch.cat([v.flatten() for v in vector.values()])
     torch.testing.assert_close(torch.cat([v.flatten() for v in found.values()]), expected)
     eigenvalues = torch.linalg.eigvalsh(hessian)

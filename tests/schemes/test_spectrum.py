@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 
 import fnloop as fl
+from tests.schemes.hessians import whole_hessian
 
 lanczos = fl.schemes.lanczos
 
@@ -31,16 +31,7 @@ def batch(n=40):
 
 
 def eigenvalues(state):
-    (x, y), model, names = batch(), net(), list(state.params)
-    shapes = [state.params[name].shape for name in names]
-
-    def value(vector):
-        parts = vector.split([shape.numel() for shape in shapes])
-        params = {n: p.reshape(s) for n, p, s in zip(names, parts, shapes, strict=True)}
-        return nn.functional.cross_entropy(functional_call(model, params, x), y)
-
-    vector = torch.cat([p.flatten() for p in state.params.values()])
-    return torch.linalg.eigvalsh(torch.func.hessian(value)(vector))
+    return torch.linalg.eigvalsh(whole_hessian(net(), state, batch()))
 
 
 DRAWS = 12
