@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
 from typing import Any, TypeVar
 
 import optree
@@ -19,7 +17,6 @@ T = TypeVar("T")
 
 _run_backward: Any = torch.autograd.Variable._execution_engine.run_backward  # pyright: ignore
 _nested: Any = eager_transforms
-_LAYOUT, _STRIDED = attrgetter("layout"), {torch.strided}
 _IS_CONTIGUOUS: Any = Tensor.is_contiguous
 _DETACH: Any = Tensor.detach
 _REQUIRE_GRAD: Any = Tensor.requires_grad_
@@ -61,11 +58,10 @@ class Tape:
     def _backward(self, loss: Tensor, seed: Tensor) -> list[Tensor | None]:
         # torch.autograd.grad without its checks, which are slow for small steps. Arguments:
         # tensors, their gradients, keep_graph, create_graph, inputs, allow_unreachable, ...
-        with _in_this_thread(loss):
-            found = _run_backward(
-                (loss,), (seed,), self.kept, self.kept, tuple(self.leaves), True,
-                accumulate_grad=False,
-            )  # fmt: skip
+        engine = _run_backward if loss.is_cpu else _in_this_thread(_run_backward)
+        found = engine(
+            (loss,), (seed,), self.kept, self.kept, tuple(self.leaves), True, accumulate_grad=False
+        )
         if self._contiguous and _all_contiguous(found):
             return found
         _check_reached(found)
@@ -79,10 +75,8 @@ class _InnerTape(Tape):
     """`Tape` inside ``torch.func`` transforms, where the engine cannot be called directly."""
 
     def _backward(self, loss: Tensor, seed: Tensor) -> list[Tensor | None]:
-        with _in_this_thread(loss):
-            found = torch.autograd.grad(
-                loss, self.leaves, seed, create_graph=True, allow_unused=True
-            )
+        engine = torch.autograd.grad if loss.is_cpu else _in_this_thread(torch.autograd.grad)
+        found = engine(loss, self.leaves, seed, create_graph=True, allow_unused=True)
         _check_reached(found)
         return list(found)
 
@@ -138,22 +132,24 @@ def _leaves(inputs: Sequence[Tensor], kept: bool) -> list[Tensor]:
     return [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
 
 
-def _in_this_thread(loss: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """A context manager: the backward pass runs in the thread that asks for it, on a GPU too.
+def _in_this_thread(engine: Callable[..., T]) -> Callable[..., T]:
+    """The engine, running the backward pass in the thread that asks for it, on a GPU too.
 
     A checkpointed loss is computed again in it, and so may ask for the mode of the model and draw
     from `fl.randomness`, whose lock this thread holds.
     """
-    return _HERE if loss.is_cpu else torch.autograd.set_multithreading_enabled(False)
 
+    def call(*args: Any, **kwargs: Any) -> T:
+        with torch.autograd.set_multithreading_enabled(False):
+            return engine(*args, **kwargs)
 
-_HERE: Any = contextlib.nullcontext()
+    return call
 
 
 def _all_contiguous(found: Sequence[Tensor | None]) -> bool:
     try:
-        return set(map(_LAYOUT, found)) == _STRIDED and all(map(_IS_CONTIGUOUS, found))
-    except AttributeError:  # there is a None
+        return all(map(_IS_CONTIGUOUS, found))
+    except (TypeError, RuntimeError):  # there is a None, or a sparse tensor
         return False
 
 

@@ -19,33 +19,35 @@ def updates_of(
     optimizer: Optimizer, grads: Tensors, memory: Memory, params: Tensors, step: Step
 ) -> Made:
     """``optimizer.update``, which is given whole tensors if it needs them."""
+    if params.layout.mesh is None or optimizer.by_value:
+        return optimizer.update(grads, memory, params, step)
 
     def call(g: Tensors, own: Memory, p: Tensors) -> Made:
         return optimizer.update(g, own, p, step)
 
-    return _whole_if_needed(optimizer, call, grads, memory, params)
+    return _on_whole(optimizer, call, grads, memory, params)
 
 
 def applied(
     optimizer: Optimizer, grads: Tensors, memory: Memory, params: Tensors, step: Step, finite: Flag
 ) -> Made:
     """``optimizer.apply``, which is given whole tensors if it needs them."""
+    if params.layout.mesh is None or optimizer.by_value:
+        return optimizer.apply(grads, memory, params, step, finite)
 
     def call(g: Tensors, own: Memory, p: Tensors) -> Made:
         return optimizer.apply(g, own, p, step, finite)
 
-    return _whole_if_needed(optimizer, call, grads, memory, params)
+    return _on_whole(optimizer, call, grads, memory, params)
 
 
-def _whole_if_needed(
+def _on_whole(
     optimizer: Optimizer,
     call: Callable[[Tensors, Memory, Tensors], Made],
     grads: Tensors,
     memory: Memory,
     params: Tensors,
 ) -> Made:
-    if params.layout.mesh is None or optimizer.by_value:
-        return call(grads, memory, params)
     own = {name: memory[name] for name in optimizer.names()}
     made, new = call(grads.whole(), map_divided(Tensors.whole, own), params.whole())
     return params.like(made), {**memory, **_divided(new, own)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from operator import attrgetter
 from typing import Any, ClassVar, overload
 
@@ -84,7 +84,7 @@ class Grad(GradStage):
         trained = state.params.select(names)
         divided = state.params.layout.mesh is not None
         scale, counts, norms = state.context.scale, state.context.counts, state.context.norms
-        modules = state.context.modules
+        alone = not divided and norms is None and state.context.modules is None
 
         def compute(tape: Tape) -> tuple[Any, dict[str, Tensor]]:
             params = dict(zip(trained.names, tape.leaves, strict=True))
@@ -98,11 +98,7 @@ class Grad(GradStage):
             def run(model: Any) -> tuple[Any, ...]:
                 # The backward pass runs here too: activation checkpointing recomputes the forward
                 # pass in it, which needs this model.
-                with (
-                    _NOTHING if placed is None else placed.running(),
-                    _NOTHING if norms is None else norms.running(model, counts),
-                    _NOTHING if modules is None else modules.running(model, state.step.device),
-                ):
+                with _NOTHING if alone else _around(state, model, placed):
                     result = self._run(state, model, x, tape, placed)
                     if result.loss is None and (norms is not None or placed is not None):
                         raise ValueError(_LONE_SKIP.format(loss=self.loss))
@@ -182,6 +178,20 @@ class Grad(GradStage):
 
     def lines(self) -> list[str]:
         return [short(self.loss), self.describe()]
+
+
+@contextlib.contextmanager
+def _around(state: State, model: Any, placed: Gathering | Sharing | None) -> Generator[None]:
+    """What is on while the model runs: its divided parameters, shared norms, its precisions."""
+    context = state.context
+    with contextlib.ExitStack() as entered:
+        if placed is not None:
+            entered.enter_context(placed.running())
+        if context.norms is not None:
+            entered.enter_context(context.norms.running(model, context.counts))
+        if context.modules is not None:
+            entered.enter_context(context.modules.running(model, state.step.device))
+        yield
 
 
 @overload

@@ -26,7 +26,7 @@ from fnloop.trees.show import short
 from fnloop.values.choice import Flag, both, invert, select
 from fnloop.values.grads import Grads
 from fnloop.values.holders import free_memory, free_params
-from fnloop.values.looking import counted, look, look_all
+from fnloop.values.looking import counted, look_all
 from fnloop.values.metrics import Last, Mean, Sum, as_tensor, check_metrics, exact
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
@@ -111,14 +111,14 @@ class Update(StepStage):
         step, calls, weight, finite, *multipliers = look_all(
             (state.step, state.calls, grads.weight, grads.finite, *own["scale"].values())
         )
-        counts = both(both(weight > 0, weight < math.inf), bool(grads.mean))
-        finite = both(both(finite, counts), look(grads.mean.is_finite()))
+        counts = both(weight > 0, weight < math.inf)
+        finite = both(both(finite, counts), grads.mean.is_finite() if grads.mean else False)
         factors = _other_than_one(own["scale"], multipliers)
         optimizer, values = self.optimizer, self._constants
         if factors or values is None:
             optimizer = optimizer.resolve(step, factors)
             values = optimizer.hyperparameters()
-        if finite is not True or not all([type(f) is float and f for f in factors.values()]):
+        if finite is not True or (factors and not _are_positive(factors)):
             free = frozenset()
         if optimizer.evaluates:
             writes = list[Write]()
@@ -280,6 +280,11 @@ def _rested(
             moves = select(factor != 0, memory[owner], before[owner])
             memory = {**memory, owner: moves}
     return memory
+
+
+def _are_positive(factors: dict[str, Any]) -> bool:
+    """Whether all are known, and none is zero, at which the memory rests."""
+    return all([type(factor) is float and factor for factor in factors.values()])
 
 
 def _other_than_one(names: Iterable[str], multipliers: list[Any]) -> dict[str, Any]:

@@ -223,7 +223,7 @@ class NamedTensors(Mapping[str, Tensor]):
         >>> Tensors({"w": torch.ones(2), "b": torch.ones(1)}).select(["b"])
         Tensors(b=f32[1])
         """
-        wanted = names.names if isinstance(names, NamedTensors) else tuple(names)
+        wanted = names.layout.names if type(names) is type(self) else tuple(names)
         if wanted == self.layout.names:
             return self
         unknown = [name for name in wanted if name not in self.layout.index]
@@ -270,7 +270,10 @@ class NamedTensors(Mapping[str, Tensor]):
     def _new(self, storages: Storages) -> Self:
         """Build from other storages of this layout."""
         new = object.__new__(type(self))
-        _set(new, self.layout, storages)
+        new.layout = self.layout  # `_set`, without a call: this is done several times per step
+        new._storages = storages
+        new._views = new._norm = new._plain = new._kinds = None
+        new.seen = new.owned = False
         return new
 
 

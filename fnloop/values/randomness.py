@@ -6,7 +6,8 @@ import contextlib
 from typing import Any
 
 from fnloop._torch.members import drawing
-from fnloop._torch.tracing import host_values, recording
+from fnloop._torch.random import seeded
+from fnloop._torch.tracing import host_values, recording, transformed
 from fnloop.values.key import fold
 from fnloop.values.state import State
 
@@ -36,6 +37,9 @@ def randomness(state: State, name: str) -> contextlib.AbstractContextManager[Any
     about = recording()
     if about is not None:
         return about.randomness(state.key, state.calls, position)
+    if not state.key.ndim and not transformed():  # the usual case
+        seed = fold(state.key.item(), state.calls.item(), *position)  # type: ignore[arg-type]
+        return seeded(seed, state.step.device)
     members = host_values(state.key, state.calls)
     seeds = [fold(key, calls, *position) for key, calls in members]
     return drawing(seeds, state.step.device)

@@ -274,7 +274,7 @@ class Tensors(NoOperators, NamedTensors):
         """Like `all_finite`, but a Python bool on the CPU outside of transforms."""
         storages, bulk = self._storages, self._bulk()
         if not bulk or not storages or not storages[0].is_cpu:
-            return self._all(foreach.all_finite(storages))
+            return look(self._all(foreach.all_finite(storages)))
         # A finite sum or norm means finite values. It may overflow, so otherwise check the values.
         if math.isfinite(self._sum_or_norm().item()):
             return True
