@@ -50,7 +50,7 @@ class Limits:
         """Whether to end before the batch at `cursor`, which leaves effects time to close."""
         if self.done(cursor):
             return True
-        if self.alone:
+        if self.seconds is not None and self.alone:
             self.out_of_time = self.late(effects)
         return self.out_of_time
 

@@ -66,7 +66,8 @@ class Ranks:
         Raises:
             RankError: A rank has failed, or the data of the ranks differ.
         """
-        self.look_at_the_clock(cursor.count + 1)
+        if self._own:
+            self.look_at_the_clock(cursor.count + 1)
         if not self._together:
             return draw
         begin_step(cursor.count + 1)
