@@ -158,6 +158,10 @@ class Effect:
     def check_run(self, run: Run) -> None:
         """Called before any effect is opened: raise here if the run must not begin."""
 
+    def needs(self) -> tuple[str, ...]:
+        """Names of the metrics that it waits for; one that nothing reports is an error."""
+        return ()
+
     def open(self, run: Run) -> None:
         """Called before the first step; check here that files can be written."""
 

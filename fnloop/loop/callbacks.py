@@ -86,7 +86,5 @@ def init_callbacks(
         complete = complete and added is not None
         example.update(added or {})
     for effect in effects if complete else ():
-        monitor = getattr(effect, "monitor", None)
-        if monitor is not None:
-            check_metric_names(effect.name, (monitor,), example)
+        check_metric_names(effect.name, effect.needs(), example)
     return state

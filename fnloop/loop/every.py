@@ -144,6 +144,9 @@ class EveryEffect(Effect):
     def check_run(self, run: Run) -> None:
         self.inner.check_run(run)
 
+    def needs(self) -> tuple[str, ...]:
+        return self.inner.needs()
+
     def open(self, run: Run) -> None:
         self._parts, self._run = [], run
         self._rhythm.begun(run.pace)

@@ -167,10 +167,7 @@ class Steps:
 
     def _others(self) -> Mapping[str, Any]:
         """Examples of the metrics that the step reports at some calls only."""
-        step, waiting = (
-            self._step,
-            self._stages or any([getattr(e, "monitor", None) for e in self._effects]),
-        )
+        step, waiting = self._step, self._stages or any([e.needs() for e in self._effects])
         return step.others(self.state, self._batch) if waiting and isinstance(step, Stage) else {}
 
     def tell(self) -> None:

@@ -244,6 +244,9 @@ class checkpoint(Effect):
             return score is not None or due or requested
         return self._keeper.kept.add(count, score, due, requested) is not None
 
+    def needs(self) -> tuple[str, ...]:
+        return () if self.monitor is None else (self.monitor,)
+
     def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
         monitored = self.monitor is not None and self.monitor.startswith(tuple(reported))
         asked = self._request.asked if self._alone else self._agreed

@@ -6,9 +6,12 @@ import contextlib
 import importlib
 import os
 import re
+import socket
 import tempfile
 import time
 import types
+import urllib.parse
+import urllib.request
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +27,7 @@ from fnloop.trackers.sounds import Audio
 _STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}
 _LONGEST = 6000  # characters of a parameter
 _PARAMS, _METRICS = 100, 1000  # at most in one request
+_PATIENCE = 5.0  # seconds until a server is said to be away
 _PICTURE = re.compile(r"(images/.*?)[+%]step[+%](\d+)[+%]")  # the name of its file
 
 
@@ -37,6 +41,9 @@ class MLflow(Tracker):
     MLflow run. MLflow takes nothing back: points that a killed run had written after its last
     checkpoint stay, and are not written again.
 
+    A server that does not answer is told of within seconds, as by every tracker: before the run it
+    is an error, later the points wait. MLflow itself would try for minutes.
+
     MLflow's own statistics of use are not sent.
 
     Args:
@@ -48,6 +55,7 @@ class MLflow(Tracker):
 
     Raises:
         ImportError: In `open`, if the mlflow package is missing.
+        OSError: In `open`, if no server answers at `place`.
 
     >>> from fnloop.trackers import MLflow
     >>> from fnloop import track
@@ -75,6 +83,7 @@ class MLflow(Tracker):
     def open(self, config: Mapping[str, Any], run: str | None) -> None:
         parts = self._parts = _import_parts()
         self._written = {}
+        _reach(self.uri)
         artifacts = None
         if self.folder is not None:
             self.folder = self.folder.absolute()  # the working directory may change during the run
@@ -137,6 +146,7 @@ class MLflow(Tracker):
         if self._client is None:
             return
         client, self._client = self._client, None
+        _reach(self.uri)
         client.set_tag(self.id, "status", status)
         client.set_terminated(self.id, _STATUS.get(status, "FAILED"))
 
@@ -173,12 +183,36 @@ class MLflow(Tracker):
     @contextlib.contextmanager
     def _retried(self) -> Generator[None]:
         """A server that is away, or a full disk, is an ``OSError``, so that all is tried again."""
+        _reach(self.uri)
         try:
             yield
         except self._parts.Error as error:
             if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
                 raise
             raise OSError(f"MLflow at {self.uri}: {str(error)[:300]}") from error
+
+
+def _reach(uri: str) -> None:
+    """Ask whether a server listens there, which MLflow does for minutes.
+
+    Raises:
+        OSError: None does.
+    """
+    place = urllib.parse.urlsplit(uri)
+    if place.scheme not in ("http", "https") or not place.hostname:
+        return
+    if place.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(
+        place.hostname
+    ):
+        return  # another is asked, who answers
+    port = place.port or {"http": 80, "https": 443}[place.scheme]
+    try:
+        socket.create_connection((place.hostname, port), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise OSError(
+            f"No MLflow server answers at {uri} ({error}). Start it (mlflow server --port {port}), "
+            'or write to a folder: fl.trackers.MLflow("runs/mlflow").'
+        ) from None
 
 
 @contextlib.contextmanager

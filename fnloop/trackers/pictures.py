@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import warnings
 import zlib
 from typing import Any, ClassVar
 
@@ -21,9 +22,9 @@ class Image(Shown):
     Args:
         picture: A tensor ``[H, W]`` or ``[C, H, W]`` of 1, 3 or 4 channels, or ``[N, C, H, W]``,
             which are put into one picture, side by side. A numpy array ``[H, W]``, ``[H, W, C]`` or
-            ``[N, H, W, C]``. Floating point values are in 0 to 1 (others are cut off, and nan is
-            0), integers in 0 to 255. Or a figure of matplotlib, which is drawn at once, or a
-            picture of PIL.
+            ``[N, H, W, C]``. Floating point values are in 0 to 1 (others are cut off, with a
+            warning from 16 on, and nan is 0), integers in 0 to 255. Or a picture of PIL, or a
+            figure of matplotlib, which is drawn at once: close one that ``pyplot`` has made.
         caption: A line below it, where the tracker has one.
 
     Raises:
@@ -37,10 +38,19 @@ class Image(Shown):
 
     def __init__(self, picture: Any, caption: str = "") -> None:
         self.caption = caption
-        self._pixels = _bytes(_with_channels(picture))
+        values = _with_channels(picture)
+        self._largest = values.max() if values.is_floating_point() else None
+        self._pixels = _bytes(values)
 
     def pixels(self) -> np.ndarray[Any, Any]:
         """Its pixels: uint8[H, W, C]."""
+        if self._largest is not None and math.inf > self._largest > FAR:
+            warnings.warn(
+                "fl.trackers.Image takes floating point values in 0 to 1, and was given some up to "
+                f"{float(self._largest):.4g}: what is above 1 is white. The usual cause is pixels "
+                "in 0 to 255: divide by 255, or give them as integers (uint8).",
+                stacklevel=2,
+            )
         return self._pixels.cpu().numpy()
 
     def png(self) -> bytes:
@@ -63,6 +73,10 @@ def as_png(pixels: np.ndarray[Any, Any]) -> bytes:
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in parts.items()
     )
+
+
+FAR = 16.0
+"""Above it, floating point values are no pixels in 0 to 1, not even those that a model makes."""
 
 
 def _with_channels(picture: Any) -> Tensor:

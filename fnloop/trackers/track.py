@@ -92,6 +92,9 @@ class track(Effect):
             for view in self.views:
                 view.check_run(run)
 
+    def needs(self) -> tuple[str, ...]:
+        return tuple([name for view in self.views for name in view.needs()])
+
     def open(self, run: Run) -> None:
         config = plain(run.config)
         none: list[None] = [None] * len(self.trackers)

@@ -109,6 +109,9 @@ class matrix(show):
         self.metric, self.classes = metric, classes
         super().__init__(self._drawn, name="matrix")
 
+    def needs(self) -> tuple[str, ...]:
+        return (self.metric,)
+
     def open(self, run: Run) -> None:
         super().open(run)
         _figure()  # an error before the run, and not at the first validation

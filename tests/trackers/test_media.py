@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 import wave
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,15 @@ def test_floats_are_cut_off_and_nan_is_black() -> None:
     assert Image(row).pixels()[0, :, 0].tolist() == [0, 0, 128, 255, 255, 0, 255, 0]
     assert Image(row > 0.6).pixels()[0, :, 0].tolist() == [0, 0, 0, 255, 255, 0, 255, 0]
     assert Image(torch.tensor([[300, -5]])).pixels()[0, :, 0].tolist() == [255, 0]
+
+
+def test_floats_in_0_to_255_are_told_of() -> None:
+    with pytest.warns(UserWarning, match="up to 255: what is above 1 is white.*divide by 255"):
+        Image(torch.tensor([[0.0, 255.0]])).pixels()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Image(torch.tensor([[-3.0, 4.0, torch.inf, torch.nan]])).pixels()
+        Image(torch.tensor([[0, 255]])).pixels()
 
 
 def test_several_are_put_side_by_side() -> None:
@@ -177,6 +187,14 @@ def test_nothing_that_is_shown_changes_a_bit(tmp_path: Path) -> None:
     assert [event.step for event in read.Tensors("n/text_summary")] == [8]
     last = read.Histograms("params/weight")[-1].histogram_value
     assert sum(last.bucket) == 12 and last.max == float(shown.params["weight"].max())
+
+
+def test_a_matrix_of_a_metric_that_nothing_reports_is_refused(tmp_path: Path) -> None:
+    step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    view = fl.every(2, fl.trackers.matrix("los"))
+    tracker = fl.track(fl.trackers.JSONL(tmp_path / "a.jsonl"), view)
+    with pytest.raises(ValueError, match=r'track waits for the metric "los".* mean "loss"'):
+        fl.fit(step, step.init(torch.nn.Linear(2, 1)), [torch.ones(1, 2)], 1, callbacks=[tracker])
 
 
 def test_a_step_of_several_batches_stops_where_something_is_shown(tmp_path: Path) -> None:

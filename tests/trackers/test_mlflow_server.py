@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import fnloop as fl
-from fnloop.trackers.mlflow_runs import MLflow
+from fnloop.trackers.mlflow_runs import MLflow, _reach
 from tests.ports import free_port
 from tests.trackers.readers import homes, mlflow_run, prepared
 
@@ -132,6 +132,24 @@ def test_a_server_that_is_away_for_a_while_gets_all_points(
         "20",
         "5",
     ]
+
+
+def test_a_server_that_is_not_there_is_told_of_at_once() -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    state = step.init(torch.nn.Linear(2, 1))
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match=f"No MLflow server answers at {uri} .*Start it"):
+        fl.fit(step, state, [torch.ones(1, 2)], steps=1, callbacks=[fl.track(MLflow(uri))])
+    assert time.monotonic() - begun < 60  # MLflow's own attempts take twice as long
+
+
+def test_a_proxy_is_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    _reach(f"http://example.invalid:{free_port()}")  # which only the proxy may know
+    with pytest.raises(OSError, match="No MLflow server answers"):
+        _reach(f"https://127.0.0.1:{free_port()}")
 
 
 def test_hyperparameters_that_have_changed_are_tags(homes: Path, tmp_path: Path) -> None:
