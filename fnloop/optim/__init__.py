@@ -1,6 +1,7 @@
 """Optimizers, gradient transforms, and combinators of them."""
 
 from fnloop.names.suggestions import suggesting as _suggesting
+from fnloop.optim.added_noise import noise as noise
 from fnloop.optim.algorithms.adadelta import adadelta as adadelta
 from fnloop.optim.algorithms.adafactor import adafactor as adafactor
 from fnloop.optim.algorithms.adagrad import adagrad as adagrad
@@ -22,6 +23,7 @@ from fnloop.optim.base import Optimizer as Optimizer
 from fnloop.optim.chains import chain as chain
 from fnloop.optim.gradient_norms import norms as norms
 from fnloop.optim.labels import by_label as by_label
+from fnloop.optim.learned_rate import hypergradient as hypergradient
 from fnloop.optim.masks import masked as masked
 from fnloop.optim.torch_bridge import from_torch as from_torch
 from fnloop.optim.transforms import add_decayed_weights as add_decayed_weights

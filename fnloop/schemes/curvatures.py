@@ -11,7 +11,7 @@ from torch import Tensor
 from fnloop._torch import slopes
 from fnloop.stages.base import GradStage, mesh_of
 from fnloop.values.counts import as_count
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import normal_like, randomness
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -85,7 +85,7 @@ def sharpness(stage: GradStage, state: State, batch: Any, steps: int = 20) -> Te
     steps = as_count(steps, "sharpness(steps=)", 1)
     reached = stage(state, batch)[1].mean
     with randomness(state, "sharpness"):
-        vector = reached.wide().map_named(torch.randn_like)
+        vector = reached.wide().map_named(normal_like)
     value = vector.norm()
     for _ in range(steps):
         vector = vector.scale(1 / (vector.norm() + 1e-30))

@@ -12,7 +12,7 @@ from fnloop.stages.base import GradStage, Kind, mesh_of
 from fnloop.stages.loss_at import loss_of
 from fnloop.trees.nodes import tree
 from fnloop.values.grads import Grads
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import normal_like, randomness
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -40,7 +40,7 @@ class ForwardGradient(GradStage):
             return self.inner(state, x)
         params = state.params.select(self.trained(state))
         with randomness(state, "forward_gradient"):
-            way = params.map_named(torch.randn_like)
+            way = params.map_named(normal_like)
 
         def loss(params: Tensors) -> tuple[Tensor, Any]:
             there = state.replace(params=state.params.updated(params))

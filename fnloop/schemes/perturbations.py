@@ -15,7 +15,7 @@ from fnloop.stages.loss_at import loss_of
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.values.counts import as_count
 from fnloop.values.grads import Grads
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import normal_like, randomness
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -58,7 +58,7 @@ class Evolution(GradStage):
 
         def one(buffers: Tensors, place: Tensors) -> Tensors:
             with randomness(state, "evolution"):
-                way = place.wide().map_named(torch.randn_like)
+                way = place.wide().map_named(normal_like)
             ahead, behind = (place.add(way.scale(sign * std)) for sign in (1, -1))
             # Both have the same masks, as each begins its random numbers anew.
             slope = (loss(buffers, ahead) - loss(buffers, behind)) / (2 * std)

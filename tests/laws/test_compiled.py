@@ -50,6 +50,8 @@ EXAMPLES = {
     "schedule_free": lambda: fl.optim.schedule_free(fl.optim.adamw(1e-2, b1=0.0)),
     "lbfgs": lambda: fl.optim.lbfgs(max_iter=2, max_eval=1, history_size=1),
     "scale_by": lambda: fl.optim.chain(fl.optim.scale_by(0.5), fl.optim.sgd(0.1)),
+    "noise": lambda: fl.optim.chain(fl.optim.noise(0.1), fl.optim.adamw(1e-2)),
+    "hypergradient": lambda: fl.optim.hypergradient(fl.optim.adam(1e-2), 1e-4),
     "freeze": lambda: fl.optim.by_label(
         {"no": fl.optim.freeze(), "yes": fl.optim.sgd(0.1)}, {"first": "no", "*": "yes"}
     ),

@@ -59,6 +59,8 @@ OPTIMIZER_EXAMPLES = {
         fl.optim.add_decayed_weights(0.1), fl.optim.sgd(0.1)
     ),
     "scale_by": lambda: fl.optim.chain(fl.optim.scale_by(0.5), fl.optim.sgd(0.1)),
+    "noise": lambda: fl.optim.chain(fl.optim.noise(0.1), fl.optim.adamw(1e-2)),
+    "hypergradient": lambda: fl.optim.hypergradient(fl.optim.adam(1e-2), 1e-4),
 }
 
 

@@ -88,6 +88,11 @@ EXAMPLES = {
     "norms": [then_sgd(fl.optim.norms({"weights": "*.weight", "biases": "*.bias"}))],
     "add_decayed_weights": [then_sgd(fl.optim.add_decayed_weights(0.1))],
     "scale_by": [then_sgd(fl.optim.scale_by(0.5))],
+    "noise": [then_sgd(fl.optim.noise(0.1, 0.7))],
+    "hypergradient": [
+        fl.optim.hypergradient(fl.optim.sgd(0.1, momentum=0.9), 1e-2),
+        fl.optim.hypergradient(fl.optim.adam(0.1), 1e-2),
+    ],
     "freeze": [
         fl.optim.by_label(
             {"no": fl.optim.freeze(), "yes": fl.optim.sgd(0.1)}, {"0.*": "no", "*": "yes"}
