@@ -23,7 +23,6 @@ from fnloop.optim.base import Optimizer as Optimizer
 from fnloop.optim.chains import chain as chain
 from fnloop.optim.gradient_norms import norms as norms
 from fnloop.optim.labels import by_label as by_label
-from fnloop.optim.learned_rate import hypergradient as hypergradient
 from fnloop.optim.masks import masked as masked
 from fnloop.optim.torch_bridge import from_torch as from_torch
 from fnloop.optim.transforms import add_decayed_weights as add_decayed_weights

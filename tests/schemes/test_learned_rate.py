@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fnloop as fl
-from fnloop import optim
+from fnloop import optim, schemes
 from fnloop.values.tensors import Tensors
 
 CURVATURE = np.array([0.5, 1.0, 4.0])
@@ -60,7 +60,7 @@ def ours(optimizer, steps=10):
 )
 def test_ten_steps_are_those_of_the_paper(kind, optimizer, lr, rate):
     expected = by_hand(kind, lr, rate)
-    found = ours(optim.hypergradient(optimizer(lr), rate))
+    found = ours(schemes.hypergradient(optimizer(lr), rate))
     assert expected[-1][0] > 1.2 * lr  # the rate has moved
     for (lr, w), (their_lr, theirs) in zip(found, expected, strict=True):
         np.testing.assert_allclose(lr, their_lr, rtol=1e-12)
@@ -74,7 +74,7 @@ def test_the_slope_is_the_derivative_of_the_loss_by_the_rate_of_the_last_step():
         w = START - lr * slope_at(START)
         return (CURVATURE * w**2 / 2 - np.cos(w)).sum()
 
-    (_, _), (after, _) = ours(optim.hypergradient(optim.sgd(lr), rate), 2)
+    (_, _), (after, _) = ours(schemes.hypergradient(optim.sgd(lr), rate), 2)
     h = 1e-6
     slope = (second(lr + h) - second(lr - h)) / (2 * h)
     assert (lr - after) / rate == pytest.approx(slope, rel=1e-6)
@@ -88,7 +88,7 @@ def test_the_slope_is_the_derivative_of_the_loss_by_the_rate_of_the_last_step():
 def test_at_a_rate_of_zero_it_is_the_optimizer(inner):
     params = Tensors({"w": torch.randn(4, 3, generator=torch.Generator().manual_seed(0))})
     a = b = params
-    optimizer = optim.hypergradient(inner, 0.0)
+    optimizer = schemes.hypergradient(inner, 0.0)
     own, theirs = optimizer.init(params), inner.init(params)
     for step in range(5):
         a, own = optimizer.apply(a.sub(1.0), own, a, step, True)
@@ -120,7 +120,7 @@ def rates(step, steps=8, scaled=None):
 
 def test_a_rate_that_is_too_small_grows_and_one_that_is_too_large_falls():
     small, large = (
-        rates(fl.pipe(loss, fl.grad, fl.update(optim.hypergradient(optim.sgd(lr), 0.01))), 40)
+        rates(fl.pipe(loss, fl.grad, fl.update(schemes.hypergradient(optim.sgd(lr), 0.01))), 40)
         for lr in (1e-3, 1.2)
     )
     assert (np.diff(small[:10]) > 0).all() and small[-1] > 10 * small[0]
@@ -129,7 +129,7 @@ def test_a_rate_that_is_too_small_grows_and_one_that_is_too_large_falls():
 
 def test_schedules_and_scale_multiply_what_has_been_learned():
     def step(lr, rate):
-        return fl.pipe(loss, fl.grad, fl.update(optim.hypergradient(optim.sgd(lr), rate)))
+        return fl.pipe(loss, fl.grad, fl.update(schemes.hypergradient(optim.sgd(lr), rate)))
 
     warm = fl.schedules.linear(0.0, 0.1, steps=4)
     np.testing.assert_allclose(rates(step(warm, 0.0)), [warm(t) for t in range(8)], rtol=1e-6)
@@ -141,7 +141,7 @@ def test_schedules_and_scale_multiply_what_has_been_learned():
 
 
 def test_what_is_frozen_by_scale_stays_and_comes_back():
-    step = fl.pipe(loss, fl.grad, fl.update(optim.hypergradient(optim.sgd(0.1), 0.01)))
+    step = fl.pipe(loss, fl.grad, fl.update(schemes.hypergradient(optim.sgd(0.1), 0.01)))
     state, _ = step(step.init(net, seed=0), batch())
     still, metrics = step(fl.scale(state, "sgd.lr", 0.0), batch())
     assert fl.tree_equal(still.params, state.params) and float(metrics["hypergradient.lr"]) == 0
@@ -154,18 +154,18 @@ def test_frozen_parameters_do_not_count_in_the_slope():
         {"a": optim.sgd(0.1), "b": optim.freeze()}, {"weight": "a", "bias": "b"}
     )
     only = fl.pipe(
-        loss, fl.grad(only="weight"), fl.update(optim.hypergradient(optim.sgd(0.1), 0.01))
+        loss, fl.grad(only="weight"), fl.update(schemes.hypergradient(optim.sgd(0.1), 0.01))
     )
-    step = fl.pipe(loss, fl.grad, fl.update(optim.hypergradient(both, 0.01)))
+    step = fl.pipe(loss, fl.grad, fl.update(schemes.hypergradient(both, 0.01)))
     np.testing.assert_allclose(rates(step), rates(only))
 
 
 def test_what_it_cannot_be_around_is_refused():
     with pytest.raises(TypeError, match=r"takes an optimizer that makes updates.*got clip_by_norm"):
-        optim.hypergradient(optim.clip_by_norm(1.0), 0.1)
+        schemes.hypergradient(optim.clip_by_norm(1.0), 0.1)
     with pytest.raises(TypeError, match="lbfgs"):
-        optim.hypergradient(optim.lbfgs(), 0.1)
+        schemes.hypergradient(optim.lbfgs(), 0.1)
     with pytest.raises(ValueError, match=r"has a.sgd.lr, b.adam.lr. For a rate for each part"):
-        optim.hypergradient(
+        schemes.hypergradient(
             optim.by_label({"a": optim.sgd(0.1), "b": optim.adam(0.1)}, {"*": "a"}), 0.1
         )
