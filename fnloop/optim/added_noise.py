@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from fnloop.optim.base import Memory, Step, Transform, is_zero
 from fnloop.trees.nodes import tree
 from fnloop.values.randomness import normal_like
@@ -14,9 +16,9 @@ from fnloop.values.tensors import Tensors
 class noise(Transform):
     """Add normal noise to the gradients, whose variance falls as ``eta / (1 + step)**gamma``.
 
-    Neelakantan et al., 2015 (https://arxiv.org/abs/1511.06807), equation 1, where `eta` is one of
-    0.01, 0.3 and 1; ``optax.add_noise`` is the same. Each value of each gradient gets a number of
-    its own. Behind a clipping noise is not clipped; before it, it is.
+    Neelakantan et al., 2015 (https://arxiv.org/abs/1511.06807), where `eta` is one of 0.01, 0.3 and
+    1; ``optax.add_noise`` is the same. Each value of each gradient gets a number of its own. Noise
+    that stands before a clipping is clipped too; behind it, it is not.
 
     In a step the numbers are a function of the state: of its key, its calls and the name of the
     `fl.update`. Called by itself, outside of a step, it draws from torch's generator. Parameters
@@ -56,5 +58,6 @@ class noise(Transform):
         eta, gamma = self.at(step, "eta", "gamma")
         if is_zero(eta):
             return grads, memory
-        std = (eta / (1 + step) ** gamma) ** 0.5
+        t = step.double() if isinstance(step, Tensor) else step  # as Python has it
+        std = (eta / (1 + t) ** gamma) ** 0.5
         return grads.wide().map_named(lambda g: g + std * normal_like(g)), memory

@@ -8,15 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from fnloop.optim.base import (
-    Memory,
-    Number,
-    Optimizer,
-    Step,
-    check_one_gradient,
-    counter,
-    replaced,
-)
+from fnloop.optim.base import Memory, Number, Optimizer, Step, check_one_gradient, replaced
 from fnloop.optim.pieces import updates_of
 from fnloop.schedules.base import at
 from fnloop.trees.nodes import tree
@@ -28,26 +20,26 @@ from fnloop.values.tensors import Tensors
 class hypergradient(Optimizer):
     """Hypergradient descent (Baydin et al., 2018): the learning rate is learned while training.
 
-    https://arxiv.org/abs/1703.04782, algorithms 4 to 6: around `sgd` it is SGD-HD (with momentum
-    SGDN-HD), around `adam` Adam-HD. The derivative of the loss with respect to the rate of the last
-    step is the inner product of the gradient now with the last update, divided by that rate; so
-    neither a second evaluation nor a second derivative is needed::
+    https://arxiv.org/abs/1703.04782, algorithms 4 to 6: around `sgd` it is SGD-HD (with Nesterov
+    momentum SGDN-HD), around `adam` Adam-HD. The derivative of the loss with respect to the rate of
+    the last step is the inner product of the gradient now with the last update, divided by that
+    rate; so neither a second evaluation nor a second derivative is needed::
 
         slope = gradient . (last update / last lr)
         lr = lr - rate * slope
         parameters = parameters + update of the optimizer at lr
 
-    It begins at the optimizer's own learning rate. What there is of a schedule or of `fl.scale` in
-    that one stays in force: it multiplies. The rate in force is reported as ``"hypergradient.lr"``.
-    Nothing keeps it from becoming negative, if `rate` is too large. It holds for any optimizer
-    whose update is proportional to its learning rate, which most are. One more set of gradients is
-    kept.
+    It begins at the optimizer's own learning rate. A schedule of that one, and `fl.scale`, multiply
+    what has been learned. The rate in force is reported as ``"hypergradient.lr"``. Nothing keeps it
+    from becoming negative if `rate` is too large. The derivative is right for every optimizer whose
+    update is proportional to its learning rate, which `adafactor` and `schedule_free`, for two, are
+    not. Keeps the last update, of the size of the parameters.
 
     Args:
         optimizer: Such as ``fl.optim.sgd(1e-3)`` or ``fl.optim.adam(1e-4)``, or a chain with one.
-        rate: The learning rate of the learning rate. In the paper 1e-3 for SGD and 1e-7 for Adam:
-            slopes are as large as squared norms of gradients for the one, and as their sums for the
-            other.
+        rate: The learning rate of the learning rate, a number, tensor or schedule. In the paper
+            1e-3 for SGD, where the slope is of the size of a squared norm of gradients, and 1e-7
+            for Adam, where it is of that of the sum of their absolute values.
         name: Key of its memory.
 
     Raises:
@@ -98,7 +90,7 @@ class hypergradient(Optimizer):
         return {**super().init(params), **self.optimizer.init(params)}
 
     def init_state(self, params: Tensors) -> dict[str, Any]:
-        zero = torch.zeros_like(counter(params), dtype=torch.float64)
+        zero = torch.zeros((), dtype=torch.float64, device=params.device)
         return {"direction": params.zeros(), "factor": zero + 1, "lr": zero}
 
     def update(

@@ -37,7 +37,7 @@ def batch(n=6):
 
 @pytest.mark.parametrize(("eta", "gamma"), [(0.3, 0.55), (0.01, 0.0), (1.0, 2.0)])
 def test_the_variance_of_each_step_is_that_of_the_paper(eta, gamma):
-    """Equation 1 of Neelakantan et al., 2015, ``eta / (1 + t)**gamma``, as ``optax.add_noise``."""
+    """Neelakantan et al., 2015: ``eta / (1 + t)**gamma``, as ``optax.add_noise``."""
     n = 300_000
     step = step_of(fl.optim.noise(eta, gamma), flat)
     state, before = step.init(lambda: nn.Linear(n, 1, bias=False)), None
@@ -135,6 +135,22 @@ def test_a_donated_step_draws_what_the_step_draws(dtype):
     for _ in range(3):
         a, b = step(a, batch().to(dtype))[0], donated(b, batch().to(dtype))[0]
     torch.testing.assert_close(dict(a.params), dict(b.params))
+
+
+def test_an_ensemble_and_a_compiled_step_draw_the_same_to_the_bit():
+    step = step_of(fl.optim.noise(0.3), flat)
+    many = fl.ensemble(step, 3)
+    compiled = [fl.compile(each, **LIKE) for each in (step, many)]
+    start = many.init(net, seed=5)
+    for run, made in ((many, start), (compiled[1], start)):
+        for _ in range(2):
+            made, _ = run(made, batch())
+        for i in range(3):
+            for single in (step, compiled[0]):
+                state = fl.member(start, i)
+                for _ in range(2):
+                    state, _ = single(state, batch())
+                assert fl.tree_equal(fl.member(made, i).params, state.params)
 
 
 def test_a_negative_variance_is_refused():

@@ -21,7 +21,7 @@ def slope_at(w):
 
 
 def by_hand(kind, lr, rate, steps=10, momentum=0.9, b1=0.9, b2=0.999, eps=1e-8):
-    """Algorithms 4 (SGD-HD), 5 (with momentum, as torch has it) and 6 (Adam-HD) of the paper."""
+    """Algorithms 4 (SGD-HD), 5 (SGDN-HD, and so with plain momentum) and 6 (Adam-HD)."""
     w, lr_slope = START.copy(), np.zeros(3)  # the derivative of the last update by the rate
     m, v, found = np.zeros(3), np.zeros(3), []
     for t in range(1, steps + 1):
@@ -29,9 +29,9 @@ def by_hand(kind, lr, rate, steps=10, momentum=0.9, b1=0.9, b2=0.999, eps=1e-8):
         lr = lr - rate * g @ lr_slope
         if kind == "sgd":
             lr_slope = -g
-        elif kind == "momentum":
+        elif kind != "adam":
             m = momentum * m + g
-            lr_slope = -m
+            lr_slope = -(g + momentum * m) if kind == "nesterov" else -m
         else:
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
             lr_slope = -(m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
@@ -55,6 +55,7 @@ def ours(optimizer, steps=10):
     [
         ("sgd", optim.sgd, 0.01, 1e-3),
         ("momentum", lambda lr: optim.sgd(lr, momentum=0.9), 0.01, 1e-4),
+        ("nesterov", lambda lr: optim.sgd(lr, momentum=0.9, nesterov=True), 0.01, 1e-4),
         ("adam", optim.adam, 1e-3, 1e-3),
     ],
 )
