@@ -157,7 +157,7 @@ class Draws(TorchDispatchMode):
                 f"{func.overloadpacket.__name__} draws random numbers outside of the loss and of "
                 "fl.randomness, or after torch.manual_seed; in a compiled step they must come from "
                 "the state's key and calls. In a stage of your own, use: with "
-                'fl.randomness(state, "name")'
+                'fl.randomness(state, "name"); an optimizer of your own says: draws = True'
             )
         torch.default_generator.manual_seed(_number(Place(place.block, place.number + 1)))
         kind = _kind(func, args, kwargs)

@@ -51,16 +51,24 @@ class MemberDraws(TorchDispatchMode):
         self._generators = generators(device)
         self._states = [_states(self._generators, seed) for seed in seeds]
         self._turn = -1  # the last member that drew a permutation
+        self._around: list[MemberDraws] = []
+        self._covered = False  # inside of another stream, which draws
 
     def __enter__(self) -> Any:
+        stack = _get_current_dispatch_mode_stack()
+        self._around = [m for m in stack if isinstance(m, MemberDraws) and not m._covered]
         with contextlib.ExitStack() as entered:
             entered.enter_context(self._guard)
             entered.enter_context(self._strided)
             result = super().__enter__()
             entered.pop_all()
+        for mode in self._around:
+            mode._covered = True
         return result
 
     def __exit__(self, *error: Any) -> None:
+        for mode in self._around:
+            mode._covered = False
         try:
             super().__exit__(*error)
         finally:
@@ -71,7 +79,7 @@ class MemberDraws(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not is_random(func, args, kwargs):
+        if self._covered or not is_random(func, args, kwargs):
             return func(*args, **kwargs)
         if kwargs.get("generator") is not None:
             raise NotImplementedError(

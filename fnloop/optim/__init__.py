@@ -1,6 +1,7 @@
 """Optimizers, gradient transforms, and combinators of them."""
 
 from fnloop.names.suggestions import suggesting as _suggesting
+from fnloop.optim.added_noise import noise as noise
 from fnloop.optim.algorithms.adadelta import adadelta as adadelta
 from fnloop.optim.algorithms.adafactor import adafactor as adafactor
 from fnloop.optim.algorithms.adagrad import adagrad as adagrad

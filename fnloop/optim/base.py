@@ -42,6 +42,9 @@ class Optimizer:
         by_value: Whether what it computes for one value of a parameter depends on the other values
             through `fl.Tensors.norm` and the like alone. Then it runs on the pieces of parameters
             that are divided among ranks (`fl.shard`); else it is given whole tensors, gathered.
+        draws: Whether it draws random numbers: in a step ``torch.randn_like`` and the like are
+            then a function of the state. Draw in `fl.Tensors.map_named`, for a parameter at a time,
+            and not `by_value`: so all layouts and all ranks draw the same.
     """
 
     explains_keywords: ClassVar[bool] = True
@@ -50,6 +53,7 @@ class Optimizer:
     mixes: ClassVar[bool] = False
     by_value: ClassVar[bool] = False
     evaluates: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
 
     @property
     def makes(self) -> Makes:

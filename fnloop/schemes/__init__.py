@@ -10,6 +10,7 @@ from fnloop.schemes.forward_mode import forward_gradient as forward_gradient
 from fnloop.schemes.gradient_noise import noise_scale as noise_scale
 from fnloop.schemes.hamiltonian import sghmc as sghmc
 from fnloop.schemes.langevin import sgld as sgld
+from fnloop.schemes.learned_rate import hypergradient as hypergradient
 from fnloop.schemes.minima import implicit as implicit
 from fnloop.schemes.perturbations import evolution as evolution
 from fnloop.schemes.privacy import dp_sgd as dp_sgd

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fnloop._torch import slopes
-from fnloop.stages.base import GradStage, mesh_of
+from fnloop.stages.base import GradStage
+from fnloop.stages.unsharded import BY_FORWARD_MODE, refuse_sharded
 from fnloop.values.counts import as_count
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import normal_like, randomness
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -43,7 +44,7 @@ def hessian_product(
     >>> hessian_product(gradients, state, curvature, vector)["weight"]
     tensor([[2., 6.]])
     """
-    check_whole("hessian_product", stage)
+    refuse_sharded(stage, "hessian_product", BY_FORWARD_MODE)
     slopes.prepare()
     given = vector if isinstance(vector, Tensors) else Tensors(vector)
     params = state.params.select(given)
@@ -85,7 +86,7 @@ def sharpness(stage: GradStage, state: State, batch: Any, steps: int = 20) -> Te
     steps = as_count(steps, "sharpness(steps=)", 1)
     reached = stage(state, batch)[1].mean
     with randomness(state, "sharpness"):
-        vector = reached.wide().map_named(torch.randn_like)
+        vector = reached.wide().map_named(normal_like)
     value = vector.norm()
     for _ in range(steps):
         vector = vector.scale(1 / (vector.norm() + 1e-30))
@@ -93,17 +94,3 @@ def sharpness(stage: GradStage, state: State, batch: Any, steps: int = 20) -> Te
         value = vector.dot(product)
         vector = product
     return value
-
-
-def check_whole(owner: str, stage: GradStage) -> None:
-    """Check that a stage is not sharded.
-
-    Raises:
-        ValueError: It is.
-    """
-    if mesh_of(stage) is not None:
-        raise ValueError(
-            f"{owner} was given a stage that is sharded, and a derivative by forward mode does not "
-            "go through an exchange between ranks. Give it the stage without fl.shard, and "
-            "fl.gather(state)."
-        )

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from fnloop._torch import slopes
-from fnloop.stages.base import GradStage, Kind, mesh_of
+from fnloop.stages.base import GradStage, Kind
 from fnloop.stages.loss_at import loss_of
+from fnloop.stages.unsharded import BY_FORWARD_MODE, refuse_sharded
 from fnloop.trees.nodes import tree
 from fnloop.values.grads import Grads
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import normal_like, randomness
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -28,19 +29,14 @@ class ForwardGradient(GradStage):
     def __post_init__(self) -> None:
         super().__post_init__()
         slopes.prepare()
-        if (mesh := mesh_of(self.inner)) is not None:
-            raise ValueError(
-                f"forward_gradient is around a stage that is sharded over {mesh}, and a "
-                "derivative by forward mode does not go through an exchange between ranks. Leave "
-                "fl.shard out, or use the gradients of fl.grad as they are."
-            )
+        refuse_sharded(self.inner, "forward_gradient", BY_FORWARD_MODE)
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         if not state.context.differentiates:
             return self.inner(state, x)
         params = state.params.select(self.trained(state))
         with randomness(state, "forward_gradient"):
-            way = params.map_named(torch.randn_like)
+            way = params.map_named(normal_like)
 
         def loss(params: Tensors) -> tuple[Tensor, Any]:
             there = state.replace(params=state.params.updated(params))

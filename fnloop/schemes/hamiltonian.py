@@ -6,14 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
-
 from fnloop.names.keywords import explained
 from fnloop.schemes.langevin import check_temperature, rate_in
 from fnloop.stages.base import Kind, StepStage
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import stepped
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import normal_like, randomness
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -54,7 +52,7 @@ class Sghmc(StepStage):
         old, stepped_to = (each.params.select(velocity).wide() for each in (state, after))
         new = stepped_to.sub(old).add(velocity.scale(1 - friction))
         with randomness(state, "sghmc"):
-            new = new.map_named(lambda v: v + std * torch.randn_like(v))
+            new = new.map_named(lambda v: v + std * normal_like(v))
         there = after.params.select(velocity)
         params = old.add(new).cast(there).where(moved, there)
         after = after.replace(params=after.params.updated(params))

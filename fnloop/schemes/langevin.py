@@ -6,13 +6,11 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import torch
-
 from fnloop.names.keywords import explained
 from fnloop.stages.base import Kind, StepStage
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import stepped
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import normal_like, randomness
 from fnloop.values.state import State
 
 
@@ -40,7 +38,7 @@ class Sgld(StepStage):
         std = (2 * rate * temperature) ** 0.5
         old = after.params.select(self.trained(state))
         with randomness(state, "sgld"):
-            new = old.wide().map_named(lambda p: p + std * torch.randn_like(p))
+            new = old.wide().map_named(lambda p: p + std * normal_like(p))
         params = new.cast(old).where(moved, old)
         return after.replace(params=after.params.updated(params)), metrics
 

@@ -8,9 +8,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from fnloop.schemes.curvatures import check_whole, hessian_product
+from fnloop.schemes.curvatures import hessian_product
 from fnloop.schemes.solvers import conjugate_gradients, neumann_series
 from fnloop.stages.base import GradStage
+from fnloop.stages.unsharded import BY_FORWARD_MODE, refuse_sharded
 from fnloop.values.counts import as_count
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
@@ -74,7 +75,7 @@ def implicit(
     >>> torch.func.grad(at_minimum)(torch.tensor(0.5))  # -3 / 1.5 ** 2
     tensor(-1.3333)
     """
-    check_whole("implicit", stage)
+    refuse_sharded(stage, "implicit", BY_FORWARD_MODE)
     solve = _solver(solver, as_count(steps, "implicit(steps=)", 1), rate, tolerance)
     there = state.replace(params=state.params.detach())
     gradient = stage(there, batch)[1].mean

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from fnloop.names.keywords import explained
-from fnloop.stages.base import GradStage, Kind, mesh_of
+from fnloop.stages.base import GradStage, Kind
 from fnloop.stages.loss_at import loss_of
+from fnloop.stages.unsharded import refuse_sharded
 from fnloop.trees.nodes import tree, tree_map
 from fnloop.values.counts import as_count
 from fnloop.values.grads import Grads
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import normal_like, randomness
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -36,12 +37,8 @@ class Evolution(GradStage):
         if isinstance(self.std, (int, float)) and not self.std > 0:
             raise ValueError(f"evolution(std) takes a deviation above 0, got {self.std}.")
         super().__post_init__()
-        if (mesh := mesh_of(self.inner)) is not None:
-            raise ValueError(
-                f"evolution is around a stage that is sharded over {mesh}, and computes all its "
-                "draws in one vmapped pass, which does not go through an exchange between ranks. "
-                "Leave fl.shard out."
-            )
+        why = "computes all its draws in one vmapped pass, in which ranks exchange nothing"
+        refuse_sharded(self.inner, "evolution", why)
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         forward = state.within(differentiates=False)
@@ -58,7 +55,7 @@ class Evolution(GradStage):
 
         def one(buffers: Tensors, place: Tensors) -> Tensors:
             with randomness(state, "evolution"):
-                way = place.wide().map_named(torch.randn_like)
+                way = place.wide().map_named(normal_like)
             ahead, behind = (place.add(way.scale(sign * std)) for sign in (1, -1))
             # Both have the same masks, as each begins its random numbers anew.
             slope = (loss(buffers, ahead) - loss(buffers, behind)) / (2 * std)

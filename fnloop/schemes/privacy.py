@@ -14,7 +14,7 @@ from fnloop.stages.base import GradStage, Kind
 from fnloop.stages.each_example import per_example, refuse_shared, summed, that_add
 from fnloop.trees.nodes import tree
 from fnloop.values.grads import Grads
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import normal_like, randomness
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -47,7 +47,7 @@ class DpSgd(GradStage):
         found = per_example(self.inner, state, x, clipped, "dp_sgd")
         total, examples, metrics = summed(found)
         with randomness(state, "dp_sgd"):
-            total = total.map_named(lambda g: g + noise * clip * torch.randn_like(g))
+            total = total.map_named(lambda g: g + noise * clip * normal_like(g))
         mean = total.scale(1 / examples.clamp(min=1).to(torch.float64))
         finite = torch.ones_like(examples, dtype=torch.bool)
         return state, Grads(mean, examples, finite, metrics)

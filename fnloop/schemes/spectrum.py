@@ -13,7 +13,7 @@ from fnloop.schemes.curvatures import hessian_product
 from fnloop.stages.base import GradStage
 from fnloop.trees.nodes import tree
 from fnloop.values.counts import as_count
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import normal_like, randomness
 from fnloop.values.state import State
 
 
@@ -96,7 +96,7 @@ def lanczos(
     steps, draws = as_count(steps, "lanczos(steps=)", 1), as_count(draws, "lanczos(draws=)", 1)
     outline = stage(state, batch)[1].mean.wide()
     with randomness(state, "lanczos"):
-        starts = [joined(outline.map_named(torch.randn_like), outline) for _ in range(draws)]
+        starts = [joined(outline.map_named(normal_like), outline) for _ in range(draws)]
 
     def product(vector: Tensor) -> Tensor:
         there = parted(vector, outline, outline)

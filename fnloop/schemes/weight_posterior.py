@@ -10,7 +10,7 @@ import torch
 from fnloop.stages.callback import Callback
 from fnloop.trees.nodes import tree
 from fnloop.values.counts import as_count
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import normal_like, randomness
 from fnloop.values.stacked import ACTIVE, SLOT, by_member, members_of
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
@@ -134,7 +134,7 @@ def swag_sample(state: State, seed: int = 0, scale: float = 1.0, name: str = "sw
         )
     mean: Tensors = memory["mean"]
     with randomness(state, f"{name}.sample.{seed}"):
-        drawn = memory["variance"].sqrt().mul(mean.map_named(torch.randn_like))
+        drawn = memory["variance"].sqrt().mul(mean.map_named(normal_like))
         for i, factor in enumerate(torch.randn(columns).tolist()):
             column: Tensors = memory["deviations"][str(i)]
             drawn = drawn.add(column.scale(factor / (columns - 1) ** 0.5))

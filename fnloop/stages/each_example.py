@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnloop.stages.base import GradStage, mesh_of
+from fnloop.stages.base import GradStage
+from fnloop.stages.unsharded import refuse_sharded
 from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.show import short
 from fnloop.values.grads import Grads
@@ -75,11 +76,9 @@ def refuse_shared(stage: GradStage, who: str) -> None:
     Raises:
         ValueError: It is sharded, or keeps memory.
     """
-    if mesh_of(stage) is not None:
-        raise ValueError(
-            f"{who} is around a stage that is sharded, and takes the gradients of single "
-            "examples, which are not divided among ranks. Leave fl.shard out."
-        )
+    refuse_sharded(
+        stage, who, "takes the gradients of single examples, which are not divided among ranks"
+    )
     for part in stage.stages():
         if part.slot is not None:
             raise ValueError(

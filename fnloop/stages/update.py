@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Set
@@ -14,6 +15,7 @@ from torch import Tensor
 from fnloop.names.keywords import explained
 from fnloop.optim.base import Optimizer, narrowed, widened
 from fnloop.optim.checked import wrong_part
+from fnloop.optim.drawing import draws_inside
 from fnloop.optim.pieces import applied
 from fnloop.schedules.base import Schedule, is_schedule
 from fnloop.stages.base import GradStage, Kind, StepStage
@@ -28,9 +30,12 @@ from fnloop.values.grads import Grads
 from fnloop.values.holders import free_memory, free_params
 from fnloop.values.looking import counted, look_all
 from fnloop.values.metrics import Last, Mean, Sum, as_tensor, check_metrics, exact
+from fnloop.values.randomness import randomness
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 from fnloop.values.writes import Write
+
+_NOTHING = contextlib.nullcontext()
 
 
 @tree
@@ -120,13 +125,14 @@ class Update(StepStage):
             values = optimizer.hyperparameters()
         if finite is not True or (factors and not _are_positive(factors)):
             free = frozenset()
-        if optimizer.evaluates:
-            writes = list[Write]()
-            params, memory = self._search(optimizer, state, x, grads, step, finite, factors)
-        else:
-            params, memory, writes = self._apply(
-                optimizer, state, names, grads.mean, own, step, finite, factors, free
-            )
+        with self._drawing(state):
+            if optimizer.evaluates:
+                writes = list[Write]()
+                params, memory = self._search(optimizer, state, x, grads, step, finite, factors)
+            else:
+                params, memory, writes = self._apply(
+                    optimizer, state, names, grads.mean, own, step, finite, factors, free
+                )
         new = after.replace(
             step=select(finite, counted(state.step, step), state.step),
             calls=counted(state.calls, calls),
@@ -142,6 +148,14 @@ class Update(StepStage):
         """The reported hyperparameters, if all are numbers, which need not be resolved."""
         values = self.optimizer.hyperparameters()
         return values if set(map(type, values.values())) <= {float} else None
+
+    @functools.cached_property
+    def _draws(self) -> bool:
+        return draws_inside(self.optimizer)
+
+    def _drawing(self, state: State) -> contextlib.AbstractContextManager[Any]:
+        """A context manager: what the optimizer draws is a function of the state."""
+        return randomness(state, self.name) if self._draws else _NOTHING
 
     def _search(
         self,
@@ -195,7 +209,8 @@ class Update(StepStage):
             fused = optimizer.fused(grads, memory, params, step, finite) if free else None
             writes: list[Write] = []
             if fused is None:
-                new, made = applied(optimizer, grads, memory, params, step, finite)
+                with self._drawing(state):  # again, if they have been drawn for `fused`
+                    new, made = applied(optimizer, grads, memory, params, step, finite)
             elif fused.may_write(free):
                 writes = [fused.call]
                 new, made = fused.in_place()

@@ -54,7 +54,8 @@ def check_repeatable(step: Step, state: State, x: Any) -> None:
             f"law 2, repeatability: two calls of {name_of(step)} differ:\n"
             + tree_diff(first, second)
             + "\nThe usual causes: it keeps something outside of the state, such as a counter, or "
-            'draws random numbers outside of the loss without fl.randomness(state, "name").'
+            'draws random numbers outside of the loss without fl.randomness(state, "name"), or in '
+            "an optimizer that does not say draws = True."
         )
 
 

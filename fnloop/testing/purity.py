@@ -70,7 +70,7 @@ def check_pure(step: Step, state: State, x: Any, model: nn.Module | None = None)
             raise LawError(
                 f"law 1, purity: {name_of(step)} changed the global random state of {place}; "
                 "randomness is a function of (state.key, state.calls): draw with torch, inside "
-                'with fl.randomness(state, "name")'
+                'with fl.randomness(state, "name"), or in an optimizer that says draws = True'
             )
 
 

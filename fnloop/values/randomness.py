@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fnloop._torch.members import drawing
 from fnloop._torch.random import seeded
 from fnloop._torch.tracing import host_values, recording, transformed
@@ -43,3 +46,12 @@ def randomness(state: State, name: str) -> contextlib.AbstractContextManager[Any
     members = host_values(state.key, state.calls)
     seeds = [fold(key, calls, *position) for key, calls in members]
     return drawing(seeds, state.step.device)
+
+
+def normal_like(t: Tensor) -> Tensor:
+    """Standard normal numbers, the same however the memory of `t` lies.
+
+    ``torch.randn_like`` fills memory in its order, which for a transposed tensor is another than
+    for its copy in a packed layout, in a bucket of an exchange or under ``vmap``.
+    """
+    return torch.randn_like(t, memory_format=torch.contiguous_format)

@@ -78,6 +78,10 @@ def published_schemes_are_those_of_one_process(mesh):
         "extragradient": lambda k: scheme(k, [schemes.extragradient(0.1)]),
         "lookahead": lambda k: scheme(k, [], [schemes.lookahead(2)]),
         "centralize": lambda k: scheme(k, [], [], fl.optim.chain(schemes.centralize(), sgd)),
+        "noise": lambda k: scheme(
+            k, [], [], fl.optim.chain(fl.optim.noise(0.1), fl.optim.clip_by_norm(1.0), sgd)
+        ),
+        "hypergradient": lambda k: scheme(k, [], [], schemes.hypergradient(sgd, 0.01)),
         "sgld": lambda k: scheme(k, [], [schemes.sgld(0.1)]),
         "sghmc": lambda k: scheme(k, [], [schemes.sghmc(0.1)]),
         "several": lambda k: scheme(k, first=schemes.several(a=loss, b=weighed)),

@@ -60,6 +60,12 @@ SCHEMES = {
         "fl.pipe(loss, fl.grad, fl.update(fl.optim.chain(fl.schemes.centralize(), optimizer)))",
         "The parameters of the quadratic are a vector, which is left as it is.",
     ),
+    "hypergradient": Entry(
+        "fl.pipe(loss, fl.grad, fl.update(fl.schemes.hypergradient(fl.optim.sgd(lr / 20), 0.01)))",
+        "Both begin at a twentieth of the rate that suits the problem. The learned one leaves it "
+        "sooner where gradients are large.",
+        "fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(lr / 20)))",
+    ),
     "sgld": Entry(
         "fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(lr)), fl.schemes.sgld(1e-4))",
         "It draws samples: the loss ends where the temperature holds it.",

@@ -50,6 +50,7 @@ EXAMPLES = {
     "schedule_free": lambda: fl.optim.schedule_free(fl.optim.adamw(1e-2, b1=0.0)),
     "lbfgs": lambda: fl.optim.lbfgs(max_iter=2, max_eval=1, history_size=1),
     "scale_by": lambda: fl.optim.chain(fl.optim.scale_by(0.5), fl.optim.sgd(0.1)),
+    "noise": lambda: fl.optim.chain(fl.optim.noise(0.1), fl.optim.adamw(1e-2)),
     "freeze": lambda: fl.optim.by_label(
         {"no": fl.optim.freeze(), "yes": fl.optim.sgd(0.1)}, {"first": "no", "*": "yes"}
     ),
@@ -167,6 +168,7 @@ STAGES = {
     "sam adaptive": step_of(grad=[fl.schemes.sam(0.5, adaptive=True)]),
     "lookahead": step_of(after=[fl.schemes.lookahead(2)]),
     "centralize": step_of(fl.optim.chain(fl.schemes.centralize(), fl.optim.adamw(1e-2))),
+    "hypergradient": step_of(fl.schemes.hypergradient(fl.optim.adam(1e-2), 1e-4)),
     "sgld": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)]),
     "sghmc": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sghmc(0.01)]),
     "several": fl.pipe(

@@ -59,6 +59,7 @@ OPTIMIZER_EXAMPLES = {
         fl.optim.add_decayed_weights(0.1), fl.optim.sgd(0.1)
     ),
     "scale_by": lambda: fl.optim.chain(fl.optim.scale_by(0.5), fl.optim.sgd(0.1)),
+    "noise": lambda: fl.optim.chain(fl.optim.noise(0.1), fl.optim.adamw(1e-2)),
 }
 
 
@@ -198,6 +199,7 @@ SCHEME_STEPS = {
     ),
     "lookahead": step_of(after=[fl.schemes.lookahead(2), fl.ema(0.9)]),
     "centralize": step_of(fl.optim.chain(fl.schemes.centralize(), fl.optim.adamw(1e-2))),
+    "hypergradient": step_of(fl.schemes.hypergradient(fl.optim.adam(1e-2), 1e-4)),
     "sgld": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)]),
     "sghmc": step_of(fl.optim.sgd(0.1), after=[fl.schemes.sghmc(0.01)]),
     "several": fl.pipe(

@@ -88,6 +88,7 @@ EXAMPLES = {
     "norms": [then_sgd(fl.optim.norms({"weights": "*.weight", "biases": "*.bias"}))],
     "add_decayed_weights": [then_sgd(fl.optim.add_decayed_weights(0.1))],
     "scale_by": [then_sgd(fl.optim.scale_by(0.5))],
+    "noise": [then_sgd(fl.optim.noise(0.1, 0.7))],
     "freeze": [
         fl.optim.by_label(
             {"no": fl.optim.freeze(), "yes": fl.optim.sgd(0.1)}, {"0.*": "no", "*": "yes"}
@@ -167,6 +168,10 @@ SCHEMES = {
     ],
     "lookahead": [step_of(after=[fl.schemes.lookahead(2)])],
     "centralize": [step_of(then_sgd(fl.schemes.centralize()))],
+    "hypergradient": [
+        step_of(fl.schemes.hypergradient(fl.optim.sgd(0.1, momentum=0.9), 1e-2)),
+        step_of(fl.schemes.hypergradient(fl.optim.adam(0.1), 1e-2)),
+    ],
     "sgld": [step_of(fl.optim.sgd(0.1), after=[fl.schemes.sgld(0.01)])],
     "sghmc": [step_of(fl.optim.sgd(0.1), after=[fl.schemes.sghmc(0.01)])],
     "several": [

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fnloop as fl
-from fnloop import optim, schedules
+from fnloop import optim, schedules, schemes
 from fnloop.testing import check_compiles
 from fnloop.trees.equal import tree_equal
 from fnloop.trees.nodes import tree_leaves, tree_map
@@ -32,6 +32,7 @@ OPTIMIZERS = {
     "prodigy": optim.prodigy(d0=0.1, growth=1.5, weight_decay=0.1),
     "soap": optim.soap(0.1, every=2),
     "schedule_free": optim.schedule_free(optim.adamw(0.1, b1=0.0)),
+    "hypergradient": schemes.hypergradient(optim.adam(0.1), 1e-2),
     "freeze": optim.freeze(),
     "chain": optim.chain(
         optim.clip_by_norm(1.0),
@@ -215,6 +216,8 @@ SMOOTH = {
     "lamb": lambda lr: optim.lamb(lr),
     "prodigy": lambda lr: optim.prodigy(lr, d0=0.1),
     "schedule_free": lambda lr: optim.schedule_free(optim.adamw(lr, b1=0.0)),
+    "hypergradient": lambda lr: schemes.hypergradient(optim.sgd(lr, momentum=0.9), 1e-3),
+    "hypergradient's rate": lambda rate: schemes.hypergradient(optim.adam(0.1), rate),
     "beta": lambda beta: optim.schedule_free(optim.sgd(0.1), beta=beta),
     "chain": lambda lr: optim.chain(optim.clip_by_norm(0.5), optim.adamw(lr)),
     "by_label": lambda lr: optim.by_label(

@@ -70,5 +70,5 @@ def test_statistics_move_as_they_do_with_a_backward_pass():
 
 def test_a_sharded_step_is_refused():
     step = fl.pipe(loss, fl.grad, forward_gradient, fl.update(fl.optim.sgd(0.1)))
-    with pytest.raises(ValueError, match="forward_gradient is around a stage that is sharded"):
+    with pytest.raises(ValueError, match="forward_gradient was given a stage that is sharded"):
         fl.shard(step, fl.mesh())

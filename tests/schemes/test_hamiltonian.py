@@ -64,25 +64,6 @@ def test_without_temperature_it_is_sgd_with_momentum_of_torch():
         torch.testing.assert_close(state.params[name], p.detach())
 
 
-def test_noise_follows_the_schedule_and_the_scale_of_the_rate():
-    def moves(lr, factor=1.0):
-        """Of two steps that differ in their temperature alone, the difference is the noise."""
-        found = []
-        for temperature in (0.0, 0.5):
-            step = step_of(lr, temperature)
-            state = step.init(lambda: nn.Linear(50, 3, bias=False))
-            found.append(step(fl.scale(state, "sgd.lr", factor), torch.ones(1))[0].params["weight"])
-        return found[1] - found[0]
-
-    rate = fl.schedules.linear(0.1, 0.0, steps=10)
-    torch.testing.assert_close(moves(0.1), moves(rate), rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(moves(0.1, 0.25), moves(0.1) / 2, rtol=1e-3, atol=1e-5)
-    assert float(moves(0.1).std()) == pytest.approx((2 * 0.1 * 0.1 * 0.5) ** 0.5, rel=0.2)
-
-
-def test_errors():
-    step = fl.pipe(bowl, fl.grad, fl.update(fl.optim.rmsprop(0.1)), fl.schemes.sghmc(0.1))
-    with pytest.raises(ValueError, match=r'sghmc takes .*"sgd.lr", which the step does not report'):
-        step(step.init(nn.Linear(50, 3, bias=False)), torch.ones(1))
+def test_a_friction_that_is_no_share_is_refused():
     with pytest.raises(ValueError, match=r"one minus the momentum of SGD; got 1\.5"):
         step_of(friction=1.5)

@@ -1,4 +1,4 @@
-"""SGLD against the distribution that it has to draw from."""
+"""SGLD against the distribution that it has to draw from, and what it has in common with SGHMC."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ def bowl(model, batch):
     return (CURVATURE * (model.weight - 1).square()).sum() / 2
 
 
-def step_of(lr=0.2, temperature=0.3, **options):
-    return fl.pipe(
-        bowl, fl.grad, fl.update(fl.optim.sgd(lr)), fl.schemes.sgld(temperature, **options)
-    )
+def step_of(lr=0.2, temperature=0.3, scheme=fl.schemes.sgld, **options):
+    return fl.pipe(bowl, fl.grad, fl.update(fl.optim.sgd(lr)), scheme(temperature, **options))
+
+
+both = pytest.mark.parametrize("scheme", [fl.schemes.sgld, fl.schemes.sghmc])
 
 
 def test_its_samples_have_the_mean_and_the_variance_of_the_closed_form():
@@ -34,13 +35,14 @@ def test_its_samples_have_the_mean_and_the_variance_of_the_closed_form():
     torch.testing.assert_close(samples.mean(1), torch.ones(3), rtol=0, atol=0.02)
 
 
-def test_noise_is_of_the_rate_in_force():
+@both
+def test_noise_is_of_the_rate_in_force(scheme):
     """Of two steps that differ in their temperature alone, the difference is the noise."""
 
     def noise(lr, factor=1.0):
         found = []
         for temperature in (0.0, 0.5):
-            step = step_of(lr, temperature)
+            step = step_of(lr, temperature, scheme)
             state = step.init(lambda: nn.Linear(50, 3, bias=False))
             found.append(step(fl.scale(state, "sgd.lr", factor), torch.ones(1))[0].params["weight"])
         return found[1] - found[0]
@@ -48,7 +50,8 @@ def test_noise_is_of_the_rate_in_force():
     rate = fl.schedules.linear(0.1, 0.0, steps=10)
     torch.testing.assert_close(noise(0.1), noise(rate), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(noise(0.1, 0.25), noise(0.1) / 2, rtol=1e-3, atol=1e-5)
-    assert float(noise(0.1).std()) == pytest.approx((2 * 0.1 * 0.5) ** 0.5, rel=0.2)
+    friction = 0.1 if scheme is fl.schemes.sghmc else 1.0
+    assert float(noise(0.1).std()) == pytest.approx((2 * friction * 0.1 * 0.5) ** 0.5, rel=0.2)
 
 
 def test_each_step_draws_other_noise_and_parameters_other_than_those_of_others():
@@ -64,17 +67,17 @@ def test_each_step_draws_other_noise_and_parameters_other_than_those_of_others()
     assert (correlation - torch.eye(6)).abs().max() < 0.6
 
 
-def test_an_optimizer_of_another_name_is_an_error_that_says_what_to_write():
-    step = fl.pipe(bowl, fl.grad, fl.update(fl.optim.rmsprop(0.1)), fl.schemes.sgld(0.1))
-    with pytest.raises(ValueError, match=r'"sgd.lr", which the step does not report.*rmsprop.lr'):
+@both
+def test_an_optimizer_of_another_name_is_an_error_that_says_what_to_write(scheme):
+    step = fl.pipe(bowl, fl.grad, fl.update(fl.optim.rmsprop(0.1)), scheme(0.1))
+    found = rf'{scheme.__name__} takes .*"sgd.lr", which the step does not report.*rmsprop.lr'
+    with pytest.raises(ValueError, match=found):
         step(step.init(nn.Linear(50, 3, bias=False)), torch.ones(1))
-    step = fl.pipe(
-        bowl, fl.grad, fl.update(fl.optim.rmsprop(0.1)), fl.schemes.sgld(0.1, lr="rmsprop.lr")
-    )
+    step = fl.pipe(bowl, fl.grad, fl.update(fl.optim.rmsprop(0.1)), scheme(0.1, lr="rmsprop.lr"))
     step(step.init(nn.Linear(50, 3, bias=False)), torch.ones(1))
 
 
-@pytest.mark.parametrize("scheme", [fl.schemes.sgld, fl.schemes.sghmc])
+@both
 def test_a_negative_temperature_is_refused(scheme):
     with pytest.raises(
         ValueError, match=f"{scheme.__name__}.temperature. takes a number from 0 on"

@@ -106,5 +106,5 @@ def test_errors():
     with pytest.raises(ValueError, match=r"evolution\(draws=\)"):
         evolution(0.1, 0)(exact)
     step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, evolution(), fl.update(fl.optim.sgd(0.1)))
-    with pytest.raises(ValueError, match="evolution is around a stage that is sharded"):
+    with pytest.raises(ValueError, match="evolution was given a stage that is sharded"):
         fl.shard(step, fl.mesh())

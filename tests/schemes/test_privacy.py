@@ -199,5 +199,5 @@ def test_errors():
         stage(state_of(), (arrays()[0], 3))
     with pytest.raises(ValueError, match="keeps memory, which dp_sgd would have for each example"):
         fl.pipe(loss, fl.grad, fl.amp("fp16"), dp_sgd(1.0, 1.0))
-    with pytest.raises(ValueError, match="dp_sgd is around a stage that is sharded"):
+    with pytest.raises(ValueError, match="dp_sgd was given a stage that is sharded"):
         fl.shard(STEPS["plain"], fl.mesh())

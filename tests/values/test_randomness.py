@@ -160,3 +160,48 @@ def test_dropout_in_a_step_of_many_members():
     loss = lambda model, x: model(x).square().mean()  # noqa: E731
     step = fl.pipe(loss, fl.grad, fl.accumulate(2), fl.update(fl.optim.sgd(0.1)))
     fl.testing.check_vmaps(step, [step.init(net, seed=seed) for seed in range(3)], torch.ones(4, 4))
+
+
+class Transposed(torch.nn.Module):
+    """A parameter, and a gradient, whose memory does not lie in the order of its values."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Parameter(torch.ones(5, 4))
+        self.second = torch.nn.Parameter(torch.ones(5, 8).t())
+
+    def forward(self, x):
+        return (x @ self.first.t()).tanh() @ self.second.t()
+
+
+@pytest.mark.parametrize("name", ["sgld", "noise", "dp_sgd"])
+def test_what_a_tensor_is_given_does_not_depend_on_how_it_lies_in_memory(name):
+    optimizer, part = fl.optim.sgd(0.1), {"dp_sgd": [fl.schemes.dp_sgd(1.0, 1.0)]}.get(name, [])
+    if name == "noise":
+        optimizer = fl.optim.chain(fl.optim.noise(0.3), optimizer)
+    after = [fl.schemes.sgld(0.1)] if name == "sgld" else []
+    loss = lambda model, x: model(x).square().mean()  # noqa: E731
+    step = fl.pipe(loss, fl.grad, *part, fl.update(optimizer), *after)
+    x = torch.ones(6, 4)
+    fl.testing.check_layouts(step, step.init(Transposed), x)
+    fl.testing.check_vmaps(step, [step.init(Transposed, seed=i) for i in range(3)], x)
+
+
+def test_a_stream_in_a_stream_draws_for_each_member_as_it_does_alone():
+    """With as many members as a tensor has rows, which must not be mistaken for them."""
+
+    def draw(state):
+        with fl.randomness(state, "outer"):
+            first = torch.rand(MEMBERS, 2)
+            with fl.randomness(state, "inner"):
+                second = torch.rand(MEMBERS, 2)
+                with fl.randomness(state, "innermost"):
+                    third = torch.rand(2)
+            return first, second, third, torch.rand(MEMBERS)
+
+    states = [start(seed) for seed in range(MEMBERS)]
+    stacked = fl.tree_map(lambda *leaves: torch.stack(leaves), *states)
+    together = torch.func.vmap(draw, randomness="different")(stacked)
+    for i, state in enumerate(states):
+        for ours, alone in zip(together, draw(state), strict=True):
+            assert torch.equal(ours[i], alone)
