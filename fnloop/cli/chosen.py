@@ -6,6 +6,7 @@ import collections.abc
 import enum
 import inspect
 import pathlib
+import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
@@ -16,6 +17,7 @@ from yaml import YAMLError
 from fnloop.cli import yaml_dialect
 from fnloop.cli.config import Config
 from fnloop.cli.flag_types import types_of
+from fnloop.cli.subclasses import known_classes
 
 OWN = re.compile(r"^_recipe_\w+\.")  # the module that `load_function` makes of the recipe's file
 PATH, ARGUMENTS = "class_path", "init_args"
@@ -37,8 +39,8 @@ class Choices:
     """
 
     def __init__(self, function: Callable[..., Any], file: pathlib.Path) -> None:
-        kinds = types_of(function)
-        self.names = [name for name, kind in kinds.items() if _is_chosen(kind)]
+        self._kinds = types_of(function)
+        self.names = [name for name, kind in self._kinds.items() if _is_chosen(kind)]
         self._stem = file.stem
         self._known: dict[str, Any] = getattr(inspect.unwrap(function), "__globals__", {})
         self._defaults = {
@@ -55,9 +57,6 @@ class Choices:
         default or in a configuration: they may have arguments of one name that mean different
         things.
         """
-        if not self.names:
-            files = [str(config.path) for config in configs if config.values]
-            return [*[token for file in files for token in ("--config", file)], *arguments]
         tokens = list(self._whole(arguments))
         entries = [self._whole_names(config.values) for config in configs]
         for name in self.names:
@@ -76,6 +75,28 @@ class Choices:
     def shown(self, plain: Mapping[str, Any]) -> dict[str, Any]:
         """Plain values with names as the recipe's file has them."""
         return {n: self._own(v) if n in self.names else v for n, v in plain.items()}
+
+    def class_in(self, name: str, value: Any) -> str | None:
+        """The path of the class that a value chooses for a flag; None if it chooses none."""
+        if name not in self.names or value is None or value is inspect.Parameter.empty:
+            return None
+        written = _class_in(value)
+        if written is None:
+            if isinstance(value, _PLAIN[:-2]):
+                return None
+            made = value if hasattr(value, "__qualname__") else type(value)
+            return f"{made.__module__}.{made.__qualname__}"
+        path = self._path(written)
+        if "." not in path:
+            path = known_classes(self._kinds[name]).get(path, [path])[0]
+        return path
+
+    def found(self, path: str) -> Any:
+        """What a path leads to; None if it leads nowhere."""
+        try:
+            return pkgutil.resolve_name(path)
+        except (ImportError, AttributeError, ValueError):
+            return None
 
     def _whole_names(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {n: self._found(v) if n in self.names else v for n, v in values.items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from fnloop.cli import yaml_dialect
 from fnloop.cli.messages import Problem, shown, usage
 
 NAME = "config.yaml"
+REFERENCE = re.compile(r"(\\?)\$\{([^{}]*)\}")
+"""A reference to another flag, ``${model.width}``; with a backslash before it, this text itself."""
 
 
 class Config:
@@ -55,6 +58,11 @@ class Config:
         self.lines = {key: line for key, (line, _) in entries.items()}
         self.texts = {key: text for key, (_, text) in entries.items()}
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Its entries as flags have them, if it was written by `write`: nothing is referred to."""
+        return {name: _each_text(value, _literal) for name, value in self.values.items()}
+
     def where(self, key: str) -> str:
         """The position of an entry, ``file:line``."""
         return f"{shown(self.path)}:{self.lines.get(key, 1)}"
@@ -88,7 +96,7 @@ def dump(recipe: Path, flags: Mapping[str, Any], folder: Path) -> str:
         named = Path(os.path.relpath(recipe, folder)).as_posix()
     except ValueError:  # another drive of Windows
         named = recipe.as_posix()
-    entries = {"recipe": named, **flags}
+    entries = {"recipe": named, **_each_text(dict(flags), _escaped)}
     return yaml_dialect.dump(entries)
 
 
@@ -111,10 +119,30 @@ def write(recipe: Path, flags: Mapping[str, Any], folder: Path) -> None:
         ) from None
 
 
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_each_text(each, change) for each in value]
+    if isinstance(value, dict):
+        return {name: _each_text(each, change) for name, each in value.items()}
+    return value
+
+
+def _escaped(text: str) -> str:
+    return REFERENCE.sub(lambda match: f"{match[1]}\\${{{match[2]}}}", text)
+
+
+def _literal(text: str) -> str:
+    return REFERENCE.sub(lambda match: f"${{{match[2]}}}", text)
+
+
 def _malformed(path: Path, error: yaml.YAMLError) -> str:
     place, problem = shown(path), str(error)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         place += f":{error.problem_mark.line + 1}"
         problem = error.problem or problem
     expected = "Expected lines such as\n  lr: 0.001"
+    if isinstance(error, yaml.MarkedYAMLError) and "flow mapping" in str(error.context):
+        expected = 'A reference within braces stands in quotes: {width: "${model.width}"}'
     return f"{place}: this is not YAML that fnloop reads: {problem}. {expected}"

@@ -313,7 +313,7 @@ def _longer(recipe: Recipe, status: str, flags: Flags, reason: str = "") -> str:
 
 def _tell_changes(saved: config.Config, flags: Flags) -> None:
     for name, value in flags.plain.items():
-        was = saved.values.get(name, value)
+        was = saved.plain.get(name, value)
         if was != value and repr(was) != repr(value):  # nan is nan
             _say(f"{name} was {value_text(was)}, and is {value_text(value)} from here on")
 

@@ -7,7 +7,7 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fnloop.cli.chosen_errors import wrong_choice
 from fnloop.cli.config import Config
 from fnloop.cli.flag_types import UNFIT, fits, is_simple, read, types_of
 from fnloop.cli.isolation import inside
+from fnloop.cli.links import Links
 from fnloop.cli.messages import usage
 from fnloop.cli.source import RESERVED, parameters
 
@@ -37,11 +38,13 @@ class Flags:
         values: The arguments of the function ``recipe``.
         plain: The same as YAML and JSON values.
         options: The command's own options that were given.
+        sources: The flags that others refer to, as in ``--width '${depth}'``.
     """
 
     values: dict[str, Any]
     plain: dict[str, Any]
     options: dict[str, Any]
+    sources: Collection[str] = ()
 
 
 def recipe_in(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -91,25 +94,28 @@ def parse(
     rest = _split_configs(arguments)[1]
     tidied = list(_tidy([*_variables(names, rest), *rest], function))
     choices = Choices(function, file)
+    links = Links(function, choices, configs, tidied)
     parsed: Any = None
     ready: Any = None
     helped: SystemExit | None = None
     with inside(file.resolve()):  # the classes that are chosen are imported as by the recipe
+        configs, tidied = links.resolved()
         try:
             parsed = parser.parse_args(choices.settle(parser, configs, tidied), env=False)
             ready = parser.instantiate(parsed)
         except ArgumentError as error:
-            raise usage(explain(str(error), parser, tidied, configs, function)) from None
+            raise usage(explain(str(error), parser, tidied, configs, function, links.of)) from None
         except SystemExit as leaving:
             helped = leaving
     if helped is not None:
         raise helped
     plain = choices.shown(yaml_dialect.load(parser.dump(parsed, skip_unset=False)))
-    own = dict(_own_values(names, types_of(function), tidied, configs))
+    own = dict(_own_values(names, types_of(function), tidied, configs, links.of))
     return Flags(
         values={name: own.get(name, ready[name]) for name in names},
         plain={name: own.get(name, plain[name]) for name in names},
         options={name: value for name, value in vars(parsed).items() if name not in names},
+        sources=links.sources,
     )
 
 
@@ -142,6 +148,7 @@ def _own_values(
     kinds: Mapping[str, Any],
     arguments: Sequence[str],
     configs: Sequence[Config],
+    links: Mapping[str, Sequence[str]],
 ) -> Iterator[tuple[str, Any]]:
     """The flags that are read without jsonargparse, and their values."""
     given = [token.partition("=")[0] for token in arguments if token.startswith("--")]
@@ -152,7 +159,9 @@ def _own_values(
         if text is not None and is_simple(kind):
             value = read(text, kind)
             if value is UNFIT:
-                raise usage(f"--{name} takes {inspect.formatannotation(kind)}, got {text!r}.")
+                takes = inspect.formatannotation(kind)
+                end = _referring(name, links)
+                raise usage(f"--{name} takes {takes}, got {text!r}.{end}")
             yield name, value
         elif not any(option.partition(".")[0].rstrip("+") == f"--{name}" for option in given):
             config = next((c for c in reversed(configs) if name in c.values), None)
@@ -189,6 +198,7 @@ def explain(
     arguments: Sequence[str] = (),
     configs: Sequence[Config] = (),
     function: Callable[..., Any] | None = None,
+    links: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """A parser's error in plainer words."""
     options = [o for action in parser._actions for o in action.option_strings if o[:2] == "--"]
@@ -200,7 +210,8 @@ def explain(
     if match := re.match(r"the following arguments are required: (.*)", error):
         return _required(match[1].split(", "), parser)
     if match := re.match(r'Parser key "([^"]+)":\s*(.*)', error, re.DOTALL):
-        return _wrong_type(match[1], match[2], arguments, configs, function)
+        text = _wrong_type(match[1], match[2], arguments, configs, function)
+        return text + _referring(match[1], links or {})
     return error
 
 
@@ -290,6 +301,14 @@ def _wrong_type(
     if value is None or not kind:
         return f"{place}: {what}"
     return f"{place} takes {kind}, got {value[1].strip()!r}."
+
+
+def _referring(key: str, links: Mapping[str, Sequence[str]]) -> str:
+    """The references in a flag that has a wrong value."""
+    name = key.partition(".")[0]
+    found = {at: paths for at, paths in links.items() if at.partition(".")[0] == name}
+    told = [f"{at} is from ${{{'}, ${'.join(paths)}}}" for at, paths in found.items()]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _kind(name: str, function: Callable[..., Any] | None) -> str:

@@ -25,15 +25,20 @@ class Given(NamedTuple):
         file: Its file.
         function: The function ``recipe`` in it.
         flags: Its flags.
+        parsed: Its flags, if these arguments come after the others.
     """
 
     file: Path
     function: Callable[..., Any]
     flags: Flags
+    parsed: Callable[[Sequence[str]], Flags]
 
     def recipe(self, **changes: Any) -> Recipe:
-        """What it returns, for other values of some flags."""
-        return build(self.function, self.file, {**self.flags.values, **changes})
+        """What it returns, for other values of some flags, and of those that refer to them."""
+        flags = self.flags
+        if any(name in flags.sources for name in changes):
+            flags = self.parsed([f"--{name}={value}" for name, value in changes.items()])
+        return build(self.function, self.file, {**flags.values, **changes})
 
     def picture(self) -> str | None:
         """The file that ``--plot`` names.
@@ -81,4 +86,8 @@ def given_in(command: str, arguments: Sequence[str], take: Taking | None = None)
         )
     left = rest if take is None else take(function, rest)
     parser = parsers.of(command, function, file.name)
-    return Given(file, function, parse(parser, function, [str(file), *left], file))
+
+    def parsed(more: Sequence[str]) -> Flags:
+        return parse(parser, function, [str(file), *left, *more], file)
+
+    return Given(file, function, parsed([]), parsed)

@@ -69,7 +69,7 @@ def _segments(
     configuration: config.Config, file: Path, folder: Path, limit: int
 ) -> list[tuple[int, dict[str, Any]]]:
     """The flags and the batch from which each set of them held, up to `limit` batches."""
-    now = {name: value for name, value in configuration.values.items() if name != "recipe"}
+    now = {name: value for name, value in configuration.plain.items() if name != "recipe"}
     inside = checkpoint_folders(folder)
     newest = newest_of(inside or checkpoint_folders(folder, recipe_with(file, now)))
     if newest is None:

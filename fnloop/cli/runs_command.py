@@ -58,7 +58,7 @@ class FoundRun(NamedTuple):
     @classmethod
     def at(cls, folder: Path) -> FoundRun:
         """The run in a folder."""
-        flags = dict(_flat(config.Config(folder / config.NAME).values))
+        flags = dict(_flat(config.Config(folder / config.NAME).plain))
         flags = {name: text for name, text in flags.items() if name not in ("recipe", "folder")}
         folders = checkpoint_folders(folder)
         newest = newest_of(folders)
