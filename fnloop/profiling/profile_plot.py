@@ -10,13 +10,10 @@ from fnloop.loop.plot import COLORS, GREY, label, new_figure, written
 from fnloop.profiling.allocations import Allocation
 from fnloop.profiling.findings import ms, share
 from fnloop.profiling.profile_report import Profile
-from fnloop.profiling.profile_summary import by_size, shortened, stage_name
+from fnloop.profiling.profile_summary import around, by_size, shortened, stage_name
 from fnloop.trees.show import bytes_text
 
 MOST = 8
-
-AROUND = 0.1
-"""From which share on the time beside the stages has a bar."""
 
 _NAMES = 30
 
@@ -42,16 +39,13 @@ def draw_profile(profile: Profile, path: str | Path | None) -> Any:
 
 def _times(axes: Any, profile: Profile) -> None:
     """Waiting for data, the stages, and what the loop took beside them."""
-    whole = sum(stage.seconds for stage in profile.stages)
-    around = 0.0 if profile.compiled else profile.seconds - profile.waiting - whole
-    total = whole + profile.waiting + max(around, 0.0)
     parts = [("waiting for data", profile.waiting)]
     parts += [(stage_name(stage), stage.seconds) for stage in profile.stages]
-    if around > AROUND * total:
-        parts.append(("around the stages", around))
+    if beside := around(profile):
+        parts.append(("around the stages", beside))
     shown = sorted(parts, key=lambda part: -part[1])[:MOST]
     bars = [
-        _Bar(name, [1e3 * seconds], f"{ms(seconds)}, {share(seconds, total)}")
+        _Bar(name, [1e3 * seconds], ms(seconds))
         for name, seconds in parts
         if (name, seconds) in shown
     ]
@@ -107,7 +101,7 @@ def _tensors(axes: Any, profile: Profile) -> None:
     bars = [_Bar(name, [count / size], bytes_text(count)) for name, count in shown]
     how = ", uncompiled" if profile.compiled else ""
     _bars(
-        axes, f"what makes up its peak of {bytes_text(profile.peak)}{how}", unit, bars, COLORS[2:3]
+        axes, f"tensors of the {bytes_text(profile.peak)} at the peak{how}", unit, bars, COLORS[2:3]
     )
 
 

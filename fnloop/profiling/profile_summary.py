@@ -14,6 +14,9 @@ WIDTH = 80
 MOST = 8
 """Rows of a table, at most."""
 
+AROUND = 0.1
+"""From which share on the time beside the stages is told of."""
+
 
 def summary(profile: Profile) -> str:
     """The text of ``print(profile)``."""
@@ -38,6 +41,15 @@ def stage_name(stage: StageTime) -> str:
     return f"{head}{slash}{own}, backward" if own.split("(")[0] == "grad" else stage.name
 
 
+def around(profile: Profile) -> float:
+    """Seconds of a step that are neither waiting nor a stage's; 0 where they are few."""
+    whole = sum(stage.seconds for stage in profile.stages)
+    beside = profile.seconds - profile.waiting - whole
+    if profile.compiled or beside <= AROUND * profile.seconds:
+        return 0.0
+    return beside
+
+
 def shortened(text: str, width: int) -> str:
     """The text, with its middle left out if it is longer."""
     if len(text) <= width:
@@ -60,10 +72,11 @@ def _wrapped(text: str) -> str:
 
 def _loop(profile: Profile) -> str:
     whole = profile.seconds
-    rows = [
-        ("waiting for data", number(profile.waiting), share(profile.waiting, whole)),
-        ("computing", number(whole - profile.waiting), share(whole - profile.waiting, whole)),
-    ]
+    beside = around(profile)
+    inside = whole - profile.waiting - beside
+    parts = [("waiting for data", profile.waiting), ("computing", inside)]
+    parts += [("around the stages", beside)] if beside else []
+    rows = [(name, number(seconds), share(seconds, whole)) for name, seconds in parts]
     return _table(("loop", "ms", "share"), rows)
 
 
@@ -128,9 +141,9 @@ def _said(profile: Profile) -> Iterator[str]:
         yield "Stages, modules and tensors are those of the same step uncompiled."
         most = max([size for _, size in profile.memory], default=0)
         yield f"Compiled, a step adds {bytes_text(most)} at its peak."
+    longer = f"{profile.slowdown:.2f} times as long" if profile.slowdown > 1.05 else "as long"
     yield (
-        f"Under PyTorch's profiler, for modules and operators, the step takes "
-        f"{profile.slowdown:.2f} times as long"
+        f"Under PyTorch's profiler, for modules and operators, the step takes {longer}"
         + (
             "."
             if profile.compiled

@@ -84,3 +84,18 @@ def test_a_picture_of_a_step_without_modules():
         fl.profile(step, state, BATCHES, steps=1), modules=(), tensors=(), memory=()
     )
     assert found.plot().axes[1].get_title(loc="left") == "time by operator"
+
+
+def test_table_and_picture_tell_of_the_same_time_around_the_stages(found):
+    inside = sum(stage.seconds for stage in found.stages)
+    slow = dataclasses.replace(found, seconds=3 * inside, waiting=inside, slowdown=0.97)
+    labels = [tick.get_text() for tick in slow.plot().axes[0].get_yticklabels()]
+    table = str(slow).split("stage   ")[0]
+    assert "around the stages" in labels
+    assert "33%" in table[table.index("around the stages") :]
+    assert "the step takes as long" in " ".join(str(slow).split())
+
+    few = dataclasses.replace(found, seconds=1.05 * inside, waiting=0.0)
+    labels = [tick.get_text() for tick in few.plot().axes[0].get_yticklabels()]
+    assert "around the stages" not in labels
+    assert "around the stages" not in str(few)
