@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from fnloop.trees.nodes import static, tree
+from fnloop.trees.nodes import static, tree, tree_map
 from fnloop.values.metrics import Metric
 
 
@@ -81,6 +83,8 @@ class Torchmetric(Metric):
         return type(self)(folded, self.parts, none, (none,) * len(self.parts), self.template)
 
     def value(self) -> Any:
+        if self.updates.ndim:  # of a population: a metric for each member
+            return _by_member([tree_map(itemgetter(i), self) for i in range(len(self.updates))])
         if not int(self.updates):
             return float("nan")
         with self.template.lock:
@@ -99,7 +103,9 @@ def from_torchmetrics(metric: Any) -> Callable[..., Torchmetric]:
 
     `metric` is copied and never updated. States merge by the reductions that the metric declares
     for distributed training, so the result is correct for every metric that is correct there. It
-    only works eagerly, not under ``torch.func`` or `fl.compile`.
+    only works eagerly, not in `fl.compile`. Of a population the value has an entry for each member;
+    metrics that look at values (many do to validate arguments: ``validate_args=False``) take
+    ``mode="loop"`` of `fl.ensemble` and `fl.sweep`.
 
     Args:
         metric: An instance of ``torchmetrics.Metric``.
@@ -179,8 +185,22 @@ def _fold(
     (x, n), (y, m) = a, b
     if reduction.__name__ == "dim_zero_mean":
         # torchmetrics weighs all processes equally; here a part weighs its number of updates.
+        n, m = (own.reshape(-1, *[1] * (x.ndim - 1)) if own.ndim else own for own in (n, m))
         return (x * n + y * m) / (n + m).clamp(min=1)
     return reduction(torch.stack([x, y.to(x.dtype)]))
+
+
+def _by_member(metrics: list[Torchmetric]) -> Any:
+    """The values of a population's members, with a leading dimension; nan without updates."""
+    values = [metric.value() for metric in metrics]
+    found = [v for v, metric in zip(values, metrics, strict=True) if int(metric.updates)]
+    if not found:
+        return torch.as_tensor(values)
+    none = tree_map(lambda leaf: torch.full_like(leaf, math.nan, dtype=torch.float64), found[0])
+    filled_in = [
+        v if int(metric.updates) else none for v, metric in zip(values, metrics, strict=True)
+    ]
+    return tree_map(lambda *leaves: torch.stack(leaves), *filled_in)
 
 
 def _joined(parts: list[dict[str, Any]], metric: Any) -> dict[str, Any]:

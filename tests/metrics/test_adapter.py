@@ -12,8 +12,10 @@ import torch
 import torchmetrics
 import torchmetrics.classification as C
 
+import fnloop as fl
 from fnloop.metrics.accuracies import accuracy
 from fnloop.metrics.adapter import from_torchmetrics
+from fnloop.trees.nodes import tree_map
 
 G = torch.Generator().manual_seed(0)
 LOGITS, LABELS = torch.randn(100, 4, generator=G), torch.randint(4, (100,), generator=G)
@@ -117,3 +119,46 @@ def test_wants_an_instance() -> None:
 def test_torchmetrics_is_not_imported() -> None:
     code = "import sys, fnloop.metrics; sys.exit('torchmetrics' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "cat"])  # as long as data
+def test_of_a_population_each_member_has_its_own_value(name: str) -> None:
+    metric, data = METRICS[name]
+    measure = from_torchmetrics(metric)
+    first, second = zip(*(x.split([50, 50]) for x in data), strict=True)
+
+    def beside(*members: Any) -> Any:
+        return tree_map(lambda *leaves: torch.stack(leaves), *members)
+
+    a, b = measure(*first), measure(*second)
+    skipped = measure(*first).empty()
+    merged = beside(a, b, skipped, skipped).merge(beside(b, a.empty(), a, skipped))
+    found = merged.value()
+    alone = [whole(metric, data), whole(metric, second), whole(metric, first)]
+    assert len(found) == 4 and found[3].isnan().all()
+    for value, expected in zip(found, alone, strict=False):
+        torch.testing.assert_close(value.to(expected.dtype), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["vmap", "loop"])
+def test_a_population_reports_each_members_value(mode: str) -> None:
+    accuracy = from_torchmetrics(C.MulticlassAccuracy(4, average="micro"))
+    x, y = torch.randn(60, 3, generator=G), LABELS[:60]
+
+    def loss(model: Any, batch: Any) -> Any:
+        scores = model(batch[0])
+        return torch.nn.functional.cross_entropy(scores, batch[1]), {
+            "accuracy": accuracy(scores, batch[1])
+        }
+
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    many = fl.sweep(step, {"sgd.lr": [0.1, 3.0, 0.0]}, mode=mode)
+    states = many.init(lambda: torch.nn.Linear(3, 4))
+    states, history = fl.fit(many, states, [(x[:40], y[:40]), (x[40:], y[40:])], epochs=3)
+    assert history["accuracy[0]"] != history["accuracy[2]"]
+    found = fl.evaluate(loss, states, [(x, y)])
+    for i in range(3):
+        with torch.no_grad():
+            scores = fl.to_module(fl.member(states, i))(x)
+        right = (scores.argmax(-1) == y).double().mean()
+        assert found[f"accuracy[{i}]"] == pytest.approx(float(right), abs=1e-6)
