@@ -52,6 +52,7 @@ class schedule_free(Optimizer):
 
     Raises:
         TypeError: `optimizer` makes no updates, or evaluates the loss itself (`lbfgs`).
+        ValueError: `optimizer` has a momentum.
 
     >>> from fnloop.optim import sgd
     >>> params = Tensors({"w": torch.zeros(1)})
@@ -79,6 +80,15 @@ class schedule_free(Optimizer):
                 " What transforms gradients stands before it, in fl.optim.chain."
             )
         check_one_gradient("schedule_free", [self.optimizer])
+        for part in getattr(self.optimizer, "optimizers", (self.optimizer,)):
+            for field in ("b1", "momentum"):
+                value = getattr(part, field, None)
+                if isinstance(value, (int, float)) and value:
+                    raise ValueError(
+                        f"schedule_free has a momentum of its own, beta, in place of that of the "
+                        f"optimizer in it, and {short(part)} has {field}={value}. Switch that off: "
+                        f"fl.optim.{type(part).__name__}(..., {field}=0.0)."
+                    )
 
     def names(self) -> tuple[str, ...]:
         return (self.name, *self.optimizer.names())
