@@ -83,20 +83,16 @@ def trained(folder: Path, epochs: int = EPOCHS, seed: int = 0) -> tuple[fl.State
     """Train, and test after each epoch."""
     train, test = pictures(folder, "train"), pictures(folder, "t10k")
     steps = epochs * math.ceil(len(train) / BATCH)
-    step = fl.pipe(
-        loss, fl.grad, fl.update(fl.optim.adamw(fl.schedules.cosine(PEAK, steps=steps)))
-    )
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(fl.schedules.cosine(PEAK, steps=steps))))
     testing = fl.validate(loss, DataLoader(test, 1000), name="test")
-    history = fl.History(every=math.ceil(len(train) / BATCH))
-    state = step.init(network, seed=seed)
-    for state, _ in fl.run(
+    history = fl.History(every=math.ceil(len(train) / BATCH))  # a row for each epoch
+    state, _ = fl.fit(
         step,
-        state,
+        step.init(network, seed=seed),
         lambda epoch: shuffled(train, epoch),
         epochs=epochs,
-        callbacks=[fl.every(1, testing, unit="epoch"), history, fl.progress()],
-    ):
-        pass
+        callbacks=[fl.every(1, testing, unit="epoch"), history],
+    )
     return state, history
 
 

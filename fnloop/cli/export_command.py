@@ -159,6 +159,12 @@ def _state_dict(model: nn.Module, checkpoint: Path) -> tuple[dict[str, Tensor], 
 
 def _bare(checkpoint: Path, params: str | None) -> dict[str, Tensor]:
     leaves = all_leaves(checkpoint, read_manifest(checkpoint))
+    if leaves["step"].ndim:
+        raise Problem(
+            f"{shown(checkpoint)} is of a population of {len(leaves['step'])} members, which has "
+            "no one model. Take a member where there is the step that made it: fl.to_module("
+            "fl.member(fl.load(path, like=step.init(model)), i))."
+        )
     found: dict[str, Tensor] = {}
     slots: dict[str, dict[str, Tensor]] = {}
     for path, leaf in leaves.items():

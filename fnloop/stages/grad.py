@@ -29,6 +29,7 @@ from fnloop.values.grads import Grads
 from fnloop.values.randomness import randomness
 from fnloop.values.sharing import Sharing
 from fnloop.values.slices import Slices
+from fnloop.values.stacked import check_single
 from fnloop.values.state import State
 
 _NOTHING = contextlib.nullcontext()
@@ -78,6 +79,8 @@ class Grad(GradStage):
                 "A step takes a state, from step.init(model), and a batch: step(state, batch); "
                 f"got {type(state).__name__} as the state."
             )
+        if state.step.ndim:
+            check_single(state, "A step")
         names, frozen = self.trained(state), ()
         if self.frozen is not None:
             names, frozen = self._choice(state).now(state)

@@ -23,6 +23,7 @@ from fnloop.values.looking import look
 from fnloop.values.stacked import (
     ACTIVE,
     SLOT,
+    as_member,
     batches_of,
     each_member,
     members_of,
@@ -76,7 +77,13 @@ class Population(StepStage):
         return len(self.seeds)
 
     def member(self, i: int) -> Any:
-        """The step of member `i`, by itself."""
+        """The step of member `i`, by itself.
+
+        Raises:
+            IndexError: There is no such member.
+            TypeError: `i` is not a whole number.
+        """
+        i = as_member(i, self.n)
         return with_settings(self.inner, {name: float(v[i]) for name, v in self.values.items()})
 
     def batch_of(self, x: Any, i: int) -> Any:
@@ -85,7 +92,8 @@ class Population(StepStage):
 
     def some(self, which: Sequence[int]) -> Population:
         """The step of some members, in this order."""
-        values = {name: value[list(which)] for name, value in self.values.items()}
+        which = [as_member(i, self.n) for i in which]
+        values = {name: value[which] for name, value in self.values.items()}
         seeds = tuple([self.seeds[i] for i in which])
         return dataclasses.replace(self, values=values, seeds=seeds)
 
@@ -129,15 +137,27 @@ class Population(StepStage):
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         mark, before = state.slots.get(SLOT), self._read(without_mark(state))
         if mark is None or members_of(state) != self.n:
-            raise ValueError(
-                f"{self.describe()} takes a state of {self.n} members, from its own init: "
-                f"state = step.init(model). This one is of {members_of(state) or 'a single run'}."
-            )
+            raise ValueError(self._other(members_of(state)))
         call = self._vmapped if self.mode == "vmap" else self._looped
         after, metrics = call(before, x)
         if look(mark[ACTIVE].all()) is not True:
             after = _of_active(mark[ACTIVE], after, before)
         return after.replace(slots={**state.slots, **after.slots}), metrics
+
+    def _other(self, n: int | None) -> str:
+        """What is wrong with a state of `n` members, or of a single run."""
+        if n is None:
+            got = "This one is of a single run"
+            what = "step.init(state) makes a population whose members all go on with it."
+        elif n != self.n:
+            got = f"This one is of {n}"
+            what = "of some of them: step.init([fl.member(state, i) for i in ...])."
+        else:
+            got, what = f"This one has no slot {SLOT!r}", "step.init(state) adds it."
+        return (
+            f"{self.describe()} takes a state of {self.n} members, from its own init: "
+            f"state = step.init(model). {got}; {what}"
+        )
 
     def _read(self, state: State) -> State:
         """The state with the slots that the step uses: those of callbacks need not be by member."""

@@ -70,8 +70,8 @@ def halving(
         A `Halving`, with ``best``, ``state``, ``step``, ``table()`` and ``plot()``.
 
     Raises:
-        TypeError: `step` is not one of a population, or both or none of `rungs` and `budget` are
-            given.
+        TypeError: `step` is not one of a population, `validation` is none, or both or none of
+            `rungs` and `budget` are given.
         ValueError: `rungs` do not grow, `budget` is too small, or there is no such metric.
 
     >>> import fnloop as fl
@@ -92,6 +92,12 @@ def halving(
             "halving takes a step of many runs and its states: many = fl.sweep(step, "
             '{"adamw.lr": [1e-4, 1e-3, 1e-2]}), states = many.init(model); got '
             f"{short(step)} and the state of {'a single run' if n is None else f'{n} members'}."
+        )
+    if not callable(validation):
+        raise TypeError(
+            "halving compares members by a validation, in place of which it was given "
+            f"{short(validation)}: fl.tuning.halving(many, states, data, "
+            'fl.validate(loss, val_data), monitor="val/loss", rungs=(10, 30)).'
         )
     check_slots(step, states)
     eta = as_count(eta, "halving(eta=...)", 2)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fnloop.trees.equal import table
 from fnloop.trees.paths import map_with_path, tree_items
 from fnloop.trees.show import short
+from fnloop.values.stacked import check_single
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -37,6 +38,7 @@ def fill(state: State, name: str, fresh: Any) -> State:
     clashes: list[tuple[str, ...]] = []
     merged = _merge(state.slots[name], fresh, f"slots/{name}", clashes)
     if clashes:
+        check_single(state, "The init of a single run's step")
         raise ValueError(
             f"The state's memory for the stage {name!r} does not fit this pipeline and model:\n"
             + table(("leaf", "the state has", "the stage wants"), clashes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ def member(population: State, i: int) -> State:
 
     Raises:
         IndexError: There is no such member.
+        TypeError: `i` is not a whole number.
         ValueError: The state is not a population.
     """
     n = members_of(population)
@@ -63,14 +65,54 @@ def member(population: State, i: int) -> State:
             "This is the state of a single run, not of a population: its step is "
             f"{short(population.step)}, where a population has one for each member."
         )
-    if not -n <= i < n:
-        raise IndexError(f"There is no member {i}: there are {n}, from 0.")
+    i = as_member(i, n)
     return without_mark(_take(population, lambda leaf: leaf[i].clone()))
 
 
 def members_of(state: State) -> int | None:
     """How many members the state of a population has; None for the state of a single run."""
     return state.step.shape[0] if state.step.ndim else None
+
+
+def as_member(i: Any, n: int) -> int:
+    """The number of a member of `n`, from 0.
+
+    Args:
+        i: Any whole number, NumPy's and torch's too; negative from the end.
+        n: How many members there are.
+
+    Raises:
+        IndexError: There is no such member.
+        TypeError: `i` is not a whole number.
+
+    >>> as_member(-1, 3)
+    2
+    """
+    try:
+        number = operator.index(i)
+    except TypeError:
+        raise TypeError(
+            f"A member is named by its number, from 0 to {n - 1}, got {short(i)}."
+        ) from None
+    if not -n <= number < n:
+        raise IndexError(f"There is no member {number}: there are {n}, from 0 to {n - 1}.")
+    return number % n
+
+
+def check_single(state: State, who: str) -> None:
+    """Refuse the state of a population where that of one run is expected.
+
+    Raises:
+        ValueError: It is one; the message says how to train all members, or one.
+    """
+    n = members_of(state)
+    if n is not None:
+        raise ValueError(
+            f"{who} takes the state of a single run; this is that of a population of {n} members. "
+            "The step that trains all of them is the one that has made the state: "
+            f"many = fl.ensemble(step, {n}) or fl.sweep(step, {{...}}). One of them by itself: "
+            "fl.member(state, i)."
+        )
 
 
 def frozen(population: State, which: torch.Tensor) -> State:

@@ -179,3 +179,10 @@ def test_numbers_that_follow_from_several_flags(two, cli, edited):
     last = dict(zip(text[0].split(","), text[-1].split(","), strict=True))
     decays = [float(last[f"sgd.weight_decay[{i}]"]) for i in range(4)]
     assert decays == pytest.approx([0, 0, 0.05, 0.1])
+
+
+def test_a_population_is_not_exported_as_one_model(recipe, cli):
+    assert cli("sweep", recipe, "--lr", "0.01,0.1", "--epochs", "1")[0] == 0
+    code, _, err = cli("export", FOLDER, "--output", "weights.safetensors")
+    assert code == 1 and "a population of 2 members" in err and "fl.member" in err
+    assert not Path("weights.safetensors").exists()

@@ -53,7 +53,7 @@ def test_it_reads_the_files_and_learns(example: Any, folder: Path, capsys: Any) 
 
 
 def test_missing_files_are_told_of(example: Any, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="There is no .*train-images.*dataset-fashion-mnist"):
+    with pytest.raises(SystemExit, match=r"There is no .*train-images.*dataset-fashion-mnist"):
         example("fashion_mnist").main(["--folder", str(tmp_path)])
 
 

@@ -182,6 +182,8 @@ def test_errors():
         optim.schedule_free(optim.clip_by_norm(1.0))
     with pytest.raises(TypeError, match="lbfgs evaluates the loss at other parameters"):
         optim.schedule_free(optim.lbfgs())
+    with pytest.raises(ValueError, match=r"adamw\(\) has b1=0.9. Switch that off.*b1=0.0"):
+        optim.schedule_free(optim.chain(optim.clip_by_norm(1.0), optim.adamw()))
     state = fl.pipe(loss, fl.grad, fl.update(optim.sgd(0.1))).init(net)
     with pytest.raises(ValueError, match="no such slot"):
         fl.evaluate(loss, state, [arrays()], params="schedule_free")

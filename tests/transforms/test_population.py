@@ -534,3 +534,34 @@ def test_memory_of_callbacks_passes_by(how):
     assert int(states["counted"]) == 6
     without, _ = fl.fit(step, step.init(dropping), uneven, **options)
     assert_close(states.replace(slots=without.slots), without)
+
+
+@pytest.mark.parametrize("how", ["eager", "loop", "compiled"])
+def test_a_state_of_another_number_of_runs_is_refused(how):
+    single = of()
+    many = fl.ensemble(single, 3, mode="loop" if how == "loop" else "vmap")
+    alone, states = single.init(dropping), many.init(dropping)
+    if how == "compiled":
+        single, many = (fl.compile(step, backend="aot_eager") for step in (single, many))
+    with pytest.raises(ValueError, match=r"population of 3 members.*fl\.member\(state, i\)"):
+        single(states, BATCH)
+    with pytest.raises(ValueError, match=r"of a single run; step\.init\(state\) makes"):
+        many(alone, BATCH)
+    with pytest.raises(ValueError, match="population of 3 members"):
+        of().init(states)
+
+
+@pytest.mark.parametrize(("which", "error"), [(3, IndexError), (1.5, TypeError), ("1", TypeError)])
+def test_a_member_that_there_is_not_is_refused(which, error):
+    many = fl.ensemble(of(), 3)
+    states = many.init(dropping)
+    for take in (many.member, lambda i: fl.member(states, i), lambda i: many.some([i])):
+        with pytest.raises(error, match="from 0 to 2"):
+            take(which)
+    assert many.some([-1]).seeds == (2,)
+
+
+def test_halving_takes_a_validation_not_its_name():
+    many = fl.sweep(of(), {"sgd.lr": [0.1, 0.2]})
+    with pytest.raises(TypeError, match=r"fl\.validate\(loss, val_data\)"):
+        fl.tuning.halving(many, many.init(dropping), data(), "val/loss", rungs=(1, 2))
