@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import linecache
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,16 @@ def printable(text: str) -> str:
     a\\x1b[2J
     """
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """What was probably meant, as the end of a message; nothing if nothing is close.
+
+    >>> did_you_mean("stag", ["stage", "effect"]), did_you_mean("x", ["stage"])
+    (' Did you mean stage?', '')
+    """
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def value_text(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from jsonargparse import Namespace
 
-from fnloop.cli.messages import Problem, usage
+from fnloop.cli.messages import Problem, did_you_mean, usage
 
 
 class Template(NamedTuple):
@@ -51,7 +51,10 @@ def run_new(arguments: Namespace) -> int:
     """``fnloop new WHAT NAME [--kind grad|step|callback]``."""
     what, name = arguments.what, arguments.name
     if what not in WHAT:
-        raise usage(f"fnloop new makes one of {', '.join(WHAT)}, and was asked for {what!r}.")
+        raise usage(
+            f"fnloop new makes one of {', '.join(WHAT)}, and was asked for {what!r}."
+            + did_you_mean(what, WHAT)
+        )
     kind: str | None = arguments.get("kind")
     if what != "stage" and kind is not None:
         raise usage(f"--kind is that of a stage, and {name} is to be of another sort: {what}.")
@@ -109,7 +112,12 @@ def _named(text: str, word: str, name: str) -> str:
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+    if keyword.iskeyword(name):
+        raise usage(
+            f"NAME is that of a Python file and of what it defines, and {name} is a word of "
+            f"Python's own. Take another, such as my_{name}."
+        )
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise usage(
             f"NAME is that of a Python file and of what it defines: lower-case letters, digits and "
             f"_, as in auto_clip; {name!r} is not."

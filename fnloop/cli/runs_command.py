@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 
 from fnloop.cli import config
 from fnloop.cli.given import pictured
-from fnloop.cli.messages import Problem, printable, shown, usage, value_text
+from fnloop.cli.messages import Problem, did_you_mean, printable, shown, usage, value_text
 from fnloop.cli.runs import checkpoint_folders, newest_of
 from fnloop.effects.spans import number
 from fnloop.loop.history import History
@@ -150,7 +150,10 @@ def _table(runs: Sequence[FoundRun], metrics: Sequence[str], by: str | None) -> 
     ]
     if by is not None:
         if by not in header:
-            raise usage(f"--sort {by}: there is no such column. There are: {', '.join(header)}.")
+            raise usage(
+                f"--sort {by}: there is no such column. There are: {', '.join(header)}."
+                + did_you_mean(by, header)
+            )
         rows.sort(key=lambda row: _key(row[header.index(by)]))
     return _fitting(header, rows, 4 + len(metrics))
 

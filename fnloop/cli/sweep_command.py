@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fnloop.cli import run_report, sweep_report, yaml_dialect
 from fnloop.cli.given import Given, given_in
-from fnloop.cli.messages import Problem, describe, shown, usage
+from fnloop.cli.messages import Problem, describe, shown, usage, value_text
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.recipe_limits import limits_of
 from fnloop.cli.runs import checkpoint_folders, folder_of, newest_of, told
@@ -186,8 +186,8 @@ def _is_for_one(job: _Sweep, many: Any, error: Exception) -> bool:
 
 
 def _summary(job: _Sweep, state: State) -> str:
-    texts = {n: ",".join(map(str, v)) if type(v) is list else v for n, v in job.flags.items()}
-    flags = " ".join(f"{name}={value}" for name, value in texts.items())
+    values = {n: v if type(v) is list else [v] for n, v in job.flags.items()}
+    flags = " ".join(f"{name}={','.join(map(value_text, each))}" for name, each in values.items())
     swept = ", ".join(f"{name} ({len(set(row))} values)" for name, row in job.grid.numbers.items())
     seeds = f"{job.seeds} seeds" if job.seeds > 1 or not swept else ""
     how = "new" if job.start is None else f"resumed from {told(job.start)}"

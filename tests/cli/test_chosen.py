@@ -115,6 +115,11 @@ def test_arguments_of_the_default_class_alone(capsys):
     assert (own["lr"], own["momentum"], own["name"]) == (0.5, 0.9, "sgd")
 
 
+def test_a_sweep_tells_of_a_class_as_of_its_call(cli):
+    code, _, err = cli("sweep", "r.py", "--model.width", "4", "--seeds", "2")
+    assert code == 0 and "model=Net(width=4, drop=0.0)" in err, err
+
+
 def test_a_class_of_a_module_beside_it(capsys):
     found = printed(capsys, "r.py", "--model", "beside.Deep", "--model.width", "4")
     assert found["model"] == {"class_path": "beside.Deep", "init_args": {"width": 4, "layers": 2}}

@@ -64,6 +64,7 @@ def test_sorted_by_a_metric_and_drawn(runs, capsys):
         (["empty"], "There is no run in empty."),
         (["--metric", "val/los"], "Did you mean val/loss?"),
         (["--sort", "size"], "There are: run, status, epoch, batches, val/loss, lr"),
+        (["--sort", "statu"], "Did you mean status?"),
         (["--plot", "a.txt"], "expected a file called"),
     ],
 )
