@@ -96,11 +96,16 @@ def trained(folder: Path, epochs: int = EPOCHS, seed: int = 0) -> tuple[fl.State
     return state, history
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options_in(arguments: Sequence[str] | None, about: str) -> argparse.Namespace:
+    """The folder and the epochs; `about` is the docstring of the script."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = options_in(arguments, __doc__)
     begun = time.process_time()
     _, history = trained(options.folder, options.epochs)
     rows = zip(history["loss"], history["test/loss"], history["test/accuracy"], strict=True)

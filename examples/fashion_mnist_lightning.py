@@ -8,7 +8,6 @@ It takes the network, the files and the order of the batches from there::
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from fashion_mnist import BATCH, EPOCHS, FOLDER, PEAK, network, pictures, shuffled
+from fashion_mnist import BATCH, EPOCHS, PEAK, network, options_in, pictures, shuffled
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -81,10 +80,7 @@ def trained(folder: Path, epochs: int = EPOCHS) -> Classifier:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    options = parser.parse_args(arguments)
+    options = options_in(arguments, __doc__)
     begun = time.process_time()
     for epoch, row in enumerate(trained(options.folder, options.epochs).rows, 1):
         print(

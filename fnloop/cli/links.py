@@ -246,4 +246,4 @@ def _default(default: Any, parts: Sequence[str]) -> Any:
             value = getattr(value, part, _MISSING)
     if value is inspect.Parameter.empty:
         return _MISSING
-    return value if isinstance(value, (*_PLAIN, list, dict)) else _MISSING
+    return value if isinstance(value, _PLAIN) else _MISSING

@@ -180,7 +180,7 @@ class Steps:
             effect(self.state, self.metrics)
         if self._overwritten and (self._stages or self._effects):  # what an effect keeps stays
             about.state = self.state = self.state.replace()
-        several = [*self._told, self.metrics] if self._told else [self.metrics]
+        several = [*self._told, self.metrics]
         self.shown = Merged(several) if self._told else self.metrics
         self._requests = []
         if any([isinstance(m, Stop) and m for each in several for m in each.values()]):

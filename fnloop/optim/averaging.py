@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from fnloop.optim.base import (
-    Memory,
-    Number,
-    Optimizer,
-    Step,
-    check_one_gradient,
-    counter,
-    replaced,
-)
+from fnloop.optim.around import Around
+from fnloop.optim.base import Memory, Optimizer, Step, check_one_gradient, counter
 from fnloop.optim.pieces import updates_of
 from fnloop.schedules.base import at
 from fnloop.trees.nodes import tree
@@ -25,7 +16,7 @@ from fnloop.values.tensors import Tensors
 
 
 @tree
-class schedule_free(Optimizer):
+class schedule_free(Around):
     """Schedule-free learning (Defazio et al., 2024): no end of the run need be known.
 
     https://arxiv.org/abs/2405.15682, equations 2 to 4. Around an optimizer without momentum. It
@@ -65,7 +56,6 @@ class schedule_free(Optimizer):
     (-3.0, -2.0, -2.5)
     """
 
-    by_value = True  # it asks its part
     optimizer: Any
     beta: Any = 0.9
     power: Any = 2.0
@@ -90,18 +80,9 @@ class schedule_free(Optimizer):
                         f"fl.optim.{type(part).__name__}(..., {field}=0.0)."
                     )
 
-    def names(self) -> tuple[str, ...]:
-        return (self.name, *self.optimizer.names())
-
     @property
     def mixes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.optimizer.mixes
-
-    def discards(self, params: Tensors) -> Collection[str]:
-        return self.optimizer.discards(params)
-
-    def init(self, params: Tensors) -> Memory:
-        return {**super().init(params), **self.optimizer.init(params)}
 
     def init_state(self, params: Tensors) -> dict[str, Any]:
         count = counter(params)
@@ -133,15 +114,3 @@ class schedule_free(Optimizer):
     def _rates(self, step: Step) -> list[Any]:
         named = self.optimizer.hyperparameters().items()
         return [at(value, step) for name, value in named if name.endswith(".lr")] or [1.0]
-
-    def hyperparameters(self) -> dict[str, Any]:
-        return {**super().hyperparameters(), **self.optimizer.hyperparameters()}
-
-    def measured(self, memory: Memory) -> dict[str, Tensor]:
-        return self.optimizer.measured(memory)
-
-    def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
-        return replaced(super().resolve(step, scale), optimizer=self.optimizer.resolve(step, scale))
-
-    def with_values(self, values: Mapping[str, Any]) -> Self:
-        return replaced(super().with_values(values), optimizer=self.optimizer.with_values(values))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fnloop.optim.base import Memory, Number, Optimizer, Step, check_one_gradient, replaced
+from fnloop.optim.around import Around
+from fnloop.optim.base import Memory, Optimizer, Step, check_one_gradient
 from fnloop.optim.pieces import updates_of
 from fnloop.schedules.base import at
 from fnloop.trees.nodes import tree
@@ -17,7 +17,7 @@ from fnloop.values.tensors import Tensors
 
 
 @tree
-class hypergradient(Optimizer):
+class hypergradient(Around):
     """Hypergradient descent (Baydin et al., 2018): the learning rate is learned while training.
 
     https://arxiv.org/abs/1703.04782, algorithms 4 to 6: around `sgd` it is SGD-HD (with Nesterov
@@ -58,7 +58,6 @@ class hypergradient(Optimizer):
     1.0 0.0
     """
 
-    by_value = True  # it asks its part
     mixes: ClassVar[bool] = True
 
     optimizer: Any
@@ -79,15 +78,6 @@ class hypergradient(Optimizer):
                 f"{', '.join(names) or 'none'}. For a rate for each part, put it inside: "
                 'fl.optim.by_label({"a": hypergradient(...), "b": hypergradient(...)}, labels).'
             )
-
-    def names(self) -> tuple[str, ...]:
-        return (self.name, *self.optimizer.names())
-
-    def discards(self, params: Tensors) -> Collection[str]:
-        return self.optimizer.discards(params)
-
-    def init(self, params: Tensors) -> Memory:
-        return {**super().init(params), **self.optimizer.init(params)}
 
     def init_state(self, params: Tensors) -> dict[str, Any]:
         zero = torch.zeros((), dtype=torch.float64, device=params.device)
@@ -113,17 +103,8 @@ class hypergradient(Optimizer):
         named = self.optimizer.hyperparameters().items()
         return {name: value for name, value in named if name.endswith(".lr")}
 
-    def hyperparameters(self) -> dict[str, Any]:
-        return {**super().hyperparameters(), **self.optimizer.hyperparameters()}
-
     def measured(self, memory: Memory) -> dict[str, Tensor]:
-        return {f"{self.name}.lr": memory[self.name]["lr"], **self.optimizer.measured(memory)}
-
-    def resolve(self, step: Step, scale: Mapping[str, Number]) -> Self:
-        return replaced(super().resolve(step, scale), optimizer=self.optimizer.resolve(step, scale))
-
-    def with_values(self, values: Mapping[str, Any]) -> Self:
-        return replaced(super().with_values(values), optimizer=self.optimizer.with_values(values))
+        return {f"{self.name}.lr": memory[self.name]["lr"], **super().measured(memory)}
 
 
 def _quotient(a: Tensor, b: Tensor) -> Tensor:

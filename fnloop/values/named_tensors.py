@@ -270,10 +270,7 @@ class NamedTensors(Mapping[str, Tensor]):
     def _new(self, storages: Storages) -> Self:
         """Build from other storages of this layout."""
         new = object.__new__(type(self))
-        new.layout = self.layout  # `_set`, without a call: this is done several times per step
-        new._storages = storages
-        new._views = new._norm = new._plain = new._kinds = None
-        new.seen = new.owned = False
+        _set(new, self.layout, storages)
         return new
 
 
