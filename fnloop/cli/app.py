@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import shlex
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 from fnloop.cli.isolation import forget
 from fnloop.cli.many import launch, processes_in, speaker, speaks
-from fnloop.cli.messages import Problem, describe, shown, usage
+from fnloop.cli.messages import Problem, describe, did_you_mean, shown, usage
 from fnloop.names.whose import is_fnloop
 
 # Imported when called: importing torch takes seconds, and help does not need it. This module itself
@@ -142,8 +141,7 @@ def _function(command: str) -> Any:
 def _unknown(command: str) -> str:
     if command.endswith(".py"):
         return f"{command} is a recipe, and no command. To train it: fnloop fit {command}"
-    close = difflib.get_close_matches(command, _MODULES, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
+    hint = did_you_mean(command, _MODULES)
     return f"There is no command {command!r}.{hint} There are: {', '.join(_MODULES)}."
 
 

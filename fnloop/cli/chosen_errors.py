@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import pkgutil
 import re
 from typing import Any
 
 from fnloop.cli.chosen import OWN
+from fnloop.cli.messages import did_you_mean
 
 _WRONG_TYPE = r'Parser key "([\w.]+)":\s*Expected an? <class \'(\w+)\'>\. Got value: (.*?)\.? Got'
 
@@ -56,6 +56,4 @@ def _hint(wrong: str, path: str) -> str:
         names = [name for name in inspect.signature(found).parameters if name != "self"]
     except (ImportError, AttributeError, ValueError, TypeError):
         return ""
-    close = difflib.get_close_matches(wrong, names, n=1)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{guess} It has: {', '.join(names) or 'none'}."
+    return f"{did_you_mean(wrong, names, repr)} It has: {', '.join(names) or 'none'}."

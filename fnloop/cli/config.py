@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 
 from fnloop.cli import yaml_dialect
-from fnloop.cli.messages import Problem, shown, usage
+from fnloop.cli.messages import Problem, did_you_mean, shown, usage
 
 NAME = "config.yaml"
 REFERENCE = re.compile(r"(\\?)\$\{([^{}]*)\}")
@@ -81,8 +80,7 @@ class Config:
         known = [*flags, "recipe"]
         for key in self.values:
             if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(key, known, repr)
                 raise usage(
                     f"{self.where(key)}: {who} has no flag {key!r}.{hint} It has: "
                     f"{', '.join(known[:-1]) or 'none'}."

@@ -20,7 +20,7 @@ from fnloop.cli.config import Config
 from fnloop.cli.flag_types import UNFIT, fits, is_simple, read, types_of
 from fnloop.cli.isolation import inside
 from fnloop.cli.links import Links
-from fnloop.cli.messages import usage
+from fnloop.cli.messages import did_you_mean, usage
 from fnloop.cli.source import RESERVED, parameters
 
 _WORDS = {"true": "true", "yes": "true", "on": "true"} | {
@@ -134,8 +134,7 @@ def _variables(names: Sequence[str], arguments: list[str]) -> Iterator[str]:
             continue
         first, *parts = variable.removeprefix(f"{prefix}_").split("__")
         if first not in known:
-            close = difflib.get_close_matches(first, known, n=1)
-            hint = f" Did you mean {prefix}_{close[0]}?" if close else ""
+            hint = did_you_mean(first, known, f"{prefix}_{{}}".format)
             raise usage(
                 f"--env {prefix}: the environment variable {variable} is no flag.{hint} There are: "
                 f"{', '.join(f'{prefix}_{name}' for name in known)}."

@@ -9,7 +9,6 @@ environment and flags have been put together.
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from fnloop.cli import yaml_dialect
 from fnloop.cli.chosen import ARGUMENTS, PATH, Choices
 from fnloop.cli.config import REFERENCE, Config
 from fnloop.cli.flag_types import UNFIT, is_simple, read, types_of
-from fnloop.cli.messages import usage, value_text
+from fnloop.cli.messages import did_you_mean, usage, value_text
 from fnloop.cli.source import parameters
 
 _PLAIN = (str, int, float, bool, list, dict, type(None))
@@ -177,8 +176,7 @@ class Links:
         name, _, rest = path.partition(".")
         known = list(self._flags)
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean ${{{path.replace(name, close[0], 1)}}}?" if close else ""
+            hint = did_you_mean(name, known, lambda n: f"${{{path.replace(name, n, 1)}}}")
             return f"{place}: ${{{path}}} refers to nothing.{hint} The flags: {', '.join(known)}."
         if not rest:
             return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import linecache
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +72,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """What was probably meant, as the end of a message; nothing if nothing is close.
+def did_you_mean(word: str, known: Iterable[str], written: Callable[[str], str] = str) -> str:
+    """What was probably meant, as a sentence of a message; nothing if nothing is close.
+
+    Args:
+        word: What was given.
+        known: What there is.
+        written: How one of these is written in the message.
 
     >>> did_you_mean("stag", ["stage", "effect"]), did_you_mean("x", ["stage"])
     (' Did you mean stage?', '')
     """
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {close[0]}?" if close else ""
+    return f" Did you mean {written(close[0])}?" if close else ""
 
 
 def value_text(value: Any) -> str:

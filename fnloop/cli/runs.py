@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fnloop.cli import config, parsers
 from fnloop.cli.flags import parse
-from fnloop.cli.messages import Problem, shown, usage
+from fnloop.cli.messages import Problem, did_you_mean, shown, usage
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.source import build, load_function
 from fnloop.effects.effect import Effect
@@ -94,9 +93,8 @@ def configuration_of(folder: Path) -> config.Config:
     else:
         beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
         names = [p.name for p in beside if (p / config.NAME).is_file()]
-        close = difflib.get_close_matches(folder.name, names, n=1)
         fault = f"There is no run {shown(folder)}."
-        hint = f" Did you mean {shown(folder.parent / close[0])}?" if close else ""
+        hint = did_you_mean(folder.name, names, lambda name: shown(folder.parent / name))
     raise usage(fault + hint)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import shutil
 import sys
@@ -128,8 +127,7 @@ def _metrics(runs: Sequence[FoundRun], asked: str | None) -> list[str]:
         return monitored or [name for name in ("loss",) if name in known]
     for name in (names := asked.split(",")):
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(name, known)
             raise usage(f"No run reports {name!r}.{hint} There are: {', '.join(known) or 'none'}.")
     return names
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.cli.isolation import inside
-from fnloop.cli.messages import Problem, shown, usage
+from fnloop.cli.messages import Problem, did_you_mean, shown, usage
 from fnloop.cli.recipe import Recipe
 
 EXAMPLE = "def recipe(lr: float = 1e-3) -> fl.Recipe: ..."
@@ -101,6 +100,5 @@ def _missing(path: Path) -> str:
     if path.is_dir():
         return f"{shown(path)} is a folder; expected a recipe, which is a Python file:\n  {EXAMPLE}"
     beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, beside, n=1)
-    hint = f" Did you mean {shown(path.parent / close[0])}?" if close else ""
+    hint = did_you_mean(path.name, beside, lambda name: shown(path.parent / name))
     return f"There is no recipe {shown(path)}.{hint}"
