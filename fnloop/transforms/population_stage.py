@@ -15,6 +15,7 @@ from torch import Tensor
 from fnloop._torch.tracing import recording
 from fnloop.stages.base import Kind, StepStage
 from fnloop.stages.named_numbers import with_settings
+from fnloop.transforms.vmap_errors import explain
 from fnloop.trees.nodes import static, tree, tree_map
 from fnloop.trees.show import short
 from fnloop.values.choice import select
@@ -179,7 +180,11 @@ class Population(StepStage):
         many: Any = torch.func.vmap(one, (0, 0 if own else None, 0), randomness="different")
         batch = stacked_batches(batches_of(x, self.n)) if own else x
         given = state.replace(cursor=()), batch, self.values
-        after, metrics = self._in_chunks(many, own, *given) if self.chunk else many(*given)
+        try:
+            after, metrics = self._in_chunks(many, own, *given) if self.chunk else many(*given)
+        except Exception as error:
+            explain(error, self, state, x)
+            raise
         return after.replace(cursor=cursor), metrics
 
     def _in_chunks(

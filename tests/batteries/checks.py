@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 import fnloop as fl
+from fnloop.transforms.vmap_errors import NOTE
 
 from .entry import Entry
 
@@ -19,7 +20,7 @@ LR, EPS, STEPS = 1e-2, 1e-4, 3
 TOLERANCE = 1e-5
 """The largest difference of a loss, a parameter or a buffer. Each step moves parameters by `LR`."""
 REGROUPED = 1e-4
-"""The same where operations run in another order: compiled, accumulated."""
+"""The same where operations run in another order: compiled, accumulated, vmapped."""
 
 
 def made(entry: Entry) -> tuple[nn.Module, list[Any]]:
@@ -118,11 +119,46 @@ def resumed(entry: Entry) -> str:
     return "ok"
 
 
+def population(entry: Entry) -> str:
+    """Each of three members of an ensemble is the run of its seed: vmapped, else in a loop."""
+    _, batches = made(entry)
+    step, size = pipeline(entry), 3
+
+    def network() -> nn.Module:
+        return entry.build().train().to(torch.float64 if entry.double else torch.float32)
+
+    alone = [step.init(network, seed=i) for i in range(size)]
+    for batch in batches:
+        alone = [step(state, batch)[0] for state in alone]
+
+    def members(mode: Literal["vmap", "loop"]) -> str:
+        many = fl.ensemble(step, size, mode=mode)
+        states = many.init(network, seed=0)
+        for batch in batches:
+            states, _ = many(states, batch)
+        found = [fl.to_module(fl.member(states, i)).state_dict() for i in range(size)]
+        most = max(
+            _difference(found[i][name], t)
+            for i, state in enumerate(alone)
+            for name, t in fl.to_module(state).state_dict().items()
+        )
+        assert most <= REGROUPED, f"a member differs by {most:.1e} from its run alone"
+        return f"{most:.0e}"
+
+    try:
+        return members("vmap")
+    except Exception as error:
+        if NOTE in getattr(error, "__notes__", ()):
+            return f"by loop {members('loop')}"
+        raise
+
+
 CHECKS: dict[str, Callable[[Entry], str]] = {
     "eager": eager,
     "compiled": compiled,
     "accumulated": accumulated,
     "resumed": resumed,
+    "population": population,
 }
 
 
