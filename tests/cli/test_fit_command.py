@@ -265,7 +265,10 @@ def test_a_signal_ends_in_good_order(edited, tmp_path, number, code, conclusion)
     while not latest("runs/line") and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(getattr(signal, number))
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == code, err.decode()
     assert b"\ninterrupted" in out and b"fnloop resume runs/line" in out
     assert (b"best checkpoint" in out) == conclusion and b"Traceback" not in err
