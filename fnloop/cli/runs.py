@@ -6,6 +6,7 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from fnloop.cli.source import build, load_function
 from fnloop.cli.sweep_folder import NAME, Sweep, sweep_of
 from fnloop.cli.sweep_members import chosen_member, refuse_member
 from fnloop.effects.effect import Effect
+from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.folders import best, latest, listing
 from fnloop.store.load import load
 from fnloop.store.manifest import MANIFEST, read_manifest, standing
@@ -96,7 +98,8 @@ def member_in(folder: Path, sweep: Sweep | None, asked: str | None) -> int | Non
     if sweep is None:
         refuse_member(asked, folder)
         return None
-    return chosen_member(asked, folder, newest_of(checkpoint_folders(folder)), sweep.size, sweep)
+    judged = newest_monitored(checkpoint_folders(folder))
+    return chosen_member(asked, folder, judged, sweep.size, sweep)
 
 
 def member_in_checkpoint(
@@ -114,8 +117,8 @@ def member_in_checkpoint(
     if not shape:
         refuse_member(asked, checkpoint)
         return None
-    newest = newest_of(checkpoint_folders(run)) or checkpoint
-    return chosen_member(asked, run or checkpoint, newest, shape[0], sweep)
+    judged = newest_monitored(checkpoint_folders(run)) or checkpoint
+    return chosen_member(asked, run or checkpoint, judged, shape[0], sweep)
 
 
 def _recipe_in(
@@ -265,6 +268,16 @@ def newest_of(folders: Sequence[Path]) -> Path | None:
     """The latest checkpoint of all in `folders`."""
     found = [path for folder in folders if (path := latest(folder))]
     return max(found, key=lambda path: path.name, default=None)
+
+
+def newest_monitored(folders: Sequence[Path]) -> Path | None:
+    """The latest checkpoint of all in `folders` with a monitored metric."""
+    found = [entry for folder in folders for entry in listing(folder).items()]
+    for _, path in sorted(found, reverse=True):
+        with suppress(CheckpointError):
+            if read_manifest(path)["monitor"]:
+                return path
+    return None
 
 
 def told(path: Path, member: int | None = None) -> str:

@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from fnloop.cli import config
 from fnloop.cli.given import pictured
 from fnloop.cli.messages import Problem, did_you_mean, printable, shown, usage, value_text
-from fnloop.cli.runs import checkpoint_folders, newest_of
+from fnloop.cli.runs import checkpoint_folders, newest_monitored, newest_of
 from fnloop.cli.sweep_folder import NAME, Sweep, sweep_in
 from fnloop.cli.sweep_members import best_member, metrics_of
 from fnloop.effects.spans import number
@@ -43,8 +43,8 @@ class FoundRun(NamedTuple):
         flags: Its configuration, but for the recipe, a class with its arguments one by one.
         status: How it stands, or what is wrong with it.
         cursor: The epoch that it is in, and the batches that it has drawn, as text.
-        metrics: Of its best checkpoint, if one was monitored, else of its latest; of a sweep its
-            latest.
+        metrics: Of its best checkpoint, if one was monitored, else of its latest; of a sweep the
+            latest that was monitored.
         monitor: The monitored metric, if there is one.
         latest: Its latest checkpoint.
         member: Of a sweep, which of its members is the best, if that is known.
@@ -68,13 +68,15 @@ class FoundRun(NamedTuple):
         newest = newest_of(folders)
         members = None if sweep is None else sweep.size
         try:
-            member = None if sweep is None else best_member(folder, newest, sweep.size)
+            judged = None if sweep is None else newest_monitored(folders)
+            member = None if sweep is None else best_member(folder, judged, sweep.size)
             flags = dict(_flat(_settings(folder, sweep, member)))
             if newest is None:
                 return cls(folder, flags, "no checkpoint", member=member, members=members)
             manifest = read_manifest(newest)
-            chosen = next((path for place in folders if (path := best(place))), newest)
-            favourite = read_manifest(chosen) if sweep is None else manifest
+            if sweep is None:
+                judged = next((path for place in folders if (path := best(place))), None)
+            favourite = manifest if judged is None else read_manifest(judged)
         except CheckpointError as error:
             flags = dict(_flat(_settings(folder, sweep, None)))
             return cls(folder, flags, f"damaged: {error}", members=members)

@@ -84,7 +84,8 @@ def run_sweep(arguments: Sequence[str]) -> int:
 def _job(given: Given, lists: Lists, seeds: int, arguments: Sequence[str]) -> _Job:
     """The sweep, in a folder that is free, or holds the same one."""
     options, changes = given.flags.options, _own_folder(given, arguments)
-    recipe, numbers = grid_of(given, lists, changes)
+    kinds = given.flags.values
+    recipe, numbers = grid_of(given, lists, {n: type(kinds[n])(v) for n, v in changes.items()})
     flags = {**given.flags.plain, **changes}
     each = [recipe.seed + i for i in range(seeds)]
     loop, chunk = bool(options.get("loop")), options.get("chunk")

@@ -121,7 +121,8 @@ class Sweep:
     def _members(self) -> str:
         """What tells them: as text, where nan is nan, and the order of lists counts."""
         flags = {n: v for n, v in self.flags.items() if n != "folder"}
-        return yaml_dialect.dump([self.recipe.name, flags, self.lists, self.seeds])
+        members = [self.recipe.name, flags, self.lists, self.seeds, self.numbers]
+        return yaml_dialect.dump(members)
 
     def write(self, folder: Path) -> None:
         """Write ``sweep.yaml``; the folder then is not that of a run alone, nor has it a result."""

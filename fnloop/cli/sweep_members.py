@@ -14,7 +14,7 @@ from fnloop.store.folders import badness
 from fnloop.store.manifest import read_manifest
 from fnloop.values.stacked import as_member
 
-_OF_MEMBER = re.compile(r"([^\[]+)\[(\d+)\](.*)")
+_OF_MEMBER = re.compile(r"(.+)\[(\d+)\]")
 _MOST = 20
 """Members that a message lists."""
 
@@ -38,7 +38,7 @@ def by_member(found: Mapping[str, Mapping[str, float]], size: int) -> Scores:
 def metrics_of(row: Mapping[str, float], member: int) -> dict[str, float]:
     """The metrics of a member, and those that are of none.
 
-    >>> metrics_of({"loss[0]": 3.0, "loss[1]": 2.0, "recall[1][0]": 0.5, "turns": 8}, 1)
+    >>> metrics_of({"loss[0]": 3.0, "loss[1]": 2.0, "recall[0][1]": 0.5, "turns": 8}, 1)
     {'loss': 2.0, 'recall[0]': 0.5, 'turns': 8}
     """
     whose = {name: _whose(name) for name in row}
@@ -48,19 +48,19 @@ def metrics_of(row: Mapping[str, float], member: int) -> dict[str, float]:
 def _whose(name: str) -> tuple[str, int | None]:
     """The name of a metric and the number of the member that it is of, if of one."""
     found = _OF_MEMBER.fullmatch(name)
-    return (found[1] + found[3], int(found[2])) if found else (name, None)
+    return (found[1], int(found[2])) if found else (name, None)
 
 
-def best_member(folder: Path, newest: Path | None, size: int) -> int | None:
-    """The best member of a sweep: the first in its table, and until there is one, by its newest
-    checkpoint; None if neither tells.
+def best_member(folder: Path, judged: Path | None, size: int) -> int | None:
+    """The best member of a sweep: the first in its table, and until there is one, that with the
+    best monitored metric in this checkpoint; None if neither tells.
     """
     file = folder / TABLE
     if file.is_file():
         with file.open(newline="", encoding="utf-8") as lines:
             ranks = {row["rank"]: int(row["member"]) for row in csv.DictReader(lines)}
         return ranks.get("1")
-    manifest = None if newest is None else read_manifest(newest)
+    manifest = None if judged is None else read_manifest(judged)
     monitor = manifest and manifest["monitor"]
     if not (manifest and monitor):
         return None
@@ -72,14 +72,14 @@ def best_member(folder: Path, newest: Path | None, size: int) -> int | None:
 
 
 def chosen_member(
-    asked: str | None, folder: Path, newest: Path | None, size: int, sweep: Sweep | None
+    asked: str | None, folder: Path, judged: Path | None, size: int, sweep: Sweep | None
 ) -> int:
     """The number of the member that ``--member`` names.
 
     Args:
         asked: What was given for it.
         folder: Of the sweep, or its checkpoint.
-        newest: Its newest checkpoint.
+        judged: Its newest checkpoint with a monitored metric.
         size: How many members there are.
         sweep: What is known of them.
 
@@ -94,12 +94,12 @@ def chosen_member(
             f"from 0 to {size - 1}, or --member best.{listed}{more}"
         )
     if asked == "best":
-        best = best_member(folder, newest, size)
+        best = best_member(folder, judged, size)
         if best is None:
             raise usage(
                 f"--member best: the best of {shown(folder)} is not known. fnloop sweep writes it "
-                f"to {TABLE} when it ends, and until then it is that with the best monitored "
-                f"metric in the latest checkpoint. Give a number, from 0 to {size - 1}."
+                f"to {TABLE} when it ends, and until then a checkpoint with a monitored metric "
+                f"tells. Give a number, from 0 to {size - 1}."
             )
         return best
     try:

@@ -112,7 +112,10 @@ def test_a_run_alone_and_a_sweep_do_not_take_the_folder_of_each_other(recipe, cl
     assert cli("test", "runs/line")[1].count("\n") == 3
 
 
-def test_seeds_alone(recipe, cli):
+def test_seeds_alone_in_a_folder_that_is_a_path(edited, cli):
+    recipe = edited('folder: str = "runs/line"', 'folder: Path = Path("runs") / "line"')
+    edited("import os", "from pathlib import Path")
+    edited("checkpoint(folder,", 'checkpoint(folder / ".",')
     code, out, err = cli("sweep", recipe, "--seeds", "5", "--epochs", "1")
     assert code == 0 and "5 seeds" in err
     assert sorted(row["seed"] for row in rows_of(out)) == [0, 1, 2, 3, 4]

@@ -16,6 +16,8 @@ from fnloop.cli.config import Config
 from fnloop.cli.runs import recipe_with
 from fnloop.cli.sweep_folder import Sweep
 from fnloop.cli.sweep_members import best_member
+from fnloop.store.files import files_for
+from fnloop.store.manifest import amend
 
 FOLDER = Path("runs/line-sweep")
 LISTS = {"lr": [0.01, 0.1]}
@@ -101,10 +103,14 @@ def test_a_step_of_a_member_is_replayed(swept, alone, cli):
     assert "step-00000005" in err and "member 2 of 4: --lr 0.01, seed 1" in err
     assert "Step 8, in epoch 2: taken." in out and "This is member 2 of 4, run alone" in out
     many, _ = states_of(swept, alone)
-    *_, (states, metrics) = fl.run(many, many.init(alone.model), alone.data.train, steps=8)
+    before, (states, metrics) = list(
+        fl.run(many, many.init(alone.model), alone.data.train, steps=8)
+    )[6:]
     loss = float(next(line for line in out.splitlines() if line.startswith("loss ")).split()[1])
     assert loss == pytest.approx(float(metrics["loss"].value()[2]), rel=1e-5)
-    after = load_file("a.safetensors")["after/params/weight"]
+    saved = load_file("a.safetensors")
+    assert torch.equal(saved["before/params/weight"], fl.member(before[0], 2).params["weight"])
+    after = saved["after/params/weight"]
     assert torch.allclose(after, fl.member(states, 2).params["weight"], rtol=1e-5)
     code, _, err = cli("replay", swept, "--member", "2")
     assert code == 1 and "No step of this member was skipped" in err
@@ -192,6 +198,8 @@ def test_the_best_is_the_first_of_the_table_or_of_the_latest_checkpoint(swept, e
     best = best_member(swept, newest, 4)
     (swept / "sweep.csv").unlink()
     assert best_member(swept, newest, 4) == best in (1, 3)
+    amend(newest, files_for(newest), monitor=None)  # as where a sweep is interrupted in an epoch
+    assert f"\nmember {best} of 4" in cli("test", swept, "--member", "best")[2]
     assert best_member(swept, None, 4) is None
     recipe = edited(', monitor="val/loss"', "")
     assert cli("sweep", recipe, "--lr", "0.01,0.1", "--folder", "runs/b", "--epochs", "1")[0] == 0
