@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ class Sweep:
     loop: bool = False
     chunk: int | None = None
 
-    @property
+    @functools.cached_property
     def points(self) -> list[dict[str, Any]]:
         """The swept flags of each combination."""
         return points_of(self.lists)
@@ -60,9 +61,8 @@ class Sweep:
 
     def place(self, i: int) -> tuple[dict[str, Any], int]:
         """The swept flags and the seed of member `i`."""
-        points = self.points
-        seed, point = divmod(i, len(points))
-        return points[point], self.seeds[seed]
+        seed, point = divmod(i, len(self.points))
+        return self.points[point], self.seeds[seed]
 
     def numbers_of(self, i: int) -> dict[str, float]:
         """The swept numbers of the step of member `i`."""
@@ -127,11 +127,15 @@ class Sweep:
     def write(self, folder: Path) -> None:
         """Write ``sweep.yaml``; the folder then is not that of a run alone, nor has it a result."""
         folder.mkdir(parents=True, exist_ok=True)
-        entries = {n: v for n, v in vars(self).items() if n != "recipe"}
+        entries = {name: getattr(self, name) for name in _ENTRIES}
         text = "# Written by fnloop sweep.\n" + config.dump(self.recipe, entries, folder)
         (folder / NAME).write_text(text, encoding="utf-8")
         for other in (config.NAME, TABLE):
             (folder / other).unlink(missing_ok=True)
+
+
+_ENTRIES = [field.name for field in dataclasses.fields(Sweep) if field.name != "recipe"]
+"""What ``sweep.yaml`` says besides."""
 
 
 def points_of(lists: Lists) -> list[dict[str, Any]]:
@@ -166,13 +170,12 @@ def sweep_of(configuration: config.Config) -> Sweep | None:
     if configuration.path.name != NAME:
         return None
     entries, recipe = configuration.plain, configuration.recipe()
-    names = [field.name for field in dataclasses.fields(Sweep) if field.name != "recipe"]
-    missing = [name for name in names if name not in entries]
+    missing = [name for name in _ENTRIES if name not in entries]
     if recipe is None or missing:
         raise usage(
             f"{shown(configuration.path)} does not tell of a sweep: it lacks "
             f"{', '.join(missing or ['recipe'])}. fnloop sweep writes this file; if it was edited, "
             "take that back."
         )
-    values: dict[str, Any] = {name: entries[name] for name in names}
+    values: dict[str, Any] = {name: entries[name] for name in _ENTRIES}
     return Sweep(recipe, **values)

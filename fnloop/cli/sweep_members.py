@@ -58,8 +58,8 @@ def best_member(folder: Path, judged: Path | None, size: int) -> int | None:
     file = folder / TABLE
     if file.is_file():
         with file.open(newline="", encoding="utf-8") as lines:
-            ranks = {row["rank"]: int(row["member"]) for row in csv.DictReader(lines)}
-        return ranks.get("1")
+            rows = list(csv.reader(lines))
+        return next((int(member) for member, *_, rank in rows if rank == "1"), None)
     manifest = None if judged is None else read_manifest(judged)
     monitor = manifest and manifest["monitor"]
     if not (manifest and monitor):
