@@ -47,6 +47,7 @@ _WHERE = {
 _VALUES = {
     "--checkpoint": ("best", "latest"),
     "--dtype": ("fp32", "bf16", "fp16"),
+    "--member": ("best",),
     "--params": ("ema",),
     "--search": ("power", "binary"),
 }

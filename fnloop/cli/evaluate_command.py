@@ -14,7 +14,8 @@ from fnloop.cli.messages import Problem, shown, usage
 from fnloop.cli.outputs import SUFFIXES, write_outputs
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.run_report import named, numbers_table
-from fnloop.cli.runs import OpenedRun, open_run, told
+from fnloop.cli.runs import OpenedRun, open_run
+from fnloop.cli.sweep_members import by_member
 from fnloop.data.bundle import Data
 from fnloop.data.iterables import is_once
 from fnloop.data.sources import as_source
@@ -48,7 +49,7 @@ def run_predict(arguments: Namespace) -> int:
             f"--output {output}: expected a folder, or a file called "
             f"{', '.join(['.parquet', *SUFFIXES])}."
         )
-    run = _open(arguments)
+    run = _open(arguments, whole=False)
     recipe, data = run.recipe, _part(run.recipe, "predict")
     if output is not None and suffix in RESUMED:
         function, state = _predicting(recipe, run.state)
@@ -128,23 +129,26 @@ def with_statistics(recipe: Recipe, state: State, params: str | None) -> State:
 
 
 def _evaluate(arguments: Namespace, part: str, name: str) -> int:
-    run = _open(arguments)
+    run = _open(arguments, whole=True)
     found = dict(results(run.recipe, run.state, named(name, _part(run.recipe, part))))
     if not found:
         raise Problem(
             f"The {part} data is an iterator, which can be read only once. Give fl.Data a list, "
             "fl.Batches, a DataLoader, or a function epoch -> iterable."
         )
-    print(numbers_table(found))
+    if run.sweep is None or run.member is not None:
+        print(numbers_table(found))
+    else:
+        print(run.sweep.table(by_member(found, run.sweep.size)))
     return 0
 
 
-def _open(arguments: Namespace) -> OpenedRun:
-    run = open_run(
-        arguments.run, getattr(arguments, "checkpoint", None), getattr(arguments, "recipe", None)
-    )
+def _open(arguments: Namespace, whole: bool) -> OpenedRun:
+    names = ("checkpoint", "recipe", "member")
+    which, recipe, member = [getattr(arguments, name, None) for name in names]
+    run = open_run(arguments.run, which, recipe, member, whole)
     averaged = f", params={run.recipe.params!r}" if run.recipe.params else ""
-    print(f"{told(run.checkpoint)}{averaged}", file=sys.stderr)
+    print(run.told(averaged), file=sys.stderr)
     return run
 
 

@@ -17,15 +17,18 @@ import fnloop
 from fnloop.cli.evaluate_command import with_statistics
 from fnloop.cli.messages import Problem, shown, usage
 from fnloop.cli.runs import (
+    OpenedRun,
     checkpoint_folders,
     choose,
     configuration_of,
+    member_in_checkpoint,
     open_run,
     recipe_of,
     run_of,
     told,
 )
-from fnloop.cli.show_command import all_leaves
+from fnloop.cli.show_command import all_leaves, of_member
+from fnloop.cli.sweep_folder import Sweep, sweep_in
 from fnloop.store import tensor_file
 from fnloop.store.files import files_for
 from fnloop.store.folders import meant
@@ -41,6 +44,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class _Weights(NamedTuple):
     tensors: dict[str, Tensor]
     checkpoint: Path
+    member: int | None
     note: str
 
 
@@ -65,11 +69,13 @@ def run_export(arguments: Namespace) -> int:
         "step": str(read_manifest(weights.checkpoint)["cursor"]["count"]),
         "fnloop": fnloop.__version__,
     }
+    if weights.member is not None:
+        about["member"] = str(weights.member)
     if output.suffix == ".safetensors":
         write_tensors(output, found, about, force)
     else:
         _replace(output, force, lambda file: torch.save(found, file))
-    print(f"from  {told(weights.checkpoint)}{weights.note}", file=sys.stderr)
+    print(f"from  {told(weights.checkpoint, weights.member)}{weights.note}", file=sys.stderr)
     size = bytes_text(output.stat().st_size)
     print(f"{shown(output)}  {len(found)} tensors, {size}")
     return 0
@@ -112,30 +118,38 @@ def _check_free(path: Path, force: bool) -> None:
 def _weights(arguments: Namespace, params: str | None) -> _Weights:
     """The tensors by the model's names: all names with the recipe, only the first without."""
     path, which = arguments.path, getattr(arguments, "checkpoint", None)
-    named = getattr(arguments, "recipe", None)
+    named, asked = getattr(arguments, "recipe", None), getattr(arguments, "member", None)
     run = run_of(Path(path))
     if run is not None and _has_recipe(run, named):
         if (Path(path) / MANIFEST).is_file():
             path, which = str(run), which or path
-        opened = open_run(path, which, named)
+        opened = open_run(path, which, named, asked)
         _check_slot(params, opened.state.slots)
         model = to_module(with_statistics(opened.recipe, opened.state, params), params)
         if isinstance(model, nn.Module):
-            return _Weights(*_state_dict(model, opened.checkpoint))
+            return _of_module(model, opened)
     folder = Path(path)
     chosen = folder if (folder / MANIFEST).is_file() else None
+    sweep = None if run is None else sweep_in(run)
     if chosen is None:
         if not folder.exists():
             hint = meant(folder, files_for(folder))
             raise usage(
                 f"There is no {shown(folder)}; expected a checkpoint, or a run's folder.{hint}"
             )
+        which = which or (None if sweep is None else "latest")
         chosen = choose(checkpoint_folders(folder), which, folder)
-    found = _bare(chosen, params)
-    note = "" if run is not None and _has_recipe(run, named) else _BARE
+    member = member_in_checkpoint(chosen, run, sweep, asked)
+    found = _bare(chosen, params, member)
+    note = _member_note(sweep, member)
+    note += "" if run is not None and _has_recipe(run, named) else _BARE
     if params is not None and any(name.endswith("running_mean") for name in found):
         note += _STATISTICS
-    return _Weights(found, chosen, note)
+    return _Weights(found, chosen, member, note)
+
+
+def _member_note(sweep: Sweep | None, member: int | None) -> str:
+    return "" if sweep is None or member is None else f"\n{sweep.about(member)}"
 
 
 _BARE = (
@@ -149,22 +163,18 @@ _STATISTICS = (
 )
 
 
-def _state_dict(model: nn.Module, checkpoint: Path) -> tuple[dict[str, Tensor], Path, str]:
+def _of_module(model: nn.Module, opened: OpenedRun) -> _Weights:
     entries = model.state_dict()
     found = {name: t.detach() for name, t in entries.items() if isinstance(t, Tensor)}
     others = [name for name in entries if name not in found]
-    note = f"\nnote  no tensors, and left out: {', '.join(others)}" if others else ""
-    return found, checkpoint, note
+    note = _member_note(opened.sweep, opened.member)
+    note += f"\nnote  no tensors, and left out: {', '.join(others)}" if others else ""
+    return _Weights(found, opened.checkpoint, opened.member, note)
 
 
-def _bare(checkpoint: Path, params: str | None) -> dict[str, Tensor]:
+def _bare(checkpoint: Path, params: str | None, member: int | None) -> dict[str, Tensor]:
     leaves = all_leaves(checkpoint, read_manifest(checkpoint))
-    if leaves["step"].ndim:
-        raise Problem(
-            f"{shown(checkpoint)} is of a population of {len(leaves['step'])} members, which has "
-            "no one model. Take a member where there is the step that made it: fl.to_module("
-            "fl.member(fl.load(path, like=step.init(model)), i))."
-        )
+    leaves = leaves if member is None else of_member(leaves, member)
     found: dict[str, Tensor] = {}
     slots: dict[str, dict[str, Tensor]] = {}
     for path, leaf in leaves.items():

@@ -28,6 +28,8 @@ from fnloop.cli.runs import (
 from fnloop.cli.settings import Settings
 from fnloop.cli.smoke_command import run_smoke
 from fnloop.cli.source import build, load_function, parameters
+from fnloop.cli.sweep_folder import sweep_in, sweep_of
+from fnloop.cli.swept import sweep_again
 from fnloop.distributed.launch import launched
 from fnloop.effects.screens import screen
 from fnloop.loop.early_stopping import early_stopping
@@ -84,6 +86,8 @@ def run_fit(arguments: Sequence[str]) -> int:
         return run_smoke(recipe)
     folder = folder_of(recipe)
     start = newest_of(checkpoint_folders(folder, recipe))
+    if start is not None and not flags.options.get("overwrite"):
+        _refuse_sweep(folder or start.parent)
     if not flags.options.get("resume"):
         overwrite = bool(flags.options.get("overwrite"))
         replaces = overwrite or (start and read_manifest(start)["status"].endswith(UNTRAINED))
@@ -108,6 +112,11 @@ def run_resume(arguments: Sequence[str]) -> int:
         raise usage("Which run? fnloop resume RUN, with the folder of a run.")
     run, rest = Path(arguments[0]), list(arguments[1:])
     saved = configuration_of(run)
+    if (sweep := sweep_of(saved)) is not None:
+        raise usage(
+            f"{shown(run)} is of a sweep, whose {sweep.size} members go on together, and not one "
+            f"by one:\n  {sweep_again(sweep, run)} --resume"
+        )
     named = next((value for option, value in pairwise(rest) if option == "--recipe"), None)
     file = recipe_of(saved, named)
     function = load_function(file)
@@ -265,6 +274,16 @@ def _outcome(history: History, job: Job, state: State) -> str:
 
 def _folders(job: Job) -> list[Path]:
     return checkpoint_folders(job.folder, job.recipe)
+
+
+def _refuse_sweep(folder: Path) -> None:
+    sweep = sweep_in(folder)
+    if sweep is not None:
+        raise usage(
+            f"{shown(folder)} has a sweep of {sweep.size} members, which fnloop fit does not go on "
+            "with, and does not overwrite. Another folder keeps both; --overwrite deletes its "
+            f"checkpoints. The sweep goes on by\n  {sweep_again(sweep, folder)} --resume"
+        )
 
 
 def _refusal(

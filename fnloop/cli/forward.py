@@ -14,6 +14,7 @@ from torch import nn
 from fnloop.cli.messages import Problem, usage
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.runs import checkpoint_folders, told
+from fnloop.cli.sweep_members import metrics_of
 from fnloop.data.batches import START
 from fnloop.data.bundle import Data
 from fnloop.data.iterables import is_once
@@ -103,10 +104,12 @@ class _Found(Exception):
 
 
 class _Until:
-    """A step that raises `_Found` before batch `number`, or at the first skipped one."""
+    """A step that raises `_Found` before batch `number`, or at the first one that is skipped, of a
+    population by this member.
+    """
 
-    def __init__(self, step: Any, number: int | None) -> None:
-        self.step, self.number = step, number
+    def __init__(self, step: Any, number: int | None, member: int | None) -> None:
+        self.step, self.number, self.member = step, number, member
 
     @property
     def donate(self) -> bool:
@@ -119,6 +122,7 @@ class _Until:
             return self.step(state, batch)
         result = self.step(state, batch)
         metrics = numbers(result[1])
+        metrics = metrics if self.member is None else metrics_of(metrics, self.member)
         if metrics.get("skipped", 0.0) or not _is_finite(metrics.get("loss", 0.0)):
             raise _Found(state, batch)
         return result
@@ -129,8 +133,13 @@ class _progress(progress):
         super().close("replayed")
 
 
-def reach(recipe: Recipe, source: Source, state: State, number: int | None) -> Replay:
-    """Run forward, without the recipe's effects, and replay step `number` or the first skipped."""
+def reach(
+    recipe: Recipe, source: Source, state: State, number: int | None, member: int | None
+) -> Replay:
+    """Run forward, without the recipe's effects, and replay step `number` or the first skipped.
+
+    Of a population all members go forward, to the bit, and the step of this one is replayed.
+    """
     here = Cursor.of(state.cursor).count
     stages = list(_that_matter(sort(recipe.callbacks, recipe.step)[0]))
     step: Any = recipe.step
@@ -143,7 +152,7 @@ def reach(recipe: Recipe, source: Source, state: State, number: int | None) -> R
     steps = number or recipe.steps
     epochs = None if number or recipe.epochs is None else recipe.epochs
     loop = run(
-        _Until(step, number),
+        _Until(step, number, member),
         state,
         source,
         steps=None if steps is None else max(0, steps - here),
@@ -154,7 +163,7 @@ def reach(recipe: Recipe, source: Source, state: State, number: int | None) -> R
         for state, _ in loop:  # noqa: B007
             pass
     except _Found as reached:
-        return replay(step, reached.state, reached.batch)
+        return replay(step, reached.state, reached.batch, member)
     count = Cursor.of(state.cursor).count
     if number is None:
         raise Problem(

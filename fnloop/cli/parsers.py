@@ -41,17 +41,23 @@ _USAGE = {
         "[--nproc N] [--print-config] [--FLAG VALUE ...]"
     ),
     "resume": "RUN [--recipe RECIPE.py] [--deterministic] [--nproc N] [--FLAG VALUE ...]",
-    "validate": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
-    "test": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
-    "predict": "RUN [--output PLACE] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
+    "validate": "RUN [--member I|best] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
+    "test": "RUN [--member I|best] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
+    "predict": (
+        "RUN [--member I|best] [--output PLACE] [--checkpoint best|latest|PATH] "
+        "[--recipe RECIPE.py]"
+    ),
     "completion": "bash|zsh|fish",
     "runs": "[FOLDER ...] [--metric NAME[,NAME]] [--sort COLUMN] [--plot FILE]",
-    "show": "CHECKPOINT_OR_RUN",
+    "show": "CHECKPOINT_OR_RUN [--member I|best]",
     "diff": "A B",
-    "replay": "RUN [--step N] [--checkpoint PATH] [--recipe RECIPE.py] [--save FILE.safetensors]",
+    "replay": (
+        "RUN [--step N] [--member I|best] [--checkpoint PATH] [--recipe RECIPE.py] "
+        "[--save FILE.safetensors]"
+    ),
     "export": (
-        "CHECKPOINT_OR_RUN --output FILE [--params SLOT] [--dtype fp32|bf16|fp16] [--force] "
-        "[--checkpoint best|latest|PATH] [--recipe RECIPE.py]"
+        "CHECKPOINT_OR_RUN --output FILE [--member I|best] [--params SLOT] "
+        "[--dtype fp32|bf16|fp16] [--force] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]"
     ),
     "summary": "RECIPE.py [--levels N] [--ranks N] [--config FILE.yaml] [--FLAG VALUE ...]",
     "sweep": (
@@ -77,9 +83,14 @@ YIELDING = {"profile": {"steps": "how many steps to measure; default 10"}}
 """Options that are the recipe's own flags where it has some of the name; whole numbers."""
 
 _RECIPE = "a Python file with a function recipe(...) -> fl.Recipe; its parameters are flags"
-_RUN = "the folder of a run"
+_RUN = "the folder of a run, or of a sweep"
 _MOVED = "where the recipe is now, if it moved"
-_WHICH = 'which checkpoint: "best", "latest" or its folder; default the best if one was monitored'
+_WHICH = (
+    'which checkpoint: "best", "latest" or its folder; default the best if one was monitored, '
+    "and of a sweep the latest"
+)
+_EITHER = "a checkpoint, or the folder of a run or a sweep"
+_NEEDED = "a sweep needs one"
 
 
 def top() -> ArgumentParser:
@@ -196,7 +207,11 @@ def _fit(parser: ArgumentParser) -> None:
 
 
 def _resume(parser: ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help=f"{_RUN}; its flags may be given anew")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="the folder of a run; its flags may be given anew (of a sweep: fnloop sweep --resume)",
+    )
     parser.add_argument("--config", action="config", help=SUPPRESS)
     parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
     _deterministic(parser)
@@ -204,13 +219,18 @@ def _resume(parser: ArgumentParser) -> None:
 
 
 def _evaluate(parser: ArgumentParser) -> None:
+    _evaluated(parser, "default all, in a table")
+
+
+def _evaluated(parser: ArgumentParser, default: str) -> None:
     parser.add_argument("run", metavar="RUN", help=_RUN)
+    _member(parser, default)
     parser.add_argument("--checkpoint", metavar="WHICH", default=SUPPRESS, help=_WHICH)
     parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
 
 
 def _predict(parser: ArgumentParser) -> None:
-    _evaluate(parser)
+    _evaluated(parser, _NEEDED)
     parser.add_argument(
         "--output",
         metavar="PLACE",
@@ -237,7 +257,8 @@ def _runs(parser: ArgumentParser) -> None:
 
 
 def _show(parser: ArgumentParser) -> None:
-    parser.add_argument("path", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run's folder")
+    parser.add_argument("path", metavar="CHECKPOINT_OR_RUN", help=_EITHER)
+    _member(parser, "default all together")
 
 
 def _diff(parser: ArgumentParser) -> None:
@@ -254,6 +275,7 @@ def _replay(parser: ArgumentParser) -> None:
         default=SUPPRESS,
         help="which one, in batches drawn: the first is 1; default the first that was skipped",
     )
+    _member(parser, _NEEDED)
     parser.add_argument(
         "--checkpoint",
         metavar="PATH",
@@ -270,7 +292,8 @@ def _replay(parser: ArgumentParser) -> None:
 
 
 def _export(parser: ArgumentParser) -> None:
-    parser.add_argument("path", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run's folder")
+    parser.add_argument("path", metavar="CHECKPOINT_OR_RUN", help=_EITHER)
+    _member(parser, _NEEDED)
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -345,6 +368,11 @@ def _new(parser: ArgumentParser) -> None:
     )
     what = "of a stage: between fl.grad and fl.update (default), around fl.update, or a callback"
     _option(parser, "--kind", "grad|step|callback", str, what)
+
+
+def _member(parser: ArgumentParser, default: str) -> None:
+    what = "of a sweep: a member, by its number in the sweep's table, or best, the first there; "
+    _option(parser, "--member", "I|best", str, what + default)
 
 
 def _yielding(parser: ArgumentParser, command: str, name: str) -> None:

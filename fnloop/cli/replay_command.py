@@ -19,12 +19,15 @@ from fnloop.cli.recipe import Recipe
 from fnloop.cli.runs import (
     checkpoint_folders,
     configuration_of,
+    member_in,
     newest_of,
+    of_sweep,
     recipe_of,
     recipe_with,
     run_of,
 )
 from fnloop.cli.settings import segments_in
+from fnloop.cli.sweep_folder import Sweep, sweep_of
 from fnloop.data.batches import Batches
 from fnloop.data.sources import as_source
 from fnloop.replays.replay import Replay
@@ -49,15 +52,20 @@ def run_replay(arguments: Namespace) -> int:
         raise usage(f"--save {save}: expected a file called .safetensors.")
 
     configuration = configuration_of(folder)
+    sweep = sweep_of(configuration)
+    member = member_in(folder, sweep, getattr(arguments, "member", None))
     file = recipe_of(configuration, getattr(arguments, "recipe", None))
-    limit = (_before_skip(folder) if number is None else number) - 1
-    segments = _segments(configuration, file, folder, limit)
+    limit = (_before_skip(folder, member) if number is None else number) - 1
+    segments = _segments(configuration, sweep, file, folder, limit)
     recipe = recipe_with(file, segments[-1][1])
+    recipe = recipe if sweep is None else of_sweep(recipe, sweep)
     source = as_source(train_of(recipe))
     state = start(recipe, source, folder, which, limit)
     _check_unchanged(Cursor.of(state.cursor).count, segments, limit)
-    found = reach(recipe, source, state, number)
+    found = reach(recipe, source, state, number, member)
     places = _places(recipe, found)
+    if sweep is not None and member is not None:
+        say(sweep.about(member))
     print(dataclasses.replace(found, notes=(*places, *found.notes)))
     if save is not None:
         write_tensors(Path(save), _tensors(found), {"run": str(folder)}, force=True)
@@ -66,10 +74,11 @@ def run_replay(arguments: Namespace) -> int:
 
 
 def _segments(
-    configuration: config.Config, file: Path, folder: Path, limit: int
+    configuration: config.Config, sweep: Sweep | None, file: Path, folder: Path, limit: int
 ) -> list[tuple[int, dict[str, Any]]]:
     """The flags and the batch from which each set of them held, up to `limit` batches."""
-    now = {name: value for name, value in configuration.plain.items() if name != "recipe"}
+    own = configuration.plain if sweep is None else sweep.flags
+    now = {name: value for name, value in own.items() if name != "recipe"}
     inside = checkpoint_folders(folder)
     newest = newest_of(inside or checkpoint_folders(folder, recipe_with(file, now)))
     if newest is None:
@@ -95,20 +104,21 @@ def _check_unchanged(here: int, segments: list[tuple[int, dict[str, Any]]], limi
         )
 
 
-def _before_skip(folder: Path) -> int:
-    """The first batch of the first row of the history with a skipped step."""
+def _before_skip(folder: Path, member: int | None) -> int:
+    """The first batch of the first row of the history with a skipped step, of this member."""
     file = folder / "history.csv"
     if not file.is_file():
         return 1
-    before = 0
+    before, column = 0, "skipped" if member is None else f"skipped[{member}]"
     with file.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
-            if float(row.get("skipped") or 0) > 0:
+            if float(row.get(column) or 0) > 0:
                 return before + 1
             before = int(row["step"])
+    who = "run" if member is None else "member"
     raise Problem(
-        f"No step of this run was skipped, says {shown(file)}. To see another one: --step N, with "
-        "N the number of batches drawn."
+        f"No step of this {who} was skipped, says {shown(file)}. To see another one: --step N, "
+        "with N the number of batches drawn."
     )
 
 

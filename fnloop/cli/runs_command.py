@@ -15,7 +15,9 @@ from jsonargparse import Namespace
 from fnloop.cli import config
 from fnloop.cli.given import pictured
 from fnloop.cli.messages import Problem, did_you_mean, printable, shown, usage, value_text
-from fnloop.cli.runs import checkpoint_folders, newest_of
+from fnloop.cli.runs import checkpoint_folders, newest_monitored, newest_of
+from fnloop.cli.sweep_folder import NAME, Sweep, sweep_in
+from fnloop.cli.sweep_members import best_member, metrics_of
 from fnloop.effects.spans import number
 from fnloop.loop.history import History
 from fnloop.loop.plot import draw_runs
@@ -34,47 +36,89 @@ _LEVELS = 4
 
 
 class FoundRun(NamedTuple):
-    """A run on the disk.
+    """A run on the disk, or a sweep, by its best member.
 
     Attributes:
         folder: Its folder.
         flags: Its configuration, but for the recipe, a class with its arguments one by one.
         status: How it stands, or what is wrong with it.
         cursor: The epoch that it is in, and the batches that it has drawn, as text.
-        metrics: Of its best checkpoint, if one was monitored, else of its latest.
+        metrics: Of its best checkpoint, if one was monitored, else of its latest; of a sweep the
+            latest that was monitored.
         monitor: The monitored metric, if there is one.
         latest: Its latest checkpoint.
+        member: Of a sweep, which of its members is the best, if that is known.
+        members: How many a sweep has.
     """
 
     folder: Path
     flags: Mapping[str, str]
     status: str
-    cursor: tuple[str, str]
-    metrics: Mapping[str, float]
-    monitor: str | None
-    latest: Path | None
+    cursor: tuple[str, str] = ("", "")
+    metrics: Mapping[str, float] = {}
+    monitor: str | None = None
+    latest: Path | None = None
+    member: int | None = None
+    members: int | None = None
 
     @classmethod
     def at(cls, folder: Path) -> FoundRun:
-        """The run in a folder."""
-        flags = dict(_flat(config.Config(folder / config.NAME).plain))
-        flags = {name: text for name, text in flags.items() if name not in ("recipe", "folder")}
-        folders = checkpoint_folders(folder)
+        """The run or the sweep in a folder."""
+        sweep, folders = sweep_in(folder), checkpoint_folders(folder)
         newest = newest_of(folders)
-        if newest is None:
-            return cls(folder, flags, "no checkpoint", ("", ""), {}, None, None)
+        members = None if sweep is None else sweep.size
         try:
+            judged = None if sweep is None else newest_monitored(folders)
+            member = None if sweep is None else best_member(folder, judged, sweep.size)
+            flags = dict(_flat(_settings(folder, sweep, member)))
+            if newest is None:
+                return cls(folder, flags, "no checkpoint", member=member, members=members)
             manifest = read_manifest(newest)
-            chosen = next((path for place in folders if (path := best(place))), newest)
-            favourite = read_manifest(chosen)
+            if sweep is None:
+                judged = next((path for place in folders if (path := best(place))), None)
+            favourite = manifest if judged is None else read_manifest(judged)
         except CheckpointError as error:
-            return cls(folder, flags, f"damaged: {error}", ("", ""), {}, None, None)
+            flags = dict(_flat(_settings(folder, sweep, None)))
+            return cls(folder, flags, f"damaged: {error}", members=members)
         (status, epoch, count), monitor = standing(manifest), favourite["monitor"]
         metrics = dict(favourite["metrics"])
-        if monitor:
+        if sweep is not None:
+            metrics = {} if member is None else metrics_of(metrics, member)
+        elif monitor:
             metrics[monitor["name"]] = monitor["value"]
+        name = monitor and monitor["name"]
         where = (str(epoch), str(count))
-        return cls(folder, flags, status, where, metrics, monitor and monitor["name"], newest)
+        return cls(folder, flags, status, where, metrics, name, newest, member, members)
+
+    @property
+    def which(self) -> str:
+        """Of a sweep, whose row this is, as text."""
+        if self.members is None:
+            return "-"
+        return f"{'?' if self.member is None else self.member} of {self.members}"
+
+    @property
+    def title(self) -> str:
+        """What its curves are called."""
+        name = shown(self.folder)
+        return name if self.member is None else f"{name}, member {self.member}"
+
+    def curve(self, history: History, metric: str) -> tuple[list[int], list[float]] | None:
+        """Steps and values of a metric, of a sweep those of its member; None if there are none."""
+        name = metric if self.member is None else f"{metric}[{self.member}]"
+        return (history.steps(name), history[name]) if name in history else None
+
+
+def _settings(folder: Path, sweep: Sweep | None, member: int | None) -> dict[str, Any]:
+    """The flags of a run, of a member of a sweep, or of all its members."""
+    if sweep is None:
+        flags = config.Config(folder / config.NAME).plain
+    elif member is None:
+        lists = {name: ",".join(map(str, values)) for name, values in sweep.lists.items()}
+        flags = {**sweep.flags, **lists}
+    else:
+        flags = {**sweep.flags, **sweep.place(member)[0]}
+    return {name: value for name, value in flags.items() if name not in ("recipe", "folder")}
 
 
 def run_runs(arguments: Namespace) -> int:
@@ -84,8 +128,8 @@ def run_runs(arguments: Namespace) -> int:
     runs = [FoundRun.at(folder) for place in places for folder in _folders(place)]
     if not runs:
         raise Problem(
-            f"There is no run in {', '.join(map(shown, places))}. fnloop fit RECIPE.py makes one; "
-            f"its folder has a file {config.NAME}."
+            f"There is no run in {', '.join(map(shown, places))}. fnloop fit RECIPE.py makes one, "
+            f"whose folder has a file {config.NAME}; that of fnloop sweep has a file {NAME}."
         )
     metrics = _metrics(runs, getattr(arguments, "metric", None))
     print(printable(_table(runs, metrics, getattr(arguments, "sort", None))))
@@ -95,14 +139,14 @@ def run_runs(arguments: Namespace) -> int:
 
 
 def _folders(place: Path) -> Iterator[Path]:
-    """The folders of the runs at a place or below it."""
+    """The folders of the runs and sweeps at a place or below it."""
     if not place.is_dir():
         raise usage(f"There is no folder {shown(place)}.")
-    if (place / config.NAME).is_file():
-        yield place
-        return
-    for level in range(1, _LEVELS + 1):
-        yield from sorted(file.parent for file in place.glob(f"{'*/' * level}{config.NAME}"))
+    for level in range(_LEVELS + 1):
+        names = [f"{'*/' * level}{name}" for name in (config.NAME, NAME)]
+        yield from (found := sorted(file.parent for name in names for file in place.glob(name)))
+        if not level and found:
+            return
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
@@ -135,12 +179,14 @@ def _metrics(runs: Sequence[FoundRun], asked: str | None) -> list[str]:
 def _table(runs: Sequence[FoundRun], metrics: Sequence[str], by: str | None) -> str:
     names = dict.fromkeys(name for run in runs for name in run.flags)
     differ = [name for name in names if len({run.flags.get(name, "-") for run in runs}) > 1]
-    header = ("run", "status", "epoch", "batches", *metrics, *differ)
+    swept = ["member"] if any(run.members for run in runs) else []
+    header = ("run", "status", "epoch", "batches", *swept, *metrics, *differ)
     rows = [
         (
             shown(run.folder),
             run.status,
             *run.cursor,
+            *(run.which for _ in swept),
             *(number(run.metrics[name]) if name in run.metrics else "-" for name in metrics),
             *(run.flags.get(name, "-") for name in differ),
         )
@@ -153,7 +199,7 @@ def _table(runs: Sequence[FoundRun], metrics: Sequence[str], by: str | None) -> 
                 + did_you_mean(by, header)
             )
         rows.sort(key=lambda row: _key(row[header.index(by)]))
-    return _fitting(header, rows, 4 + len(metrics))
+    return _fitting(header, rows, 4 + len(swept) + len(metrics))
 
 
 def _fitting(header: Sequence[str], rows: Sequence[tuple[str, ...]], least: int) -> str:
@@ -196,9 +242,9 @@ def _plotted(runs: Sequence[FoundRun], metrics: Sequence[str], path: Path) -> Pa
             continue
         history = _history(run.latest)
         for name in metrics:
-            if name in history:
-                line = history.steps(name), history[name]
-                curves.setdefault(name, {})[shown(run.folder)] = line
+            line = run.curve(history, name)
+            if line is not None:
+                curves.setdefault(name, {})[run.title] = line
     if not curves:
         raise Problem("There is nothing to draw: no run has a history of these metrics.")
     draw_runs(curves, path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.cli import config
+from fnloop.cli.sweep_folder import NAME
 from fnloop.effects.effect import Effect, Run
 from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
@@ -37,6 +38,7 @@ class Settings(Effect):
             self._past = [*past, (count, self._flags)] if changed else past
             if self._folder is not None:
                 config.write(self._recipe, self._flags, self._folder)
+                (self._folder / NAME).unlink(missing_ok=True)  # of a sweep that was overwritten
 
     def __call__(self, state: State, metrics: Any) -> None:
         """Does nothing."""

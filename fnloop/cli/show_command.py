@@ -15,7 +15,16 @@ from torch import Tensor
 
 from fnloop.cli.messages import printable, shown, usage, value_text
 from fnloop.cli.run_report import columns
-from fnloop.cli.runs import checkpoint_folders, newest_of
+from fnloop.cli.runs import (
+    checkpoint_folders,
+    member_in_checkpoint,
+    monitored,
+    newest_of,
+    run_of,
+)
+from fnloop.cli.sweep_folder import sweep_in
+from fnloop.cli.sweep_members import metrics_of
+from fnloop.effects.spans import spans
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import files_for
 from fnloop.store.folders import best, listing, meant
@@ -26,18 +35,30 @@ from fnloop.trees.equal import table
 from fnloop.trees.paths import split
 from fnloop.trees.show import bytes_text, tree_show
 from fnloop.values.regions import Region
+from fnloop.values.stacked import is_by_member
 
 
 def run_show(arguments: Namespace) -> int:
     """``fnloop show CHECKPOINT_OR_RUN``."""
     path = Path(arguments.path)
     checkpoint = locate(path)
+    run = run_of(path)
+    sweep = None if run is None else sweep_in(run)
+    asked, member = getattr(arguments, "member", None), None
+    if asked is not None:
+        member = member_in_checkpoint(checkpoint, run, sweep, asked)
     if checkpoint.resolve() != path.resolve():
-        print(f"{printable(_checkpoints(path))}\n\n{shown(checkpoint)}")
+        print(f"{printable(_checkpoints(path, member))}\n\n{shown(checkpoint)}")
     manifest = read_manifest(checkpoint)
-    print(printable(_about(manifest)))
+    if sweep is not None and member is not None:
+        print(sweep.about(member))
+        own = {**sweep.numbers_of(member), **sweep.place(member)[0]}
+        manifest["config"] = {**manifest["config"], **own}
+    print(printable(_about(manifest, member)))
     leaves = saved_from(manifest)
     state = {n: torch.empty(f.shape, dtype=f.dtype, device="meta") for n, f in leaves.items()}
+    if member is not None:
+        state = of_member(state, member)
     print(f"\n{tree_show(_nested(state))}")
     return 0
 
@@ -61,7 +82,7 @@ def locate(path: Path) -> Path:
     raise usage(f"{shown(path)} has no checkpoint in it, and is none.")
 
 
-def _checkpoints(run: Path) -> str:
+def _checkpoints(run: Path, member: int | None) -> str:
     rows: list[tuple[str, ...]] = []
     for folder in checkpoint_folders(run):
         with warnings.catch_warnings():
@@ -75,32 +96,44 @@ def _checkpoints(run: Path) -> str:
                 rows.append((shown(path), "", str(count), "", "", f"damaged: {why}"))
                 continue
             (_, epoch, drawn), monitor = standing(manifest), manifest["monitor"]
-            score = f"{monitor['name']} {monitor['value']:.4g}" if monitor else ""
-            note = "best" if path == favourite else ""
+            score = f"{monitor['name']} {monitored(manifest, member):.4g}" if monitor else ""
+            note = "best" if path == favourite and member is None else ""
             size = bytes_text(sum(files_in(manifest).values()))
             rows.append((shown(path), str(epoch), str(drawn), size, score, note))
     return table(("checkpoint", "epoch", "batches", "size", "monitored", ""), rows)
 
 
-def _about(manifest: Mapping[str, Any]) -> str:
-    cursor = manifest["cursor"]
-    rows = [
-        ("model", manifest["model"]),
+def _about(manifest: Mapping[str, Any], member: int | None) -> str:
+    cursor, step, metrics = manifest["cursor"], manifest["step"], manifest["metrics"]
+    rows = [("model", manifest["model"])]
+    if member is not None:
+        step, metrics = step[member], metrics_of(metrics, member)
+    elif isinstance(step, list):
+        rows.append(("members", f"{len(step)}; one of them: --member I, or --member best"))
+    rows += [
         ("status", manifest["status"]),
         ("cursor", f"epoch {cursor['epoch']}, index {cursor['index']}, {cursor['count']} batches"),
-        ("step", str(manifest["step"])),
+        ("step", _steps(step)),
         ("size", _size(manifest)),
         ("versions", f"fnloop {manifest['fnloop']}, torch {manifest['torch']}"),
         ("machine", f"{manifest['device']}, {_threads(manifest['threads'])}"),
     ]
     about = manifest["data"].get("about")
-    parts = {"metrics": manifest["metrics"], "config": manifest["config"], "data": about}
+    parts = {"metrics": metrics, "config": manifest["config"], "data": about}
     for part, entries in parts.items():
         if entries and isinstance(entries, dict):
-            text = ", ".join(f"{name}={cell(entries, name)}" for name in entries)
+            texts = spans(entries) if part == "metrics" else {n: cell(entries, n) for n in entries}
+            text = ", ".join(f"{name}={each}" for name, each in texts.items())
             rows.append((part, ("\n" + " " * 10).join(textwrap.wrap(text, 90))))
     text = columns(rows)
     return f"{text}\n\n{manifest['pipeline']}" if manifest["pipeline"] else text
+
+
+def _steps(step: int | list[int]) -> str:
+    """The committed steps; of a population, the least and the largest of them."""
+    if isinstance(step, int) or min(step) == max(step):
+        return str(step if isinstance(step, int) else step[0])
+    return f"{min(step)}..{max(step)}"
 
 
 def _size(manifest: Mapping[str, Any]) -> str:
@@ -123,6 +156,15 @@ def all_leaves(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
     saved = leaves_in(manifest, path)
     wanted = {name: Region.all(leaf.shape) for name, leaf in saved.items()}
     return dict(read_values(files_for(path), path, saved, wanted))
+
+
+def of_member(leaves: Mapping[str, Tensor], member: int) -> dict[str, Tensor]:
+    """The leaves of a population's state, by path, as those of one of its members."""
+    size = len(leaves["step"])
+    return {
+        path: leaf[member] if path != "cursor" and is_by_member(leaf, size) else leaf
+        for path, leaf in leaves.items()
+    }
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

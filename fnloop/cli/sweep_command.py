@@ -2,59 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fnloop.cli import run_report, sweep_report, yaml_dialect
+from fnloop.cli import run_report, sweep_report
 from fnloop.cli.given import Given, given_in
 from fnloop.cli.messages import Problem, describe, shown, usage, value_text
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.recipe_limits import limits_of
 from fnloop.cli.runs import checkpoint_folders, folder_of, newest_of, told
-from fnloop.cli.swept import Grid, Lists, grid_of, taken_lists
+from fnloop.cli.sweep_folder import NAME, TABLE, Lists, Sweep, sweep_in
+from fnloop.cli.swept import grid_of, taken_lists
 from fnloop.loop.fit import fit
 from fnloop.loop.history import History
-from fnloop.transforms.population import ensemble, sweep
 from fnloop.values.cursor import Cursor
 from fnloop.values.stacked import member
 from fnloop.values.state import State
 
-NAME = "sweep.yaml"
-"""In the folder of a sweep: the recipe, its flags, and the values of those that are swept."""
 _SIGNALS = {"SIGTERM": 143, "SIGHUP": 129}
 
 
-class _Sweep(NamedTuple):
+class _Job(NamedTuple):
     """A sweep to be done.
 
     Attributes:
         given: The recipe on the command line.
-        grid: Its combinations of flags.
-        seeds: How many runs of each.
+        recipe: That of the first member.
+        sweep: The members.
         folder: Of the sweep; None if nothing is saved.
         start: The checkpoint to resume from.
-        flags: All flags, and lists of those that are swept.
-        settings: What `NAME` says.
     """
 
     given: Given
-    grid: Grid
-    seeds: int
+    recipe: Recipe
+    sweep: Sweep
     folder: Path | None
     start: Path | None
-    flags: dict[str, Any]
-    settings: str
 
     @property
-    def recipe(self) -> Recipe:
-        return self.grid.recipe
-
-    @property
-    def size(self) -> int:
-        return self.seeds * len(self.grid.points)
+    def flags(self) -> dict[str, Any]:
+        """All flags, and lists of those that are swept."""
+        return {**self.sweep.flags, **self.sweep.lists}
 
 
 def run_sweep(arguments: Sequence[str]) -> int:
@@ -70,52 +60,55 @@ def run_sweep(arguments: Sequence[str]) -> int:
     if plot is not None and len(lists) not in (1, 2):
         raise usage(f"--plot draws a result over one or two swept flags, and {len(lists)} are.")
     job = _job(given, lists, seeds, arguments)
-    many = _population(job)
-    state, history = _trained(job, many)
+    state, history = _trained(job, job.sweep.population(job.recipe.step))
     if "SIGHUP" in history.reason:  # nobody can read what is printed
         return _SIGNALS["SIGHUP"]
     print(_outcome(job, history), flush=True)
     if "SIGTERM" in history.reason:
         return _SIGNALS["SIGTERM"]
-    found = sweep_report.scores(job.recipe, state, history, job.size)
+    found = sweep_report.scores(job.recipe, state, history, job.sweep.size)
     if found is not None:
-        ranked = sweep_report.Ranked(job.recipe, job.grid.points, seeds, found)
+        ranked = sweep_report.Ranked(job.recipe, job.sweep, found)
         print(f"\n{ranked.title}\n{ranked.table()}")
-        rows = [("best", ranked.best_text()), *[("note", text) for text in ranked.notes(lists)]]
+        rows = [("best", ranked.best_text()), *[("note", text) for text in ranked.notes()]]
         if job.folder is not None:
-            ranked.write(job.folder / "sweep.csv")
-            rows.append(("table", shown(job.folder / "sweep.csv")))
+            ranked.write(job.folder / TABLE)
+            rows.append(("table", shown(job.folder / TABLE)))
         if plot is not None:
-            ranked.plot(lists, plot)
+            ranked.plot(plot)
             rows.append(("plot", shown(Path(plot))))
         print(f"\n{run_report.columns(rows)}", flush=True)
     return 130 if history.status == "interrupted" else 0
 
 
-def _job(given: Given, lists: Lists, seeds: int, arguments: Sequence[str]) -> _Sweep:
+def _job(given: Given, lists: Lists, seeds: int, arguments: Sequence[str]) -> _Job:
     """The sweep, in a folder that is free, or holds the same one."""
     options, changes = given.flags.options, _own_folder(given, arguments)
-    grid = grid_of(given, lists, changes)
-    plain = {**given.flags.plain, **changes, **lists}
-    settings = yaml_dialect.dump({"recipe": given.file.name, "seeds": seeds, **plain})
-    folder = folder_of(grid.recipe)
+    kinds = given.flags.values
+    recipe, numbers = grid_of(given, lists, {n: type(kinds[n])(v) for n, v in changes.items()})
+    flags = {**given.flags.plain, **changes}
+    each = [recipe.seed + i for i in range(seeds)]
+    loop, chunk = bool(options.get("loop")), options.get("chunk")
+    sweep = Sweep(given.file, flags, lists, each, numbers, loop, chunk)
+    folder = folder_of(recipe)
     folder = None if folder is None else folder.absolute()
-    start = newest_of(checkpoint_folders(folder, grid.recipe))
+    start = newest_of(checkpoint_folders(folder, recipe))
     if start is not None and not options.get("overwrite"):
+        place = folder or start.parent
         if not options.get("resume"):
             raise usage(
-                f"{shown(folder or start.parent)} has a run already, which is not overwritten. "
+                f"{shown(place)} has a run already, which is not overwritten. "
                 "--resume goes on with it, if it is this sweep; --overwrite deletes its "
                 "checkpoints; another folder keeps both."
             )
-        there = (folder or start.parent) / NAME
-        if not there.is_file() or there.read_text(encoding="utf-8") != settings:
+        there = sweep_in(place)
+        if there is None or not sweep.goes_on_with(there):
             raise usage(
-                f"{shown(there.parent)} has another run than this sweep, so it cannot be resumed "
-                f"here. {shown(there)} has the values of a sweep: give the same, in their order."
+                f"{shown(place)} has another run than this sweep, so it cannot be resumed "
+                f"here. {shown(place / NAME)} has the values of a sweep: give the same, in their "
+                "order."
             )
-    resumed = start if options.get("resume") else None
-    return _Sweep(given, grid, seeds, folder, resumed, plain, settings)
+    return _Job(given, recipe, sweep, folder, start if options.get("resume") else None)
 
 
 def _own_folder(given: Given, arguments: Sequence[str]) -> dict[str, Any]:
@@ -129,28 +122,14 @@ def _own_folder(given: Given, arguments: Sequence[str]) -> dict[str, Any]:
     return {}
 
 
-def _population(job: _Sweep) -> Any:
-    options, step = job.given.flags.options, job.recipe.step
-    mode = "loop" if options.get("loop") else "vmap"
-    many = step.uncompiled
-    if job.grid.numbers:
-        many = sweep(many, job.grid.numbers, mode=mode)
-    if job.seeds > 1 or not job.grid.numbers:
-        many = ensemble(many, job.seeds, mode=mode)
-    if "chunk" in options:
-        many = dataclasses.replace(many, chunk=options["chunk"])
-    return many if step.uncompiled is step else dataclasses.replace(step, inner=many)
-
-
-def _trained(job: _Sweep, many: Any) -> tuple[State, History]:
+def _trained(job: _Job, many: Any) -> tuple[State, History]:
     recipe = job.recipe
     limits = limits_of(recipe)
     try:
         state = many.init(recipe.model, seed=recipe.seed)
         print(_summary(job, state), file=sys.stderr, flush=True)
         if job.folder is not None:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            (job.folder / NAME).write_text(job.settings, encoding="utf-8")
+            job.sweep.write(job.folder)
         return fit(
             many,
             state,
@@ -171,7 +150,7 @@ def _trained(job: _Sweep, many: Any) -> tuple[State, History]:
         raise Problem(text) from error
 
 
-def _is_for_one(job: _Sweep, many: Any, error: Exception) -> bool:
+def _is_for_one(job: _Job, many: Any, error: Exception) -> bool:
     """Whether the first step has failed, and does not for a single member."""
     reached: State | None = getattr(error, "state", None)
     if reached is not None and Cursor.of(reached.cursor).count:
@@ -185,15 +164,15 @@ def _is_for_one(job: _Sweep, many: Any, error: Exception) -> bool:
     return True
 
 
-def _summary(job: _Sweep, state: State) -> str:
-    values = {n: v if type(v) is list else [v] for n, v in job.flags.items()}
+def _summary(job: _Job, state: State) -> str:
+    values = {n: [v] for n, v in job.sweep.flags.items()} | job.sweep.lists
     flags = " ".join(f"{name}={','.join(map(value_text, each))}" for name, each in values.items())
-    swept = ", ".join(f"{name} ({len(set(row))} values)" for name, row in job.grid.numbers.items())
-    seeds = f"{job.seeds} seeds" if job.seeds > 1 or not swept else ""
+    swept = ", ".join(f"{name} ({len(set(row))} values)" for name, row in job.sweep.numbers.items())
+    seeds = f"{len(job.sweep.seeds)} seeds" if len(job.sweep.seeds) > 1 or not swept else ""
     how = "new" if job.start is None else f"resumed from {told(job.start)}"
     rows = [
         ("recipe", f"{shown(job.given.file)}  {flags}".rstrip()),
-        ("model", f"{run_report.model_text(member(state, 0))}, {job.size} times"),
+        ("model", f"{run_report.model_text(member(state, 0))}, {job.sweep.size} times"),
         ("sweep", ", ".join(filter(None, [swept, seeds]))),
         ("data", run_report.data_text(job.recipe.data)),
         ("folder", f"{shown(job.folder)} ({how})" if job.folder else "none: nothing is saved"),
@@ -201,7 +180,7 @@ def _summary(job: _Sweep, state: State) -> str:
     return run_report.columns(rows)
 
 
-def _outcome(job: _Sweep, history: History) -> str:
+def _outcome(job: _Job, history: History) -> str:
     title = history.status + (f": {history.reason}" if history.status == "stopped" else "")
     rows = list[tuple[str, str]]()
     newest = newest_of(checkpoint_folders(job.folder, job.recipe))

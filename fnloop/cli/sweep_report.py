@@ -5,23 +5,20 @@ from __future__ import annotations
 import csv
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from fnloop.cli import run_report
 from fnloop.cli.evaluate_command import results
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.runs import effects_of
-from fnloop.cli.swept import Lists, as_flags
+from fnloop.cli.sweep_folder import Scores, Sweep, as_flags
+from fnloop.cli.sweep_members import by_member
 from fnloop.effects.spans import number
 from fnloop.loop.history import History
 from fnloop.tuning.sweep_plot import draw_sweep
 from fnloop.values.monitored import larger_is_better
 from fnloop.values.state import State
-
-Scores = dict[str, list[float]]
-"""By metric, a value for each member."""
 
 
 def scores(recipe: Recipe, state: State, history: History, size: int) -> Scores | None:
@@ -33,14 +30,7 @@ def scores(recipe: Recipe, state: State, history: History, size: int) -> Scores 
         names = ["loss[0]"] if "loss[0]" in history else []
         row = {f"loss[{i}]": history[f"loss[{i}]"][-1] for i in range(size) if names}
         found = {"train": row}
-    of_members = Scores()
-    for part, row in found.items():
-        for name in row:
-            base = name.removesuffix("[0]")
-            columns = [f"{base}[{i}]" for i in range(size)]
-            if base != name and all(column in row for column in columns):
-                of_members[f"{part}/{base}"] = [row[column] for column in columns]
-    return of_members or None
+    return by_member(found, size) or None
 
 
 class Ranked:
@@ -48,17 +38,15 @@ class Ranked:
 
     Args:
         recipe: What was trained.
-        points: The flags of each point of the grid.
-        seeds: How many members each point has.
-        scores: Of all members: all points with the first seed, then with the second.
+        sweep: Its members.
+        scores: Of all members.
     """
 
-    def __init__(
-        self, recipe: Recipe, points: Sequence[Mapping[str, Any]], seeds: int, scores: Scores
-    ) -> None:
-        self.points, self.seeds, self.scores = points, seeds, scores
+    def __init__(self, recipe: Recipe, sweep: Sweep, scores: Scores) -> None:
+        self.sweep, self.scores = sweep, scores
+        self.points, self.seeds = sweep.points, len(sweep.seeds)
         self.metric, self.larger = _judged_by(recipe, scores)
-        self._first = recipe.seed
+        self.order = sorted(range(sweep.size), key=lambda i: self._rank(scores[self.metric][i]))
 
     @property
     def title(self) -> str:
@@ -68,16 +56,7 @@ class Ranked:
 
     def table(self) -> str:
         """A line for each member."""
-        flags = list(self.points[0])
-        seeds = ["seed"] if self.seeds > 1 else []
-        lines = [[*flags, *seeds, *self.scores]]
-        for i in sorted(range(len(self.scores[self.metric])), key=self._key):
-            point, seed = self._place(i)
-            own = [f"{self._first + seed}"] if seeds else []
-            values = [number(self.scores[name][i]) for name in self.scores]
-            lines.append([*(f"{value:.6g}" for value in point.values()), *own, *values])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
+        return self.sweep.table(self.scores, self.order)
 
     def best(self) -> int | None:
         """The number of the best point, by the mean over its seeds; None if all are nan."""
@@ -99,10 +78,10 @@ class Ranked:
             text += f"  (mean of {self.seeds} seeds: {number(means[best])})"
         return text
 
-    def notes(self, lists: Lists) -> Iterator[str]:
+    def notes(self) -> Iterator[str]:
         """Warn of the best value's being the first or last of its list."""
         best = self.best()
-        for name, values in lists.items() if best is not None else ():
+        for name, values in self.sweep.lists.items() if best is not None else ():
             ends = {min(values): "smallest", max(values): "largest"}
             value = self.points[best or 0][name]
             if len(values) > 2 and value and (which := ends.get(value)):
@@ -114,26 +93,22 @@ class Ranked:
         return [statistics.fmean(row[p::size]) for p in range(size)]
 
     def write(self, path: Path) -> None:
-        """Write the table as CSV, in the order of the members."""
+        """Write the table as CSV, in the order of the members; those without a value no rank."""
+        ranks = {i: rank for rank, i in enumerate(self.order, 1)}
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["member", *self.points[0], "seed", *self.scores])
-            for i in range(len(self.scores[self.metric])):
-                point, seed = self._place(i)
-                values = [self.scores[name][i] for name in self.scores]
-                writer.writerow([i, *point.values(), self._first + seed, *values])
+            writer.writerow(["member", *self.sweep.lists, "seed", *self.scores, "rank"])
+            for i in range(self.sweep.size):
+                point, seed = self.sweep.place(i)
+                values = [row[i] for row in self.scores.values()]
+                rank = "" if math.isnan(self.scores[self.metric][i]) else ranks[i]
+                writer.writerow([i, *point.values(), seed, *values, rank])
 
-    def plot(self, lists: Lists, path: str) -> None:
+    def plot(self, path: str) -> None:
         """Draw the metric over the swept flags."""
         row, size = self.scores[self.metric], len(self.points)
-        draw_sweep(lists, [row[p::size] for p in range(size)], self.metric, self.larger, path)
-
-    def _place(self, i: int) -> tuple[Mapping[str, Any], int]:
-        seed, point = divmod(i, len(self.points))
-        return self.points[point], seed
-
-    def _key(self, i: int) -> float:
-        return self._rank(self.scores[self.metric][i])
+        values = [row[p::size] for p in range(size)]
+        draw_sweep(self.sweep.lists, values, self.metric, self.larger, path)
 
     def _rank(self, value: float) -> float:
         return math.inf if math.isnan(value) else -value if self.larger else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import itertools
+import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +18,9 @@ from fnloop.cli.given import Given
 from fnloop.cli.messages import shown, usage
 from fnloop.cli.recipe import Recipe
 from fnloop.cli.runs import folder_of
+from fnloop.cli.source import load_function, parameters
+from fnloop.cli.sweep_folder import Lists, Sweep, as_flags, points_of
 from fnloop.stages.named_numbers import settings, with_settings
-
-Lists = dict[str, list[Any]]
-"""The values of each swept flag."""
 
 
 class Grid(NamedTuple):
@@ -29,12 +28,10 @@ class Grid(NamedTuple):
 
     Attributes:
         recipe: The recipe of the first point.
-        points: The flags of each point; the last flag varies fastest.
         numbers: The numbers of the step that differ: a value for each point.
     """
 
     recipe: Recipe
-    points: list[dict[str, Any]]
     numbers: dict[str, list[float]]
 
 
@@ -102,7 +99,7 @@ def grid_of(given: Given, lists: Lists, changes: Mapping[str, Any]) -> Grid:
     Raises:
         Problem: A flag sets no number of the step, or something else too.
     """
-    points = [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]
+    points = points_of(lists)
     first = given.recipe(**points[0], **changes)
     again = given.recipe(**points[0], **changes) if lists else first
     usual = {found.place for found in _apart(first, again)}
@@ -120,7 +117,7 @@ def grid_of(given: Given, lists: Lists, changes: Mapping[str, Any]) -> Grid:
             f"give the same run. The step has: {', '.join(rows[0]) or 'none'}."
         )
     names = [name for name in rows[0] if len({row[name] for row in rows}) > 1]
-    return Grid(first, points, {name: [row[name] for row in rows] for name in names})
+    return Grid(first, {name: [row[name] for row in rows] for name in names})
 
 
 def _moves(flag: str, points: list[dict[str, Any]], rows: list[dict[str, float]]) -> bool:
@@ -136,13 +133,20 @@ def command_with(given: Given, flags: Mapping[str, Any]) -> str:
     return f"fnloop fit {shlex.quote(shown(given.file))} {as_flags(flags)}".rstrip()
 
 
-def as_flags(values: Mapping[str, Any]) -> str:
-    """Flags as text.
-
-    >>> as_flags({"lr": 0.001, "wd": 0})
-    '--lr 0.001 --wd 0'
-    """
-    return " ".join(f"--{name} {value}" for name, value in values.items())
+def sweep_again(sweep: Sweep, folder: Path) -> str:
+    """The command of a sweep in this folder, without the flags that are at their default."""
+    usual = {n: each.default for n, each in parameters(load_function(sweep.recipe)).items()}
+    given = {n: v for n, v in sweep.flags.items() if n not in usual or repr(v) != repr(usual[n])}
+    given |= {"folder": str(folder)} if "folder" in sweep.flags else {}  # a sweep has another one
+    given |= {name: ",".join(map(str, values)) for name, values in sweep.lists.items()}
+    if len(sweep.seeds) > 1:
+        given["seeds"] = len(sweep.seeds)
+    if sweep.chunk is not None:
+        given["chunk"] = sweep.chunk
+    words = ["fnloop", "sweep", shown(sweep.recipe)]
+    for name, value in given.items():
+        words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return shlex.join([*words, *(["--loop"] if sweep.loop else [])])
 
 
 def _refusal(given: Given, flags: Mapping[str, Any], found: Mismatch) -> str:

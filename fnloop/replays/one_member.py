@@ -17,8 +17,8 @@ def alone(step: Any, states: State, batch: Any, i: int | None) -> tuple[Any, Sta
     if i is None or not hasattr(step, "batch_of"):
         raise ValueError(
             f"This is the state of {n} members, and a replay is of one: fl.replay(step, state, "
-            "batch, member=i), with the step that fl.ensemble or fl.sweep has made. Their losses: "
-            "step(state, batch)[1]."
+            f"batch, member=i), with i from 0 to {n - 1}, and the step that fl.ensemble or "
+            "fl.sweep has made. Their losses: step(state, batch)[1]."
         )
     state = member_of(states, i)
     note = f"This is member {i} of {n}, run alone: equal to rounding."

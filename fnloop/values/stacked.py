@@ -50,6 +50,8 @@ def stack(states: Iterable[State]) -> State:
 def member(population: State, i: int) -> State:
     """The state of member `i`: an ordinary state, to be evaluated, exported, saved or trained on.
 
+    Memory of callbacks that is not kept by member is that of all.
+
     Args:
         population: From ``step.init`` of an `fl.ensemble` or `fl.sweep`.
         i: From 0; negative from the end.
@@ -66,12 +68,21 @@ def member(population: State, i: int) -> State:
             f"{short(population.step)}, where a population has one for each member."
         )
     i = as_member(i, n)
-    return without_mark(_take(population, lambda leaf: leaf[i].clone()))
+
+    def own(leaf: torch.Tensor) -> torch.Tensor:
+        return (leaf[i] if is_by_member(leaf, n) else leaf).clone()
+
+    return without_mark(_take(population, own))
 
 
 def members_of(state: State) -> int | None:
     """How many members the state of a population has; None for the state of a single run."""
     return state.step.shape[0] if state.step.ndim else None
+
+
+def is_by_member(leaf: torch.Tensor, n: int) -> bool:
+    """Whether a leaf, which is not the cursor, has a part for each of `n` members."""
+    return leaf.shape[:1] == (n,)
 
 
 def as_member(i: Any, n: int) -> int:
@@ -139,7 +150,7 @@ def exchanged(population: State, sources: torch.Tensor) -> State:
     n = len(population.step)
 
     def take(leaf: torch.Tensor) -> torch.Tensor:
-        return leaf[sources.to(leaf.device)] if leaf.ndim and len(leaf) == n else leaf
+        return leaf[sources.to(leaf.device)] if is_by_member(leaf, n) else leaf
 
     taken = tree_map(take, population.replace(cursor=(), key=(), calls=()))
     own = {"cursor": population.cursor, "key": population.key, "calls": population.calls}

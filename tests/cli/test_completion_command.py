@@ -24,6 +24,7 @@ def words(*typed):
 def test_commands_and_their_options():
     assert words("re") == ["resume", "replay"]
     assert words("test", "--check") == ["--checkpoint"]
+    assert words("show", "runs/a", "--member", "") == ["best"]
     assert words("fit", "--re") == ["--resume"]
     assert words("find-batch-size", "--search", "") == ["power", "binary"]
     assert words("completion", "z") == ["zsh"]

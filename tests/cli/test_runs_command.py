@@ -57,6 +57,35 @@ def test_sorted_by_a_metric_and_drawn(runs, capsys):
     assert Path("together.png").stat().st_size > 10_000
 
 
+def test_a_sweep_is_a_row_of_its_best_member(capsys):
+    Path("line.py").write_text(RECIPE)
+    assert main(["fit", "line.py", "--lr", "0.05", "--epochs", "2"]) == 0
+    swept = ["sweep", "line.py", "--lr", "0.05,0.1,0.01"]
+    assert main([*swept, "--epochs", "2", "--folder", "runs/s"]) == 0
+    capsys.readouterr()
+    line, best = table(capsys, "--metric", "val/loss,loss")
+    assert (line["member"], best["member"], best["status"]) == ("-", "1 of 3", "completed")
+    assert (line["lr"], best["lr"], best["batches"]) == ("0.05", "0.1", "10")
+    assert main(["show", "runs/s", "--member", "best"]) == 0
+    shown = capsys.readouterr().out
+    assert f"val/loss={best['val/loss']}" in shown and f" loss={best['loss']}," in shown
+    (own,) = table(capsys, "runs/s")
+    assert own["val/loss"] == best["val/loss"]
+    rows = table(capsys, "--sort", "val/loss", "--plot", "both.png")
+    assert [row["run"] for row in rows[:2]] == ["runs/s", "runs/line"]
+    assert Path("both.png").stat().st_size > 10_000
+    # What is not known of a sweep without a result and without what is monitored:
+    Path("runs/s/sweep.csv").unlink()
+    text = Path("line.py").read_text()
+    Path("line.py").write_text(text.replace(', monitor="val/loss"', ""))
+    assert main([*swept, "--epochs", "1", "--folder", "runs/t"]) == 0
+    Path("runs/t/sweep.csv").unlink()
+    capsys.readouterr()
+    known, unknown = table(capsys, "runs/s", "runs/t")
+    assert known["member"] == "1 of 3"
+    assert (unknown["member"], unknown["lr"]) == ("? of 3", "0.05,0.1,0.01")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -86,7 +86,36 @@ def test_a_sweep_is_resumed_to_the_bit(recipe, cli, edited):
     assert cli("sweep", recipe, "--lr", "0.01,0.2", "--overwrite", "--epochs", "1")[0] == 0
 
 
-def test_seeds_alone(recipe, cli):
+def test_the_order_of_lists_numbers_the_members(two, cli):
+    lists = ["--wd", "0,0.5", "--lr", "0.01,0.1"]
+    code, out, err = cli("sweep", two, *lists, "--epochs", "1")
+    assert code == 0, err
+    placed = {row["member"]: (row["wd"], row["lr"]) for row in rows_of(out)}
+    assert [placed[i] for i in range(4)] == [(0, 0.01), (0, 0.1), (0.5, 0.01), (0.5, 0.1)]
+    # Resumed, member 1 would go on with the rate of member 2.
+    code, _, err = cli("sweep", two, *lists[2:], *lists[:2], "--epochs", "1", "--resume")
+    assert code == 2 and "another run than this sweep" in err
+
+
+def test_a_run_alone_and_a_sweep_do_not_take_the_folder_of_each_other(recipe, cli):
+    lists = ["--lr", "0.01,0.1", "--epochs", "1"]
+    assert cli("sweep", recipe, *lists, "--folder", "runs/line")[0] == 0
+    for more in ([], ["--resume"]):
+        code, _, err = cli("fit", recipe, *more)
+        assert code == 2 and "has a sweep of 2 members" in err
+        assert err.rstrip().endswith(
+            "fnloop sweep line.py --lr 0.01,0.1 --epochs 1 --folder runs/line --resume"
+        )
+    assert cli("fit", recipe, "--overwrite", "--epochs", "1")[0] == 0
+    assert cli("test", "runs/line")[1].count("\n") == 2
+    assert cli("sweep", recipe, *lists, "--folder", "runs/line", "--overwrite")[0] == 0
+    assert cli("test", "runs/line")[1].count("\n") == 3
+
+
+def test_seeds_alone_in_a_folder_that_is_a_path(edited, cli):
+    recipe = edited('folder: str = "runs/line"', 'folder: Path = Path("runs") / "line"')
+    edited("import os", "from pathlib import Path")
+    edited("checkpoint(folder,", 'checkpoint(folder / ".",')
     code, out, err = cli("sweep", recipe, "--seeds", "5", "--epochs", "1")
     assert code == 0 and "5 seeds" in err
     assert sorted(row["seed"] for row in rows_of(out)) == [0, 1, 2, 3, 4]
@@ -104,16 +133,10 @@ def test_what_is_monitored_decides(edited, cli):
     assert code == 0, err
     assert "largest val/score first" in out and re.search(r"best +--lr 0.1$", out, re.MULTILINE)
     table = out[out.index("first") :].splitlines()[1:5]
-    assert [line.split()[0] for line in table[1:]] == ["0.1", "0.01", "1e+30"]  # nan is last
-    assert table[-1].split()[1:] == ["nan", "nan"]
-
-
-def test_a_compiled_step(edited, cli):
-    edited("fl.pipe(loss,", "fl.compile(fl.pipe(loss,")
-    recipe = edited("fl.ema(0.5))", 'fl.ema(0.5)), backend="aot_eager")')
-    code, out, err = cli("sweep", recipe, "--lr", "0.01,0.1", "--epochs", "1")
-    assert code == 0, err
-    assert len(rows_of(out)) == 2
+    assert [line.split()[1] for line in table[1:]] == ["0.1", "0.01", "1e+30"]  # nan is last
+    assert table[-1].split()[2:] == ["nan", "nan"]
+    with (FOLDER / "sweep.csv").open() as file:
+        assert [row["rank"] for row in csv.DictReader(file)] == ["1", "2", ""]
 
 
 def test_a_step_that_cannot_be_vmapped_is_trained_in_a_loop(edited, cli):
@@ -179,10 +202,3 @@ def test_numbers_that_follow_from_several_flags(two, cli, edited):
     last = dict(zip(text[0].split(","), text[-1].split(","), strict=True))
     decays = [float(last[f"sgd.weight_decay[{i}]"]) for i in range(4)]
     assert decays == pytest.approx([0, 0, 0.05, 0.1])
-
-
-def test_a_population_is_not_exported_as_one_model(recipe, cli):
-    assert cli("sweep", recipe, "--lr", "0.01,0.1", "--epochs", "1")[0] == 0
-    code, _, err = cli("export", FOLDER, "--output", "weights.safetensors")
-    assert code == 1 and "a population of 2 members" in err and "fl.member" in err
-    assert not Path("weights.safetensors").exists()

@@ -489,7 +489,10 @@ def test_a_member_is_replayed():
     found = fl.replay(own, own.init(dropping), (BATCH, BATCH, bad), member=-1)
     assert found.skipped and found.first_nonfinite is not None
     assert not fl.replay(own, own.init(dropping), (BATCH, BATCH, bad), member=0).skipped
-    with pytest.raises(ValueError, match=r"state of 3 members.*member=i"):
+    shared = states.put("calls", {"all": torch.tensor(4), "pair": torch.arange(2)})  # a callback's
+    kept = fl.replay(many, shared, BATCH, member=2).after["calls"]
+    assert int(kept["all"]) == 4 and kept["pair"].tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"state of 3 members.*member=i\), with i from 0 to 2"):
         fl.replay(many, states, BATCH)
     with pytest.raises(ValueError, match="state of one run"):
         fl.replay(of(), fl.member(states, 0), BATCH, member=0)
