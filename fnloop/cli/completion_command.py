@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fnloop.cli import parsers
+from fnloop.cli.commands import COMMANDS, WITH_RECIPES
 from fnloop.cli.messages import usage
 
 _SHELLS = {
@@ -86,7 +87,7 @@ def candidates(words: Sequence[str], last: str) -> Iterator[tuple[str, str]]:
 
 
 def _commands() -> Iterator[tuple[str, str]]:
-    yield from parsers.COMMANDS.items()
+    yield from COMMANDS.items()
     yield "--help", "show the help"
     yield "--version", "print the version"
 
@@ -94,7 +95,7 @@ def _commands() -> Iterator[tuple[str, str]]:
 def _arguments(command: str, words: Sequence[str], last: str) -> Iterator[tuple[str, str]]:
     if command == "completion":
         yield from [(name, "") for name in _SHELLS]
-    if command not in parsers.COMMANDS:
+    if command not in COMMANDS:
         return
     if words and words[-1] in _VALUES:
         yield from [(value, "") for value in _VALUES[words[-1]]]
@@ -104,7 +105,7 @@ def _arguments(command: str, words: Sequence[str], last: str) -> Iterator[tuple[
                 if option.startswith("--"):
                     yield option, " ".join(str(action.help).split())
         files = [Path(word) for word in words if word.endswith(".py")]
-        if command in parsers.WITH_RECIPES and files:
+        if command in WITH_RECIPES and files:
             yield from _flags(files[0])
 
 

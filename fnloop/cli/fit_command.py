@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from fnloop.cli import config, parsers, run_report
 from fnloop.cli.evaluate_command import results
-from fnloop.cli.flags import Flags, configs_in, parse, recipe_in
+from fnloop.cli.flags import Flags, parse
+from fnloop.cli.given import given_in
 from fnloop.cli.many import is_first
 from fnloop.cli.messages import Problem, describe, shown, usage, value_text
 from fnloop.cli.recipe import Recipe
@@ -66,19 +67,12 @@ class Job(NamedTuple):
 
 def run_fit(arguments: Sequence[str]) -> int:
     """``fnloop fit RECIPE.py``."""
-    named, rest = recipe_in(arguments)
-    files = [Path(named)] if named else [c.recipe() for c in reversed(configs_in(rest))]
-    file = next(filter(None, files), None)
-    if file is None:
-        raise usage("Which recipe? fnloop fit RECIPE.py, or --config of a run.")
-    function = load_function(file)
-    parser = parsers.of("fit", function, file.name)
-    given = [str(file), *rest]
-    flags = parse(parser, function, given, file)
+    given = given_in("fit", arguments)
+    file, flags = given.file, given.flags
     if flags.options.get("print_config"):
         print(config.dump(file, flags.plain, Path.cwd()), end="")
         return 0
-    recipe = build(function, file, flags.values)
+    recipe = given.recipe()
     if flags.options.get("smoke"):
         _check_recipe(recipe)
         return run_smoke(recipe)
@@ -95,9 +89,9 @@ def run_fit(arguments: Sequence[str]) -> int:
     if folder is not None and (folder / config.NAME).is_file():
         # The flags of the run, overridden by those on the command line.
         saved = config.Config(folder / config.NAME)
-        again = parse(parser, function, ["--config", str(saved.path), *given], file)
+        again = given.over(saved.path)
         if again.plain != flags.plain:
-            flags, recipe = again, build(function, file, again.values)
+            flags, recipe = again, build(given.function, file, again.values)
         _tell_changes(saved, flags)
     return _train(Job(file, flags, recipe, folder, start))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,75 +10,8 @@ from jsonargparse import ArgumentParser, set_dumper, set_loader, set_parsing_set
 from yaml import YAMLError
 
 from fnloop.cli import yaml_dialect
-
-COMMANDS = {
-    "fit": "Train what a recipe describes.",
-    "resume": "Go on with a run.",
-    "validate": "Evaluate a run on its validation data.",
-    "test": "Evaluate a run on its test data.",
-    "predict": "Write a run's predictions.",
-    "runs": "List runs, and in what they differ.",
-    "show": "Show a checkpoint, or the checkpoints of a run.",
-    "diff": "Compare two checkpoints, leaf by leaf.",
-    "replay": "Run one step of a run again, and see what happens in it.",
-    "export": "Write a run's weights as a file for other tools.",
-    "summary": "Show the stages and the modules of a recipe, and what a step takes.",
-    "sweep": "Train a recipe for several values of its flags, all at once.",
-    "profile": "Say where the time and the memory of a recipe's step go.",
-    "find-lr": "Try learning rates of a recipe, and suggest one.",
-    "find-batch-size": "Find the largest batch that fits into memory.",
-    "completion": "Complete commands and flags in bash, zsh or fish.",
-    "new": "Write a stage, optimizer, callback, effect or tracker to begin with, and its test.",
-}
-
-WITH_RECIPES = ("fit", "summary", "sweep", "profile", "find-lr", "find-batch-size")
-"""Commands that take a recipe and its flags."""
-
-_USAGE = {
-    "fit": (
-        "RECIPE.py [--config FILE.yaml] [--resume | --overwrite | --smoke] [--deterministic] "
-        "[--nproc N] [--print-config] [--FLAG VALUE ...]"
-    ),
-    "resume": "RUN [--recipe RECIPE.py] [--deterministic] [--nproc N] [--FLAG VALUE ...]",
-    "validate": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
-    "test": "RUN [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
-    "predict": "RUN [--output PLACE] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
-    "completion": "bash|zsh|fish",
-    "runs": "[FOLDER ...] [--metric NAME[,NAME]] [--sort COLUMN] [--plot FILE]",
-    "show": "CHECKPOINT_OR_RUN",
-    "diff": "A B",
-    "replay": "RUN [--step N] [--checkpoint PATH] [--recipe RECIPE.py] [--save FILE.safetensors]",
-    "export": (
-        "CHECKPOINT_OR_RUN --output FILE [--params SLOT] [--dtype fp32|bf16|fp16] [--force] "
-        "[--checkpoint best|latest|PATH] [--recipe RECIPE.py]"
-    ),
-    "summary": "RECIPE.py [--levels N] [--ranks N] [--config FILE.yaml] [--FLAG VALUE ...]",
-    "sweep": (
-        "RECIPE.py --FLAG A,B,C [--FLAG VALUE ...] [--seeds N] [--loop | --chunk K] [--plot FILE] "
-        "[--resume | --overwrite] [--config FILE.yaml]"
-    ),
-    "profile": (
-        "RECIPE.py [--steps N] [--trace FILE.json] [--plot FILE] [--config FILE.yaml] "
-        "[--FLAG VALUE ...]"
-    ),
-    "find-lr": (
-        "RECIPE.py [--of NAME] [--from LR] [--to LR] [--candidates N] [--plot FILE] "
-        "[--config FILE.yaml] [--FLAG VALUE ...]"
-    ),
-    "find-batch-size": (
-        "RECIPE.py [--of FLAG] [--from N] [--to N] [--search power|binary] [--config FILE.yaml] "
-        "[--FLAG VALUE ...]"
-    ),
-    "new": "stage|optimizer|callback|effect|tracker NAME [--kind grad|step|callback]",
-}
-
-YIELDING = {"profile": {"steps": "how many steps to measure; default 10"}}
-"""Options that are the recipe's own flags where it has some of the name; whole numbers."""
-
-_RECIPE = "a Python file with a function recipe(...) -> fl.Recipe; its parameters are flags"
-_RUN = "the folder of a run"
-_MOVED = "where the recipe is now, if it moved"
-_WHICH = 'which checkpoint: "best", "latest" or its folder; default the best if one was monitored'
+from fnloop.cli.commands import COMMANDS, USAGE, WITH_RECIPES, YIELDING
+from fnloop.cli.options import OPTIONS, switch, yielding
 
 
 def top() -> ArgumentParser:
@@ -93,7 +25,7 @@ def top() -> ArgumentParser:
     )
     for name, help in COMMANDS.items():
         commands.add_subcommand(name, _Parser(), help=help)
-    _switch(parser, "--version", "print the version")
+    switch(parser, "--version", "print the version")
     return parser
 
 
@@ -103,15 +35,15 @@ def of(
     """The parser of a command, with the flags of `recipe` if given."""
     parser = _Parser(
         prog=f"fnloop {command}",
-        usage=f"fnloop {command} {_USAGE[command]}",
+        usage=f"fnloop {command} {USAGE[command]}",
         description=COMMANDS[command],
         print_config=None,
     )
-    _ARGUMENTS[command](parser)
-    _switch(parser, "--traceback", "show an error's whole traceback")
+    OPTIONS[command](parser)
+    switch(parser, "--traceback", "show an error's whole traceback")
     if recipe is not None:
         for name in YIELDING.get(command, {}).keys() - inspect.signature(recipe).parameters.keys():
-            _yielding(parser, command, name)
+            yielding(parser, command, name)
         group = parser.add_argument_group(f"flags of {file}")
         group.add_function_arguments(recipe, as_group=False)
         for action in parser._actions:
@@ -119,7 +51,7 @@ def of(
         parser.set_defaults(dict(_numpy_defaults(recipe)))
         return parser
     for name in YIELDING.get(command, ()):
-        _yielding(parser, command, name)
+        yielding(parser, command, name)
     if command in WITH_RECIPES:
         own = f"For its flags: fnloop {command} RECIPE.py --help"
         parser.description = f"{parser.description} {own}"
@@ -170,226 +102,3 @@ class _Parser(ArgumentParser):
     @default_env.setter
     def default_env(self, default_env: bool) -> None:  # JSONARGPARSE_DEFAULT_ENV would turn it on
         self._default_env = False
-
-
-def _recipe(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE.py", default=SUPPRESS, help=_RECIPE)
-    parser.add_argument(
-        "--config",
-        action="config",
-        metavar="FILE.yaml",
-        help="values of flags, as fit leaves them in a run's config.yaml; it may name the recipe. "
-        "Several are put together, the later ones over the earlier",
-    )
-    what = "also read flags from environment variables, --lr from PREFIX_LR, over configurations"
-    _option(parser, "--env", "PREFIX", str, what)
-
-
-def _fit(parser: ArgumentParser) -> None:
-    _recipe(parser)
-    _switch(parser, "--resume", "go on with the run in the recipe's folder, if there is one")
-    _switch(parser, "--overwrite", "start over: delete the checkpoints of the run in that folder")
-    _switch(parser, "--smoke", "go through everything once, on two batches, and leave no file")
-    _deterministic(parser)
-    _many(parser)
-    _switch(parser, "--print-config", "print the configuration and exit")
-
-
-def _resume(parser: ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help=f"{_RUN}; its flags may be given anew")
-    parser.add_argument("--config", action="config", help=SUPPRESS)
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
-    _deterministic(parser)
-    _many(parser)
-
-
-def _evaluate(parser: ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help=_RUN)
-    parser.add_argument("--checkpoint", metavar="WHICH", default=SUPPRESS, help=_WHICH)
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
-
-
-def _predict(parser: ArgumentParser) -> None:
-    _evaluate(parser)
-    parser.add_argument(
-        "--output",
-        metavar="PLACE",
-        default=SUPPRESS,
-        help="a folder, for .npy files, or a file called .parquet: batch by batch, and the same "
-        "command goes on if it is killed; or a file called .csv, .npy or .npz; by default CSV is "
-        "printed",
-    )
-
-
-def _completion(parser: ArgumentParser) -> None:
-    what = 'which one; its startup file reads the output: eval "$(fnloop completion bash)"'
-    parser.add_argument("shell", metavar="bash|zsh|fish", help=what)
-
-
-def _runs(parser: ArgumentParser) -> None:
-    what = 'runs, or folders with runs in them; default "runs"'
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help=what)
-    what = "which metrics to show; default the monitored ones, else the loss"
-    _option(parser, "--metric", "NAME,NAME", str, what)
-    _option(parser, "--sort", "COLUMN", str, "order by a metric or a flag; default by folder")
-    what = "draw the metrics of all runs together: a .png, .pdf or .svg file"
-    _option(parser, "--plot", "FILE", str, what)
-
-
-def _show(parser: ArgumentParser) -> None:
-    parser.add_argument("path", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run's folder")
-
-
-def _diff(parser: ArgumentParser) -> None:
-    parser.add_argument("a", metavar="A", help="a checkpoint, or a run's folder: then its latest")
-    parser.add_argument("b", metavar="B", help="another")
-
-
-def _replay(parser: ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help=_RUN)
-    parser.add_argument(
-        "--step",
-        metavar="N",
-        type=int,
-        default=SUPPRESS,
-        help="which one, in batches drawn: the first is 1; default the first that was skipped",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="PATH",
-        default=SUPPRESS,
-        help="where to begin; default the nearest checkpoint before, else the initial state",
-    )
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
-    parser.add_argument(
-        "--save",
-        metavar="FILE.safetensors",
-        default=SUPPRESS,
-        help="also write the batch, the gradients, and the state before and after",
-    )
-
-
-def _export(parser: ArgumentParser) -> None:
-    parser.add_argument("path", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run's folder")
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        required=True,
-        help="a file called .safetensors, .pt or .pth (a plain state_dict)",
-    )
-    parser.add_argument(
-        "--params",
-        metavar="SLOT",
-        default=SUPPRESS,
-        help="take averaged parameters, as in --params ema; default the live ones",
-    )
-    parser.add_argument(
-        "--dtype",
-        metavar="DTYPE",
-        default=SUPPRESS,
-        help="fp32, bf16 or fp16 for all floating-point tensors; default as they are",
-    )
-    _switch(parser, "--force", "write over a file that is there")
-    parser.add_argument("--checkpoint", metavar="WHICH", default=SUPPRESS, help=_WHICH)
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
-
-
-def _summary(parser: ArgumentParser) -> None:
-    _recipe(parser)
-    what = "how many levels of modules to show below the model; default 2"
-    _option(parser, "--levels", "N", int, what)
-    _option(parser, "--ranks", "N", int, "of a sharded step: tell of so many processes")
-
-
-def _sweep(parser: ArgumentParser) -> None:
-    _recipe(parser)
-    _option(parser, "--seeds", "N", int, "train each combination from N seeds; default 1")
-    _switch(parser, "--loop", "one member after the other, for steps that cannot be vmapped")
-    _option(parser, "--chunk", "K", int, "K members at a time, where memory is short")
-    what = "draw the result over one or two swept flags: a .png, .pdf or .svg file"
-    _option(parser, "--plot", "FILE", str, what)
-    _switch(parser, "--resume", "go on with this sweep in its folder, if it is there")
-    _switch(parser, "--overwrite", "start over: delete the checkpoints in that folder")
-
-
-def _profile(parser: ArgumentParser) -> None:
-    _recipe(parser)
-    _option(parser, "--trace", "FILE", str, "a .json or .json.gz file for https://ui.perfetto.dev")
-    what = "draw time, memory and its tensors: a .png, .pdf or .svg file"
-    _option(parser, "--plot", "FILE", str, what)
-
-
-def _find_lr(parser: ArgumentParser) -> None:
-    _recipe(parser)
-    what = "which learning rate, as reported: head.adamw.lr; default the only one"
-    _option(parser, "--of", "NAME", str, what)
-    _option(parser, "--from", "LR", float, "the first candidate; default 1e-7")
-    _option(parser, "--to", "LR", float, "the last candidate; default 10")
-    _option(parser, "--candidates", "N", int, "how many, one a step; default 100")
-    _option(parser, "--plot", "FILE", str, "also draw the losses: a .png, .pdf or .svg file")
-
-
-def _find_batch_size(parser: ArgumentParser) -> None:
-    _recipe(parser)
-    _option(parser, "--of", "FLAG", str, "the recipe's flag to find; default batch_size")
-    _option(parser, "--from", "N", int, "the first size, which is doubled; default 2")
-    _option(parser, "--to", "N", int, "the largest size to try; default 8192")
-    what = "power (default) stops where doubling does not fit; binary goes on between the last two"
-    _option(parser, "--search", "power|binary", str, what)
-
-
-def _new(parser: ArgumentParser) -> None:
-    parser.add_argument("what", metavar="WHAT", help="stage, optimizer, callback, effect, tracker")
-    parser.add_argument(
-        "name", metavar="NAME", help="writes NAME.py and test_NAME.py, if not there"
-    )
-    what = "of a stage: between fl.grad and fl.update (default), around fl.update, or a callback"
-    _option(parser, "--kind", "grad|step|callback", str, what)
-
-
-def _yielding(parser: ArgumentParser, command: str, name: str) -> None:
-    _option(parser, f"--{name}", "N", int, YIELDING[command][name])
-
-
-def _many(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--nproc",
-        metavar="N",
-        type=int,
-        default=SUPPRESS,
-        help="train in N processes of this machine; the recipe's step is fl.shard(step, fl.mesh())",
-    )
-
-
-def _deterministic(parser: ArgumentParser) -> None:
-    _switch(parser, "--deterministic", "the same bits from run to run, on a GPU too")
-
-
-def _option(parser: ArgumentParser, name: str, value: str, kind: type, help: str) -> None:
-    typed: dict[str, Any] = {} if kind is str else {"type": kind}
-    parser.add_argument(name, metavar=value, default=SUPPRESS, help=help, **typed)
-
-
-def _switch(parser: ArgumentParser, name: str, help: str) -> None:
-    parser.add_argument(name, action="store_true", default=SUPPRESS, help=help)
-
-
-_ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
-    "fit": _fit,
-    "resume": _resume,
-    "validate": _evaluate,
-    "test": _evaluate,
-    "predict": _predict,
-    "completion": _completion,
-    "runs": _runs,
-    "show": _show,
-    "diff": _diff,
-    "replay": _replay,
-    "export": _export,
-    "summary": _summary,
-    "sweep": _sweep,
-    "profile": _profile,
-    "find-lr": _find_lr,
-    "find-batch-size": _find_batch_size,
-    "new": _new,
-}
