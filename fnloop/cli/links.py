@@ -17,6 +17,7 @@ from yaml import YAMLError
 
 from fnloop.cli import yaml_dialect
 from fnloop.cli.chosen import ARGUMENTS, PATH, Choices
+from fnloop.cli.class_names import found_at
 from fnloop.cli.config import REFERENCE, Config
 from fnloop.cli.flag_types import UNFIT, is_simple, read, types_of
 from fnloop.cli.links_errors import in_a_circle, to_nothing
@@ -143,7 +144,7 @@ class Links:
         if chosen is not None and parts:
             known = self._choices.class_in(name, default)
             if known is None or _last(known) != _last(chosen):
-                default = self._choices.found(chosen)
+                default = found_at(chosen)
         return _default(default, parts)
 
     def _layers(self, name: str) -> list[Any]:

@@ -94,6 +94,8 @@ def value_text(value: Any) -> str:
     ('Net(width=16)', "[0.1, 'a']")
     """
     if isinstance(value, dict) and "class_path" in value:
+        if "init_args" not in value:
+            return str(value["class_path"])
         own = value.get("init_args") or {}
         arguments = [f"{name}={value_text(each)}" for name, each in own.items()]
         return f"{value['class_path']}({', '.join(arguments)})"

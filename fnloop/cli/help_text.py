@@ -1,0 +1,61 @@
+"""How the help of a command is laid out."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import textwrap
+from argparse import SUPPRESS, Action
+from typing import Any
+
+from jsonargparse import DefaultHelpFormatter, Namespace
+
+from fnloop.cli.messages import value_text
+from fnloop.cli.source import OWN
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Tells type and default of a flag in the words of its recipe."""
+
+    def _get_help_string(self, action: Action) -> str:
+        kind = self._get_type_str(action)
+        if kind is None:
+            return super()._get_help_string(action)
+        whole = getattr(action, "_jsonargparse_preexpanded_help", False)  # it was called before
+        if whole or (action.default == SUPPRESS and not action.required):
+            return action.help or ""
+        told = ["required"] if action.required else []
+        if kind != "Any":
+            told.append(re.sub("<class '(.*?)'>", r"\1", f"type: {kind}"))
+        if not action.required:
+            told.append(f"default: {_default_text(action)}")
+        if getattr(action, "asks_for_class", False):
+            told.append(f"see {action.option_strings[0]}.help")
+        return f"{action.help or ''} ({', '.join(told)})".strip()
+
+
+def wrapped_usage(command: str, parts: str) -> str:
+    """The usage of a command, broken between its arguments, as wide as the terminal."""
+    words = re.findall(r"\[[^\]]*\](?: \.\.\.)?|\S+", parts)
+    joined = " ".join(word.replace(" ", "\0") for word in words)
+    start = f"fnloop {command} "
+    indent = " " * len(f"usage: {start}")
+    width = shutil.get_terminal_size().columns - 2 - len("usage: ")
+    text = textwrap.fill(start + joined, width, subsequent_indent=indent, break_on_hyphens=False)
+    return text.replace("\0", " ")
+
+
+def first_paragraph(made: Any) -> str | None:
+    """How a docstring begins; None if there is none."""
+    return " ".join((inspect.getdoc(made) or "").partition("\n\n")[0].split()) or None
+
+
+def _default_text(action: Any) -> str:
+    """A default as it would be given."""
+    value: Any = getattr(action, "default_words", action.default)
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, type):
+        value = f"{value.__module__}.{value.__qualname__}"
+    return OWN.sub("", "null" if value is None else value_text(value))
