@@ -36,12 +36,12 @@ def path_of(kind: type) -> str:
 
 def items_of(kind: Any) -> Any:
     """The type of the items of a list; `Any` if it is none."""
-    return next((get_args(each)[0] for each in _alternatives(kind) if _is(each, _LISTS)), Any)
+    return next((get_args(each)[0] for each in alternatives(kind) if _is(each, _LISTS)), Any)
 
 
 def values_of(kind: Any) -> Any:
     """The type of the values of a mapping; `Any` if it is none."""
-    return next((get_args(each)[1] for each in _alternatives(kind) if _is(each, _MAPPINGS)), Any)
+    return next((get_args(each)[1] for each in alternatives(kind) if _is(each, _MAPPINGS)), Any)
 
 
 def bases_of(kind: Any) -> Iterator[type]:
@@ -61,14 +61,14 @@ def bases_of(kind: Any) -> Iterator[type]:
 
 def taken_by(kind: Any) -> int:
     """How many arguments the recipe itself gives to what is chosen, as it is a callable."""
-    found = [each for each in _alternatives(kind) if get_origin(each) is collections.abc.Callable]
+    found = [each for each in alternatives(kind) if get_origin(each) is collections.abc.Callable]
     given = get_args(found[0])[0] if found and get_args(found[0]) else ()
     return len(given) if isinstance(given, list) else 0
 
 
 def record_of(kind: Any) -> type | None:
     """The dataclass that a type is, which is not chosen: there is no other; None if it is none."""
-    found = [each for each in _alternatives(kind) if each is not type(None)]
+    found = [each for each in alternatives(kind) if each is not type(None)]
     records = [each for each in found if inspect.isclass(each) and dataclasses.is_dataclass(each)]
     return records[0] if len(found) == len(records) == 1 else None
 
@@ -98,11 +98,11 @@ def given_by(made: Any) -> Any:
         return None
 
 
-def _alternatives(kind: Any) -> Iterator[Any]:
+def alternatives(kind: Any) -> Iterator[Any]:
     """The types of a union, or the type itself."""
     if get_origin(kind) in (Union, types.UnionType):
         for each in get_args(kind):
-            yield from _alternatives(each)
+            yield from alternatives(each)
     else:
         yield kind
 

@@ -44,12 +44,17 @@ class Given(NamedTuple):
         return parse(self.parser, self.function, arguments, self.file)
 
     def recipe(self, **changes: Any) -> Recipe:
-        """What it returns, for other values of some flags, and of those that refer to them."""
+        """What it returns, for other values of some flags, and of those that refer to them.
+
+        Args:
+            changes: Values by flag, or by the argument of a class: ``optimizer.lr``.
+        """
         flags = self.flags
-        if any(name in flags.sources for name in changes):
+        if any(name in flags.sources or "." in name for name in changes):
             more = [f"--{name}={value}" for name, value in changes.items()]
             flags = parse(self.parser, self.function, [*self.arguments, *more], self.file)
-        return build(self.function, self.file, {**flags.values, **changes})
+        own = {name: value for name, value in changes.items() if "." not in name}
+        return build(self.function, self.file, {**flags.values, **own})
 
     def picture(self) -> str | None:
         """The file that ``--plot`` names.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -120,9 +121,31 @@ def test_arguments_of_the_default_class_alone(capsys):
     assert (own["lr"], own["momentum"], own["name"]) == (0.5, 0.9, "sgd")
 
 
-def test_a_sweep_tells_of_a_class_as_of_its_call(cli):
-    code, _, err = cli("sweep", "r.py", "--model.width", "4", "--seeds", "2")
+def test_arguments_of_a_class_are_swept(cli, numbers):
+    given = ["r.py", "--model.width", "4", "--rate"]
+    code, out, err = cli("sweep", *given, "0.5,1", "--optimizer.lr", "0.05,0.2")
     assert code == 0 and "model=Net(width=4, drop=0.0)" in err, err
+    assert "scale_by.factor (2 values), sgd.lr (2 values)" in err
+    rows = [line.split() for line in out.splitlines() if re.match(r" +\d", line)]
+    found = {(rate, lr): float(loss) for rate, lr, loss in rows}
+    assert len(found) == 4
+    arguments = [*given, "0.5", "--optimizer.lr", "0.2", "--folder", "runs/b"]
+    _, out, _ = cli("fit", *arguments)
+    assert numbers(out)["train"]["loss"] == pytest.approx(found["0.5", "0.2"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "Net,Twice"], "fnloop fit with --model Net and --model Twice, each in a"),
+        (["--model.width", "4,8"], "Run by itself: fnloop fit r.py --model.width 8"),
+        (["--rate", "0.1,fast"], "'fast' is none. The flag takes int | float."),
+        (["--model.widht", "4,8"], "Net has no argument 'widht'. Did you mean 'width'?"),
+    ],
+)
+def test_what_cannot_be_swept(cli, arguments, message):
+    code, _, err = cli("sweep", "r.py", *arguments)
+    assert code == 2 and message in err
 
 
 def test_a_class_of_a_module_beside_it(capsys):
@@ -247,6 +270,7 @@ def test_a_default_that_no_text_stands_for_is_the_recipes(capsys, others):
     assert main(["fit", "others.py"]) == 0
     assert "82 parameters" in capsys.readouterr().err  # Net(16)
     assert main(["resume", "runs/a"]) == 0
+    capsys.readouterr()
     assert "made" in printed(capsys, "others.py", "--made", "Net")
 
 
