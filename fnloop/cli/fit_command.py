@@ -35,6 +35,7 @@ from fnloop.loop.early_stopping import early_stopping
 from fnloop.loop.fit import fit
 from fnloop.loop.history import History
 from fnloop.stages.base import mesh_of
+from fnloop.store.checkpoint_errors import UnfitError
 from fnloop.store.folders import best, target_of
 from fnloop.store.load import load
 from fnloop.store.manifest import MANIFEST, read_manifest, standing
@@ -54,6 +55,7 @@ class Job(NamedTuple):
         recipe: The recipe that it returned for these flags.
         folder: The run's folder; None if nothing is saved.
         start: The checkpoint to resume from; None for a new run.
+        anew: Arguments of ``fnloop fit`` for a new run with these flags.
         overwrite: Whether another run's checkpoints in the folder are deleted.
     """
 
@@ -62,6 +64,7 @@ class Job(NamedTuple):
     recipe: Recipe
     folder: Path | None
     start: Path | None
+    anew: Sequence[str]
     overwrite: bool = False
 
 
@@ -78,12 +81,13 @@ def run_fit(arguments: Sequence[str]) -> int:
         return run_smoke(recipe)
     folder = folder_of(recipe)
     start = newest_of(checkpoint_folders(folder, recipe))
+    job = Job(file, flags, recipe, folder, start, [a for a in arguments if a != "--resume"])
     if not flags.options.get("resume"):
         overwrite = bool(flags.options.get("overwrite"))
         replaces = overwrite or (start and read_manifest(start)["status"].endswith(UNTRAINED))
         if start is not None and not replaces:
-            raise usage(_refusal(start, recipe, folder or start.parent, flags, arguments))
-        return _train(Job(file, flags, recipe, folder, None, overwrite))
+            raise usage(_refusal(job, start))
+        return _train(job._replace(start=None, overwrite=overwrite))
     if flags.options.get("overwrite"):
         raise usage("--resume goes on with a run, and --overwrite deletes it: choose one.")
     if folder is not None and (folder / config.NAME).is_file():
@@ -91,9 +95,8 @@ def run_fit(arguments: Sequence[str]) -> int:
         saved = config.Config(folder / config.NAME)
         again = given.over(saved.path)
         if again.plain != flags.plain:
-            flags, recipe = again, build(given.function, file, again.values)
-        _tell_changes(saved, flags)
-    return _train(Job(file, flags, recipe, folder, start))
+            job = job._replace(flags=again, recipe=build(given.function, file, again.values))
+    return _train(job)
 
 
 def run_resume(arguments: Sequence[str]) -> int:
@@ -110,7 +113,6 @@ def run_resume(arguments: Sequence[str]) -> int:
         given += ["--folder", str(run)]
     parser = parsers.of("resume", function, file.name)
     flags = parse(parser, function, [str(run), *given, *rest], file)
-    _tell_changes(saved, flags)
     recipe = build(function, file, flags.values)
     folder = folder_of(recipe)
     if folder is None or folder.resolve() != run.resolve():
@@ -119,7 +121,9 @@ def run_resume(arguments: Sequence[str]) -> int:
             "usual causes: a folder relative to the directory in which fnloop fit was called, or a "
             "run that was moved. A recipe with a parameter called folder can go on anywhere."
         )
-    return _train(Job(file, flags, recipe, folder, newest_of(checkpoint_folders(run, recipe))))
+    start = newest_of(checkpoint_folders(run, recipe))
+    anew = [shown(file), "--config", shown(saved.path), *rest]
+    return _train(Job(file, flags, recipe, folder, start, anew))
 
 
 def _train(job: Job) -> int:
@@ -210,16 +214,36 @@ def _conclude(job: Job, state: State) -> int:
 def _saved(error: Exception, job: Job) -> Problem:
     """Save the history of a failed run; return the error with a command to resume."""
     text = describe(error)
+    if isinstance(error, UnfitError) and job.folder is not None:
+        return Problem(f"{text}\n{_ways_out(job, job.folder)}")
     history = getattr(error, "history", None)
     if job.folder is not None and history is not None and is_first():
         run_report.write_history(history, job.folder)
     newest = newest_of(_folders(job))
-    if newest is not None and newest != job.start and job.folder is not None:
+    known = job.start is not None and newest == job.start.absolute()
+    if newest is not None and not known and job.folder is not None:
         text += (
             f"\nThe last good state is in {told(newest)}. To resume from it after a fix: "
             f"fnloop resume {shown(job.folder)}"
         )
     return Problem(text)
+
+
+def _ways_out(job: Job, folder: Path) -> str:
+    """What to do where a checkpoint does not fit: the flags that differ, and commands."""
+    saved = config.Config(folder / config.NAME).plain if (folder / config.NAME).is_file() else {}
+    pairs = {name: (saved.get(name, value), value) for name, value in job.flags.plain.items()}
+    changed = [
+        f"--{name} was {value_text(was)}, and is {value_text(now)}."
+        for name, (was, now) in pairs.items()
+        if was != now and repr(was) != repr(now)  # nan is nan
+    ]
+    fix = f"fnloop resume {shlex.quote(shown(folder))}, with its own flags"
+    if not changed:
+        changed = ["No flag is another than then: the recipe is, or what it imports."]
+        fix = "put that back"
+    choices = [("go on with the run", fix), ("train the new one", _elsewhere(job, folder))]
+    return "\n".join([*changed, _listed(choices)])
 
 
 def _summary(job: Job, state: State) -> str:
@@ -261,29 +285,41 @@ def _folders(job: Job) -> list[Path]:
     return checkpoint_folders(job.folder, job.recipe)
 
 
-def _refusal(
-    start: Path, recipe: Recipe, folder: Path, flags: Flags, arguments: Sequence[str]
-) -> str:
+def _refusal(job: Job, start: Path) -> str:
     """The message that a folder has a run already, with commands to choose from."""
-    manifest = read_manifest(start)
+    manifest, folder = read_manifest(start), job.folder or start.parent
     status, (how, epoch, count) = manifest["status"], standing(manifest)
-    texts = {name: value for name, value in flags.plain.items() if isinstance(value, str)}
-    name = next((name for name, value in texts.items() if Path(value) == folder), None)
-    free = next(f"{folder}-{i}" for i in range(2, 1 << 30) if not Path(f"{folder}-{i}").exists())
-    again = shlex.join(["fnloop", "fit", *arguments])
-    another = f"{again} --{name} {shlex.quote(free)}" if name else "another folder in the recipe"
-    more = _longer(recipe, status, flags)
-    resumed = f"{again} --resume{more}, or fnloop resume {shlex.quote(str(folder))}{more}"
+    again = shlex.join(["fnloop", "fit", *job.anew])
+    more = _longer(job.recipe, status, job.flags)
+    flag, note = (more, "") if more.startswith(" --") else ("", more)
+    resumed = f"{again} --resume{flag}, or fnloop resume {shlex.quote(str(folder))}{flag}{note}"
     choices = [
         ("train longer" if more else "go on with it", resumed),
-        ("start another", another),
+        ("start another", _elsewhere(job, folder)),
         ("start over", f"{again} --overwrite, which deletes its checkpoints"),
     ]
     return (
         f"{shown(folder)} has a run already ({how}, epoch {epoch}, {count} batches), "
-        "which is not overwritten.\n"
-        + "\n".join(f"  to {what + ':':<15} {command}" for what, command in choices)
+        f"which is not overwritten.\n{_listed(choices)}"
     )
+
+
+def _elsewhere(job: Job, folder: Path) -> str:
+    """The command that trains a new run in another folder."""
+    texts = {name: value for name, value in job.flags.plain.items() if isinstance(value, str)}
+    same = [n for n, value in texts.items() if Path(value).absolute() == folder.absolute()]
+    if not same:
+        return "another folder in the recipe"
+    option, value = f"--{same[0]}", texts[same[0]]
+    free = next(f"{value}-{i}" for i in range(2, 1 << 30) if not Path(f"{value}-{i}").exists())
+    pairs = zip(["", *job.anew], job.anew, strict=False)
+    kept = [a for before, a in pairs if option not in (a.partition("=")[0], before)]
+    return shlex.join(["fnloop", "fit", *kept, option, free])
+
+
+def _listed(choices: Sequence[tuple[str, str]]) -> str:
+    width = max(len(what) for what, _ in choices) + 1
+    return "\n".join(f"  to {what + ':':<{width}}  {command}" for what, command in choices)
 
 
 def _longer(recipe: Recipe, status: str, flags: Flags, reason: str = "") -> str:
@@ -303,13 +339,6 @@ def _longer(recipe: Recipe, status: str, flags: Flags, reason: str = "") -> str:
     if name in flags.plain:
         return f" --{name} {2 * value}"
     return f" (with more {name} in the recipe)"
-
-
-def _tell_changes(saved: config.Config, flags: Flags) -> None:
-    for name, value in flags.plain.items():
-        was = saved.plain.get(name, value)
-        if was != value and repr(was) != repr(value):  # nan is nan
-            _say(f"{name} was {value_text(was)}, and is {value_text(value)} from here on")
 
 
 def _say(text: str) -> None:
