@@ -248,9 +248,9 @@ def _ways_out(job: Job, folder: Path) -> str:
 
 def _summary(job: Job, state: State) -> str:
     start = "new" if job.start is None else f"resumed from {told(job.start)}"
-    flags = " ".join(f"{name}={value_text(value)}" for name, value in job.flags.plain.items())
+    flags = {name: value_text(value) for name, value in job.flags.plain.items()}
     rows = [
-        ("recipe", f"{shown(job.file)}  {flags}".rstrip()),
+        ("recipe", run_report.recipe_text(job.file, flags)),
         ("model", run_report.model_text(state)),
         ("data", run_report.data_text(job.recipe.data)),
         ("folder", f"{shown(job.folder)} ({start})" if job.folder else "none: nothing is saved"),

@@ -121,7 +121,7 @@ def _stray(text: str, typed: Typed | None) -> str:
 def _required(names: Sequence[str], parser: ArgumentParser) -> str:
     positional = {a.dest: a.metavar for a in parser._actions if not a.option_strings}
     missing = [str(positional.get(name) or f"--{name}") for name in names]
-    return f"Missing: {', '.join(missing)}. Usage: {parser.usage}"
+    return f"Missing: {', '.join(missing)}. Usage: {' '.join(str(parser.usage).split())}"
 
 
 def _wrong_value(key: str, what: str, typed: Typed | None) -> str:

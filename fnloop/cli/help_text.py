@@ -11,6 +11,7 @@ from typing import Any
 
 from jsonargparse import DefaultHelpFormatter, Namespace
 
+from fnloop.cli.commands import COMMANDS
 from fnloop.cli.messages import value_text
 from fnloop.cli.source import OWN
 
@@ -20,10 +21,9 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         kind = self._get_type_str(action)
-        if kind is None:
-            return super()._get_help_string(action)
         whole = getattr(action, "_jsonargparse_preexpanded_help", False)  # it was called before
-        if whole or (action.default == SUPPRESS and not action.required):
+        own = action.default == SUPPRESS and not action.required  # one of the command's options
+        if kind is None or whole or own or not action.option_strings:
             return action.help or ""
         told = ["required"] if action.required else []
         if kind != "Any":
@@ -34,16 +34,59 @@ class HelpFormatter(DefaultHelpFormatter):
             told.append(f"see {action.option_strings[0]}.help")
         return f"{action.help or ''} ({', '.join(told)})".strip()
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return textwrap.fill(text, width, break_on_hyphens=False)
 
-def wrapped_usage(command: str, parts: str) -> str:
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+def overview() -> str:
+    """What ``fnloop --help`` shows."""
+    rows = {**COMMANDS, "--version": "Print the version."}
+    width = max(map(len, rows)) + 4
+    indent = " " * width
+    lines = [
+        textwrap.fill(
+            f"  {name}".ljust(width) + text,
+            _width(),
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+        )
+        for name, text in rows.items()
+    ]
+    return "\n".join(
+        [
+            "usage: fnloop COMMAND ...",
+            "",
+            "Train, evaluate and look at runs. More on each: fnloop COMMAND --help",
+            "",
+            *lines,
+        ]
+    )
+
+
+def wrapped_usage(command: str, arguments: str) -> str:
     """The usage of a command, broken between its arguments, as wide as the terminal."""
-    words = re.findall(r"\[[^\]]*\](?: \.\.\.)?|\S+", parts)
-    joined = " ".join(word.replace(" ", "\0") for word in words)
+    words, depth = [""], 0
+    for letter in arguments:
+        depth += {"[": 1, "]": -1}.get(letter, 0)
+        if letter == " " and not depth:
+            words.append("")
+        else:
+            words[-1] += letter
     start = f"fnloop {command} "
-    indent = " " * len(f"usage: {start}")
-    width = shutil.get_terminal_size().columns - 2 - len("usage: ")
-    text = textwrap.fill(start + joined, width, subsequent_indent=indent, break_on_hyphens=False)
+    text = textwrap.fill(
+        start + " ".join(word.replace(" ", "\0") for word in words),
+        _width() - len("usage: "),
+        subsequent_indent=" " * len(f"usage: {start}"),
+        break_on_hyphens=False,
+    )
     return text.replace("\0", " ")
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns - 2
 
 
 def first_paragraph(made: Any) -> str | None:

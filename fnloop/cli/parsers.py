@@ -21,21 +21,6 @@ from fnloop.cli.options import OPTIONS, switch, yielding
 _UNWRITTEN = "Unable to serialize instance"  # jsonargparse's words
 
 
-def top() -> ArgumentParser:
-    """The parser of ``fnloop`` without a command, for its help."""
-    parser = _Parser(
-        prog="fnloop",
-        description="Train, evaluate and look at runs. More on each: fnloop COMMAND --help",
-    )
-    commands = parser.add_subcommands(
-        required=False, metavar="COMMAND", title="commands", description=None
-    )
-    for name, help in COMMANDS.items():
-        commands.add_subcommand(name, _Parser(), help=help)
-    switch(parser, "--version", "print the version")
-    return parser
-
-
 def of(
     command: str, recipe: Callable[..., Any] | None = None, file: str = "RECIPE.py"
 ) -> ArgumentParser:
@@ -45,7 +30,9 @@ def of(
         usage=wrapped_usage(command, re.sub(r"^RECIPE\.py", file, USAGE[command])),
         description=COMMANDS[command],
         print_config=None,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action="help", help="show this help")
     OPTIONS[command](parser)
     switch(parser, "--traceback", "show an error's whole traceback")
     if recipe is not None:
