@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from fnloop.cli.chosen import ARGUMENTS, PATH, Choices
-from fnloop.cli.class_types import arguments_of, bases_of, given_by
+from fnloop.cli.class_types import arguments_of, bases_of, given_by, is_below
 from fnloop.cli.flag_types import kind_text
 from fnloop.cli.messages import did_you_mean, shown
 from fnloop.cli.source import OWN
@@ -61,7 +61,9 @@ def unfit_class(place: str, path: str, made: Any, kind: Any) -> str | None:
         return (
             f"{fault}: it does not say what it returns, as def f() -> {kind_text(bases[0])} does."
         )
-    if not inspect.isclass(gives) or not bases or issubclass(gives, bases):
+    if inspect.isabstract(made):
+        return f"{fault} that can be made: it is abstract."
+    if not inspect.isclass(gives) or not bases or is_below(gives, bases) is not False:
         return None
     return f"{fault}." if gives is made else f"{fault}: it gives {kind_text(gives)}."
 
@@ -122,11 +124,11 @@ def wrong_keys(place: str, value: Mapping[str, Any]) -> str | None:
     return None
 
 
-def no_name(place: str, record: Any, name: str) -> str:
-    """A dataclass, which is not chosen, was given a name."""
+def no_name(place: str, record: Any, value: Any) -> str:
+    """A dataclass, which is not chosen, was given another value than its fields."""
     flag = _flag(place)
     own = " ".join(f"{flag}.{each} VALUE" for each in arguments_of(record) or ())
-    return f"{place} takes {kind_text(record)}, got {name!r}. It is given by its fields: {own}"
+    return f"{place} takes {kind_text(record)}, got {value!r}. It is given by its fields: {own}"
 
 
 def no_list(place: str, name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -22,8 +24,9 @@ from fnloop.cli.chosen_errors import (
 from fnloop.cli.class_names import found_at
 from fnloop.cli.class_types import arguments_of, is_chosen, items_of, record_of, values_of
 from fnloop.cli.config import Config
-from fnloop.cli.flag_types import UNFIT, fits, is_simple, kind_text, read
+from fnloop.cli.flag_types import UNFIT, fits, is_simple, read
 from fnloop.cli.subclasses import known_classes
+from fnloop.cli.value_errors import wrong_value
 
 
 class _Given(Protocol):
@@ -75,31 +78,32 @@ class _Here(NamedTuple):
         return _Here(self.choices, f"{self.told}.{name}", (*self.at, name), kind)
 
     def fault(self, value: Any, adds: bool = False) -> str | None:
-        if isinstance(value, list) and items_of(self.kind) is Any:
-            return None
-        if isinstance(value, list):
-            return _first(self._replace(kind=items_of(self.kind)).fault(each) for each in value)
+        item, record = items_of(self.kind), record_of(self.kind)
         if isinstance(value, dict):
             return self._fault_of_mapping(value)
-        if is_simple(self.kind):
+        if record is not None and value is not None and not isinstance(value, list):
+            return no_name(self.told, record, value)
+        if isinstance(value, list):
+            inner = self._replace(kind=item)
+            return None if item is Any else _first(inner.fault(each) for each in value)
+        if value is not None and not is_chosen(self.kind):
             return self._fault_of_plain(value)
-        if not isinstance(value, str) or not is_chosen(self.kind):
+        if not isinstance(value, str):
             return None
-        if value == "None":
-            return no_class(self.choices, self.told, value, self.kind)
-        if record_of(self.kind) is not None:
-            return no_name(self.told, record_of(self.kind), value)
-        item = items_of(self.kind)
-        if item is Any:
+        if item is Any or value == "None":
             return self._fault_of_name(value)
         return self._replace(kind=item).fault(value) if adds else no_list(self.told, value)
 
     def _fault_of_plain(self, value: Any) -> str | None:
-        text = isinstance(value, str) and read(value, self.kind) is not UNFIT
-        whole = type(value) is int and fits(float(value), self.kind)
-        if text or whole or fits(value, self.kind):
-            return None
-        return f"{self.told} takes {kind_text(self.kind)}, got {value!r}."
+        if is_simple(self.kind):
+            text = isinstance(value, str) and read(value, self.kind) is not UNFIT
+            whole = type(value) is int and fits(float(value), self.kind)
+            fit = text or whole or fits(value, self.kind)
+        elif inspect.isclass(self.kind) and issubclass(self.kind, enum.Enum):
+            fit = value in self.kind.__members__
+        else:
+            fit = items_of(self.kind) is Any or isinstance(value, list)
+        return None if fit else wrong_value(self.told, self.kind, value)
 
     def _fault_of_name(self, name: str) -> str | None:
         made, path = self.choices.known.held(name), self.choices.known.path(name, self.kind)

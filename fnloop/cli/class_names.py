@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from fnloop.cli.class_types import bases_of, given_by
+from fnloop.cli.class_types import bases_of, given_by, is_below
 from fnloop.cli.subclasses import known_classes
 
 
@@ -64,7 +64,7 @@ class ClassNames:
         bases = tuple(bases_of(kind))
         found = {n: made for n, made in self._held.items() if n[:1] != "_" and made not in bases}
         gives = {name: given_by(made) for name, made in found.items()}
-        return [n for n, made in gives.items() if inspect.isclass(made) and issubclass(made, bases)]
+        return [name for name, made in gives.items() if is_below(made, bases)]
 
 
 def found_at(path: str) -> Any:

@@ -9,7 +9,7 @@ import inspect
 import pathlib
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 PLAIN = (str, int, float, bool, bytes, list, tuple, dict, set, type(None), object)
 _WORDS = ("torch.device", "torch.dtype", "typing.Any")
@@ -67,14 +67,33 @@ def taken_by(kind: Any) -> int:
 
 
 def record_of(kind: Any) -> type | None:
-    """The dataclass that a type is, which is not chosen: there is no other; None if it is none."""
+    """The dataclass, named tuple or typed dict that a type is; None if it is none.
+
+    It is not chosen, as there is no other.
+    """
     found = [each for each in alternatives(kind) if each is not type(None)]
-    records = [each for each in found if inspect.isclass(each) and dataclasses.is_dataclass(each)]
-    return records[0] if len(found) == len(records) == 1 else None
+    return found[0] if len(found) == 1 and _is_record(found[0]) else None
+
+
+def _is_record(kind: Any) -> bool:
+    if not inspect.isclass(kind):
+        return False
+    named = issubclass(kind, tuple) and hasattr(kind, "_fields")
+    return dataclasses.is_dataclass(kind) or named or is_typeddict(kind)
+
+
+def is_below(made: Any, bases: tuple[type, ...]) -> bool | None:
+    """Whether a class is below one of others; None if nobody knows, as of a protocol."""
+    try:
+        return inspect.isclass(made) and issubclass(made, bases)
+    except TypeError:
+        return None
 
 
 def arguments_of(made: Any) -> Mapping[str, Any] | None:
     """The arguments of a class or function, with their types; None if it takes any names."""
+    if is_typeddict(made):
+        return get_type_hints(made)
     try:
         known = inspect.signature(made).parameters.values()
     except (TypeError, ValueError):
@@ -82,7 +101,9 @@ def arguments_of(made: Any) -> Mapping[str, Any] | None:
     if any(each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL) for each in known):
         return None
     try:
-        kinds = get_type_hints(made.__init__ if inspect.isclass(made) else made)
+        is_tuple = inspect.isclass(made) and issubclass(made, tuple)
+        own = inspect.isclass(made) and not is_tuple
+        kinds = get_type_hints(made.__init__ if own else made)
     except (NameError, TypeError, AttributeError):
         kinds = {}
     return {each.name: kinds.get(each.name, Any) for each in known}

@@ -11,11 +11,11 @@ from jsonargparse import ArgumentParser
 from fnloop.cli.chosen import Choices, place_of
 from fnloop.cli.chosen_errors import told_by_parser
 from fnloop.cli.chosen_faults import fault_in
-from fnloop.cli.class_types import items_of, values_of
 from fnloop.cli.config import Config
 from fnloop.cli.flag_types import kind_text
 from fnloop.cli.messages import did_you_mean
-from fnloop.cli.source import parameters
+from fnloop.cli.source import OWN, parameters
+from fnloop.cli.value_errors import wrong_value
 
 
 class Typed(NamedTuple):
@@ -77,20 +77,6 @@ def explain(error: str, parser: ArgumentParser, typed: Typed | None = None) -> s
     return error
 
 
-def wrong_value(place: str, kind: Any, text: str) -> str:
-    """The error that a text on the command line is no value of a flag's type.
-
-    >>> print(wrong_value("--widths", list[int], "1,2"))
-    --widths takes list[int], got '1,2'. A list is written --widths '[1,2]'.
-    """
-    how = ""
-    if items_of(kind) is not Any and not text.startswith("["):
-        how = f" A list is written {place} '[{text}]'."
-    elif values_of(kind) is not Any and not text.startswith("{"):
-        how = f" A mapping is written {place} '{{NAME: VALUE}}', or {place}.NAME VALUE."
-    return f"{place} takes {kind_text(kind)}, got {text!r}.{how}"
-
-
 def referring(key: str, links: Mapping[str, Sequence[str]]) -> str:
     """The references in a flag that has a wrong value."""
     name = key.partition(".")[0]
@@ -139,8 +125,8 @@ def _wrong_value(key: str, what: str, typed: Typed | None) -> str:
         fault := fault_in(typed, name) or told_by_parser(place, what)
     ):
         return fault
-    text, kind = typed.text_of(key), typed.choices.kinds.get(key)
-    if text is not None and kind is not None and key not in typed.choices.names:
+    text, kind = typed.text_of(key), typed.choices.kind(tuple(key.split(".")))
+    if text is not None and kind is not Any and key not in typed.choices.names:
         return wrong_value(place, kind, text)
     return _got(place, _kind(key, typed), what)
 
@@ -149,7 +135,7 @@ def _got(place: str, kind: str, what: str) -> str:
     value = re.search(r"(?:Got|Given) value: (.*)", what)
     if value is None or not kind:
         return f"{place}: {what}"
-    return f"{place} takes {kind}, got {value[1].strip()!r}."
+    return OWN.sub("", f"{place} takes {kind}, got {value[1].strip()!r}.")
 
 
 def _kind(name: str, typed: Typed | None) -> str:

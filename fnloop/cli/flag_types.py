@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from yaml import YAMLError
 
 from fnloop.cli import yaml_dialect
+from fnloop.cli.class_types import alternatives
 
 UNFIT: Any = object()
 _SCALARS = (str, int, float, bool, type(None))
@@ -40,6 +41,8 @@ def kind_text(kind: Any) -> str:
         return kind
     if inspect.isclass(kind) and issubclass(kind, enum.Enum):
         return f"one of {', '.join(kind.__members__)}"
+    if any(inspect.isclass(each) and issubclass(each, enum.Enum) for each in alternatives(kind)):
+        return " | ".join(map(kind_text, get_args(kind)))
     names = r"'[^']*'|\b(?:\w+\.)+(?=\w)"
     shorter = re.sub(
         names, lambda m: m[0] if m[0][0] == "'" else "", inspect.formatannotation(kind)

@@ -15,12 +15,13 @@ from fnloop.cli.chosen import Choices
 from fnloop.cli.chosen_faults import fault_in
 from fnloop.cli.chosen_help import asked_help
 from fnloop.cli.config import Config
-from fnloop.cli.flag_errors import Typed, explain, referring, text_of, wrong_value
+from fnloop.cli.flag_errors import Typed, explain, referring, text_of
 from fnloop.cli.flag_types import UNFIT, fits, is_simple, read
 from fnloop.cli.isolation import inside
 from fnloop.cli.links import Links
 from fnloop.cli.messages import did_you_mean, usage
 from fnloop.cli.source import RESERVED, parameters
+from fnloop.cli.value_errors import wrong_value
 
 _WORDS = {"true": "true", "yes": "true", "on": "true"} | {
     "false": "false",

@@ -215,10 +215,11 @@ def test_names_within_the_arguments_of_a_class(capsys):
 
 
 OTHERS = """
+import abc
 import enum
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional, Protocol
 
 import torch
 
@@ -233,6 +234,25 @@ class Color(enum.Enum):
 @dataclass
 class Sizes:
     width: int = 8
+
+
+class Pair(NamedTuple):
+    a: int = 1
+
+
+class Block(abc.ABC):
+    @abc.abstractmethod
+    def go(self): ...
+
+
+class Speaks(Protocol):
+    def say(self): ...
+
+
+class Loud(Block):
+    def __init__(self, names: list[str] = ["a"], color: Color = Color.red): pass
+    def go(self): pass
+    def say(self): pass
 
 
 def untold(x): return x
@@ -254,6 +274,9 @@ def recipe(
     device: torch.device = torch.device("cpu"),
     dtype: torch.dtype = torch.float32,
     early: bool = False,
+    pair: Pair = Pair(),
+    block: Block | None = None,
+    says: Speaks | None = None,
 ) -> fl.Recipe:
     "All sorts of flags."
     run = other(made, chain)
@@ -361,6 +384,12 @@ def test_what_is_wrong_with_a_choice_in_yaml(capsys, value, message):
         (["--table", "a=1"], "A mapping is written --table '{NAME: VALUE}', or --table.NAME VALUE"),
         (["--device", "cudaa"], "--device takes device, got 'cudaa'."),
         (["--early", "maybe"], "--early takes true or false, got 'maybe'."),
+        (["--pair.a", "x"], "--pair.a takes int, got 'x'."),
+        (["--pair", "3"], "--pair takes Pair, got 3. It is given by its fields: --pair.a VALUE"),
+        (["--block", "Block"], "Block is none that can be made: it is abstract."),
+        (["--block", "Loud", "--block.names", "a,b"], "written --block.names '[a,b]'."),
+        (["--block", "Loud", "--block.color", "blue"], "takes one of red, green, got 'blue'."),
+        (["--says", "Sizes"], "--says takes Speaks | None, got "),
     ],
 )
 def test_what_is_wrong_with_other_types(capsys, others, arguments, message):
