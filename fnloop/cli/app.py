@@ -86,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: list[str], whole: bool) -> int:
     if not given or given[0] in ("-h", "--help"):
-        from fnloop.cli import parsers
+        from fnloop.cli.help_text import overview
 
-        parsers.top().print_help(sys.stdout if given else sys.stderr)
+        print(overview(), file=sys.stdout if given else sys.stderr)
         return 0 if given else 2
     command, *rest = given
     if command == "--version":
@@ -141,7 +141,7 @@ def _function(command: str) -> Any:
 def _unknown(command: str) -> str:
     if command.endswith(".py"):
         return f"{command} is a recipe, and no command. To train it: fnloop fit {command}"
-    hint = did_you_mean(command, _MODULES)
+    hint = did_you_mean(command, [*_MODULES, "--help", "--version"])
     return f"There is no command {command!r}.{hint} There are: {', '.join(_MODULES)}."
 
 

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import collections.abc
-import enum
 import inspect
 import pathlib
-import pkgutil
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from jsonargparse import ArgumentParser
 from yaml import YAMLError
 
 from fnloop.cli import yaml_dialect
+from fnloop.cli.class_names import ClassNames, found_at
+from fnloop.cli.class_types import (
+    PLAIN,
+    arguments_of,
+    is_chosen,
+    items_of,
+    record_of,
+    values_of,
+)
 from fnloop.cli.config import Config
 from fnloop.cli.flag_types import types_of
-from fnloop.cli.subclasses import known_classes
+from fnloop.cli.source import OWN
 
-OWN = re.compile(r"^_recipe_\w+\.")  # the module that `load_function` makes of the recipe's file
 PATH, ARGUMENTS = "class_path", "init_args"
-_PLAIN = (str, int, float, bool, bytes, list, tuple, dict, set, type(None), object)
 
 
 class Choices:
     """The flags of a recipe for which a class is chosen.
-
-    Names are those that the recipe's own file has (``Net``, ``nn.Linear``, ``fl.optim.adamw``), or
-    dotted paths to import. In what is written they are the same.
 
     Args:
         function: The function ``recipe``.
@@ -36,30 +36,35 @@ class Choices:
 
     Attributes:
         names: Of those flags.
+        kinds: The types of all flags.
+        known: What names mean.
     """
 
     def __init__(self, function: Callable[..., Any], file: pathlib.Path) -> None:
-        self._kinds = types_of(function)
-        self.names = [name for name, kind in self._kinds.items() if _is_chosen(kind)]
-        self._stem = file.stem
-        self._known: dict[str, Any] = getattr(inspect.unwrap(function), "__globals__", {})
-        self._defaults = {
-            name: _name_of(parameter.default)
-            for name, parameter in inspect.signature(function).parameters.items()
-        }
+        self.kinds, self.known = types_of(function), ClassNames(function, file)
+        self.names = [name for name, kind in self.kinds.items() if is_chosen(kind)]
+        flags = inspect.signature(function).parameters
+        self._defaults = {name: _name_of(flag.default) for name, flag in flags.items()}
+        # What is chosen, by the path of flags that it is chosen for; the last one in a list.
+        self._made: dict[tuple[str, ...], Any] = {}
+        for name in self.names:
+            path = self.class_in(name, flags[name].default)
+            self._choose((name,), path)
 
     def settle(
         self, parser: ArgumentParser, configs: Sequence[Config], arguments: Sequence[str]
     ) -> list[str]:
-        """All arguments for the parser: those of the configurations, then the others.
+        """All arguments for the parser: those of the configurations, as text, then the others.
 
         A class that is chosen later takes nothing over from another one before it, in the recipe's
         default or in a configuration: they may have arguments of one name that mean different
         things.
         """
-        tokens = list(self._whole(arguments))
         entries = [self._whole_names(config.values) for config in configs]
+        tokens = self._whole(arguments)
         for name in self.names:
+            if record_of(self.kinds[name]) is not None:
+                continue
             chosen = [_class_in(entry.get(name)) for entry in entries] + list(_given(name, tokens))
             last = next((each for each in reversed(chosen) if each is not None), None)
             if last is None:
@@ -82,72 +87,85 @@ class Choices:
             return None
         written = _class_in(value)
         if written is None:
-            if isinstance(value, _PLAIN[:-2]):
+            if isinstance(value, PLAIN[:-2]):
                 return None
             made = value if hasattr(value, "__qualname__") else type(value)
             return f"{made.__module__}.{made.__qualname__}"
-        path = self._path(written)
-        if "." not in path:
-            path = known_classes(self._kinds[name]).get(path, [path])[0]
-        return path
+        return self.known.path(written, self.kinds[name])
 
-    def found(self, path: str) -> Any:
-        """What a path leads to; None if it leads nowhere."""
-        try:
-            return pkgutil.resolve_name(path)
-        except (ImportError, AttributeError, ValueError):
-            return None
+    def made(self, place: Sequence[str]) -> Any:
+        """The class or function that is chosen at a path of flags, ``("model", "head")``; or the
+        dataclass that is there without a choice; None if it is unknown.
+        """
+        return self._made.get(tuple(place)) or record_of(self.kind(place))
+
+    def kind(self, place: Sequence[str]) -> Any:
+        """The type of the value at a path of flags; `Any` if it is unknown."""
+        *above, last = place
+        if not above:
+            return self.kinds.get(last, Any)
+        made = self.made(above)
+        return (arguments_of(made) or {}).get(last, Any) if made else values_of(self.kind(above))
+
+    def _choose(self, place: tuple[str, ...], path: str | None) -> None:
+        made = found_at(path) if path is not None else None
+        if made is not None and made is not self._made.get(place):
+            self._made[place] = made
 
     def _whole_names(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {n: self._found(v) if n in self.names else v for n, v in values.items()}
+        return {
+            n: self._found(v, self.kinds[n], (n,)) if n in self.names else v
+            for n, v in values.items()
+        }
 
-    def _whole(self, arguments: Sequence[str]) -> Iterator[str]:
-        """The arguments, with whole paths for the names of classes."""
-        takes = False  # the next one, as its value
-        for token in arguments:
-            option, equals, value = token.partition("=")
-            name, _, rest = option[2:].partition(".")
-            mine = token.startswith("--") and name.rstrip("+") in self.names
-            names = mine and (not rest or rest.rpartition(".")[2] in (PATH, "help"))
-            if takes:
-                yield self._text(token)
-            elif names and equals:
-                yield f"{option}={self._text(value)}"
-            else:
-                yield token
-            takes = names and not equals and not takes
+    def _whole(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments, with whole paths for the names of classes.
 
-    def _text(self, text: str) -> str:
+        Arguments of a class that stand before it, in place of the default, follow it.
+        """
+        groups = list(_groups(arguments))
+        for name in self.names:
+            groups = _class_first(groups, name)
+        return [token for group in groups for token in self._whole_group(group)]
+
+    def _whole_group(self, group: Sequence[str]) -> list[str]:
+        option, equals, value = group[0].partition("=")
+        place = place_of(option)
+        if not option.startswith("--") or place[0] not in self.names:
+            return list(group)
+        kind = self.kind(place)
+        if equals:
+            return [f"{option}={self._text(value, kind, place)}", *group[1:]]
+        return [option, *[self._text(text, kind, place) for text in group[1:]]]
+
+    def _text(self, text: str, kind: Any, place: tuple[str, ...]) -> str:
         try:
             value = yaml_dialect.load(text)
         except YAMLError:
             return text
-        found = self._found(value)
+        found = self._found(value, kind, place)
         if found == value:
             return text
         return found if isinstance(found, str) else yaml_dialect.dump(found)
 
-    def _found(self, value: Any) -> Any:
+    def _found(self, value: Any, kind: Any, place: tuple[str, ...]) -> Any:
         """A value with whole paths for the names that the recipe's file knows."""
-        if isinstance(value, str):
-            return self._path(value)
+        if isinstance(value, str) and is_chosen(kind):
+            self._choose(place, self.known.path(value, kind))
+            return self.known.whole(value)
         if isinstance(value, list):
-            return [self._found(each) for each in value]
-        if isinstance(value, dict) and PATH in value:
-            own = value.get(ARGUMENTS) or {}
-            inner = {n: self._found(v) if isinstance(v, dict | list) else v for n, v in own.items()}
-            return {**value, PATH: self._path(str(value[PATH])), ARGUMENTS: inner}
-        return value
+            return [self._found(each, items_of(kind), place) for each in value]
+        if not isinstance(value, dict):
+            return value
+        if PATH in value:
+            self._choose(place, self.known.path(str(value[PATH]), kind))
+            own = value.get(ARGUMENTS)
+            inner = self._inner(own, place) if isinstance(own, dict) else own or {}
+            return {**value, PATH: self.known.whole(str(value[PATH])), ARGUMENTS: inner}
+        return self._inner(value, place)
 
-    def _path(self, name: str) -> str:
-        """The path to import what the recipe's file calls `name`; `name` if it does not know it."""
-        first, *parts = name.removeprefix(f"{self._stem}.").split(".")
-        found = self._known.get(first)
-        for part in parts:
-            found = getattr(found, part, None)
-        if found is None or not callable(found) or not hasattr(found, "__qualname__"):
-            return name
-        return f"{found.__module__}.{found.__qualname__}"
+    def _inner(self, values: Mapping[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
+        return {n: self._found(v, self.kind((*place, n)), (*place, n)) for n, v in values.items()}
 
     def _own(self, value: Any) -> Any:
         """A value with the names of the recipe's own classes as its file has them."""
@@ -160,16 +178,14 @@ class Choices:
         return value
 
 
-def _is_chosen(kind: Any) -> bool:
-    """Whether values of this type are made by a class or function that is chosen by name."""
-    origin = get_origin(kind) or kind
-    if origin is collections.abc.Callable:
-        return True
-    if get_args(kind):
-        return any(map(_is_chosen, get_args(kind)))
-    if not inspect.isclass(kind) or issubclass(kind, (enum.Enum, pathlib.PurePath)):
-        return False
-    return kind not in _PLAIN
+def place_of(option: str) -> tuple[str, ...]:
+    """The path of flags that an option is for.
+
+    >>> place_of("--model.init_args.head.class_path"), place_of("--callbacks+")
+    (('model', 'head'), ('callbacks',))
+    """
+    parts = option.partition("=")[0][2:].rstrip("+").split(".")
+    return tuple(part for part in parts if part not in (PATH, ARGUMENTS))
 
 
 def _name_of(value: Any) -> str | None:
@@ -188,13 +204,36 @@ def _class_in(value: Any) -> str | None:
 def _given(name: str, tokens: Sequence[str]) -> Iterator[str | None]:
     """The classes that arguments choose for a flag."""
     for token, after in zip(tokens, [*tokens[1:], ""], strict=True):
-        option, equals, value = token.partition("=")
-        if option in (f"--{name}", f"--{name}.{PATH}"):
+        _, equals, value = token.partition("=")
+        if _chooses(token, name):
             text = value if equals else after
             try:
                 yield _class_in(yaml_dialect.load(text))
             except YAMLError:
                 yield text
+
+
+def _groups(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Each option with what follows it."""
+    group = list[str]()
+    for token in arguments:
+        if token.startswith("--") and group:
+            yield group
+            group = []
+        group.append(token)
+    if group:
+        yield group
+
+
+def _class_first(groups: list[list[str]], name: str) -> list[list[str]]:
+    at = next((i for i, group in enumerate(groups) if _chooses(group[0], name)), 0)
+    own = [group for group in groups[:at] if group[0].startswith(f"--{name}.")]
+    others = [group for group in groups[:at] if group not in own]
+    return [*others, *groups[at : at + 1], *own, *groups[at + 1 :]]
+
+
+def _chooses(token: str, name: str) -> bool:
+    return token.partition("=")[0] in (f"--{name}", f"--{name}.{PATH}")
 
 
 def _differ(one: str | None, other: str) -> bool:

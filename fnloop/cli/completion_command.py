@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import ast
+from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from fnloop.cli import parsers
+from fnloop.cli.commands import COMMANDS, WITH_RECIPES
+from fnloop.cli.completed_flags import CompletedFlags
 from fnloop.cli.messages import usage
 
 _SHELLS = {
     "bash": """\
 _fnloop() {
-    local IFS=$'\\n' found
+    local IFS=$'\\n' word=${COMP_WORDS[COMP_CWORD]} found
     found=$(fnloop completion words "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null | cut -f1)
-    COMPREPLY=($(compgen -W "$found" -- "${COMP_WORDS[COMP_CWORD]}"))
+    [[ $word == = ]] && word=
+    COMPREPLY=($(compgen -W "$found" -- "$word"))
 }
 complete -o bashdefault -o default -F _fnloop fnloop
 """,
@@ -24,7 +26,7 @@ _fnloop() {
     local line
     local -a found
     for line in "${(@f)$(fnloop completion words "${(@)words[2,CURRENT]}" 2>/dev/null)}"; do
-        [[ -n $line ]] && found+=("${line/$'\\t'/:}")
+        [[ -n $line ]] && found+=("${${line/$'\\t'/:}%:}")
     done
     (( $#found )) && _describe fnloop found || _files
 }
@@ -32,9 +34,15 @@ compdef _fnloop fnloop
 """,
     "fish": """\
 function _fnloop
-    fnloop completion words (commandline -opc)[2..] (commandline -ct) 2>/dev/null
+    set -l word (commandline -ct)
+    set -l found (fnloop completion words (commandline -opc)[2..] "$word" 2>/dev/null)
+    if test (count $found) -gt 0
+        printf '%s\\n' $found
+    else
+        __fish_complete_path "$word"
+    end
 end
-complete -c fnloop -a '(_fnloop)'
+complete -c fnloop -f -a '(_fnloop)'
 """,
 }
 
@@ -47,9 +55,14 @@ _WHERE = {
 _VALUES = {
     "--checkpoint": ("best", "latest"),
     "--dtype": ("fp32", "bf16", "fp16"),
+    "--kind": ("grad", "step", "callback"),
     "--member": ("best",),
     "--params": ("ema",),
     "--search": ("power", "binary"),
+}
+_FIRST = {
+    "completion": tuple(_SHELLS),
+    "new": ("stage", "optimizer", "callback", "effect", "tracker"),
 }
 
 
@@ -82,43 +95,43 @@ def candidates(words: Sequence[str], last: str) -> Iterator[tuple[str, str]]:
     >>> [word for word, _ in candidates(["test", "--checkpoint"], "")]
     ['best', 'latest']
     """
+    if last == "=":  # bash takes it for a word of its own
+        last = ""
+    words = [word for word in words if word != "="]
+    option, equals, value = last.partition("=")
+    if option.startswith("--") and equals:
+        for word, help in candidates([*words, option], value):
+            yield f"{option}={word}", help
+        return
     found = _commands() if not words else _arguments(words[0], words[1:], last)
     yield from [(word, help) for word, help in found if word.startswith(last)]
 
 
 def _commands() -> Iterator[tuple[str, str]]:
-    yield from parsers.COMMANDS.items()
+    yield from COMMANDS.items()
     yield "--help", "show the help"
     yield "--version", "print the version"
 
 
 def _arguments(command: str, words: Sequence[str], last: str) -> Iterator[tuple[str, str]]:
-    if command == "completion":
-        yield from [(name, "") for name in _SHELLS]
-    if command not in parsers.COMMANDS:
+    if command not in COMMANDS:
         return
-    if words and words[-1] in _VALUES:
+    if not words and not last.startswith("-"):
+        yield from [(name, "") for name in _FIRST.get(command, ())]
+    flags = CompletedFlags(words) if command in (*WITH_RECIPES, "resume") else None
+    options = dict(_options(command))
+    if words and words[-1] in _VALUES and words[-1] in options:
         yield from [(value, "") for value in _VALUES[words[-1]]]
+    elif words and words[-1].startswith("--") and flags is not None and not last.startswith("-"):
+        yield from flags.values(words[-1], last)
     elif last.startswith("-"):
-        for action in parsers.of(command)._actions:
-            for option in action.option_strings:
-                if option.startswith("--"):
-                    yield option, " ".join(str(action.help).split())
-        files = [Path(word) for word in words if word.endswith(".py")]
-        if command in parsers.WITH_RECIPES and files:
-            yield from _flags(files[0])
+        yield from options.items()
+        if flags is not None:
+            yield from flags.options(last)
 
 
-def _flags(recipe: Path) -> Iterator[tuple[str, str]]:
-    """The flags of a recipe, read without running it."""
-    try:
-        tree = ast.parse(recipe.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == "recipe":
-            for argument in (*node.args.args, *node.args.kwonlyargs):
-                kind = ast.unparse(argument.annotation) if argument.annotation else ""
-                yield f"--{argument.arg}", kind
-                if kind == "bool":
-                    yield f"--no-{argument.arg}", kind
+def _options(command: str) -> Iterator[tuple[str, str]]:
+    for action in parsers.of(command)._actions:
+        for option in action.option_strings:
+            if option.startswith("--") and action.help != SUPPRESS:
+                yield option, " ".join(str(action.help).split())

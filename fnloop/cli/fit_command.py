@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from fnloop.cli import config, parsers, run_report
 from fnloop.cli.evaluate_command import results
-from fnloop.cli.flags import Flags, configs_in, parse, recipe_in
+from fnloop.cli.flags import Flags, parse
+from fnloop.cli.given import given_in
 from fnloop.cli.many import is_first
 from fnloop.cli.messages import Problem, describe, shown, usage, value_text
 from fnloop.cli.recipe import Recipe
@@ -36,6 +37,7 @@ from fnloop.loop.early_stopping import early_stopping
 from fnloop.loop.fit import fit
 from fnloop.loop.history import History
 from fnloop.stages.base import mesh_of
+from fnloop.store.checkpoint_errors import UnfitError
 from fnloop.store.folders import best, target_of
 from fnloop.store.load import load
 from fnloop.store.manifest import MANIFEST, read_manifest, standing
@@ -55,6 +57,7 @@ class Job(NamedTuple):
         recipe: The recipe that it returned for these flags.
         folder: The run's folder; None if nothing is saved.
         start: The checkpoint to resume from; None for a new run.
+        anew: Arguments of ``fnloop fit`` for a new run with these flags.
         overwrite: Whether another run's checkpoints in the folder are deleted.
     """
 
@@ -63,24 +66,18 @@ class Job(NamedTuple):
     recipe: Recipe
     folder: Path | None
     start: Path | None
+    anew: Sequence[str]
     overwrite: bool = False
 
 
 def run_fit(arguments: Sequence[str]) -> int:
     """``fnloop fit RECIPE.py``."""
-    named, rest = recipe_in(arguments)
-    files = [Path(named)] if named else [c.recipe() for c in reversed(configs_in(rest))]
-    file = next(filter(None, files), None)
-    if file is None:
-        raise usage("Which recipe? fnloop fit RECIPE.py, or --config of a run.")
-    function = load_function(file)
-    parser = parsers.of("fit", function, file.name)
-    given = [str(file), *rest]
-    flags = parse(parser, function, given, file)
+    given = given_in("fit", arguments)
+    file, flags = given.file, given.flags
     if flags.options.get("print_config"):
         print(config.dump(file, flags.plain, Path.cwd()), end="")
         return 0
-    recipe = build(function, file, flags.values)
+    recipe = given.recipe()
     if flags.options.get("smoke"):
         _check_recipe(recipe)
         return run_smoke(recipe)
@@ -88,22 +85,22 @@ def run_fit(arguments: Sequence[str]) -> int:
     start = newest_of(checkpoint_folders(folder, recipe))
     if start is not None and not flags.options.get("overwrite"):
         _refuse_sweep(folder or start.parent)
+    job = Job(file, flags, recipe, folder, start, [a for a in arguments if a != "--resume"])
     if not flags.options.get("resume"):
         overwrite = bool(flags.options.get("overwrite"))
         replaces = overwrite or (start and read_manifest(start)["status"].endswith(UNTRAINED))
         if start is not None and not replaces:
-            raise usage(_refusal(start, recipe, folder or start.parent, flags, arguments))
-        return _train(Job(file, flags, recipe, folder, None, overwrite))
+            raise usage(_refusal(job, start))
+        return _train(job._replace(start=None, overwrite=overwrite))
     if flags.options.get("overwrite"):
         raise usage("--resume goes on with a run, and --overwrite deletes it: choose one.")
     if folder is not None and (folder / config.NAME).is_file():
         # The flags of the run, overridden by those on the command line.
         saved = config.Config(folder / config.NAME)
-        again = parse(parser, function, ["--config", str(saved.path), *given], file)
+        again = given.over(saved.path)
         if again.plain != flags.plain:
-            flags, recipe = again, build(function, file, again.values)
-        _tell_changes(saved, flags)
-    return _train(Job(file, flags, recipe, folder, start))
+            job = job._replace(flags=again, recipe=build(given.function, file, again.values))
+    return _train(job)
 
 
 def run_resume(arguments: Sequence[str]) -> int:
@@ -125,7 +122,6 @@ def run_resume(arguments: Sequence[str]) -> int:
         given += ["--folder", str(run)]
     parser = parsers.of("resume", function, file.name)
     flags = parse(parser, function, [str(run), *given, *rest], file)
-    _tell_changes(saved, flags)
     recipe = build(function, file, flags.values)
     folder = folder_of(recipe)
     if folder is None or folder.resolve() != run.resolve():
@@ -134,7 +130,9 @@ def run_resume(arguments: Sequence[str]) -> int:
             "usual causes: a folder relative to the directory in which fnloop fit was called, or a "
             "run that was moved. A recipe with a parameter called folder can go on anywhere."
         )
-    return _train(Job(file, flags, recipe, folder, newest_of(checkpoint_folders(run, recipe))))
+    start = newest_of(checkpoint_folders(run, recipe))
+    anew = [shown(file), "--config", shown(saved.path), *rest]
+    return _train(Job(file, flags, recipe, folder, start, anew))
 
 
 def _train(job: Job) -> int:
@@ -225,11 +223,14 @@ def _conclude(job: Job, state: State) -> int:
 def _saved(error: Exception, job: Job) -> Problem:
     """Save the history of a failed run; return the error with a command to resume."""
     text = describe(error)
+    if isinstance(error, UnfitError) and job.folder is not None:
+        return Problem(f"{text}\n{_ways_out(job, job.folder)}")
     history = getattr(error, "history", None)
     if job.folder is not None and history is not None and is_first():
         run_report.write_history(history, job.folder)
     newest = newest_of(_folders(job))
-    if newest is not None and newest != job.start and job.folder is not None:
+    known = job.start is not None and newest == job.start.absolute()
+    if newest is not None and not known and job.folder is not None:
         text += (
             f"\nThe last good state is in {told(newest)}. To resume from it after a fix: "
             f"fnloop resume {shown(job.folder)}"
@@ -237,11 +238,28 @@ def _saved(error: Exception, job: Job) -> Problem:
     return Problem(text)
 
 
+def _ways_out(job: Job, folder: Path) -> str:
+    """What to do where a checkpoint does not fit: the flags that differ, and commands."""
+    saved = config.Config(folder / config.NAME).plain if (folder / config.NAME).is_file() else {}
+    pairs = {name: (saved.get(name, value), value) for name, value in job.flags.plain.items()}
+    changed = [
+        f"--{name} was {value_text(was)}, and is {value_text(now)}."
+        for name, (was, now) in pairs.items()
+        if was != now and repr(was) != repr(now)  # nan is nan
+    ]
+    fix = f"fnloop resume {shlex.quote(shown(folder))}, with its own flags"
+    if not changed:
+        changed = ["No flag is another than then: the recipe is, or what it imports."]
+        fix = "put that back"
+    choices = [("go on with the run", fix), ("train the new one", _elsewhere(job, folder))]
+    return "\n".join([*changed, _listed(choices)])
+
+
 def _summary(job: Job, state: State) -> str:
     start = "new" if job.start is None else f"resumed from {told(job.start)}"
-    flags = " ".join(f"{name}={value_text(value)}" for name, value in job.flags.plain.items())
+    flags = {name: value_text(value) for name, value in job.flags.plain.items()}
     rows = [
-        ("recipe", f"{shown(job.file)}  {flags}".rstrip()),
+        ("recipe", run_report.recipe_text(job.file, flags)),
         ("model", run_report.model_text(state)),
         ("data", run_report.data_text(job.recipe.data)),
         ("folder", f"{shown(job.folder)} ({start})" if job.folder else "none: nothing is saved"),
@@ -286,29 +304,41 @@ def _refuse_sweep(folder: Path) -> None:
         )
 
 
-def _refusal(
-    start: Path, recipe: Recipe, folder: Path, flags: Flags, arguments: Sequence[str]
-) -> str:
+def _refusal(job: Job, start: Path) -> str:
     """The message that a folder has a run already, with commands to choose from."""
-    manifest = read_manifest(start)
+    manifest, folder = read_manifest(start), job.folder or start.parent
     status, (how, epoch, count) = manifest["status"], standing(manifest)
-    texts = {name: value for name, value in flags.plain.items() if isinstance(value, str)}
-    name = next((name for name, value in texts.items() if Path(value) == folder), None)
-    free = next(f"{folder}-{i}" for i in range(2, 1 << 30) if not Path(f"{folder}-{i}").exists())
-    again = shlex.join(["fnloop", "fit", *arguments])
-    another = f"{again} --{name} {shlex.quote(free)}" if name else "another folder in the recipe"
-    more = _longer(recipe, status, flags)
-    resumed = f"{again} --resume{more}, or fnloop resume {shlex.quote(str(folder))}{more}"
+    again = shlex.join(["fnloop", "fit", *job.anew])
+    more = _longer(job.recipe, status, job.flags)
+    flag, note = (more, "") if more.startswith(" --") else ("", more)
+    resumed = f"{again} --resume{flag}, or fnloop resume {shlex.quote(str(folder))}{flag}{note}"
     choices = [
         ("train longer" if more else "go on with it", resumed),
-        ("start another", another),
+        ("start another", _elsewhere(job, folder)),
         ("start over", f"{again} --overwrite, which deletes its checkpoints"),
     ]
     return (
         f"{shown(folder)} has a run already ({how}, epoch {epoch}, {count} batches), "
-        "which is not overwritten.\n"
-        + "\n".join(f"  to {what + ':':<15} {command}" for what, command in choices)
+        f"which is not overwritten.\n{_listed(choices)}"
     )
+
+
+def _elsewhere(job: Job, folder: Path) -> str:
+    """The command that trains a new run in another folder."""
+    texts = {name: value for name, value in job.flags.plain.items() if isinstance(value, str)}
+    same = [n for n, value in texts.items() if Path(value).absolute() == folder.absolute()]
+    if not same:
+        return "another folder in the recipe"
+    option, value = f"--{same[0]}", texts[same[0]]
+    free = next(f"{value}-{i}" for i in range(2, 1 << 30) if not Path(f"{value}-{i}").exists())
+    pairs = zip(["", *job.anew], job.anew, strict=False)
+    kept = [a for before, a in pairs if option not in (a.partition("=")[0], before)]
+    return shlex.join(["fnloop", "fit", *kept, option, free])
+
+
+def _listed(choices: Sequence[tuple[str, str]]) -> str:
+    width = max(len(what) for what, _ in choices) + 1
+    return "\n".join(f"  to {what + ':':<{width}}  {command}" for what, command in choices)
 
 
 def _longer(recipe: Recipe, status: str, flags: Flags, reason: str = "") -> str:
@@ -328,13 +358,6 @@ def _longer(recipe: Recipe, status: str, flags: Flags, reason: str = "") -> str:
     if name in flags.plain:
         return f" --{name} {2 * value}"
     return f" (with more {name} in the recipe)"
-
-
-def _tell_changes(saved: config.Config, flags: Flags) -> None:
-    for name, value in flags.plain.items():
-        was = saved.plain.get(name, value)
-        if was != value and repr(was) != repr(value):  # nan is nan
-            _say(f"{name} was {value_text(was)}, and is {value_text(value)} from here on")
 
 
 def _say(text: str) -> None:

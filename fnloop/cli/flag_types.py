@@ -6,6 +6,9 @@ jsonargparse reads text a second time, in a dialect of its own: a text "null" wo
 
 from __future__ import annotations
 
+import enum
+import inspect
+import re
 import types
 from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from yaml import YAMLError
 
 from fnloop.cli import yaml_dialect
+from fnloop.cli.class_types import alternatives
 
 UNFIT: Any = object()
 _SCALARS = (str, int, float, bool, type(None))
@@ -21,9 +25,29 @@ _SCALARS = (str, int, float, bool, type(None))
 def types_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The types of a function's parameters; none if an annotation cannot be resolved."""
     try:
-        return get_type_hints(function)
+        found = get_type_hints(function)
     except (NameError, TypeError, AttributeError):
         return {}
+    return {name: kind for name, kind in found.items() if name != "return"}
+
+
+def kind_text(kind: Any) -> str:
+    """A type, or an annotation, in the words of a message.
+
+    >>> kind_text(list[re.Pattern | None]), kind_text(Literal["a.b"]), kind_text("nn.Module")
+    ('list[Pattern | None]', "Literal['a.b']", 'nn.Module')
+    """
+    if isinstance(kind, str):
+        return kind
+    if inspect.isclass(kind) and issubclass(kind, enum.Enum):
+        return f"one of {', '.join(kind.__members__)}"
+    if any(inspect.isclass(each) and issubclass(each, enum.Enum) for each in alternatives(kind)):
+        return " | ".join(map(kind_text, get_args(kind)))
+    names = r"'[^']*'|\b(?:\w+\.)+(?=\w)"
+    shorter = re.sub(
+        names, lambda m: m[0] if m[0][0] == "'" else "", inspect.formatannotation(kind)
+    )
+    return shorter.removeprefix("typing.")
 
 
 def fits(value: Any, kind: Any) -> bool:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
 import os
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,16 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fnloop.cli import yaml_dialect
 from fnloop.cli.chosen import Choices
-from fnloop.cli.chosen_errors import wrong_choice
+from fnloop.cli.chosen_faults import fault_in
+from fnloop.cli.chosen_help import asked_help
 from fnloop.cli.config import Config
-from fnloop.cli.flag_types import UNFIT, fits, is_simple, read, types_of
+from fnloop.cli.flag_errors import Typed, explain, referring, text_of
+from fnloop.cli.flag_types import UNFIT, fits, is_simple, read
 from fnloop.cli.isolation import inside
 from fnloop.cli.links import Links
 from fnloop.cli.messages import did_you_mean, usage
 from fnloop.cli.source import RESERVED, parameters
+from fnloop.cli.value_errors import wrong_value
 
 _WORDS = {"true": "true", "yes": "true", "on": "true"} | {
     "false": "false",
@@ -100,23 +100,44 @@ def parse(
     helped: SystemExit | None = None
     with inside(file.resolve()):  # the classes that are chosen are imported as by the recipe
         configs, tidied = links.resolved()
+        typed = Typed(function, choices, configs, tidied, links.of)
+        settled = choices.settle(parser, configs, tidied)
+        help = asked_help(parser.prog, choices, tidied)
         try:
-            parsed = parser.parse_args(choices.settle(parser, configs, tidied), env=False)
-            ready = parser.instantiate(parsed)
+            if help is None:
+                parsed = parser.parse_args(settled, env=False)
+                ready = parser.instantiate(parsed)
         except ArgumentError as error:
-            raise usage(explain(str(error), parser, tidied, configs, function, links.of)) from None
+            raise usage(explain(str(error), parser, typed)) from None
         except SystemExit as leaving:
             helped = leaving
+        except Exception:  # of what the parser did not expect, or of the user's own code
+            faults = [fault_in(typed, name) for name in choices.names]
+            if any(faults):
+                raise usage(next(filter(None, faults))) from None
+            raise
+    if help is not None:
+        print(help, end="")
+        raise SystemExit(0)
     if helped is not None:
         raise helped
     plain = choices.shown(yaml_dialect.load(parser.dump(parsed, skip_unset=False)))
-    own = dict(_own_values(names, types_of(function), tidied, configs, links.of))
+    own, kept = dict(_own_values(typed)), dict(_unwritten(parsed, typed))
     return Flags(
-        values={name: own.get(name, ready[name]) for name in names},
-        plain={name: own.get(name, plain[name]) for name in names},
+        values={name: kept.get(name, own.get(name, ready[name])) for name in names},
+        plain={name: own.get(name, plain[name]) for name in names if name not in kept},
         options={name: value for name, value in vars(parsed).items() if name not in names},
         sources=links.sources,
     )
+
+
+def _unwritten(parsed: Namespace, typed: Typed) -> Iterator[tuple[str, Any]]:
+    """The flags that have the recipe's own default, for which no text stands."""
+    for name, flag in parameters(typed.function).items():
+        given = typed.is_on_line(name) or typed.config_of(name) is not None
+        has_default = flag.default is not flag.empty and flag.default is not None
+        if has_default and not given and parsed[name] is None:
+            yield name, flag.default
 
 
 def _variables(names: Sequence[str], arguments: list[str]) -> Iterator[str]:
@@ -125,7 +146,7 @@ def _variables(names: Sequence[str], arguments: list[str]) -> Iterator[str]:
     Raises:
         Problem: A variable with that prefix is no flag.
     """
-    prefix = _text_of("env", arguments)
+    prefix = text_of("env", arguments)
     if prefix is None:
         return
     known = {name.upper(): name for name in names}
@@ -142,41 +163,18 @@ def _variables(names: Sequence[str], arguments: list[str]) -> Iterator[str]:
         yield f"--{'.'.join([known[first], *map(str.lower, parts)])}={value}"
 
 
-def _own_values(
-    names: Sequence[str],
-    kinds: Mapping[str, Any],
-    arguments: Sequence[str],
-    configs: Sequence[Config],
-    links: Mapping[str, Sequence[str]],
-) -> Iterator[tuple[str, Any]]:
+def _own_values(typed: Typed) -> Iterator[tuple[str, Any]]:
     """The flags that are read without jsonargparse, and their values."""
-    given = [token.partition("=")[0] for token in arguments if token.startswith("--")]
-    for name in names:
-        if name not in kinds:
-            continue
-        kind, text = kinds[name], _text_of(name, arguments)
+    for name, kind in typed.choices.kinds.items():
+        text, config = typed.text_of(name), typed.config_of(name)
         if text is not None and is_simple(kind):
             value = read(text, kind)
             if value is UNFIT:
-                takes = inspect.formatannotation(kind)
-                end = _referring(name, links)
-                raise usage(f"--{name} takes {takes}, got {text!r}.{end}")
+                fault = wrong_value(f"--{name}", kind, text)
+                raise usage(fault + referring(name, typed.links))
             yield name, value
-        elif not any(option.partition(".")[0].rstrip("+") == f"--{name}" for option in given):
-            config = next((c for c in reversed(configs) if name in c.values), None)
-            if config is not None and fits(config.values[name], kind):
-                yield name, config.values[name]
-
-
-def _text_of(name: str, arguments: Sequence[str]) -> str | None:
-    """The last text given for a flag."""
-    found = None
-    for i, token in enumerate(arguments):
-        if token.startswith(f"--{name}="):
-            found = token.partition("=")[2]
-        elif token == f"--{name}" and i + 1 < len(arguments):
-            found = arguments[i + 1]
-    return found
+        elif config is not None and not typed.is_on_line(name) and fits(config.values[name], kind):
+            yield name, config.values[name]
 
 
 def parse_plain(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
@@ -189,29 +187,6 @@ def parse_plain(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         return parser.parse_args(list(arguments), env=False)
     except ArgumentError as error:
         raise usage(explain(str(error), parser)) from None
-
-
-def explain(
-    error: str,
-    parser: ArgumentParser,
-    arguments: Sequence[str] = (),
-    configs: Sequence[Config] = (),
-    function: Callable[..., Any] | None = None,
-    links: Mapping[str, Sequence[str]] | None = None,
-) -> str:
-    """A parser's error in plainer words."""
-    options = [o for action in parser._actions for o in action.option_strings if o[:2] == "--"]
-    if match := re.match(r"unrecognized arguments: (.*)", error, re.DOTALL):
-        return _unknown(match[1].split(), options)
-    if match := re.match(r"(?:argument )?(--[\w.-]+).*: expected one argument", error):
-        kind = _kind(match[1][2:], function)
-        return f"{match[1]} needs a value" + (f" ({kind})." if kind else ".")
-    if match := re.match(r"the following arguments are required: (.*)", error):
-        return _required(match[1].split(", "), parser)
-    if match := re.match(r'Parser key "([^"]+)":\s*(.*)', error, re.DOTALL):
-        text = _wrong_type(match[1], match[2], arguments, configs, function)
-        return text + _referring(match[1], links or {})
-    return error
 
 
 def _split_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -254,67 +229,3 @@ def _tidy(arguments: Sequence[str], function: Callable[..., Any]) -> Iterator[st
             yield f"--{name.replace('_', '-')}{equals}{value}"
         else:
             yield token
-
-
-def _unknown(arguments: Sequence[str], options: Iterable[str]) -> str:
-    typed = next((a for a in arguments if a.startswith("-")), None)
-    if typed is None:
-        return f"Unexpected argument {arguments[0]!r}; a flag's value follows its name: --lr 0.1"
-    typed = typed.partition("=")[0]
-    hidden = ("--help", "--traceback", "--print_shtab")  # the last is jsonargparse's own
-    known = [option for option in options if option not in hidden]
-    close = difflib.get_close_matches(typed.replace("-", "_"), [o.replace("-", "_") for o in known])
-    match = next((o for o in known if close and o.replace("-", "_") == close[0]), None)
-    hint = f" Did you mean {match}?" if match else ""
-    return f"There is no flag {typed}.{hint} There are: {', '.join(known)}."
-
-
-def _required(names: Sequence[str], parser: ArgumentParser) -> str:
-    positional = {a.dest: a.metavar for a in parser._actions if not a.option_strings}
-    missing = [str(positional.get(name) or f"--{name}") for name in names]
-    return f"Missing: {', '.join(missing)}. Usage: {parser.usage}"
-
-
-def _wrong_type(
-    key: str,
-    what: str,
-    arguments: Sequence[str],
-    configs: Sequence[Config],
-    function: Callable[..., Any] | None,
-) -> str:
-    name = key.partition(".")[0]
-    place = f"--{key}"
-    if not any(argument.partition("=")[0] == place for argument in arguments):
-        origin = next((c for c in reversed(configs) if name in c.values), None)
-        if origin is not None:
-            place = f"{origin.where(name)}: {key}"
-        text = origin.texts.get(name) if origin is not None else None
-        if text is not None and _kind(name, function) == "str":
-            return f'{place} takes str, and {text} is none without quotes: {name}: "{text}".'
-    chosen = wrong_choice(place, _kind(name, function), what) if function else None
-    if chosen is not None:
-        return chosen
-    value = re.search(r"(?:Got|Given) value: (.*)", what)
-    own = re.search(r"Expected an? <class '(\w+)'>", what)  # of an option of the command
-    kind = _kind(key, function) or (own[1] if own else "")
-    if value is None or not kind:
-        return f"{place}: {what}"
-    return f"{place} takes {kind}, got {value[1].strip()!r}."
-
-
-def _referring(key: str, links: Mapping[str, Sequence[str]]) -> str:
-    """The references in a flag that has a wrong value."""
-    name = key.partition(".")[0]
-    found = {at: paths for at, paths in links.items() if at.partition(".")[0] == name}
-    told = [f"{at} is from ${{{'}, ${'.join(paths)}}}" for at, paths in found.items()]
-    return f" ({'; '.join(told)})" if told else ""
-
-
-def _kind(name: str, function: Callable[..., Any] | None) -> str:
-    """The type of a flag, for messages."""
-    flag = parameters(function).get(name) if function else None
-    if flag is None:
-        return ""
-    if isinstance(flag.annotation, str):
-        return flag.annotation
-    return inspect.formatannotation(flag.annotation)

@@ -1,4 +1,4 @@
-"""A recipe on the command line, to be built for several values of its flags."""
+"""A recipe on the command line, and its flags."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jsonargparse import ArgumentParser
+
 from fnloop.cli import parsers
+from fnloop.cli.commands import YIELDING
 from fnloop.cli.flags import Flags, configs_in, parse, recipe_in
 from fnloop.cli.messages import shown, usage
 from fnloop.cli.recipe import Recipe
@@ -24,21 +27,34 @@ class Given(NamedTuple):
     Attributes:
         file: Its file.
         function: The function ``recipe`` in it.
+        parser: Of the command, with its flags.
+        arguments: Those that were parsed.
         flags: Its flags.
-        parsed: Its flags, if these arguments come after the others.
     """
 
     file: Path
     function: Callable[..., Any]
+    parser: ArgumentParser
+    arguments: Sequence[str]
     flags: Flags
-    parsed: Callable[[Sequence[str]], Flags]
+
+    def over(self, configuration: Path) -> Flags:
+        """Its flags, over those of a configuration."""
+        arguments = ["--config", str(configuration), *self.arguments]
+        return parse(self.parser, self.function, arguments, self.file)
 
     def recipe(self, **changes: Any) -> Recipe:
-        """What it returns, for other values of some flags, and of those that refer to them."""
+        """What it returns, for other values of some flags, and of those that refer to them.
+
+        Args:
+            changes: Values by flag, or by the argument of a class: ``optimizer.lr``.
+        """
         flags = self.flags
-        if any(name in flags.sources for name in changes):
-            flags = self.parsed([f"--{name}={value}" for name, value in changes.items()])
-        return build(self.function, self.file, {**flags.values, **changes})
+        if any(name in flags.sources or "." in name for name in changes):
+            more = [f"--{name}={value}" for name, value in changes.items()]
+            flags = parse(self.parser, self.function, [*self.arguments, *more], self.file)
+        own = {name: value for name, value in changes.items() if "." not in name}
+        return build(self.function, self.file, {**flags.values, **own})
 
     def picture(self) -> str | None:
         """The file that ``--plot`` names.
@@ -78,7 +94,7 @@ def given_in(command: str, arguments: Sequence[str], take: Taking | None = None)
         raise usage(f"Which recipe? fnloop {command} RECIPE.py, or --config of a run.")
     function = load_function(file)
     taken = [o[2:] for action in parsers.of(command)._actions for o in action.option_strings]
-    yielding = parsers.YIELDING.get(command, {})
+    yielding = YIELDING.get(command, {})
     if both := [n for n in parameters(function) if n in taken and n not in yielding]:
         raise usage(
             f"recipe() in {shown(file)} has a parameter {both[0]!r}, and --{both[0]} is an option "
@@ -86,8 +102,5 @@ def given_in(command: str, arguments: Sequence[str], take: Taking | None = None)
         )
     left = rest if take is None else take(function, rest)
     parser = parsers.of(command, function, file.name)
-
-    def parsed(more: Sequence[str]) -> Flags:
-        return parse(parser, function, [str(file), *left, *more], file)
-
-    return Given(file, function, parsed([]), parsed)
+    arguments = [str(file), *left]
+    return Given(file, function, parser, arguments, parse(parser, function, arguments, file))

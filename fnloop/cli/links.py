@@ -17,9 +17,11 @@ from yaml import YAMLError
 
 from fnloop.cli import yaml_dialect
 from fnloop.cli.chosen import ARGUMENTS, PATH, Choices
+from fnloop.cli.class_names import found_at
 from fnloop.cli.config import REFERENCE, Config
 from fnloop.cli.flag_types import UNFIT, is_simple, read, types_of
-from fnloop.cli.messages import did_you_mean, usage, value_text
+from fnloop.cli.links_errors import in_a_circle, to_nothing
+from fnloop.cli.messages import usage, value_text
 from fnloop.cli.source import parameters
 
 _PLAIN = (str, int, float, bool, list, dict, type(None))
@@ -119,13 +121,10 @@ class Links:
         self.of.setdefault(at[-1], []).append(path)
         first = next((i for i, each in enumerate(at) if _within(each, path)), None)
         if first is not None:
-            chain = " -> ".join([*at[first:], path])
-            raise usage(
-                f"{place}: ${{{path}}} refers to itself: {chain}. One of them needs a value."
-            )
+            raise usage(in_a_circle(place, [*at[first:], path]))
         found = self._given(path)
         if found is _MISSING:
-            raise usage(self._nothing(path, place))
+            raise usage(to_nothing(place, path, list(self._flags)))
         return self._filled(found, place, (*at, path))
 
     def _given(self, path: str) -> Any:
@@ -145,7 +144,7 @@ class Links:
         if chosen is not None and parts:
             known = self._choices.class_in(name, default)
             if known is None or _last(known) != _last(chosen):
-                default = self._choices.found(chosen)
+                default = found_at(chosen)
         return _default(default, parts)
 
     def _layers(self, name: str) -> list[Any]:
@@ -171,21 +170,6 @@ class Links:
             return yaml_dialect.load(text)
         except YAMLError:
             return text
-
-    def _nothing(self, path: str, place: str) -> str:
-        name, _, rest = path.partition(".")
-        known = list(self._flags)
-        if name not in known:
-            hint = did_you_mean(name, known, lambda n: f"${{{path.replace(name, n, 1)}}}")
-            return f"{place}: ${{{path}}} refers to nothing.{hint} The flags: {', '.join(known)}."
-        if not rest:
-            return (
-                f"{place}: ${{{path}}} has no value: {name} is given nowhere, and has no default."
-            )
-        return (
-            f"{place}: ${{{path}}} refers to nothing: {name} has no plain value {rest!r}, given or "
-            "by default."
-        )
 
 
 def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -33,6 +33,8 @@ def usage(message: str) -> Problem:
 def describe(error: BaseException) -> str:
     """An exception as text: its message, and the innermost line of the user's code."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if fault := getattr(error, "fault", ""):  # a checkpoint's; its fix is an argument of Python
+        text = fault.replace("`like`", "the recipe").replace("  like\n", "  the recipe\n")
     frames = traceback.extract_tb(error.__traceback__)
     if not text or not (frames and is_fnloop(frames[-1].filename)):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -94,6 +96,8 @@ def value_text(value: Any) -> str:
     ('Net(width=16)', "[0.1, 'a']")
     """
     if isinstance(value, dict) and "class_path" in value:
+        if "init_args" not in value:
+            return str(value["class_path"])
         own = value.get("init_args") or {}
         arguments = [f"{name}={value_text(each)}" for name, each in own.items()]
         return f"{value['class_path']}({', '.join(arguments)})"

@@ -3,109 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import re
+import warnings
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from importlib import import_module
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_dumper, set_loader, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_dumper, set_loader, set_parsing_settings
 from yaml import YAMLError
 
 from fnloop.cli import yaml_dialect
+from fnloop.cli.commands import COMMANDS, USAGE, WITH_RECIPES, YIELDING
+from fnloop.cli.help_text import HelpFormatter, first_paragraph, wrapped_usage
+from fnloop.cli.options import OPTIONS, switch, yielding
 
-COMMANDS = {
-    "fit": "Train what a recipe describes.",
-    "resume": "Go on with a run.",
-    "validate": "Evaluate a run on its validation data.",
-    "test": "Evaluate a run on its test data.",
-    "predict": "Write a run's predictions.",
-    "runs": "List runs, and in what they differ.",
-    "show": "Show a checkpoint, or the checkpoints of a run.",
-    "diff": "Compare two checkpoints, leaf by leaf.",
-    "replay": "Run one step of a run again, and see what happens in it.",
-    "export": "Write a run's weights as a file for other tools.",
-    "summary": "Show the stages and the modules of a recipe, and what a step takes.",
-    "sweep": "Train a recipe for several values of its flags, all at once.",
-    "profile": "Say where the time and the memory of a recipe's step go.",
-    "find-lr": "Try learning rates of a recipe, and suggest one.",
-    "find-batch-size": "Find the largest batch that fits into memory.",
-    "completion": "Complete commands and flags in bash, zsh or fish.",
-    "new": "Write a stage, optimizer, callback, effect or tracker to begin with, and its test.",
-}
-
-WITH_RECIPES = ("fit", "summary", "sweep", "profile", "find-lr", "find-batch-size")
-"""Commands that take a recipe and its flags."""
-
-_USAGE = {
-    "fit": (
-        "RECIPE.py [--config FILE.yaml] [--resume | --overwrite | --smoke] [--deterministic] "
-        "[--nproc N] [--print-config] [--FLAG VALUE ...]"
-    ),
-    "resume": "RUN [--recipe RECIPE.py] [--deterministic] [--nproc N] [--FLAG VALUE ...]",
-    "validate": "RUN [--member I|best] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
-    "test": "RUN [--member I|best] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]",
-    "predict": (
-        "RUN [--member I|best] [--output PLACE] [--checkpoint best|latest|PATH] "
-        "[--recipe RECIPE.py]"
-    ),
-    "completion": "bash|zsh|fish",
-    "runs": "[FOLDER ...] [--metric NAME[,NAME]] [--sort COLUMN] [--plot FILE]",
-    "show": "CHECKPOINT_OR_RUN [--member I|best]",
-    "diff": "A B",
-    "replay": (
-        "RUN [--step N] [--member I|best] [--checkpoint PATH] [--recipe RECIPE.py] "
-        "[--save FILE.safetensors]"
-    ),
-    "export": (
-        "CHECKPOINT_OR_RUN --output FILE [--member I|best] [--params SLOT] "
-        "[--dtype fp32|bf16|fp16] [--force] [--checkpoint best|latest|PATH] [--recipe RECIPE.py]"
-    ),
-    "summary": "RECIPE.py [--levels N] [--ranks N] [--config FILE.yaml] [--FLAG VALUE ...]",
-    "sweep": (
-        "RECIPE.py --FLAG A,B,C [--FLAG VALUE ...] [--seeds N] [--loop | --chunk K] [--plot FILE] "
-        "[--resume | --overwrite] [--config FILE.yaml]"
-    ),
-    "profile": (
-        "RECIPE.py [--steps N] [--trace FILE.json] [--plot FILE] [--config FILE.yaml] "
-        "[--FLAG VALUE ...]"
-    ),
-    "find-lr": (
-        "RECIPE.py [--of NAME] [--from LR] [--to LR] [--candidates N] [--plot FILE] "
-        "[--config FILE.yaml] [--FLAG VALUE ...]"
-    ),
-    "find-batch-size": (
-        "RECIPE.py [--of FLAG] [--from N] [--to N] [--search power|binary] [--config FILE.yaml] "
-        "[--FLAG VALUE ...]"
-    ),
-    "new": "stage|optimizer|callback|effect|tracker NAME [--kind grad|step|callback]",
-}
-
-YIELDING = {"profile": {"steps": "how many steps to measure; default 10"}}
-"""Options that are the recipe's own flags where it has some of the name; whole numbers."""
-
-_RECIPE = "a Python file with a function recipe(...) -> fl.Recipe; its parameters are flags"
-_RUN = "the folder of a run, or of a sweep"
-_MOVED = "where the recipe is now, if it moved"
-_WHICH = (
-    'which checkpoint: "best", "latest" or its folder; default the best if one was monitored, '
-    "and of a sweep the latest"
-)
-_EITHER = "a checkpoint, or the folder of a run or a sweep"
-_NEEDED = "a sweep needs one"
-
-
-def top() -> ArgumentParser:
-    """The parser of ``fnloop`` without a command, for its help."""
-    parser = _Parser(
-        prog="fnloop",
-        description="Train, evaluate and look at runs. More on each: fnloop COMMAND --help",
-    )
-    commands = parser.add_subcommands(
-        required=False, metavar="COMMAND", title="commands", description=None
-    )
-    for name, help in COMMANDS.items():
-        commands.add_subcommand(name, _Parser(), help=help)
-    _switch(parser, "--version", "print the version")
-    return parser
+_UNWRITTEN = "Unable to serialize instance"  # jsonargparse's words
 
 
 def of(
@@ -114,33 +27,63 @@ def of(
     """The parser of a command, with the flags of `recipe` if given."""
     parser = _Parser(
         prog=f"fnloop {command}",
-        usage=f"fnloop {command} {_USAGE[command]}",
+        usage=wrapped_usage(command, re.sub(r"^RECIPE\.py", file, USAGE[command])),
         description=COMMANDS[command],
         print_config=None,
+        add_help=False,
     )
-    _ARGUMENTS[command](parser)
-    _switch(parser, "--traceback", "show an error's whole traceback")
+    parser.add_argument("-h", "--help", action="help", help="show this help")
+    OPTIONS[command](parser)
+    switch(parser, "--traceback", "show an error's whole traceback")
     if recipe is not None:
+        import_module("fnloop.cli.torch_types")
         for name in YIELDING.get(command, {}).keys() - inspect.signature(recipe).parameters.keys():
-            _yielding(parser, command, name)
-        group = parser.add_argument_group(f"flags of {file}")
+            yielding(parser, command, name)
+        group = parser.add_argument_group(f"flags of {file}", first_paragraph(recipe))
         group.add_function_arguments(recipe, as_group=False)
+        numbers = dict(_numpy_defaults(recipe))
+        unwritten = set(_unwritten_defaults(recipe)) - numbers.keys()
         for action in parser._actions:
-            _quiet(action)
-        parser.set_defaults(dict(_numpy_defaults(recipe)))
+            _tidy_help(action, unwritten)
+        parser.set_defaults(numbers | dict.fromkeys(unwritten))
         return parser
     for name in YIELDING.get(command, ()):
-        _yielding(parser, command, name)
+        yielding(parser, command, name)
     if command in WITH_RECIPES:
         own = f"For its flags: fnloop {command} RECIPE.py --help"
         parser.description = f"{parser.description} {own}"
     return parser
 
 
-def _quiet(action: Any) -> None:
-    """Leave out of the help the list of all classes that can be chosen: hundreds for a module."""
+def of_class(call: str, flag: str, made: Any, taken: int) -> ArgumentParser:
+    """The parser of a class's arguments, for its help.
+
+    Args:
+        call: The command that chooses it.
+        flag: The flag that it is chosen for.
+        made: The class, or a function.
+        taken: How many arguments are not for the command line: the first ones.
+    """
+    usage = f"{call} [--{flag}.ARGUMENT VALUE ...]"
+    text = first_paragraph(made)
+    parser = _Parser(usage=usage, description=text, add_help=False, print_config=None)
+    group = parser.add_argument_group("arguments")
+    add = group.add_class_arguments if inspect.isclass(made) else group.add_function_arguments
+    add(made, flag, as_group=False, skip={taken} if taken else None)
+    for action in parser._actions:
+        _tidy_help(action)
+    return parser
+
+
+def _tidy_help(action: Any, unwritten: Collection[str] = ()) -> None:
+    """Tell of ``--model.help`` beside ``--model``; not of hundreds of classes that there are."""
+    if action.dest in unwritten:
+        action.default_words = "the recipe's own"
     if hasattr(action, "extra_help"):
+        action.asks_for_class = bool(action.extra_help())
         action.extra_help = lambda: ""
+    if action.dest.endswith(".help"):
+        action.help = SUPPRESS
 
 
 def _numpy_defaults(recipe: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
@@ -160,6 +103,24 @@ def _without_numpy(value: Any) -> Any:
     return value.item() if number else value
 
 
+def _unwritten_defaults(recipe: Callable[..., Any]) -> Iterator[str]:
+    """The flags with a default that no text stands for, such as a lambda: the recipe has it."""
+    flags = inspect.signature(recipe).parameters
+    for name, flag in flags.items():
+        if type(flag.default) in (str, int, float, bool, type(None)) or flag.default is flag.empty:
+            continue
+        alone = _Parser()
+        others: set[str | int] = {each for each in flags if each != name}
+        alone.add_function_arguments(recipe, as_group=False, skip=others)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                text = alone.dump(alone.parse_args([], env=False), skip_unset=False)
+        except (ArgumentError, YAMLError):
+            text = _UNWRITTEN
+        if _UNWRITTEN in text:
+            yield name
+
+
 # A configuration makes only what the types of flags allow: no class of its own choice as an `Any`.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
 set_loader("fnloop", yaml_dialect.load, exceptions=(YAMLError,))
@@ -170,7 +131,8 @@ class _Parser(ArgumentParser):
     """Raises errors in arguments and does not print them; reads no environment variables."""
 
     def __init__(self, **options: Any) -> None:
-        own = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": "fnloop"}
+        own: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+        own |= {"parser_mode": "fnloop", "formatter_class": HelpFormatter}
         given: dict[str, Any] = own | options  # jsonargparse makes more of its kind
         super().__init__(**given)
 
@@ -181,243 +143,3 @@ class _Parser(ArgumentParser):
     @default_env.setter
     def default_env(self, default_env: bool) -> None:  # JSONARGPARSE_DEFAULT_ENV would turn it on
         self._default_env = False
-
-
-def _recipe(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE.py", default=SUPPRESS, help=_RECIPE)
-    parser.add_argument(
-        "--config",
-        action="config",
-        metavar="FILE.yaml",
-        help="values of flags, as fit leaves them in a run's config.yaml; it may name the recipe. "
-        "Several are put together, the later ones over the earlier",
-    )
-    what = "also read flags from environment variables, --lr from PREFIX_LR, over configurations"
-    _option(parser, "--env", "PREFIX", str, what)
-
-
-def _fit(parser: ArgumentParser) -> None:
-    _recipe(parser)
-    _switch(parser, "--resume", "go on with the run in the recipe's folder, if there is one")
-    _switch(parser, "--overwrite", "start over: delete the checkpoints of the run in that folder")
-    _switch(parser, "--smoke", "go through everything once, on two batches, and leave no file")
-    _deterministic(parser)
-    _many(parser)
-    _switch(parser, "--print-config", "print the configuration and exit")
-
-
-def _resume(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "run",
-        metavar="RUN",
-        help="the folder of a run; its flags may be given anew (of a sweep: fnloop sweep --resume)",
-    )
-    parser.add_argument("--config", action="config", help=SUPPRESS)
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
-    _deterministic(parser)
-    _many(parser)
-
-
-def _evaluate(parser: ArgumentParser) -> None:
-    _evaluated(parser, "default all, in a table")
-
-
-def _evaluated(parser: ArgumentParser, default: str) -> None:
-    parser.add_argument("run", metavar="RUN", help=_RUN)
-    _member(parser, default)
-    parser.add_argument("--checkpoint", metavar="WHICH", default=SUPPRESS, help=_WHICH)
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
-
-
-def _predict(parser: ArgumentParser) -> None:
-    _evaluated(parser, _NEEDED)
-    parser.add_argument(
-        "--output",
-        metavar="PLACE",
-        default=SUPPRESS,
-        help="a folder, for .npy files, or a file called .parquet: batch by batch, and the same "
-        "command goes on if it is killed; or a file called .csv, .npy or .npz; by default CSV is "
-        "printed",
-    )
-
-
-def _completion(parser: ArgumentParser) -> None:
-    what = 'which one; its startup file reads the output: eval "$(fnloop completion bash)"'
-    parser.add_argument("shell", metavar="bash|zsh|fish", help=what)
-
-
-def _runs(parser: ArgumentParser) -> None:
-    what = 'runs, or folders with runs in them; default "runs"'
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help=what)
-    what = "which metrics to show; default the monitored ones, else the loss"
-    _option(parser, "--metric", "NAME,NAME", str, what)
-    _option(parser, "--sort", "COLUMN", str, "order by a metric or a flag; default by folder")
-    what = "draw the metrics of all runs together: a .png, .pdf or .svg file"
-    _option(parser, "--plot", "FILE", str, what)
-
-
-def _show(parser: ArgumentParser) -> None:
-    parser.add_argument("path", metavar="CHECKPOINT_OR_RUN", help=_EITHER)
-    _member(parser, "default all together")
-
-
-def _diff(parser: ArgumentParser) -> None:
-    parser.add_argument("a", metavar="A", help="a checkpoint, or a run's folder: then its latest")
-    parser.add_argument("b", metavar="B", help="another")
-
-
-def _replay(parser: ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help=_RUN)
-    parser.add_argument(
-        "--step",
-        metavar="N",
-        type=int,
-        default=SUPPRESS,
-        help="which one, in batches drawn: the first is 1; default the first that was skipped",
-    )
-    _member(parser, _NEEDED)
-    parser.add_argument(
-        "--checkpoint",
-        metavar="PATH",
-        default=SUPPRESS,
-        help="where to begin; default the nearest checkpoint before, else the initial state",
-    )
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
-    parser.add_argument(
-        "--save",
-        metavar="FILE.safetensors",
-        default=SUPPRESS,
-        help="also write the batch, the gradients, and the state before and after",
-    )
-
-
-def _export(parser: ArgumentParser) -> None:
-    parser.add_argument("path", metavar="CHECKPOINT_OR_RUN", help=_EITHER)
-    _member(parser, _NEEDED)
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        required=True,
-        help="a file called .safetensors, .pt or .pth (a plain state_dict)",
-    )
-    parser.add_argument(
-        "--params",
-        metavar="SLOT",
-        default=SUPPRESS,
-        help="take averaged parameters, as in --params ema; default the live ones",
-    )
-    parser.add_argument(
-        "--dtype",
-        metavar="DTYPE",
-        default=SUPPRESS,
-        help="fp32, bf16 or fp16 for all floating-point tensors; default as they are",
-    )
-    _switch(parser, "--force", "write over a file that is there")
-    parser.add_argument("--checkpoint", metavar="WHICH", default=SUPPRESS, help=_WHICH)
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
-
-
-def _summary(parser: ArgumentParser) -> None:
-    _recipe(parser)
-    what = "how many levels of modules to show below the model; default 2"
-    _option(parser, "--levels", "N", int, what)
-    _option(parser, "--ranks", "N", int, "of a sharded step: tell of so many processes")
-
-
-def _sweep(parser: ArgumentParser) -> None:
-    _recipe(parser)
-    _option(parser, "--seeds", "N", int, "train each combination from N seeds; default 1")
-    _switch(parser, "--loop", "one member after the other, for steps that cannot be vmapped")
-    _option(parser, "--chunk", "K", int, "K members at a time, where memory is short")
-    what = "draw the result over one or two swept flags: a .png, .pdf or .svg file"
-    _option(parser, "--plot", "FILE", str, what)
-    _switch(parser, "--resume", "go on with this sweep in its folder, if it is there")
-    _switch(parser, "--overwrite", "start over: delete the checkpoints in that folder")
-
-
-def _profile(parser: ArgumentParser) -> None:
-    _recipe(parser)
-    _option(parser, "--trace", "FILE", str, "a .json or .json.gz file for https://ui.perfetto.dev")
-    what = "draw time, memory and its tensors: a .png, .pdf or .svg file"
-    _option(parser, "--plot", "FILE", str, what)
-
-
-def _find_lr(parser: ArgumentParser) -> None:
-    _recipe(parser)
-    what = "which learning rate, as reported: head.adamw.lr; default the only one"
-    _option(parser, "--of", "NAME", str, what)
-    _option(parser, "--from", "LR", float, "the first candidate; default 1e-7")
-    _option(parser, "--to", "LR", float, "the last candidate; default 10")
-    _option(parser, "--candidates", "N", int, "how many, one a step; default 100")
-    _option(parser, "--plot", "FILE", str, "also draw the losses: a .png, .pdf or .svg file")
-
-
-def _find_batch_size(parser: ArgumentParser) -> None:
-    _recipe(parser)
-    _option(parser, "--of", "FLAG", str, "the recipe's flag to find; default batch_size")
-    _option(parser, "--from", "N", int, "the first size, which is doubled; default 2")
-    _option(parser, "--to", "N", int, "the largest size to try; default 8192")
-    what = "power (default) stops where doubling does not fit; binary goes on between the last two"
-    _option(parser, "--search", "power|binary", str, what)
-
-
-def _new(parser: ArgumentParser) -> None:
-    parser.add_argument("what", metavar="WHAT", help="stage, optimizer, callback, effect, tracker")
-    parser.add_argument(
-        "name", metavar="NAME", help="writes NAME.py and test_NAME.py, if not there"
-    )
-    what = "of a stage: between fl.grad and fl.update (default), around fl.update, or a callback"
-    _option(parser, "--kind", "grad|step|callback", str, what)
-
-
-def _member(parser: ArgumentParser, default: str) -> None:
-    what = "of a sweep: a member, by its number in the sweep's table, or best, the first there; "
-    _option(parser, "--member", "I|best", str, what + default)
-
-
-def _yielding(parser: ArgumentParser, command: str, name: str) -> None:
-    _option(parser, f"--{name}", "N", int, YIELDING[command][name])
-
-
-def _many(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--nproc",
-        metavar="N",
-        type=int,
-        default=SUPPRESS,
-        help="train in N processes of this machine; the recipe's step is fl.shard(step, fl.mesh())",
-    )
-
-
-def _deterministic(parser: ArgumentParser) -> None:
-    _switch(parser, "--deterministic", "the same bits from run to run, on a GPU too")
-
-
-def _option(parser: ArgumentParser, name: str, value: str, kind: type, help: str) -> None:
-    typed: dict[str, Any] = {} if kind is str else {"type": kind}
-    parser.add_argument(name, metavar=value, default=SUPPRESS, help=help, **typed)
-
-
-def _switch(parser: ArgumentParser, name: str, help: str) -> None:
-    parser.add_argument(name, action="store_true", default=SUPPRESS, help=help)
-
-
-_ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
-    "fit": _fit,
-    "resume": _resume,
-    "validate": _evaluate,
-    "test": _evaluate,
-    "predict": _predict,
-    "completion": _completion,
-    "runs": _runs,
-    "show": _show,
-    "diff": _diff,
-    "replay": _replay,
-    "export": _export,
-    "summary": _summary,
-    "sweep": _sweep,
-    "profile": _profile,
-    "find-lr": _find_lr,
-    "find-batch-size": _find_batch_size,
-    "new": _new,
-}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,16 @@ def columns(rows: Sequence[tuple[str, str]]) -> str:
     """Two columns: names and texts."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def recipe_text(file: Path, flags: Mapping[str, str]) -> str:
+    """A recipe and its flags; as wide as the terminal, in a row of `columns` called recipe."""
+    text = "  ".join([shown(file), " ".join(f"{name}={value}" for name, value in flags.items())])
+    if not sys.stderr.isatty():
+        return text.rstrip()
+    indent = " " * len("recipe  ")
+    width = shutil.get_terminal_size().columns - len(indent) - 1
+    return f"\n{indent}".join(textwrap.wrap(text, width, break_on_hyphens=False))
 
 
 def numbers_table(rows: Mapping[str, Mapping[str, float]]) -> str:

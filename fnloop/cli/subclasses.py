@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import collections.abc
 import inspect
 import sys
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from typing import Any
+
+from fnloop.cli.class_types import bases_of
+from fnloop.cli.source import OWN
 
 
 def known_classes(kind: Any) -> dict[str, list[str]]:
@@ -17,21 +19,12 @@ def known_classes(kind: Any) -> dict[str, list[str]]:
     ['collections.OrderedDict']
     """
     found: dict[str, list[str]] = {}
-    for each in dict.fromkeys(_below(*_bases(kind))):
+    for each in dict.fromkeys(_below(*bases_of(kind))):
         local = "<locals>" in each.__qualname__ or inspect.isabstract(each)
+        local = local or OWN.match(f"{each.__module__}.") is not None  # of a recipe, by its names
         if not local and not any(part.startswith("_") for part in each.__qualname__.split(".")):
             found.setdefault(each.__name__, []).append(_path_of(each))
     return {name: sorted(set(paths), key=lambda p: (len(p), p)) for name, paths in found.items()}
-
-
-def _bases(kind: Any) -> Iterator[type]:
-    if get_origin(kind) is collections.abc.Callable:
-        yield from _bases(get_args(kind)[-1])
-    elif get_args(kind):
-        for each in get_args(kind):
-            yield from _bases(each)
-    elif inspect.isclass(kind) and kind.__module__ != "builtins":
-        yield kind
 
 
 def _below(*classes: Any) -> Iterator[Any]:

@@ -166,12 +166,12 @@ def _is_for_one(job: _Job, many: Any, error: Exception) -> bool:
 
 def _summary(job: _Job, state: State) -> str:
     values = {n: [v] for n, v in job.sweep.flags.items()} | job.sweep.lists
-    flags = " ".join(f"{name}={','.join(map(value_text, each))}" for name, each in values.items())
+    flags = {name: ",".join(map(value_text, each)) for name, each in values.items()}
     swept = ", ".join(f"{name} ({len(set(row))} values)" for name, row in job.sweep.numbers.items())
     seeds = f"{len(job.sweep.seeds)} seeds" if len(job.sweep.seeds) > 1 or not swept else ""
     how = "new" if job.start is None else f"resumed from {told(job.start)}"
     rows = [
-        ("recipe", f"{shown(job.given.file)}  {flags}".rstrip()),
+        ("recipe", run_report.recipe_text(job.given.file, flags)),
         ("model", f"{run_report.model_text(member(state, 0))}, {job.sweep.size} times"),
         ("sweep", ", ".join(filter(None, [swept, seeds]))),
         ("data", run_report.data_text(job.recipe.data)),

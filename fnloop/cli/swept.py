@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fnloop.cli.class_types import alternatives, is_chosen
 from fnloop.cli.differences import Mismatch, differences
-from fnloop.cli.flag_types import UNFIT, is_simple, read, types_of
+from fnloop.cli.flag_types import UNFIT, is_simple, kind_text, read, types_of
 from fnloop.cli.given import Given
 from fnloop.cli.messages import shown, usage
 from fnloop.cli.recipe import Recipe
@@ -52,20 +53,48 @@ def taken_lists(
     while rest:
         token = rest.pop(0)
         option, equals, value = token.partition("=")
-        name = option[2:].replace("-", "_")
-        kind = kinds.get(name, list)
-        if not option.startswith("--") or not is_simple(kind):
-            left.append(token)
-            continue
         if not equals:
             value = rest[0] if rest else ""
-        if "," not in value or read(value, kind) is not UNFIT:
+        name, _, part = option[2:].partition(".")
+        name = name.replace("-", "_")
+        if not option.startswith("--") or "," not in value or name not in kinds:
+            left.append(token)
+            continue
+        kind = _number_of(kinds[name], value) if not part else _number_of(Any, value)
+        if kind is None:
+            _refuse_classes(option, value, kinds[name])
             left.append(token)
             continue
         rest = rest if equals else rest[1:]
+        name = f"{name}.{part}" if part else name
         found[name] = _numbers(option, value, kind)
         left.append(f"--{name}={found[name][0]!r}")
     return left
+
+
+def _number_of(kind: Any, text: str) -> Any:
+    """The type of the numbers in a list for a flag; None if it may be no such list.
+
+    A flag may be a number or a schedule, an argument of a class anything.
+    """
+    if is_simple(kind):
+        return None if read(text, kind) is not UNFIT else kind
+    number = int | float
+    if kind is not Any and not any(each in (int, float) for each in alternatives(kind)):
+        return None
+    return None if read(text.split(",")[0], number) is UNFIT else number
+
+
+def _refuse_classes(option: str, text: str, kind: Any) -> None:
+    names = text.split(",")
+    if not is_chosen(kind) or not all(re.fullmatch(r"[A-Za-z_][\w.]*", name) for name in names):
+        return
+    each = " and ".join(f"{option} {name}" for name in names)
+    raise usage(
+        f"{option} {text}: a sweep takes numbers, and members of a population have the same "
+        f"classes. Train each by itself: fnloop fit with {each}, each in a folder of its own; "
+        "fnloop runs compares them."
+    )
 
 
 def _numbers(option: str, text: str, kind: Any) -> list[Any]:
@@ -79,7 +108,7 @@ def _numbers(option: str, text: str, kind: Any) -> list[Any]:
             what = "nothing stands where a number is expected" if not item else f"{item!r} is none"
             raise usage(
                 f"{option} {text}: a sweep takes numbers, with commas and no spaces between them, "
-                f"and {what}. The flag takes {inspect.formatannotation(kind)}."
+                f"and {what}. The flag takes {kind_text(kind)}."
             )
     if len({float(value) for value in values}) < len(values):
         raise usage(f"{option} {text}: a number is there twice.")

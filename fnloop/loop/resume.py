@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,8 @@ def resume(
     ]
     if "before the callbacks" in loaded.manifest["status"]:
         changed.append("the run failed in a callback: those of its last step are left out")
-    resumed = Resumed(loaded.path, Cursor.of(state.cursor), tuple(changed), loaded.skipped)
+    told = tuple(told_once(changed))
+    resumed = Resumed(loaded.path, Cursor.of(state.cursor), told, loaded.skipped)
     if mesh.rank == 0:
         _log.warning("%s", resumed)
     return state, resumed
@@ -161,12 +162,25 @@ def changes(prefix: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Ite
             yield f"{prefix}{name}: {_short(then[name])} -> gone"
         elif name not in then:
             yield f"{prefix}{name}: new, {_short(now[name])}"
+        elif _differ(then[name], now[name]) and _alike(then[name], now[name]):
+            yield from changes(f"{prefix}{name}.", then[name], now[name])
         elif _differ(then[name], now[name]):
             yield f"{prefix}{name}: {_short(then[name])} -> {_short(now[name])}"
 
 
+def told_once(lines: Iterable[str]) -> Iterator[str]:
+    """Changes without those of a flag ``lr`` that are those of the setting ``adamw.lr``, too."""
+    known = list(lines)
+    yield from [line for line in known if not any(each.endswith(f".{line}") for each in known)]
+
+
 def _differ(then: Any, now: Any) -> bool:
     return then != now and repr(then) != repr(now)  # nan is nan
+
+
+def _alike(then: Any, now: Any) -> bool:
+    """Whether both are settings of the same names."""
+    return isinstance(then, dict) and isinstance(now, dict) and then.keys() == now.keys()
 
 
 def _machine(manifest: Mapping[str, Any], state: State) -> Iterator[str]:

@@ -11,6 +11,22 @@ class DamagedError(CheckpointError):
     """A checkpoint that is incomplete or damaged; an older one may be intact."""
 
 
+class UnfitError(CheckpointError):
+    """An intact checkpoint of another model, or of an optimizer with other settings.
+
+    Args:
+        fault: What does not fit, and the usual cause.
+        fix: What to do about it in Python.
+
+    Attributes:
+        fault: The same.
+    """
+
+    def __init__(self, fault: str, fix: str) -> None:
+        super().__init__(f"{fault} {fix}")
+        self.fault = fault
+
+
 class MissingError(FileNotFoundError, CheckpointError):
     """There is no checkpoint at a path: no such folder, or none in it. Nothing is damaged."""
 

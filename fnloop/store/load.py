@@ -15,7 +15,12 @@ from torch import Tensor
 from fnloop.distributed.jointly import jointly
 from fnloop.distributed.mesh import Mesh
 from fnloop.names.keywords import explained
-from fnloop.store.checkpoint_errors import CheckpointError, DamagedError, UnfinishedError
+from fnloop.store.checkpoint_errors import (
+    CheckpointError,
+    DamagedError,
+    UnfinishedError,
+    UnfitError,
+)
 from fnloop.store.files import Files, as_path, files_for
 from fnloop.store.folders import (
     is_checkpoint,
@@ -263,10 +268,11 @@ def _check_fit(
     ]
     told = table(("leaf", "checkpoint", "like"), rows)
     if rows and not prune:
-        raise CheckpointError(
+        raise UnfitError(
             f"The checkpoint {folder} does not fit `like`:\n{told}\nThe usual cause is a model or "
-            "an optimizer built with other settings than when it was saved. To keep those of "
-            "`like` and load the rest, pass prune=True; to load a part alone, only=."
+            "an optimizer built with other settings than when it was saved.",
+            "To keep those of `like` and load the rest, pass prune=True; to load a part alone, "
+            "only=.",
         )
     if rows:
         warnings.warn(
@@ -280,9 +286,10 @@ def _check_fit(
 def _check_unknown(folder: Path, unknown: list[str], prune: bool) -> None:
     model = [path for path in unknown if split(path)[0] != "slots"]
     if model and not prune:
-        raise CheckpointError(
+        raise UnfitError(
             f"The checkpoint {folder} has parameters or buffers that `like` has not: "
-            f"{_some(model)}. The usual cause is another model. To drop them, pass prune=True."
+            f"{_some(model)}. The usual cause is another model.",
+            "To drop them, pass prune=True.",
         )
     if unknown:
         usual = "model" if model else "optimizer"

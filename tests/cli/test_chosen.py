@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,11 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.layers(x)
+
+
+class Twice(nn.Module):
+    def __init__(self, inner: nn.Module, times: int):
+        super().__init__()
 
 
 def loss(model, batch):
@@ -115,9 +122,32 @@ def test_arguments_of_the_default_class_alone(capsys):
     assert (own["lr"], own["momentum"], own["name"]) == (0.5, 0.9, "sgd")
 
 
-def test_a_sweep_tells_of_a_class_as_of_its_call(cli):
-    code, _, err = cli("sweep", "r.py", "--model.width", "4", "--seeds", "2")
+def test_arguments_of_a_class_are_swept(cli):
+    given = ["r.py", "--model.width", "4", "--rate"]
+    code, out, err = cli("sweep", *given, "0.5,1", "--optimizer.lr", "0.05,0.2")
     assert code == 0 and "model=Net(width=4, drop=0.0)" in err, err
+    assert "scale_by.factor (2 values), sgd.lr (2 values)" in err
+    rows = [line.split() for line in out.splitlines() if re.match(r" +\d", line)]
+    found = {(rate, lr): float(loss) for _, rate, lr, loss in rows}
+    assert len(found) == 4
+    arguments = [*given, "0.5", "--optimizer.lr", "0.2", "--folder", "runs/b"]
+    assert cli("fit", *arguments)[0] == 0
+    *_, last = csv.DictReader(Path("runs/b/history.csv").read_text().splitlines())
+    assert float(last["loss"]) == pytest.approx(found["0.5", "0.2"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "Net,Twice"], "fnloop fit with --model Net and --model Twice, each in a"),
+        (["--model.width", "4,8"], "Run by itself: fnloop fit r.py --model.width 8"),
+        (["--rate", "0.1,fast"], "'fast' is none. The flag takes int | float."),
+        (["--model.widht", "4,8"], "Net has no argument 'widht'. Did you mean 'width'?"),
+    ],
+)
+def test_what_cannot_be_swept(cli, arguments, message):
+    code, _, err = cli("sweep", "r.py", *arguments)
+    assert code == 2 and message in err
 
 
 def test_a_class_of_a_module_beside_it(capsys):
@@ -175,6 +205,114 @@ def test_a_run_goes_on_with_what_was_chosen(capsys):
     assert "model=Net(width=16" in capsys.readouterr().out.replace("\n          ", " ")
 
 
+def test_names_within_the_arguments_of_a_class(capsys):
+    whole = "{class_path: Twice, init_args: {inner: nn.Flatten, times: 2}}"
+    found = printed(capsys, "r.py", "--model", whole)["model"]["init_args"]
+    assert found["inner"]["class_path"] == "torch.nn.Flatten"
+    given = ["--model.times", "2", "--model.inner", "Net", "--model", "Twice"]  # in any order
+    found = printed(capsys, "r.py", *given, "--model.inner.width", "3")["model"]["init_args"]
+    assert found["inner"] == {"class_path": "Net", "init_args": {"width": 3, "drop": 0.0}}
+
+
+OTHERS = """
+import abc
+import enum
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Optional, Protocol
+
+import torch
+
+from r import Callable, Net, Twice, fl, nn, recipe as other
+
+
+class Color(enum.Enum):
+    red = 1
+    green = 2
+
+
+@dataclass
+class Sizes:
+    width: int = 8
+
+
+class Pair(NamedTuple):
+    a: int = 1
+
+
+class Block(abc.ABC):
+    @abc.abstractmethod
+    def go(self): ...
+
+
+class Speaks(Protocol):
+    def say(self): ...
+
+
+class Loud(Block):
+    def __init__(self, names: list[str] = ["a"], color: Color = Color.red): pass
+    def go(self): pass
+    def say(self): pass
+
+
+def untold(x): return x
+
+
+def recipe(
+    body: Optional[nn.Module] = None,
+    parts: list[nn.Module] = (),
+    by: dict[str, nn.Module] | None = None,
+    made: Callable[[], nn.Module] = lambda: Net(16),
+    chain: fl.optim.Optimizer = fl.optim.chain(fl.optim.sgd(0.1)),
+    act: Callable[[torch.Tensor], torch.Tensor] = torch.relu,
+    kind: type[nn.Module] = nn.ReLU,
+    color: Color = Color.red,
+    sizes: Sizes = Sizes(),
+    widths: list[int] = [1],
+    table: dict[str, int] | None = None,
+    paths: list[Path] | None = None,
+    device: torch.device = torch.device("cpu"),
+    dtype: torch.dtype = torch.float32,
+    early: bool = False,
+    pair: Pair = Pair(),
+    block: Block | None = None,
+    says: Speaks | None = None,
+) -> fl.Recipe:
+    "All sorts of flags."
+    run = other(made, chain)
+    return fl.Recipe(run.step, made, run.data, run.callbacks, steps=1, folder="runs/a")
+"""
+
+
+@pytest.fixture
+def others():
+    Path("others.py").write_text(OTHERS)
+
+
+def test_a_default_that_no_text_stands_for_is_the_recipes(capsys, others):
+    found = printed(capsys, "others.py")
+    assert not {"made", "chain"} & found.keys() and found["act"] == "torch.relu"
+    assert main(["fit", "others.py"]) == 0
+    assert "82 parameters" in capsys.readouterr().err  # Net(16)
+    assert main(["resume", "runs/a"]) == 0
+    capsys.readouterr()
+    assert "made" in printed(capsys, "others.py", "--made", "Net")
+
+
+def test_devices_dtypes_and_items_of_containers(capsys, others):
+    own = ["--device", "cuda:1", "--dtype", "torch.bfloat16", "--by.a", "nn.ReLU"]
+    found = printed(capsys, "others.py", *own, "--parts+", "nn.Tanh", "--parts+", "Net")
+    assert (found["device"], found["dtype"]) == ("cuda:1", "bfloat16")
+    assert found["by"]["a"]["class_path"] == "torch.nn.ReLU"
+    assert [part["class_path"] for part in found["parts"]] == ["torch.nn.Tanh", "r.Net"]
+
+
+ELSE = (
+    "A class of r.py goes by its name there, any other by its dotted path; {}.help lists those "
+    "that there are."
+)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -183,27 +321,100 @@ def test_a_run_goes_on_with_what_was_chosen(capsys):
             "--model: Net has no argument 'widt'. Did you mean 'width'? It has: width, drop.",
         ),
         (["--model.width", "x"], "--model.width takes int, got 'x'."),
-        (["--model", "Nets"], "--model: there is no class 'Nets'. A class of the recipe's file"),
-        (["--model", "beside.Deap"], "--model: there is no class 'beside.Deap'."),
-        (["--optimizer", "Net"], "--optimizer takes fnloop.optim.base.Optimizer, and Net is none"),
+        (["--model", "Nets"], "no class 'Nets'. Did you mean Net? " + ELSE.format("--model")),
+        (["--model", "beside.Deap"], "no class 'beside.Deap'. Did you mean beside.Deep?"),
+        (["--optimizer", "fl.optim.lyon"], "'fl.optim.lyon'. Did you mean fl.optim.lion?"),
+        (["--optimizer", "lyon"], "Did you mean fnloop.optim.lion?"),
+        (["--model", "thorch.nn.Sequental"], "Did you mean torch.nn.Sequential?"),
+        (["--rate", "1e-x"], "--rate takes float | Schedule, and there is no class '1e-x'."),
+        (["--callbacks", "None"], "there is no class 'None'. Nothing is written null"),
+        (["--model", ""], "--model needs the name of a class; --model.help lists"),
+        (["--model", "Net(width=3)"], "are flags of their own: --model Net --model.width 3"),
+        (["--model", "Linear"], "classes are called Linear. Did you mean torch.nn.Linear?"),
+        (["--optimizer", "Net"], "--optimizer takes Optimizer, and Net is none."),
+        (["--model", "loss"], "--model takes Callable[[], Module], and loss is none: it does not"),
         (["--model", "beside.Deep"], "--model: beside.Deep needs its argument 'width'"),
+        (["--model", "[Net]"], "--model takes Callable[[], Module], got "),
+        (["--callbacks", "fl.early_stopping"], "or --callbacks+ fl.early_stopping to add to one."),
+        (
+            ["--model", "Twice", "--model.inner.x", "1"],
+            "--model.inner: 'x' is an argument of which",
+        ),
+        (["--model", "Twice", "--model.inner", "Nett"], "--model.inner: there is no class 'Nett'"),
+        (
+            ["--model", "Twice", "--model.inner", "Net", "--model.inner.widht", "1"],
+            "--model.inner: Net has no argument 'widht'. Did you mean 'width'?",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_choice(capsys, arguments, message):
     assert message in refused(capsys, "r.py", *arguments)
 
 
-def test_an_error_in_a_configuration_names_the_line(capsys):
-    Path("wrong.yaml").write_text("rows: 4\nmodel: {class_path: Net, init_args: {deep: 1}}\n")
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{class_path: Net, init_arg: {width: 1}}", "got 'init_arg'. Did you mean init_args?"),
+        ("{clas_path: Net, init_args: {width: 1}}", "got 'clas_path'. Did you mean class_path?"),
+        ("{class_path: Net, width: 1}", "stands within init_args: {width: ...}."),
+        ("{class_path: Net, init_args: 3}", "init_args is a mapping, such as {width: 16}, got 3."),
+        ("{class_path: 3}", "class_path is the name of a class, got 3."),
+        ("{class_path: Net, init_args: {deep: 1}}", "Net has no argument 'deep'."),
+        ("{Net: {width: 3}}", "That class is chosen by --model Net, or in YAML by class_path: Net"),
+        ("{widht: 3}", "Net has no argument 'widht'. Did you mean 'width'?"),
+    ],
+)
+def test_what_is_wrong_with_a_choice_in_yaml(capsys, value, message):
+    Path("wrong.yaml").write_text(f"rows: 4\nmodel: {value}\n")
     told = refused(capsys, "r.py", "--config", "wrong.yaml")
-    assert "wrong.yaml:2: model: Net has no argument 'deep'." in told
+    assert "wrong.yaml:2: model: " in told and message in told and "Namespace" not in told
 
 
-def test_the_help_of_a_class_and_of_the_recipe(capsys):
-    assert main(["fit", "r.py", "--model.help", "Net"]) == 0
-    assert "Hidden units. (type: int, default: 8)" in capsys.readouterr().out
-    assert main(["fit", "r.py", "--help"]) == 0
-    assert "known subclasses" not in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kind", "nn.Tahn"], "--kind: there is no class 'nn.Tahn'. Did you mean nn.Tanh?"),
+        (["--act", "untold"], "and untold is none: it does not say what it returns, as def f() ->"),
+        (["--by", "{a: {class_path: nn.Tahn}}"], "--by.a: there is no class 'nn.Tahn'."),
+        (["--parts", "[{nn.Tanh: {}}]"], "--parts: which class? It is chosen by class_path and"),
+        (["--color", "blue"], "--color takes one of red, green, got 'blue'."),
+        (["--sizes", "x"], "--sizes takes Sizes, got 'x'. It is given by its fields: --sizes.wid"),
+        (["--sizes", "{with: 1}"], "--sizes: Sizes has no argument 'with'. Did you mean 'width'?"),
+        (["--widths", "1,2"], "takes list[int], got '1,2'. A list is written --widths '[1,2]'."),
+        (["--table", "a=1"], "A mapping is written --table '{NAME: VALUE}', or --table.NAME VALUE"),
+        (["--device", "cudaa"], "--device takes device, got 'cudaa'."),
+        (["--early", "maybe"], "--early takes true or false, got 'maybe'."),
+        (["--pair.a", "x"], "--pair.a takes int, got 'x'."),
+        (["--pair", "3"], "--pair takes Pair, got 3. It is given by its fields: --pair.a VALUE"),
+        (["--block", "Block"], "Block is none that can be made: it is abstract."),
+        (["--block", "Loud", "--block.names", "a,b"], "written --block.names '[a,b]'."),
+        (["--block", "Loud", "--block.color", "blue"], "takes one of red, green, got 'blue'."),
+        (["--says", "Sizes"], "--says takes Speaks | None, got "),
+    ],
+)
+def test_what_is_wrong_with_other_types(capsys, others, arguments, message):
+    assert message in refused(capsys, "others.py", *arguments)
+
+
+def test_the_help_of_a_class_and_of_the_recipe(capsys, others):
+    def asked(*arguments):
+        assert main(["fit", *arguments]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    text = asked("r.py", "--model.help", "Net")
+    assert text.startswith("usage: fnloop fit r.py --model Net [--model.ARGUMENT VALUE ...] A perc")
+    assert "Hidden units. (type: int, default: 8)" in text
+    assert "--model.inner.width" in asked("r.py", "--model", "Twice", "--model.inner.help=Net")
+    text = asked("r.py", "--model.help", "--print-config")
+    assert "r.py Net, Twice torch.nn AdaptiveAvgPool1d," in text
+    assert text.endswith("For the arguments of one: fnloop fit r.py --model.help Net")
+    assert "Did you mean Net?" in refused(capsys, "r.py", "--model.help", "Nets")
+    text = asked("others.py", "--help")
+    assert "known subclasses" not in text and "_recipe_" not in text
+    assert (
+        "All sorts of flags." in text and "default: the recipe's own; see --made.help" not in text
+    )
+    assert "(type: Callable[[], Module], default: the recipe's own, see --made.help)" in text
 
 
 @pytest.mark.lightning("I2")

@@ -141,6 +141,34 @@ def test_a_second_fit_is_refused_with_the_ways_out(trained, recipe, cli):
     assert cli(*command)[0] == 0
 
 
+def test_what_it_says_is_not_said_twice(trained, recipe, edited, cli, caplog):
+    _, _, err = cli("fit", recipe, "--folder=runs/line", "--lr", "0.02")
+    assert f"fnloop fit {recipe} --lr 0.02 --folder runs/line-2\n" in err
+    code, _, err = cli("resume", "runs/line", "--lr", "0.02")
+    assert code == 0 and (err + caplog.text).count("0.02\n") == 1
+    assert "what has changed:\n  sgd.lr: 0.05 -> 0.02\n" in caplog.text
+    edited("epochs=epochs", "epochs=3")
+    edited("epochs: int = 3, ", "")
+    (trained / "config.yaml").write_text("recipe: ../../line.py\n")
+    _, _, err = cli("fit", recipe)
+    assert err.count("with more epochs in the recipe") == 1
+
+
+def test_a_checkpoint_that_does_not_fit(trained, recipe, edited, cli):
+    edited("torch.nn.Linear(2, 1)", "torch.nn.Linear(2, batch_size // 32)")
+    code, _, err = cli("resume", "runs/line", "--batch-size", "64", "--epochs", "4")
+    assert code == 1 and "prune" not in err and "the last good state" not in err
+    assert "does not fit the recipe:" in err and "checkpoint  the recipe\n" in err
+    assert "--batch_size was 32, and is 64.\n" in err
+    assert "to go on with the run:  fnloop resume runs/line, with its own flags\n" in err
+    again = "line.py --config runs/line/config.yaml --batch-size 64 --epochs 4 --folder runs/line-2"
+    assert f"to train the new one:   fnloop fit {again}" in err
+    assert cli("fit", *again.split())[0] == 0
+    edited("batch_size // 32", "2")
+    code, _, err = cli("resume", "runs/line")
+    assert "No flag is another than then: the recipe is, or what it imports." in err
+
+
 def test_start_over_is_one_of_them(trained, recipe, cli):
     command = ["fit", str(recipe), "--lr", "0.02", "--overwrite"]
     assert f"fnloop {' '.join(command)}," in cli(*command[:-1])[2]
@@ -165,13 +193,13 @@ def _bits(folder):
 
 @pytest.mark.lightning("I4")
 @pytest.mark.parametrize("command", ["resume", "fit"])
-def test_resume_goes_on_to_the_bit_with_the_flags_of_the_run(command, recipe, cli):
+def test_resume_goes_on_to_the_bit_with_the_flags_of_the_run(command, recipe, cli, caplog):
     cli("fit", recipe, "--lr", "0.02", "--folder", "runs/whole", "--epochs", "6")
     cli("fit", recipe, "--lr", "0.02", "--epochs", "3")
     where = ["resume", "runs/line"] if command == "resume" else ["fit", recipe, "--resume"]
     code, _, err = cli(*where, "--epochs", "6")
     assert code == 0, err
-    assert "epochs was 3, and is 6 from here on" in err and "lr was" not in err
+    assert caplog.text.endswith("what has changed:\n  epochs: 3 -> 6\n"), caplog.text
     whole, parts = _bits("runs/whole"), _bits("runs/line")
     assert whole and all((whole[name] == parts[name]).all() for name in whole)
     assert yaml.safe_load(Path("runs/line/config.yaml").read_text())["epochs"] == 6

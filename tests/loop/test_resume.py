@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import fnloop as fl
+from fnloop.loop.resume import changes, told_once
 
 EXAMPLES, SIZE, STEPS = 22, 4, 15  # a short last batch, and two ends of an epoch in a run
 X = torch.randn(EXAMPLES, 3, generator=torch.Generator().manual_seed(0))
@@ -371,6 +372,12 @@ def test_what_has_changed_is_told(tmp_path):
         "slow: new, with fresh memory",
     ):
         assert line in told, told
+
+
+def test_a_setting_that_a_flag_sets_is_told_once_and_one_of_many_by_its_name():
+    then = {"sgd.lr": 0.1, "lr": 0.1, "model": {"name": "a", "width": 8}}
+    now = {"sgd.lr": 0.2, "lr": 0.2, "model": {"name": "a", "width": 9}}
+    assert list(told_once(changes("", then, now))) == ["sgd.lr: 0.1 -> 0.2", "model.width: 8 -> 9"]
 
 
 def test_a_stage_that_is_gone_is_told(tmp_path):
