@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import CVmapInterpreterPtr, RandomnessType  # pyright: ignore
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from fnloop._torch.random import generators, is_random, seeded
 from fnloop._torch.tracing import transformed
+from fnloop._torch.transformable import transformable
 
 _aten: Any = torch.ops.aten
 _peek: Any = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
@@ -32,7 +32,7 @@ def drawing(seeds: Sequence[int], device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def _transformed(seed: int, device: torch.device) -> Generator[None]:
-    with seeded(seed, device), strided_dropout():
+    with seeded(seed, device), transformable():
         yield
 
 
@@ -47,7 +47,7 @@ class MemberDraws(TorchDispatchMode):
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         super().__init__()
         _check_randomness()
-        self._guard, self._strided = seeded(0, device), strided_dropout()
+        self._guard, self._transformable = seeded(0, device), transformable()
         self._generators = generators(device)
         self._states = [_states(self._generators, seed) for seed in seeds]
         self._turn = -1  # the last member that drew a permutation
@@ -59,7 +59,7 @@ class MemberDraws(TorchDispatchMode):
         self._around = [m for m in stack if isinstance(m, MemberDraws) and not m._covered]
         with contextlib.ExitStack() as entered:
             entered.enter_context(self._guard)
-            entered.enter_context(self._strided)
+            entered.enter_context(self._transformable)
             result = super().__enter__()
             entered.pop_all()
         for mode in self._around:
@@ -72,7 +72,7 @@ class MemberDraws(TorchDispatchMode):
         try:
             super().__exit__(*error)
         finally:
-            self._strided.__exit__(*error)
+            self._transformable.__exit__(*error)
             self._guard.__exit__(*error)
 
     def __torch_dispatch__(
@@ -133,27 +133,3 @@ def _check_randomness() -> None:
             "The members have different keys, so they draw different random numbers, but vmap was "
             'told randomness="same". Use torch.func.vmap(step, ..., randomness="different").'
         )
-
-
-class strided_dropout(TorchFunctionMode):
-    """A context manager: under a transform, dropout draws its mask as it does without.
-
-    A mask is drawn in the order in which its memory lies, which is that of the input. Transforms
-    forget the strides of the input, so the mask of one that is transposed would be another.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not torch.nn.functional.dropout or not transformed():
-            return func(*args, **kwargs)
-        return _dropout(*args, **kwargs)
-
-
-def _dropout(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Dropout of the tensor with its dimensions in the order in which they lie in memory."""
-    strides = input.stride()
-    order = sorted(range(input.ndim), key=lambda dim: -strides[dim])
-    back = sorted(range(input.ndim), key=order.__getitem__)
-    return torch.nn.functional.dropout(input.permute(order), *args, **kwargs).permute(back)

@@ -11,9 +11,11 @@ from torch import Tensor
 from fnloop.loop.monitoring import Monitoring
 from fnloop.stages.scale import multipliers, scale
 from fnloop.trees.nodes import tree
+from fnloop.values.choice import select
 from fnloop.values.counts import as_count, as_number
 from fnloop.values.metrics import Sum
 from fnloop.values.monitored import check_mode
+from fnloop.values.stacked import ACTIVE, SLOT
 from fnloop.values.state import State
 
 
@@ -119,7 +121,8 @@ class reduce_on_plateau(Monitoring):
         value = torch.as_tensor(found, dtype=torch.float64, device=best.device)
         better = self._is_better(value, best)
         bad = torch.where(better | (cooldown > 0), 0, bad + 1)
-        reduces = bad > self.patience
+        active = state[SLOT][ACTIVE] if SLOT in state.slots else True
+        reduces = active & (bad > self.patience)
         memory = {
             "best": torch.where(better, value, best),
             "bad": torch.where(reduces, 0, bad),
@@ -129,6 +132,7 @@ class reduce_on_plateau(Monitoring):
             lower = torch.clamp(old.double() * self.factor, min=self.min_scale).to(old.dtype)
             new = torch.where(reduces, torch.minimum(lower, old), old)
             state = scale(state, rate, to=new, name=slot)
+        memory = select(active, memory, state[self.name])
         return state.put(self.name, memory), {**x, self.name: Sum(reduces.to(torch.int64))}
 
     def _is_better(self, value: Tensor, best: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def clip(x: Any, low: float, high: float = math.inf) -> Any:
 
 def fraction(step: Any, start: Any, end: Any) -> Any:
     """The progress of `step` from `start` to `end`: 0 up to `start`, 1 from `end` on."""
-    if not isinstance(end, Tensor) and end == start:
+    if not isinstance(start, Tensor) and not isinstance(end, Tensor) and end == start:
         end = start + 0.5  # a jump: no integer step lies between
     return clip((step - start) / (end - start), 0.0, 1.0)
 

@@ -185,7 +185,9 @@ _COMPILER = Advice("there is no C++ compiler", "Install one (g++), or say where 
 _FORWARD_MODE = Advice(
     "PyTorch does not record some forward-mode derivatives under vmap",
     "The usual cause is torch.func.hessian, which is jacfwd(jacrev(f)): "
-    "torch.func.jacrev(torch.func.jacrev(f)) gives the same and is recorded.",
+    "torch.func.jacrev(torch.func.jacrev(f)) gives the same and is recorded. Another is "
+    "fl.schemes.forward_gradient on slices of a batch, as fl.accumulate takes them, in a "
+    'population: with mode="loop" it is recorded.',
 )
 _SPARSE_TENSOR = Advice(
     "PyTorch does not record this use of a sparse tensor",

@@ -15,9 +15,9 @@ from fnloop._torch.draws import Draws
 from fnloop._torch.fakes import fake_mode, standing_in
 from fnloop._torch.flops import CountFlops, in_backward
 from fnloop._torch.graph import quiet
-from fnloop._torch.members import strided_dropout
 from fnloop._torch.recurrent import by_products
 from fnloop._torch.tracing import recording
+from fnloop._torch.transformable import transformable
 from fnloop.transforms.recording import Recording
 from fnloop.trees.named import by_name, restored
 from fnloop.trees.nodes import tree_map
@@ -108,7 +108,7 @@ def dry_run(step: Any, state: State, batch: Any) -> DryRun:
         counted,
         Checks(),
         about.of(given),
-        strided_dropout(),
+        transformable(),
         host_seeded(GLOBAL),
     ):
         own(given, x)

@@ -15,10 +15,10 @@ from fnloop._torch import graph
 from fnloop._torch.conditions import Checks
 from fnloop._torch.draws import Draws
 from fnloop._torch.fakes import is_fake
-from fnloop._torch.members import strided_dropout
 from fnloop._torch.products import short_attention
 from fnloop._torch.read_only import ReadOnly
 from fnloop._torch.recurrent import transformed_by_products
+from fnloop._torch.transformable import transformable
 from fnloop.transforms.compile_errors import CompileError
 from fnloop.transforms.kept import Kept
 from fnloop.transforms.plan import Plan
@@ -167,7 +167,7 @@ class Recorded:
             recording.of(state),
             short_attention(),
             transformed_by_products(),
-            strided_dropout(),
+            transformable(),
         ):
             with self._read_only(inputs, fakes), host_seeded(GLOBAL) as host:
                 after, results = step(state, restored(batch))

@@ -72,7 +72,9 @@ class sgd(Optimizer):
             return g.scale(-lr), memory
         taken, new = g, dict(own)
         if not is_zero(dampening) or "count" in own:
-            taken = g.scale(torch.where(own["count"] == 0, 1.0, 1 - dampening))
+            # Nothing is dampened without momentum, which may be zero for one member of a sweep.
+            whole = (own["count"] == 0) | (momentum == 0)
+            taken = g.scale(torch.where(whole, 1.0, 1 - dampening))
             new["count"] = own["count"] + 1
         buffer = new["momentum"] = own["momentum"].scale(momentum).add(taken)
         direction = g.add(buffer.scale(momentum)) if self.nesterov else buffer

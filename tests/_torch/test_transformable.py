@@ -1,0 +1,162 @@
+"""Under a transform, functions of torch do what they do without."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fnloop._torch.members import drawing
+from fnloop._torch.transformable import transformable
+
+CPU = torch.device("cpu")
+
+
+def normal(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+X = normal(2, 5, 4)
+
+
+def dropped(x):
+    return F.dropout(x.transpose(0, 1) * 2, 0.5)
+
+
+def alone(seed, x):
+    with drawing([seed], CPU):
+        return dropped(x)
+
+
+def test_each_member_of_a_vmapped_function_has_its_own_mask():
+    stacked = torch.stack([X, X + 1, X + 2])
+    with drawing([7, 8, 9], CPU):
+        many = torch.func.vmap(dropped, randomness="different")(stacked)
+    for i in range(3):
+        assert torch.equal(many[i], alone(7 + i, stacked[i]))
+
+
+def test_a_differentiated_function_has_the_mask_of_the_function():
+    def total(x):
+        with drawing([7], CPU):
+            return dropped(x).sum()
+
+    assert torch.equal(torch.func.grad(total)(X), (alone(7, X) != 0).transpose(0, 1) * 4.0)
+
+
+@pytest.mark.parametrize("options", [{"p": 0.0}, {"p": 1.0}, {"training": False}])
+def test_dropout_that_draws_nothing(options):
+    with drawing([7, 8], CPU):
+        many = torch.func.vmap(lambda x: F.dropout(x, **options), randomness="different")(X)
+    assert torch.equal(many, torch.stack([F.dropout(x, **options) for x in X]))
+
+
+NORMS = {
+    "batch": (lambda: nn.BatchNorm2d(4), True),
+    "batch, evaluated": (lambda: nn.BatchNorm2d(4), False),
+    "layer": (lambda: nn.LayerNorm(3), True),
+    "group": (lambda: nn.GroupNorm(2, 4), True),
+    "instance": (lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True), True),
+}
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NORMS)
+def test_half_precision_is_normalized_beside_parameters_in_float32(name, half):
+    make, training = NORMS[name]
+    layer, x = make().train(training), normal(5, 4, 3, 3).to(half)
+    weights = torch.stack([torch.ones_like(layer.weight), 1.5 * torch.ones_like(layer.weight)])
+    running = {n: torch.stack([b, b]) for n, b in layer.named_buffers()}
+
+    def loss(weight, buffers, x):
+        buffers = {n: b.clone() for n, b in buffers.items()}
+        y = torch.func.functional_call(layer, {"weight": weight, **buffers}, (x + x.square(),))
+        return y.float().square().sum(), (y, buffers)
+
+    slopes = torch.func.grad(loss, (0, 2), has_aux=True)
+    with transformable():
+        many = torch.func.vmap(slopes, (0, 0, None))(weights, running, x)
+    for i in range(2):
+        own = {n: b[i] for n, b in running.items()}
+        leaf, given = weights[i].clone().requires_grad_(), x.clone().requires_grad_()
+        total, (y, buffers) = loss(leaf, own, given)
+        total.backward()
+        expected = (leaf.grad, given.grad), (y, buffers)
+        got = torch.utils._pytree.tree_map(lambda t, i=i: t[i], many)
+        torch.testing.assert_close(got, expected, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_recurrent_layer_of_each_example(kind, relu):
+    options = {"nonlinearity": "relu"} if relu and kind is nn.RNN else {}
+    layer, x = kind(2, 3, batch_first=True, bidirectional=True, **options), normal(6, 1, 4, 2)
+
+    def loss(x):
+        out, hidden = layer(x)
+        return out.square().sum() + hidden.sum(), (out, hidden)
+
+    slopes = torch.func.grad(loss, has_aux=True)
+    with transformable():
+        many = torch.func.vmap(slopes)(x)
+    for i in range(6):
+        got = torch.utils._pytree.tree_map(lambda t, i=i: t[i], many)
+        torch.testing.assert_close(got, slopes(x[i]))
+
+
+KEPT = torch.rand(6, 6, generator=torch.Generator().manual_seed(0)) < 0.7
+ATTENTION = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "scaled": {"scale": 0.3},
+    "masked": {"attn_mask": KEPT.index_fill(0, torch.tensor(2), False)},  # a row sees nothing
+    "biased": {"attn_mask": torch.linspace(-1, 1, 36).view(6, 6)},
+    "groups": {"enable_gqa": True},
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_with_dropout_of_each_example_of_each_member(name):
+    def attend(query, key):
+        return F.scaled_dot_product_attention(query, key, key, dropout_p=0.3, **ATTENTION[name])
+
+    check_members(
+        attend,
+        normal(2, 5, 1, 4, 6, 3),
+        normal(2, 5, 1, 2, 6, 3).repeat((1, 1, 1, 1 if name == "groups" else 2, 1, 1)),
+    )
+
+
+def test_heads_with_dropout_of_each_example_of_each_member():
+    layer = nn.MultiheadAttention(4, 2, dropout=0.3, batch_first=True)
+    x = normal(2, 5, 1, 6, 4)
+    for options in ({"need_weights": False}, {"need_weights": False, "key_padding_mask": KEPT[:1]}):
+        check_members(lambda q, k, o=options: layer(q, k, k, **o)[0], x, x * 2)
+
+
+def check_members(attend, queries, keys):
+    """What two ``vmap`` give for each member is what one gives, with its random numbers."""
+    examples = torch.func.vmap(attend, randomness="different")
+    with drawing([7, 8], CPU):
+        many = torch.func.vmap(examples, randomness="different")(queries, keys)
+    for i in range(2):
+        with drawing([7 + i], CPU):
+            torch.testing.assert_close(many[i], examples(queries[i], keys[i]))
+
+
+def test_attention_with_dropout_that_is_cast():
+    """Half precision in a ``vmap``, and its derivative, which torch's own rules fail for."""
+    weights, x = normal(2, 4, 4), normal(3, 1, 6, 4)
+
+    def loss(weight):
+        with torch.autocast("cpu", torch.bfloat16):
+            q = x @ weight
+            return F.scaled_dot_product_attention(q, q, q, dropout_p=0.3).float().square().mean()
+
+    with drawing([7, 8], CPU):
+        many = torch.func.vmap(torch.func.grad(loss), randomness="different")(weights)
+    for i in range(2):
+        leaf = weights[i].clone().requires_grad_()
+        with drawing([7 + i], CPU):
+            loss(leaf).backward()
+        # With another mask, a third of its size.
+        assert (many[i] - leaf.grad).norm() < 0.05 * leaf.grad.norm()
