@@ -18,6 +18,7 @@ from fnloop.cli.swept import Grid, Lists, grid_of, taken_lists
 from fnloop.loop.fit import fit
 from fnloop.loop.history import History
 from fnloop.transforms.population import ensemble, sweep
+from fnloop.trees.show import numbers_text
 from fnloop.values.cursor import Cursor
 from fnloop.values.stacked import member
 from fnloop.values.state import State
@@ -188,13 +189,13 @@ def _is_for_one(job: _Sweep, many: Any, error: Exception) -> bool:
 def _summary(job: _Sweep, state: State) -> str:
     values = {n: v if type(v) is list else [v] for n, v in job.flags.items()}
     flags = " ".join(f"{name}={','.join(map(value_text, each))}" for name, each in values.items())
-    swept = ", ".join(f"{name} ({len(set(row))} values)" for name, row in job.grid.numbers.items())
-    seeds = f"{job.seeds} seeds" if job.seeds > 1 or not swept else ""
+    swept = [f"{n}: {numbers_text([*dict.fromkeys(row)])}" for n, row in job.grid.numbers.items()]
+    seeds = [f"{job.seeds} seeds"] if job.seeds > 1 or not swept else []
     how = "new" if job.start is None else f"resumed from {told(job.start)}"
     rows = [
         ("recipe", f"{shown(job.given.file)}  {flags}".rstrip()),
         ("model", f"{run_report.model_text(member(state, 0))}, {job.size} times"),
-        ("sweep", ", ".join(filter(None, [swept, seeds]))),
+        ("sweep", "; ".join([*swept, *seeds])),
         ("data", run_report.data_text(job.recipe.data)),
         ("folder", f"{shown(job.folder)} ({how})" if job.folder else "none: nothing is saved"),
     ]
