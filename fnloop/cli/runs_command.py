@@ -18,7 +18,7 @@ from fnloop.cli.messages import Problem, did_you_mean, printable, shown, usage, 
 from fnloop.cli.runs import checkpoint_folders, newest_of
 from fnloop.effects.spans import number
 from fnloop.loop.history import History
-from fnloop.loop.plot import draw_runs
+from fnloop.loop.runs_plot import draw_runs
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import files_for
 from fnloop.store.folders import best

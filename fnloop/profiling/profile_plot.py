@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fnloop.loop.plot import COLORS, GREY, label, new_figure, written
+from fnloop.loop.figures import COLORS, GREY, label, new_figure, written
 from fnloop.profiling.allocations import Allocation
 from fnloop.profiling.findings import ms, share
 from fnloop.profiling.profile_report import Profile

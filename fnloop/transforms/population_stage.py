@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.tracing import opaque, recording
-from fnloop.stages.base import Kind, StepStage
+from fnloop.stages.base import Kind, Stage, StepStage
 from fnloop.stages.named_numbers import with_settings
 from fnloop.trees.nodes import static, tree, tree_map
 from fnloop.trees.show import numbers_text, short
@@ -209,6 +209,15 @@ class Population(StepStage):
         mode += "" if self.chunk is None else f", chunk={self.chunk}"
         mode += "" if self.batches == "same" else f", batches={self.batches!r}"
         return f"sweep({{{swept}}}{mode})" if swept else f"ensemble({self.n}{mode})"
+
+
+def swept_values(step: Any) -> dict[str, list[float]]:
+    """Of a sweep, compiled or not, the value of each member by hyperparameter; else nothing."""
+    stages = step.stages() if isinstance(step, Stage) else ()
+    for stage in stages:
+        if isinstance(stage, Population):
+            return {name: value.tolist() for name, value in stage.values.items()}
+    return {}
 
 
 def _shown(values: Any) -> str:
