@@ -113,7 +113,12 @@ def _apart(values: Mapping[str, Sequence[float]]) -> tuple[list[str], list[tuple
     return names, rows
 
 
-def swept_by(values: Mapping[str, Sequence[float]]) -> MemberColors | None:
-    """The colors of a sweep; None if its members do not differ, or are no numbers to be ordered."""
+def differ(values: Mapping[str, Sequence[float]]) -> bool:
+    """Whether members have values that differ, and can be ordered."""
     finite = all(math.isfinite(value) for row in values.values() for value in row)
-    return MemberColors(values) if finite and _apart(values)[0] else None
+    return finite and bool(_apart(values)[0])
+
+
+def swept_by(values: Mapping[str, Sequence[float]]) -> MemberColors | None:
+    """The colors of a sweep; None if its members do not `differ`."""
+    return MemberColors(values) if differ(values) else None

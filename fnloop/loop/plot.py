@@ -6,12 +6,13 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from fnloop.effects.points import subset_of
 from fnloop.effects.spans import grouped
 from fnloop.loop.figures import COLORS, INK, label, logarithmic, new_figure, ratio, written
-from fnloop.loop.member_colors import MemberColors, legend_outside, swept_by
+from fnloop.loop.member_colors import MemberColors, differ, legend_outside, swept_by
 from fnloop.values.monitored import larger_is_better
 
 Line: TypeAlias = tuple[list[int], list[float]]
@@ -51,7 +52,7 @@ def draw(
     path: str | Path | None,
     names: Sequence[str] | None,
     members: int | None = None,
-    swept: Mapping[str, Sequence[float]] | None = None,
+    swept: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> Any:
     """See `History.plot`.
 
@@ -61,11 +62,12 @@ def draw(
         members: How many members the population has; None for a single run.
         swept: Of a sweep, the value of each member by hyperparameter.
     """
-    colors = swept_by(swept) if swept else None
-    panels = _panels(curves, names, members, colors is not None)
-    columns = 2 if colors or len(panels) == 4 else min(3, len(panels))
+    apart = differ(swept)
+    panels = _panels(curves, names, members, apart)
+    columns = 2 if apart or len(panels) == 4 else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = new_figure(max(3.5 * columns, 4.6) + 0.9 * bool(colors), 2.7 * rows, "history.plot()")
+    figure = new_figure(max(3.5 * columns, 4.6) + 0.9 * apart, 2.7 * rows, "history.plot()")
+    colors = swept_by(swept)
     subsets = list(dict.fromkeys(["train", *(s for panel in panels for s in panel.groups)]))
     shades = dict(zip(subsets, shades_of(len(subsets)), strict=True))
     drawn: dict[str, Any] = {}

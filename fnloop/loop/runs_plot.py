@@ -22,10 +22,10 @@ def draw_runs(curves: Mapping[str, Curves], path: str | Path | None) -> Any:
     columns = min(2, len(curves))
     lines = math.ceil(len(curves) / columns)
     names = list(dict.fromkeys(name for runs in curves.values() for name in runs))
-    shades = dict(zip(names, shades_of(len(names)), strict=True))
     beside = math.ceil(len(names) / ROWS) * (0.6 + 0.08 * max(map(len, names)))
     height = max(2.8 * lines, 0.6 + 0.19 * min(len(names), ROWS))
     figure = new_figure(3.8 * columns + beside, height, "fnloop runs --plot")
+    shades = dict(zip(names, shades_of(len(names)), strict=True))
     handles: dict[str, Any] = {}
     for position, (title, runs) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(lines, columns, position)

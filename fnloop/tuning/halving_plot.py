@@ -12,8 +12,8 @@ from fnloop.loop.member_colors import DECADE, legend_outside, swept_by
 
 def draw_halving(found: Any, path: str | Path | None) -> Any:
     """See `Halving.plot`."""
-    colors = swept_by(found.values)
     figure = new_figure(6.6, 3.6, "halving(...).plot()")
+    colors = swept_by(found.values)
     axes = figure.add_subplot()
     batches = [rung.batches for rung in found.rungs]
     for member in reversed(found.ranking):

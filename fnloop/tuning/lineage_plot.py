@@ -15,10 +15,10 @@ def draw_lineage(
     lineage: Any, names: Sequence[str], member: int | None, path: str | Path | None
 ) -> Any:
     """See `Lineage.plot`."""
+    figure = new_figure(7.2, 2.7 * len(names), "lineage(...).plot()")
     colors = swept_by(lineage.swept)
     n = len(lineage.founders)
     shades = [COLORS[0]] * n if colors is None else colors.of_members
-    figure = new_figure(7.2, 2.7 * len(names), "lineage(...).plot()")
     first: Any = None
     for position, name in enumerate(names, start=1):
         axes = first = figure.add_subplot(len(names), 1, position, sharex=first)

@@ -121,13 +121,13 @@ def _map(
     larger: bool,
     best: int | None,
 ) -> Any:
-    from matplotlib import colormaps
-    from matplotlib.colors import LogNorm, Normalize
-
     (down, rows), (across, columns) = values.items()
     many = max(len(rows), len(columns)) > _CELLS
     size = (6.6, 4.6) if many else (1.6 + 0.7 * len(columns), 1.4 + 0.42 * len(rows))
     figure = new_figure(max(size[0], 4.6), max(size[1], 3.0), "fnloop sweep --plot")
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm, Normalize
+
     axes = figure.add_subplot()
     upward = sorted(range(len(rows)), key=rows.__getitem__)
     rightward = sorted(range(len(columns)), key=columns.__getitem__)

@@ -107,6 +107,14 @@ def test_what_diverges_is_marked_and_leaves_the_others_to_be_seen() -> None:
     assert "not finite from here" in in_legends(figure)
 
 
+def test_without_matplotlib_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    curves = members_of(2, lambda i, step: step)
+    with pytest.raises(ImportError, match=r"pip install fnloop\[plot\]"):
+        draw(curves, None, None, 2, {"sgd.lr": [0.1, 0.2]})
+
+
 def test_an_accuracy_is_linear() -> None:
     curves = members_of(4, lambda i, step: 10.0**-i * step, "loss")
     curves |= members_of(4, lambda i, step: 10.0**-i * step, "accuracy")
