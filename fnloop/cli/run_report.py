@@ -109,9 +109,8 @@ def write_history(history: History, folder: Path) -> list[tuple[str, str]]:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(history.rows)
-    moving = [name for name in history.names if len(set(history[name])) > 1]
     try:
-        history.plot(folder / "curves.png", moving or None)
+        history.plot(folder / "curves.png")
         curves = shown(folder / "curves.png")
     except ImportError as error:
         curves = f"not drawn: {error}"

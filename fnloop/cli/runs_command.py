@@ -20,7 +20,7 @@ from fnloop.cli.sweep_folder import NAME, Sweep, sweep_in
 from fnloop.cli.sweep_members import best_member, metrics_of
 from fnloop.effects.spans import number
 from fnloop.loop.history import History
-from fnloop.loop.plot import draw_runs
+from fnloop.loop.runs_plot import draw_runs
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.files import files_for
 from fnloop.store.folders import best

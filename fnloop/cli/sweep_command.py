@@ -17,6 +17,7 @@ from fnloop.cli.sweep_folder import NAME, TABLE, Lists, Sweep, sweep_in
 from fnloop.cli.swept import grid_of, taken_lists
 from fnloop.loop.fit import fit
 from fnloop.loop.history import History
+from fnloop.trees.show import numbers_text
 from fnloop.values.cursor import Cursor
 from fnloop.values.stacked import member
 from fnloop.values.state import State
@@ -167,13 +168,15 @@ def _is_for_one(job: _Job, many: Any, error: Exception) -> bool:
 def _summary(job: _Job, state: State) -> str:
     values = {n: [v] for n, v in job.sweep.flags.items()} | job.sweep.lists
     flags = {name: ",".join(map(value_text, each)) for name, each in values.items()}
-    swept = ", ".join(f"{name} ({len(set(row))} values)" for name, row in job.sweep.numbers.items())
-    seeds = f"{len(job.sweep.seeds)} seeds" if len(job.sweep.seeds) > 1 or not swept else ""
+    numbers = job.sweep.numbers
+    swept = [f"{n}: {numbers_text([*dict.fromkeys(row)])}" for n, row in numbers.items()]
+    seeds = len(job.sweep.seeds)
+    runs = [f"{seeds} seeds"] if seeds > 1 or not swept else []
     how = "new" if job.start is None else f"resumed from {told(job.start)}"
     rows = [
         ("recipe", run_report.recipe_text(job.given.file, flags)),
         ("model", f"{run_report.model_text(member(state, 0))}, {job.sweep.size} times"),
-        ("sweep", ", ".join(filter(None, [swept, seeds]))),
+        ("sweep", "; ".join([*swept, *runs])),
         ("data", run_report.data_text(job.recipe.data)),
         ("folder", f"{shown(job.folder)} ({how})" if job.folder else "none: nothing is saved"),
     ]

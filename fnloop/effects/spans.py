@@ -12,8 +12,12 @@ FEW = 3
 _ITEM = re.compile(r"(.+)\[\d+\]")
 
 
-def grouped(names: Iterable[str]) -> dict[str, list[str]]:
+def grouped(names: Iterable[str], members: int | None = None) -> dict[str, list[str]]:
     """Names by what they are shown under: ``loss[0]``, ``loss[1]``, ... under ``loss``.
+
+    Args:
+        names: Of metrics.
+        members: Of a population, which are shown together also where they are few.
 
     >>> grouped(["loss[0]", "loss[1]", "loss[2]", "loss[3]", "recall[0]", "recall[1]"])
     {'loss': ['loss[0]', 'loss[1]', 'loss[2]', 'loss[3]'], 'recall[0]': ['recall[0]'], \
@@ -24,8 +28,9 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
         item = _ITEM.fullmatch(name)
         whole.setdefault(item[1] if item else name, []).append(name)
     found: dict[str, list[str]] = {}
-    for base, members in whole.items():
-        found |= {base: members} if len(members) > FEW else {name: [name] for name in members}
+    for base, own in whole.items():
+        together = len(own) > FEW or (len(own) == members and own != [base])
+        found |= {base: own} if together else {name: [name] for name in own}
     return found
 
 

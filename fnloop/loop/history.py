@@ -16,11 +16,13 @@ from fnloop.effects.page import Page
 from fnloop.effects.points import Point, Points, reason_in
 from fnloop.effects.spans import grouped, span
 from fnloop.loop.plot import draw
+from fnloop.transforms.population_stage import swept_values
 from fnloop.trees.json_codec import from_text, to_text
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
 from fnloop.values.merging import numbers_of
 from fnloop.values.metrics import Metrics
+from fnloop.values.stacked import members_of
 from fnloop.values.state import State
 
 Row = dict[str, Any]
@@ -50,6 +52,7 @@ class History(Effect):
         reason: Why it stopped, if a callback asked for it; else empty.
         resumed: How ``fl.fit(..., resume=folder)`` resumed it; else None.
         seconds: How long it has run so far, with what it was resumed from.
+        swept: Of an `fl.sweep`, the value of each member by hyperparameter.
 
     >>> import torch
     >>> from fnloop import Mean
@@ -83,6 +86,8 @@ class History(Effect):
         self.status = "running"
         self.reason = ""
         self.resumed: Any = None
+        self.swept: dict[str, list[float]] = {}
+        self._members: int | None = None
         self._run: Run | None = None
         self._spent, self._began = 0.0, None
         self._states: deque[State] = deque(maxlen=as_count(states, "History(states=...)"))
@@ -97,6 +102,7 @@ class History(Effect):
     def open(self, run: Run) -> None:
         self.status, self.reason, self._run = "running", "", run
         self._began = time.monotonic()
+        self.swept, self._members = swept_values(run.step), members_of(run.state)
         self._points.open(run.batches, run.measured)
         if not self._points.goes_on(run.state):
             self._rows, self._last = self.rows, []
@@ -233,9 +239,13 @@ class History(Effect):
     def plot(self, path: str | Path | None = None, names: Sequence[str] | None = None) -> Any:
         """Draw the curves: one panel a metric, training and validation together.
 
+        Of an `fl.ensemble` all members are drawn, and their median. In an `fl.sweep` the color of a
+        member says its value, and training and validation are side by side. A curve ends with a
+        cross where it is not finite from there on.
+
         Args:
             path: Image file to write (.png, .pdf, .svg); default none.
-            names: Metrics to draw, without prefix (``val/``); default all.
+            names: Metrics to draw, without prefix (``val/``); default all that change.
 
         Returns:
             A matplotlib ``Figure``. As the last value of a notebook's cell it is shown, once.
@@ -244,7 +254,7 @@ class History(Effect):
             ImportError: Where matplotlib is missing.
         """
         curves = {name: (self.steps(name), self[name]) for name in self.names}
-        return draw(curves, path, names)
+        return draw(curves, path, names, self._members, self.swept)
 
     def __repr__(self) -> str:
         outcome = f"{self.status} ({self.reason})" if self.reason else self.status

@@ -28,6 +28,8 @@ class Allocation(NamedTuple):
 
     Attributes:
         kind: ``"activation"`` of the loss, ``"gradient"``, ``"new state"``, or ``"temporary"``.
+            ``"other"`` is what no operator returns: the state of torch's generator, which a step
+            keeps to restore it, and what kernels take for themselves.
         name: Its path in the state or among the gradients; for others the operator that made it.
         tensor: Dtype and shape, such as ``"f32[64,128]"``.
         bytes: Of its storage.

@@ -15,8 +15,9 @@ from fnloop.profiling.stage_clock import wait_for
 from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
 
-WARM = 2
-"""Batches before those that are measured: the second has the layout that a step leaves behind."""
+WARM = 4
+"""Batches before those that are measured: the second has the layout that a step leaves behind, and
+the first few are slower. Where a call does several steps, its first and second are left out."""
 
 KEPT = 2
 """Batches that are kept, to run more steps on them."""
@@ -79,7 +80,7 @@ def timed_loop(step: Any, state: State, source: Source, steps: int) -> LoopTimes
     """
     watched, device = _Watched(source), state.step.device
     many: int = getattr(step, "steps", 1)  # in one call
-    warm = 1 + many * (WARM - 1)
+    warm = WARM if many == 1 else 1 + many
     step = as_in_fit(step)
     first, began = 0.0, time.perf_counter()
     last, done, measured = began, 0, 0

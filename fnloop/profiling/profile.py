@@ -13,7 +13,7 @@ from fnloop.data.rereading import as_rereadable
 from fnloop.effects.screens import screen
 from fnloop.loop.checks import check_slots
 from fnloop.names.keywords import explained
-from fnloop.profiling.allocations import allocations_of
+from fnloop.profiling.allocations import Allocation, allocations_of
 from fnloop.profiling.findings import findings_of
 from fnloop.profiling.loop_times import as_in_fit, timed_loop
 from fnloop.profiling.named_pieces import pieces_of
@@ -103,10 +103,15 @@ def profile(
         kept = whole
     else:
         _, kept = _traced(keeping, state, turns)
+    peak, tensors = allocated.peak, allocated.tensors
+    if not compiled and (own := max([size for _, size in kept.memory], default=0) - peak) > 0:
+        other = Allocation("other", "random state, within kernels", "", own, "", "")
+        peak, tensors = peak + own, (*tensors, other)
     found = Profile(
         steps=loop.steps,
         seconds=loop.seconds,
         waiting=loop.waiting,
+        fastest=loop.fastest,
         first=loop.first,
         compiled=compiled,
         graphs=made + now.graphs - before.graphs,
@@ -116,9 +121,9 @@ def profile(
         operators=whole.operators,
         kernels=min(1.0, sum(whole.kernels.values()) / whole.seconds),
         state_bytes=_sizes(state),
-        peak=allocated.peak,
+        peak=peak,
         peak_stage=allocated.stage,
-        tensors=allocated.tensors,
+        tensors=tensors,
         memory=kept.memory,
         reads=allocated.reads,
         slowdown=whole.seconds / loop.fastest,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fnloop.loop.plot import COLORS, GREY, label, new_figure, written
+from fnloop.loop.figures import COLORS, GREY, label, new_figure, written
 from fnloop.profiling.allocations import Allocation
 from fnloop.profiling.findings import ms, share
 from fnloop.profiling.profile_report import Profile
-from fnloop.profiling.profile_summary import around, by_size, shortened, stage_name
+from fnloop.profiling.profile_summary import beside_stages, by_size, shortened, stage_name
 from fnloop.trees.show import bytes_text
 
 MOST = 8
@@ -41,8 +41,7 @@ def _times(axes: Any, profile: Profile) -> None:
     """Waiting for data, the stages, and what the loop took beside them."""
     parts = [("waiting for data", profile.waiting)]
     parts += [(stage_name(stage), stage.seconds) for stage in profile.stages]
-    if beside := around(profile):
-        parts.append(("around the stages", beside))
+    parts += beside_stages(profile).items()
     shown = sorted(parts, key=lambda part: -part[1])[:MOST]
     bars = [
         _Bar(name, [1e3 * seconds], ms(seconds))
@@ -89,25 +88,31 @@ def _memory(axes: Any, profile: Profile) -> None:
 
 
 def _tensors(axes: Any, profile: Profile) -> None:
-    """The peak, by what its tensors are."""
-    sizes: dict[str, int] = {}
-    for tensor in profile.tensors:
-        name = _what(tensor)
-        sizes[name] = sizes.get(name, 0) + tensor.bytes
-    parts = by_size(sizes)
-    shown, rest = parts[: MOST - 1], sum(count for _, count in parts[MOST - 1 :])
-    shown += [("others", rest)] if rest else []
+    """The peak, by what its tensors are: activations by module, as deep as they are few."""
+    shown: list[tuple[str, int]] = []
+    for depth in (9, 3, 2, 1):
+        sizes: dict[str, int] = {}
+        for tensor in profile.tensors:
+            name = _what(tensor, depth)
+            sizes[name] = sizes.get(name, 0) + tensor.bytes
+        parts = by_size(sizes)
+        shown, rest = parts[: MOST - 1], sum(count for _, count in parts[MOST - 1 :])
+        shown += [("others", rest)] if rest else []
+        if not rest or rest < parts[0][1]:
+            break
     unit, size = _unit(max([count for _, count in shown], default=0))
     bars = [_Bar(name, [count / size], bytes_text(count)) for name, count in shown]
     how = ", uncompiled" if profile.compiled else ""
     _bars(
-        axes, f"tensors of the {bytes_text(profile.peak)} at the peak{how}", unit, bars, COLORS[2:3]
+        axes, f"what the {bytes_text(profile.peak)} at the peak are{how}", unit, bars, COLORS[2:3]
     )
 
 
-def _what(tensor: Allocation) -> str:
+def _what(tensor: Allocation, depth: int) -> str:
     if tensor.kind == "activation":
-        return f"activations of {tensor.place}"
+        return f"activations of {'.'.join(tensor.place.split('.')[:depth])}"
+    if tensor.kind == "other":
+        return tensor.name
     if tensor.kind == "new state":
         folder = tensor.name.rpartition("/")[0].removeprefix("slots/")
         return f"new {folder or tensor.name}"

@@ -24,6 +24,7 @@ class Profile:
         steps: How many steps were measured, without anything else that measures.
         seconds: Of a step of the loop.
         waiting: Of these, for the next batch.
+        fastest: Of the shortest step of the loop, without waiting.
         first: Of the first step, which compiles.
         compiled: Whether the step is compiled.
         graphs: How many graphs were made meanwhile: by `fl.compile` and, for a module in
@@ -48,6 +49,7 @@ class Profile:
     steps: int
     seconds: float
     waiting: float
+    fastest: float
     first: float
     compiled: bool
     graphs: int

@@ -14,8 +14,10 @@ WIDTH = 80
 MOST = 8
 """Rows of a table, at most."""
 
-AROUND = 0.1
-"""From which share on the time beside the stages is told of."""
+BESIDE = 0.1
+"""From which share of a step on time that is no stage's is told of."""
+
+BEYOND = "beyond the shortest step"
 
 
 def summary(profile: Profile) -> str:
@@ -41,13 +43,17 @@ def stage_name(stage: StageTime) -> str:
     return f"{head}{slash}{own}, backward" if own.split("(")[0] == "grad" else stage.name
 
 
-def around(profile: Profile) -> float:
-    """Seconds of a step that are neither waiting nor a stage's; 0 where they are few."""
-    whole = sum(stage.seconds for stage in profile.stages)
-    beside = profile.seconds - profile.waiting - whole
-    if profile.compiled or beside <= AROUND * profile.seconds:
-        return 0.0
-    return beside
+def beside_stages(profile: Profile) -> dict[str, float]:
+    """Seconds of a step that are neither waiting nor a stage's, by what they are; few are left out.
+
+    Stages are those of the shortest step, and so are compared with the shortest of the loop. What
+    the mean of the loop is above that is no part of a step: it is what disturbs it.
+    """
+    stages = sum(stage.seconds for stage in profile.stages)
+    around = 0.0 if profile.compiled else profile.fastest - stages
+    beyond = profile.seconds - profile.waiting - profile.fastest
+    parts = {"around the stages": around, BEYOND: beyond}
+    return {name: each for name, each in parts.items() if each > BESIDE * profile.seconds}
 
 
 def shortened(text: str, width: int) -> str:
@@ -72,10 +78,9 @@ def _wrapped(text: str) -> str:
 
 def _loop(profile: Profile) -> str:
     whole = profile.seconds
-    beside = around(profile)
-    inside = whole - profile.waiting - beside
-    parts = [("waiting for data", profile.waiting), ("computing", inside)]
-    parts += [("around the stages", beside)] if beside else []
+    beside = beside_stages(profile)
+    inside = whole - profile.waiting - sum(beside.values())
+    parts = [("waiting for data", profile.waiting), ("computing", inside), *beside.items()]
     rows = [(name, number(seconds), share(seconds, whole)) for name, seconds in parts]
     return _table(("loop", "ms", "share"), rows)
 
@@ -131,6 +136,12 @@ def _notes(profile: Profile) -> str:
 
 
 def _said(profile: Profile) -> Iterator[str]:
+    if beyond := beside_stages(profile).get(BEYOND):
+        yield (
+            f"The shortest step took {ms(profile.fastest)}, {ms(beyond)} less than the mean. Usual "
+            "causes: other programs on the same cores, and the first steps, which are slower; of "
+            "more steps, fl.profile(..., steps=100), they are a smaller part."
+        )
     for read in profile.reads[:3]:
         yield f"Values read in the step: {read.where}, {times(read.times)} ({read.operator})."
     if profile.compiled or profile.graphs:

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fnloop._torch.tracing import recording
-from fnloop.stages.base import Kind, StepStage
+from fnloop._torch.tracing import opaque, recording
+from fnloop.stages.base import Kind, Stage, StepStage
 from fnloop.stages.named_numbers import with_settings
 from fnloop.transforms.vmap_errors import explain
 from fnloop.trees.nodes import static, tree, tree_map
-from fnloop.trees.show import short
+from fnloop.trees.show import numbers_text, short
 from fnloop.values.choice import select
 from fnloop.values.counts import as_count
 from fnloop.values.looking import look
@@ -209,11 +209,28 @@ class Population(StepStage):
         return stack([after for after, _ in results]).replace(cursor=state.cursor), metrics
 
     def describe(self) -> str:
-        swept = ", ".join(f"{name!r}: {short(value)}" for name, value in self.values.items())
+        swept = ", ".join(f"{name!r}: {_shown(value)}" for name, value in self.values.items())
         mode = "" if self.mode == "vmap" else f", mode={self.mode!r}"
         mode += "" if self.chunk is None else f", chunk={self.chunk}"
         mode += "" if self.batches == "same" else f", batches={self.batches!r}"
         return f"sweep({{{swept}}}{mode})" if swept else f"ensemble({self.n}{mode})"
+
+
+def swept_values(step: Any) -> dict[str, list[float]]:
+    """Of a sweep, compiled or not, the value of each member by hyperparameter; else nothing."""
+    stages = step.stages() if isinstance(step, Stage) else ()
+    for stage in stages:
+        if isinstance(stage, Population):
+            return {name: value.tolist() for name, value in stage.values.items()}
+    return {}
+
+
+def _shown(values: Any) -> str:
+    """The numbers of a sweep; their dtype and shape where they have no values to be read."""
+    readable = isinstance(values, Tensor) and values.ndim == 1 and not opaque()
+    if not readable or values.is_meta:
+        return short(values)
+    return f"[{numbers_text(values.tolist())}]"
 
 
 def _apart(state: State, members: slice) -> contextlib.AbstractContextManager[Any]:

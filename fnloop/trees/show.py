@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,6 +122,18 @@ def bytes_text(count: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def numbers_text(values: Sequence[float]) -> str:
+    """Numbers with four digits; of more than four the first two, the last, and how many.
+
+    >>> numbers_text([0.1, 1 / 3]), numbers_text([1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 0.01])
+    ('0.1, 0.3333', '1e-05, 3e-05, ..., 0.01 (6)')
+    """
+    texts = [f"{value:.4g}" for value in values]
+    if len(texts) <= 4:
+        return ", ".join(texts)
+    return f"{texts[0]}, {texts[1]}, ..., {texts[-1]} ({len(texts)})"
 
 
 def _children(node: Any) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fnloop.loop.plot import COLORS, GREY, label, new_figure, written
 from fnloop.values.state import State
 
 
@@ -99,6 +98,8 @@ class Halving:
     def plot(self, path: str | Path | None = None) -> Any:
         """Draw the metric of each member over the batches, up to where it was dropped.
 
+        The color of a member says its value.
+
         Args:
             path: Image file to write (.png, .pdf, .svg); default none.
 
@@ -108,27 +109,9 @@ class Halving:
         Raises:
             ImportError: Where matplotlib is missing.
         """
-        figure = new_figure(5.8, 3.6, "halving(...).plot()")
-        axes = figure.add_subplot()
-        batches = [rung.batches for rung in self.rungs]
-        for member in reversed(self.ranking):
-            scores = self.scores(member)
-            first = member == self.best
-            style = {"linewidth": 2.0 if first else 0.9, "alpha": 1.0 if first else 0.5}
-            title = f"best: member {member}" if first else None
-            color = COLORS[0] if first else GREY
-            axes.plot(batches[: len(scores)], scores, color=color, label=title, **style)
-            axes.plot(batches[len(scores) - 1], scores[-1], "o", color=color, markersize=3)
-        known = [s for r in self.rungs for s in r.scores if math.isfinite(s)]
-        if known and min(known) > 0 and max(known) >= 100 * min(known):
-            axes.set_yscale("log")
-        if batches[-1] >= 10 * batches[0]:
-            axes.set_xscale("log")
-        axes.set_xticks(batches, [f"{each:,}" for each in batches])
-        axes.minorticks_off()
-        label(axes, "successive halving", "batches of a member", self.monitor)
-        axes.legend(frameon=False, fontsize=9, loc="best")
-        return written(figure, path)
+        from fnloop.tuning.halving_plot import draw_halving
+
+        return draw_halving(self, path)
 
     def __repr__(self) -> str:
         sizes = " > ".join(str(len(rung.members)) for rung in self.rungs)

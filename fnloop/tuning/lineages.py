@@ -18,11 +18,13 @@ class Lineage:
         checks: At how many batches drawn members were compared.
         parents: Of each check, the member that each had its state from.
         curves: Metrics that have a value for each member: batches drawn, and values by member.
+        swept: Of an `fl.sweep`, what each member began with, by hyperparameter.
     """
 
     checks: tuple[int, ...]
     parents: tuple[tuple[int, ...], ...]
     curves: Mapping[str, tuple[list[int], list[list[float]]]]
+    swept: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
 
     @property
     def founders(self) -> list[int]:
@@ -84,6 +86,9 @@ class Lineage:
         path: str | Path | None = None,
     ) -> Any:
         """Draw metrics of all members over the run, and who took the state of whom.
+
+        A line branches off where a state was taken, and ends with a dot where one was dropped. Its
+        color is that of the member whose state it was at the beginning.
 
         Args:
             names: A panel for each, such as ``["val/accuracy", "adamw.lr"]``.
@@ -150,7 +155,7 @@ def lineage(history: Any, name: str = "lineage") -> Lineage:
         )
     checks, parents = found.pop(metric)
     whole = tuple([tuple(map(int, row)) for row in parents])
-    return Lineage(tuple(checks), whole, found)
+    return Lineage(tuple(checks), whole, found, getattr(history, "swept", {}))
 
 
 def _by_member(rows: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[list[float]]]]:

@@ -19,6 +19,7 @@ from fnloop.tuning.lr_search import LrSearch, running_average
 from fnloop.tuning.rates import rate_of, with_free_rate, with_rate
 from fnloop.values.counts import as_count, as_number
 from fnloop.values.metrics import stop
+from fnloop.values.stacked import members_of
 from fnloop.values.state import State
 
 
@@ -66,7 +67,8 @@ def find_lr(
 
     Raises:
         TypeError: There are several learning rates and no `name`, or the data is an iterator.
-        ValueError: There is no such learning rate or metric, or an argument is out of range.
+        ValueError: There is no such learning rate or metric, an argument is out of range, or the
+            state is a population.
 
     >>> import torch, fnloop as fl
     >>> x = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
@@ -83,6 +85,12 @@ def find_lr(
         raise TypeError(
             "find_lr takes a step made by fl.pipe(loss, fl.grad, fl.update(optimizer)), whose "
             f"learning rate it can set; got the function {short(step)}."
+        )
+    if members_of(state) is not None:
+        raise ValueError(
+            f"find_lr tries one rate a step, and this state has {members_of(state)} members. With "
+            "one of them: find_lr(step.uncompiled.member(i), fl.member(state, i), data). Members "
+            "with rates of their own are compared by fl.sweep and fl.tuning.halving."
         )
     candidates = spaced(min_lr, max_lr, steps, spacing)
     smoothing = as_number(smoothing, "find_lr(smoothing=...)")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fnloop.loop.plot import COLORS, GREY, label, new_figure, written
+from fnloop.loop.figures import COLORS, GREY, label, new_figure, written
 
 
 def draw(

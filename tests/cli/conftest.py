@@ -68,12 +68,13 @@ def _no_curves(request, monkeypatch):
 
 @pytest.fixture
 def curves(monkeypatch):
-    """The names of the metrics that are drawn."""
+    """The titles of the panels that are drawn."""
     drawn, plot = [], History.plot
 
-    def spy(history, path, names):
-        drawn.extend(names)
-        return plot(history, path, names)
+    def spy(history, path):
+        figure = plot(history, path)
+        drawn.extend(axes.get_title("left") for axes in figure.axes)
+        return figure
 
     monkeypatch.setattr(History, "plot", spy)
     return drawn

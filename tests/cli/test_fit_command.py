@@ -58,7 +58,9 @@ def test_fit_leaves_history_curves_and_configuration(recipe, cli, curves):
     assert float(rows[-1]["val/loss"]) < float(rows[0]["val/loss"])
     with open("runs/line/curves.png", "rb") as file:
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
-    assert curves == ["loss", "val/loss"]  # not those that stay the same, such as sgd.lr
+    assert curves == [
+        "loss"
+    ]  # of training and validation; not those that stay the same, such as sgd.lr
     saved = yaml.safe_load(Path("runs/line/config.yaml").read_text())
     assert saved["lr"] == 0.02 and saved["note"] is None and saved["epochs"] == 3
     for file in ("history.csv", "curves.png"):

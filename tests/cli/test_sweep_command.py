@@ -36,7 +36,7 @@ def rows_of(text):
 def test_members_are_the_runs_of_fit(recipe, cli, numbers):
     code, out, err = cli("sweep", recipe, "--lr", "0.001,0.03,0.01", "--epochs", "2")
     assert code == 0, err
-    assert "sgd.lr (3 values)" in err and "lr=0.001,0.03,0.01" in err
+    assert "sgd.lr: 0.001, 0.03, 0.01" in err and "lr=0.001,0.03,0.01" in err
     rows = rows_of(out)
     assert [row["lr"] for row in rows] == [0.03, 0.01, 0.001]  # best first
     assert re.search(r"^best +--lr 0.03$", out, re.MULTILINE)

@@ -11,6 +11,7 @@ import pytest
 
 import fnloop as fl
 from fnloop.profiling.names_in_trace import STEP
+from fnloop.trees.show import bytes_text
 
 from .planted import BATCHES, loss, made, network
 
@@ -77,6 +78,15 @@ def test_a_picture(found, tmp_path):
     assert len(tensors.get_yticklabels()) >= 2
 
 
+def test_activations_of_many_modules_are_put_together(found):
+    pytest.importorskip("matplotlib")
+    some = found.tensors[0]._replace(kind="activation", bytes=1000)
+    places = [f"layers.{i}.{part}" for i in range(5) for part in ("qkv", "out", "up", "down")]
+    deep = dataclasses.replace(found, tensors=tuple(some._replace(place=place) for place in places))
+    names = [tick.get_text() for tick in deep.plot().axes[3].get_yticklabels()]
+    assert names == [f"activations of layers.{i}" for i in range(5)]
+
+
 def test_a_picture_of_a_step_without_modules():
     pytest.importorskip("matplotlib")
     step, state = made()
@@ -88,14 +98,38 @@ def test_a_picture_of_a_step_without_modules():
 
 def test_table_and_picture_tell_of_the_same_time_around_the_stages(found):
     inside = sum(stage.seconds for stage in found.stages)
-    slow = dataclasses.replace(found, seconds=3 * inside, waiting=inside, slowdown=0.97)
+    slow = dataclasses.replace(
+        found, seconds=3 * inside, waiting=inside, fastest=2 * inside, slowdown=0.97
+    )
     labels = [tick.get_text() for tick in slow.plot().axes[0].get_yticklabels()]
     table = str(slow).split("stage   ")[0]
     assert "around the stages" in labels
     assert "33%" in table[table.index("around the stages") :]
     assert "the step takes as long" in " ".join(str(slow).split())
 
-    few = dataclasses.replace(found, seconds=1.05 * inside, waiting=0.0)
+    few = dataclasses.replace(found, seconds=1.05 * inside, waiting=0.0, fastest=1.05 * inside)
     labels = [tick.get_text() for tick in few.plot().axes[0].get_yticklabels()]
     assert "around the stages" not in labels
     assert "around the stages" not in str(few)
+
+
+def test_what_disturbs_a_step_is_no_time_around_its_stages(found):
+    inside = sum(stage.seconds for stage in found.stages)
+    disturbed = dataclasses.replace(found, seconds=4 * inside, waiting=0.0, fastest=inside)
+    text = str(disturbed)
+    assert "around the stages" not in text and "The shortest step took" in text
+    row = next(line for line in text.splitlines() if line.startswith("beyond the shortest step"))
+    assert row.split()[-1] == "75%"
+    labels = [tick.get_text() for tick in disturbed.plot().axes[0].get_yticklabels()]
+    assert "beyond the shortest step" in labels
+
+
+def test_table_and_picture_have_one_peak(found):
+    _, _, memory, tensors = found.plot().axes
+    (line,) = memory.get_lines()
+    unit = {"kB": 1e3, "MB": 1e6, "bytes": 1.0}[memory.get_ylabel()]
+    assert max(line.get_ydata()) * unit == pytest.approx(found.peak)
+    assert found.peak == sum(tensor.bytes for tensor in found.tensors)
+    assert bytes_text(found.peak) in tensors.get_title("left") and bytes_text(found.peak) in str(
+        found
+    )

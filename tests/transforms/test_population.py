@@ -1,5 +1,7 @@
 """``fl.ensemble`` and ``fl.sweep``: each member is what it is alone."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -348,7 +350,15 @@ def test_torch_optimizers_train_in_a_loop():
 def test_pipes_and_reprs():
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)), fl.ensemble(n=4))
     assert repr(step).splitlines()[-2].strip() == "ensemble(4),"
-    assert "sweep({'sgd.lr': f64[2]})" in repr(fl.sweep(of(), {"sgd.lr": [0.1, 0.2]}))
+    assert "sweep({'sgd.lr': [0.1, 0.2]})" in repr(fl.sweep(of(), {"sgd.lr": [0.1, 0.2]}))
+    many = fl.sweep(of(), {"sgd.lr": [1e-4, 3e-4, 1e-3, 1e-2, 0.1]})
+    assert many.describe() == "sweep({'sgd.lr': [0.0001, 0.0003, ..., 0.1 (5)]})"
+
+    def told(rates: torch.Tensor) -> torch.Tensor:  # in a transform, where no value can be read
+        assert dataclasses.replace(many, values={"sgd.lr": rates}).describe().endswith("f64[5]})")
+        return rates.sum()
+
+    torch.func.grad(told)(many.values["sgd.lr"])
 
 
 KINDS = {"vmap": {}, "loop": {"mode": "loop"}, "chunks": {"chunk": 1}, "own": {"batches": "own"}}

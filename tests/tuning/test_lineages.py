@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import fnloop as fl
+from fnloop.loop.member_colors import swept_by
 from fnloop.tuning.lineage_plot import _pieces
 from fnloop.values.parents import Parents
 
@@ -51,9 +54,22 @@ def test_a_curve_is_cut_where_a_state_was_taken(found):
 def test_the_picture(found, tmp_path):
     pytest.importorskip("matplotlib")
     figure = found.plot("sgd.lr", member=1, path=tmp_path / "lineage.png")
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["goes on from another's state", "a member", "the way to member 1"]
+    (legend,) = figure.legends
+    told = [text.get_text() for text in legend.get_texts()]
+    assert told == ["dropped for another's state", "the way to member 1"]
     assert (tmp_path / "lineage.png").stat().st_size > 5000
+
+
+def test_lines_have_the_color_of_their_founder(found):
+    pytest.importorskip("matplotlib")
+    found = dataclasses.replace(found, swept={"sgd.lr": [0.1, 0.2, 0.3]})
+    (axes,) = found.plot("sgd.lr").axes
+    colors = swept_by(found.swept).of_members
+    pieces = [line for line in axes.get_lines() if line.get_linestyle() == "-"]
+    founders = [colors.index(line.get_color()) for line in pieces]
+    assert founders == [0, 2, 1, 2, 2]  # 0, then from 2; 1, then from 0, which was 2; 2 itself
+    dots = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert sorted(line.get_xdata()[0] for line in dots) == [10, 20]
 
 
 def test_a_history_without_one():

@@ -290,6 +290,16 @@ def test_data_that_would_not_be_the_same_afterwards_is_refused():
     assert fl.tuning.find_lr(step, state, lambda epoch: iter([(X, Y)] * 3)).suggestion
 
 
+def test_one_member_of_a_population_is_tried():
+    many = fl.ensemble(step_of(fl.optim.sgd(0.1)), 2)
+    states = many.init(lambda: nn.Linear(4, 1))
+    with pytest.raises(
+        ValueError, match=r"2 members\. With one of them: find_lr\(step\.uncompiled"
+    ):
+        fl.tuning.find_lr(many, states, DATA)
+    assert fl.tuning.find_lr(many.uncompiled.member(1), fl.member(states, 1), DATA).suggestion
+
+
 def test_a_function_has_no_rate_to_set():
     step = step_of(fl.optim.sgd(0.1))
     state = step.init(nn.Linear(4, 1))

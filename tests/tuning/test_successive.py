@@ -153,7 +153,12 @@ def test_the_table_and_the_picture(tmp_path):
     assert len(lines) == 10 and len(found.table(rows=2).splitlines()) == 3
     assert repr(found).startswith(f"halving: member {found.best}, sgd.lr = ")
     assert "9 > 3 > 1 members; 84 batches, of 324" in repr(found)
-    found.plot(tmp_path / "halving.png")
+    figure = found.plot(tmp_path / "halving.png")
+    bar = figure.axes[1]
+    assert bar.get_ylabel() == "sgd.lr" and bar.get_yscale() == "log"
+    (best,) = figure.legends[0].get_texts()
+    rate = found.values["sgd.lr"][found.best]
+    assert best.get_text() == f"member {found.best}, the best, sgd.lr = {rate:.3g}"
     assert (tmp_path / "halving.png").stat().st_size > 5000
 
 
