@@ -30,7 +30,9 @@ def test_help_is_as_wide_as_the_terminal(recipe, cli, columns, monkeypatch):
         assert max(map(len, lines)) < int(columns), arguments
         assert not any(line.endswith("-") for line in lines), "a word is broken"
     lines = cli("fit", recipe, "--help")[1].splitlines()
-    assert lines[0].startswith("usage: fnloop fit line.py [") and max(map(len, lines)) < int(columns)
+    assert lines[0].startswith("usage: fnloop fit line.py [") and max(map(len, lines)) < int(
+        columns
+    )
     text = " ".join(lines)
     assert "Fit a line." in text and "The rate of learning. (type: float, default: 0.05)" in text
 
