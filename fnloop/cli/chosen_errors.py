@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import pkgutil
 import re
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -33,6 +34,8 @@ def no_class(choices: Choices, place: str, name: str, kind: Any) -> str:
             f"{place}: {name} is a call. A class is chosen by its name, and its arguments are "
             f"flags of their own: {flag} {call[1]} {flag}.{argument}"
         )
+    if cause := _import_fault(name):
+        return f"{place}: {name} cannot be imported: {cause}."
     paths = known_classes(kind).get(name, [])
     if len(paths) > 1:
         others = ", ".join(paths[1:_LISTED]) + (", ..." if len(paths) > _LISTED else "")
@@ -146,6 +149,19 @@ def _flag(place: str) -> str:
 
 def _short(path: str) -> str:
     return OWN.sub("", path)
+
+
+def _import_fault(path: str) -> str | None:
+    """Why a module that there is cannot be imported."""
+    try:
+        pkgutil.resolve_name(path)
+    except ModuleNotFoundError as error:
+        return None if not error.name or path.startswith(error.name) else str(error)
+    except ImportError as error:
+        return str(error)
+    except (AttributeError, ValueError):
+        pass
+    return None
 
 
 def _meant(choices: Choices, name: str, kind: Any) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fnloop.cli import config, parsers, run_report
 from fnloop.cli.evaluate_command import results
-from fnloop.cli.flags import Flags, parse
+from fnloop.cli.fit_errors import goes_on_together, longer, refusal, taken_by, unfit
+from fnloop.cli.flags import parse
 from fnloop.cli.given import given_in
+from fnloop.cli.job import Job
 from fnloop.cli.many import is_first
 from fnloop.cli.messages import Problem, describe, shown, usage, value_text
 from fnloop.cli.recipe import Recipe
@@ -30,44 +31,20 @@ from fnloop.cli.settings import Settings
 from fnloop.cli.smoke_command import run_smoke
 from fnloop.cli.source import build, load_function, parameters
 from fnloop.cli.sweep_folder import sweep_in, sweep_of
-from fnloop.cli.swept import sweep_again
 from fnloop.distributed.launch import launched
 from fnloop.effects.screens import screen
-from fnloop.loop.early_stopping import early_stopping
 from fnloop.loop.fit import fit
 from fnloop.loop.history import History
 from fnloop.stages.base import mesh_of
 from fnloop.store.checkpoint_errors import UnfitError
 from fnloop.store.folders import best, target_of
 from fnloop.store.load import load
-from fnloop.store.manifest import MANIFEST, read_manifest, standing
+from fnloop.store.manifest import MANIFEST, read_manifest
 from fnloop.store.run_folder import UNTRAINED
 from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
 
 _INTERRUPTED, _TERMINATED, _HUNG_UP = 130, 143, 129  # 128 and the number of the signal
-
-
-class Job(NamedTuple):
-    """A training run to be done.
-
-    Attributes:
-        file: The recipe file.
-        flags: Its flags.
-        recipe: The recipe that it returned for these flags.
-        folder: The run's folder; None if nothing is saved.
-        start: The checkpoint to resume from; None for a new run.
-        anew: Arguments of ``fnloop fit`` for a new run with these flags.
-        overwrite: Whether another run's checkpoints in the folder are deleted.
-    """
-
-    file: Path
-    flags: Flags
-    recipe: Recipe
-    folder: Path | None
-    start: Path | None
-    anew: Sequence[str]
-    overwrite: bool = False
 
 
 def run_fit(arguments: Sequence[str]) -> int:
@@ -84,13 +61,15 @@ def run_fit(arguments: Sequence[str]) -> int:
     folder = folder_of(recipe)
     start = newest_of(checkpoint_folders(folder, recipe))
     if start is not None and not flags.options.get("overwrite"):
-        _refuse_sweep(folder or start.parent)
+        there = folder or start.parent
+        if (sweep := sweep_in(there)) is not None:
+            raise usage(taken_by(sweep, there))
     job = Job(file, flags, recipe, folder, start, [a for a in arguments if a != "--resume"])
     if not flags.options.get("resume"):
         overwrite = bool(flags.options.get("overwrite"))
         replaces = overwrite or (start and read_manifest(start)["status"].endswith(UNTRAINED))
         if start is not None and not replaces:
-            raise usage(_refusal(job, start))
+            raise usage(refusal(job, start))
         return _train(job._replace(start=None, overwrite=overwrite))
     if flags.options.get("overwrite"):
         raise usage("--resume goes on with a run, and --overwrite deletes it: choose one.")
@@ -110,10 +89,7 @@ def run_resume(arguments: Sequence[str]) -> int:
     run, rest = Path(arguments[0]), list(arguments[1:])
     saved = configuration_of(run)
     if (sweep := sweep_of(saved)) is not None:
-        raise usage(
-            f"{shown(run)} is of a sweep, whose {sweep.size} members go on together, and not one "
-            f"by one:\n  {sweep_again(sweep, run)} --resume"
-        )
+        raise usage(goes_on_together(sweep, run))
     named = next((value for option, value in pairwise(rest) if option == "--recipe"), None)
     file = recipe_of(saved, named)
     function = load_function(file)
@@ -224,7 +200,7 @@ def _saved(error: Exception, job: Job) -> Problem:
     """Save the history of a failed run; return the error with a command to resume."""
     text = describe(error)
     if isinstance(error, UnfitError) and job.folder is not None:
-        return Problem(f"{text}\n{_ways_out(job, job.folder)}")
+        return Problem(f"{text}\n{unfit(job, job.folder)}")
     history = getattr(error, "history", None)
     if job.folder is not None and history is not None and is_first():
         run_report.write_history(history, job.folder)
@@ -236,23 +212,6 @@ def _saved(error: Exception, job: Job) -> Problem:
             f"fnloop resume {shown(job.folder)}"
         )
     return Problem(text)
-
-
-def _ways_out(job: Job, folder: Path) -> str:
-    """What to do where a checkpoint does not fit: the flags that differ, and commands."""
-    saved = config.Config(folder / config.NAME).plain if (folder / config.NAME).is_file() else {}
-    pairs = {name: (saved.get(name, value), value) for name, value in job.flags.plain.items()}
-    changed = [
-        f"--{name} was {value_text(was)}, and is {value_text(now)}."
-        for name, (was, now) in pairs.items()
-        if was != now and repr(was) != repr(now)  # nan is nan
-    ]
-    fix = f"fnloop resume {shlex.quote(shown(folder))}, with its own flags"
-    if not changed:
-        changed = ["No flag is another than then: the recipe is, or what it imports."]
-        fix = "put that back"
-    choices = [("go on with the run", fix), ("train the new one", _elsewhere(job, folder))]
-    return "\n".join([*changed, _listed(choices)])
 
 
 def _summary(job: Job, state: State) -> str:
@@ -285,79 +244,13 @@ def _outcome(history: History, job: Job, state: State) -> str:
     elif history.resumed and history.resumed.cursor.count == Cursor.of(state.cursor).count:
         # Nothing was left to do.
         status = "stopped" if history.status == "stopped" else "completed"
-        more = _longer(job.recipe, status, job.flags, history.reason)
+        more = longer(job.recipe, status, job.flags, history.reason)
         rows.append(("go on", f"fnloop resume {shown(job.folder or Path())}{more}"))
     return f"\n{title}\n{run_report.columns(rows)}" if rows else f"\n{title}"
 
 
 def _folders(job: Job) -> list[Path]:
     return checkpoint_folders(job.folder, job.recipe)
-
-
-def _refuse_sweep(folder: Path) -> None:
-    sweep = sweep_in(folder)
-    if sweep is not None:
-        raise usage(
-            f"{shown(folder)} has a sweep of {sweep.size} members, which fnloop fit does not go on "
-            "with, and does not overwrite. Another folder keeps both; --overwrite deletes its "
-            f"checkpoints. The sweep goes on by\n  {sweep_again(sweep, folder)} --resume"
-        )
-
-
-def _refusal(job: Job, start: Path) -> str:
-    """The message that a folder has a run already, with commands to choose from."""
-    manifest, folder = read_manifest(start), job.folder or start.parent
-    status, (how, epoch, count) = manifest["status"], standing(manifest)
-    again = shlex.join(["fnloop", "fit", *job.anew])
-    more = _longer(job.recipe, status, job.flags)
-    flag, note = (more, "") if more.startswith(" --") else ("", more)
-    resumed = f"{again} --resume{flag}, or fnloop resume {shlex.quote(str(folder))}{flag}{note}"
-    choices = [
-        ("train longer" if more else "go on with it", resumed),
-        ("start another", _elsewhere(job, folder)),
-        ("start over", f"{again} --overwrite, which deletes its checkpoints"),
-    ]
-    return (
-        f"{shown(folder)} has a run already ({how}, epoch {epoch}, {count} batches), "
-        f"which is not overwritten.\n{_listed(choices)}"
-    )
-
-
-def _elsewhere(job: Job, folder: Path) -> str:
-    """The command that trains a new run in another folder."""
-    texts = {name: value for name, value in job.flags.plain.items() if isinstance(value, str)}
-    same = [n for n, value in texts.items() if Path(value).absolute() == folder.absolute()]
-    if not same:
-        return "another folder in the recipe"
-    option, value = f"--{same[0]}", texts[same[0]]
-    free = next(f"{value}-{i}" for i in range(2, 1 << 30) if not Path(f"{value}-{i}").exists())
-    pairs = zip(["", *job.anew], job.anew, strict=False)
-    kept = [a for before, a in pairs if option not in (a.partition("=")[0], before)]
-    return shlex.join(["fnloop", "fit", *kept, option, free])
-
-
-def _listed(choices: Sequence[tuple[str, str]]) -> str:
-    width = max(len(what) for what, _ in choices) + 1
-    return "\n".join(f"  to {what + ':':<{width}}  {command}" for what, command in choices)
-
-
-def _longer(recipe: Recipe, status: str, flags: Flags, reason: str = "") -> str:
-    """The flag that lets a run that has ended go on; empty for one that has not."""
-    if recipe.budget is not None and "budget" in reason:
-        name, value = "budget", recipe.budget
-    elif status.startswith("completed"):
-        limits = {"epochs": recipe.epochs, "steps": recipe.steps}
-        name, value = next(((n, v) for n, v in limits.items() if v is not None), ("epochs", 1))
-    elif status.startswith("stopped"):
-        stoppers = [c for c in recipe.callbacks if isinstance(c, early_stopping)]
-        name, value = "patience", stoppers[0].patience if stoppers else 1
-        if not stoppers:
-            return ""
-    else:
-        return ""
-    if name in flags.plain:
-        return f" --{name} {2 * value}"
-    return f" (with more {name} in the recipe)"
 
 
 def _say(text: str) -> None:

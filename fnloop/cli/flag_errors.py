@@ -93,7 +93,7 @@ def _unknown(arguments: Sequence[str], options: Iterable[str], typed: Typed | No
     hidden = ("--help", "--traceback", "--print_shtab")  # the last is jsonargparse's own
     known = [o for o in options if o not in hidden and not o.endswith((".help", "+"))]
     same = {o[2:].replace("-", "_"): o for o in known}
-    hint = did_you_mean(option[2:].replace("-", "_"), same, lambda o: same[o])
+    hint = did_you_mean(option.lstrip("-").replace("-", "_"), same, lambda o: same[o])
     return f"There is no flag {option}.{hint} There are: {', '.join(known)}."
 
 
@@ -101,6 +101,8 @@ def _stray(text: str, typed: Typed | None) -> str:
     before = typed.arguments[typed.arguments.index(text) - 1 :][0] if typed else ""
     if re.fullmatch(r"--\w+=(true|false)", before):
         return f"{before.partition('=')[0]} takes true or false, got {text!r}."
+    if text.endswith((".yaml", ".yml")):
+        return f"Unexpected argument {text!r}; a configuration follows its option: --config {text}"
     return f"Unexpected argument {text!r}; a flag's value follows its name: --lr 0.1"
 
 
@@ -112,7 +114,7 @@ def _required(names: Sequence[str], parser: ArgumentParser) -> str:
 
 def _wrong_value(key: str, what: str, typed: Typed | None) -> str:
     name, place = key.partition(".")[0], f"--{key}"
-    if typed is None:
+    if typed is None or name not in typed.choices.kinds:
         own = re.search(r"Expected an? <class '(\w+)'>", what)  # of an option of the command
         return _got(place, own[1] if own else "", what)
     config = typed.config_of(name)

@@ -43,6 +43,8 @@ def load_function(path: Path) -> Callable[..., Any]:
     """
     if not path.is_file():
         raise usage(_missing(path))
+    if path.suffix in (".yaml", ".yml"):
+        raise usage(f"{shown(path)} is a configuration, and no recipe: --config {shown(path)}.")
     path = path.resolve()
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     module = types.ModuleType(f"_recipe_{path.stem}_{digest}")

@@ -18,7 +18,23 @@ COMMANDS += ["summary", "find-lr", "find-batch-size"]
 def test_help_names_every_command(cli):
     code, out, _ = cli("--help")
     assert code == 0
-    assert all(f"    {command} " in out for command in COMMANDS)
+    assert all(f"\n  {command} " in out for command in COMMANDS)
+    assert "Did you mean --version?" in cli("--versoin")[2]
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_help_is_as_wide_as_the_terminal(recipe, cli, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    for arguments in (["--help"], *([command, "--help"] for command in COMMANDS)):
+        lines = cli(*arguments)[1].splitlines()
+        assert max(map(len, lines)) < int(columns), arguments
+        assert not any(line.endswith("-") for line in lines), "a word is broken"
+    lines = cli("fit", recipe, "--help")[1].splitlines()
+    assert lines[0].startswith("usage: fnloop fit line.py [") and max(map(len, lines)) < int(
+        columns
+    )
+    text = " ".join(lines)
+    assert "Fit a line." in text and "The rate of learning. (type: float, default: 0.05)" in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -331,6 +331,7 @@ ELSE = (
         (["--model", ""], "--model needs the name of a class; --model.help lists"),
         (["--model", "Net(width=3)"], "are flags of their own: --model Net --model.width 3"),
         (["--model", "Linear"], "classes are called Linear. Did you mean torch.nn.Linear?"),
+        (["--model", "broken.Net"], "broken.Net cannot be imported: No module named 'no_such_mod"),
         (["--optimizer", "Net"], "--optimizer takes Optimizer, and Net is none."),
         (["--model", "loss"], "--model takes Callable[[], Module], and loss is none: it does not"),
         (["--model", "beside.Deep"], "--model: beside.Deep needs its argument 'width'"),
@@ -348,6 +349,7 @@ ELSE = (
     ],
 )
 def test_what_is_wrong_with_a_choice(capsys, arguments, message):
+    Path("broken.py").write_text("import no_such_module\n")
     assert message in refused(capsys, "r.py", *arguments)
 
 

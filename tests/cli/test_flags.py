@@ -52,6 +52,8 @@ def test_a_missing_value(refused):
 
 def test_a_stray_argument(refused):
     assert "Unexpected argument 'foo'" in refused("foo")
+    assert "follows its option: --config a.yaml" in refused("a.yaml")
+    assert "There is no flag -epochs. Did you mean --epochs?" in refused("-epochs", "3")
 
 
 def test_a_required_flag(edited, cli):

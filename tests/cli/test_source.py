@@ -27,6 +27,11 @@ def test_a_folder_for_a_recipe(tmp_path, message):
     assert "code.py is a folder" in message("code.py")
 
 
+def test_a_configuration_for_a_recipe(tmp_path, message):
+    (tmp_path / "a.yaml").write_text("lr: 0.1\n")
+    assert "a.yaml is a configuration, and no recipe: --config a.yaml." in message("a.yaml")
+
+
 def test_no_recipe_at_all(cli):
     code, _, err = cli("fit")
     assert code == 2 and "fnloop fit RECIPE.py" in err
