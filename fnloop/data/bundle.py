@@ -128,8 +128,8 @@ class Data:
     def map(self, change: Callable[[Any], Any]) -> Data:
         """The same data with each part, and each of several sets by name, changed by a function.
 
-        >>> Data([1, 2], validate={"a": [3], "b": [4, 5]}).map(len)
-        Data(train=2, validate={'a': 1, 'b': 2})
+        >>> Data([2, 1], validate={"a": [3], "b": [5, 4]}).map(sorted)
+        Data(train=[1, 2], validate={'a': [3], 'b': [4, 5]})
         """
 
         def changed() -> Data:

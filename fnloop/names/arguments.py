@@ -99,8 +99,8 @@ def checking(
 ) -> Check:
     """A function of the arguments of a call that refuses those that annotations do not allow.
 
-    Strings, bools, literals, paths, mappings, sequences, fnloop's own classes, and what `Wanted` says
-    are checked. Plain numbers are left to the function, which knows their bounds, and so are
+    Strings, bools, literals, paths, mappings, sequences, fnloop's own classes, and what `Wanted`
+    says are checked. Plain numbers are left to the function, which knows their bounds, and so are
     functions, and each annotation that has something else in it.
 
     Args:
@@ -241,6 +241,7 @@ _OWN = {
     "GradStage": ("a gradient stage", "Such as fl.grad(loss)."),
     "StepStage": ("a training step", "Such as fl.pipe(loss, fl.grad, fl.update(optimizer))."),
     "Mesh": ("a mesh", "fl.mesh() makes one."),
+    "validate": ("a validation", "Such as fl.validate(loss, val_data)."),
     "Tracker": ("a tracker", 'Such as fl.trackers.JSONL("runs/a.jsonl").'),
 }
 """Texts and fixes for fnloop's own classes by name: those are in layers above this one."""
@@ -251,7 +252,9 @@ def _wrong(what: str, name: str, value: Any, parameter: _Parameter) -> Exception
     asked, default, choices = parameter.wanted, parameter.default, parameter.choices
     assert asked is not None
     text = f"{what} takes {asked.text}, got {_shown(value)}."
-    same_kind = isinstance(value, (int, float)) and "number" in asked.text
+    number = int if "whole number" in asked.text else (int, float)
+    counts = isinstance(value, number) and not isinstance(value, bool)
+    same_kind = "number" in asked.text and counts
     error = ValueError if same_kind or (choices and isinstance(value, str)) else TypeError
     elsewhere = PRECISIONS.get(str(value))
     meant = [elsewhere] if elsewhere in choices else []

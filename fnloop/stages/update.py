@@ -92,14 +92,14 @@ class Update(StepStage):
             values = optimizer.hyperparameters()
         if finite is not True or (factors and not _are_positive(factors)):
             free = frozenset()
-        with self._drawing(state):
-            if optimizer.evaluates:
-                writes = list[Write]()
+        if optimizer.evaluates:
+            writes = list[Write]()
+            with self._drawing(state):
                 params, memory = self._search(optimizer, state, x, grads, step, finite, factors)
-            else:
-                params, memory, writes = self._apply(
-                    optimizer, state, names, grads.mean, own, step, finite, factors, free
-                )
+        else:
+            params, memory, writes = self._apply(
+                optimizer, state, names, grads.mean, own, step, finite, factors, free
+            )
         new = after.replace(
             step=select(finite, counted(state.step, step), state.step),
             calls=counted(state.calls, calls),
@@ -173,10 +173,11 @@ class Update(StepStage):
         params = state.params.select(grads)
         memory = narrowed(own, set(names).difference(grads.names)) if some else own
         try:
-            fused = optimizer.fused(grads, memory, params, step, finite) if free else None
+            with self._drawing(state):
+                fused = optimizer.fused(grads, memory, params, step, finite) if free else None
             writes: list[Write] = []
             if fused is None:
-                with self._drawing(state):  # again, if they have been drawn for `fused`
+                with self._drawing(state):
                     new, made = applied(optimizer, grads, memory, params, step, finite)
             elif fused.may_write(free):
                 writes = [fused.call]

@@ -211,6 +211,7 @@ FITS = {
     "tree_at(tree)": ANYTHING,
     "tree_at(value)": ANYTHING,
     "tree_show(tree)": ANYTHING,
+    "Batches(data)": {"a text"},  # a dataset of characters
     "compile(backend)": {"a text"},
     "member(i)": {"a negative number"},
     "save(step)": ANYTHING,
@@ -253,7 +254,7 @@ def fitting(name: str, parameter: inspect.Parameter) -> set[str]:
         found.add("a stage")
     if re.search(r"\bstr\b", kind):
         found.add("a text")
-    if re.search("float|Hyper|NonNegative|Positive|Share|Value|_Scale", kind):
+    if re.search("float|Hyper|NonNegative|NormBound|Positive|Share|Value|_Scale", kind):
         found.add("a fraction")
     if re.search("Hyper|Value|bounded", kind) or parameter.name in ("seed", "ignore_index"):
         found.add("a negative number")
