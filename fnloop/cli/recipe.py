@@ -99,10 +99,6 @@ class Recipe:
         for name in ("metrics", "predict"):
             if (value := getattr(self, name)) is not None:
                 as_loss(value, f"Recipe({name}=...): (model, batch)")
-        if not isinstance(self.callbacks, Sequence):
-            raise TypeError(
-                f"Recipe(callbacks=...) takes a list, got {type(self.callbacks).__name__}."
-            )
 
 
 Recipe.__init__ = explained(Recipe.__init__)

@@ -28,11 +28,12 @@ def all_sent(run: Any, patience: float = 10.0) -> bool:
 
 def let_go(run: Any) -> None:
     """Take back all that would ask the server, so that the program can end without it."""
-    from aim.ext.cleanup import AutoClean
+    from aim.ext import cleanup
 
+    finalizers: Any = cleanup.AutoClean._finalizers  # pyright: ignore[reportGeneralTypeIssues]
     client = run.repo._client
     client._heartbeat_sender._shutdown = client.get_queue()._shutdown = True
-    for _, finalizer in list(AutoClean._finalizers.values()):
+    for _, finalizer in list(finalizers.values()):
         if (alive := finalizer.peek()) is None:
             continue
         owner: Any = getattr(alive[1], "__self__", None)  # it is a method of what cleans up
