@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from fnloop.data.readers import check_part
+from fnloop.names.keywords import explained
+from fnloop.stages.functions import as_loss
+from fnloop.trees.show import short
+from fnloop.values.counts import as_count, as_number
+from fnloop.values.state import State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,21 +82,23 @@ class Recipe:
                 f"fl.update(optimizer)); it was given {type(self.step).__name__}."
             )
         for name in ("epochs", "steps", "min_epochs", "min_steps", "seed"):
-            object.__setattr__(self, name, _whole(name, getattr(self, name)))
-        if not isinstance(self.callbacks, Sequence):
+            value, least = getattr(self, name), None if name == "seed" else 0
+            if value is not None or name == "seed":
+                object.__setattr__(self, name, as_count(value, f"Recipe({name}=...)", least))
+        for name in ("seconds", "budget"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_number(value, f"Recipe({name}=...)"))
+        if self.data is None:
+            raise TypeError("Recipe(data=...) takes fl.Data, or training data alone, got None.")
+        check_part(self.data, "Recipe(data=...)")
+        if not callable(self.model) and not isinstance(self.model, State):
             raise TypeError(
-                f"Recipe(callbacks=...) takes a list, got {type(self.callbacks).__name__}."
+                "Recipe(model=...) takes what step.init takes: an nn.Module, or a function that "
+                f"builds one; got {short(self.model)}."
             )
+        for name in ("metrics", "predict"):
+            if (value := getattr(self, name)) is not None:
+                as_loss(value, f"Recipe({name}=...): (model, batch)")
 
 
-def _whole(name: str, value: Any) -> int | None:
-    """A whole number as Python's int, also from numpy and torch."""
-    if value is None and name != "seed":
-        return None
-    number: Any = value
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise TypeError(
-            f"Recipe({name}=...) takes a whole number, got {value!r} ({type(value).__name__})."
-        ) from None
+Recipe.__init__ = explained(Recipe.__init__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from fnloop.data.readers import reader
 from fnloop.data.shuffled import ShuffledOrder
 from fnloop.data.weighted import WeightedOrder, checked_weights
 from fnloop.data.whole import whole_numbers
+from fnloop.names.arguments import whole
 from fnloop.names.keywords import explained
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
@@ -25,6 +26,10 @@ START = Cursor()
 Order = ShuffledOrder | BucketOrder | WeightedOrder
 _AHEAD = 3 << 13  # positions shuffled at once: a batch of 64 then takes 1 us instead of 70
 _CUT = 32  # batches cut from them at once, at most: each is a tensor of its own
+
+_BATCH_SIZE = whole(1)._replace(
+    fix="The data is one argument, such as a tuple: fl.Batches((x, y), 64)."
+)
 
 
 class Batches:
@@ -82,7 +87,7 @@ class Batches:
     def __init__(
         self,
         data: Any,
-        batch_size: int,
+        batch_size: Annotated[int, _BATCH_SIZE],
         shuffle: bool = True,
         seed: int = 0,
         drop_last: bool = False,
@@ -90,11 +95,6 @@ class Batches:
         buckets: Sequence[int] | Tensor | None = None,
         weights: Sequence[float] | Tensor | None = None,
     ) -> None:
-        if isinstance(batch_size, list) or getattr(batch_size, "ndim", 0):
-            raise TypeError(
-                "fl.Batches takes the data as one argument, such as a tuple: "
-                "fl.Batches((x, y), 64)."
-            )
         batch_size = as_count(batch_size, "batch_size", 1)
         self.shuffle = shuffle
         self.seed = as_count(seed, "seed", least=None)

@@ -6,10 +6,11 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from fnloop.data.readers import is_columns
+from fnloop.data.readers import check_part, is_columns
 from fnloop.distributed.jointly import jointly
 from fnloop.distributed.mesh import mesh
 from fnloop.names.keywords import explained
+from fnloop.stages.functions import check_function
 from fnloop.trees.show import short
 
 _PARTS = ("train", "validate", "test", "predict")
@@ -57,6 +58,11 @@ class Data:
         setup: Callable[[], Data] | None = None,
     ) -> None:
         given: dict[str, Any] = dict(zip(_PARTS, (train, validate, test, predict), strict=True))
+        for name, part in given.items():
+            check_part(part, f"Data({name}=...)")
+        for name, function in (("prepare", prepare), ("setup", setup)):
+            if function is not None:
+                check_function(function, f"Data({name}=...)", "without arguments")
         if (setup is None) == (train is None):
             what = "train= and setup=" if setup else "neither train= nor setup="
             raise TypeError(
@@ -122,8 +128,8 @@ class Data:
     def map(self, change: Callable[[Any], Any]) -> Data:
         """The same data with each part, and each of several sets by name, changed by a function.
 
-        >>> Data([1, 2], validate={"a": [3], "b": [4, 5]}).map(len)
-        Data(train=2, validate={'a': 1, 'b': 2})
+        >>> Data([2, 1], validate={"a": [3], "b": [5, 4]}).map(sorted)
+        Data(train=[1, 2], validate={'a': [3], 'b': [4, 5]})
         """
 
         def changed() -> Data:

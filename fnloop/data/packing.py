@@ -13,6 +13,7 @@ from fnloop.data.filling import filled, sequence, sequences, values_by_path
 from fnloop.data.joining import field, joined, paths
 from fnloop.data.whole import whole_numbers
 from fnloop.names.keywords import explained
+from fnloop.trees.show import short
 from fnloop.values.counts import as_count
 from fnloop.values.packed_rows import PackedRows
 
@@ -60,6 +61,8 @@ class pack:
         lengths: Sequence[int] | Tensor | None = None,
     ) -> None:
         self.length = as_count(length, "pack(length=...)", 1)
+        if not hasattr(examples, "__len__") or isinstance(examples, (str, type)):
+            raise TypeError(f"pack(examples=...) takes a list or dataset, got {short(examples)}.")
         self._values, self._examples = values_by_path(values, "pack"), examples
         if lengths is None:
             first = next(iter(self._values))

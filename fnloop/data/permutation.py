@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fnloop.trees.show import short
+from fnloop.values.counts import as_count
 from fnloop.values.key import fold
 
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # SplitMix64's
@@ -38,7 +40,10 @@ def permute(positions: Tensor, n: int, seed: int, epoch: int = 0) -> Tensor:
     >>> sorted(permute(torch.arange(10), 10, seed=0).tolist()) == list(range(10))
     True
     """
-    return permute_epochs(positions, n, seed, (epoch,))[0]
+    if not isinstance(positions, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"permute(positions=...) takes a tensor int64, got {short(positions)}.")
+    n, epoch = as_count(n, "permute(n=...)", 1), as_count(epoch, "permute(epoch=...)")
+    return permute_epochs(positions, n, as_count(seed, "permute(seed=...)", None), (epoch,))[0]
 
 
 def permute_epochs(positions: Tensor, n: int, seed: int, epochs: Sequence[int]) -> Tensor:

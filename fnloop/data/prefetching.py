@@ -50,7 +50,7 @@ class prefetch(Wrapped):
     def __init__(self, data: Any, depth: int = 2, device: torch.device | str | None = None) -> None:
         super().__init__(as_source(data))
         self.depth = as_count(depth, "prefetch(depth=...)", 1)
-        self.device = None if device is None else torch.device(device)
+        self.device = None if device is None else _device(device)
 
     def iterate(
         self, cursor: Cursor = START, key: int = 0
@@ -76,6 +76,13 @@ class prefetch(Wrapped):
             worker.stop()  # an exception from a signal handler may have come before the one above
             if after is not None:
                 self.left(after)  # later batches were drawn but not used
+
+
+def _device(given: Any) -> torch.device:
+    try:
+        return torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise TypeError(f'prefetch(device=...) takes "cpu", "cuda" or another: {error}') from error
 
 
 class _Worker:

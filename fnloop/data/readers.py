@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optree
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
 from fnloop.data.dtypes import from_array, indexable
@@ -16,6 +16,7 @@ from fnloop.data.fingerprint import columns, name_of, sample_of_columns, sample_
 from fnloop.data.gathering import at_once, gathered
 from fnloop.data.nested import Epochs, inexact
 from fnloop.data.seeding import Examples, seeding
+from fnloop.stages.base import Stage
 from fnloop.trees.nodes import is_tree, tree_leaves
 from fnloop.trees.paths import tree_paths
 from fnloop.trees.show import short
@@ -37,7 +38,7 @@ def reader(data: Any, collate: Collate | None = None) -> Columns | Indexed:
         ValueError: `data` is a list of tensors, or the leaves of a pytree are not tensors and
             arrays with a common leading dimension.
     """
-    check_no_frame(data)
+    check_data(data)
     if collate is not None and not callable(collate):
         raise TypeError(f"collate= takes a function of a list of examples, got {short(collate)}.")
     if isinstance(data, TensorDataset):
@@ -71,12 +72,34 @@ def reader(data: Any, collate: Collate | None = None) -> Columns | Indexed:
     )
 
 
-def check_no_frame(data: Any) -> None:
-    """Refuse a table or a column of pandas or polars, which are no tensors.
+def check_part(data: Any, what: str) -> None:
+    """As `check_data`, for data that is looked at later: also numbers and texts are refused.
+
+    Args:
+        data: The data; None where there is none.
+        what: The argument, for messages.
+    """
+    check_data(data, what)
+    if isinstance(data, (str, int, float)):
+        raise TypeError(
+            f"{what} is tensors, a dataset, a DataLoader, or another iterable of batches; got "
+            f"{short(data)} ({type(data).__name__})."
+        )
+
+
+def check_data(data: Any, what: str = "data") -> None:
+    """Refuse models, stages and classes in the place of data, and tables of pandas or polars.
 
     Raises:
-        TypeError: It is one.
+        TypeError: It is one of these.
     """
+    if isinstance(data, type):
+        raise TypeError(f"{what} is an object, not a class; create one: {data.__name__}(...).")
+    if isinstance(data, nn.Module | Stage) and not hasattr(data, "__iter__"):  # nn.Sequential has
+        raise TypeError(
+            f"{what} is tensors, a dataset, a DataLoader, or another iterable of batches; got a "
+            f"{type(data).__name__}."
+        )
     if not hasattr(data, "to_numpy"):
         return
     one = hasattr(data, "columns")
@@ -238,7 +261,7 @@ def _is_column(value: Any) -> bool:
 
 
 def _tensor(path: str, leaf: Any) -> Tensor:
-    check_no_frame(leaf)
+    check_data(leaf)
     if not _is_column(leaf):
         raise ValueError(
             f"The data has {short(leaf)} at {path or 'its root'!r}. Every leaf must be a tensor or "

@@ -13,7 +13,7 @@ from fnloop.data.bundle import Data, sets_of
 from fnloop.data.iterables import Again, Once, Stored, function_epochs, is_once, length
 from fnloop.data.loader import Loader
 from fnloop.data.order import check_order
-from fnloop.data.readers import check_no_frame, is_columns
+from fnloop.data.readers import check_data, is_columns
 from fnloop.data.stateful import Stateful, StatefulOnce, is_stateful
 from fnloop.values.cursor import Cursor
 
@@ -85,13 +85,11 @@ def as_source(data: Any) -> Source:
     Cursor(epoch=1, index=0, count=2) b
     Cursor(epoch=1, index=1, count=3) a
     """
-    if isinstance(data, type):
-        raise TypeError(f"Data is an object, not a class; create one: {data.__name__}(...).")
     if isinstance(data, Data):
         return as_source(data.train)
     if isinstance(data, Source):
         return data
-    check_no_frame(data)
+    check_data(data)
     if (sets := sets_of(data)) is not None:
         raise TypeError(
             f"This data is several sets by name ({', '.join(map(repr, sets))}), and one is read "

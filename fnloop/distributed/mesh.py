@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ from fnloop.distributed.farewell import say_farewell
 from fnloop.distributed.launch import Launched, launched
 from fnloop.distributed.quiet import be_quiet
 from fnloop.distributed.whereabouts import lost
+from fnloop.names.arguments import bounded, whole
+from fnloop.names.keywords import explained
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -122,7 +124,12 @@ class Across(Mesh):
         return self.whole.grid.get_group(1)
 
 
-def mesh(data: int | None = None, tensor: int = 1, timeout: float = 600.0) -> Mesh:
+@explained
+def mesh(
+    data: Annotated[int, whole(1)] | None = None,
+    tensor: Annotated[int, whole(1)] = 1,
+    timeout: Annotated[float, bounded(0, above=True)] = 600.0,
+) -> Mesh:
     """The processes that train together.
 
     Under ``torchrun``, SLURM's ``srun`` and ``mpirun`` it joins the process group, with gloo for

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fnloop.distributed.mesh import Mesh
-from fnloop.names.keywords import explained
+from fnloop.names.keywords import Explained
+from fnloop.stages.functions import check_function
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Metrics
 from fnloop.values.rhythm import Pace, Rhythm
@@ -108,7 +109,7 @@ def named(effects: Iterable[Effect]) -> dict[str, Effect]:
     return result
 
 
-class Effect:
+class Effect(Explained):
     """Something that is called after every step with state and metrics, and returns nothing.
 
     Subclass it, or lift a function with `fl.effect`.
@@ -139,11 +140,6 @@ class Effect:
     >>> state, history = fl.fit(step, state, [torch.ones(2, 1)], steps=3, callbacks=[count()])
     completed after 3
     """
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "__init__" in cls.__dict__:
-            cls.__init__ = explained(cls.__init__)
 
     name: str = "effect"
     closing: float = 0.0
@@ -247,6 +243,7 @@ class effect(Effect):
         name: str | None = None,
         ranks: Literal["first", "all"] = "first",
     ) -> None:
+        check_function(function, "effect", "(state, metrics) -> None")
         self.function, self.ranks = function, ranks
         self.name = name or getattr(function, "__name__", type(function).__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from fnloop.data.bundle import Data
 from fnloop.data.grouping import group
@@ -22,6 +22,7 @@ from fnloop.lightning.own_callbacks import own_callbacks
 from fnloop.lightning.standing import Facts, Position, Standing, attached
 from fnloop.lightning.training_loss import ByIdentity
 from fnloop.lightning.translated import Owned, optimizer_of
+from fnloop.names.arguments import bounded
 from fnloop.names.keywords import explained
 from fnloop.stages.base import StepStage
 from fnloop.values.merging import numbers
@@ -83,7 +84,7 @@ def step(
     module: Any,
     data: Any = None,
     epochs: int | None = None,
-    gradient_clip_val: float | None = None,
+    gradient_clip_val: Annotated[float, bounded(0)] | None = None,
     gradient_clip_algorithm: str = "norm",
     accumulate_grad_batches: int = 1,
     precision: Any = None,

@@ -14,6 +14,7 @@ from fnloop.lightning.overridden import BY_HAND, overrides
 from fnloop.lightning.standing import Facts
 from fnloop.lightning.training_loss import ByIdentity, TrainingStep
 from fnloop.lightning.translated import Owned
+from fnloop.names.elsewhere import PRECISIONS
 from fnloop.optim.base import Optimizer
 from fnloop.optim.chains import chain
 from fnloop.optim.transforms import clip_by_norm, clip_by_value
@@ -23,7 +24,6 @@ from fnloop.stages.amp import amp
 from fnloop.stages.base import StepStage
 from fnloop.stages.grad import grad
 from fnloop.stages.pipe import pipe
-from fnloop.stages.precisions import OF_LIGHTNING
 from fnloop.stages.update import update
 
 
@@ -47,7 +47,7 @@ def piped(
     ]
     if facts.accumulate > 1:
         stages.append(accumulate(facts.accumulate))
-    name: Any = OF_LIGHTNING.get(str(precision), precision)
+    name: Any = PRECISIONS.get(str(precision), precision)
     if name not in (None, "fp32"):
         stages.append(amp(name))
     return pipe(loss, *stages, update(_clipped(owned.optimizer, facts)))

@@ -74,6 +74,11 @@ def refuse(module: Any) -> None:
         TypeError: It is no ``LightningModule``, or has no ``training_step``.
         ValueError: It defines such a hook.
     """
+    if isinstance(module, type):
+        raise TypeError(
+            f"fl.lightning.step takes a LightningModule, got the class {module.__name__}. Give it "
+            f"an instance: fl.lightning.step({module.__name__}(...))."
+        )
     name = type(module).__name__
     if not is_lightning(module):
         raise TypeError(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fnloop.names.keywords import explained
 from fnloop.store.checkpoint_errors import CheckpointError
 
 
@@ -28,6 +29,7 @@ class SavedModule(NamedTuple):
     step: int | None = None
 
 
+@explained
 def read(path: str | os.PathLike[str]) -> SavedModule:
     """Read a ``.ckpt`` of Lightning, on the CPU, without running code from it.
 

@@ -117,6 +117,7 @@ def _last(schedulers: Sequence[Scheduled], per_epoch: int | None) -> int:
             raise ValueError(
                 f"{kind} is run in advance, for as many steps as the run has, and that is "
                 "unknown. Give the data and the epochs: fl.lightning.step(module, data, epochs=10)."
+                " Of data without a length, fl.data.limit(data, n) tells the batches of an epoch."
             )
         found.append(last * given.frequency * (per_epoch or 1 if given.interval == "epoch" else 1))
     return max(found)

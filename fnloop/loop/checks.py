@@ -6,15 +6,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
-
 from fnloop.distributed.gates import RankError, first_difference, gate
 from fnloop.distributed.mesh import Mesh
 from fnloop.effects.effect import Run
 from fnloop.effects.points import check_names
-from fnloop.optim.base import Optimizer
-from fnloop.stages.base import Stage, unfinished
-from fnloop.stages.grad import grad
+from fnloop.stages.base import Stage
+from fnloop.stages.step_given import check_is_step
 from fnloop.trees.equal import alike, same_structure, table
 from fnloop.trees.named import by_name
 from fnloop.trees.nodes import tree_leaves, tree_map
@@ -29,7 +26,7 @@ from fnloop.values.state import State
 def check_slots(step: Any, state: State) -> None:
     """Check that the state has all memory that the step needs."""
     if not isinstance(step, Stage):
-        _check_callable(step)
+        check_is_step(step, "run")
         return
     if step.kind != "step":
         hint = " Add fl.update(optimizer) to the pipe." if step.kind == "grad" else ""
@@ -66,24 +63,6 @@ def check_ranks(mesh: Mesh, step: Any, state: State, about: Run) -> None:
         )
     check_same(mesh, state)
     about.id = mesh.exchange(about.id)[0]
-
-
-def _check_callable(step: Any) -> None:
-    """Refuse what stands in the place of a training step and is none."""
-    if isinstance(step, nn.Module):
-        what = f"the model {type(step).__name__}, which goes into step.init(model)"
-    elif isinstance(step, Optimizer):
-        what = f"the optimizer {short(step)}"
-    elif unfinished(step):
-        what = f"{step.func.label}(...), which waits for the stage that it wraps"
-    elif not callable(step) or isinstance(step, type) or step is grad:
-        what = short(step)
-    else:
-        return
-    raise TypeError(f"run takes a training step, and was given {what}. {MAKE_A_STEP}")
-
-
-MAKE_A_STEP = "A step is made of a loss: fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-3)))."
 
 
 def outline(state: State) -> State:

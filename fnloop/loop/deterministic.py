@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
+from fnloop.names.keywords import explained
+
 _VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 _FIXED = (":4096:8", ":16:8")
 _cudnn: Any = torch.backends.cudnn
 
 
+@explained
 @contextlib.contextmanager
 def deterministic(warn: bool = False) -> Generator[None]:
     """A context manager inside which PyTorch uses deterministic kernels only.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from fnloop._torch.tracing import opaque
 from fnloop.loop.monitoring import Monitoring
+from fnloop.names.arguments import bounded
 from fnloop.trees.nodes import rebuilt, tree
 from fnloop.values.choice import select
-from fnloop.values.counts import as_count, as_number
+from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Stop, stop
 from fnloop.values.monitored import check_mode
@@ -61,11 +62,11 @@ class early_stopping(Monitoring):
     label: ClassVar[str] = "early_stopping"
     monitor: str
     patience: int = 3
-    min_delta: float = 0.0
+    min_delta: Annotated[float, bounded(0)] = 0.0
     mode: str = "min"
     check_finite: bool = True
-    stopping_threshold: float | None = None
-    divergence_threshold: float | None = None
+    stopping_threshold: Annotated[float, bounded()] | None = None
+    divergence_threshold: Annotated[float, bounded()] | None = None
     name: str = "early_stopping"
     pace: Pace = dataclasses.field(  # the run's
         default=Pace(), init=False, repr=False, metadata={"static": True}
@@ -75,8 +76,6 @@ class early_stopping(Monitoring):
         check_mode(self.mode, self.monitor, "early_stopping")
         patience = as_count(self.patience, "early_stopping(patience=...)")
         object.__setattr__(self, "patience", patience)
-        if isinstance(self.min_delta, (int, float)):
-            as_number(self.min_delta, "early_stopping(min_delta=...)")
         super().__post_init__()
 
     def init_state(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 from fnloop.data.bundle import Data, sets_of
 from fnloop.data.divided import refuse_divided
 from fnloop.data.iterables import is_once
+from fnloop.data.readers import check_data
 from fnloop.data.sources import as_source
 from fnloop.distributed.gates import RankError, gate, leave
 from fnloop.distributed.mesh import Mesh
@@ -59,6 +60,7 @@ def evaluate(
     >>> evaluate(lambda m, x: m(x).mean(), state, fl.Batches(torch.arange(5.0).reshape(5, 1), 2))
     {'loss': 2.0}
     """
+    check_data(statistics, "evaluate(statistics=...)")
     if isinstance(data, Data):
         statistics = data if params and statistics is None else statistics
         data = data.only("evaluate", "validate", "test")

@@ -15,6 +15,7 @@ from fnloop.effects.effect import Effect, Run
 from fnloop.names.keywords import explained
 from fnloop.stages.base import Stage
 from fnloop.stages.callback import Callback
+from fnloop.stages.functions import check_function
 from fnloop.stages.lift import stage
 from fnloop.trees.nodes import static, tree, tree_leaves, tree_map
 from fnloop.values.cursor import Cursor
@@ -259,6 +260,8 @@ def every(
         raise TypeError(
             f"every calls a callback; {callback.describe()} is a stage of the pipeline."
         )
+    if not isinstance(callback, Callback):
+        check_function(callback, "every", "(state, metrics) -> (state, metrics), or a callback")
     inner = callback if isinstance(callback, Callback) else stage(callback, "callback")
     label = getattr(inner, "name", None) or inner.describe()
     if name is None and " at 0x" in label:

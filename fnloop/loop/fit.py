@@ -20,6 +20,7 @@ from fnloop.loop.interrupt import Interrupt
 from fnloop.loop.progress import progress as Progress
 from fnloop.loop.run import run
 from fnloop.loop.smoke import in_smoke, smoke_folder
+from fnloop.names.arguments import checking
 from fnloop.names.keywords import check_keywords
 from fnloop.stages.base import mesh_of
 from fnloop.stages.callback import Callback
@@ -101,6 +102,9 @@ def fit(
     """
     # Not by `explained`, whose arguments would hold the given state for as long as this runs.
     check_keywords(fit, wrong)
+    _check(
+        (step, state), {"resume": resume, "config": config, "progress": progress, "smoke": smoke}
+    )
     if smoke:
         with smoke_folder(mesh_of(step) or Mesh()) as folder:
             return fit(
@@ -204,6 +208,9 @@ def fit(
 
 
 N = TypeVar("N", int, float)
+
+
+_check = checking("fit", fit)
 
 
 def _left(total: N | None, done: N) -> N | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fnloop.loop.monitoring import Monitoring
+from fnloop.names.arguments import bounded
 from fnloop.stages.scale import multipliers, scale
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import select
-from fnloop.values.counts import as_count, as_number
+from fnloop.values.counts import as_count
 from fnloop.values.metrics import Sum
 from fnloop.values.monitored import check_mode
 from fnloop.values.stacked import ACTIVE, SLOT
@@ -61,33 +62,21 @@ class reduce_on_plateau(Monitoring):
 
     label: ClassVar[str] = "reduce_on_plateau"
     monitor: str
-    factor: float = 0.1
+    factor: Annotated[float, bounded(0, 1, above=True, below=True)] = 0.1
     patience: int = 10
-    threshold: float = 1e-4
-    threshold_mode: str = "rel"
+    threshold: Annotated[float, bounded(0)] = 1e-4
+    threshold_mode: Literal["rel", "abs"] = "rel"
     cooldown: int = 0
-    min_scale: float = 0.0
+    min_scale: Annotated[float, bounded(0)] = 0.0
     mode: str = "min"
-    rates: tuple[str, ...] = ()
+    rates: str | tuple[str, ...] = ()
     name: str = "reduce_on_plateau"
 
     def __post_init__(self) -> None:
         check_mode(self.mode, self.monitor, "reduce_on_plateau")
-        if self.threshold_mode not in ("rel", "abs"):
-            raise ValueError(
-                'reduce_on_plateau(threshold_mode=...) takes "rel" or "abs", got '
-                f"{self.threshold_mode!r}."
-            )
-        if isinstance(self.factor, (int, float)) and not 0 < self.factor < 1:
-            raise ValueError(
-                f"reduce_on_plateau(factor=...) takes a number between 0 and 1, got {self.factor}."
-            )
         for field in ("patience", "cooldown"):
             count = as_count(getattr(self, field), f"reduce_on_plateau({field}=...)")
             object.__setattr__(self, field, count)
-        for field in ("threshold", "min_scale"):
-            if isinstance(getattr(self, field), (int, float)):
-                as_number(getattr(self, field), f"reduce_on_plateau({field}=...)")
         rates: Any = (self.rates,) if isinstance(self.rates, str) else tuple(self.rates)
         object.__setattr__(self, "rates", rates)
         super().__post_init__()

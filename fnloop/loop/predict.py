@@ -12,6 +12,7 @@ from fnloop.data.batches import START
 from fnloop.data.bundle import Data
 from fnloop.data.divided import refuse_divided
 from fnloop.data.iterables import is_once
+from fnloop.data.readers import check_part
 from fnloop.distributed.gates import RankError, first_difference, gate, leave
 from fnloop.distributed.jointly import jointly
 from fnloop.distributed.mesh import Mesh
@@ -101,21 +102,25 @@ def predict(
     ...     np.load(place / "output.npy").shape, np.load(place / "index.npy").tolist()
     ((5, 2), [0, 1, 2, 3, 4])
     """
+    who = as_loss(fn, "fn(model, batch)")
+    if data is None:
+        raise TypeError("predict(data=...) takes the data to predict for, got None.")
+    check_part(data, "data")
     if to is None and mesh is not None:
         raise ValueError(
             "predict(..., mesh=) divides what is written among ranks: give to=, a place for it. "
             "Without to= every rank is given all outputs."
         )
     if to is None:
-        return _outputs(fn, state, data, params)
-    return _written(as_loss(fn, "fn(model, batch)"), state, data, params, to, mesh or Mesh())
+        return _outputs(who, state, data, params)
+    return _written(who, state, data, params, to, mesh or Mesh())
 
 
 def _outputs(fn: Any, state: Any, data: Any, params: str | None) -> Iterator[Any]:
     if isinstance(data, Data):
         data = data.only("predict", "predict")
-    who, state = as_loss(fn, "fn(model, batch)"), whole(state, "predict")
-    for _, _, output in outputs_of(who, state, data, params, "predict"):
+    state = whole(state, "predict")
+    for _, _, output in outputs_of(fn, state, data, params, "predict"):
         yield side_by_side(output, state)
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 from fnloop.effects.activity import Activity, unwatch, watch
 from fnloop.effects.effect import Effect, Run
@@ -17,6 +17,7 @@ from fnloop.effects.points import reason_in, subset_of
 from fnloop.effects.screens import screen
 from fnloop.effects.spans import number
 from fnloop.loop.progress_line import duration, kept_line, live_line, nested
+from fnloop.names.arguments import bounded
 from fnloop.values.cursor import Cursor, epoch_of
 from fnloop.values.merging import merge_all, numbers_of
 from fnloop.values.metrics import Metrics
@@ -54,14 +55,10 @@ class progress(Effect):
 
     def __init__(
         self,
-        every_seconds: float = 10.0,
+        every_seconds: Annotated[float, bounded(0, above=True)] = 10.0,
         names: Sequence[str] | None = None,
         file: TextIO | None = None,
     ) -> None:
-        if not every_seconds > 0:
-            raise ValueError(
-                f"every_seconds={every_seconds}: expected a number of seconds above 0."
-            )
         self.every_seconds = every_seconds
         self.names = names
         self.file = file

@@ -91,10 +91,6 @@ def run(
     >>> int(state.step), state.cursor.tolist()
     (6, [3, 0, 6])
     """
-    if not isinstance(state, State):
-        raise TypeError(
-            f"run takes a state, from step.init(model); it was given {type(state).__name__}."
-        )
     check_slots(step, state)
     stages, effects = sort(callbacks, step)
     source = as_source(data)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fnloop._torch.random import seeded
 from fnloop.data.divided import refuse_divided
 from fnloop.data.iterables import is_once
+from fnloop.data.readers import check_part
 from fnloop.data.sources import one_epoch
 from fnloop.distributed.gates import gate, leave
 from fnloop.distributed.mesh import Mesh
@@ -71,6 +72,8 @@ def refresh_batchnorm(
     >>> averaged.running_mean.tolist(), averaged.running_var.tolist()
     ([2.0], [2.5])
     """
+    fn = as_loss(fn, "fn(model, batch)")
+    check_part(data, "data")
     if members_of(state) is not None:
         return by_member(lambda own: refresh_batchnorm(fn, own, data, params, mesh), state)
     mesh = mesh or Mesh()

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from fnloop.data.bundle import Data, sets_of
 from fnloop.data.iterables import is_once
 from fnloop.data.limiting import SMOKE, limit
+from fnloop.data.readers import check_data, check_part
 from fnloop.data.sources import as_source
 from fnloop.distributed.mesh import Mesh
 from fnloop.effects.activity import Activity
@@ -76,6 +77,10 @@ class validate(Callback):
         if isinstance(self.data, Same):  # made again
             return
         given, statistics = self.data, self.statistics
+        if given is None:
+            raise TypeError("validate(data=...) takes the data to evaluate on, got None.")
+        check_part(given, "validate(data=...)")
+        check_data(statistics, "validate(statistics=...)")
         if isinstance(given, Data) and self.params and statistics is None:
             statistics = given  # its training data, which may have to be opened first
         if isinstance(given, Data) and given.is_open:

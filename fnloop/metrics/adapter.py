@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from fnloop.names.keywords import explained
 from fnloop.trees.nodes import static, tree, tree_map
 from fnloop.values.metrics import Metric
 
@@ -98,6 +99,7 @@ class Torchmetric(Metric):
                 metric.reset()
 
 
+@explained
 def from_torchmetrics(metric: Any) -> Callable[..., Torchmetric]:
     """Make a pure metric function, such as `fl.metrics.accuracy`, from a torchmetrics metric.
 

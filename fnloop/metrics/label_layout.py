@@ -5,7 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fnloop.trees.show import short
 from fnloop.values.counts import as_count
+
+
+def check_tensors(predictions: Tensor, targets: Tensor) -> None:
+    """Refuse arguments of a metric that are no tensors.
+
+    Raises:
+        TypeError: One is none.
+    """
+    for value, what in ((predictions, "predictions, or logits,"), (targets, "targets")):
+        if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"Metrics take {what} as a tensor, got {short(value)}. Usual: "
+                "fl.metrics.accuracy(logits, targets), from torch.as_tensor(x) if need be."
+            )
 
 
 def class_dim(logits: Tensor, targets: Tensor) -> int | None:
@@ -19,6 +34,7 @@ def class_dim(logits: Tensor, targets: Tensor) -> int | None:
     Raises:
         ValueError: The shapes are none of these, or there is only one class.
     """
+    check_tensors(logits, targets)
     if logits.shape == targets.shape:
         return None
     dim = 1 if logits.ndim > 1 else 0
@@ -48,6 +64,7 @@ def predicted(logits: Tensor, targets: Tensor) -> Tensor:
 
 def true_labels(targets: Tensor) -> Tensor:
     """Convert targets to int64; float targets are binary, with threshold 0.5."""
+    check_tensors(targets, targets)
     return targets.gt(0.5).long() if targets.is_floating_point() else targets.long()
 
 
@@ -80,4 +97,6 @@ def count(labels: Tensor, classes: int, chosen: Tensor | None) -> Tensor:
 
 def kept(labels: Tensor, ignore_index: int | None) -> Tensor | None:
     """The mask of targets that are not ignored, bool of their shape; None if all count."""
-    return None if ignore_index is None else labels != ignore_index
+    if ignore_index is None:
+        return None
+    return labels != as_count(ignore_index, "ignore_index=", None)

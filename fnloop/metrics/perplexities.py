@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from fnloop.metrics.label_layout import check_tensors
 from fnloop.trees.nodes import tree
+from fnloop.trees.show import short
+from fnloop.values.counts import as_count
 from fnloop.values.metrics import Mean, as_tensor
 
 
@@ -46,7 +49,9 @@ def perplexity(
     if isinstance(logits, Mean):
         return Perplexity(_detached(logits.total), _detached(logits.weight))
     if targets is None:
-        raise TypeError("perplexity takes logits and targets, or a Mean.")
+        raise TypeError(f"perplexity takes logits and targets, or an fl.Mean; got {short(logits)}.")
+    check_tensors(logits, targets)
+    ignore_index = as_count(ignore_index, "ignore_index=", None)
     # Compute log-softmax in float32 or wider.
     wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     total = cross_entropy(wide, targets, ignore_index=ignore_index, reduction="sum")

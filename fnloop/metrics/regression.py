@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from fnloop.metrics.label_layout import check_tensors
 from fnloop.trees.nodes import tree
 from fnloop.values.metrics import Mean, Metric, as_tensor
 
@@ -135,6 +136,7 @@ def r2(predictions: Tensor, targets: Tensor) -> R2:
 
 def _difference(predictions: Tensor, targets: Tensor) -> Tensor:
     """``predictions - targets``, computed in float64 to avoid cancellation of large numbers."""
+    check_tensors(predictions, targets)
     if predictions.shape != targets.shape:
         raise ValueError(
             f"Predictions of shape {tuple(predictions.shape)} and targets of shape "

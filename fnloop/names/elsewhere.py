@@ -342,3 +342,15 @@ KEYWORDS = {
     "mininterval": "every_seconds",
 }
 """For a keyword (see `simple`) of another library, those of fnloop that may have been meant."""
+
+PRECISIONS = {
+    "16-mixed": "fp16",
+    "bf16-mixed": "bf16",
+    "16-true": "fp16-true",
+    "32-true": "fp32",
+    "64-true": "fp64",
+    "16": "fp16",
+    "32": "fp32",
+    "64": "fp64",
+}
+"""For a precision of Lightning, that of `fl.amp`."""

@@ -1,4 +1,4 @@
-"""Errors for wrong keyword arguments that say which one was meant."""
+"""Errors for wrong arguments that say which one was meant, and what it takes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from fnloop.names.arguments import checking
 from fnloop.names.suggestions import no_keyword
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def explained(function: F) -> F:
-    """Let a function's error for an unknown keyword say which one was meant.
+def explained(function: F, hints: Mapping[str, Any] | None = None) -> F:
+    """Let a function refuse arguments that its annotations do not allow.
+
+    Its error for an unknown keyword says which one was meant.
+
+    Args:
+        function: The function.
+        hints: Its annotations, if they are resolved; see `checking`.
 
     >>> @explained
     ... def train(epochs=1):
@@ -23,9 +30,11 @@ def explained(function: F) -> F:
     ...
     TypeError: train got an unexpected keyword argument 'max_epochs'. Use epochs=.
     """
+    check = checking(_name(function), function, hints)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        check(args, kwargs)
         try:
             return function(*args, **kwargs)
         except TypeError as error:
@@ -34,6 +43,15 @@ def explained(function: F) -> F:
             raise
 
     return call  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+
+class Explained:
+    """A base class: the ``__init__`` of each class derived from it is `explained`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = explained(cls.__init__)
 
 
 def check_keywords(call: Callable[..., Any], given: Mapping[str, Any]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from fnloop.optim.base import Memory, Step, Transform, is_zero
+from fnloop.schedules.ranges import Hyper, NonNegative
 from fnloop.trees.nodes import tree
 from fnloop.values.randomness import normal_like
 from fnloop.values.tensors import Tensors
@@ -44,13 +45,9 @@ class noise(Transform):
 
     draws: ClassVar[bool] = True
 
-    eta: Any = 0.01
-    gamma: Any = 0.55
+    eta: NonNegative = 0.01
+    gamma: Hyper = 0.55
     name: str = "noise"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.eta, (int, float)) and not self.eta >= 0:
-            raise ValueError(f"noise(eta) takes a variance from 0 on, got {self.eta}.")
 
     def update(
         self, grads: Tensors, memory: Memory, params: Tensors, step: Step

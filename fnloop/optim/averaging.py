@@ -10,6 +10,7 @@ from fnloop.optim.around import Around
 from fnloop.optim.base import Memory, Optimizer, Step, check_one_gradient, counter
 from fnloop.optim.pieces import updates_of
 from fnloop.schedules.base import at
+from fnloop.schedules.ranges import NonNegative, Share
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
 from fnloop.values.tensors import Tensors
@@ -57,9 +58,9 @@ class schedule_free(Around):
     """
 
     optimizer: Any
-    beta: Any = 0.9
-    power: Any = 2.0
-    r: Any = 0.0
+    beta: Share = 0.9
+    power: NonNegative = 2.0
+    r: NonNegative = 0.0
     name: str = "schedule_free"
 
     def __post_init__(self) -> None:

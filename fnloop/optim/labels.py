@@ -17,9 +17,10 @@ from fnloop.optim.base import (
     check_one_gradient,
     replaced,
 )
-from fnloop.optim.patterns import check_patterns, matches
+from fnloop.optim.patterns import check_patterns, is_function, matches
 from fnloop.optim.pieces import applied, updates_of
 from fnloop.trees.nodes import static, tree
+from fnloop.trees.show import short
 from fnloop.values.choice import Flag
 from fnloop.values.tensors import Tensors
 
@@ -61,6 +62,11 @@ class by_label(Optimizer):
         for label, optimizer in optimizers.items():
             if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"by_label: {label!r} must be an optimizer; got {optimizer!r}.")
+        if not isinstance(labels, Mapping) and not is_function(labels):
+            raise TypeError(
+                "by_label(labels=...) takes a dict from patterns to labels, or a function (name, "
+                f"parameter) -> label; got {short(labels)}."
+            )
         check_one_gradient("by_label", optimizers.values())
         kinds = {label: o.makes for label, o in optimizers.items() if o.makes != "zeros"}
         if len(set(kinds.values())) > 1:
@@ -70,7 +76,8 @@ class by_label(Optimizer):
                 "sgd(0.1))."
             )
         object.__setattr__(self, "optimizers", dict(optimizers))
-        object.__setattr__(self, "labels", labels if callable(labels) else tuple(labels.items()))
+        pairs = tuple(labels.items()) if isinstance(labels, Mapping) else labels
+        object.__setattr__(self, "labels", pairs)
 
     @property
     def makes(self) -> Makes:

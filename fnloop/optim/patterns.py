@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from fnloop.trees.nodes import is_tree
+from fnloop.trees.show import short
 from fnloop.values.tensors import Tensors
 
 Where: TypeAlias = Callable[[str, Tensor], bool] | tuple[str, ...]
@@ -33,10 +35,28 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def as_where(where: Callable[[str, Tensor], bool] | Iterable[str]) -> Where:
-    """Return a function unchanged, and patterns as a tuple."""
-    if callable(where):
-        return where
-    return (where,) if isinstance(where, str) else tuple(where)
+    """Return a function unchanged, and patterns as a tuple.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    given = (where,) if isinstance(where, str) else where
+    if isinstance(given, Iterable) and not isinstance(given, type):
+        given = tuple(given)
+        if all([isinstance(pattern, str) for pattern in given]):
+            return given
+    elif is_function(given):
+        return given
+    raise TypeError(
+        "Parameters are chosen (where=, over=, only=, frozen=) by their names, names of modules, "
+        "globs such as '*.bias', or a function (name, parameter) -> bool; got "
+        f"{short(where)}."
+    )
+
+
+def is_function(value: object) -> bool:
+    """Whether it is called as it is: no class, model or stage."""
+    return callable(value) and not isinstance(value, (type, nn.Module)) and not is_tree(value)
 
 
 def chosen(where: Where, params: Tensors) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from fnloop.optim.base import Makes, Memory, Optimizer, Step, Transform
 from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
 from fnloop.schedules.base import at
+from fnloop.schedules.ranges import Hyper, NonNegative, NormBound
 from fnloop.trees.nodes import static, tree
 from fnloop.values.choice import Flag
 from fnloop.values.tensors import Tensors
@@ -35,7 +36,7 @@ class clip_by_norm(Transform):
     by_value = True
     mixes: ClassVar[bool] = True
 
-    max_norm: Any
+    max_norm: NormBound
     name: str = "clip_by_norm"
 
     def update(
@@ -61,7 +62,7 @@ class clip_by_value(Transform):
     """
 
     by_value = True
-    limit: Any
+    limit: NonNegative
     name: str = "clip_by_value"
 
     def update(
@@ -94,13 +95,13 @@ class add_decayed_weights(Transform):
     by_value = True
     reported: ClassVar[tuple[str, ...]] = ("weight_decay",)
 
-    weight_decay: Any
+    weight_decay: NonNegative
     where: Where | None = static(default=None)
     name: str = "add_decayed_weights"
 
     def __init__(
         self,
-        weight_decay: Any,
+        weight_decay: NonNegative,
         where: Callable[[str, Tensor], bool] | Iterable[str] | None = None,
         name: str = "add_decayed_weights",
     ) -> None:
@@ -138,7 +139,7 @@ class scale_by(Transform):
 
     by_value = True
     reported: ClassVar[tuple[str, ...]] = ("factor",)
-    factor: Any
+    factor: Hyper
     name: str = "scale_by"
 
     def update(

@@ -108,7 +108,8 @@ def _exchange(profile: Profile) -> Iterator[Finding]:
                 stage.seconds / whole,
                 f"Ranks: {share(stage.seconds, whole)} of the time of all stages is exchange with "
                 f"other ranks, or waiting for them ({stage.name}, {ms(stage.seconds)}). Larger "
-                "batches and fl.accumulate exchange less often; fl.explain says how much is moved.",
+                "batches and fl.accumulate exchange less often; fl.summary(step, state) says how "
+                "much is moved.",
             )
 
 

@@ -66,10 +66,6 @@ def profile(
     >>> found.state_bytes["params"], found.reads, int(state.step)
     (132, (), 0)
     """
-    if not isinstance(state, State):
-        raise TypeError(
-            f"profile takes a state, from step.init(model); it was given {type(state).__name__}."
-        )
     check_slots(step, state)
     steps = as_count(steps, "profile(steps=...)", 1)
     source = as_rereadable(data, "profile")

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fnloop.names.keywords import explained
 from fnloop.replays.one_member import alone
 from fnloop.replays.suspects import Suspect, suspects
 from fnloop.replays.watch import Watch, watched
 from fnloop.stages.base import Stage
+from fnloop.stages.step_given import check_is_step
 from fnloop.trees.equal import tree_equal
 from fnloop.values.merging import numbers
 from fnloop.values.nonfinite_values import Nonfinite, in_batch, in_state
@@ -81,6 +83,7 @@ class Replay:
         return report(self)
 
 
+@explained
 def replay(step: Any, state: State, batch: Any, member: int | None = None) -> Replay:
     """Run one step and inspect it: module outputs, gradients, norms.
 
@@ -109,6 +112,7 @@ def replay(step: Any, state: State, batch: Any, member: int | None = None) -> Re
     >>> found.first_nonfinite.kind, found.examples[0].index, found.skipped
     ('loss', 2, True)
     """
+    check_is_step(step, "replay")
     plain = step.uncompiled if isinstance(step, Stage) else step
     compiled, step = plain is not step, plain
     of_member: list[str] = []

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fnloop.names.arguments import bounded
 from fnloop.stages.rule import Rule, number, skipped, verdict
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, both, either, invert, select
-from fnloop.values.counts import as_count, as_number
+from fnloop.values.counts import as_count
 from fnloop.values.looking import look
 from fnloop.values.state import State
 
@@ -52,15 +53,13 @@ class spike(Rule):
 
     label: ClassVar[str] = "spike"
     monitor: str = "loss"
-    sigmas: float = 6.0
+    sigmas: Annotated[float, bounded(0, above=True)] = 6.0
     window: int = 100
     warmup: int = 25
     patience: int = 10
     name: str = "spike"
 
     def __post_init__(self) -> None:
-        if isinstance(self.sigmas, (int, float)):
-            as_number(self.sigmas, "spike(sigmas=...)", above=True)
         for field, least in (("window", 2), ("warmup", 2), ("patience", 1)):
             count = as_count(getattr(self, field), f"spike({field}=...)", least)
             object.__setattr__(self, field, count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fnloop.schedules.base import Schedule, bend, check_count, clip, fraction, where
+from fnloop.schedules.ranges import PositiveValue, Value
 from fnloop.trees.nodes import tree
 
 
@@ -19,7 +20,7 @@ class constant(Schedule):
     0.1
     """
 
-    value: Any
+    value: Value
 
     def compute(self, step: Any) -> Any:
         return self.value + 0.0 * step
@@ -44,8 +45,8 @@ class linear(Schedule):
     [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
     """
 
-    start: Any
-    end: Any
+    start: Value
+    end: Value
     steps: int
     warmup: int = 0
 
@@ -77,10 +78,10 @@ class cosine(Schedule):
     [0.0, 0.5, 1.0, 0.8536, 0.5, 0.0, 0.0]
     """
 
-    peak: Any
+    peak: Value
     steps: int
     warmup: int = 0
-    end: Any = 0.0
+    end: Value = 0.0
 
     def __post_init__(self) -> None:
         check_count(self, "steps", least=1)
@@ -110,10 +111,10 @@ class polynomial(Schedule):
     0.25
     """
 
-    start: Any
-    end: Any
+    start: Value
+    end: Value
     steps: int
-    power: Any = 1.0
+    power: PositiveValue = 1.0
     warmup: int = 0
 
     def __post_init__(self) -> None:
@@ -143,8 +144,8 @@ class exponential(Schedule):
     0.25
     """
 
-    start: Any
-    rate: Any
+    start: Value
+    rate: PositiveValue
     steps: int = 1
 
     def __post_init__(self) -> None:
@@ -172,8 +173,8 @@ class step_decay(Schedule):
     (1.0, 0.5, 0.25)
     """
 
-    start: Any
-    rate: Any
+    start: Value
+    rate: PositiveValue
     steps: int
 
     def __post_init__(self) -> None:
@@ -200,7 +201,7 @@ class inverse_sqrt(Schedule):
     (0.5, 1.0, 0.5)
     """
 
-    peak: Any
+    peak: Value
     warmup: int
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import math
 from typing import Any, Literal
 
 from fnloop.schedules.base import Schedule, bend, check_count, clip, fraction, where
+from fnloop.schedules.ranges import PositiveValue, Value
 from fnloop.trees.nodes import tree
 from fnloop.values.counts import as_count
 
@@ -34,18 +35,16 @@ class one_cycle(Schedule):
     (0.04, 1.0, 4e-06)
     """
 
-    peak: Any
+    peak: Value
     steps: int
-    pct_start: Any = 0.3
-    div_factor: Any = 25.0
-    final_div_factor: Any = 1e4
+    pct_start: Value = 0.3
+    div_factor: PositiveValue = 25.0
+    final_div_factor: PositiveValue = 1e4
     anneal: Literal["cos", "linear"] = "cos"
     three_phase: bool = False
 
     def __post_init__(self) -> None:
         check_count(self, "steps", least=2)
-        if self.anneal not in ("cos", "linear"):
-            raise ValueError(f"one_cycle: anneal must be 'cos' or 'linear'; got {self.anneal!r}.")
         if isinstance(self.pct_start, (int, float)):
             most = 0.5 if self.three_phase else 1.0
             if not 1 / self.steps < self.pct_start < most:
@@ -92,11 +91,11 @@ class warmup_stable_decay(Schedule):
     [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
     """
 
-    peak: Any
+    peak: Value
     steps: int
     warmup: int
     decay: int
-    end: Any = 0.0
+    end: Value = 0.0
 
     def __post_init__(self) -> None:
         check_count(self, "steps", least=1)

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fnloop.names.keywords import explained
 from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
+from fnloop.schedules.ranges import NonNegative
 from fnloop.schemes.several_losses import Several, as_parts_of, filled, losses_of
 from fnloop.stages.base import GradStage
 from fnloop.trees.nodes import static, tree
@@ -113,10 +115,11 @@ def balanced(weights: Tensor, norms: Tensor, progress: Tensor, alpha: Any, lr: A
     return new * (len(weights) / new.sum())
 
 
+@explained
 def gradnorm(
     *,
-    alpha: Any = 1.5,
-    lr: Any = 0.025,
+    alpha: NonNegative = 1.5,
+    lr: NonNegative = 0.025,
     over: str | Iterable[str] | Callable[[str, Tensor], bool] | None = None,
     name: str = "gradnorm",
     **parts: Callable[..., Any] | GradStage,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch import slopes
+from fnloop.names.keywords import explained
 from fnloop.stages.base import GradStage
 from fnloop.stages.unsharded import BY_FORWARD_MODE, refuse_sharded
 from fnloop.values.counts import as_count
@@ -17,6 +18,7 @@ from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
 
+@explained
 def hessian_product(
     stage: GradStage, state: State, batch: Any, vector: Tensors | Mapping[str, Tensor]
 ) -> Tensors:
@@ -57,6 +59,7 @@ def hessian_product(
     return found[1]
 
 
+@explained
 def sharpness(stage: GradStage, state: State, batch: Any, steps: int = 20) -> Tensor:
     """The largest eigenvalue of the Hessian of the mean loss, by power iteration.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from fnloop.names.keywords import explained
+from fnloop.schedules.ranges import Positive
 from fnloop.schemes.displaced import gradient_elsewhere
 from fnloop.stages.base import GradStage, Kind
 from fnloop.trees.nodes import tree
@@ -30,7 +31,7 @@ class Extragradient(GradStage):
 
 
 @explained
-def extragradient(lr: Any) -> Callable[[GradStage], Extragradient]:
+def extragradient(lr: Positive) -> Callable[[GradStage], Extragradient]:
     """Extragradient: the gradient that one would find after a step along the gradient.
 
     Korpelevich, 1976; for games between networks Gidel et al., 2019

@@ -49,8 +49,6 @@ class WithNoiseScale(GradStage):
     k: int | None = static(default=None)
 
     def __post_init__(self) -> None:
-        if self.k is not None:
-            object.__setattr__(self, "k", as_count(self.k, "noise_scale(k)", 2))
         super().__post_init__()
         if self.k is None:
             refuse_shared(self.inner, "noise_scale")
@@ -165,4 +163,5 @@ def noise_scale(k: int | None = None) -> Callable[[GradStage], WithNoiseScale]:
     >>> print(f"{gradients(state, x)[1].metrics['noise_scale']:.3f}")
     0.294
     """
-    return functools.partial(WithNoiseScale, k=k)
+    parts = None if k is None else as_count(k, "noise_scale(k=...)", 2)
+    return functools.partial(WithNoiseScale, k=parts)

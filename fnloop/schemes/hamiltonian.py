@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from fnloop.names.keywords import explained
-from fnloop.schemes.langevin import check_temperature, rate_in
+from fnloop.schedules.ranges import NonNegative, Share
+from fnloop.schemes.langevin import rate_in
 from fnloop.stages.base import Kind, StepStage
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import stepped
@@ -27,15 +28,6 @@ class Sghmc(StepStage):
     friction: Any = 0.1
     lr: str = "sgd.lr"
     name: str = "sghmc"
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature, "sghmc")
-        if isinstance(self.friction, (int, float)) and not 0 <= self.friction <= 1:
-            raise ValueError(
-                f"sghmc(friction=) takes a number from 0 to 1, one minus the momentum of SGD; got "
-                f"{self.friction}."
-            )
-        super().__post_init__()
 
     def init_state(self, state: State) -> Tensors:
         return state.params.select(self.trained(state)).zeros()
@@ -61,7 +53,7 @@ class Sghmc(StepStage):
 
 @explained
 def sghmc(
-    temperature: Any, friction: Any = 0.1, lr: str = "sgd.lr", name: str = "sghmc"
+    temperature: NonNegative, friction: Share = 0.1, lr: str = "sgd.lr", name: str = "sghmc"
 ) -> Callable[[StepStage], Sghmc]:
     """Stochastic gradient Hamiltonian Monte Carlo: SGD with momentum that draws samples.
 

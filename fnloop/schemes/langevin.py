@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from fnloop.names.keywords import explained
+from fnloop.schedules.ranges import NonNegative
 from fnloop.stages.base import Kind, StepStage
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import stepped
@@ -24,10 +25,6 @@ class Sgld(StepStage):
     temperature: Any
     lr: str = "sgd.lr"
 
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature, "sgld")
-        super().__post_init__()
-
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         (temperature,) = self.at(state, "temperature")
         after, metrics = self.inner(state, x)
@@ -44,7 +41,7 @@ class Sgld(StepStage):
 
 
 @explained
-def sgld(temperature: Any, lr: str = "sgd.lr") -> Callable[[StepStage], Sgld]:
+def sgld(temperature: NonNegative, lr: str = "sgd.lr") -> Callable[[StepStage], Sgld]:
     """Stochastic gradient Langevin dynamics: noise after each step, so that a run draws samples.
 
     Welling & Teh, 2011 (https://www.stats.ox.ac.uk/~teh/research/compstats/WelTeh2011a.pdf),
@@ -75,16 +72,6 @@ def sgld(temperature: Any, lr: str = "sgd.lr") -> Callable[[StepStage], Sgld]:
     2.1
     """
     return functools.partial(Sgld, temperature=temperature, lr=lr)
-
-
-def check_temperature(temperature: Any, who: str) -> None:
-    """Check that a temperature that is a number is not negative.
-
-    Raises:
-        ValueError: It is.
-    """
-    if isinstance(temperature, (int, float)) and not temperature >= 0:
-        raise ValueError(f"{who}(temperature) takes a number from 0 on, got {temperature}.")
 
 
 def rate_in(metrics: Mapping[str, Any], name: str, who: str) -> Any:

@@ -11,6 +11,7 @@ from fnloop.optim.around import Around
 from fnloop.optim.base import Memory, Optimizer, Step, check_one_gradient
 from fnloop.optim.pieces import updates_of
 from fnloop.schedules.base import at
+from fnloop.schedules.ranges import NonNegative
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
 from fnloop.values.tensors import Tensors
@@ -61,7 +62,7 @@ class hypergradient(Around):
     mixes: ClassVar[bool] = True
 
     optimizer: Any
-    rate: Any
+    rate: NonNegative
     name: str = "hypergradient"
 
     def __post_init__(self) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from fnloop.names.arguments import bounded
+from fnloop.names.keywords import explained
 from fnloop.schemes.curvatures import hessian_product
 from fnloop.schemes.solvers import conjugate_gradients, neumann_series
 from fnloop.stages.base import GradStage
@@ -20,15 +22,16 @@ from fnloop.values.underivable import undifferentiated
 Solver: TypeAlias = Callable[[Callable[[Tensors], Tensors], Tensors], Tensors]
 
 
+@explained
 def implicit(
     stage: GradStage,
     state: State,
     batch: Any,
     solver: Literal["cg", "neumann"] = "cg",
     steps: int = 50,
-    damping: float = 0.0,
-    rate: float | None = None,
-    tolerance: float = 1e-6,
+    damping: Annotated[float, bounded(0)] = 0.0,
+    rate: Annotated[float, bounded(0, above=True)] | None = None,
+    tolerance: Annotated[float, bounded(0)] = 1e-6,
 ) -> State:
     """The state of a minimum, with the derivatives that the implicit function theorem gives it.
 
@@ -98,8 +101,6 @@ def implicit(
 def _solver(name: str, steps: int, rate: float | None, tolerance: float) -> Solver:
     if name == "cg":
         return lambda product, b: conjugate_gradients(product, b, steps, tolerance)
-    if name != "neumann":
-        raise ValueError(f'implicit(solver=) is "cg" or "neumann", got {name!r}.')
     if rate is None:
         raise ValueError(
             'implicit(solver="neumann") takes a rate below 2 over the largest eigenvalue of the '

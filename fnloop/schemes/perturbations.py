@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fnloop.names.keywords import explained
+from fnloop.schedules.ranges import Positive
 from fnloop.stages.base import GradStage, Kind
 from fnloop.stages.loss_at import loss_of
 from fnloop.stages.unsharded import refuse_sharded
@@ -33,9 +34,6 @@ class Evolution(GradStage):
     draws: int = 16
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "draws", as_count(self.draws, "evolution(draws=)", 1))
-        if isinstance(self.std, (int, float)) and not self.std > 0:
-            raise ValueError(f"evolution(std) takes a deviation above 0, got {self.std}.")
         super().__post_init__()
         why = "computes all its draws in one vmapped pass, in which ranks exchange nothing"
         refuse_sharded(self.inner, "evolution", why)
@@ -68,7 +66,7 @@ class Evolution(GradStage):
 
 
 @explained
-def evolution(std: Any = 0.01, draws: int = 16) -> Callable[[GradStage], Evolution]:
+def evolution(std: Positive = 0.01, draws: int = 16) -> Callable[[GradStage], Evolution]:
     """Evolution strategies: a gradient from the losses at random places, no backward pass.
 
     Salimans et al., 2017 (https://arxiv.org/abs/1703.03864, algorithm 1 with antithetic draws,
@@ -101,4 +99,5 @@ def evolution(std: Any = 0.01, draws: int = 16) -> Callable[[GradStage], Evoluti
     >>> print(f"{float(grads.mean['weight']):.1f}")  # smoothed, the density of a normal at 0
     0.4
     """
-    return functools.partial(Evolution, std=std, draws=draws)
+    count = as_count(draws, "evolution(draws=...)", 1)
+    return functools.partial(Evolution, std=std, draws=count)

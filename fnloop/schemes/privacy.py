@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fnloop.names.keywords import explained
+from fnloop.schedules.ranges import NonNegative, Positive
 from fnloop.stages.base import GradStage, Kind
 from fnloop.stages.each_example import per_example, refuse_shared, summed, that_add
 from fnloop.trees.nodes import tree
@@ -54,7 +55,7 @@ class DpSgd(GradStage):
 
 
 @explained
-def dp_sgd(clip: Any, noise: Any) -> Callable[[GradStage], DpSgd]:
+def dp_sgd(clip: Positive, noise: NonNegative) -> Callable[[GradStage], DpSgd]:
     """Private gradients (DP-SGD): each example's is clipped, and noise is added to their sum.
 
     Abadi et al., 2016 (https://arxiv.org/abs/1607.00133, algorithm 1): with ``g_i`` the gradient of

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from fnloop.names.keywords import explained
+from fnloop.schedules.ranges import NonNegative
 from fnloop.schemes.displaced import gradient_elsewhere
 from fnloop.stages.base import GradStage, Kind
 from fnloop.trees.nodes import tree
@@ -27,11 +28,6 @@ class Sam(GradStage):
     adaptive: bool = False
     eta: Any = 0.01
 
-    def __post_init__(self) -> None:
-        if isinstance(self.rho, (int, float)) and not self.rho >= 0:
-            raise ValueError(f"sam(rho) takes a radius of at least 0, got {self.rho}.")
-        super().__post_init__()
-
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         return gradient_elsewhere(self.inner, state, x, functools.partial(self.uphill, state))
 
@@ -49,7 +45,9 @@ _TINY = 1e-12
 
 
 @explained
-def sam(rho: Any = 0.05, adaptive: bool = False, eta: Any = 0.01) -> Callable[[GradStage], Sam]:
+def sam(
+    rho: NonNegative = 0.05, adaptive: bool = False, eta: NonNegative = 0.01
+) -> Callable[[GradStage], Sam]:
     """Sharpness-aware minimization (SAM): the gradient at the worst point nearby.
 
     Foret et al., 2021 (https://arxiv.org/abs/2010.01412), equation 2 and algorithm 1: the gradient
@@ -70,7 +68,7 @@ def sam(rho: Any = 0.05, adaptive: bool = False, eta: Any = 0.01) -> Callable[[G
         eta: What is added to the sizes; for `adaptive` alone.
 
     Raises:
-        ValueError: `rho` is negative.
+        ValueError: `rho` or `eta` is negative.
 
     >>> import torch, fnloop as fl
     >>> gradients = fl.pipe(lambda model, batch: model.weight.square().sum() / 2, fl.grad, sam(0.5))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from fnloop.names.keywords import explained
+from fnloop.schedules.ranges import Share
 from fnloop.stages.base import Kind, StepStage
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import both, stepped
@@ -27,12 +28,6 @@ class Lookahead(StepStage):
     alpha: Any = 0.5
     name: str = "lookahead"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "k", as_count(self.k, "lookahead(k)", 1))
-        if isinstance(self.alpha, (int, float)) and not 0 <= self.alpha <= 1:
-            raise ValueError(f"lookahead(alpha=) takes a number from 0 to 1, got {self.alpha}.")
-        super().__post_init__()
-
     def init_state(self, state: State) -> Tensors:
         return state.params.select(self.trained(state)).wide().clone()
 
@@ -52,7 +47,7 @@ class Lookahead(StepStage):
 
 @explained
 def lookahead(
-    k: int = 5, alpha: Any = 0.5, name: str = "lookahead"
+    k: int = 5, alpha: Share = 0.5, name: str = "lookahead"
 ) -> Callable[[StepStage], Lookahead]:
     """Lookahead: `k` steps forward, one step back (Zhang et al., 2019).
 
@@ -85,4 +80,5 @@ def lookahead(
     -2.0
     -2.0
     """
-    return functools.partial(Lookahead, k=k, alpha=alpha, name=name)
+    count = as_count(k, "lookahead(k=...)", 1)
+    return functools.partial(Lookahead, k=count, alpha=alpha, name=name)

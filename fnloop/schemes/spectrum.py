@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fnloop.names.keywords import explained
 from fnloop.optim.vectors import joined, parted
 from fnloop.schemes.curvatures import hessian_product
 from fnloop.stages.base import GradStage
@@ -54,6 +55,7 @@ class Spectrum:
         return (normal * self.weights.reshape(-1)).sum(-1) / len(self.values)
 
 
+@explained
 def lanczos(
     stage: GradStage, state: State, batch: Any, steps: int = 20, draws: int = 1
 ) -> Spectrum:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from fnloop.names.keywords import explained
 from fnloop.stages.callback import Callback
 from fnloop.trees.nodes import tree
 from fnloop.values.counts import as_count
@@ -90,6 +91,7 @@ class swag(Callback):
         return state.put(self.name, new)
 
 
+@explained
 def swag_sample(state: State, seed: int = 0, scale: float = 1.0, name: str = "swag") -> State:
     """The state with weights drawn from what `fl.schemes.swag` has found.
 

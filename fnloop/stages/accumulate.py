@@ -30,17 +30,6 @@ class Accumulate(GradStage):
     k: Any = static()
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, (list, tuple)):
-            raise TypeError(
-                f"accumulate(k) takes a whole number, the parts to cut a batch into; got "
-                f"{short(self.k)}. Micro-batches of your own are the batch: "
-                "fl.data.Micro((b1, b2, ...))."
-            )
-        if isinstance(self.k, ByCount):
-            for k in self.k.every():
-                as_parts(k)
-        else:
-            object.__setattr__(self, "k", as_count(self.k, "accumulate(k)", 1))
         super().__post_init__()
         if (mesh := mesh_of(self.inner)) is not None:
             raise ValueError(
@@ -135,4 +124,13 @@ def accumulate(k: int | by_epoch | by_step) -> Callable[[GradStage], Accumulate]
     >>> torch.allclose(a.mean["weight"], b.mean["weight"]), float(b.weight)
     (True, 3.0)
     """
+    if isinstance(k, (list, tuple)):
+        raise TypeError(
+            f"accumulate(k) takes a whole number, the parts to cut a batch into; got {short(k)}. "
+            "Micro-batches of your own are the batch: fl.data.Micro((b1, b2, ...))."
+        )
+    if not isinstance(k, ByCount):
+        return functools.partial(Accumulate, k=as_count(k, "accumulate(k)", 1))
+    for parts in k.every():
+        as_parts(parts)
     return functools.partial(Accumulate, k=k)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, overload
+from typing import Annotated, Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
 
 from fnloop._torch.tracing import recording
+from fnloop.names.arguments import bounded
 from fnloop.names.keywords import explained
 from fnloop.stages.base import GradStage, Kind, Stage
 from fnloop.stages.in_precision import InPrecision
 from fnloop.stages.module_precisions import as_modules
-from fnloop.stages.precisions import PRECISIONS, Precision, cast, check_precision
+from fnloop.stages.precisions import PRECISIONS, Precision, cast, check_modules
 from fnloop.trees.nodes import static, tree
 from fnloop.values.counts import as_count
 from fnloop.values.grads import Grads
@@ -23,7 +23,9 @@ from fnloop.values.metrics import Last, exact
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
-_SMALLEST, _LARGEST = 2.0**-126, 2.0**126
+_LARGEST = 2.0**126
+_Scale = Annotated[float, bounded(1 / _LARGEST, _LARGEST)]
+"""Whose inverse is a normal float32."""
 
 
 @tree
@@ -41,23 +43,6 @@ class Amp(GradStage):
     interval: int = 2000
     min_scale: float = 1.0
     name: str = "amp"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "modules", as_modules(self.modules))
-        check_precision(self.precision, self.modules)
-        for field in ("init_scale", "min_scale"):
-            value = getattr(self, field)
-            if isinstance(value, (int, float)) and not _SMALLEST <= value <= _LARGEST:
-                raise ValueError(
-                    f"amp({field}=...) takes a number from {_SMALLEST:.3g} to {_LARGEST:.3g}, so "
-                    f"that its inverse is a normal float32, got {value}. Usual: init_scale=2.0**16."
-                )
-        if isinstance(self.growth, (int, float)) and not 1 <= self.growth < math.inf:
-            raise ValueError(f"amp(growth=...) takes a finite number from 1 on, got {self.growth}.")
-        if isinstance(self.backoff, (int, float)) and not 0 < self.backoff < 1:
-            raise ValueError(f"amp(backoff=...) takes a number from 0 to 1, got {self.backoff}.")
-        object.__setattr__(self, "interval", as_count(self.interval, "amp(interval=...)", 1))
-        super().__post_init__()
 
     def taken_back(self, memory: Any) -> Any:
         return {}  # keep the reduced loss scale: restoring it would repeat the overflow
@@ -133,11 +118,11 @@ class Policy(functools.partial[Amp]):
 def amp(
     precision: Literal["fp32", "tf32", "bf16", "fp16", "bf16-true", "fp16-true", "fp64"],
     modules: Mapping[str, Literal["fp32", "bf16", "fp16"]] | None = None,
-    init_scale: float = 2.0**16,
-    growth: float = 2.0,
-    backoff: float = 0.5,
+    init_scale: _Scale = 2.0**16,
+    growth: Annotated[float, bounded(1)] = 2.0,
+    backoff: Annotated[float, bounded(0, 1, above=True, below=True)] = 0.5,
     interval: int = 2000,
-    min_scale: float = 1.0,
+    min_scale: _Scale = 1.0,
     name: str = "amp",
 ) -> Policy:
     """Run a model in another precision: a step behind `fl.grad`, or a function that evaluates.
@@ -191,14 +176,16 @@ def amp(
     >>> state.params["weight"].dtype
     torch.float64
     """
+    own = as_modules(modules)
+    check_modules(precision, own)
     return Policy(
         Amp,
         precision=precision,
-        modules=modules,
+        modules=own,
         init_scale=init_scale,
         growth=growth,
         backoff=backoff,
-        interval=interval,
+        interval=as_count(interval, "amp(interval=...)", 1),
         min_scale=min_scale,
         name=name,
     )

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
+from fnloop.optim.patterns import Where, as_where, check_patterns, chosen, is_function
 from fnloop.schedules.by_count import ByCount, by_epoch, by_step, setting, settings
 from fnloop.trees.show import short
 from fnloop.values.state import State
@@ -96,7 +96,7 @@ def told(where: Any) -> str:
 
 
 def _patterns(where: Any) -> Any:
-    if callable(where):
+    if is_function(where):
         return where
     found: tuple[Any, ...] = (where,) if isinstance(where, str) else ()
     if isinstance(where, Iterable) and not isinstance(where, (str, Tensor)):

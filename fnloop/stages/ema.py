@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fnloop.names.keywords import explained
+from fnloop.schedules.ranges import Share
 from fnloop.stages.base import Kind, StepStage
 from fnloop.stages.donating import Donating
 from fnloop.trees.nodes import tree
@@ -28,11 +29,6 @@ class Ema(StepStage):
     inner: Any
     decay: Any = 0.999
     name: str = "ema"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.decay, (int, float)) and not 0 <= self.decay <= 1:
-            raise ValueError(f"ema(decay) takes a decay between 0 and 1, got {self.decay}.")
-        super().__post_init__()
 
     def init_state(self, state: State) -> Tensors:
         return state.params.select(self.trained(state)).wide().clone()
@@ -64,7 +60,7 @@ class Ema(StepStage):
 
 
 @explained
-def ema(decay: Any = 0.999, name: str = "ema") -> Callable[[StepStage], Ema]:
+def ema(decay: Share = 0.999, name: str = "ema") -> Callable[[StepStage], Ema]:
     """Keep an exponential moving average of the trained parameters in ``state["ema"]``.
 
     After each step that is not skipped: ``average = decay * average + (1 - decay) * parameter``,

@@ -46,6 +46,16 @@ def as_function(value: Any, arguments: str) -> Any:
     return Function(value)
 
 
+def check_function(value: Any, who: str, arguments: str) -> None:
+    """Refuse what is no function: also a class, a model or a stage, which are called otherwise.
+
+    Raises:
+        TypeError: It is one of these.
+    """
+    if not callable(value) or isinstance(value, (type, nn.Module, Stage)):
+        raise TypeError(f"{who} takes a function {arguments}, got {short(value)}.")
+
+
 def as_loss(value: Any, arguments: str) -> Any:
     """Like `as_function`, for what is called with a model and a batch.
 
@@ -67,6 +77,8 @@ def as_loss(value: Any, arguments: str) -> Any:
             f"what makes them of a batch: def loss(model, batch): x, y = batch; return "
             f"{name}(model(x), y)."
         )
+    if isinstance(value, type):
+        raise TypeError(f"Expected a function {arguments}, got the class {value.__name__}.")
     if is_tree(value) or not callable(value) or takes(value, 2) or takes(value, 3):
         return as_function(value, arguments)
     if isinstance(value, nn.Module):

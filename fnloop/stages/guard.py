@@ -36,10 +36,6 @@ class Guard(StepStage):
     name: str = "guard"
 
     def __post_init__(self) -> None:
-        if self.then not in ("skip", "rewind"):
-            raise ValueError(f'guard(then=...) takes "skip" or "rewind", got {self.then!r}.')
-        object.__setattr__(self, "every", as_count(self.every, "guard(every=...)", 1))
-        object.__setattr__(self, "rule", as_rule(self.rule))
         super().__post_init__()
         inside = [p for p in self.inner.stages() if isinstance(p, Guard) and p.then == "rewind"]
         if inside and self.then == "rewind":
@@ -246,7 +242,8 @@ def guard(
     >>> fl.tree_equal(after.params, state.params), int(after.step), float(metrics["guard"])
     (True, 0, 1.0)
     """
-    return functools.partial(Guard, rule=rule, then=then, every=every, name=name)
+    every = as_count(every, "guard(every=...)", 1)
+    return functools.partial(Guard, rule=as_rule(rule), then=then, every=every, name=name)
 
 
 def _parts(state: State, params: Tensors, slots: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fnloop.stages.functions import Function, as_loss
-from fnloop.stages.module_precisions import as_modules, within
-from fnloop.stages.precisions import PRECISIONS, cast, check_precision
+from fnloop.stages.module_precisions import within
+from fnloop.stages.precisions import PRECISIONS, cast
 from fnloop.trees.nodes import static, tree, tree_leaves
 from fnloop.trees.show import short
 from fnloop.values.context import casting
@@ -31,8 +31,6 @@ class InPrecision(Function):
 
     def __post_init__(self) -> None:
         as_loss(self.call, "fn(model, batch)")
-        object.__setattr__(self, "modules", as_modules(self.modules))
-        check_precision(self.precision, self.modules)
 
     def __call__(self, *args: Any) -> Any:
         model, batch, *state = args

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from fnloop.stages.base import GradStage, Kind, StepStage
+from fnloop.names.keywords import explained
+from fnloop.stages.base import GradStage, Kind, Stage, StepStage
 from fnloop.stages.callback import Callback
 from fnloop.stages.functions import as_function, takes
 from fnloop.trees.nodes import tree
@@ -100,6 +101,7 @@ class LiftedCallback(Lifted, Callback):  # pyright: ignore[reportIncompatibleMet
         return None
 
 
+@explained
 def stage(function: Callable[[State, Any], Any], kind: Kind) -> Any:
     """Make a stage from a plain function.
 
@@ -120,6 +122,8 @@ def stage(function: Callable[[State, Any], Any], kind: Kind) -> Any:
     >>> int(step(state, None)[0].step)
     1
     """
+    if isinstance(function, (type, Stage)):
+        raise TypeError(f"stage takes a function (state, x) -> (state, y), got {short(function)}.")
     kinds = {"grad": LiftedGrad, "step": LiftedStep, "callback": LiftedCallback}
     if kind not in kinds:
         raise ValueError(f'kind is "grad", "step" or "callback", got {kind!r}.')

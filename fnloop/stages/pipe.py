@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 import torch
 
 from fnloop.optim.base import Optimizer
-from fnloop.stages.base import Stage, unfinished
+from fnloop.stages.base import Stage
 from fnloop.trees.show import short
 
 A = TypeVar("A")
@@ -83,12 +83,8 @@ def pipe(value: Any, /, *functions: Callable[[Any], Any]) -> Any:
         _check_function(function)
         if isinstance(value, Stage):
             _check_takes_stage(function, value)
-        before, value = value, function(value)
-        # A stage that was taken for the argument of what makes the next one.
-        if isinstance(before, Stage) and unfinished(value):
-            name = value.func.label
-            example = f", such as {_EXAMPLES[name]}" if name in _EXAMPLES else ""
-            raise TypeError(f"{name} in this pipe has no arguments: write {name}(...){example}.")
+            _check_is_finished(function)
+        value = function(value)
     return value
 
 
@@ -123,6 +119,18 @@ def _check_function(function: Any) -> None:
         raise TypeError(
             f"pipe applies functions to its first value; {short(function)} is not a function."
         )
+
+
+def _check_is_finished(function: Any) -> None:
+    """Refuse what makes a stage's function, which would take the stage before it as its argument.
+
+    It says so itself: it returns a ``Callable``.
+    """
+    makes = inspect.get_annotations(function).get("return") if inspect.isfunction(function) else ""
+    if str(makes).startswith(("Callable[", "Policy")):
+        name = function.__name__
+        example = f", such as {_EXAMPLES[name]}" if name in _EXAMPLES else ""
+        raise TypeError(f"{name} in this pipe has no arguments: write {name}(...){example}.")
 
 
 def _check_takes_stage(function: Any, before: Stage) -> None:

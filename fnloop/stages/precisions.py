@@ -43,29 +43,13 @@ PRECISIONS = {
     "fp64": Precision(torch.float32, torch.float64),
 }
 
-OF_LIGHTNING = {
-    "16-mixed": "fp16",
-    "bf16-mixed": "bf16",
-    "16-true": "fp16-true",
-    "32-true": "fp32",
-    "64-true": "fp64",
-    "16": "fp16",
-    "32": "fp32",
-    "64": "fp64",
-}
 
-
-def check_precision(precision: Any, modules: ModulePrecisions | None) -> None:
-    """Check the arguments of `fl.amp`.
+def check_modules(precision: str, modules: ModulePrecisions | None) -> None:
+    """Check that the precisions of modules fit that of the model.
 
     Raises:
-        ValueError: There is no such precision, for the model or for a module.
+        ValueError: There is no such precision, or that of the model takes no others beside it.
     """
-    if not isinstance(precision, str) or precision not in PRECISIONS:
-        known = ", ".join(f'"{name}"' for name in PRECISIONS)
-        meant = OF_LIGHTNING.get(str(precision))
-        hint = f' Write fl.amp("{meant}").' if meant else ""
-        raise ValueError(f"amp takes one of {known}; got {precision!r}.{hint}")
     if modules is None:
         return
     for pattern, own in modules.items():

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fnloop.stages.base import Kind, Stage
 from fnloop.stages.callback import Callback
@@ -93,7 +93,7 @@ def as_rule(rule: Any) -> Callback:
     if isinstance(rule, Callback):
         return rule
     unfinished = isinstance(rule, functools.partial) and isinstance(rule.func, type)  # fl.ema(0.9)
-    if callable(rule) and not unfinished and not isinstance(rule, (Stage, type)):
+    if callable(rule) and not unfinished and not isinstance(rule, (Stage, type, nn.Module)):
         return stage(rule, "callback")
     got = rule.describe() if isinstance(rule, Stage) else short(rule)
     raise TypeError(

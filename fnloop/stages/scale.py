@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fnloop.names.keywords import explained
 from fnloop.trees.show import short
 from fnloop.values.state import State
 
 
+@explained
 def scale(
     state: State,
     hyperparameter: str,
@@ -55,7 +57,7 @@ def scale(
     if (factor is None) == (to is None):
         raise TypeError("scale takes either a factor or to=, exactly one of the two.")
     old = memory["scale"][hyperparameter]
-    number = _number(factor if to is None else to, old)
+    number = _number(factor if to is None else to, old, "factor" if to is None else "to")
     new = old * number if to is None else number
     return state.put(name, {**memory, "scale": {**memory["scale"], hyperparameter: new}})
 
@@ -70,14 +72,16 @@ def multipliers(state: State) -> Iterator[tuple[str, str, Tensor]]:
                 yield folder + slash + rate, name, multiplier
 
 
-def _number(value: Any, old: Tensor) -> Tensor:
+def _number(value: Any, old: Tensor, argument: str) -> Tensor:
     """A multiplier like `old`, whose dtype and shape it keeps."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"scale takes a finite number, got {value}.")
+    if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+        raise ValueError(f"scale({argument}=...) takes a finite number of at least 0, got {value}.")
     try:
         number = torch.as_tensor(value, dtype=old.dtype, device=old.device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"scale takes a number or a 0-d tensor, got {short(value)}.") from error
+        raise TypeError(
+            f"scale({argument}=...) takes a number or a 0-d tensor, got {short(value)}."
+        ) from error
     if number.ndim and number.shape != old.shape:
         raise ValueError(
             f"scale takes a number or a tensor of the multiplier's shape, {short(old)}; got "

@@ -48,39 +48,6 @@ class Update(StepStage):
     optimizer: Any
     name: str = "update"
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.optimizer, Optimizer):
-            theirs = isinstance(self.optimizer, torch.optim.Optimizer)
-            what = type(self.optimizer).__name__ if theirs else short(self.optimizer)
-            raise TypeError(
-                f"update takes an optimizer such as fl.optim.adamw(1e-3), got {what}. "
-                "Wrap a torch.optim class: fl.optim.from_torch(torch.optim.AdamW, lr=1e-3)."
-            )
-        if not is_tree(self.optimizer):
-            raise not_decorated(type(self.optimizer), "optimizer")
-        if self.optimizer.makes == "gradients":
-            raise TypeError(
-                f"{short(self.optimizer)} transforms gradients, but makes no update from them. "
-                f"Put an optimizer after it: fl.optim.chain({short(self.optimizer)}, "
-                "fl.optim.sgd(0.1))."
-            )
-        for name, value in self.optimizer.hyperparameters().items():
-            if isinstance(value, Schedule) and not is_schedule(value):
-                raise not_decorated(type(value), "schedule")
-            if not isinstance(value, (Real, torch.Tensor)) and not is_schedule(value):
-                raise TypeError(
-                    f"{name} is {short(value)} ({type(value).__name__}); it takes a number, a "
-                    "tensor, or a schedule such as fl.schedules.cosine(1e-3, steps=1000)."
-                )
-            if isinstance(value, Real) and value < 0:
-                raise ValueError(f"{name} is {value}; it takes a number of at least 0.")
-        if "scale" in self.optimizer.names():
-            raise ValueError(
-                'An optimizer cannot be named "scale": fl.update keeps its multipliers under that '
-                'name. Give it another: name="...".'
-            )
-        super().__post_init__()
-
     def taken_back(self, memory: Any) -> Any:
         # The multipliers of `fl.scale` stay.
         return {name: own for name, own in memory.items() if name != "scale"}
@@ -125,14 +92,14 @@ class Update(StepStage):
             values = optimizer.hyperparameters()
         if finite is not True or (factors and not _are_positive(factors)):
             free = frozenset()
-        with self._drawing(state):
-            if optimizer.evaluates:
-                writes = list[Write]()
+        if optimizer.evaluates:
+            writes = list[Write]()
+            with self._drawing(state):
                 params, memory = self._search(optimizer, state, x, grads, step, finite, factors)
-            else:
-                params, memory, writes = self._apply(
-                    optimizer, state, names, grads.mean, own, step, finite, factors, free
-                )
+        else:
+            params, memory, writes = self._apply(
+                optimizer, state, names, grads.mean, own, step, finite, factors, free
+            )
         new = after.replace(
             step=select(finite, counted(state.step, step), state.step),
             calls=counted(state.calls, calls),
@@ -206,10 +173,11 @@ class Update(StepStage):
         params = state.params.select(grads)
         memory = narrowed(own, set(names).difference(grads.names)) if some else own
         try:
-            fused = optimizer.fused(grads, memory, params, step, finite) if free else None
+            with self._drawing(state):
+                fused = optimizer.fused(grads, memory, params, step, finite) if free else None
             writes: list[Write] = []
             if fused is None:
-                with self._drawing(state):  # again, if they have been drawn for `fused`
+                with self._drawing(state):
                     new, made = applied(optimizer, grads, memory, params, step, finite)
             elif fused.may_write(free):
                 writes = [fused.call]
@@ -263,7 +231,34 @@ def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], 
     >>> fl.tree_equal(new.params, state.params), float(metrics["skipped"])
     (True, 1.0)
     """
+    _check_optimizer(optimizer)
     return functools.partial(Update, optimizer=optimizer, name=name)
+
+
+def _check_optimizer(optimizer: Optimizer) -> None:
+    if not is_tree(optimizer):
+        raise not_decorated(type(optimizer), "optimizer")
+    if optimizer.makes == "gradients":
+        raise TypeError(
+            f"{short(optimizer)} transforms gradients, but makes no update from them. "
+            f"Put an optimizer after it: fl.optim.chain({short(optimizer)}, "
+            "fl.optim.sgd(0.1))."
+        )
+    for name, value in optimizer.hyperparameters().items():
+        if isinstance(value, Schedule) and not is_schedule(value):
+            raise not_decorated(type(value), "schedule")
+        if not isinstance(value, (Real, torch.Tensor)) and not is_schedule(value):
+            raise TypeError(
+                f"{name} is {short(value)} ({type(value).__name__}); it takes a number, a "
+                "tensor, or a schedule such as fl.schedules.cosine(1e-3, steps=1000)."
+            )
+        if isinstance(value, Real) and value < 0:
+            raise ValueError(f"{name} is {value}; it takes a number of at least 0.")
+    if "scale" in optimizer.names():
+        raise ValueError(
+            'An optimizer cannot be named "scale": fl.update keeps its multipliers under that '
+            'name. Give it another: name="...".'
+        )
 
 
 def _check(grads: Any, names: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from fnloop.names.keywords import explained
 from fnloop.store.checkpoint_errors import (
     CheckpointError,
     DamagedError,
@@ -29,6 +30,7 @@ OLD = re.compile(rf"\.{_STEP}\.old")
 LEFTOVER = re.compile(r"\.step-[0-9]+\.tmp-[0-9a-f]+")
 
 
+@explained
 def latest(
     folder: str | os.PathLike[str], *, run: str | None = None, files: Files | None = None
 ) -> Path | None:
@@ -52,6 +54,7 @@ def latest(
     return None
 
 
+@explained
 def best(
     folder: str | os.PathLike[str], *, run: str | None = None, files: Files | None = None
 ) -> Path | None:

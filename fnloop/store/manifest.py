@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fnloop.names.keywords import explained
 from fnloop.store import schema
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError, UnfinishedError
 from fnloop.store.files import Files, as_path, files_for, reason_of, write_all, written
@@ -31,6 +32,7 @@ LARGEST = 32 * 2**20
 _COUNT = re.compile(r"\.?step-([0-9]{1,19})(?![^.])")
 
 
+@explained
 def read_manifest(path: str | os.PathLike[str], *, files: Files | None = None) -> dict[str, Any]:
     """A checkpoint's manifest.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, empty_like
 
+from fnloop.names.keywords import explained
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.external_weights import read_weights
 from fnloop.store.fresh import refreshed
@@ -25,6 +26,7 @@ _log = logging.getLogger("fnloop")
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of DDP, of torch.compile, of Lightning
 
 
+@explained
 def load_state_dict(
     source: str | os.PathLike[str] | Mapping[str, Any],
     like: State,

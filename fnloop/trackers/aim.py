@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.effects.points import subset_of
+from fnloop.trackers import aim_server
 from fnloop.trackers.base import Tracker
 from fnloop.trackers.distributions import Histogram
 from fnloop.trackers.jsonl import JSONL
@@ -151,6 +152,15 @@ class Aim(Tracker):
         if self._run is None:
             return
         self._run["status"] = status
+        if _remote(self.repo) and not aim_server.all_sent(self._run):
+            warnings.warn(
+                f"The Aim server at {self.repo} does not answer, and lacks the end of this run, "
+                f"{self.id}. The usual cause: the server was stopped, or the network is down.",
+                stacklevel=2,
+            )
+            aim_server.let_go(self._run)
+            self._run = None
+            return
         self._run.close()
         self._run = None
         # Aim lists the run as in progress until the last reference is gone.

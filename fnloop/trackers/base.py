@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fnloop.names.keywords import Explained
 from fnloop.trackers.shown import Shown
 
 
-class Tracker:
+class Tracker(Explained):
     """Stores a run's metrics. Subclass it for your own tracker, and pass it to `fl.track`.
 
     `open`, `rewind` and `close` are called on the training thread, `log` and `show` on one other

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fnloop.effects.effect import Effect, Run
+from fnloop.stages.functions import check_function
 from fnloop.trackers.shown import Shown
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
@@ -29,6 +30,7 @@ class show(Effect):
     def __init__(
         self, function: Callable[[State, Metrics], Mapping[str, Shown]], name: str | None = None
     ) -> None:
+        check_function(function, "show", "(state, metrics) -> {name: picture, ...}")
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
         self._show: Callable[[State, Mapping[str, Any]], None] | None = None

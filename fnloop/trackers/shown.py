@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fnloop.names.keywords import Explained
 
-class Shown:
+
+class Shown(Explained):
     """Base class of what a tracker shows: `Image`, `Text`, `Audio`, `Histogram`, `File`.
 
     A value keeps a copy of what it is made from, on the device where that was: making one does not

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fnloop.effects.activity import Activity, unwatch, watch
 from fnloop.effects.effect import Effect, Run
+from fnloop.stages.functions import check_function
 from fnloop.trackers.device_peaks import Products, peak_flops
 from fnloop.trees.show import short
 from fnloop.values.counts import as_count, as_number
@@ -88,6 +89,9 @@ class throughput(Effect):
         peak: float | None = None,
     ) -> None:
         self.window = as_count(window, "throughput(window=...)", 1)
+        for name, function in (("items", items), ("samples", samples)):
+            if function is not None:
+                check_function(function, f"throughput({name}=...)", "batch -> count")
         self.items, self.samples = items, samples
         self.dtype: Products | None = dtype
         self.flops = None if flops is None else as_number(flops, "throughput(flops=...)")

@@ -17,6 +17,7 @@ from fnloop.trackers.distributions import Histogram
 from fnloop.trackers.pictures import Image
 from fnloop.trackers.showing import show
 from fnloop.trackers.shown import Shown
+from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Metrics
 from fnloop.values.state import State
@@ -38,7 +39,7 @@ class histograms(show):
     def __init__(
         self, where: str | Iterable[str] | Callable[[str, Tensor], bool] = "*", bins: int = 64
     ) -> None:
-        self.where, self.bins = as_where(where), bins
+        self.where, self.bins = as_where(where), as_count(bins, "histograms(bins=...)", 1)
         super().__init__(self._counted, name="histograms")
 
     def check_run(self, run: Run) -> None:
@@ -79,7 +80,8 @@ class gradients(show):
                 f"gradients takes a loss, or a gradient stage that ends before update; got "
                 f"{self.stage.describe()}. Name the part before it: grads = fl.pipe(loss, fl.grad)."
             )
-        self.batch, self.where, self.bins = batch, as_where(where), bins
+        self.batch, self.where = batch, as_where(where)
+        self.bins = as_count(bins, "gradients(bins=...)", 1)
         super().__init__(self._counted, name="gradients")
 
     def check_run(self, run: Run) -> None:

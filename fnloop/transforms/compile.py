@@ -8,7 +8,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,10 +19,13 @@ from fnloop.distributed.gates import gate
 from fnloop.distributed.mesh import Mesh
 from fnloop.effects.activity import Activity, watchers
 from fnloop.effects.screens import screen
+from fnloop.names.arguments import bounded
 from fnloop.names.keywords import explained
+from fnloop.optim.patterns import is_function
 from fnloop.stages.base import Kind, Stage, mesh_of, piped
 from fnloop.stages.grad import INFERENCE
 from fnloop.stages.lift import stage
+from fnloop.stages.step_given import check_is_step
 from fnloop.transforms.cache import Cache
 from fnloop.transforms.compile_errors import (
     CompileError,
@@ -73,14 +76,6 @@ class Compiled(Stage):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", as_count(self.steps, "compile(steps=...)", 1))
-        if self.mode not in ("default", "max-autotune"):
-            raise ValueError(f'compile(mode=) is "default" or "max-autotune", got {self.mode!r}.')
-        if not isinstance(self.dynamic, bool):
-            raise TypeError(f"compile(dynamic=) is True or False, got {self.dynamic!r}.")
-        if isinstance(self.memory, bool) or not isinstance(self.memory, (int, float)):
-            raise TypeError(_SHARE.format(got=self.memory))
-        if not 0 <= self.memory <= 1:
-            raise ValueError(_SHARE.format(got=self.memory))
 
     @property
     def kind(self) -> Kind:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -251,13 +246,6 @@ class Compiled(Stage):
         return program
 
 
-_SHARE = (
-    "compile(memory=) is a number from 0 to 1, got {got!r}. It is the share of the memory of "
-    "forward and backward pass that the step may take at the peak: with 1 it keeps all "
-    "activations, with memory=0.5 it computes as many of them again as it takes to need half, "
-    "with 0 it needs the least that can be."
-)
-
 _FEWER = {
     False: "Pad the batches to a few shapes, or compile with dynamic=True",
     True: "The log fnloop.compile says why there is none for all sizes. Pad the batches to a few",
@@ -278,7 +266,7 @@ def compile(
     mode: Literal["default", "max-autotune"] = "default",
     backend: Any = "inductor",
     dynamic: bool = False,
-    memory: float = 1.0,
+    memory: Annotated[float, bounded(0, 1)] = 1.0,
 ) -> Any:
     """Make one graph of a whole step: forward, backward, clipping, optimizer, averages, metrics.
 
@@ -353,6 +341,8 @@ def compile(
     >>> fl.tree_equal(less(state, batch)[0].params, b.params)
     True
     """
+    if not isinstance(backend, str) and not is_function(backend):
+        raise TypeError(f'compile(backend=...) takes a name: "inductor"; got {short(backend)}.')
     if isinstance(step, Compiled):
         raise TypeError("This step is compiled already.")
     if isinstance(step, functools.partial) and isinstance(step.func, type):
@@ -361,6 +351,7 @@ def compile(
             "still waits for the stage that it wraps: fl.compile(fl.pipe(loss, fl.grad, ...))."
         )
     if not isinstance(step, Stage):
+        check_is_step(step, "compile")
         step = stage(step, "step")
     if step.kind == "callback":
         raise TypeError(

@@ -12,6 +12,7 @@ from fnloop.distributed.mesh import Mesh
 from fnloop.names.keywords import explained
 from fnloop.optim.torch_bridge import from_torch
 from fnloop.stages.base import Stage
+from fnloop.stages.step_given import check_is_step
 from fnloop.transforms.dry_run import Flops, dry_run
 from fnloop.transforms.model_rows import ModuleRow, Sizes, model_rows, sizes_by_name, total
 from fnloop.transforms.sharded import Sharded, sharded
@@ -186,11 +187,7 @@ def summary(
     >>> found.held, found.moved
     (3144, 6168)
     """
-    if not isinstance(state, State):
-        raise TypeError(
-            "summary takes a step and its state, fl.summary(step, step.init(model), batch); got "
-            f"{short(state)} as the state."
-        )
+    check_is_step(step, "summary")
     depth = None if depth is None else as_count(depth, "summary(depth=...)")
     ranks = sharded(step, state, mesh)
     if mesh is not None and ranks is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fnloop._torch.tracing import casting, opaque
 from fnloop.names.keywords import explained
+from fnloop.stages.step_given import check_is_step
 from fnloop.transforms.segment import Segment, cut, outside_of
 from fnloop.trees.nodes import tree_map
 from fnloop.trees.show import short
@@ -60,11 +61,7 @@ def unroll(
     >>> bool(torch.func.grad(after)(torch.tensor(0.01)) < 0)  # a larger one would be better
     True
     """
-    if not isinstance(state, State):
-        raise TypeError(
-            "unroll takes a step, a state from step.init(model), and batches: "
-            f"fl.unroll(step, state, batches); got {type(state).__name__} as the state."
-        )
+    check_is_step(step, "unroll")
     if isinstance(batches, (Tensor, Mapping)):
         raise TypeError(
             f"unroll takes a batch for each step, such as a list of them; got {short(batches)}, "
@@ -75,6 +72,8 @@ def unroll(
             "unroll was given a compiled step, through which nothing can be differentiated. Give "
             "it the step that is not compiled: fl.unroll(step.uncompiled, state, batches)."
         )
+    if not isinstance(batches, Iterable) or isinstance(batches, str):
+        raise TypeError(f"unroll(batches=...) takes a list of batches, got {short(batches)}.")
     given = list(batches)
     if truncate is not None:
         far = max(0, len(given) - as_count(truncate, "unroll(truncate=...)", 1))

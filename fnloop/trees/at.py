@@ -33,6 +33,8 @@ def tree_at(where: Callable[[T], Any], tree: T, value: Any) -> T:
     # Wrap every leaf in a new object, so that nodes have distinct identities even if the same
     # tensor occurs twice.
     marked = tree_map(_Mark, by_name(tree))
+    if not callable(where) or isinstance(where, type):
+        raise TypeError(f"tree_at(where, ...) takes a function, lambda t: t.a.b; got {where!r}.")
     found = where(marked)
     several = type(found) is tuple and not _contains(marked, found)
     targets, values = (found, value) if several else ((found,), (value,))

@@ -80,11 +80,12 @@ def tree(cls: type[T]) -> type[T]:
     >>> tree_map(lambda leaf: leaf + 1, line)(torch.tensor([1.0]))
     tensor([4.])
     """
+    own_init = "__init__" in vars(cls)
     dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
-    if getattr(cls, "explains_keywords", False):
-        cls.__init__ = explained(cls.__init__)
-    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
     hints = _hints(cls)
+    if getattr(cls, "explains_keywords", False):
+        cls.__init__ = explained(cls.__init__, None if own_init else hints)
+    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
     child_names = tuple(f.name for f in fields if not _is_static(f, hints[f.name]))
     static_names = tuple(f.name for f in fields if f.name not in child_names)
 

@@ -82,6 +82,8 @@ def tree_show(tree: Any, depth: int = 20) -> str:
       w    f32[2,3]                     6 values, 24 B
       b    dict                         3 values, 12 B
     """
+    if not isinstance(depth, int) or depth < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"tree_show(depth=...) takes a whole number of at least 0, got {depth!r}.")
     rows: list[tuple[int, str, str, str]] = []
 
     def visit(name: str, node: Any, level: int) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from fnloop.data.batches import START, Batches
 from fnloop.data.bundle import Data
+from fnloop.data.readers import check_part
 from fnloop.effects.screens import screen
 from fnloop.loop.checks import check_slots
 from fnloop.loop.run import run
@@ -85,8 +86,7 @@ def find_batch_size(
             f"find_batch_size is for one process, and this step is for {mesh}: a rank that runs "
             "out of memory ends the others. Try the share of one rank, without fl.shard."
         )
-    if search not in ("power", "binary"):
-        raise ValueError(f'find_batch_size(search=...) takes "power" or "binary", got {search!r}.')
+    check_part(data, "find_batch_size(data=...)")
     make, examples = _maker(data)
     start = as_count(start, "find_batch_size(start=...)", 1)
     most = as_count(max_size, "find_batch_size(max_size=...)", 1)

@@ -51,7 +51,7 @@ class keep_best(Monitoring):
     label: ClassVar[str] = "keep_best"
     monitor: str
     mode: str = "min"
-    slots: tuple[str, ...] = ()
+    slots: str | tuple[str, ...] = ()
     name: str = "best"
 
     def __post_init__(self) -> None:

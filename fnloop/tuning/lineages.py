@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fnloop.names.keywords import explained
+from fnloop.trees.show import short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +145,8 @@ def lineage(history: Any, name: str = "lineage") -> Lineage:
     >>> found.founders, [round(rate, 3) for rate in found.schedule("sgd.lr", 1)[1]][3:7]
     ([3, 3, 2, 3], [0.2, 0.2, 0.16, 0.16])
     """
+    if not isinstance(history, Iterable) or isinstance(history, (str, type)):
+        raise TypeError(f"lineage takes the fl.History of a run, got {short(history)}.")
     rows = list(history)
     found = _by_member(rows)
     metric = f"{name}/parent"

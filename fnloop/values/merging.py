@@ -25,7 +25,11 @@ def merge(parts: Iterable[Metrics]) -> dict[str, Any]:
     {'loss': 1.0, 'lr': 0.1}
     """
     result: dict[str, Any] = {}
+    if not isinstance(parts, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"merge takes a list of dicts of metrics, got {short(parts)}.")
     for part in parts:
+        if not isinstance(part, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"merge takes a list of dicts of metrics; one is {short(part)}.")
         for name, metric in part.items():
             result[name] = _merged(name, result[name], metric) if name in result else metric
     return result
@@ -155,6 +159,8 @@ def numbers(metrics: Metrics) -> dict[str, float]:
     >>> numbers({"loss": Mean(4.0, 2), "recall": Sum(torch.tensor([0.5, 0.25]))})
     {'loss': 2.0, 'recall[0]': 0.5, 'recall[1]': 0.25}
     """
+    if not isinstance(metrics, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"numbers takes a dict of metrics, got {short(metrics)}.")
     return numbers_of([metrics])[0]
 
 

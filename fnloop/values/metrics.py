@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.tracing import opaque
+from fnloop.names.keywords import explained
 from fnloop.trees.equal import tree_equal
 from fnloop.trees.nodes import is_tree, not_decorated, tree, tree_map
 from fnloop.trees.show import short, short_fields
@@ -308,6 +309,7 @@ class Stop(Metric):
         return bool(self.when)
 
 
+@explained
 def stop(when: bool | Tensor, reason: str, status: str = "stopped") -> Stop:
     """A metric that asks the loop to stop after this step if `when` is true.
 

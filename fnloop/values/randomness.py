@@ -11,10 +11,12 @@ from torch import Tensor
 from fnloop._torch.members import drawing
 from fnloop._torch.random import seeded
 from fnloop._torch.tracing import host_values, recording, transformed
+from fnloop.names.keywords import explained
 from fnloop.values.key import fold
 from fnloop.values.state import State
 
 
+@explained
 def randomness(state: State, name: str) -> contextlib.AbstractContextManager[Any]:
     """A context manager that seeds torch's random numbers for this stage and this call.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fnloop.names.keywords import explained
 from fnloop.trees.nodes import tree_map
 from fnloop.trees.show import short
 from fnloop.values.state import State
@@ -47,6 +48,7 @@ def stack(states: Iterable[State]) -> State:
     return stacked.replace(cursor=members[0].cursor)
 
 
+@explained
 def member(population: State, i: int) -> State:
     """The state of member `i`: an ordinary state, to be evaluated, exported, saved or trained on.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fnloop._torch.random import seeded
+from fnloop.names.keywords import explained
 from fnloop.trees.show import short
 from fnloop.values.averaged import choose_buffers, choose_params
 from fnloop.values.cursor import Cursor
@@ -65,6 +66,7 @@ def start(model: Any, seed: int = 0) -> State:
     )
 
 
+@explained
 def to_module(state: State, params: str | None = None) -> Any:
     """Build the trained model: a new ``nn.Module`` (or tree) with copies of the state's tensors.
 

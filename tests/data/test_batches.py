@@ -297,7 +297,7 @@ def test_length_and_repr() -> None:
 @pytest.mark.parametrize("size", [0, -1, 2.5, True])
 def test_bad_batch_size(size: Any) -> None:
     wrong = ValueError if type(size) is int else TypeError
-    with pytest.raises(wrong, match=f"batch_size takes a whole number of at least 1, got {size!r}"):
+    with pytest.raises(wrong, match=f"batch_size=.* whole number of at least 1, got {size!r}"):
         Batches(torch.arange(3), size)
 
 
@@ -330,7 +330,7 @@ def test_a_cursor_from_other_data() -> None:
 
 
 def test_inputs_and_targets_are_one_argument():
-    with pytest.raises(TypeError, match=r"such as a tuple: fl\.Batches\(\(x, y\), 64\)"):
+    with pytest.raises(TypeError, match=r"batch_size=.* such as a tuple: fl\.Batches\(\(x,"):
         Batches(torch.ones(8, 2), torch.ones(8), 64)  # type: ignore[arg-type]  # pyright: ignore
 
 

@@ -229,7 +229,7 @@ def test_the_fingerprint_tells_buckets_apart() -> None:
         ([0, 1], ValueError, "buckets has 2 numbers, and there are 3 examples"),
         ([0.0, 1.0, 2.0], TypeError, r"bucket of each example, .* got f32\[3\]"),
         ([True, False, True], TypeError, r"got bool\[3\]"),
-        ("abc", TypeError, "got str"),
+        ("abc", TypeError, "got 'abc'"),
     ],
 )
 def test_buckets_that_do_not_fit(buckets: Any, error: Any, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from types import ModuleType
 
 import fnloop
 
@@ -84,3 +85,22 @@ def documented() -> dict[str, list[str]]:
 def test_the_reference_has_the_chapters_of_the_package() -> None:
     pages = {title: sorted(names) for title, names in documented().items()}
     assert pages == {title: sorted(names) for title, names in chapters().items()}
+
+
+def test_names_in_pages_and_messages_are_there() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    missing = []
+    for path in [*pages, *PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py")]:
+        for name in set(re.findall(r"\bfl\.([a-z]+\.\w+|\w+)", path.read_text(encoding="utf-8"))):
+            first, _, second = name.partition(".")
+            home = getattr(fnloop, first, None)
+            inside = not second or not isinstance(home, ModuleType) or hasattr(home, second)
+            if home is None or not inside:
+                missing.append(f"{path.relative_to(ROOT)}: fl.{name}")
+    assert not missing
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert pages == set(re.findall(r": (\S+\.md)$", nav, re.MULTILINE))

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+import fnloop as fl
+
 RANDOM = np.random.default_rng(0)
 
 
@@ -60,9 +62,21 @@ def test_missing_files_are_told_of(example: Any, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of Lightning
 def test_losses_are_those_of_lightning(example: Any, folder: Path, double: None) -> None:
     pytest.importorskip("pytorch_lightning")
-    theirs = example("fashion_mnist_lightning").trained(folder, epochs=3)
+    other = example("fashion_mnist_lightning")
+    theirs = other.trained(folder, epochs=3)
     state, history = example("fashion_mnist").trained(folder, epochs=3)
     for name in ("loss", "test/loss"):
         assert history[name] == pytest.approx([row[name] for row in theirs.rows], rel=1e-12)
     for name, weight in theirs.model.state_dict().items():
         assert torch.allclose(state.params[name], weight, rtol=1e-10, atol=1e-12)
+
+    module = other.Classifier(folder, 3)  # brought as it is
+    module.model.load_state_dict(fl.to_module(fl.grad(max).init(other.network, 0)).state_dict())
+    every_epoch = fl.data.limit(lambda epoch: other.shuffled(module.training_data, epoch), 5)
+    data = fl.Data(every_epoch, module.val_dataloader())  # 600 pictures, 128 at a time
+    run = fl.lightning.step(module, data, epochs=3)
+    state, history = fl.fit(run.step, run.init(), run.data, epochs=3, callbacks=run.callbacks)
+    for name in ("loss", "test/loss"):
+        assert history[name] == pytest.approx([row[name] for row in theirs.rows], rel=1e-12)
+    for name, weight in theirs.model.state_dict().items():
+        assert torch.allclose(state.params[f"model.{name}"], weight, rtol=1e-10, atol=1e-12)

@@ -273,5 +273,5 @@ def test_an_effect_can_be_used_again_and_closed_unopened(state: State) -> None:
 
 
 def test_a_wrong_interval_is_refused() -> None:
-    with pytest.raises(ValueError, match="every_seconds=0"):
+    with pytest.raises(ValueError, match=r"every_seconds=.* above 0, got 0"):
         progress(every_seconds=0)

@@ -199,7 +199,7 @@ def test_a_state_without_the_steps_memory_says_what_to_call():
         fl.run(STEP, plain, data(), steps=1)
     with pytest.raises(TypeError, match=r"Add fl\.update"):
         fl.run(fl.grad(loss), plain, data(), steps=1)
-    with pytest.raises(TypeError, match=r"from step\.init"):
+    with pytest.raises(TypeError, match=r"step\.init\(model\) makes one"):
         fl.run(STEP, nn.Linear(2, 1), data(), steps=1)
 
 

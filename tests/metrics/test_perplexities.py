@@ -37,5 +37,5 @@ def test_half_precision_logits() -> None:
 
 
 def test_targets_are_needed() -> None:
-    with pytest.raises(TypeError, match="logits and targets, or a Mean"):
+    with pytest.raises(TypeError, match="logits and targets, or an fl"):
         perplexity(torch.zeros(2, 3))  # pyright: ignore

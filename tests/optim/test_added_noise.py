@@ -151,8 +151,3 @@ def test_an_ensemble_and_a_compiled_step_draw_the_same_to_the_bit():
                 for _ in range(2):
                     state, _ = single(state, batch())
                 assert fl.tree_equal(fl.member(made, i).params, state.params)
-
-
-def test_a_negative_variance_is_refused():
-    with pytest.raises(ValueError, match=r"noise\(eta\) takes a variance from 0 on, got -1"):
-        fl.optim.noise(-1)

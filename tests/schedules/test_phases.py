@@ -156,7 +156,7 @@ def test_double_values_stay_double():
     ("make", "error", "message"),
     [
         (lambda: one_cycle(1.0, steps=1), ValueError, "at least 2, got 1"),
-        (lambda: one_cycle(1.0, 100, anneal="cosine"), ValueError, "'cos' or 'linear'"),
+        (lambda: one_cycle(1.0, 100, anneal="cosine"), ValueError, '"cos" or "linear"'),
         (lambda: one_cycle(1.0, 100, pct_start=1.5), ValueError, "each phase has a step"),
         (lambda: one_cycle(1.0, 100, pct_start=0.6, three_phase=True), ValueError, "0.5"),
         (lambda: one_cycle(1.0, 10, pct_start=0.1), ValueError, "0.1"),

@@ -62,8 +62,3 @@ def test_without_temperature_it_is_sgd_with_momentum_of_torch():
         theirs.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(state.params[name], p.detach())
-
-
-def test_a_friction_that_is_no_share_is_refused():
-    with pytest.raises(ValueError, match=r"one minus the momentum of SGD; got 1\.5"):
-        step_of(friction=1.5)

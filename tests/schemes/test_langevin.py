@@ -75,11 +75,3 @@ def test_an_optimizer_of_another_name_is_an_error_that_says_what_to_write(scheme
         step(step.init(nn.Linear(50, 3, bias=False)), torch.ones(1))
     step = fl.pipe(bowl, fl.grad, fl.update(fl.optim.rmsprop(0.1)), scheme(0.1, lr="rmsprop.lr"))
     step(step.init(nn.Linear(50, 3, bias=False)), torch.ones(1))
-
-
-@both
-def test_a_negative_temperature_is_refused(scheme):
-    with pytest.raises(
-        ValueError, match=f"{scheme.__name__}.temperature. takes a number from 0 on"
-    ):
-        fl.pipe(torch.sum, fl.grad, fl.update(fl.optim.sgd(0.1)), scheme(-1.0))

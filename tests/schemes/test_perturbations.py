@@ -101,9 +101,9 @@ def test_it_trains_what_has_no_derivative():
 
 def test_errors():
     exact = fl.grad(lambda model, x: model(x).mean())
-    with pytest.raises(ValueError, match=r"evolution\(std\) takes a deviation above 0, got 0\."):
+    with pytest.raises(ValueError, match=r"evolution\(std=.* above 0.*, got 0\.0"):
         evolution(0.0)(exact)
-    with pytest.raises(ValueError, match=r"evolution\(draws=\)"):
+    with pytest.raises(ValueError, match=r"evolution\(draws="):
         evolution(0.1, 0)(exact)
     step = fl.pipe(lambda m, x: m(x).mean(), fl.grad, evolution(), fl.update(fl.optim.sgd(0.1)))
     with pytest.raises(ValueError, match="evolution was given a stage that is sharded"):

@@ -83,7 +83,7 @@ def test_slow_weights_of_half_precision_are_float32_and_share_no_memory():
 
 def test_errors():
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
-    with pytest.raises(ValueError, match=r"lookahead\(k\)"):
+    with pytest.raises(ValueError, match=r"lookahead\(k="):
         fl.schemes.lookahead(0)(step)
-    with pytest.raises(ValueError, match=r"lookahead\(alpha=\) takes a number from 0 to 1, got 2"):
+    with pytest.raises(ValueError, match=r"lookahead\(alpha=.* from 0 to 1.*, got 2"):
         fl.schemes.lookahead(alpha=2)(step)

@@ -177,7 +177,7 @@ def test_a_floor_of_ones_own():
 @pytest.mark.parametrize("field", ["init_scale", "min_scale"])
 @pytest.mark.parametrize("value", [0, 0.0, float("inf"), float("nan"), 1e-45, -1, 1e300])
 def test_a_scale_that_could_not_be_undone_is_refused(field, value):
-    with pytest.raises(ValueError, match=rf"amp\({field}=.*normal float32"):
+    with pytest.raises(ValueError, match=rf"amp\({field}=.* from 1\.17549e-38 to"):
         fl.amp("fp16", **{field: value})(fl.grad(loss))
 
 

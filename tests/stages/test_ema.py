@@ -81,8 +81,3 @@ def test_the_average_of_half_precision_parameters_is_float32():
     after, _ = step(state, torch.ones(4, 3, dtype=torch.bfloat16))
     assert after["ema"]["weight"].dtype == torch.float32
     assert fl.to_module(after, params="ema").weight.dtype == torch.bfloat16
-
-
-def test_wrong_decay():
-    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
-        fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)), fl.ema(1.5))

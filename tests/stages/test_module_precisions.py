@@ -139,8 +139,8 @@ def test_an_error_leaves_the_model_as_it_was():
     ("arguments", "error", "message"),
     [
         (("bf16", {"hed": "fp32"}), ValueError, r"'hed' fits no module.*There are: body, body\.0"),
-        (("bf16", ["head"]), TypeError, "takes precisions by the names of modules"),
-        (("fp16", 2.0**10), TypeError, r"takes precisions by the names of modules.*got 1024\.0"),
+        (("bf16", ["head"]), TypeError, "takes a dict or None, got a list"),
+        (("fp16", 2.0**10), TypeError, r"takes a dict.*got 1024\.0"),
         (("bf16", {0: "fp32"}), TypeError, "takes precisions by the names of modules"),
         (("bf16", {"head": "fp64"}), ValueError, r"modules=\{'head': \.\.\.\}.*got 'fp64'"),
         (("fp64", {"head": "fp32"}), ValueError, "stores all parameters in one dtype"),

@@ -48,8 +48,8 @@ def test_it_can_be_differentiated():
 def test_what_is_no_multiplier_is_refused(how):
     state = STEP.init(nn.Linear(2, 1))
     for wrong, kind, message in [
-        (math.nan, ValueError, "a finite number, got nan"),
-        (math.inf, ValueError, "a finite number, got inf"),
+        (math.nan, ValueError, "a finite number of at least 0, got nan"),
+        (math.inf, ValueError, "a finite number of at least 0, got inf"),
         (torch.ones(2), ValueError, r"shape, f32\[\]; got f32\[2\]"),
         ("0.5", TypeError, "a number or a 0-d tensor, got '0.5'"),
     ]:

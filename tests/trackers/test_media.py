@@ -121,7 +121,7 @@ def test_a_sound_is_a_wav_file() -> None:
         (lambda: Image("a.png"), "takes a tensor or an array, and was given str"),
         (lambda: Audio(torch.zeros(800, 2), 8000), r"channels that come last"),
         (lambda: Audio(torch.zeros(800), 0), "rate"),
-        (lambda: Text([1, 2]), "takes a string, and was given list"),  # type: ignore
+        (lambda: Text([1, 2]), "takes a string, got a list"),  # type: ignore
         (lambda: Histogram(torch.zeros(2), bins=1000), "at most 512 bins"),
         (lambda: Histogram(["a"]), "no numbers"),
         (lambda: File("missing.txt"), "missing.txt is no file"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fnloop.optim.base import Memory, Optimizer, Step, descent
+from fnloop.schedules.ranges import NonNegative, Share
 from fnloop.trees.nodes import tree
 from fnloop.values.tensors import Tensors
 
@@ -30,10 +31,10 @@ class adadelta(Optimizer):
     """
 
     by_value = True
-    lr: Any = 1.0
-    rho: Any = 0.9
-    eps: Any = 1e-6
-    weight_decay: Any = 0.0
+    lr: NonNegative = 1.0
+    rho: Share = 0.9
+    eps: NonNegative = 1e-6
+    weight_decay: NonNegative = 0.0
     maximize: bool = False
     name: str = "adadelta"
 

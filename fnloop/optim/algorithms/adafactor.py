@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fnloop.optim.base import Memory, Optimizer, Step, counter, decayed, descent, refuse_complex
+from fnloop.schedules.ranges import Hyper, NonNegative, Positive
 from fnloop.trees.nodes import static, tree
 from fnloop.values.tensors import Tensors
 
@@ -39,12 +40,12 @@ class adafactor(Optimizer):
     (torch.Size([3, 1]), torch.Size([1, 4]), torch.Size([3]))
     """
 
-    lr: Any = 1e-2
-    beta2_decay: Any = -0.8
-    eps1: Any = static(default=None)
-    eps2: Any = 1e-3
-    clip_threshold: Any = 1.0
-    weight_decay: Any = 0.0
+    lr: NonNegative = 1e-2
+    beta2_decay: Hyper = -0.8
+    eps1: NonNegative | None = static(default=None)
+    eps2: NonNegative = 1e-3
+    clip_threshold: Positive = 1.0
+    weight_decay: NonNegative = 0.0
     maximize: bool = False
     name: str = "adafactor"
 

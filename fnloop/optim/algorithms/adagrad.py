@@ -7,6 +7,7 @@ from typing import Any
 from fnloop._torch import fused
 from fnloop.optim.base import Memory, Optimizer, Step, counter, descent
 from fnloop.schedules.base import at
+from fnloop.schedules.ranges import NonNegative
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, select
 from fnloop.values.fused_update import FusedUpdate
@@ -36,11 +37,11 @@ class adagrad(Optimizer):
     """
 
     by_value = True
-    lr: Any = 1e-2
-    lr_decay: Any = 0.0
-    weight_decay: Any = 0.0
-    initial_accumulator: Any = 0.0
-    eps: Any = 1e-10
+    lr: NonNegative = 1e-2
+    lr_decay: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0
+    initial_accumulator: NonNegative = 0.0
+    eps: NonNegative = 1e-10
     maximize: bool = False
     name: str = "adagrad"
 

@@ -14,6 +14,7 @@ from fnloop.optim.base import (
     decayed,
     descent,
 )
+from fnloop.schedules.ranges import Decay, NonNegative
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, select
 from fnloop.values.fused_update import FusedUpdate
@@ -27,11 +28,11 @@ class _Adam(Optimizer):
     by_value = True
     decoupled: ClassVar[bool]
 
-    lr: Any
-    b1: Any
-    b2: Any
-    eps: Any
-    weight_decay: Any
+    lr: NonNegative
+    b1: Decay
+    b2: Decay
+    eps: NonNegative
+    weight_decay: NonNegative
     amsgrad: bool
     maximize: bool
 
@@ -103,11 +104,11 @@ class adam(_Adam):
 
     decoupled: ClassVar[bool] = False
 
-    lr: Any = 1e-3
-    b1: Any = 0.9
-    b2: Any = 0.999
-    eps: Any = 1e-8
-    weight_decay: Any = 0.0
+    lr: NonNegative = 1e-3
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.0
     amsgrad: bool = False
     maximize: bool = False
     name: str = "adam"
@@ -134,11 +135,11 @@ class adamw(_Adam):
 
     decoupled: ClassVar[bool] = True
 
-    lr: Any = 1e-3
-    b1: Any = 0.9
-    b2: Any = 0.999
-    eps: Any = 1e-8
-    weight_decay: Any = 0.01
+    lr: NonNegative = 1e-3
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.01
     amsgrad: bool = False
     maximize: bool = False
     name: str = "adamw"

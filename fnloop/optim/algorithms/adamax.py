@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fnloop.optim.base import Memory, Optimizer, Step, correction, counter, descent
+from fnloop.schedules.ranges import Decay, NonNegative
 from fnloop.trees.nodes import tree
 from fnloop.values.tensors import Tensors
 
@@ -31,11 +32,11 @@ class adamax(Optimizer):
     """
 
     by_value = True
-    lr: Any = 2e-3
-    b1: Any = 0.9
-    b2: Any = 0.999
-    eps: Any = 1e-8
-    weight_decay: Any = 0.0
+    lr: NonNegative = 2e-3
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.0
     maximize: bool = False
     name: str = "adamax"
 

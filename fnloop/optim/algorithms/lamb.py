@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fnloop.optim.base import Memory, Optimizer, Step, correction, counter, is_zero
+from fnloop.schedules.ranges import Decay, NonNegative
 from fnloop.trees.nodes import tree
 from fnloop.values.tensors import Tensors
 
@@ -35,11 +36,11 @@ class lamb(Optimizer):
     """
 
     by_value = True
-    lr: Any = 1e-3
-    b1: Any = 0.9
-    b2: Any = 0.999
-    eps: Any = 1e-6
-    weight_decay: Any = 0.01
+    lr: NonNegative = 1e-3
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-6
+    weight_decay: NonNegative = 0.01
     name: str = "lamb"
 
     def init_state(self, params: Tensors) -> dict[str, Any]:

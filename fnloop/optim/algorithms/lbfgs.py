@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from fnloop.names.arguments import bounded
 from fnloop.optim.base import Evaluate, Memory, Optimizer, Step
 from fnloop.optim.curvature import Curvature
 from fnloop.optim.quasi_newton import Rules
 from fnloop.optim.vectors import joined, parted
+from fnloop.schedules.ranges import NonNegative
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag, both, invert, select
 from fnloop.values.counts import as_count
@@ -65,23 +67,20 @@ class lbfgs(Optimizer):
     """
 
     evaluates: ClassVar[bool] = True
-    lr: Any = 1.0
+    lr: NonNegative = 1.0
     max_iter: int = 20
     max_eval: int | None = None
-    tolerance_grad: float = 1e-7
-    tolerance_change: float = 1e-9
+    tolerance_grad: Annotated[float, bounded(0)] = 1e-7
+    tolerance_change: Annotated[float, bounded(0)] = 1e-9
     history_size: int = 10
     line_search: Literal["strong_wolfe"] | None = "strong_wolfe"
     name: str = "lbfgs"
 
     def __post_init__(self) -> None:
         for field in ("max_iter", "max_eval", "history_size"):
-            if (value := getattr(self, field)) is not None:
+            value = getattr(self, field)
+            if value is not None or field != "max_eval":
                 object.__setattr__(self, field, as_count(value, f"lbfgs({field}=...)", 1))
-        if self.line_search not in ("strong_wolfe", None):
-            raise ValueError(
-                f'lbfgs(line_search=...) takes "strong_wolfe" or None, got {self.line_search!r}.'
-            )
 
     def init_state(self, params: Tensors) -> dict[str, Any]:
         like = joined(params.whole().wide(), params.whole())

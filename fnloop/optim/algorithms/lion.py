@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fnloop.optim.base import Memory, Optimizer, Step, decayed
+from fnloop.schedules.ranges import Decay, NonNegative
 from fnloop.trees.nodes import tree
 from fnloop.values.tensors import Tensors
 
@@ -29,10 +30,10 @@ class lion(Optimizer):
     """
 
     by_value = True
-    lr: Any = 1e-4
-    b1: Any = 0.9
-    b2: Any = 0.99
-    weight_decay: Any = 0.0
+    lr: NonNegative = 1e-4
+    b1: Decay = 0.9
+    b2: Decay = 0.99
+    weight_decay: NonNegative = 0.0
     name: str = "lion"
 
     def init_state(self, params: Tensors) -> dict[str, Any]:

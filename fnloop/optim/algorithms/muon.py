@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fnloop.optim.base import Memory, Optimizer, Step, decayed, refuse_complex
+from fnloop.schedules.ranges import NonNegative
 from fnloop.trees.nodes import static, tree
 from fnloop.values.counts import as_count
 from fnloop.values.tensors import Tensors
@@ -47,21 +48,21 @@ class muon(Optimizer):
     """
 
     by_value = True
-    lr: Any = 1e-3
-    weight_decay: Any = 0.1
-    momentum: Any = 0.95
+    lr: NonNegative = 1e-3
+    weight_decay: NonNegative = 0.1
+    momentum: NonNegative = 0.95
     nesterov: bool = True
     ns_coefficients: tuple[float, float, float] = static(default=(3.4445, -4.7750, 2.0315))
     ns_steps: int = 5
-    eps: Any = 1e-7
+    eps: NonNegative = 1e-7
     adjust_lr: Literal["original", "match_rms_adamw"] = "original"
     name: str = "muon"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ns_steps", as_count(self.ns_steps, "muon(ns_steps=...)"))
-        if self.adjust_lr not in ("original", "match_rms_adamw"):
+        if len(self.ns_coefficients) != 3:
             raise ValueError(
-                f"muon: adjust_lr must be 'original' or 'match_rms_adamw'; got {self.adjust_lr!r}."
+                f"muon(ns_coefficients=...) takes three numbers, got {self.ns_coefficients!r}."
             )
 
     def init_state(self, params: Tensors) -> dict[str, Any]:

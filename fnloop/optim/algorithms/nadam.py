@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fnloop.optim.base import Memory, Optimizer, Step, correction, counter, decayed, descent
+from fnloop.schedules.ranges import Decay, NonNegative
 from fnloop.trees.nodes import tree
 from fnloop.values.tensors import Tensors
 
@@ -35,12 +36,12 @@ class nadam(Optimizer):
     """
 
     by_value = True
-    lr: Any = 2e-3
-    b1: Any = 0.9
-    b2: Any = 0.999
-    eps: Any = 1e-8
-    weight_decay: Any = 0.0
-    momentum_decay: Any = 4e-3
+    lr: NonNegative = 2e-3
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.0
+    momentum_decay: NonNegative = 4e-3
     decoupled: bool = False
     maximize: bool = False
     name: str = "nadam"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from fnloop.names.arguments import bounded
 from fnloop.optim.base import Memory, Optimizer, Step, correction, counter, decayed, descent
+from fnloop.schedules.ranges import Decay, NonNegative, Positive
 from fnloop.trees.nodes import static, tree
 from fnloop.values.tensors import Tensors
 
@@ -52,25 +54,19 @@ class prodigy(Optimizer):
     """
 
     by_value = True
-    lr: Any = 1.0
-    b1: Any = 0.9
-    b2: Any = 0.999
-    b3: float | None = static(default=None)
-    eps: Any = 1e-8
-    weight_decay: Any = 0.0
+    lr: NonNegative = 1.0
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    b3: Annotated[float, bounded(0, 1)] | None = static(default=None)
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.0
     decoupled: bool = True
-    d0: float = static(default=1e-6)
-    d_coef: Any = 1.0
-    growth: float = static(default=math.inf)
+    d0: Annotated[float, bounded(0, above=True)] = static(default=1e-6)
+    d_coef: Positive = 1.0
+    growth: Annotated[float, bounded(1, math.inf)] = static(default=math.inf)
     bias_correction: bool = False
     safeguard_warmup: bool = False
     name: str = "prodigy"
-
-    def __post_init__(self) -> None:
-        if not self.d0 > 0:
-            raise ValueError(f"prodigy(d0=) takes a distance above 0, got {self.d0}.")
-        if not self.growth >= 1:
-            raise ValueError(f"prodigy(growth=) takes a factor of at least 1, got {self.growth}.")
 
     def init_state(self, params: Tensors) -> dict[str, Any]:
         count = counter(params)

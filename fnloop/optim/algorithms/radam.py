@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fnloop.optim.base import Memory, Optimizer, Step, correction, counter, decayed, descent
+from fnloop.schedules.ranges import Decay, NonNegative
 from fnloop.trees.nodes import tree
 from fnloop.values.looking import look
 from fnloop.values.tensors import Tensors
@@ -34,11 +35,11 @@ class radam(Optimizer):
     """
 
     by_value = True
-    lr: Any = 1e-3
-    b1: Any = 0.9
-    b2: Any = 0.999
-    eps: Any = 1e-8
-    weight_decay: Any = 0.0
+    lr: NonNegative = 1e-3
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.0
     decoupled: bool = False
     maximize: bool = False
     name: str = "radam"

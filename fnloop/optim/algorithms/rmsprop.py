@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fnloop.optim.base import Memory, Optimizer, Step, descent, is_zero
+from fnloop.schedules.ranges import Decay, NonNegative
 from fnloop.trees.nodes import tree
 from fnloop.values.tensors import Tensors
 
@@ -32,11 +33,11 @@ class rmsprop(Optimizer):
     """
 
     by_value = True
-    lr: Any = 1e-2
-    alpha: Any = 0.99
-    eps: Any = 1e-8
-    weight_decay: Any = 0.0
-    momentum: Any = 0.0
+    lr: NonNegative = 1e-2
+    alpha: Decay = 0.99
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.0
+    momentum: NonNegative = 0.0
     centered: bool = False
     maximize: bool = False
     name: str = "rmsprop"

@@ -8,6 +8,7 @@ import torch
 
 from fnloop._torch import fused
 from fnloop.optim.base import Memory, Optimizer, Step, counter, descent, is_zero
+from fnloop.schedules.ranges import Hyper, NonNegative
 from fnloop.trees.nodes import tree
 from fnloop.values.choice import Flag
 from fnloop.values.fused_update import FusedUpdate
@@ -38,10 +39,10 @@ class sgd(Optimizer):
     """
 
     by_value = True
-    lr: Any = 1e-3
-    momentum: Any = 0.0
-    dampening: Any = 0.0
-    weight_decay: Any = 0.0
+    lr: NonNegative = 1e-3
+    momentum: NonNegative = 0.0
+    dampening: Hyper = 0.0
+    weight_decay: NonNegative = 0.0
     nesterov: bool = False
     maximize: bool = False
     name: str = "sgd"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from fnloop.names.arguments import bounded
 from fnloop.optim.base import (
     Memory,
     Optimizer,
@@ -17,6 +18,7 @@ from fnloop.optim.base import (
     refuse_complex,
 )
 from fnloop.optim.eigenbases import eigenbasis, improved, product, reordered, turned
+from fnloop.schedules.ranges import Decay, NonNegative
 from fnloop.trees.nodes import static, tree
 from fnloop.values.choice import Flag, choose
 from fnloop.values.counts import as_count
@@ -62,12 +64,12 @@ class soap(Optimizer):
     (torch.Size([3, 3]), torch.Size([4, 4]))
     """
 
-    lr: Any = 3e-3
-    b1: Any = 0.95
-    b2: Any = 0.95
-    b_shampoo: float | None = static(default=None)
-    eps: Any = 1e-8
-    weight_decay: Any = 0.01
+    lr: NonNegative = 3e-3
+    b1: Decay = 0.95
+    b2: Decay = 0.95
+    b_shampoo: Annotated[float, bounded(0, 1)] | None = static(default=None)
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.01
     every: int = 10
     max_size: int = 10_000
     name: str = "soap"

@@ -13,11 +13,6 @@ def test_takes_matrices_only_and_says_what_to_do():
         muon().init(params)
 
 
-def test_adjust_lr_is_one_of_two():
-    with pytest.raises(ValueError, match="'match_rms_adamw'; got 'adam'"):
-        muon(adjust_lr="adam")
-
-
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
 def test_singular_values_of_the_update_are_near_one(shape):
     generator = torch.Generator().manual_seed(0)

@@ -89,7 +89,7 @@ def test_complex_parameters_count_as_pairs_of_numbers():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"prodigy\(d0=\) takes a distance above 0, got 0"):
+    with pytest.raises(ValueError, match=r"prodigy\(d0=.* above 0, got 0"):
         prodigy(d0=0.0)
-    with pytest.raises(ValueError, match=r"prodigy\(growth=\) takes a factor of at least 1"):
+    with pytest.raises(ValueError, match=r"prodigy\(growth=.* at least 1"):
         prodigy(growth=0.5)
