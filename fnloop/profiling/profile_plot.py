@@ -72,7 +72,8 @@ def _modules(axes: Any, profile: Profile) -> None:
     how = ", uncompiled" if profile.compiled else ""
     _bars(axes, "time by module, under a profiler" + how, "ms", bars, COLORS[:2])
     handles = [axes.containers[0], axes.containers[1]]
-    axes.legend(handles, ["forward", "backward"], frameon=False, fontsize=9, loc="lower right")
+    below: dict[str, Any] = {"loc": "upper right", "bbox_to_anchor": (1.0, -0.12), "ncols": 2}
+    axes.legend(handles, ["forward", "backward"], frameon=False, fontsize=9, **below)
 
 
 def _memory(axes: Any, profile: Profile) -> None:
