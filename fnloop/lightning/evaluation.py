@@ -23,9 +23,10 @@ from fnloop.stages.callback import Callback
 from fnloop.trees.nodes import static, tree
 from fnloop.values.averaged import choose_buffers, choose_params
 from fnloop.values.key import fold
+from fnloop.values.member_metrics import beside
 from fnloop.values.metrics import Last
 from fnloop.values.placing import whole_state
-from fnloop.values.stacked import data_key, each_member, side_by_side
+from fnloop.values.stacked import data_key, each_member
 from fnloop.values.state import State
 
 Kind = Literal["validation", "test", "predict"]
@@ -105,7 +106,7 @@ def metrics_of(
     found = [
         evaluated(kind, own, data, facts, batches, params).metrics for own in each_member(state)
     ]
-    return side_by_side(found, state)
+    return beside(found, state)
 
 
 def _one(

@@ -19,8 +19,8 @@ from fnloop.names.keywords import explained
 from fnloop.stages.functions import as_loss
 from fnloop.stages.loss_result import read_metrics
 from fnloop.values.averaged import choose_params
+from fnloop.values.member_metrics import beside
 from fnloop.values.merging import merge_all, numbers
-from fnloop.values.stacked import side_by_side
 from fnloop.values.state import State
 
 
@@ -147,7 +147,7 @@ def _own_share(
         refuse_divided(data)
     share = (mesh.rank, mesh.data)
     for _, batch, result in outputs_of(who, state, data, params, "evaluate", batches, share, sums):
-        parts.append(side_by_side([read_metrics(own, batch, who) for own in result], state))
+        parts.append(beside([read_metrics(own, batch, who) for own in result], state))
         if each is not None:
             each()
         if len(parts) == 64:

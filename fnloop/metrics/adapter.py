@@ -52,6 +52,7 @@ class Torchmetric(Metric):
     """
 
     reduction: ClassVar[str] = "merge"
+    stacks: ClassVar[bool] = True  # it tells members apart itself
 
     folded: dict[str, Tensor]
     parts: tuple[dict[str, Any], ...]

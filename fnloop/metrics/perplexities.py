@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from fnloop.values.metrics import Mean, as_tensor
 @tree
 class Perplexity(Mean):
     """The exponential of a mean negative log-likelihood (in nats)."""
+
+    stacks: ClassVar[bool] = True
 
     def value(self) -> Tensor:
         return as_tensor(super().value(), torch.device("cpu")).exp()

@@ -50,6 +50,8 @@ def mae(predictions: Tensor, targets: Tensor) -> Mean:
 class Rmse(Mean):
     """The square root of a mean."""
 
+    stacks: ClassVar[bool] = True
+
     def value(self) -> Tensor:
         return as_tensor(super().value(), torch.device("cpu")).sqrt()
 

@@ -21,6 +21,7 @@ from fnloop.trees.show import numbers_text, short
 from fnloop.values.choice import select
 from fnloop.values.counts import as_count
 from fnloop.values.looking import look
+from fnloop.values.member_metrics import of_members
 from fnloop.values.stacked import (
     ACTIVE,
     SLOT,
@@ -85,7 +86,7 @@ class Population(StepStage):
             TypeError: `i` is not a whole number.
         """
         i = as_member(i, self.n)
-        return with_settings(self.inner, {name: float(v[i]) for name, v in self.values.items()})
+        return with_settings(self.inner, {name: look(v[i]) for name, v in self.values.items()})
 
     def batch_of(self, x: Any, i: int) -> Any:
         """Of a batch of this step, the part that member `i` reads."""
@@ -141,6 +142,7 @@ class Population(StepStage):
             raise ValueError(self._other(members_of(state)))
         call = self._vmapped if self.mode == "vmap" else self._looped
         after, metrics = call(before, x)
+        metrics = of_members(metrics)
         if look(mark[ACTIVE].all()) is not True:
             after = _of_active(mark[ACTIVE], after, before)
         return after.replace(slots={**state.slots, **after.slots}), metrics

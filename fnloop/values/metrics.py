@@ -29,6 +29,9 @@ class Metric:
     Attributes:
         reduction: How each field is reduced across ranks: ``"sum"``, ``"min"``, ``"max"``,
             ``"same"`` (equal on every rank), or ``"merge"`` (gathered and merged in rank order).
+        stacks: Whether `merge` and `value` treat each element of the fields alone. A population
+            then keeps one metric, whose fields have a leading dimension, else one for each member.
+            It is not inherited.
 
     >>> @tree
     ... class Count(Metric):
@@ -46,6 +49,7 @@ class Metric:
     """
 
     reduction: ClassVar[str] = "sum"
+    stacks: ClassVar[bool] = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise not_decorated(type(self), "metric")
@@ -194,6 +198,7 @@ class Mean(Metric):
     1.0
     """
 
+    stacks: ClassVar[bool] = True
     total: Number
     weight: Number
 
@@ -215,6 +220,7 @@ class Sum(Metric):
     5.0
     """
 
+    stacks: ClassVar[bool] = True
     total: Number
 
     def merge(self, other: Self) -> Self:
@@ -233,6 +239,7 @@ class Min(Metric):
     """
 
     reduction: ClassVar[str] = "min"
+    stacks: ClassVar[bool] = True
     smallest: Number
 
     def merge(self, other: Self) -> Self:
@@ -254,6 +261,7 @@ class Max(Metric):
     """
 
     reduction: ClassVar[str] = "max"
+    stacks: ClassVar[bool] = True
     largest: Number
 
     def merge(self, other: Self) -> Self:
@@ -275,6 +283,7 @@ class Last(Metric):
     """
 
     reduction: ClassVar[str] = "same"
+    stacks: ClassVar[bool] = True
     latest: Number
 
     def merge(self, other: Self) -> Self:
@@ -292,6 +301,7 @@ class Stop(Metric):
     """A request to stop the run, made by `stop`."""
 
     reduction: ClassVar[str] = "max"
+    stacks: ClassVar[bool] = True
     when: Any
     reason: str = ""
     status: str = "stopped"
