@@ -17,8 +17,8 @@ from fnloop.cli.sweep_folder import NAME, TABLE, Lists, Sweep, sweep_in
 from fnloop.cli.swept import grid_of, taken_lists
 from fnloop.loop.fit import fit
 from fnloop.loop.history import History
+from fnloop.transforms.vmap_errors import is_of_vmap
 from fnloop.trees.show import numbers_text
-from fnloop.values.cursor import Cursor
 from fnloop.values.stacked import member
 from fnloop.values.state import State
 
@@ -143,26 +143,9 @@ def _trained(job: _Job, many: Any) -> tuple[State, History]:
         )
     except Exception as error:
         text = describe(error)
-        if many.uncompiled.mode == "vmap" and _is_for_one(job, many, error):
-            text = (
-                f"A member of this sweep can be trained alone, and not vmapped with the others: "
-                f"{text}\nTo train one after the other: fnloop sweep ... --loop"
-            )
+        if is_of_vmap(error):
+            text += "\nOn the command line: fnloop sweep ... --loop"
         raise Problem(text) from error
-
-
-def _is_for_one(job: _Job, many: Any, error: Exception) -> bool:
-    """Whether the first step has failed, and does not for a single member."""
-    reached: State | None = getattr(error, "state", None)
-    if reached is not None and Cursor.of(reached.cursor).count:
-        return False
-    single = many.uncompiled.member(0)
-    try:
-        state = single.init(job.recipe.model, seed=job.recipe.seed)
-        fit(single, state, job.recipe.data, steps=1, progress=False)
-    except Exception:
-        return False
-    return True
 
 
 def _summary(job: _Job, state: State) -> str:

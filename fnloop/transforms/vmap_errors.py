@@ -32,3 +32,8 @@ def explain(error: Exception, population: Any, state: State, batch: Any) -> None
     with contextlib.suppress(Exception):
         population.member(0)(each_member(state)[0], population.batch_of(batch, 0))
         error.add_note(NOTE)
+
+
+def is_of_vmap(error: BaseException) -> bool:
+    """Whether a loop over the members has been advised."""
+    return not {NOTE, RECORDED}.isdisjoint(getattr(error, "__notes__", ()))

@@ -144,7 +144,7 @@ def test_a_step_that_cannot_be_vmapped_is_trained_in_a_loop(edited, cli):
     recipe = edited("    x, y = batch\n", f"    x, y = batch\n    {looking}\n")
     arguments = ["sweep", recipe, "--lr", "0.01,0.1", "--epochs", "1"]
     code, _, err = cli(*arguments)
-    assert code == 1 and "can be trained alone, and not vmapped" in err and "--loop" in err
+    assert code == 1 and "takes the batch alone" in err and "--loop" in err
     code, out, err = cli(*arguments, "--loop")
     assert code == 0, err
     assert len(rows_of(out)) == 2
