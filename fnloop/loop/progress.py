@@ -215,8 +215,6 @@ class progress(Effect):
                 left = duration(max(0, self._place.total - cursor.count) / rate)
         done, of = self._place.within(cursor)
         place = self._place.epoch(cursor)
-        if cursor.count == self._start.count and not cursor.index:
-            done, place = 0, self._place.epoch(Cursor(cursor.epoch + 1))
         with self._lock:
             if self._open:
                 self._screen.draw(
@@ -265,12 +263,17 @@ class _Place:
         """The count of the last batch; None if unknown."""
 
     def epoch(self, cursor: Cursor) -> str:
-        return f"epoch {epoch_of(cursor)}" + (f"/{self._epochs}" if self._epochs else "")
+        return f"epoch {self._epoch(cursor)}" + (f"/{self._epochs}" if self._epochs else "")
+
+    def _epoch(self, cursor: Cursor) -> int:
+        """That of the last batch drawn; before the first one of the run, that of the first."""
+        drawn, all_done = cursor.count - self._start.count, cursor.count == self.total
+        return epoch_of(cursor) if drawn or cursor.index or all_done else cursor.epoch + 1
 
     def within(self, cursor: Cursor) -> tuple[int, int | None]:
         """Batches drawn and batches in all: of the epoch, or of the run if those are unknown."""
         if self._batches:
-            batch = cursor.count - self._first - (epoch_of(cursor) - 1) * self._batches
+            batch = cursor.count - self._first - (self._epoch(cursor) - 1) * self._batches
             return max(0, batch), self._of
         drawn = cursor.count - self._start.count
         return drawn, None if self.total is None else self.total - self._start.count

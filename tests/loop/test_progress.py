@@ -82,6 +82,14 @@ def test_a_skipped_step_is_shown_and_names_choose(state: State, clock: list[floa
     assert chosen.getvalue().endswith("1:02:05  lr 0.5  loss 1\n")
 
 
+def test_a_run_that_fails_at_its_first_step_has_drawn_no_batch(state: State) -> None:
+    out = io.StringIO()
+    effect = progress(file=out)
+    effect.open(Run(step=None, state=state, batches=25, total=50))
+    effect.close("failed")
+    assert out.getvalue().startswith("failed  epoch 1/2  batch 0/25  0 batches")
+
+
 def test_the_reason_of_a_stop_is_in_the_last_line(state: State) -> None:
     out = io.StringIO()
     effect = progress(file=out)
