@@ -63,7 +63,14 @@ class FoundRun(NamedTuple):
 
     @classmethod
     def at(cls, folder: Path) -> FoundRun:
-        """The run or the sweep in a folder."""
+        """The run or the sweep in a folder; one that cannot be read says so in its status."""
+        try:
+            return cls._read(folder)
+        except Problem as error:
+            return cls(folder, {}, f"damaged: {error}")
+
+    @classmethod
+    def _read(cls, folder: Path) -> FoundRun:
         sweep, folders = sweep_in(folder), checkpoint_folders(folder)
         newest = newest_of(folders)
         members = None if sweep is None else sweep.size

@@ -48,6 +48,16 @@ def test_what_they_reached_and_where_they_differ(runs, capsys):
     assert "epochs" not in table(capsys, "runs/a", "runs/b")[0]
 
 
+def test_one_that_cannot_be_read_hides_no_other(runs, capsys):
+    for name, text in {"d/config.yaml": "lr: [", "e/sweep.yaml": "recipe: ../../line.py\n"}.items():
+        Path("runs", name).parent.mkdir()
+        Path("runs", name).write_text(text)
+    capsys.readouterr()
+    assert main(["runs", "--sort", "run"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("damaged:") == 2 and "runs/b" in out
+
+
 def test_sorted_by_a_metric_and_drawn(runs, capsys):
     capsys.readouterr()
     rows = table(capsys, "runs/a", "runs/b", "--sort", "val/loss", "--metric", "val/loss,loss")
