@@ -22,7 +22,7 @@ from fnloop.cli.class_types import (
 )
 from fnloop.cli.config import Config
 from fnloop.cli.flag_types import types_of
-from fnloop.cli.source import OWN
+from fnloop.cli.messages import OWN
 
 PATH, ARGUMENTS = "class_path", "init_args"
 

@@ -15,8 +15,7 @@ from typing import Any, get_args
 from fnloop.cli.chosen import ARGUMENTS, PATH, Choices
 from fnloop.cli.class_types import arguments_of, bases_of, given_by, is_below
 from fnloop.cli.flag_types import kind_text
-from fnloop.cli.messages import did_you_mean, shown
-from fnloop.cli.source import OWN
+from fnloop.cli.messages import OWN, did_you_mean, shown
 from fnloop.cli.subclasses import known_classes
 
 _LISTED = 4

@@ -13,8 +13,8 @@ from fnloop.cli.chosen_errors import told_by_parser
 from fnloop.cli.chosen_faults import fault_in
 from fnloop.cli.config import Config
 from fnloop.cli.flag_types import kind_text
-from fnloop.cli.messages import did_you_mean
-from fnloop.cli.source import OWN, parameters
+from fnloop.cli.messages import OWN, did_you_mean
+from fnloop.cli.source import parameters
 from fnloop.cli.value_errors import wrong_value
 
 

@@ -12,8 +12,7 @@ from typing import Any
 from jsonargparse import DefaultHelpFormatter, Namespace
 
 from fnloop.cli.commands import COMMANDS
-from fnloop.cli.messages import value_text
-from fnloop.cli.source import OWN
+from fnloop.cli.messages import OWN, value_text
 
 
 class HelpFormatter(DefaultHelpFormatter):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import linecache
+import re
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from fnloop.names.whose import LEFT_OUT, is_fnloop, is_users
+
+OWN = re.compile(r"\b_recipe_\w+\.")
+"""The module that `load_function` makes of a recipe's file, in a dotted path: left out of texts."""
 
 
 class Problem(Exception):

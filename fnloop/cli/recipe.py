@@ -7,12 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fnloop.data.readers import check_part
 from fnloop.names.keywords import explained
-from fnloop.stages.functions import as_loss
-from fnloop.trees.show import short
-from fnloop.values.counts import as_count, as_number
-from fnloop.values.state import State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,29 +71,11 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not hasattr(self.step, "init"):
-            raise TypeError(
-                f"Recipe(step=...) takes a training step, fl.pipe(loss, fl.grad, "
-                f"fl.update(optimizer)); it was given {type(self.step).__name__}."
-            )
-        for name in ("epochs", "steps", "min_epochs", "min_steps", "seed"):
-            value, least = getattr(self, name), None if name == "seed" else 0
-            if value is not None or name == "seed":
-                object.__setattr__(self, name, as_count(value, f"Recipe({name}=...)", least))
-        for name in ("seconds", "budget"):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, as_number(value, f"Recipe({name}=...)"))
-        if self.data is None:
-            raise TypeError("Recipe(data=...) takes fl.Data, or training data alone, got None.")
-        check_part(self.data, "Recipe(data=...)")
-        if not callable(self.model) and not isinstance(self.model, State):
-            raise TypeError(
-                "Recipe(model=...) takes what step.init takes: an nn.Module, or a function that "
-                f"builds one; got {short(self.model)}."
-            )
-        for name in ("metrics", "predict"):
-            if (value := getattr(self, name)) is not None:
-                as_loss(value, f"Recipe({name}=...): (model, batch)")
+        # Here, because the checks need torch, which takes seconds, and the help of a command not.
+        from fnloop.cli.recipe_checks import checked
+
+        for name, value in checked(self).items():
+            object.__setattr__(self, name, value)
 
 
 Recipe.__init__ = explained(Recipe.__init__)

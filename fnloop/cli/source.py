@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import re
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -15,8 +14,6 @@ from fnloop.cli.isolation import inside
 from fnloop.cli.messages import Problem, did_you_mean, shown, usage
 from fnloop.cli.recipe import Recipe
 
-OWN = re.compile(r"\b_recipe_\w+\.")
-"""The module that `load_function` makes of a recipe's file, in a dotted path."""
 EXAMPLE = "def recipe(lr: float = 1e-3) -> fl.Recipe: ..."
 RESERVED = (
     "config",

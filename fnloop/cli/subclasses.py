@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fnloop.cli.class_types import bases_of
-from fnloop.cli.source import OWN
+from fnloop.cli.messages import OWN
 
 
 def known_classes(kind: Any) -> dict[str, list[str]]:

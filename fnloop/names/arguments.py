@@ -40,6 +40,7 @@ def bounded(
     most: float | None = None,
     above: bool = False,
     below: bool = False,
+    tensors: bool = True,
 ) -> Wanted:
     """A number, or a tensor, whose value is not looked at; never nan.
 
@@ -48,6 +49,7 @@ def bounded(
         most: The upper bound; None for any finite number.
         above: Whether the lower bound itself is refused.
         below: Whether the upper bound itself is refused.
+        tensors: Whether it may be a tensor.
 
     >>> bounded(0, 1, below=True).text
     'a number from 0 to below 1'
@@ -55,7 +57,7 @@ def bounded(
 
     def fits(value: Any) -> bool:
         if _is_tensor(value):
-            return True
+            return tensors
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             return False
         number = float(value)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from fnloop.names.keywords import explained
-from fnloop.stages.base import GradStage, Kind, Stage, StepStage
+from fnloop.stages.base import GradStage, Kind, StepStage
 from fnloop.stages.callback import Callback
 from fnloop.stages.functions import as_function, takes
 from fnloop.trees.nodes import tree
@@ -122,7 +122,7 @@ def stage(function: Callable[[State, Any], Any], kind: Kind) -> Any:
     >>> int(step(state, None)[0].step)
     1
     """
-    if isinstance(function, (type, Stage)):
+    if isinstance(function, type):
         raise TypeError(f"stage takes a function (state, x) -> (state, y), got {short(function)}.")
     kinds = {"grad": LiftedGrad, "step": LiftedStep, "callback": LiftedCallback}
     if kind not in kinds:

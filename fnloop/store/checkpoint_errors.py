@@ -16,14 +16,15 @@ class UnfitError(CheckpointError):
 
     Args:
         fault: What does not fit, and the usual cause.
-        fix: What to do about it in Python.
+        fix: What to do about it in Python. It is in the text when the error is unpickled, as ranks
+            do with that of another one.
 
     Attributes:
         fault: The same.
     """
 
-    def __init__(self, fault: str, fix: str) -> None:
-        super().__init__(f"{fault} {fix}")
+    def __init__(self, fault: str, fix: str = "") -> None:
+        super().__init__(f"{fault} {fix}".strip())
         self.fault = fault
 
 

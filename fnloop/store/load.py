@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import optree
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fnloop.distributed.jointly import jointly
 from fnloop.distributed.mesh import Mesh
+from fnloop.names.arguments import Wanted
 from fnloop.names.keywords import explained
 from fnloop.store.checkpoint_errors import (
     CheckpointError,
@@ -59,9 +60,14 @@ class Loaded(NamedTuple):
     skipped: tuple[tuple[Path, str], ...] = ()
 
 
+def _is_path_or_none(value: Any) -> bool:
+    """None is what `fl.best` gives where there is no checkpoint, which `load` explains."""
+    return value is None or isinstance(value, (str, os.PathLike)) or hasattr(value, "joinpath")
+
+
 @explained
 def load(
-    path: str | os.PathLike[str],
+    path: Annotated[str | os.PathLike[str], Wanted("a path", _is_path_or_none)],
     like: State,
     only: str | tuple[str, ...] | None = None,
     *,

@@ -266,7 +266,7 @@ def compile(
     mode: Literal["default", "max-autotune"] = "default",
     backend: Any = "inductor",
     dynamic: bool = False,
-    memory: Annotated[float, bounded(0, 1)] = 1.0,
+    memory: Annotated[float, bounded(0, 1, tensors=False)] = 1.0,
 ) -> Any:
     """Make one graph of a whole step: forward, backward, clipping, optimizer, averages, metrics.
 

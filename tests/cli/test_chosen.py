@@ -126,7 +126,7 @@ def test_arguments_of_a_class_are_swept(cli):
     given = ["r.py", "--model.width", "4", "--rate"]
     code, out, err = cli("sweep", *given, "0.5,1", "--optimizer.lr", "0.05,0.2")
     assert code == 0 and "model=Net(width=4, drop=0.0)" in err, err
-    assert "scale_by.factor (2 values), sgd.lr (2 values)" in err
+    assert "scale_by.factor: 0.5, 1; sgd.lr: 0.05, 0.2" in err
     rows = [line.split() for line in out.splitlines() if re.match(r" +\d", line)]
     found = {(rate, lr): float(loss) for _, rate, lr, loss in rows}
     assert len(found) == 4

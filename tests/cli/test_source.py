@@ -56,7 +56,7 @@ def test_an_error_in_the_function(edited, message):
 
 def test_an_error_of_fnloops_own_shows_the_users_line(edited, message):
     err = message(edited("batch_size),\n", "0),\n"), code=1)
-    assert "fnloop fit: batch_size takes a whole number of at least 1, got 0." in err
+    assert "fnloop fit: Batches(batch_size=...) takes a whole number of at least 1, got 0" in err
     assert "line.py:" in err and "train=fl.Batches((x[:160], y[:160]), 0)" in err
 
 

@@ -208,6 +208,7 @@ WRONG = {
 ANYTHING, NUMBERS = set(WRONG), {"a negative number", "a fraction", "nan"}
 FITS = {
     "tree_at(where)": {"a module", "a stage"},
+    "stage(function)": {"a stage"},
     "tree_at(tree)": ANYTHING,
     "tree_at(value)": ANYTHING,
     "tree_show(tree)": ANYTHING,

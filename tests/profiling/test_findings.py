@@ -54,7 +54,9 @@ def test_a_compiled_step_is_not_told_to_compile():
 
 @pytest.fixture(scope="module")
 def plain():
-    return dataclasses.replace(fl.profile(*made(), BATCHES, steps=1), kernels=1.0, reads=())
+    return dataclasses.replace(
+        fl.profile(*made(), BATCHES, steps=1), kernels=1.0, reads=(), waiting=0.0
+    )
 
 
 def test_the_largest_part_comes_first(plain):

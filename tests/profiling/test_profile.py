@@ -145,7 +145,7 @@ def test_data_that_would_not_be_the_same_is_refused():
     batches = itertools.cycle([(X, Y)])
     with pytest.raises(TypeError, match=r"profile reads batches .* Give it some as a list"):
         fl.profile(step, state, batches)
-    with pytest.raises(TypeError, match=r"profile takes a state, from step\.init"):
+    with pytest.raises(TypeError, match=r"profile\(state=\.\.\.\) takes a state, got a Sequential"):
         fl.profile(step, network(), BATCHES)
     with pytest.raises(ValueError, match="profile"):
         fl.profile(step, state, BATCHES, steps=0)

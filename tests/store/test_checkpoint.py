@@ -479,7 +479,7 @@ def test_one_effect_for_two_runs_that_have_nothing_to_do_with_one_another(tmp_pa
     ("arguments", "message"),
     [
         ({"mode": "lowest"}, "got 'lowest'"),
-        ({"unit": "batch"}, "unit='batch'"),
+        ({"unit": "batch"}, r"checkpoint\(unit=\.\.\.\) .* got 'batch'"),
         ({"unit": "step"}, "needs every="),
         ({"every": 0}, r"checkpoint\(every=\.\.\.\) .* got 0"),
         ({"keep": 0}, r"checkpoint\(keep=\.\.\.\) .* got 0"),

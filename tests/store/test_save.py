@@ -200,7 +200,7 @@ def test_a_folder_without_permission_is_a_clear_error(tmp_path):
 
 
 def test_what_is_no_state_is_a_clear_error(tmp_path):
-    with pytest.raises(TypeError, match="given OrderedDict"):
+    with pytest.raises(TypeError, match="takes a state, got an OrderedDict"):
         save(torch.nn.Linear(1, 1).state_dict(), tmp_path)
 
 

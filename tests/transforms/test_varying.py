@@ -298,7 +298,7 @@ def test_there_is_a_graph_for_each_shape_unless_asked_for_one():
     shapes = [(6, 8), (6, 11), (6, 12)]
     assert graphs_of(entropy, Mean, texts(shapes), dynamic=False) == [1, 2, 3]
     assert fl.compile(fl.pipe(entropy, fl.grad)).dynamic is False
-    with pytest.raises(TypeError, match=r"dynamic=.* is True or False, got None"):
+    with pytest.raises(TypeError, match=r"dynamic=.* takes True or False, got None"):
         fl.compile(fl.pipe(entropy, fl.grad), dynamic=None)
 
 
