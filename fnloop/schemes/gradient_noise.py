@@ -28,6 +28,7 @@ class NoiseScale(Metric):
     Each is unbiased, and their ratio is not: so they are added before it is taken.
     """
 
+    stacks: ClassVar[bool] = True
     trace: Tensor
     square: Tensor
 
