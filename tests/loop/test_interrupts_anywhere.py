@@ -630,7 +630,29 @@ def quietly(call):
 
 
 @CLOSING
-@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [6, 200])
 def test_dead_workers(cases, tmp_path, count):
     for at, newest in dead_workers(cases(eager), tmp_path, count):
         assert at == (0 if newest is None else int(newest.name[5:]))
+
+
+def test_a_few_dead_workers(tmp_path):
+    """In a process of its own: workers are forked, and do not always come up where the threads of
+    other libraries have been started, as by the tests before.
+    """
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "slow", "-p", "no:cacheprovider"]
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(
+            [*command, f"{__file__}::test_dead_workers[6]"],
+            cwd=ROOT.parent,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout=240)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert code == 0, (tmp_path / "output").read_text()
