@@ -51,7 +51,7 @@ def _resume(parser: ArgumentParser) -> None:
         help="the folder of a run; its flags may be given anew (of a sweep: fnloop sweep --resume)",
     )
     parser.add_argument("--config", action="config", help=SUPPRESS)
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
+    _option(parser, "--recipe", "RECIPE.py", str, _MOVED)
     _deterministic(parser)
     _many(parser)
 
@@ -63,20 +63,18 @@ def _evaluate(parser: ArgumentParser) -> None:
 def _evaluated(parser: ArgumentParser, default: str) -> None:
     parser.add_argument("run", metavar="RUN", help=_RUN)
     _member(parser, default)
-    parser.add_argument("--checkpoint", metavar="WHICH", default=SUPPRESS, help=_WHICH)
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
+    _option(parser, "--checkpoint", "WHICH", str, _WHICH)
+    _option(parser, "--recipe", "RECIPE.py", str, _MOVED)
 
 
 def _predict(parser: ArgumentParser) -> None:
     _evaluated(parser, _NEEDED)
-    parser.add_argument(
-        "--output",
-        metavar="PLACE",
-        default=SUPPRESS,
-        help="a folder, for .npy files, or a file called .parquet: batch by batch, and the same "
+    what = (
+        "a folder, for .npy files, or a file called .parquet: batch by batch, and the same "
         "command goes on if it is killed; or a file called .csv, .npy or .npz; by default CSV is "
-        "printed",
+        "printed"
     )
+    _option(parser, "--output", "PLACE", str, what)
 
 
 def _completion(parser: ArgumentParser) -> None:
@@ -106,27 +104,14 @@ def _diff(parser: ArgumentParser) -> None:
 
 def _replay(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help=_RUN)
-    parser.add_argument(
-        "--step",
-        metavar="N",
-        type=int,
-        default=SUPPRESS,
-        help="which one, in batches drawn: the first is 1; default the first that was skipped",
-    )
+    what = "which one, in batches drawn: the first is 1; default the first that was skipped"
+    _option(parser, "--step", "N", int, what)
     _member(parser, _NEEDED)
-    parser.add_argument(
-        "--checkpoint",
-        metavar="PATH",
-        default=SUPPRESS,
-        help="where to begin; default the nearest checkpoint before, else the initial state",
-    )
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
-    parser.add_argument(
-        "--save",
-        metavar="FILE.safetensors",
-        default=SUPPRESS,
-        help="also write the batch, the gradients, and the state before and after",
-    )
+    what = "where to begin; default the nearest checkpoint before, else the initial state"
+    _option(parser, "--checkpoint", "PATH", str, what)
+    _option(parser, "--recipe", "RECIPE.py", str, _MOVED)
+    what = "also write the batch, the gradients, and the state before and after"
+    _option(parser, "--save", "FILE.safetensors", str, what)
 
 
 def _export(parser: ArgumentParser) -> None:
@@ -138,21 +123,13 @@ def _export(parser: ArgumentParser) -> None:
         required=True,
         help="a file called .safetensors, .pt or .pth (a plain state_dict)",
     )
-    parser.add_argument(
-        "--params",
-        metavar="SLOT",
-        default=SUPPRESS,
-        help="take averaged parameters, as in --params ema; default the live ones",
-    )
-    parser.add_argument(
-        "--dtype",
-        metavar="DTYPE",
-        default=SUPPRESS,
-        help="fp32, bf16 or fp16 for all floating-point tensors; default as they are",
-    )
+    what = "take averaged parameters, as in --params ema; default the live ones"
+    _option(parser, "--params", "SLOT", str, what)
+    what = "fp32, bf16 or fp16 for all floating-point tensors; default as they are"
+    _option(parser, "--dtype", "DTYPE", str, what)
     switch(parser, "--force", "write over a file that is there")
-    parser.add_argument("--checkpoint", metavar="WHICH", default=SUPPRESS, help=_WHICH)
-    parser.add_argument("--recipe", metavar="RECIPE.py", default=SUPPRESS, help=_MOVED)
+    _option(parser, "--checkpoint", "WHICH", str, _WHICH)
+    _option(parser, "--recipe", "RECIPE.py", str, _MOVED)
 
 
 def _summary(parser: ArgumentParser) -> None:

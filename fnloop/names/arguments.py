@@ -115,13 +115,13 @@ def checking(
         ValueError: One is of a right type, and out of range, or none of the known words.
     """
 
-    @functools.cache
-    def known() -> dict[str, _Parameter]:
-        return _parameters(function, _hints(function) if hints is None else hints)
+    @functools.cache  # at the first call: annotations may name what is defined later
+    def known() -> tuple[list[str], dict[str, _Parameter]]:
+        found = _parameters(function, _hints(function) if hints is None else hints)
+        return [name for name, each in found.items() if each.by_place], found
 
     def check(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        parameters = known()
-        by_place = [name for name, each in parameters.items() if each.by_place]
+        by_place, parameters = known()
         for name, value in (*zip(by_place, args, strict=False), *kwargs.items()):
             parameter = parameters.get(name)
             if parameter is None or parameter.wanted is None or value is parameter.default:
@@ -173,8 +173,10 @@ def wanted(hint: Any) -> Wanted | None:
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
+    if len(known) == 1:
+        return known[0]
     texts = [part.text for part in known]
-    text = " or ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+    text = " or ".join([", ".join(texts[:-1]), texts[-1]])
     fix = next((part.fix for part in known if part.fix), "")
     return Wanted(text, lambda value: any([part.fits(value) for part in known]), fix)
 

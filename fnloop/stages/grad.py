@@ -26,7 +26,7 @@ from fnloop.values.close_look import Unwritten
 from fnloop.values.context import no_casting
 from fnloop.values.gathered import Gathering
 from fnloop.values.grads import Grads
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import stream
 from fnloop.values.sharing import Sharing
 from fnloop.values.slices import Slices
 from fnloop.values.stacked import check_single
@@ -126,7 +126,7 @@ class Grad(GradStage):
 
         unwritten = Unwritten(state.params)
         try:
-            with randomness(state, "loss"):
+            with stream(state, "loss"):
                 (mean, weight, metrics), buffers = gradients(
                     compute, trained.peek(), _is_recorded(self, state, x), trained.kinds.quick
                 )

@@ -30,7 +30,7 @@ from fnloop.values.grads import Grads
 from fnloop.values.holders import free_memory, free_params
 from fnloop.values.looking import counted, look_all
 from fnloop.values.metrics import Last, Mean, Sum, as_tensor, check_metrics, exact
-from fnloop.values.randomness import randomness
+from fnloop.values.randomness import stream
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 from fnloop.values.writes import Write
@@ -122,7 +122,7 @@ class Update(StepStage):
 
     def _drawing(self, state: State) -> contextlib.AbstractContextManager[Any]:
         """A context manager: what the optimizer draws is a function of the state."""
-        return randomness(state, self.name) if self._draws else _NOTHING
+        return stream(state, self.name) if self._draws else _NOTHING
 
     def _search(
         self,

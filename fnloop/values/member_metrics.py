@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from fnloop.trees.nodes import tree, tree_leaves, tree_map
 from fnloop.values.metrics import Mean, Metric
-from fnloop.values.stacked import members_of, side_by_side
+from fnloop.values.stacked import abreast, members_of, side_by_side
 from fnloop.values.state import State
 
 
@@ -30,13 +29,13 @@ class OfMembers(Metric):
 
     def merge(self, other: OfMembers) -> OfMembers:
         pairs = zip(self.members(), other.members(), strict=True)
-        return OfMembers(_side_by_side([own.merge(theirs) for own, theirs in pairs]))
+        return OfMembers(abreast([own.merge(theirs) for own, theirs in pairs]))
 
     def value(self) -> Any:
-        return _side_by_side([own.value() for own in self.members()])
+        return abreast([own.value() for own in self.members()])
 
     def empty(self) -> OfMembers:
-        return OfMembers(_side_by_side([own.empty() for own in self.members()]))
+        return OfMembers(abreast([own.empty() for own in self.members()]))
 
     def members(self) -> list[Any]:
         """The metric of each member."""
@@ -50,6 +49,7 @@ class OfMembers(Metric):
 def of_members(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics whose tensors have a leading dimension for members, as metrics of a population.
 
+    >>> import torch
     >>> from fnloop.metrics import confusion
     >>> found = [confusion(torch.eye(2), torch.tensor(labels)) for labels in ([0, 1], [0, 0])]
     >>> both = tree_map(lambda *each: torch.stack(each), *found)
@@ -79,9 +79,3 @@ def _stacks(metric: Metric) -> bool:
 
 def _ndim(number: Any) -> int:
     return number.ndim if isinstance(number, Tensor) else 0
-
-
-def _side_by_side(values: Sequence[Any]) -> Any:
-    return tree_map(
-        lambda *leaves: torch.stack([torch.as_tensor(leaf) for leaf in leaves]), *values
-    )

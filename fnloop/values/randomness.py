@@ -38,6 +38,11 @@ def randomness(state: State, name: str) -> contextlib.AbstractContextManager[Any
     ...     print(torch.equal(first, torch.rand(3)))
     True
     """
+    return stream(state, name)
+
+
+def stream(state: State, name: str) -> contextlib.AbstractContextManager[Any]:
+    """As `randomness`, for each step's own calls, whose arguments need no check."""
     position = (state.context.micro, state.context.part + name)
     about = recording()
     if about is not None:

@@ -205,6 +205,11 @@ def side_by_side(values: Sequence[Any], state: State) -> Any:
     """
     if members_of(state) is None:
         return values[0]
+    return abreast(values)
+
+
+def abreast(values: Sequence[Any]) -> Any:
+    """Pytrees of tensors and numbers as one, with a leading dimension; they have one structure."""
     return tree_map(_stacked, *values)
 
 
@@ -231,7 +236,7 @@ def stacked_batches(batches: Sequence[Any]) -> Any:
         ValueError: They differ in structure or shapes.
     """
     try:
-        return tree_map(_stacked, *batches)
+        return abreast(batches)
     except (RuntimeError, ValueError, TypeError) as error:
         shapes = ", ".join(dict.fromkeys(map(short, batches)))
         raise ValueError(

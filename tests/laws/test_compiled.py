@@ -12,16 +12,7 @@ from torch.nn import functional as F
 import fnloop as fl
 from fnloop import testing
 from fnloop.testing import LawError
-
-EXPORTED = {name: getattr(fl, name) for name in dir(fl) if not name.startswith("_")}
-
-OPTIMIZERS = {
-    name: value
-    for name, value in vars(fl.optim).items()
-    if inspect.isclass(value)
-    and issubclass(value, fl.optim.Optimizer)
-    and value is not fl.optim.Optimizer
-}
+from tests.laws.steps import EXPORTED, OPTIMIZERS
 
 # Those whose constructor needs arguments, or which need help.
 MATRICES = lambda name, p: "matrix" if p.ndim == 2 else "rest"  # noqa: E731

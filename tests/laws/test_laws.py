@@ -12,16 +12,8 @@ from torch.nn import functional as F
 import fnloop as fl
 from fnloop import testing
 from fnloop.profiling.stage_clock import StageClock, clocked
+from tests.laws.steps import EXPORTED, OPTIMIZERS
 
-EXPORTED = {name: getattr(fl, name) for name in dir(fl) if not name.startswith("_")}
-
-OPTIMIZERS = {
-    name: value
-    for name, value in vars(fl.optim).items()
-    if inspect.isclass(value)
-    and issubclass(value, fl.optim.Optimizer)
-    and value is not fl.optim.Optimizer
-}
 # Functions of a gradient stage, which are no stages.
 FUNCTIONS = {"epsilon", "hessian_product", "implicit", "lanczos", "sharpness", "swag_sample"}
 SCHEMES = {
