@@ -15,6 +15,7 @@ from fnloop.data.batches import START
 from fnloop.data.fingerprint import sample_of_list
 from fnloop.data.nested import Epochs, inexact
 from fnloop.data.order import check_drawn, check_order
+from fnloop.data.reading_thread import started
 from fnloop.data.seeding import seeding
 from fnloop.values.cursor import Cursor
 from fnloop.values.key import fold
@@ -155,13 +156,18 @@ def read(
         seed: Seed of the epoch.
         watched: Whether random numbers are refused.
     """
-    with seeding(seed):
-        data = start()
-        if watched:
-            check_order(data)
-        items = iter(data)
-        if watched:
-            check_drawn(seed, data)
+
+    def begin() -> tuple[Any, Iterator[Any]]:
+        with seeding(seed):
+            data = start()
+            if watched:
+                check_order(data)
+            items = iter(data)
+            if watched:
+                check_drawn(seed, data)
+        return data, items
+
+    data, items = started(begin)
     for number in itertools.count():
         with seeding(fold(seed, number)):
             item = next(items, END)

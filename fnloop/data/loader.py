@@ -30,6 +30,7 @@ from fnloop.data.iterables import Again, length, read
 from fnloop.data.nested import Epochs, inexact, parts
 from fnloop.data.order import check_order
 from fnloop.data.readers import about_collate
+from fnloop.data.reading_thread import started
 from fnloop.data.seeding import draws
 from fnloop.data.worker_parts import SeededDataset, SeededIndices, SeededStream, ShowDataset
 
@@ -95,7 +96,7 @@ class Loader(Again):
         skipped = 0 if self._skips_indices else index
         with seeded_generators([self._used, *self._samplers], seed), _marked(self._used):
             if self._used.num_workers or _draws_nothing(self._loader):
-                for number, batch in enumerate(self._used):
+                for number, batch in enumerate(started(lambda: iter(self._used))):
                     if number >= skipped:
                         yield batch
             else:

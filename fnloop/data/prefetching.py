@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fnloop.data.batches import START
+from fnloop.data.reading_thread import ReadingThread, started
 from fnloop.data.sources import Source, as_source
 from fnloop.data.wrapping import Wrapped
 from fnloop.trees.nodes import tree_leaves, tree_map
@@ -30,7 +32,8 @@ class prefetch(Wrapped):
     Drawing overlaps with the training step if it uses no random numbers in this process: tensors
     and arrays in `fl.Batches`, a ``DataLoader`` with workers, and copies to a device. Datasets and
     generators use the seeded global generators, which are locked during a step, so they wait for
-    it; use a ``DataLoader`` with workers for them.
+    it; use a ``DataLoader`` with workers for them. What begins an epoch (calling ``__iter__`` or a
+    data function, starting workers) is done in the thread that asks for the batches.
 
     Args:
         data: Anything that `fl.run` accepts.
@@ -85,23 +88,28 @@ def _device(given: Any) -> torch.device:
         raise TypeError(f'prefetch(device=...) takes "cpu", "cuda" or another: {error}') from error
 
 
+class _Start(NamedTuple):
+    """What the thread asks to be called in the one that takes its batches."""
+
+    call: Callable[[], None]
+
+
 class _Worker:
     """The thread. It draws while a place is free, until it is stopped or the data ends."""
 
     def __init__(
         self, source: Source, cursor: Cursor, key: int, depth: int, device: torch.device | None
     ) -> None:
-        self._drawn: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._drawn = drawn = queue.SimpleQueue[Any]()
         # A queue of C: an exception from a signal handler could leave a `Semaphore` locked.
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(depth):
             self._places.put(None)
         self._stopped = False
-        self._thread = threading.Thread(
-            target=self._run,
-            args=(source, cursor, key, device),
+        self._thread = ReadingThread(
+            functools.partial(self._run, source, cursor, key, device),
+            ask=lambda start: drawn.put(_Start(start)),
             name="fnloop-prefetch",
-            daemon=True,
         )
 
     def start(self) -> None:
@@ -110,7 +118,8 @@ class _Worker:
 
     def take(self) -> tuple[Cursor, _Copied] | None:
         """The next cursor and batch; None at the end. Reraises exceptions of the data."""
-        drawn = self._drawn.get()
+        while isinstance(drawn := self._drawn.get(), _Start):
+            started(drawn.call)
         self._places.put(None)
         if isinstance(drawn, BaseException):
             raise drawn
@@ -120,6 +129,7 @@ class _Worker:
         """Stop the thread; wait up to 10 seconds for the batch that it is drawing."""
         self._stopped = True
         self._places.put(None)
+        self._thread.stop()
         # The garbage collector may call this from the thread itself.
         if self._thread is not threading.current_thread() and self._thread.is_alive():
             self._thread.join(timeout=10)  # data that hangs must not block the program's exit

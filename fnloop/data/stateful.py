@@ -22,6 +22,7 @@ from fnloop.data.iterables import END, Once, Pairs, is_once, length, too_short
 from fnloop.data.loader import about_loader, collates, is_map_style, samplers
 from fnloop.data.nested import Epochs
 from fnloop.data.order import check_drawn, check_order
+from fnloop.data.reading_thread import started
 from fnloop.data.seeding import seeding
 from fnloop.data.worker_parts import SeededDataset, ShowDataset
 from fnloop.trees.json_codec import decode, encode
@@ -206,12 +207,17 @@ class Stateful:
             self._shared.copy_(torch.tensor([seed, epoch]))
         with seeded_generators([loader, *parts] if of_torch else [], seed):
             block = nothing if of_torch and loader.num_workers else seeding
-            with block(seed):
-                if state is not None:
-                    self._set(decode(state))
-                elif self._known.first is None and self._shared is None and not (epoch or index):
-                    self._known.first = self._state()
-                items = iter(loader)
+            fresh = self._shared is None and not (epoch or index)
+
+            def begin() -> Any:
+                with block(seed):
+                    if state is not None:
+                        self._set(decode(state))
+                    elif fresh and self._known.first is None:
+                        self._known.first = self._state()
+                    return iter(loader)
+
+            items = started(begin)
             for number in itertools.count(index - skip):
                 with block(fold(seed, number)):
                     item: Any = next(items, END)

@@ -191,3 +191,73 @@ def test_lengths_and_errors() -> None:
     assert prefetch(iter([1])).batches is None
     with pytest.raises(ValueError, match=r"prefetch\(depth=.* at least 1, got 0"):
         prefetch([1], depth=0)
+
+
+class Recorded(DataLoader[Any]):
+    """A loader that notes in which thread it is started."""
+
+    started: list[threading.Thread]
+
+    def __iter__(self) -> Any:
+        self.started.append(threading.current_thread())
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("wrap", [lambda data: data, prefetch, lambda data: lambda epoch: data])
+def test_epochs_start_in_the_thread_that_asks(
+    workers: int, wrap: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Recorded, "started", [], raising=False)
+    loader = Recorded(TensorDataset(torch.arange(10)), 4, num_workers=workers)
+    pairs = prefetch(wrap(loader)).iterate()
+    batches = [batch[0].tolist() for _, batch in itertools.islice(pairs, 7)]
+    pairs.close()
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] * 2 + [[0, 1, 2, 3]]
+    # The last is the second one of an epoch: nothing begins ahead of what is asked for.
+    assert Recorded.started == [threading.main_thread()] * 3
+
+
+class Stateful:
+    """A loader that can be resumed, and notes in which thread it is started."""
+
+    def __init__(self) -> None:
+        self.started: list[threading.Thread] = []
+
+    def __iter__(self) -> Iterator[int]:
+        self.started.append(threading.current_thread())
+        return iter([1, 2])
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_a_stateful_loader_starts_in_the_thread_that_asks() -> None:
+    data = Stateful()
+    pairs = prefetch(data).iterate()
+    assert [batch for _, batch in itertools.islice(pairs, 4)] == [1, 2, 1, 2]
+    pairs.close()
+    assert data.started and set(data.started) == {threading.main_thread()}
+
+
+def test_what_starting_raises_comes_out_and_the_thread_ends() -> None:
+    def data(epoch: int) -> list[int]:
+        if epoch:
+            raise OSError("no such shard")
+        return [1, 2]
+
+    with pytest.raises(OSError, match="no such shard"):
+        list(itertools.islice(prefetch(data).iterate(), 5))
+    assert wait_until(lambda: not threads())
+
+
+def test_the_thread_ends_while_it_waits_for_an_epoch_to_start() -> None:
+    pairs = prefetch(lambda epoch: [1, 2]).iterate()
+    assert next(pairs)[1] == 1 and next(pairs)[1] == 2
+    time.sleep(0.05)  # the thread asks for the second epoch, and nobody answers
+    began = time.perf_counter()
+    pairs.close()
+    assert time.perf_counter() - began < 1 and not threads()
