@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._C._functorch import CVmapInterpreterPtr, RandomnessType  # pyright: ignore
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from fnloop._torch.random import generators, is_random, seeded
+from fnloop._torch.random import UNSIGNED, generators, is_random, seeded
 from fnloop._torch.tracing import transformed
 from fnloop._torch.transformable import transformable
 
@@ -121,6 +121,7 @@ def _part(argument: Any, i: int, n: int) -> Any:
 
 
 def _states(generators: Sequence[torch.Generator], seed: int) -> list[Tensor]:
+    seed &= UNSIGNED
     return [torch.Generator(g.device).manual_seed(seed).get_state() for g in generators]
 
 

@@ -100,12 +100,13 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
             f"The loss {_name(who)} returned {short(result)}, which has no gradient; return a "
             "float tensor."
         )
-    count = examples(batch, who)
-    weight = as_tensor(count, result.device)
-    value = look(result, detach)
+    count, device, value = examples(batch, who), result.device, look(result, detach)
+    weight = torch.scalar_tensor(count, dtype=torch.int64, device=device)
+    if isinstance(value, Tensor):
+        value = exact(value)
     # The mean of no examples is nan, and must count for nothing.
-    total = as_tensor(exact(value) * count if count else 0.0, result.device)
-    metrics = _reported(Mean(total, weight), extra, batch, who, detach)
+    loss = Mean(as_tensor(value * count if count else 0.0, device), weight)
+    metrics = _reported(loss, extra, batch, who, detach) if extra else {"loss": loss}
     return LossResult(result, count, weight, metrics)
 
 

@@ -311,26 +311,23 @@ def _report(
     device: torch.device,
 ) -> dict[str, Any]:
     """The metrics (of weight zero for a skipped step) and the current hyperparameters."""
-    names = [*values, *measured]
-    if not metrics.keys().isdisjoint(names):
+    reported = {**metrics}
+    for name, value in measured.items():
+        reported[name] = Mean(exact(value), as_tensor(1, device))
+    if finite is not True:
+        check_metrics(reported, "The gradient stage")
+        reported = {name: select(finite, m, m.empty()) for name, m in reported.items()}
+    reported["skipped"] = Sum(as_tensor(invert(finite), device))
+    for name, value in values.items():
+        reported[name] = Last(as_tensor(value, device))
+    if len(reported) <= len(metrics) + len(measured) + len(values):
+        names = ("skipped", *values, *measured)
         taken = ", ".join(repr(name) for name in names if name in metrics)
         raise ValueError(
             f"The loss reports a metric named {taken}, which fl.update reports itself. Give it "
             "another name."
         )
-    if measured:
-        metrics = {
-            **metrics,
-            **{n: Mean(exact(v), as_tensor(1, device)) for n, v in measured.items()},
-        }
-    if finite is not True:
-        check_metrics(metrics, "The gradient stage")
-        metrics = {name: select(finite, metric, metric.empty()) for name, metric in metrics.items()}
-    return {
-        **metrics,
-        "skipped": Sum(as_tensor(invert(finite), device)),
-        **{name: Last(as_tensor(value, device)) for name, value in values.items()},
-    }
+    return reported
 
 
 def _explain(error: Exception, stage: Update, state: State, own: dict[str, Any]) -> None:
