@@ -78,6 +78,7 @@ class progress(Effect):
         self._last_count = self._start.count
         self._interval = _TICK if self._screen else self.every_seconds
         self._due = self._began + (0.0 if self._screen else self._interval)
+        self._drawn = -math.inf
         self._activity: Activity | None = None
         # A queue of C: an exception from a signal handler could leave an `Event` locked.
         self._lock, self._ended = threading.RLock(), queue.SimpleQueue[None]()
@@ -139,7 +140,7 @@ class progress(Effect):
     def shows(self, activity: Activity | None) -> None:
         """Show what is going on in a step or a callback."""
         self._activity = activity
-        if activity is not None and time.perf_counter() >= self._due:
+        if activity is not None and time.perf_counter() >= self._drawn + _TICK:
             self._draw()
 
     def says(self, line: str) -> None:
@@ -206,6 +207,7 @@ class progress(Effect):
         """Draw the line that changes; reads no metrics."""
         if not self._screen:
             return
+        self._drawn = time.perf_counter()
         activity, cursor = self._activity, Cursor.of(self._cursor)
         speed = left = ""
         if self._first is not None and cursor.count > self._first[1]:

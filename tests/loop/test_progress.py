@@ -199,7 +199,7 @@ def test_a_validation_in_training_has_a_bar_of_its_own_and_what_is_within_it_com
         with Activity("compiling"):
             clock[0] += 1.0
             effect._draw()
-        effect._due = 0.0
+        effect._drawn = 0.0
         effect.shows(validation)
     effect._draw()
     lines = [line.rstrip() for line in out.getvalue().split("\r")]
@@ -209,6 +209,24 @@ def test_a_validation_in_training_has_a_bar_of_its_own_and_what_is_within_it_com
     assert bar + own in lines and bar + "compiling, 1 s" in lines
     assert lines[-1].startswith(bar + "loss 5")
     assert all(len(line) < 80 for line in lines)
+
+
+def test_a_quick_activity_is_drawn_ten_times_a_second_at_most(
+    state: State, clock: list[float]
+) -> None:
+    out = Screen()
+    effect = progress(file=out)
+    effect.open(Run(step=None, state=state, batches=10, total=20))
+    effect(state.replace(cursor=Cursor(0, 5, 5).tensor()), metrics(5))
+    clock[0] += 5.0
+    before = out.getvalue().count("\r")
+    with Activity("val", total=400) as validation:
+        for _ in range(400):
+            clock[0] += 0.001
+            validation.advance()
+    drawn = out.getvalue().count("\r") - before
+    effect.close("completed")
+    assert 4 <= drawn <= 5
 
 
 def test_what_is_measured_beside_is_shown_where_it_is_named(
