@@ -83,7 +83,7 @@ def refuse_shared(stage: GradStage, who: str) -> None:
         if part.slot is not None:
             raise ValueError(
                 f"{part.describe()} keeps memory, which {who} would have for each example. "
-                f"Put it behind: fl.pipe(loss, fl.grad, fl.schemes.{who}(...), "
+                f"Put it behind what calls {who}: fl.pipe(loss, fl.grad, ..., "
                 f"fl.{part.describe()}, ...)."
             )
 

@@ -83,6 +83,8 @@ class Update(StepStage):
         step, calls, weight, finite, *multipliers = look_all(
             (state.step, state.calls, grads.weight, grads.finite, *own["scale"].values())
         )
+        if isinstance(step, Tensor):  # powers of numbers would be float32 by an integer
+            step = step.double()
         counts = both(weight > 0, weight < math.inf)
         finite = both(both(finite, counts), grads.mean.is_finite() if grads.mean else False)
         factors = _other_than_one(own["scale"], multipliers)

@@ -54,6 +54,8 @@ def check_laws(
     x: Any,
     bad: Any = None,
     leave_out: Mapping[str, str] | None = None,
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
 ) -> Checked:
     """Every law that a stage can be held to, in one call.
 
@@ -68,6 +70,8 @@ def check_laws(
         x: A batch of at least three examples; for a callback, the metrics of a step.
         bad: A batch whose gradient is not finite; by default `x` with nan for all its numbers.
         leave_out: Checks that do not apply, by name, each with the reason, which is printed.
+        rtol: Relative tolerance of the checks to rounding: compiled, vmapped, in other layouts.
+        atol: Absolute tolerance of these.
 
     Returns:
         Which checks held, which were left out, and why.
@@ -102,7 +106,7 @@ def check_laws(
     if stage.kind == "callback":
         checks = _of_callback(stage, state, x)
     else:
-        checks = _of_step(stage, state, x, bad)
+        checks = _of_step(stage, state, x, bad, {"rtol": rtol, "atol": atol})
     reasons = dict(leave_out or {})
     for name in reasons:
         if name not in checks:
@@ -127,7 +131,9 @@ def check_laws(
     return Checked(tuple(held), reasons)
 
 
-def _of_step(stage: Stage, state: State, x: Any, bad: Any) -> dict[str, Check]:
+def _of_step(
+    stage: Stage, state: State, x: Any, bad: Any, within: dict[str, float]
+) -> dict[str, Check]:
     step: Any = stage
     if stage.kind == "grad":
         step = update(sgd(0.1))(step)
@@ -141,9 +147,9 @@ def _of_step(stage: Stage, state: State, x: Any, bad: Any) -> dict[str, Check]:
         "check_repeatable": lambda: check_repeatable(stage, state, x),
         "check_init": lambda: check_init(stage, state),
         "check_accumulates": _accumulates(losses, state, x),
-        "check_vmaps": lambda: check_vmaps(stage, members, x),
-        "check_layouts": lambda: check_layouts(stage, state, x),
-        "check_compiles": lambda: check_compiles(step, whole, batches),
+        "check_vmaps": lambda: check_vmaps(stage, members, x, **within),
+        "check_layouts": lambda: check_layouts(stage, state, x, **within),
+        "check_compiles": lambda: check_compiles(step, whole, batches, **within),
         "check_resumes": lambda: check_resumes(step, whole, [x, x, x], steps=3),
         "check_skips": (
             skipped if isinstance(skipped, str) else lambda: check_skips(step, whole, skipped)

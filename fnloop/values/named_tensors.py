@@ -204,7 +204,11 @@ class NamedTensors(Mapping[str, Tensor]):
             return named  # type: ignore[return-value]  # there is only one subclass
         if not self.keys() <= named.keys():
             missing = [name for name in self.names if name not in named]
-            raise KeyError(f"There is no tensor for {', '.join(missing[:8])}.")
+            raise KeyError(
+                f"There is no tensor for {', '.join(missing[:8])}. Usual cause: gradients have "
+                "none for parameters that are frozen or that the loss does not reach. Take "
+                "tensors.select(grads.mean), and put the result back by tensors.updated(...)."
+            )
         if isinstance(named, NamedTensors) and named.layout.mesh is not None:
             pieces = named.select(self.names)
             if pieces.layout is self.layout:  # they were in another order

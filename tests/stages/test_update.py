@@ -250,3 +250,29 @@ def test_a_negative_learning_rate_is_refused_as_torch_does():
         fl.update(fl.optim.sgd(-0.1))(fl.grad(loss))
     with pytest.raises(ValueError, match="Invalid learning rate"):
         torch.optim.SGD(net().parameters(), lr=-0.1)
+
+
+@fl.tree
+class Decaying(fl.optim.Optimizer):
+    """A power by the step, as a bias correction is."""
+
+    name: str = "decaying"
+
+    def update(self, grads, memory, params, step):
+        return grads.scale(-0.1 * (1 - 0.9 ** (step + 1))), memory
+
+
+@pytest.mark.parametrize("how", ["compiled", "vmapped"])
+def test_powers_by_the_step_have_the_precision_of_the_eager_ones(how):
+    step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(Decaying()))
+    x = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
+    alone = many = step.init(nn.Linear(2, 1).double())
+    fast = fl.compile(step, backend="aot_eager")
+    if how == "vmapped":
+        many = fl.tree_map(lambda leaf: leaf[None], many)
+        fast = torch.func.vmap(step, (0, None), randomness="different")
+    for _ in range(3):
+        alone, _ = step(alone, x)
+        many, _ = fast(many, x)
+    for name, value in alone.params.items():
+        assert torch.allclose(many.params[name].reshape(value.shape), value, rtol=1e-13, atol=0)

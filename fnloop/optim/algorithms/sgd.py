@@ -75,7 +75,8 @@ class sgd(Optimizer):
         if not is_zero(dampening) or "count" in own:
             # Nothing is dampened without momentum, which may be zero for one member of a sweep.
             whole = (own["count"] == 0) | (momentum == 0)
-            taken = g.scale(torch.where(whole, 1.0, 1 - dampening))
+            one = torch.ones((), dtype=torch.float64, device=whole.device)
+            taken = g.scale(torch.where(whole, one, 1 - dampening))
             new["count"] = own["count"] + 1
         buffer = new["momentum"] = own["momentum"].scale(momentum).add(taken)
         direction = g.add(buffer.scale(momentum)) if self.nesterov else buffer

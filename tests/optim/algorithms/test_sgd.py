@@ -40,3 +40,19 @@ def test_a_momentum_that_a_schedule_brings_to_zero_keeps_its_memory(make):
     else:
         d = [(1 - 0.99**t) ** -0.5 for t in (1, 2, 3)]
         assert moves == pytest.approx([d[0], d[1], 0.9 * d[1] + d[2]])
+
+
+def test_dampening_is_exact_in_float64():
+    w = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    theirs = torch.nn.Parameter(w.clone())
+    reference = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, dampening=0.3)
+    optimizer, params = sgd(0.1, momentum=0.9, dampening=0.3), Tensors({"w": w})
+    memory = optimizer.init(params)
+    for step in range(20):
+        theirs.grad = theirs.detach().sin()
+        reference.step()
+        updates, memory = optimizer.update(
+            Tensors({"w": params["w"].sin()}), memory, params, step=step
+        )
+        params = params.add(updates)
+    assert torch.allclose(params["w"], theirs, rtol=1e-14, atol=0)
