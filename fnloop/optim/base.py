@@ -92,7 +92,7 @@ class Optimizer:
             grads: Mean gradients, float32 or wider.
             memory: Memory made by `init`. Entries of other optimizers are returned unchanged.
             params: Parameters with the same names as `grads`.
-            step: Committed optimizer steps so far: an int; float64[] where it has no concrete value.
+            step: Committed optimizer steps so far: an int; float64[] where it is not known.
 
         Returns:
             The updates (float32 or wider) and the new memory.
@@ -141,7 +141,7 @@ class Optimizer:
             grads: Its mean gradient, of those parameters that the loss reaches.
             memory: Memory made by `init`.
             params: All parameters that are trained.
-            step: Committed optimizer steps so far: an int; float64[] where it has no concrete value.
+            step: Committed optimizer steps so far: an int; float64[] where it is not known.
             finite: If not, parameters and memory stay unchanged, bit for bit.
 
         Returns:

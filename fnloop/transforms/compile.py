@@ -35,12 +35,13 @@ from fnloop.transforms.compile_errors import (
     translated,
 )
 from fnloop.transforms.kept import Kept
-from fnloop.transforms.kinds import ambient, kind_but_sizes
+from fnloop.transforms.kinds import ambient, kind_but_sizes, orders_of
 from fnloop.transforms.program import Program
 from fnloop.transforms.recorded import Inputs
 from fnloop.transforms.series import Series
 from fnloop.transforms.several import NOTE, check_batches
 from fnloop.transforms.varying import Form, Varying
+from fnloop.trees.named import by_name
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
@@ -194,9 +195,9 @@ class Compiled(Stage):
         if sparse or not self.dynamic or inputs.state.step.device.type != "cpu":
             return self._compile(inputs, x)
         forms, shapes = tuple(map(Form.of, tensors)), tuple([tuple(t.shape) for t in tensors])
-        kinds = tuple(map(kind_but_sizes, leaves))
+        kinds, orders = tuple(map(kind_but_sizes, leaves)), orders_of(by_name(x))
         answers = self._cache.answers(inputs.state)
-        alike = (inputs.kept.plan, structure, kinds, forms, self.donate, ambient(), answers)
+        alike = (inputs.kept.plan, structure, kinds, orders, forms, self.donate, ambient(), answers)
         family = self._cache.families[alike]
         program = family.known(shapes)
         if program is None:

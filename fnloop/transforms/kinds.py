@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
@@ -17,6 +19,30 @@ def kind_of(leaf: Any) -> Any:
     if isinstance(leaf, (int, str, bytes)):
         return type(leaf), leaf
     return type(leaf), repr(leaf)  # repr tells -0.0 from 0.0, and nan equals nan
+
+
+def orders_of(batch: Any) -> tuple[Any, ...]:
+    """The keys of each dict in a batch, as they stand: a loss may loop over them.
+
+    They are not in optree's structures, which sort them.
+
+    >>> orders_of([{"b": 1, "a": {"z": 2, "y": 3}}])
+    (('b', 'a'), ('z', 'y'))
+    """
+    if isinstance(batch, Tensor) or (type(batch) is tuple and set(map(type, batch)) == _TENSORS):
+        return ()  # as most batches are
+    found: list[Any] = []
+
+    def note(node: Any) -> bool:
+        if type(node) in _DICTS:
+            found.append(tuple(node))
+        return False
+
+    optree.tree_flatten(batch, is_leaf=note)
+    return tuple(found)
+
+
+_TENSORS, _DICTS = {Tensor}, {dict, defaultdict}
 
 
 def kind_but_sizes(leaf: Any) -> Any:

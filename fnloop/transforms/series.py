@@ -12,7 +12,7 @@ from torch import Tensor
 from fnloop.transforms.cache import Cache
 from fnloop.transforms.compile_errors import CompileError, add_remedy
 from fnloop.transforms.kept import Kept
-from fnloop.transforms.kinds import ambient, kind_of
+from fnloop.transforms.kinds import ambient, kind_of, orders_of
 from fnloop.transforms.program import Program
 from fnloop.transforms.recorded import Inputs
 from fnloop.trees.named import by_name
@@ -61,12 +61,14 @@ class Series:
 
     def __call__(self, batch: Any) -> Any:
         """Do one step, and return its metrics."""
+        tree = batch
         leaves, structure = optree.tree_flatten(batch)
         if not all([isinstance(leaf, Tensor) for leaf in leaves]):
-            leaves, structure = optree.tree_flatten(by_name(batch))
+            leaves, structure = optree.tree_flatten(tree := by_name(batch))
         cache = self._cache
         kept = self._kept or Kept.of(self.state, cache.plans)
-        key = (kept.plan, structure, tuple(map(kind_of, leaves)), self._donate, self._ambient)
+        kinds, orders = tuple(map(kind_of, leaves)), orders_of(tree)
+        key = (kept.plan, structure, kinds, orders, self._donate, self._ambient)
         program = cache.find(key, self.state)
         if program is None:
             inputs = Inputs(self.state, kept, cache.step, (leaves, structure))

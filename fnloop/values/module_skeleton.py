@@ -21,6 +21,7 @@ from fnloop.values.host_random import host_seeded, source_of
 from fnloop.values.mode import set_training
 from fnloop.values.mode import training as training_now
 from fnloop.values.module_copy import Places, TensorPlace, placeholder, places, private_copy
+from fnloop.values.module_likeness import behave_alike
 from fnloop.values.module_parts import ModuleParts, attributes_of, join
 from fnloop.values.module_refusals import refuse_module, refuse_parts
 from fnloop.values.module_watch import ModuleWatch
@@ -288,11 +289,10 @@ class ModuleSkeleton:
     def behaves_like(self, other: Any) -> bool:
         if self is other:
             return True
-        modules, theirs = self.module.modules(), other.module.modules()
         return (
             self == other
             and [trains for _, trains in self._modules] == [trains for _, trains in other._modules]
-            and all(_alike(a, b) for a, b in zip(modules, theirs, strict=True))
+            and behave_alike(self.module, other.module)
         )
 
     def __eq__(self, other: object) -> bool:
@@ -321,26 +321,6 @@ class ModuleSkeleton:
         return type(self.module).__name__
 
     __repr__ = __str__
-
-
-def _alike(module: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules have equal attributes; dicts, such as torch's own, are not compared."""
-    own, theirs = (
-        {k: v for k, v in m.__dict__.items() if k != "training" and not isinstance(v, dict)}
-        for m in (module, other)
-    )
-    return own.keys() == theirs.keys() and all(_same(v, theirs[k]) for k, v in own.items())
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if isinstance(a, Tensor) or type(a) is not type(b):
-        return False
-    try:
-        return bool(a == b)
-    except Exception:
-        return False
 
 
 def _kind(module: nn.Module) -> type:

@@ -376,10 +376,38 @@ def resting():
     return model
 
 
+class Configured(nn.Module):
+    """What it does is in a dict, whose order counts."""
+
+    def __init__(self, **moves):
+        super().__init__()
+        self.layer, self.moves = nn.Linear(4, 2), moves
+
+    def forward(self, x):
+        x = self.layer(x)
+        for factor in self.moves.values():
+            x = x * factor + 1
+        return x
+
+
+def hooked(hook, **options):
+    model = nn.Linear(4, 2)
+    model.register_forward_hook(hook, **options)
+    return model
+
+
+def double(module, inputs, output):
+    return 2 * output
+
+
 @pytest.mark.parametrize(
     "first, second",
     [
         (lambda: Hot(1.0), lambda: Hot(5.0)),
+        (lambda: Configured(a=1.0), lambda: Configured(a=5.0)),
+        (lambda: Configured(a=2.0, b=3.0), lambda: Configured(b=3.0, a=2.0)),
+        (lambda: nn.Linear(4, 2), lambda: hooked(double)),
+        (lambda: hooked(double), lambda: hooked(lambda module, inputs, output: 3 * output)),
         (lambda: nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), resting),
     ],
 )
@@ -396,6 +424,28 @@ def test_two_models_that_are_alike_have_one_graph():
     for seed in (0, 1):
         fast(fast.init(lambda: Hot(2.0), seed=seed), batch())
     assert fast.graphs == 1
+
+
+@pytest.mark.parametrize("make", [lambda: Configured(a=2.0, b=3.0), lambda: hooked(double)])
+def test_models_with_equal_dicts_and_hooks_have_one_graph(make):
+    fast = compiled(step_of())
+    for seed in (0, 1):
+        fast(fast.init(make, seed=seed), batch())
+    assert fast.graphs == 1
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_loss_may_loop_over_the_keys_of_a_batch(dynamic):
+    def loss(model, batch):
+        return mse(model, (torch.cat([*batch["features"].values()], 1), batch["y"]))
+
+    step = step_of(loss)
+    fast, state, (x, y) = compiled(step, dynamic=dynamic), step.init(net()), batch()
+    a, b = x.split(x.shape[1] // 2, 1)
+    for features in ({"a": a, "b": b}, {"b": b, "a": a}, {"a": a, "b": b}):
+        given = {"features": features, "y": y}
+        assert distance(step(state, given)[0], fast(state, given)[0]) < 1e-6
+    assert fast.graphs == 2
 
 
 def test_what_a_graph_depends_on_makes_another():
