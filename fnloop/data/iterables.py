@@ -15,6 +15,7 @@ from fnloop.data.batches import START
 from fnloop.data.fingerprint import sample_of_list
 from fnloop.data.nested import Epochs, inexact
 from fnloop.data.order import check_drawn, check_order
+from fnloop.data.overwriting import Held, overwritten_error
 from fnloop.data.reading_thread import started
 from fnloop.data.seeding import seeding
 from fnloop.values.cursor import Cursor
@@ -29,6 +30,7 @@ class Again:
     """An iterable that is restarted each epoch; to resume, batches up to the cursor are skipped."""
 
     watched = False  # whether it is checked that reading draws no random number
+    fresh = False  # whether each batch is known to have memory of its own
 
     def __init__(
         self, epochs: Restart, batches: int | None, kind: str = "iterable", data: Any = None
@@ -47,7 +49,12 @@ class Again:
                 batch = next(items, END)
                 if batch is END:
                     raise ValueError(too_short(epoch, index, self.batches))
+                held = None if self.fresh else Held(batch)
                 for following in items:
+                    if held is not None:
+                        if (path := held.overwritten()) is not None:
+                            raise overwritten_error(self.kind, epoch, index, path)
+                        held = Held(following)
                     index, count = index + 1, count + 1
                     yield Cursor(epoch, index, count), batch
                     batch = following
@@ -79,6 +86,8 @@ class Again:
 
 class Stored(Again):
     """A list of batches. Reading it draws no random numbers."""
+
+    fresh = True
 
     def __init__(self, stored: list[Any]) -> None:
         super().__init__(lambda epoch: stored, len(stored), "list")

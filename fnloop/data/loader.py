@@ -58,6 +58,8 @@ class Loader(Again):
         # A subclass with its own __iter__ may not yield one batch per batch of indices.
         plain = type(loader).__iter__ is DataLoader.__iter__
         self._skips_indices = plain and self._indices is not None
+        own = loader.batch_size is None or collates(loader)
+        self.fresh = plain and bool(loader.num_workers or not own)
 
     def about(self) -> dict[str, Any]:
         """Its fingerprint."""

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 _MOST, _DEEPEST = 10_000, 8
 _READ = ("__getitem__", "__getitems__", "__iter__", "iterate", "set_epoch")
@@ -43,11 +44,18 @@ def generators_of(part: Any) -> dict[str, Any]:
 
 
 def inexact(*data: Any) -> dict[str, Any]:
-    """What `about` says of data with random generators of its own, which are not seeded.
+    """What `about` says of data with random numbers of its own, which are not seeded.
 
     A part with ``set_epoch`` is taken to seed its own.
     """
     for part in parts(*data):
+        if isinstance(part, DataLoader) and part.num_workers and part.persistent_workers:
+            return {
+                "exact": "no",
+                "reason": f"a {type(part).__name__} inside of it has workers that persist, which "
+                "are not seeded anew in each epoch; pass the loader itself as data, or give it "
+                "persistent_workers=False",
+            }
         own = generators_of(part)
         if not own or hasattr(part, "set_epoch") or _is_of_torch(part):
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 import optree
 import torch
@@ -31,14 +31,14 @@ def orders_of(batch: Any) -> tuple[Any, ...]:
     """
     if isinstance(batch, Tensor) or (type(batch) is tuple and set(map(type, batch)) == _TENSORS):
         return ()  # as most batches are
-    found: list[Any] = []
+    tree, found = cast(Any, batch), list[Any]()
 
     def note(node: Any) -> bool:
         if type(node) in _DICTS:
             found.append(tuple(node))
         return False
 
-    optree.tree_flatten(batch, is_leaf=note)
+    optree.tree_flatten(tree, is_leaf=note)
     return tuple(found)
 
 

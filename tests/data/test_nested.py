@@ -18,6 +18,7 @@ from torch.utils.data import (
     Sampler,
     StackDataset,
     Subset,
+    TensorDataset,
 )
 
 import fnloop as fl
@@ -280,3 +281,19 @@ class StreamOfItself(IterableDataset[Any]):
 def test_data_with_a_generator_of_its_own_does_not_claim_to_be_exact(data: Any) -> None:
     about = as_source(data).about()
     assert about["exact"] == "no" and "(rng)" in about["reason"]
+
+
+class Wrapping:
+    def __init__(self, **options: Any) -> None:
+        self.loader = DataLoader(TensorDataset(torch.arange(8)), 2, num_workers=1, **options)
+
+    def __iter__(self) -> Any:
+        return iter(self.loader)
+
+
+def test_workers_that_persist_inside_of_other_data_do_not_claim_to_be_exact() -> None:
+    about = as_source(Wrapping(persistent_workers=True)).about()
+    assert about["exact"] == "no" and "persistent_workers=False" in about["reason"]
+    assert as_source(Wrapping()).about()["exact"] == "by skipping"
+    loader = Wrapping(persistent_workers=True).loader
+    assert as_source(loader).about()["exact"] == "at once"

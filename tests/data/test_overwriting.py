@@ -1,0 +1,97 @@
+"""Streams that write a batch over the one before."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+import fnloop as fl
+from fnloop.data.overwriting import Held
+from fnloop.data.sources import as_source, one_epoch
+
+
+def filled(buffer: Any, views: Any = lambda x: x) -> Iterator[Any]:
+    for i in range(4):
+        buffer[...] = i
+        yield views(buffer)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return filled(torch.zeros(3, 5))
+
+
+class Items(Dataset[Any]):
+    def __init__(self) -> None:
+        self.buffer = torch.zeros(3, 5)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        return self.buffer.fill_(index)
+
+
+SHARED = torch.zeros(2, 5)
+
+
+def collate(items: list[Any]) -> Any:
+    return SHARED.fill_(float(items[0]))
+
+
+OVERWRITING = {
+    "tensors": lambda: lambda epoch: filled(torch.zeros(64, 64)),
+    "a small one": lambda: lambda epoch: filled(torch.zeros(1, 1)),
+    "half precision": lambda: lambda epoch: filled(torch.zeros(3).bfloat16()),
+    "arrays": lambda: lambda epoch: filled(np.zeros((7, 33), np.float32)),
+    "tensors of an array": lambda: lambda epoch: filled(np.zeros((4, 4)), torch.from_numpy),
+    "in a dict": lambda: lambda epoch: filled(torch.zeros(9), lambda x: {"y": (1, "a"), "x": x}),
+    "a stream": lambda: DataLoader(Stream(), batch_size=None),
+    "items": lambda: DataLoader(Items(), batch_size=None),
+    "a collate function": lambda: DataLoader(range(8), 2, collate_fn=collate),
+    "read ahead": lambda: fl.data.prefetch(lambda epoch: filled(torch.zeros(3, 5))),
+    "grouped": lambda: fl.data.group(lambda epoch: filled(torch.zeros(3, 5)), 2),
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITING)
+def test_they_are_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"written batch 1 of epoch 0 over batch 0(.|\n)*clone\(\)"
+    ):
+        list(itertools.islice(as_source(OVERWRITING[name]()).iterate(), 3))
+
+
+def test_the_leaf_is_named() -> None:
+    with pytest.raises(ValueError, match=r"over batch 0, at 'x', which"):
+        list(one_epoch(OVERWRITING["in a dict"]()))
+
+
+FINE = {
+    "the same batch each time": lambda epoch: itertools.repeat(torch.ones(3), 4),
+    "copies": lambda epoch: filled(torch.zeros(3), torch.clone),
+    "two buffers in turns": lambda epoch: map(torch.clone, filled(torch.zeros(3))),
+    "objects": lambda epoch: iter([object(), None, "a", np.array(["a", None])]),
+    "conjugates": lambda epoch: (torch.ones(2, dtype=torch.complex64).conj() * i for i in range(4)),
+    "strided": lambda epoch: (torch.ones(2, 3).t() * i for i in range(4)),
+}
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_others_are_read(name: str) -> None:
+    assert len(list(one_epoch(FINE[name]))) == 4
+
+
+def test_every_byte_position_is_looked_at() -> None:
+    # Small integers in float32 differ in their high bytes alone.
+    for size in (1, 3, 4, 8, 48, 100, 1000, 4096, 12345):
+        buffer = torch.zeros(size)
+        held = Held(buffer)
+        buffer.fill_(1)
+        assert held.overwritten() == "", size
