@@ -15,7 +15,7 @@ from fnloop.data.batches import START
 from fnloop.data.fingerprint import sample_of_list
 from fnloop.data.nested import Epochs, inexact
 from fnloop.data.order import check_drawn, check_order
-from fnloop.data.overwriting import Held, overwritten_error
+from fnloop.data.overwriting import HeldBatch, overwritten_error
 from fnloop.data.reading_thread import started
 from fnloop.data.seeding import seeding
 from fnloop.values.cursor import Cursor
@@ -49,12 +49,12 @@ class Again:
                 batch = next(items, END)
                 if batch is END:
                     raise ValueError(too_short(epoch, index, self.batches))
-                held = None if self.fresh else Held(batch)
+                held = None if self.fresh else HeldBatch(batch)
                 for following in items:
                     if held is not None:
                         if (path := held.overwritten()) is not None:
                             raise overwritten_error(self.kind, epoch, index, path)
-                        held = Held(following)
+                        held = HeldBatch(following)
                     index, count = index + 1, count + 1
                     yield Cursor(epoch, index, count), batch
                     batch = following

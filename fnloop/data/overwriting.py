@@ -16,11 +16,11 @@ from fnloop.trees.paths import tree_items
 _POINTS = 16
 
 
-class Held:
+class HeldBatch:
     """A batch that is kept while the next one is drawn; some of its values are looked at again.
 
     >>> buffer = torch.zeros(2, 3)
-    >>> held = Held({"x": buffer})
+    >>> held = HeldBatch({"x": buffer})
     >>> held.overwritten()
     >>> _ = buffer.fill_(1)
     >>> held.overwritten()
@@ -67,6 +67,6 @@ def overwritten_error(kind: str, epoch: int, index: int, path: str) -> ValueErro
     where = f", at {path!r}" if path else ""
     return ValueError(
         f"The {kind} has written batch {index + 1} of epoch {epoch} over batch {index}{where}, "
-        "which has not been used yet: one batch is read ahead. Usual cause: a buffer that is filled anew "
-        "for each batch. Give a copy of it: yield buffer.clone(), or buffer.copy() of an array."
+        "which has not been used yet: one batch is read ahead. Usual cause: a buffer that is "
+        "filled anew for each batch. Give a copy of it: yield buffer.clone(), or buffer.copy() of an array."
     )

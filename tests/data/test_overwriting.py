@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import fnloop as fl
-from fnloop.data.overwriting import Held
+from fnloop.data.overwriting import HeldBatch
 from fnloop.data.sources import as_source, one_epoch
 
 
@@ -92,6 +92,6 @@ def test_every_byte_position_is_looked_at() -> None:
     # Small integers in float32 differ in their high bytes alone.
     for size in (1, 3, 4, 8, 48, 100, 1000, 4096, 12345):
         buffer = torch.zeros(size)
-        held = Held(buffer)
+        held = HeldBatch(buffer)
         buffer.fill_(1)
         assert held.overwritten() == "", size
