@@ -68,5 +68,6 @@ def overwritten_error(kind: str, epoch: int, index: int, path: str) -> ValueErro
     return ValueError(
         f"The {kind} has written batch {index + 1} of epoch {epoch} over batch {index}{where}, "
         "which has not been used yet: one batch is read ahead. Usual cause: a buffer that is "
-        "filled anew for each batch. Give a copy of it: yield buffer.clone(), or buffer.copy() of an array."
+        "filled anew for each batch. Give a copy of it: yield buffer.clone(), or buffer.copy() of "
+        "an array."
     )
