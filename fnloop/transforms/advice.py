@@ -26,17 +26,29 @@ class Advice(NamedTuple):
     fix: str
 
 
-def advice_for(error: Exception, code: str) -> Advice | None:
+def is_of_a_layer(file: str) -> bool:
+    """Whether a file is of PyTorch's layers, losses or distributions, which have settings."""
+    path = Path(file).as_posix()
+    return bool(re.search(r"/torch/(nn|distributions)/", path)) and not path.endswith(_CALLING)
+
+
+_CALLING = ("nn/modules/module.py", "nn/modules/container.py")
+
+
+def advice_for(error: Exception, code: str, layers: bool = False) -> Advice | None:
     """What to do about an error of recording; None if recording did not cause it.
 
     Args:
         error: With the traceback from the recording on.
         code: The innermost line outside of PyTorch and fnloop; empty in the backward pass.
+        layers: Whether it is one of PyTorch's own layers or distributions after all.
     """
     text, frames = str(error), traceback.extract_tb(error.__traceback__)
     if isinstance(error, DATA_DEPENDENT) or "FakeTensor.__format__" in text:
         if _passes(frames, "nn/modules/rnn.py"):
             return _PACKED
+        if layers:
+            return Advice(_ASKS, "")
         return next((advice for words, advice in _ASKED.items() if re.search(words, code)), _VALUE)
     if isinstance(error, DYNAMIC_SHAPE):
         backward = not code and any(

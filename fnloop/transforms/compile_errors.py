@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from fnloop._torch.draws import HostRandomnessError
+from fnloop._torch.graph import DATA_DEPENDENT
 from fnloop.stages.remedies import remedy
-from fnloop.transforms.advice import advice_for
+from fnloop.transforms.advice import advice_for, is_of_a_layer
 from fnloop.transforms.drawing_line import drawing_line
 from fnloop.values.state import State
 
@@ -45,7 +46,8 @@ def translated(error: Exception, again: Callable[[], Any]) -> Exception:
     if isinstance(error, HostRandomnessError):
         line = drawing_line(again, lambda file: not _inside(file) and not _in_library(file))
         frames = [line] if line else []
-    advice = advice_for(error, _code(frames[0]) if frames else "")
+    layers = bool(frames) and is_of_a_layer(frames[0].filename)
+    advice = advice_for(error, _code(frames[0]) if frames else "", layers)
     if advice is None:
         return error
     text = f"fl.compile makes one graph of a step, and cannot here: {advice.what}."
@@ -62,11 +64,17 @@ def translated(error: Exception, again: Callable[[], Any]) -> Exception:
 
 
 def _frames(error: Exception) -> list[traceback.FrameSummary]:
-    """The innermost line outside of PyTorch and fnloop; if it is a library's, the user's too."""
+    """The innermost line outside of PyTorch and fnloop; if it is a library's, the user's too.
+
+    A layer or distribution of PyTorch that asks for a value counts as a library's.
+    """
+    asks = isinstance(error, DATA_DEPENDENT)
     found = [
-        f for f in reversed(traceback.extract_tb(error.__traceback__)) if not _inside(f.filename)
+        frame
+        for frame in reversed(traceback.extract_tb(error.__traceback__))
+        if not _inside(frame.filename) or (asks and is_of_a_layer(frame.filename))
     ]
-    own = [f for f in found if not _in_library(f.filename)]
+    own = [f for f in found if not (_in_library(f.filename) or _inside(f.filename))]
     return found[:1] if found[:1] == own[:1] else [*found[:1], *own[:1]]
 
 

@@ -113,6 +113,68 @@ def test_a_librarys_line_is_named_with_the_users(tmp_path):
     assert "The first line is a library's: look for a setting of it" in third
 
 
+def normal(scale):
+    def loss(model, batch):
+        mean = model(batch[0]).mean(0)
+        return -torch.distributions.MultivariateNormal(mean, **scale).log_prob(batch[1]).mean()
+
+    return loss
+
+
+def masked(**options):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 1)
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, x):
+            return self.encoder(x[None], mask=mask, **options)[0, :, :2]
+
+    return Model()
+
+
+def averaging(momentum):
+    return nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2, momentum=momentum))
+
+
+ASKING = {
+    "batchnorm.py": (mse, lambda: averaging(None)),
+    "transformer.py": (mse, masked),
+    "constraints.py": (normal({"covariance_matrix": torch.eye(2)}), lambda: nn.Linear(4, 2)),
+}
+REMEDIES = {
+    "momentum": (mse, lambda: averaging(0.1)),
+    "is_causal": (mse, lambda: masked(is_causal=True)),
+    "scale_tril": (normal({"scale_tril": torch.eye(2)}), lambda: nn.Linear(4, 2)),
+    "validate_args": (
+        normal({"covariance_matrix": torch.eye(2), "validate_args": False}),
+        lambda: nn.Linear(4, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("file", ASKING)
+def test_a_layer_of_pytorch_that_asks_for_a_value_is_named_with_the_users_line(file):
+    loss, model = ASKING[file]
+    fast, _ = compiled(loss)
+    with pytest.raises(fl.errors.CompileError) as info:
+        fast(fast.init(model), batch())
+    _, first, second, third = str(info.value).splitlines()
+    assert first.startswith(f"  {file}, line ") and " in " in second
+    assert third.startswith("The first line is a library's: look for a setting of it")
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_what_is_told_instead_of_these_is_recorded(name):
+    loss, model = REMEDIES[name]
+    fast, _ = compiled(loss)
+    state = fast.init(model, seed=0)
+    assert float(fast(state, batch())[1]["loss"]) > 0 and fast.graphs == 1
+
+
 def coin():
     return random.random() < 0.5
 
