@@ -67,6 +67,9 @@ def tree(cls: type[T]) -> type[T]:
 
     ``==`` is `fl.tree_equal` (bitwise).
 
+    Raises:
+        TypeError: A field has the name of what a base class of fnloop's needs for itself.
+
     >>> @tree
     ... class Line:
     ...     slope: torch.Tensor
@@ -81,6 +84,7 @@ def tree(cls: type[T]) -> type[T]:
     tensor([4.])
     """
     own_init = "__init__" in vars(cls)
+    _refuse_taken(cls)
     dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
     hints = _hints(cls)
     if getattr(cls, "explains_keywords", False):
@@ -127,6 +131,19 @@ def fields_of(cls: type) -> list[str]:
     """The names that a class itself annotates as fields."""
     annotations = inspect.get_annotations(cls).items()
     return [name for name, annotation in annotations if "ClassVar" not in str(annotation)]
+
+
+def _refuse_taken(cls: type) -> None:
+    """Refuse fields that would hide a method or constant of a base class of fnloop's."""
+    for name in fields_of(cls):
+        for base in cls.__mro__[1:]:
+            own = base.__module__.partition(".")[0] == __name__.partition(".")[0]
+            if own and name in vars(base) and name not in fields_of(base):
+                raise TypeError(
+                    f"{cls.__name__} has a field {name!r}, and {base.__name__} needs that name for "
+                    f"something else ({base.__name__}.{name}). Give the field another name, such "
+                    f"as {name}_."
+                )
 
 
 def not_decorated(cls: type, what: str) -> TypeError:

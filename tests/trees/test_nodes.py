@@ -122,3 +122,21 @@ def test_it_prints_what_is_not_default():
         "function=abs, dtype=torch.float32, sizes=(1, 2), colour=<Colour.RED: 1>, "
         "path=PosixPath('x'))"
     )
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        (fl.base.GradStage, "kind"),
+        (fl.base.GradStage, "trained"),
+        (fl.base.StepStage, "describe"),
+        (fl.base.Callback, "needs"),
+        (fl.optim.Optimizer, "init"),
+        (fl.metrics.Metric, "value"),
+    ],
+)
+def test_a_field_does_not_hide_what_its_base_needs(base, name):
+    taken = type("Mine", (base,), {"__annotations__": {name: Any}, name: 1})
+    with pytest.raises(TypeError, match=f"Mine has a field '{name}', and .* needs that name"):
+        fl.tree(taken)
+    fl.tree(type("Mine", (base,), {"__annotations__": {f"{name}_": Any}, f"{name}_": 1}))
