@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fnloop._torch.random import UNSIGNED
 from fnloop.data.nested import generators_of
 
 
@@ -52,7 +53,7 @@ def _seed(generator: Any, seed: int) -> None:
         generator.seed(seed & 0xFFFFFFFF)
     else:
         bits = generator.bit_generator
-        bits.state = type(bits)(seed & (1 << 64) - 1).state
+        bits.state = type(bits)(seed & UNSIGNED).state
 
 
 def _state(generator: Any) -> Any:

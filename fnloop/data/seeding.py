@@ -12,13 +12,13 @@ import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from fnloop._torch.process_wide import ProcessWide
+from fnloop._torch.random import UNSIGNED
 from fnloop.values.key import fold
 from fnloop.values.numpy_state import NumpyState
 from fnloop.values.python_state import PythonState
 
 _TORCH = torch.default_generator
 _PYTHON, _NUMPY = PythonState(), NumpyState()
-_MASK = (1 << 64) - 1
 
 
 class seeding(ProcessWide):
@@ -53,7 +53,7 @@ def reseed(seed: int) -> None:
     torch uses the low 32 bits of `seed` and numpy gets the high ones: both are Mersenne Twisters,
     and would draw the same numbers from the same seed.
     """
-    seed &= _MASK
+    seed &= UNSIGNED
     _TORCH.manual_seed(seed)
     random.seed(seed)
     _NUMPY.seed(seed >> 32)

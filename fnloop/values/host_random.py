@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from fnloop._torch.random import UNSIGNED
 from fnloop.values.key import fold
 from fnloop.values.numpy_state import NumpyState
 
@@ -154,7 +155,7 @@ class host_seeded:
         self._saved = [source.save() for source in self._sources]
         try:
             for i, source in enumerate(self._sources):
-                source.seed(fold(seed, i) & _MASK)
+                source.seed(fold(seed, i) & UNSIGNED)
             self._seeded = [source.save() for source in self._sources]
         except BaseException:  # from a signal handler; so the rest, too
             self._restore()
@@ -176,9 +177,6 @@ class host_seeded:
     def _restore(self) -> None:
         for source, saved in zip(self._sources, self._saved, strict=True):
             source.restore(saved)
-
-
-_MASK = (1 << 64) - 1
 
 
 def same(a: Any, b: Any) -> bool:

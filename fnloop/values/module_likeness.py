@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_OF_HOOKS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs")
+_FORWARD = ("_forward_pre_hooks", "_forward_hooks")  # each has another: which take kwargs
+_HOOKS = (*_FORWARD, "_backward_pre_hooks", "_backward_hooks")
 _OF_TORCH = frozenset(name for name, v in vars(nn.Module()).items() if isinstance(v, dict))
 """The dicts of each module: tensors and modules, hooks, and what else is not an attribute."""
 
@@ -79,8 +79,8 @@ def _copied_by(value: Any) -> Any:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    own = {k: v for k, v in vars(module).items() if k not in _OF_TORCH and k != "training"}
-    hooks: Any = {name: [*vars(module)[name].values()] for name in _HOOKS}
-    for name, of in zip(_HOOKS, _OF_HOOKS, strict=False):
-        hooks[of] = [number in vars(module)[of] for number in vars(module)[name]]
-    return {**own, "hooks": hooks}
+    own = vars(module)
+    attributes = {k: v for k, v in own.items() if k not in _OF_TORCH and k != "training"}
+    hooks = [list(own[name].values()) for name in _HOOKS]
+    kwargs = [[n in own[f"{name}_with_kwargs"] for n in own[name]] for name in _FORWARD]
+    return {**attributes, "hooks": [hooks, kwargs]}

@@ -73,10 +73,16 @@ def test_the_leaf_is_named() -> None:
         list(one_epoch(OVERWRITING["in a dict"]()))
 
 
+def in_turns(epoch: int) -> Iterator[Any]:
+    buffers = torch.zeros(2, 3)
+    for i in range(4):
+        yield buffers[i % 2].fill_(i)
+
+
 FINE = {
     "the same batch each time": lambda epoch: itertools.repeat(torch.ones(3), 4),
     "copies": lambda epoch: filled(torch.zeros(3), torch.clone),
-    "two buffers in turns": lambda epoch: map(torch.clone, filled(torch.zeros(3))),
+    "two buffers in turns": in_turns,
     "objects": lambda epoch: iter([object(), None, "a", np.array(["a", None])]),
     "conjugates": lambda epoch: (torch.ones(2, dtype=torch.complex64).conj() * i for i in range(4)),
     "strided": lambda epoch: (torch.ones(2, 3).t() * i for i in range(4)),

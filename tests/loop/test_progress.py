@@ -184,14 +184,20 @@ def test_while_something_takes_long_the_line_goes_on(state: State) -> None:
     )
 
 
-@pytest.mark.lightning("C9", "V9")
-def test_a_validation_in_training_has_a_bar_of_its_own_and_what_is_within_it_comes_back(
-    state: State, clock: list[float]
-) -> None:
+def after_five_batches(state: State) -> tuple[Screen, progress]:
+    """A bar, half through the first of two epochs, and what it is drawn on."""
     out = Screen()
     effect = progress(file=out)
     effect.open(Run(step=None, state=state, batches=10, total=20))
     effect(state.replace(cursor=Cursor(0, 5, 5).tensor()), metrics(5))
+    return out, effect
+
+
+@pytest.mark.lightning("C9", "V9")
+def test_a_validation_in_training_has_a_bar_of_its_own_and_what_is_within_it_comes_back(
+    state: State, clock: list[float]
+) -> None:
+    out, effect = after_five_batches(state)
     with Activity("val", total=4) as validation:
         for _ in range(3):
             clock[0] += 1.0
@@ -214,10 +220,7 @@ def test_a_validation_in_training_has_a_bar_of_its_own_and_what_is_within_it_com
 def test_a_quick_activity_is_drawn_ten_times_a_second_at_most(
     state: State, clock: list[float]
 ) -> None:
-    out = Screen()
-    effect = progress(file=out)
-    effect.open(Run(step=None, state=state, batches=10, total=20))
-    effect(state.replace(cursor=Cursor(0, 5, 5).tensor()), metrics(5))
+    out, effect = after_five_batches(state)
     clock[0] += 5.0
     before = out.getvalue().count("\r")
     with Activity("val", total=400) as validation:
