@@ -68,9 +68,9 @@ def sghmc(
     Goes around ``fl.update(fl.optim.sgd(lr))``, without momentum, which is this stage's: it is
     ``state["sghmc"]``. The current learning rate is taken from the metrics, so that schedules and
     `fl.scale` count for both. At a temperature of zero it is SGD with a momentum of ``1 -
-    friction``. All trained parameters get noise, also those that the loss does not reach or the
-    optimizer leaves alone; those of ``fl.grad(frozen=...)`` get none. A skipped step changes
-    nothing.
+    friction``. All trained parameters get noise, also those that the loss does not reach; those
+    that are frozen, by `fl.grad` or by the optimizer (`fl.optim.freeze`), get none. A skipped step
+    changes nothing.
 
     Args:
         temperature: A number, tensor or schedule.

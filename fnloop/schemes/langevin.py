@@ -53,8 +53,8 @@ def sgld(temperature: NonNegative, lr: str = "sgd.lr") -> Callable[[StepStage], 
 
     Goes around ``fl.update(fl.optim.sgd(lr))``, without momentum, whose current learning rate it
     takes from the metrics, so that schedules and `fl.scale` count for both. All trained parameters
-    get noise, also those that the loss does not reach or the optimizer leaves alone; those of
-    ``fl.grad(frozen=...)`` get none. A skipped step adds none.
+    get noise, also those that the loss does not reach; those that are frozen, by `fl.grad` or by
+    the optimizer (`fl.optim.freeze`), get none. A skipped step adds none.
 
     Args:
         temperature: A number, tensor or schedule.

@@ -135,7 +135,7 @@ class Stage:
         return state
 
     def trained(self, state: State) -> tuple[str, ...]:
-        """The names of the parameters that the stages inside compute gradients of."""
+        """The names of the parameters that the stages inside train."""
         inner = getattr(self, "inner", None)
         return inner.trained(state) if isinstance(inner, Stage) else state.skeleton.trainable
 

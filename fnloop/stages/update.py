@@ -57,8 +57,17 @@ class Update(StepStage):
         one = torch.ones((), dtype=torch.float32, device=state.step.device)
         return {
             "scale": {name: one.clone() for name in names},
-            **self.optimizer.init(state.params.select(self.trained(state))),
+            **self.optimizer.init(state.params.select(self.inner.trained(state))),
         }
+
+    def trained(self, state: State) -> tuple[str, ...]:
+        """The parameters that it moves: not those that the optimizer leaves alone."""
+        names = self.inner.trained(state)
+        skeleton, given, left = self.__dict__.get("_left_alone", (None, None, ()))
+        if skeleton is not state.skeleton or given != names:  # to label names takes time
+            left = frozenset(self.optimizer.discards(state.params.select(names)))
+            self.__dict__["_left_alone"] = (state.skeleton, names, left)
+        return tuple([name for name in names if name not in left]) if left else names
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         after, metrics, _ = self._step(state, x, False)
@@ -74,7 +83,7 @@ class Update(StepStage):
         self, state: State, x: Any, donate: bool
     ) -> tuple[State, dict[str, Any], list[Write]]:
         after, grads = self.inner(state, x)
-        names = self.trained(state)
+        names = self.inner.trained(state)
         _check(grads, names)
         free: Set[int] = frozenset()
         if donate:
@@ -146,7 +155,7 @@ class Update(StepStage):
             found = self.inner(there, x)[1]
             return loss_of(found), found.mean
 
-        own, params = state[self.name], state.params.select(self.trained(state))
+        own, params = state[self.name], state.params.select(self.inner.trained(state))
         loss = loss_of(grads)
         try:
             new, made = optimizer.search(evaluate, loss, grads.mean, own, params, step, finite)
@@ -334,7 +343,7 @@ def _report(
 
 def _explain(error: Exception, stage: Update, state: State, own: dict[str, Any]) -> None:
     """Add a table to an error if the optimizer state in the slot does not fit the model."""
-    trained = state.params.select(stage.trained(state))
+    trained = state.params.select(stage.inner.trained(state))
     try:
         wanted = dict(tree_items(stage.optimizer.init(trained)))
     except Exception:  # the optimizer itself fails

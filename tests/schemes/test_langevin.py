@@ -54,6 +54,23 @@ def test_noise_is_of_the_rate_in_force(scheme):
     assert float(noise(0.1).std()) == pytest.approx((2 * friction * 0.1 * 0.5) ** 0.5, rel=0.2)
 
 
+@both
+def test_what_the_optimizer_freezes_gets_no_noise(scheme):
+    labels = {"0": "body", "*": "head"}
+    by_label = fl.optim.by_label({"head": fl.optim.sgd(0.1), "body": fl.optim.freeze()}, labels)
+    step = fl.pipe(
+        lambda model, x: model(x).square().mean(),
+        fl.grad,
+        fl.update(by_label),
+        scheme(0.3, lr="head.sgd.lr"),
+        fl.ema(0.5),
+    )
+    state = step.init(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)))
+    after, _ = step(state, torch.ones(2, 3))
+    moved = {name for name in after.params if not after.params[name].equal(state.params[name])}
+    assert moved == {"1.weight", "1.bias"} == set(after["ema"])
+
+
 def test_each_step_draws_other_noise_and_parameters_other_than_those_of_others():
     step = step_of(lr=0.0)  # 2 lr T is zero: nothing moves
     state = step.init(lambda: nn.Linear(50, 3, bias=False))
