@@ -40,7 +40,7 @@ USAGE = {
     "completion": "bash|zsh|fish",
     "runs": "[FOLDER ...] [--metric NAME[,NAME]] [--sort COLUMN] [--plot FILE]",
     "show": "CHECKPOINT_OR_RUN [--member I|best]",
-    "diff": "A B",
+    "diff": "A B [--member I|best[,I|best]]",
     "replay": (
         "RUN [--step N] [--member I|best] [--checkpoint PATH] [--recipe RECIPE.py] "
         "[--save FILE.safetensors]"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from fnloop.cli.messages import printable, shown
-from fnloop.cli.show_command import all_leaves, cell, locate
+from fnloop.cli.messages import printable, shown, usage
+from fnloop.cli.show_command import Opened, all_leaves, cell, locate, of_member, opened
+from fnloop.cli.sweep_members import metrics_of
 from fnloop.store.manifest import read_manifest
 from fnloop.trees.equal import table, tree_equal
 from fnloop.trees.paths import split
@@ -45,17 +46,45 @@ class Difference(NamedTuple):
 
 def run_diff(arguments: Namespace) -> int:
     """``fnloop diff A B``."""
-    a, b = locate(Path(arguments.a)), locate(Path(arguments.b))
-    left, right = read_manifest(a), read_manifest(b)
-    print(f"a  {shown(a)}\nb  {shown(b)}")
-    for part in ("config", "metrics"):
-        names = dict.fromkeys([*left[part], *right[part]])
-        rows = [(name, cell(left[part], name), cell(right[part], name)) for name in names]
+    paths = Path(arguments.a), Path(arguments.b)
+    asked = _members(getattr(arguments, "member", None), paths)
+    sides = list(map(opened, paths, asked))
+    for name, side in zip("ab", sides, strict=True):
+        print(", ".join(filter(None, [f"{name}  {shown(side.checkpoint)}", side.about])))
+    for part, of in (("config", _config), ("metrics", _metrics)):
+        left, right = map(of, sides)
+        names = dict.fromkeys([*left, *right])
+        rows = [(name, cell(left, name), cell(right, name)) for name in names]
         rows = [row for row in rows if row[1] != row[2]]
         if rows:
             print(printable(f"\n{table((part, 'a', 'b'), rows)}"))
-    print(f"\n{leaves_table(all_leaves(a, left), all_leaves(b, right))}")
+    print(f"\n{leaves_table(*map(_leaves, sides))}")
     return 0
+
+
+def _members(asked: str | None, paths: Iterable[Path]) -> list[str | None]:
+    """What is asked for of each side: ``--member I`` is for those that have members."""
+    if asked is not None and "," in asked:
+        each = asked.split(",")
+        if len(each) != 2:
+            raise usage(f"--member {asked}: expected one, of a and b, or two: of a, then of b.")
+        return [*each]
+    have = [bool(read_manifest(locate(path))["leaves"]["step"]["shape"]) for path in paths]
+    return [asked if has or not any(have) else None for has in have]
+
+
+def _config(side: Opened) -> Mapping[str, Any]:
+    return side.manifest["config"]
+
+
+def _metrics(side: Opened) -> Mapping[str, Any]:
+    found = side.manifest["metrics"]
+    return found if side.member is None else metrics_of(found, side.member)
+
+
+def _leaves(side: Opened) -> dict[str, Tensor]:
+    found = all_leaves(side.checkpoint, side.manifest)
+    return found if side.member is None else of_member(found, side.member)
 
 
 def leaves_table(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str:

@@ -100,6 +100,8 @@ def _show(parser: ArgumentParser) -> None:
 def _diff(parser: ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help="a checkpoint, or a run's folder: then its latest")
     parser.add_argument("b", metavar="B", help="another")
+    what = "of sweeps: a member of each, by its number or best; or two, as in 0,3: of A and of B"
+    _option(parser, "--member", "I|best", str, what)
 
 
 def _replay(parser: ArgumentParser) -> None:

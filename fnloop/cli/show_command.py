@@ -7,7 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import Namespace
@@ -41,19 +41,11 @@ from fnloop.values.stacked import is_by_member
 def run_show(arguments: Namespace) -> int:
     """``fnloop show CHECKPOINT_OR_RUN``."""
     path = Path(arguments.path)
-    checkpoint = locate(path)
-    run = run_of(path)
-    sweep = None if run is None else sweep_in(run)
-    asked, member = getattr(arguments, "member", None), None
-    if asked is not None:
-        member = member_in_checkpoint(checkpoint, run, sweep, asked)
+    checkpoint, manifest, member, about = opened(path, getattr(arguments, "member", None))
     if checkpoint.resolve() != path.resolve():
         print(f"{printable(_checkpoints(path, member))}\n\n{shown(checkpoint)}")
-    manifest = read_manifest(checkpoint)
-    if sweep is not None and member is not None:
-        print(sweep.about(member))
-        own = {**sweep.numbers_of(member), **sweep.place(member)[0]}
-        manifest["config"] = {**manifest["config"], **own}
+    if about:
+        print(about)
     print(printable(_about(manifest, member)))
     leaves = saved_from(manifest)
     state = {n: torch.empty(f.shape, dtype=f.dtype, device="meta") for n, f in leaves.items()}
@@ -61,6 +53,46 @@ def run_show(arguments: Namespace) -> int:
         state = of_member(state, member)
     print(f"\n{tree_show(_nested(state))}")
     return 0
+
+
+class Opened(NamedTuple):
+    """A checkpoint, or a member of the population in it.
+
+    Attributes:
+        checkpoint: Its folder.
+        manifest: What it says; of a member, with the configuration of that.
+        member: The number of the member, if one was asked for.
+        about: Of a member of a sweep: which one it is, as a line.
+    """
+
+    checkpoint: Path
+    manifest: dict[str, Any]
+    member: int | None
+    about: str
+
+
+def opened(path: Path, asked: str | None) -> Opened:
+    """The checkpoint at `path`, or the latest of the run at `path`.
+
+    Args:
+        path: Of a checkpoint or a run.
+        asked: What is given for ``--member``; None for all members together.
+
+    Raises:
+        Problem: There is none, or no such member.
+    """
+    checkpoint = locate(path)
+    manifest = read_manifest(checkpoint)
+    if asked is None:
+        return Opened(checkpoint, manifest, None, "")
+    run = run_of(path)
+    sweep = None if run is None else sweep_in(run)
+    member = member_in_checkpoint(checkpoint, run, sweep, asked)
+    if sweep is None or member is None:
+        return Opened(checkpoint, manifest, member, "")
+    own = {**sweep.numbers_of(member), **sweep.place(member)[0]}
+    config = {**manifest["config"], **own}
+    return Opened(checkpoint, {**manifest, "config": config}, member, sweep.about(member))
 
 
 def locate(path: Path) -> Path:

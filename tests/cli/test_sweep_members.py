@@ -97,6 +97,31 @@ def test_weights_predictions_and_leaves_of_a_member(swept, alone, cli, recipe):
         }  # fmt: skip
 
 
+def test_members_are_compared_with_each_other_and_with_a_run(swept, recipe, cli):
+    code, out, err = cli("diff", swept, swept, "--member", "0,3")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].endswith("step-00000010, member 0 of 4: --lr 0.01, seed 0")
+    assert lines[1].endswith("step-00000010, member 3 of 4: --lr 0.1, seed 1")
+    cells = {line.split()[0]: line.split()[1:] for line in lines if line}
+    assert cells["lr"] == cells["sgd.lr"] == ["0.01", "0.1"]
+    assert cells["params/weight"][:2] == ["f32[1,2]", "f32[1,2]"] and "val/loss" in cells
+    alike = cli("diff", swept, swept, "--member", "3")[1]
+    assert "the same, to the bit" in alike and alike.count("member 3 of 4") == 2
+
+    cli("fit", recipe, "--lr", "0.1", "--epochs", "2", "--folder", "runs/alone")
+    code, out, err = cli("diff", "runs/alone", swept, "--member", "1")  # a run has no members
+    assert code == 0, err
+    assert "member 1 of 4: --lr 0.1, seed 0" in out.splitlines()[1]
+    [change] = [line.split()[-4] for line in out.splitlines() if "of their norm" in line] or [0]
+    assert float(change) < 1e-5
+
+    code, _, err = cli("diff", "runs/alone", "runs/alone", "--member", "1")
+    assert code == 2 and "--member 1 is for a sweep" in err
+    code, _, err = cli("diff", swept, swept, "--member", "1,2,3")
+    assert code == 2 and "of a, then of b" in err
+
+
 def test_a_step_of_a_member_is_replayed(swept, alone, cli):
     code, out, err = cli("replay", swept, "--member", "2", "--step", "8", "--save", "a.safetensors")
     assert code == 0, err
