@@ -7,6 +7,7 @@ from typing import Any
 
 from fnloop.data.batches import START
 from fnloop.data.iterables import Pairs
+from fnloop.data.overwriting import HeldBatches
 from fnloop.data.sources import Source, as_source
 from fnloop.data.wrapping import Wrapped
 from fnloop.names.keywords import explained
@@ -56,13 +57,18 @@ class Grouped(Wrapped):
     def iterate(self, cursor: Cursor = START, key: int = 0) -> Pairs:
         """See `Source.iterate`."""
         count, parts, after = cursor.count, list[Any](), cursor
+        held = None if self.fresh else HeldBatches(self._source, self._k, "group")
         with closing(self._source.iterate(cursor, key)) as batches:
             for after, batch in batches:
                 parts.append(batch)
+                if held is not None:
+                    held.add(len(parts), batch)
                 if len(parts) == self._k or not after.index:
                     count += 1
                     yield self._whole(after, count), Micro(tuple(parts))
                     parts = []
+                    if held is not None:
+                        held.clear()
         if parts:  # an iterator has ended
             yield self._whole(after, count + 1), Micro(tuple(parts))
 

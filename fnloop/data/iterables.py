@@ -15,7 +15,7 @@ from fnloop.data.batches import START
 from fnloop.data.fingerprint import sample_of_list
 from fnloop.data.nested import Epochs, inexact
 from fnloop.data.order import check_drawn, check_order
-from fnloop.data.overwriting import HeldBatch, overwritten_error
+from fnloop.data.overwriting import HeldBatches
 from fnloop.data.reading_thread import started
 from fnloop.data.seeding import seeding
 from fnloop.values.cursor import Cursor
@@ -49,13 +49,13 @@ class Again:
                 batch = next(items, END)
                 if batch is END:
                     raise ValueError(too_short(epoch, index, self.batches))
-                held = None if self.fresh else HeldBatch(batch)
+                held = None if self.fresh else HeldBatches(self, 1)
+                if held is not None:
+                    held.add(count + 1, batch)
                 for following in items:
-                    if held is not None:
-                        if (path := held.overwritten()) is not None:
-                            raise overwritten_error(self.kind, epoch, index, path)
-                        held = HeldBatch(following)
                     index, count = index + 1, count + 1
+                    if held is not None:
+                        held.add(count + 1, following)
                     yield Cursor(epoch, index, count), batch
                     batch = following
             epoch, index, count = epoch + 1, 0, count + 1
@@ -109,6 +109,8 @@ class Once:
 
     once = True
     watched = False
+    fresh = False
+    kind = "iterator"
 
     def __init__(self, items: Iterator[Any]) -> None:
         self._items = items
@@ -139,7 +141,7 @@ class Once:
     def about(self) -> dict[str, Any]:
         """Its fingerprint."""
         return {
-            "kind": "iterator",
+            "kind": self.kind,
             "batches": self.batches,
             "index": "batches",
             "exact": "no",

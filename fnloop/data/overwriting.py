@@ -1,9 +1,10 @@
-"""Whether data writes a batch into the memory of the one before, which has not been used yet."""
+"""Whether data writes a batch into the memory of an earlier one, which has not been used yet."""
 
 from __future__ import annotations
 
 import itertools
 import operator
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,48 @@ class HeldBatch:
         paths = [path for path, _ in tree_items(self._batch)]
         return next(itertools.compress(paths, changed), "")
 
+    def shares_memory_with(self, other: HeldBatch) -> bool:
+        """Whether a leaf of it lies in the memory of a leaf of the other."""
+        pairs = itertools.product(self._some, other._some)
+        return any([np.may_share_memory(one, another) for one, another in pairs])
+
+
+class HeldBatches:
+    """The last batches that were drawn from a source, while further ones are drawn.
+
+    Args:
+        source: The source.
+        most: How many of them are held.
+        whole: What they are numbered in.
+        handed_out: Whether somebody may use them already, who may change them in place. They count
+            as overwritten then if a further batch lies in their memory.
+    """
+
+    def __init__(
+        self, source: Any, most: int, whole: str = "run", handed_out: bool = False
+    ) -> None:
+        self._kind: str = getattr(source, "kind", "data")
+        self._whole = whole
+        self._handed_out = handed_out
+        self._held = deque[tuple[int, HeldBatch]](maxlen=most)
+
+    def add(self, number: int, batch: Any) -> None:
+        """Add the batch that has been drawn as the one of this number.
+
+        Raises:
+            ValueError: One that is held has been overwritten.
+        """
+        new = HeldBatch(batch)
+        for earlier, held in self._held:
+            path = held.overwritten()
+            if path is not None and not (self._handed_out and not held.shares_memory_with(new)):
+                raise _error(self._kind, f"{number} of the {self._whole}", earlier, path)
+        self._held.append((number, new))
+
+    def clear(self) -> None:
+        """Hold none of them any longer."""
+        self._held.clear()
+
 
 _BYTES = np.ndarray.tobytes
 _NOTHING = np.zeros(0, np.uint8)
@@ -62,12 +105,10 @@ def _some_of(leaf: Any) -> Any:
     return array[:: array.size // _POINTS | 1]  # odd, so that not only the lowest bytes are seen
 
 
-def overwritten_error(kind: str, epoch: int, index: int, path: str) -> ValueError:
-    """The error for data that does so."""
+def _error(kind: str, later: str, earlier: int, path: str) -> ValueError:
     where = f", at {path!r}" if path else ""
     return ValueError(
-        f"The {kind} has written batch {index + 1} of epoch {epoch} over batch {index}{where}, "
-        "which has not been used yet: one batch is read ahead. Usual cause: a buffer that is "
-        "filled anew for each batch. Give a copy of it: yield buffer.clone(), or buffer.copy() of "
-        "an array."
+        f"The {kind} has written batch {later} over batch {earlier}{where}, which has not been "
+        "used yet: batches are read ahead. Usual cause: a buffer that is filled anew for each "
+        "batch. Give a copy of it: yield buffer.clone(), or buffer.copy() of an array."
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fnloop.data.batches import START
+from fnloop.data.overwriting import HeldBatches
 from fnloop.data.reading_thread import ReadingThread, started
 from fnloop.data.sources import Source, as_source
 from fnloop.data.wrapping import Wrapped
@@ -100,6 +101,10 @@ class _Worker:
     def __init__(
         self, source: Source, cursor: Cursor, key: int, depth: int, device: torch.device | None
     ) -> None:
+        # What goes to another device is copied at once.
+        self._fresh = device is not None and device.type != "cpu"
+        self._fresh |= getattr(source, "fresh", True)
+        self._depth = depth
         self._drawn = drawn = queue.SimpleQueue[Any]()
         # A queue of C: an exception from a signal handler could leave a `Semaphore` locked.
         self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -138,11 +143,14 @@ class _Worker:
         batches = source.iterate(cursor, key)
         try:
             copy = _copier(device)
+            held = None if self._fresh else HeldBatches(source, self._depth, handed_out=True)
             while True:
                 self._places.get()
                 if self._stopped:
                     break
                 drawn = next(batches, None)
+                if drawn is not None and held is not None:
+                    held.add(drawn[0].count, drawn[1])
                 self._drawn.put(None if drawn is None else (drawn[0], copy(drawn[1])))
                 if drawn is None:
                     break

@@ -26,7 +26,8 @@ class Source(Protocol):
     JSON. ``memo(cursor)`` returns its position, as JSON or None, after the batch yielded with
     `cursor` (which must be that object, not a copy). ``recall(memo)`` makes the next `iterate`
     continue from there. ``ordered()`` returns a source in the data's own order, and raises a
-    `ValueError` if there is none; the order of a source without it is taken to be its own.
+    `ValueError` if there is none; the order of a source without it is taken to be its own. Its
+    attribute ``fresh`` is false if a batch may be written over an earlier one.
 
     Attributes:
         batches: Batches per epoch; None if unknown.

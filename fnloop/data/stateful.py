@@ -22,6 +22,7 @@ from fnloop.data.iterables import END, Once, Pairs, is_once, length, too_short
 from fnloop.data.loader import about_loader, collates, is_map_style, samplers
 from fnloop.data.nested import Epochs
 from fnloop.data.order import check_drawn, check_order
+from fnloop.data.overwriting import HeldBatches
 from fnloop.data.reading_thread import started
 from fnloop.data.seeding import seeding
 from fnloop.data.worker_parts import SeededDataset, ShowDataset
@@ -74,6 +75,9 @@ class Stateful:
     the same batches.
     """
 
+    fresh = False
+    kind = "stateful loader"
+
     def __init__(self, data: Any) -> None:
         self._data = data
         self._loader, self._shared = _seeded(data)
@@ -97,8 +101,11 @@ class Stateful:
                     if resumed and index == 0:
                         continue  # the state was that after the last batch of an epoch
                     raise ValueError(too_short(epoch, index, self.batches))
+                held = HeldBatches(self, 1)
+                held.add(count + 1, drawn[0])
                 for following in items:
                     index, count = index + 1, count + 1
+                    held.add(count + 1, following[0])
                     yield self._hold(CursorWithState(epoch, index, count), drawn)
                     drawn = following
             epoch, index, count = epoch + 1, 0, count + 1

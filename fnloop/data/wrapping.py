@@ -23,6 +23,7 @@ class Wrapped:
         self.batches = source.batches
         self.batch_size: int = getattr(source, "batch_size", 1)
         self.once: bool = getattr(source, "once", False)
+        self.fresh: bool = getattr(source, "fresh", True)
 
     def about(self) -> dict[str, Any] | None:
         """The fingerprint of the data."""

@@ -38,6 +38,17 @@ class Items(Dataset[Any]):
         return self.buffer.fill_(index)
 
 
+class Stateful:
+    def __iter__(self) -> Iterator[Any]:
+        return filled(np.zeros(3))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
 SHARED = torch.zeros(2, 5)
 
 
@@ -56,6 +67,10 @@ OVERWRITING = {
     "items": lambda: DataLoader(Items(), batch_size=None),
     "a collate function": lambda: DataLoader(range(8), 2, collate_fn=collate),
     "read ahead": lambda: fl.data.prefetch(lambda epoch: filled(torch.zeros(3, 5))),
+    "an iterator read ahead": lambda: fl.data.prefetch(filled(torch.zeros(3, 5))),
+    "an iterator, grouped": lambda: fl.data.group(filled(torch.zeros(3, 5)), 2),
+    "a loader with a state": lambda: Stateful(),
+    "mixed": lambda: fl.data.together(a=lambda epoch: filled(torch.zeros(3)), b=[1, 2, 3, 4]),
     "grouped": lambda: fl.data.group(lambda epoch: filled(torch.zeros(3, 5)), 2),
 }
 
@@ -63,13 +78,13 @@ OVERWRITING = {
 @pytest.mark.parametrize("name", OVERWRITING)
 def test_they_are_refused(name: str) -> None:
     with pytest.raises(
-        ValueError, match=r"written batch 1 of epoch 0 over batch 0(.|\n)*clone\(\)"
+        ValueError, match=r"written batch 2 of the (run|group) over batch 1(.|\n)*clone\(\)"
     ):
         list(itertools.islice(as_source(OVERWRITING[name]()).iterate(), 3))
 
 
 def test_the_leaf_is_named() -> None:
-    with pytest.raises(ValueError, match=r"over batch 0, at 'x', which"):
+    with pytest.raises(ValueError, match=r"over batch 1, at 'x', which"):
         list(one_epoch(OVERWRITING["in a dict"]()))
 
 
@@ -77,6 +92,26 @@ def in_turns(epoch: int) -> Iterator[Any]:
     buffers = torch.zeros(2, 3)
     for i in range(4):
         yield buffers[i % 2].fill_(i)
+
+
+IN_TURNS = {
+    "read ahead": lambda: fl.data.prefetch(in_turns(0)),
+    "read further ahead": lambda: fl.data.prefetch(lambda epoch: in_turns(epoch), depth=4),
+    "of two, read ahead": lambda: fl.data.prefetch(fl.data.together(a=in_turns, b=[1, 2, 3, 4])),
+    "grouped": lambda: fl.data.group(in_turns(0), 3),
+}
+
+
+@pytest.mark.parametrize("name", IN_TURNS)
+def test_two_buffers_are_too_few_for_what_is_read_further_ahead(name: str) -> None:
+    with pytest.raises(ValueError, match=r"written batch 3 of the (run|group) over batch 1, "):
+        list(itertools.islice(as_source(IN_TURNS[name]()).iterate(), 4))
+
+
+def test_a_step_may_write_to_its_batch() -> None:
+    batches = fl.data.prefetch(lambda epoch: (torch.full((3,), float(i)) for i in range(40)))
+    drawn = [float(batch.neg_()[0]) for batch in one_epoch(batches)]
+    assert drawn == [-float(i) for i in range(40)]
 
 
 FINE = {
