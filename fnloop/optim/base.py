@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
@@ -269,10 +269,11 @@ def decayed(updates: Tensors, params: Tensors, lr: Number, weight_decay: Number)
     return updates.add(params.wide().scale(-lr * weight_decay))
 
 
-def narrowed(memory: Any, gone: Collection[str]) -> Any:
+def narrowed(memory: Any, gone: Set[str]) -> Any:
     """Remove the tensors of the parameters `gone` from an optimizer's memory."""
     if isinstance(memory, Tensors):
-        return memory.select([name for name in memory if name not in gone])
+        kept = [name for name in memory.names if name not in gone]
+        return memory if len(kept) == len(memory) else memory.select(kept)
     if isinstance(memory, dict):
         return {key: narrowed(value, gone) for key, value in memory.items()}
     return memory

@@ -40,7 +40,7 @@ class Sghmc(StepStage):
         if moved is False:
             return after, metrics
         std = (2 * friction * rate * temperature) ** 0.5
-        velocity = after[self.name]
+        velocity = after[self.name].select(self.trained_now(state))
         old, stepped_to = (each.params.select(velocity).wide() for each in (state, after))
         new = stepped_to.sub(old).add(velocity.scale(1 - friction))
         with randomness(state, "sghmc"):
@@ -48,7 +48,8 @@ class Sghmc(StepStage):
         there = after.params.select(velocity)
         params = old.add(new).cast(there).where(moved, there)
         after = after.replace(params=after.params.updated(params))
-        return after.put(self.name, new.where(moved, velocity)), metrics
+        velocity = new.where(moved, velocity)
+        return after.put(self.name, after[self.name].updated(velocity)), metrics
 
 
 @explained

@@ -33,7 +33,7 @@ class Sgld(StepStage):
         if moved is False:
             return after, metrics
         std = (2 * rate * temperature) ** 0.5
-        old = after.params.select(self.trained(state))
+        old = after.params.select(self.trained_now(state))
         with randomness(state, "sgld"):
             new = old.wide().map_named(lambda p: p + std * normal_like(p))
         params = new.cast(old).where(moved, old)

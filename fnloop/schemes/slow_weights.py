@@ -37,12 +37,13 @@ class Lookahead(StepStage):
         due = both(stepped(state, after), look(after.step % self.k == 0))
         if due is False:
             return after, metrics
-        old = after[self.name]
+        old = after[self.name].select(self.trained_now(state))
         fast = after.params.select(old)
         slow = old.lerp(fast, alpha)
         params = slow.clone().cast(fast).where(due, fast)  # a slot shares no memory with them
         after = after.replace(params=after.params.updated(params))
-        return after.put(self.name, slow.where(due, old)), metrics
+        slow = after[self.name].updated(slow.where(due, old))
+        return after.put(self.name, slow), metrics
 
 
 @explained

@@ -135,9 +135,14 @@ class Stage:
         return state
 
     def trained(self, state: State) -> tuple[str, ...]:
-        """The names of the parameters that the stages inside train."""
+        """The names of the parameters that the stages inside train, at some time of the run."""
         inner = getattr(self, "inner", None)
         return inner.trained(state) if isinstance(inner, Stage) else state.skeleton.trainable
+
+    def trained_now(self, state: State) -> tuple[str, ...]:
+        """Those that they train in the step from `state`: all but what is frozen for now."""
+        inner = getattr(self, "inner", None)
+        return inner.trained_now(state) if isinstance(inner, Stage) else self.trained(state)
 
     def taken_back(self, memory: Any) -> Any:
         """The part of its memory that `fl.guard` restores when it undoes a step.

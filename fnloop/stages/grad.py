@@ -64,6 +64,9 @@ class Grad(GradStage):
             return state.skeleton.trainable
         return self._choice(state).trained
 
+    def trained_now(self, state: State) -> tuple[str, ...]:
+        return self.trained(state) if self.frozen is None else self._choice(state).now(state)[0]
+
     def _choice(self, state: State) -> Choice:
         skeleton, choice = self.__dict__.get("_chosen", (None, None))
         if skeleton is not state.skeleton:  # to match names takes time

@@ -62,11 +62,17 @@ class Update(StepStage):
 
     def trained(self, state: State) -> tuple[str, ...]:
         """The parameters that it moves: not those that the optimizer leaves alone."""
-        names = self.inner.trained(state)
-        skeleton, given, left = self.__dict__.get("_left_alone", (None, None, ()))
-        if skeleton is not state.skeleton or given != names:  # to label names takes time
-            left = frozenset(self.optimizer.discards(state.params.select(names)))
-            self.__dict__["_left_alone"] = (state.skeleton, names, left)
+        return self._moved(self.inner.trained(state), state)
+
+    def trained_now(self, state: State) -> tuple[str, ...]:
+        return self._moved(self.inner.trained_now(state), state)
+
+    def _moved(self, names: tuple[str, ...], state: State) -> tuple[str, ...]:
+        skeleton, left = self.__dict__.get("_left_alone", (None, ()))
+        if skeleton is not state.skeleton:  # to label names takes time
+            everything = state.params.select(self.inner.trained(state))
+            left = frozenset(self.optimizer.discards(everything))
+            self.__dict__["_left_alone"] = (state.skeleton, left)
         return tuple([name for name in names if name not in left]) if left else names
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
@@ -180,9 +186,12 @@ class Update(StepStage):
 
         What is `free` may be overwritten: the calls that do so are returned, for the end.
         """
-        some = grads.names != names  # without a gradient, a parameter and its memory stay
+        # Without a gradient, a parameter and its memory stay; an earlier step may have trained more
+        # parameters, whose memory is there.
+        every = state.skeleton.trainable
+        some = not grads.names == names == every
         params = state.params.select(grads)
-        memory = narrowed(own, set(names).difference(grads.names)) if some else own
+        memory = narrowed(own, set(every).difference(grads.names)) if some else own
         try:
             with self._drawing(state):
                 fused = optimizer.fused(grads, memory, params, step, finite) if free else None

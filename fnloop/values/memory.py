@@ -52,7 +52,10 @@ def fill(state: State, name: str, fresh: Any) -> State:
 def _merge(old: Any, fresh: Any, path: str, clashes: list[tuple[str, ...]]) -> Any:
     if isinstance(old, Mapping) and isinstance(fresh, Tensors):
         named = _merge(dict(old), dict(fresh.items()), path, clashes)
-        return fresh.like(named) if named.keys() == fresh.keys() else Tensors(named)
+        if named.keys() == fresh.keys():
+            return fresh.like(named)
+        # What only the state has is kept, in its order.
+        return Tensors({name: named[name] for name in dict.fromkeys([*old, *fresh])})
     if isinstance(old, dict) and isinstance(fresh, dict):
         merged = {
             key: _merge(old[key], value, f"{path}/{key}", clashes) if key in old else value

@@ -210,6 +210,55 @@ def test_one_run_with_phases_is_one_fit_after_the_other():
     assert state == one
 
 
+LOOPS = {
+    "by hand": lambda step, state: step(state, batch())[0],
+    "in fit": lambda step, state: fl.fit(step, state, [batch()], steps=1)[0],
+    "compiled": lambda step, state: fl.fit(
+        fl.compile(step, backend="aot_eager"), state, [batch()], steps=1
+    )[0],
+}
+
+
+@pytest.mark.parametrize("way", LOOPS)
+def test_what_a_later_step_freezes_keeps_its_memory_as_in_torch(way):
+    optimizer = fl.optim.sgd(0.1, momentum=0.9, weight_decay=0.1)
+    turns = [step_of(frozen, optimizer) for frozen in ([], ["0"], [])]
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    reference = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    state = turns[0].init(model)
+    for step in (each for each in turns for _ in range(3)):
+        state = LOOPS[way](step, step.init(state))
+        model[0].requires_grad_(step is not turns[1])
+        reference.zero_grad()
+        loss(model, batch()).backward()
+        reference.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(state.params[name], p.detach(), rtol=1e-5, atol=1e-6)
+
+
+SCHEMES = {
+    "sgld": fl.schemes.sgld(0.3),
+    "sghmc": fl.schemes.sghmc(0.3),
+    "lookahead": fl.schemes.lookahead(k=2),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_stages_around_update_leave_alone_what_is_frozen_for_now(name):
+    def step_with(frozen):
+        return fl.pipe(loss, fl.grad(frozen=frozen), fl.update(fl.optim.sgd(0.1)), SCHEMES[name])
+
+    phases = fl.schedules.by_step({0: None, 3: "stem"})
+    by_phases = one_by_one = step_with(phases).init(net())
+    for i in range(7):
+        before = by_phases
+        by_phases, _ = step_with(phases)(by_phases, batch())
+        assert ("stem" in moved(before, by_phases)) == (i < 3)
+        step = step_with("stem" if i >= 3 else [])
+        one_by_one, _ = step(step.init(one_by_one), batch())
+    assert by_phases == one_by_one
+
+
 def test_several_steps_in_one_call_change_phase_within():
     step = step_of(fl.schedules.by_step({0: ["stem", "middle"], 2: "stem"}))
     once = fl.compile(step, backend="aot_eager")
