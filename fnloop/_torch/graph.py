@@ -197,11 +197,26 @@ def read_before_writing(graph: GraphModule, vector: int, cuts: Mapping[int, Any]
     for place, cut in cuts.items():
         late = [user for user in inputs[place].users if user not in in_time]
         if late:
-            with graph.graph.inserting_after(inputs[-1]):
-                view = graph.graph.call_function(_aten.as_strided.default, (inputs[vector], *cut))
-                view.meta["val"] = inputs[place].meta["val"]
+            view = _cut_out(graph, inputs, vector, inputs[place].meta["val"], cut)
             for user in late:
                 user.replace_input_with(inputs[place], view)
+
+
+def _cut_out(graph: GraphModule, inputs: list[Node], vector: int, like: Tensor, cut: Any) -> Node:
+    """A view of an input, with that shape, those strides and that offset; `like` another tensor."""
+    complex_in_pairs = like.is_complex() and not inputs[vector].meta["val"].is_complex()
+    if complex_in_pairs:
+        shape, strides, offset = cut
+        cut = ((*shape, 2), (*[2 * stride for stride in strides], 1), 2 * offset)
+    with graph.graph.inserting_after(inputs[-1]):
+        view = graph.graph.call_function(_aten.as_strided.default, (inputs[vector], *cut))
+    view.meta["val"] = torch.view_as_real(like) if complex_in_pairs else like
+    if not complex_in_pairs:
+        return view
+    with graph.graph.inserting_after(view):
+        whole = graph.graph.call_function(_aten.view_as_complex.default, (view,))
+    whole.meta["val"] = like
+    return whole
 
 
 def _ancestors(node: Node) -> set[Node]:

@@ -65,7 +65,9 @@ class ReadOnly(TorchDispatchMode):
             if (name := self._owner(unwrapped(tensor))) is not None:
                 raise self._refusal(name)
         made = func(*args, **kwargs)
-        if _is_view(func) and (name := self._owner(unwrapped(args[0]))) is not None:
+        # The conjugate of a number is a view, too.
+        viewed = isinstance(args[0], Tensor) if _is_view(func) else False
+        if viewed and (name := self._owner(unwrapped(args[0]))) is not None:
             # While a graph is recorded, a view of a tensor with values is made without them, and
             # shares no memory with it.
             for view in tree_leaves(made):

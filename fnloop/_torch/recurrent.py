@@ -8,9 +8,6 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule
-from torch.overrides import TorchFunctionMode
-
-from fnloop._torch.tracing import transformed
 
 
 @contextlib.contextmanager
@@ -26,21 +23,6 @@ def by_products() -> Generator[None]:
         yield
     finally:
         torch._C._set_mkldnn_enabled(before)  # pyright: ignore
-
-
-class transformed_by_products(TorchFunctionMode):
-    """A context manager: under a transform, an LSTM is composed of matrix products.
-
-    ``vmap`` would call the kernel of oneDNN for one member after the other. Products have batching
-    rules: a population of 16 takes half of the time.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        apart = func is torch.lstm and transformed()
-        with by_products() if apart else contextlib.nullcontext():
-            return func(*args, **(kwargs or {}))
 
 
 def mode_for(graph: GraphModule) -> Callable[[], contextlib.AbstractContextManager[Any]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,27 +14,39 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fnloop._torch.tracing import casting, transformed
+from fnloop._torch import composed_norms
+from fnloop._torch.recurrent import by_products
+from fnloop._torch.tracing import casting, transformed, unwrapped
 
 _levels: Any = torch._C._functorch.get_interpreter_stack  # pyright: ignore
-_VMAP: Any = torch._C._functorch.TransformType.Vmap  # pyright: ignore
+_Transforms: Any = torch._C._functorch.TransformType  # pyright: ignore
+_VMAP, _GRAD, _JVP = _Transforms.Vmap, _Transforms.Grad, _Transforms.Jvp
 _aten: Any = torch.ops.aten
+_weight_norm: Any = torch._weight_norm  # pyright: ignore[reportPrivateImportUsage]
 
 
 class transformable(TorchFunctionMode):
     """A context manager: under a transform, functions do what they do without.
 
-    Of those for which torch's rules fail, or give something else: dropout, layers that normalize
-    numbers of half precision, recurrent layers, and the dropout of attention.
+    Of those for which torch's rules fail, or give something else: dropout, layers that normalize,
+    recurrent layers, attention and weights with a norm.
+
+    Args:
+        twice: Whether derivatives are taken of derivatives by autograd, without a transform.
+            Functions whose second derivative is wrong there, or missing, are composed then too.
     """
+
+    def __init__(self, twice: bool = False) -> None:
+        super().__init__()
+        self._twice = twice
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in _INSTEAD or not transformed():
-            return func(*args, **kwargs)
-        return _INSTEAD[func](*args, **kwargs)
+        if func in _INSTEAD and (transformed() or (self._twice and func in _ONCE)):
+            return _INSTEAD[func](*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def _dropout(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -49,13 +62,17 @@ def _dropout(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _normalized(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Half precision normalized in float32, as torch's kernels do it inside.
+    """A layer that normalizes, in half precision and differentiated twice.
 
-    They take the numbers in half precision beside parameters in float32. The rules of ``vmap`` take
-    one dtype, or give float32.
+    Half precision is normalized in float32, as torch's kernels do it inside. They take the numbers
+    in half precision beside parameters in float32. The rules of ``vmap`` take one dtype, or give
+    float32.
     """
     half = input.dtype in (torch.bfloat16, torch.float16)
     others = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    if func in _COMPOSED and _differentiated_twice([input, *others]):
+        wide = input.float() if half else input
+        return _COMPOSED[func](wide, *args, **kwargs).to(input.dtype)
     # Elsewhere autocast gives these to torch in float32.
     cast_already = func in (F.layer_norm, F.group_norm) and not input.is_cpu
     if not half or cast_already or all([other.dtype == input.dtype for other in others]):
@@ -63,14 +80,41 @@ def _normalized(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs
     return func(input.float(), *args, **kwargs).to(input.dtype)
 
 
-def _recurrent(func: Callable[..., Any], input: Tensor, hidden: Any, *args: Any) -> Any:
-    """A recurrent layer whose first hidden state is batched where its input is.
+def _differentiated_twice(given: Sequence[Tensor]) -> bool:
+    """Whether a derivative is taken of the derivatives that the step takes itself."""
+    kinds = _kinds()
+    if kinds.count(_GRAD) + kinds.count(_JVP) > 1:
+        return True
+    return torch.is_grad_enabled() and any([unwrapped(t).requires_grad for t in given])
 
-    It is written to in place with what follows from the input, which ``vmap`` refuses otherwise.
+
+def _kinds() -> list[Any]:
+    """Of the transforms that are active, outermost first."""
+    return [level.key() for level in _levels() or ()]
+
+
+def _recurrent(layer: Any, input: Tensor, second: Any, *args: Any) -> Any:
+    """A recurrent layer, by the operations that it is composed of, which have batching rules.
+
+    Its first hidden state is batched where its input is: it is written to in place with what
+    follows from the input, which ``vmap`` refuses otherwise.
     """
-    if isinstance(hidden, Tensor) and hidden.is_floating_point():  # of a packed sequence, its sizes
-        hidden = hidden + torch.zeros_like(input[..., :1]).sum()
+    packed = isinstance(second, Tensor) and not second.is_floating_point()  # its batch sizes
+    if isinstance(second, Tensor) and not packed:
+        second = _batched(second, input)
+    with by_products() if layer is _aten.lstm else contextlib.nullcontext():
+        return (layer.data if packed else layer.input).decompose(input, second, *args)
+
+
+def _cell(func: Callable[..., Any], input: Tensor, hidden: Any, *args: Any) -> Any:
+    """As `_recurrent`, for one step of a recurrent layer."""
+    one = isinstance(hidden, Tensor)
+    hidden = _batched(hidden, input) if one else [_batched(state, input) for state in hidden]
     return func(input, hidden, *args)
+
+
+def _batched(hidden: Tensor, input: Tensor) -> Tensor:
+    return hidden + torch.zeros_like(input[..., :1]).sum()
 
 
 def _attention(
@@ -83,8 +127,8 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention, composed of products as torch does it where its own dropout fails."""
-    if not _fails(dropout_p):
+    """Attention, composed of products where torch's own dropout or second derivative fails."""
+    if not (_fails(dropout_p) or _differentiated_twice([query, key, value])):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -105,7 +149,9 @@ def _attention(
 def _heads(*args: Any, **kwargs: Any) -> Any:
     """`nn.MultiheadAttention`, which composes attention itself where it returns the weights."""
     named: dict[str, Any] = _HEADS.bind(*args, **kwargs).arguments
-    if named.get("need_weights", True) or not _fails(named["dropout_p"]):
+    given = [value for value in named.values() if isinstance(value, Tensor)]
+    fails = _fails(named["dropout_p"]) or _differentiated_twice(given)
+    if named.get("need_weights", True) or not fails:
         return F.multi_head_attention_forward(*args, **kwargs)
     named["need_weights"] = True
     return F.multi_head_attention_forward(**named)[0], None
@@ -115,16 +161,28 @@ _HEADS = inspect.signature(F.multi_head_attention_forward)
 
 
 def _fails(dropout: float) -> bool:
-    """Whether torch's rules fail for the dropout inside of attention: in two ``vmap``, and cast."""
-    return bool(dropout) and (casting() or sum([level.key() == _VMAP for level in _levels()]) > 1)
+    """Whether torch's rules fail for attention: in forward mode; with dropout in two ``vmap``."""
+    kinds = _kinds()
+    return _JVP in kinds or (bool(dropout) and (casting() or kinds.count(_VMAP) > 1))
 
 
+_COMPOSED: dict[Any, Callable[..., Tensor]] = {
+    F.layer_norm: composed_norms.layer_norm,
+    F.batch_norm: composed_norms.batch_norm,
+    F.instance_norm: composed_norms.instance_norm,
+}
 _INSTEAD: dict[Any, Callable[..., Any]] = {
+    _weight_norm: composed_norms.weight_norm,
     F.dropout: _dropout,
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _heads,
 }
 for _function in (F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm):
     _INSTEAD[_function] = functools.partial(_normalized, _function)
-for _function in (torch.gru, torch.rnn_tanh, torch.rnn_relu):
-    _INSTEAD[_function] = functools.partial(_recurrent, _function)
+for _function in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu):
+    _INSTEAD[_function] = functools.partial(_recurrent, getattr(_aten, _function.__name__))
+for _function in (torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell):
+    _INSTEAD[_function] = functools.partial(_cell, _function)
+
+_ONCE = (_weight_norm, F.scaled_dot_product_attention, F.multi_head_attention_forward)
+"""Whose first derivative is right, and whose second one is not, or is missing."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fnloop._torch.autograd import NoGradientError, Tape, gradients, require_grad
 from fnloop._torch.tracing import transformed
+from fnloop._torch.transformable import transformable
 from fnloop.names.keywords import explained
 from fnloop.optim.patterns import Where
 from fnloop.stages.base import GradStage
@@ -104,7 +105,7 @@ class Grad(GradStage):
             def run(model: Any) -> tuple[Any, ...]:
                 # The backward pass runs here too: activation checkpointing recomputes the forward
                 # pass in it, which needs this model.
-                with _NOTHING if alone else _around(state, model, placed):
+                with _NOTHING if alone and not tape.kept else _around(state, model, placed, tape):
                     result = self._run(state, model, x, tape, placed)
                     if result.loss is None and (norms is not None or placed is not None):
                         raise ValueError(_LONE_SKIP.format(loss=self.loss))
@@ -187,10 +188,14 @@ class Grad(GradStage):
 
 
 @contextlib.contextmanager
-def _around(state: State, model: Any, placed: Gathering | Sharing | None) -> Generator[None]:
+def _around(
+    state: State, model: Any, placed: Gathering | Sharing | None, tape: Tape
+) -> Generator[None]:
     """What is on while the model runs: its divided parameters, shared norms, its precisions."""
     context = state.context
     with contextlib.ExitStack() as entered:
+        if tape.kept and not transformed():  # under a transform, `stream` sees to it
+            entered.enter_context(transformable(twice=True))
         if placed is not None:
             entered.enter_context(placed.running())
         if context.norms is not None:

@@ -17,7 +17,6 @@ from fnloop._torch.draws import Draws
 from fnloop._torch.fakes import is_fake
 from fnloop._torch.products import short_attention
 from fnloop._torch.read_only import ReadOnly
-from fnloop._torch.recurrent import transformed_by_products
 from fnloop._torch.transformable import transformable
 from fnloop.transforms.compile_errors import CompileError
 from fnloop.transforms.kept import Kept
@@ -166,7 +165,6 @@ class Recorded:
             Checks() as checks,
             recording.of(state),
             short_attention(),
-            transformed_by_products(),
             transformable(),
         ):
             with self._read_only(inputs, fakes), host_seeded(GLOBAL) as host:

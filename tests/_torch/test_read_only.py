@@ -97,3 +97,10 @@ def test_tensors_without_memory_of_their_own():
     sparse = torch.eye(2).to_sparse()
     with ReadOnly({"sparse": sparse}, KeyError):
         torch.sparse.mm(sparse, torch.ones(2, 2)).add_(1)
+
+
+def test_the_conjugate_of_a_number_is_no_view_of_a_tensor():
+    w = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+    with ReadOnly({"w": w}, KeyError):
+        (w * 1j).abs().sum().backward()
+    assert w.grad is not None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fnloop._torch.recurrent import transformed_by_products
+from fnloop._torch.transformable import transformable
 from tests._torch.test_graph import operations, recorded
 
 
@@ -23,7 +23,7 @@ def test_under_vmap_it_is_products_which_have_batching_rules():
 
     def slopes(x, *weights):
         alone = [w[0].detach().requires_grad_() for w in weights]
-        with transformed_by_products(), torch.enable_grad():
+        with transformable(), torch.enable_grad():
             together = torch.vmap(torch.func.grad(loss), (0, None))(weights, x)
             return [*[g[0] for g in together], *torch.autograd.grad(loss(alone, x), alone)]
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from fnloop._torch.members import drawing
 from fnloop._torch.transformable import transformable
@@ -85,7 +86,128 @@ def test_half_precision_is_normalized_beside_parameters_in_float32(name, half):
         torch.testing.assert_close(got, expected, rtol=3e-2, atol=3e-2)
 
 
-@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.heads(x, x, x, need_weights=False)[0]
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.mix(x)
+        return F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+
+TWICE = {
+    "layer": lambda: nn.LayerNorm(4),
+    "layer, two dimensions": lambda: nn.LayerNorm((3, 4)),
+    "layer, without parameters": lambda: nn.LayerNorm(4, elementwise_affine=False),
+    "batch": lambda: nn.BatchNorm1d(3),
+    "batch, evaluated": lambda: nn.BatchNorm1d(3).eval(),
+    "instance": lambda: nn.InstanceNorm1d(3, affine=True, track_running_stats=True),
+    "instance, evaluated": lambda: nn.InstanceNorm1d(3, track_running_stats=True).eval(),
+    "weights with a norm": lambda: weight_norm(nn.Linear(4, 4)),
+    "one norm": lambda: weight_norm(nn.Linear(4, 4), dim=None),
+    "attention": Attention,
+    "heads": Heads,
+}
+
+
+def vmapped(slope, x):
+    return torch.func.vmap(slope)(torch.stack([x, 2 * x]))
+
+
+def forward_mode(slope, x):
+    return torch.func.jvp(slope, (x,), (x.cos(),))[1]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script", "ignore:There is a performance drop")
+@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.parametrize("how", ["vmap", "forward mode", "autograd"])
+def test_a_derivative_of_derivatives_is_that_of_finite_differences(name, how):
+    torch.manual_seed(0)
+    layer, x = TWICE[name]().double(), normal(5, 3, 4).double()
+    params = {n: p.detach() for n, p in layer.named_parameters()}
+    buffers = {n: b.detach() for n, b in layer.named_buffers()}
+
+    def total(scale, x):
+        own = {n: p * scale for n, p in params.items()}
+        own |= {n: b + 0 * x.detach().sum().to(b.dtype) for n, b in buffers.items()}  # batched as x
+        out = torch.func.functional_call(layer, own, torch.tanh(scale * x))
+        return (out.sin() * out).sum()
+
+    def slopes(scale):
+        """The norm of derivatives that a step takes."""
+        if how == "autograd":
+            leaf = x.clone().requires_grad_()
+            found = torch.autograd.grad(total(scale, leaf), leaf, create_graph=True)[0]
+        elif how == "vmap":
+            found = vmapped(torch.func.grad(lambda x: total(scale, x)), x)
+        else:
+            found = forward_mode(lambda x: total(scale, x), x)
+        return found.square().sum()
+
+    def derivative(at):
+        if how != "autograd":
+            return torch.func.grad(slopes)(at)
+        leaf = at.clone().requires_grad_()
+        return torch.autograd.grad(slopes(leaf), leaf)[0]
+
+    at, h = torch.tensor(0.7, dtype=torch.float64), 1e-6
+    with transformable(twice=how == "autograd"):
+        found = derivative(at)
+        expected = (slopes(at + h) - slopes(at - h)) / (2 * h)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["batch", "instance"])
+def test_running_statistics_are_the_same_where_derivatives_are_taken_twice(name):
+    layer, x = TWICE[name](), normal(5, 3, 4)
+
+    def total(x):
+        own = {n: b.clone() for n, b in layer.named_buffers()}
+        return torch.func.functional_call(layer, own, x).sin().sum(), own
+
+    def slopes(x):
+        found, own = torch.func.grad(total, has_aux=True)(x)
+        return found.square().sum(), own
+
+    with transformable():
+        _, buffers = torch.func.grad(slopes, has_aux=True)(x)
+    layer(x)
+    torch.testing.assert_close(buffers, dict(layer.named_buffers()))
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_of_each_example_without_derivatives(kind):
+    layer, x = kind(2, 3, batch_first=True), normal(6, 1, 4, 2)
+    with transformable(), torch.no_grad():
+        many = torch.func.vmap(lambda x: layer(x)[0])(x)
+    torch.testing.assert_close(many, torch.stack([layer(each)[0] for each in x]))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_a_recurrent_cell_of_each_example(kind):
+    cell, x = kind(2, 3), normal(6, 1, 2)
+
+    def first(x):
+        state = cell(cell(x)[0] @ torch.ones(3, 2)) if kind is nn.LSTMCell else cell(x)
+        return (state[0] if kind is nn.LSTMCell else state).square().sum()
+
+    with transformable():
+        many = torch.func.vmap(torch.func.grad(first))(x)
+    torch.testing.assert_close(many, torch.stack([torch.func.grad(first)(each) for each in x]))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("relu", [False, True])
 def test_a_recurrent_layer_of_each_example(kind, relu):
     options = {"nonlinearity": "relu"} if relu and kind is nn.RNN else {}
@@ -93,7 +215,8 @@ def test_a_recurrent_layer_of_each_example(kind, relu):
 
     def loss(x):
         out, hidden = layer(x)
-        return out.square().sum() + hidden.sum(), (out, hidden)
+        last = torch.cat(hidden) if kind is nn.LSTM else hidden
+        return out.square().sum() + last.sum(), (out, last)
 
     slopes = torch.func.grad(loss, has_aux=True)
     with transformable():

@@ -679,6 +679,31 @@ def test_old_values_that_move_to_another_place_are_read_before_they_are_overwrit
         torch.testing.assert_close(wanted["was"].value(), metrics["was"].value())
 
 
+class Waves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.odd = nn.Parameter(torch.ones(3))
+        self.wide = nn.Parameter(torch.randn(2, 3, dtype=torch.complex64))
+        self.narrow = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+
+    def forward(self, x):
+        rows = self.wide[None] * self.narrow * x[:, None, :3]
+        return rows.real.square().sum(-1) + self.odd[:2]
+
+
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
+def test_complex_parameters_are_read_before_they_are_overwritten():
+    torch.manual_seed(0)
+    step = step_of(fl.optim.sgd(0.01))
+    fast = fl.compile(step, donate=True)
+    expected = got = step.init(Waves())
+    for i in range(4):
+        expected, _ = step(expected, batch(seed=i))
+        got, _ = fast(got, batch(seed=i))
+    for name, p in expected.params.items():
+        torch.testing.assert_close(got.params[name], p)
+
+
 def test_metrics_of_a_donated_step_stay_as_they_were():
     def loss(model, batch):
         return mse(model, batch), {"weight": fl.Last(model[0].weight)}

@@ -1,0 +1,82 @@
+"""Layers that normalize, composed of operations that can be differentiated twice.
+
+torch's rules for ``vmap`` and for forward mode take the mean and the deviation of the forward pass
+for constants, and so does autograd for the norm of weights. That is right for a first derivative,
+and silently wrong for a second one. Arguments are those of the functions of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    dims = tuple(range(-len(normalized_shape), 0))
+    return _affine(_standardized(input, dims, eps), weight, bias)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    channels = (1, -1, *[1] * (input.ndim - 2))
+    weight, bias = (None if t is None else t.reshape(channels) for t in (weight, bias))
+    if not training:
+        assert running_mean is not None and running_var is not None
+        centered = input - running_mean.reshape(channels)
+        return _affine(centered * torch.rsqrt(running_var.reshape(channels) + eps), weight, bias)
+    with torch.no_grad():  # the running statistics, and the check of the shape
+        F.batch_norm(input.detach(), running_mean, running_var, None, None, True, momentum, eps)
+    dims = (0, *range(2, input.ndim))
+    return _affine(_standardized(input, dims, eps), weight, bias)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not use_input_stats:
+        return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    with torch.no_grad():
+        F.instance_norm(input.detach(), running_mean, running_var, None, None, True, momentum, eps)
+    channels = (1, -1, *[1] * (input.ndim - 2))
+    weight, bias = (None if t is None else t.reshape(channels) for t in (weight, bias))
+    return _affine(_standardized(input, tuple(range(2, input.ndim)), eps), weight, bias)
+
+
+def _standardized(input: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    var, mean = torch.var_mean(input, dims, correction=0, keepdim=True)
+    return (input - mean) * torch.rsqrt(var + eps)
+
+
+def _affine(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    scaled = input if weight is None else input * weight
+    return scaled if bias is None else scaled + bias
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """``torch._weight_norm``: the directions `v` with the norms `g`, of all but dimension `dim`."""
+    others = None if dim == -1 else [i for i in range(v.ndim) if i != dim]
+    return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1))
