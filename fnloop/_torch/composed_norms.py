@@ -41,10 +41,12 @@ def batch_norm(
         assert running_mean is not None and running_var is not None
         centered = input - running_mean.reshape(channels)
         return _affine(centered * torch.rsqrt(running_var.reshape(channels) + eps), weight, bias)
-    with torch.no_grad():  # the running statistics, and the check of the shape
-        F.batch_norm(input.detach(), running_mean, running_var, None, None, True, momentum, eps)
-    dims = (0, *range(2, input.ndim))
-    return _affine(_standardized(input, dims, eps), weight, bias)
+    with torch.no_grad():
+        known = F.batch_norm(
+            input.detach(), running_mean, running_var, None, None, True, momentum, eps
+        )
+    found = _standardized(input, (0, *range(2, input.ndim)), eps)
+    return _affine(_seen(known, found), weight, bias)
 
 
 def instance_norm(
@@ -60,10 +62,22 @@ def instance_norm(
     if not use_input_stats:
         return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     with torch.no_grad():
-        F.instance_norm(input.detach(), running_mean, running_var, None, None, True, momentum, eps)
+        known = F.instance_norm(
+            input.detach(), running_mean, running_var, None, None, True, momentum, eps
+        )
     channels = (1, -1, *[1] * (input.ndim - 2))
     weight, bias = (None if t is None else t.reshape(channels) for t in (weight, bias))
-    return _affine(_standardized(input, tuple(range(2, input.ndim)), eps), weight, bias)
+    found = _standardized(input, tuple(range(2, input.ndim)), eps)
+    return _affine(_seen(known, found), weight, bias)
+
+
+def _seen(known: Tensor, found: Tensor) -> Tensor:
+    """What was composed, and used what torch's own function has made, which has no graph.
+
+    That function writes the running statistics, and checks the shape. A recorded graph drops the
+    operation if nothing uses its result, as the statistics are not among what it says to write.
+    """
+    return found + 0 * known
 
 
 def _standardized(input: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Schedules: pure functions of the step.
 
 Each is a tree with ``__call__``, which takes the number of committed optimizer steps. An int gives
-a float, an int64 tensor gives a float32 tensor; both are computed in float64.
+a float, an int64 tensor a float64 tensor.
 """
 
 from fnloop.names.suggestions import suggesting as _suggesting

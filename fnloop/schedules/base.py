@@ -35,12 +35,12 @@ class Schedule:
             step: An int, or int64[].
 
         Returns:
-            A float for an int; float32[] for a tensor, or float64[] if the schedule has float64
-            tensors as values. Computed in float64.
+            A float for an int; float64[] for a tensor. It does not widen the tensors that it is
+            multiplied with.
         """
         if not isinstance(step, Tensor):
             return self.compute(step)
-        return self.compute(step.double()).to(torch.float64 if _double(self) else torch.float32)
+        return self.compute(step.double()).double()
 
 
 def is_schedule(value: Any) -> bool:
@@ -95,11 +95,3 @@ def check_count(schedule: Any, field: str, least: int = 0, most: str | None = No
             f"{name}: {field} is {value}, but {most} is {getattr(schedule, most)}. {most} counts "
             f"all steps of the schedule, including {field}."
         )
-
-
-def _double(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.dtype == torch.float64
-    if isinstance(value, Schedule):
-        return any(_double(v) for v in vars(value).values())
-    return isinstance(value, tuple) and any(_double(v) for v in value)  # type: ignore[reportUnknown]

@@ -54,7 +54,7 @@ class Update(StepStage):
 
     def init_state(self, state: State) -> dict[str, Any]:
         names = self.optimizer.hyperparameters()
-        one = torch.ones((), dtype=torch.float32, device=state.step.device)
+        one = torch.ones((), dtype=torch.float64, device=state.step.device)
         return {
             "scale": {name: one.clone() for name in names},
             **self.optimizer.init(state.params.select(self.inner.trained(state))),

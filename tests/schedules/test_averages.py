@@ -21,7 +21,7 @@ def test_values_by_hand():
 @pytest.mark.parametrize("schedule", [uniform(), uniform(start=3, every=2), uniform(5, 7)], ids=str)
 def test_a_tensor_gives_the_same_as_an_int(schedule):
     steps = torch.arange(60)
-    expected = torch.tensor([schedule(int(step)) for step in steps])
+    expected = torch.tensor([schedule(int(step)) for step in steps], dtype=torch.float64)
     torch.testing.assert_close(torch.stack([schedule(step) for step in steps]), expected)
     torch.testing.assert_close(torch.func.vmap(schedule)(steps), expected)
 
@@ -80,3 +80,27 @@ def test_the_rate_beside_it_anneals_as_torchs_swalr_does():
 def test_nonsense_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+FORMS = {
+    "vmapped": lambda step: fl.ensemble(step, 2),
+    "compiled": lambda step: fl.compile(step, backend="aot_eager"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_decay_near_one_is_as_exact_scheduled_as_a_number(form):
+    def average(decay, form=lambda step: step):
+        optimizer = fl.optim.sgd(1.0)
+        step = fl.pipe(
+            lambda model, x: -model.weight.sum(), fl.grad, fl.update(optimizer), fl.ema(decay)
+        )
+        step, weight = form(step), nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        nn.init.zeros_(weight.weight)
+        state = step.init(weight)
+        for _ in range(10):
+            state, _ = step(state, torch.ones(1, 1))
+        return state["ema"]["weight"].flatten()[0]
+
+    found = average(fl.schedules.constant(0.99999), FORMS[form])
+    torch.testing.assert_close(found, average(0.99999), rtol=1e-12, atol=0)

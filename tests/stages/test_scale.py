@@ -50,7 +50,7 @@ def test_what_is_no_multiplier_is_refused(how):
     for wrong, kind, message in [
         (math.nan, ValueError, "a finite number of at least 0, got nan"),
         (math.inf, ValueError, "a finite number of at least 0, got inf"),
-        (torch.ones(2), ValueError, r"shape, f32\[\]; got f32\[2\]"),
+        (torch.ones(2), ValueError, r"shape, f64\[\]; got f64\[2\]"),
         ("0.5", TypeError, "a number or a 0-d tensor, got '0.5'"),
     ]:
         with pytest.raises(kind, match=message):
