@@ -37,9 +37,11 @@ class Every(Callback):
     first: bool = False
     rhythm: Rhythm | None = static(default=None)  # that of the run
 
+    @property
+    def slot(self) -> str | None:
+        return self.name if self.inner.reads else None
+
     def init_state(self, state: State, metrics: Metrics) -> dict[str, Any]:
-        if not self.inner.reads:
-            return {}
         return {name: _start(m) for name, m in metrics.items() if _is_merged(m)}
 
     def init(self, state: State, metrics: Metrics) -> State:  # type: ignore[override]
@@ -75,8 +77,8 @@ class Every(Callback):
 
     def __call__(self, state: State, x: Metrics) -> tuple[State, Metrics]:
         due = self.is_due(Cursor.of(state.cursor))
-        memory = state[self.name]
-        if not memory:  # the inner callback does not read the metrics
+        memory = state[self.name] if self.inner.reads else {}
+        if not memory:
             return self.inner(state, x) if due else (state, x)
         # Entries that are no `Metric` were loaded from a run with a metric that this one lacks.
         own = {n: m for n, m in memory.items() if isinstance(m, Metric)}

@@ -41,7 +41,7 @@ def hyperparameters(step: Any) -> dict[str, Any]:
     return found
 
 
-_SKIPPED = ("inner", "name", "loss", "only", "frozen")
+_SKIPPED = ("inner", "name", "loss")
 
 
 def _walk(node: Any, prefix: str, skip: tuple[str, ...] = ("name",)) -> Iterator[tuple[str, Any]]:
@@ -57,6 +57,8 @@ def _walk(node: Any, prefix: str, skip: tuple[str, ...] = ("name",)) -> Iterator
         for field in dataclasses.fields(cast("Any", node)):
             if field.name not in (*skip, "where", "groups"):
                 yield from _walk(getattr(node, field.name), f"{prefix}.{field.name}")
+    elif isinstance(node, tuple) and node and set(map(type, node)) == {str}:  # patterns
+        yield prefix, ", ".join(node)
     elif isinstance(node, (list, tuple)):
         for i, child in enumerate(node):
             yield from _walk(child, f"{prefix}.{i}")

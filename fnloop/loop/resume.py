@@ -23,7 +23,7 @@ from fnloop.store.load import Loaded, load_at
 from fnloop.store.pages import attached
 from fnloop.store.save import machine_of
 from fnloop.trees.json_codec import plain
-from fnloop.trees.paths import split
+from fnloop.trees.paths import split, tree_items
 from fnloop.values.cursor import Cursor
 from fnloop.values.state import State
 
@@ -99,7 +99,7 @@ def resume(
         *changes("data.", _about(loaded), _now(source)),
         *moved,
         *_machine(loaded.manifest, state),
-        *_memory(loaded.manifest, step, callbacks),
+        *_memory(loaded.manifest, state, step, callbacks),
     ]
     if "before the callbacks" in loaded.manifest["status"]:
         changed.append("the run failed in a callback: those of its last step are left out")
@@ -193,8 +193,10 @@ def _machine(manifest: Mapping[str, Any], state: State) -> Iterator[str]:
             )
 
 
-def _memory(manifest: Mapping[str, Any], step: Any, callbacks: Sequence[Any]) -> Iterator[str]:
-    """Slots that are new, and slots that are no longer used."""
+def _memory(
+    manifest: Mapping[str, Any], state: State, step: Any, callbacks: Sequence[Any]
+) -> Iterator[str]:
+    """Slots that are new or have new parameters, and slots that are no longer used."""
     if not isinstance(step, Stage):
         return
     stages = [step, *(callback for callback in callbacks if isinstance(callback, Stage))]
@@ -204,8 +206,18 @@ def _memory(manifest: Mapping[str, Any], step: Any, callbacks: Sequence[Any]) ->
     for name in owned:
         if name not in saved and any(part.slot == name for part in step.stages()):
             yield f"{name}: new, with fresh memory"
+        elif name in saved and (names := _without_memory(manifest, state, name)):
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            yield f"{name}: fresh memory for {', '.join(names[:5])}{more}"
     for name in sorted(saved - owned.keys()):
         yield f"{name}: no stage of that name now; its memory is kept, unused"
+
+
+def _without_memory(manifest: Mapping[str, Any], state: State, slot: str) -> list[str]:
+    """The parameters that have memory in a slot now, and had none when the state was saved."""
+    paths = [f"slots/{slot}/{path}" for path, _ in tree_items(state.slots.get(slot))]
+    new = {split(path)[-1] for path in paths if path not in manifest["leaves"]}
+    return [name for name in state.params if name in new]
 
 
 def _short(value: Any) -> str:

@@ -203,6 +203,11 @@ def test_an_exhausted_iterator_says_so() -> None:
 def test_empty_epochs_are_errors() -> None:
     with pytest.raises(ValueError, match="Epoch 0 of the data has no batch"):
         next(as_source([]).iterate())
+    loader = DataLoader(TensorDataset(torch.ones(22, 3)), batch_size=64, drop_last=True)
+    with pytest.raises(
+        ValueError, match=r"leaves no batch: .* 22 examples, and its batch_size is 64"
+    ):
+        as_source(loader)
 
     class OnlyOnce:
         def __init__(self) -> None:

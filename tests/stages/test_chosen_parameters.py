@@ -444,11 +444,31 @@ def test_frozen_takes_away_from_only():
     assert "grad(only=('stem', 'head'), frozen='stem.1')" in repr(step)
 
 
-def test_what_is_frozen_is_not_among_the_hyperparameters_but_how_batches_are_cut_is():
+def test_what_is_frozen_and_how_batches_are_cut_are_hyperparameters():
     step = step_of(PHASES, grad=[fl.accumulate(fl.schedules.by_epoch({4: 2}))])
     found = hyperparameters(step)
     assert found["accumulate.k"] == "by_epoch({4: 2})"
-    assert not [name for name in found if "frozen" in name]
+    assert found["grad.frozen"] == repr(PHASES)
+    assert hyperparameters(step_of(["stem", "middle"]))["grad.frozen"] == "stem, middle"
+    assert not [name for name in hyperparameters(step_of([])) if "frozen" in name]
+
+
+@pytest.mark.parametrize("optimizer", [fl.optim.adam(1e-2), fl.optim.sgd(1e-2)])
+@pytest.mark.filterwarnings("ignore:.*leaves that `like` has no place for")
+def test_a_run_that_is_resumed_with_other_parts_frozen_says_so(optimizer, tmp_path):
+    def resumed(frozen, folder, **options):
+        step = step_of(frozen, optimizer)
+        saving = [fl.checkpoint(tmp_path / folder)]
+        return fl.fit(step, step.init(net()), data(), callbacks=saving, **options)[1].resumed
+
+    resumed("stem", "a", epochs=1)
+    told = str(resumed([], "a", epochs=2, resume=tmp_path / "a"))
+    assert "grad.frozen: stem -> gone" in told
+    fresh = "update: fresh memory for stem.0.weight, stem.1.weight, stem.1.bias"
+    assert (fresh in told) == isinstance(optimizer, type(fl.optim.adam()))
+    resumed([], "b", epochs=1)
+    told = str(resumed("stem", "b", epochs=2, resume=tmp_path / "b"))
+    assert "grad.frozen: new, stem" in told and "fresh" not in told
 
 
 @pytest.mark.parametrize(
