@@ -54,10 +54,6 @@ class Several(GradStage):
         found = {name for part in self.parts for name in part.trained(state)}
         return tuple([name for name in state.skeleton.trainable if name in found])
 
-    def trained_now(self, state: State) -> tuple[str, ...]:
-        found = {name for part in self.parts for name in part.trained_now(state)}
-        return tuple([name for name in state.skeleton.trainable if name in found])
-
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         after, every = self.gradients(state, x)
         means = filled([grads.mean for grads in every], state.params)

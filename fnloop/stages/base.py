@@ -142,7 +142,11 @@ class Stage:
     def trained_now(self, state: State) -> tuple[str, ...]:
         """Those that they train in the step from `state`: all but what is frozen for now."""
         inner = getattr(self, "inner", None)
-        return inner.trained_now(state) if isinstance(inner, Stage) else self.trained(state)
+        if isinstance(inner, Stage):
+            return inner.trained_now(state)
+        parts = [stage for stage in self.stages() if stage is not self and stage.kind == "grad"]
+        now = {name for part in parts for name in part.trained_now(state)}
+        return tuple([name for name in self.trained(state) if name in now or not parts])
 
     def taken_back(self, memory: Any) -> Any:
         """The part of its memory that `fl.guard` restores when it undoes a step.

@@ -108,10 +108,6 @@ class Sequence(StepStage):
         found = {name for turn in self.turns for name in turn.step.trained(state)}
         return tuple([name for name in state.skeleton.trainable if name in found])
 
-    def trained_now(self, state: State) -> tuple[str, ...]:
-        found = {name for turn in self.turns for name in turn.step.trained_now(state)}
-        return tuple([name for name in state.skeleton.trainable if name in found])
-
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         after, metrics, moved = state, dict[str, Any](), False
         for turn in self.turns:

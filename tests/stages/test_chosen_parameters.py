@@ -259,6 +259,21 @@ def test_stages_around_update_leave_alone_what_is_frozen_for_now(name):
     assert by_phases == one_by_one
 
 
+def test_what_is_trained_now_is_known_of_parts_too():
+    phases = fl.schedules.by_step({0: None, 3: "stem"})
+    parts = {name: fl.pipe(loss, fl.grad(frozen=phases)) for name in ("a", "b")}
+    labels = {"head": "none", "*": "some"}
+    by_label = fl.optim.by_label({"some": fl.optim.sgd(0.1), "none": fl.optim.freeze()}, labels)
+    several = fl.pipe(fl.schemes.several(**parts), fl.update(by_label))
+    turns = fl.sequence(one=several, two=fl.pipe(parts["a"], fl.update(by_label)))
+    for step in (several, turns, fl.pipe(turns, fl.schemes.lookahead(k=2))):
+        state = step.init(net())
+        for i in range(5):
+            now = {name.split(".")[0] for name in step.trained_now(state)}
+            assert now == ({"stem", "middle"} if i < 3 else {"middle"})
+            state, _ = step(state, batch())
+
+
 def test_several_steps_in_one_call_change_phase_within():
     step = step_of(fl.schedules.by_step({0: ["stem", "middle"], 2: "stem"}))
     once = fl.compile(step, backend="aot_eager")
