@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from fnloop.lightning.lasting import Lasting, with_lasting
 from fnloop.lightning.logged import Log
 from fnloop.lightning.metric_objects import MetricObjects, to_device
 from fnloop.lightning.standing import Facts, Position, Standing, attached
@@ -22,8 +23,8 @@ from fnloop.values.state import State
 class EpochEnd(Callback):
     """Calls the hook on a copy of the module, and adds what it logs.
 
-    Metric objects of the copy are as if they had seen all batches of the epoch. What the hook
-    changes on the copy is lost.
+    Metric objects of the copy are as if they had seen all batches of the epoch. Parameters and
+    buffers that the hook changes are the state's from then on.
 
     Attributes:
         facts: Of the run.
@@ -57,6 +58,7 @@ class EpochEnd(Callback):
         to_device(module, state.step.device)
         objects.fill(module, merged)
         log = Log()
+        lasting = Lasting(module, whole, f"{self.facts.who}.on_train_epoch_end")
         position = Position.after(state, self.facts)
         seen = {n: m for n, m in x.items() if isinstance(m, Metric) and not n.startswith(KEPT)}
         trainer = Standing(self.facts, position, callback_metrics=_values(seen))
@@ -68,7 +70,7 @@ class EpochEnd(Callback):
         except Exception as error:
             error.add_note(_EMPTY.format(who=self.facts.who))
             raise
-        return state, {**x, **log.metrics, **computed}
+        return with_lasting(state, [lasting]), {**x, **log.metrics, **computed}
 
     def describe(self) -> str:
         return f"{self.facts.who}.on_train_epoch_end"

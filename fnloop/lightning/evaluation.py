@@ -14,6 +14,7 @@ from fnloop.data.bundle import sets_of
 from fnloop.data.limiting import SMOKE, limit
 from fnloop.data.sources import rest_of_epoch
 from fnloop.effects.activity import Activity
+from fnloop.lightning.lasting import Lasting, with_lasting
 from fnloop.lightning.logged import Log
 from fnloop.lightning.metric_objects import MetricObjects, to_device
 from fnloop.lightning.overridden import arguments_for, overrides
@@ -34,10 +35,17 @@ _FLAGS = {"validation": "validating", "test": "testing", "predict": "predicting"
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation found: metrics by name, and the outputs of ``predict_step``."""
+    """What an evaluation found.
+
+    Attributes:
+        metrics: By name.
+        outputs: Of ``predict_step``.
+        lasting: What the module has changed meanwhile.
+    """
 
     metrics: dict[str, Any]
     outputs: list[Any]
+    lasting: Lasting
 
 
 def evaluated(
@@ -64,6 +72,7 @@ def evaluated(
     module.eval()
     MetricObjects(module)
     to_device(module, state.step.device)
+    lasting = Lasting(module, state, f"The {kind} of {facts.who}", modes=False)
     log = Log()
     trainer = Standing(facts, Position.after(state, facts), training=False)
     vars(trainer)[_FLAGS[kind]] = True
@@ -90,7 +99,7 @@ def evaluated(
         _hook(module, f"on_{kind}_epoch_end")
         _hook(module, f"on_{kind}_end")
         found = {name: Last(metric.compute()) for name, metric in log.objects.items()}
-    return Evaluated({**log.metrics, **found}, outputs)
+    return Evaluated({**log.metrics, **found}, outputs, lasting)
 
 
 def metrics_of(
@@ -132,6 +141,8 @@ def _hook(module: Any, name: str, *arguments: Any) -> None:
 class Validation(Callback):
     """Adds what ``validation_step`` and its hooks log, under the names that the module gives.
 
+    Parameters and buffers that these change are the state's from then on.
+
     Attributes:
         facts: Of the run.
         data: The loaders, in a `ByIdentity`.
@@ -148,7 +159,7 @@ class Validation(Callback):
         return None
 
     def adds(self, state: State, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        added = self._metrics(state, 1)
+        added = metrics_of("validation", state, self.data.value, self.facts, 1)
         for name in added:
             if name in metrics:
                 raise ValueError(
@@ -158,11 +169,14 @@ class Validation(Callback):
         return added
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
+        whole = whole_state(state)
         with Activity("validation", None):
-            return state, {**x, **self._metrics(state, None)}
-
-    def _metrics(self, state: State, batches: int | None) -> dict[str, Any]:
-        return metrics_of("validation", state, self.data.value, self.facts, batches)
+            found = [
+                evaluated("validation", own, self.data.value, self.facts)
+                for own in each_member(whole)
+            ]
+        metrics = beside([each.metrics for each in found], whole)
+        return with_lasting(state, [each.lasting for each in found]), {**x, **metrics}
 
     def smoke(self) -> Self:
         sets = sets_of(self.data.value)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fnloop.lightning.hand import HandOptimizer, HandScheduler, clip_gradients, prefix_of
-from fnloop.lightning.kept_attributes import attributes_kept
+from fnloop.lightning.kept_attributes import attributes_kept, changed
+from fnloop.lightning.lasting import Lasting
 from fnloop.lightning.logged import Log, batch_size_of
 from fnloop.lightning.metric_objects import MetricObjects, to_device
 from fnloop.lightning.overridden import arguments_for, overrides
@@ -103,7 +104,9 @@ class HandledCall:
             loss = loss_in(result, plan.facts.who, plan.manual)
             self._hook("on_train_batch_end", result, batch, position.batch)
             if plan.manual and plan.facts.per_epoch and trainer.is_last_batch:
+                lasting = Lasting(module, state, f"{plan.facts.who}.on_train_epoch_end")
                 self._hook("on_train_epoch_end")
+                lasting.check_settings()
         kept = self._plan.objects.updated(module) if plan.keeps else {}
         self._tell(before)
         found = {**log.metrics, **{KEPT + path: m for path, m in kept.items()}}
@@ -247,10 +250,8 @@ class HandledCall:
 
     def _tell(self, before: Mapping[str, Any]) -> None:
         """Say once what the module has kept on itself, as it does not last."""
-        now = attributes_kept(self.module)
-        changed = [name for name, value in now.items() if before.get(name, now) != value]
-        if changed:
-            self._state.skeleton.watching().tell(changed)
+        if names := changed(before, attributes_kept(self.module)):
+            self._state.skeleton.watching().tell(names)
 
 
 def _detached(leaf: Any) -> Any:

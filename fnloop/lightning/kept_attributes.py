@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
+
+from fnloop.lightning.metric_objects import is_metric
 
 
 def attributes_kept(module: nn.Module) -> dict[str, Any]:
@@ -19,13 +22,57 @@ def attributes_kept(module: nn.Module) -> dict[str, Any]:
     >>> attributes_kept(Counts())
     {'seen': 0}
     """
-    found: dict[str, Any] = {}
+    return {
+        name: len(value) if isinstance(value, _CONTAINERS) else id(value)
+        for path, child in module.named_modules()
+        if not _is_torchs(child) and not is_metric(child)
+        for name, value in _plain(path, child)
+    }
+
+
+def settings_kept(module: nn.Module, modes: bool = True) -> dict[str, Any]:
+    """What a module is set to: which parameters require gradients, its modes, torch's own modules.
+
+    Args:
+        module: The module.
+        modes: Whether to look at training and evaluation modes.
+
+    >>> settings_kept(nn.Dropout(0.5))
+    {'training': True, 'p': 0.5, 'inplace': False}
+    """
+    found = {f"{n}.requires_grad": p.requires_grad for n, p in module.named_parameters()}
     for path, child in module.named_modules():
-        if type(child).__module__.startswith(("torch.", "torchmetrics")):
+        if is_metric(child):
             continue
-        for name, value in vars(child).items():
-            if name.startswith("_") or name == "training":
-                continue
-            own = len(value) if isinstance(value, (list, dict, set)) else id(value)
-            found[f"{path}.{name}" if path else name] = own
+        if modes:
+            found[_joined(path, "training")] = child.training
+        if _is_torchs(child):
+            found |= {name: v for name, v in _plain(path, child) if isinstance(v, _NUMBERS)}
     return found
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of what is new or different.
+
+    >>> changed({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4})
+    ['b', 'c']
+    """
+    return [name for name, value in now.items() if before.get(name, now) != value]
+
+
+_CONTAINERS = (list, dict, set)
+_NUMBERS = (bool, int, float, str, type(None))
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch.", "torchmetrics"))
+
+
+def _plain(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(module).items():
+        if not name.startswith("_") and name != "training":
+            yield _joined(path, name), value
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

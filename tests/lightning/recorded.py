@@ -101,8 +101,13 @@ class Recorder(pl.Callback):
 
 
 def record(name: str, **more: Any) -> Recorded:
-    """Train a module by Lightning itself."""
-    own = copy.deepcopy(module(name))
+    """Train one of the modules by Lightning itself."""
+    return trained(module(name), **{**SETTINGS.get(name, {}), **more})
+
+
+def trained(given: Any, **more: Any) -> Recorded:
+    """Train a module by Lightning itself; the given one is not changed."""
+    own = copy.deepcopy(given)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     recorder = Recorder()
@@ -118,7 +123,7 @@ def record(name: str, **more: Any) -> Recorded:
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             callbacks=[recorder],
-            **{**SETTINGS.get(name, {}), **more},
+            **more,
         )
         trainer.fit(own)
     weights = {n: t.detach().clone() for n, t in own.state_dict().items()}
