@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fnloop.lightning.hand import HandOptimizer, HandScheduler, clip_gradients, prefix_of
-from fnloop.lightning.kept_attributes import attributes_kept, changed
+from fnloop.lightning.kept_attributes import Written, attributes_kept, changed, settings_kept
 from fnloop.lightning.lasting import Lasting
 from fnloop.lightning.logged import Log, batch_size_of
 from fnloop.lightning.metric_objects import MetricObjects, to_device
@@ -21,6 +21,7 @@ from fnloop.lightning.translated import Owned
 from fnloop.optim.base import Optimizer
 from fnloop.trees.nodes import tree_map
 from fnloop.values.metrics import Last, Mean, Sum, as_tensor
+from fnloop.values.randomness import randomness
 from fnloop.values.state import State
 
 
@@ -34,6 +35,7 @@ class HandPlan(NamedTuple):
         manual: Whether it steps its optimizers itself.
         autocast: The dtype of autocast; None for none.
         keeps: Whether to report the metric objects that ``on_train_epoch_end`` will ask for.
+        begins: Whether it defines ``on_train_epoch_start``.
     """
 
     owned: tuple[Owned, ...]
@@ -42,6 +44,7 @@ class HandPlan(NamedTuple):
     manual: bool
     autocast: torch.dtype | None
     keeps: bool
+    begins: bool
 
 
 class HandledCall:
@@ -58,27 +61,10 @@ class HandledCall:
         self, plan: HandPlan, optimizers: tuple[Optimizer, ...], state: State, name: str
     ) -> None:
         self._plan, self._optimizers, self._state, self._slot = plan, optimizers, state, name
-        self._own = own = state[name]
+        self._own: dict[str, Any] = state[name]
         self.module: Any = state.skeleton.build(state.params, state.buffers)
         to_device(self.module, state.step.device)
-        self._params = dict(self.module.named_parameters())
-        counts = {
-            int(i): HandScheduler(count, self._rates(int(i)))
-            for i, count in own["schedulers"].items()
-        }
-        self.schedulers = counts if plan.manual else {}
-        self.optimizers = [
-            HandOptimizer(
-                self._rule(i),
-                {prefix: {n: self._params[n] for n in names} for prefix, names in owned.groups},
-                own["memory"][str(i)],
-                own["steps"][str(i)],
-            )
-            for i, owned in enumerate(plan.owned)
-        ]
-        for name, there in own["left"].items():
-            if there:
-                self._params[name].grad = own["grads"][name].to(self._params[name].dtype).clone()
+        self._take_up()
 
     def run(self, batch: Any) -> tuple[State, dict[str, Any]]:
         """The new state, and metrics."""
@@ -87,14 +73,17 @@ class HandledCall:
         if plan.manual:  # Lightning counts the steps of all optimizers
             taken = sum([int(o.steps) for o in self.optimizers])
             position = position._replace(step=taken)
+        before = attributes_kept(module)
+        if plan.begins and position.batch and int(self._own["quiet"]) != position.epoch:
+            self._set_again(position.epoch)
         log = Log(self._plan.objects.reader(module))
         trainer = Standing(plan.facts, position, optimizers=self.optimizers)
-        before = attributes_kept(module)
         with attached(module, trainer, state.step.device, log=log.log, **self._methods()):
+            if plan.begins and position.batch == 0:
+                self._begin_epoch(position.epoch)
+            settings = settings_kept(module, modes=False)
             batch = transferred(module, batch, state)
             log.batch = batch
-            if position.batch == 0:
-                self._hook("on_train_epoch_start")
             if self._hook("on_train_batch_start", batch, position.batch) == -1:
                 raise RuntimeError(
                     f"{plan.facts.who}.on_train_batch_start returned -1, to leave out the rest of "
@@ -108,13 +97,80 @@ class HandledCall:
                 self._hook("on_train_epoch_end")
                 lasting.check_settings()
         kept = self._plan.objects.updated(module) if plan.keeps else {}
-        self._tell(before)
+        self._tell({**before, **settings})
         found = {**log.metrics, **{KEPT + path: m for path, m in kept.items()}}
         metrics: dict[str, Any] = tree_map(_detached, found)
         if loss is not None:
             size = batch_size_of(batch)
             metrics["loss"] = Mean(loss.detach().double() * size, size)
         return self._ended(metrics, rates)
+
+    def _take_up(self) -> None:
+        """Make optimizers and schedulers for the module; give it the gradients that are left."""
+        own = self._own
+        self._params = dict(self.module.named_parameters())
+        counts = {
+            int(i): HandScheduler(count, self._rates(int(i)))
+            for i, count in own["schedulers"].items()
+        }
+        self.schedulers = counts if self._plan.manual else {}
+        self.optimizers = [
+            HandOptimizer(
+                self._rule(i),
+                {prefix: {n: self._params[n] for n in names} for prefix, names in owned.groups},
+                own["memory"][str(i)],
+                own["steps"][str(i)],
+            )
+            for i, owned in enumerate(self._plan.owned)
+        ]
+        for name, there in own["left"].items():
+            if there:
+                self._params[name].grad = own["grads"][name].to(self._params[name].dtype).clone()
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Call ``on_train_epoch_start``, and note whether anything is to be set at each batch."""
+        before, written = int(self._own["quiet"]), Written(self.module)
+        self._start(epoch)
+        found = -1 if written.any() else epoch
+        self._own = {**self._own, "quiet": torch.full_like(self._own["quiet"], found)}
+        if epoch and before != epoch - 1:
+            self._check_start(epoch)
+
+    def _set_again(self, epoch: int) -> None:
+        """Let the module have what ``on_train_epoch_start`` has set, but for tensors."""
+        self._rehearse(epoch)
+        tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        with torch.no_grad():
+            for name, value in (*self._state.params.items(), *self._state.buffers.items()):
+                tensors[name].copy_(value)
+                tensors[name].grad = None
+        self._take_up()
+
+    def _check_start(self, epoch: int) -> None:
+        """Refuse an ``on_train_epoch_start`` that relies on what it has set an epoch before."""
+        other = HandledCall(self._plan, self._optimizers, self._state, self._slot)
+        other._rehearse(epoch - 1)
+        other._rehearse(epoch)
+        if names := changed(settings_kept(self.module), settings_kept(other.module)):
+            raise RuntimeError(
+                f"{self._plan.facts.who}.on_train_epoch_start has set {', '.join(names[:4])}"
+                f"{', ...' if names[4:] else ''} in epoch {epoch - 1}, and not so in epoch {epoch}."
+                " Here what it sets lasts for one epoch. Set it each time, as a function of the "
+                "epoch: self.net.requires_grad_(self.current_epoch >= 3)."
+            )
+
+    def _rehearse(self, epoch: int) -> None:
+        """Call ``on_train_epoch_start`` for what it sets: nothing is logged."""
+        position = Position(epoch, 0, int(self._state.step))
+        trainer = Standing(self._plan.facts, position, optimizers=self.optimizers)
+        device = self._state.step.device
+        with attached(self.module, trainer, device, log=Log().log, **self._methods()):
+            self._start(epoch)
+
+    def _start(self, epoch: int) -> None:
+        calls = torch.full_like(self._state.calls, epoch)  # so that it can be repeated
+        with randomness(self._state.replace(calls=calls), "on_train_epoch_start"):
+            self._hook("on_train_epoch_start")
 
     def _trained(self, batch: Any, position: Position) -> Any:
         """What ``training_step`` returns, after the update."""
@@ -160,6 +216,7 @@ class HandledCall:
             "schedulers": {**own["schedulers"], **self._counts()},
             "left": {n: torch.tensor(self._grad(n) is not None) for n in own["left"]},
             "grads": self._grads(own["grads"]),
+            **({"quiet": own["quiet"]} if self._plan.begins else {}),
         }
         return state.replace(
             step=state.step + 1 if moved else state.step,
@@ -250,7 +307,8 @@ class HandledCall:
 
     def _tell(self, before: Mapping[str, Any]) -> None:
         """Say once what the module has kept on itself, as it does not last."""
-        if names := changed(before, attributes_kept(self.module)):
+        now = {**attributes_kept(self.module), **settings_kept(self.module, modes=False)}
+        if names := changed(before, now):
             self._state.skeleton.watching().tell(names)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fnloop.lightning.metric_objects import is_metric
 
@@ -58,6 +59,33 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ['b', 'c']
     """
     return [name for name, value in now.items() if before.get(name, now) != value]
+
+
+class Written:
+    """Looks closely whether a module's attributes or settings are written to from now on."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._settings, self._contents = settings_kept(module), _contents(module)
+
+    def any(self) -> bool:
+        """Whether one is: also private ones, and the items of containers."""
+        pairs = zip_longest(self._contents, _contents(self._module))
+        same = all([one is other or (type(one) is int and one == other) for one, other in pairs])
+        return not same or settings_kept(self._module) != self._settings
+
+
+def _contents(module: nn.Module) -> list[Any]:
+    """All that a module keeps, as objects to compare by identity, and versions of tensors."""
+    found = list[Any]()
+    for child in module.modules():
+        for name, value in vars(child).items():
+            found += [name, value]
+            if isinstance(value, _CONTAINERS):
+                found += [*value, *(value.values() if isinstance(value, dict) else ())]
+            elif isinstance(value, Tensor):
+                found.append(value._version)
+    return found
 
 
 _CONTAINERS = (list, dict, set)

@@ -82,7 +82,15 @@ def by_hand(
         )
     keeps = overrides(own, "on_train_epoch_end") and not manual
     optimizers = tuple([each.optimizer for each in owned])
-    plan = HandPlan(tuple(owned), objects.value, facts, manual, dtypes[str(precision)], keeps)
+    plan = HandPlan(
+        tuple(owned),
+        objects.value,
+        facts,
+        manual,
+        dtypes[str(precision)],
+        keeps,
+        overrides(own, "on_train_epoch_start"),
+    )
     return ByHand(optimizers, ByIdentity(plan))
 
 
