@@ -15,6 +15,7 @@ from fnloop.lightning.configured import Configured, Scheduled, configured, is_pl
 from fnloop.lightning.datamodules import data as data_of
 from fnloop.lightning.datamodules import side_by_side
 from fnloop.lightning.evaluation import Kind, metrics_of, predicted
+from fnloop.lightning.hand import clip_algorithm
 from fnloop.lightning.made_steps import by_hand, piped
 from fnloop.lightning.metric_objects import MetricObjects
 from fnloop.lightning.overridden import BY_HAND, is_lightning, overrides, refuse
@@ -22,7 +23,7 @@ from fnloop.lightning.own_callbacks import own_callbacks
 from fnloop.lightning.standing import Facts, Position, Standing, attached
 from fnloop.lightning.training_loss import ByIdentity
 from fnloop.lightning.translated import Owned, optimizer_of
-from fnloop.names.arguments import bounded
+from fnloop.names.arguments import bounded, whole
 from fnloop.names.keywords import explained
 from fnloop.stages.base import StepStage
 from fnloop.values.merging import numbers
@@ -79,14 +80,20 @@ class Brought:
         return found
 
 
+_ACCUMULATED = whole(1)._replace(
+    fix="A number that changes is a stage of your own pipeline: "
+    "fl.accumulate(fl.schedules.by_epoch({0: 1, 4: 2}))."
+)
+
+
 @explained
 def step(
     module: Any,
     data: Any = None,
-    epochs: int | None = None,
+    epochs: Annotated[int, whole(1)] | None = None,
     gradient_clip_val: Annotated[float, bounded(0)] | None = None,
-    gradient_clip_algorithm: str = "norm",
-    accumulate_grad_batches: int = 1,
+    gradient_clip_algorithm: str | None = "norm",
+    accumulate_grad_batches: Annotated[int, _ACCUMULATED] = 1,
     precision: Any = None,
     callbacks: Sequence[Any] = (),
 ) -> Brought:
@@ -147,7 +154,7 @@ def step(
         epochs,
         accumulate_grad_batches,
         gradient_clip_val,
-        str(gradient_clip_algorithm).lower(),
+        clip_algorithm(gradient_clip_algorithm, "step"),
     )
     trainer = Standing(facts, Position(0, 0, 0))
     with attached(own, trainer):

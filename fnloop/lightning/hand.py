@@ -151,18 +151,41 @@ def prefix_of(i: int, count: int) -> str:
     return f"optimizer{i}." if count > 1 else ""
 
 
-def clip_gradients(optimizer: Any, value: float | None, how: str) -> None:
+def clip_gradients(optimizer: Any, value: float | None, how: str | None) -> None:
     """Clip the gradients of an optimizer's parameters in place, as Lightning does.
 
     Args:
         optimizer: With parameter groups.
         value: The largest norm of all, or the largest value; None or 0 for no clipping.
-        how: ``"norm"`` or ``"value"``.
+        how: As for `clip_algorithm`.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
+    algorithm = clip_algorithm(how, "self.clip_gradients")
     if not value or value <= 0:
         return
-    if str(how).lower().endswith("value"):
+    if algorithm == "value":
         nn.utils.clip_grad_value_(params, value)
     else:
         nn.utils.clip_grad_norm_(params, value)
+
+
+def clip_algorithm(given: str | None, who: str) -> str:
+    """``"norm"`` or ``"value"``, as Lightning reads it: in any case, and None for the norm.
+
+    Args:
+        given: What the user gave.
+        who: The function that was given it, for messages.
+
+    Raises:
+        ValueError: It is neither.
+
+    >>> clip_algorithm("Value", "step"), clip_algorithm(None, "step")
+    ('value', 'norm')
+    """
+    found = "norm" if given is None else str(given).lower()
+    if found not in ("norm", "value"):
+        raise ValueError(
+            f'{who}(gradient_clip_algorithm=...) takes "norm" or "value", got {given!r}. Usual: '
+            '"norm", which clips the norm of all gradients; "value" clips each of their values.'
+        )
+    return found

@@ -56,7 +56,7 @@ def piped(
 def _clipped(optimizer: Optimizer, facts: Facts) -> Optimizer:
     if not facts.clip:
         return optimizer
-    clip = clip_by_value if facts.clip_by.endswith("value") else clip_by_norm
+    clip = clip_by_value if facts.clip_by == "value" else clip_by_norm
     return chain(clip(facts.clip), optimizer)
 
 
@@ -71,6 +71,12 @@ def by_hand(
             f"{facts.who} {why}, so accumulate_grad_batches= has no meaning for it, as in "
             "Lightning with manual optimization. Step the optimizer at every n-th batch in "
             "training_step; gradients that are left are in the state."
+        )
+    if facts.clip and manual:
+        raise ValueError(
+            f"{facts.who} {why}, so gradient_clip_val= would clip nothing, as in Lightning with "
+            "manual optimization. Clip in training_step, after manual_backward: "
+            f"self.clip_gradients(optimizer, gradient_clip_val={facts.clip:g})."
         )
     if manual and overrides(own, "on_train_epoch_end"):
         _check_epoch_end(facts, objects.value)

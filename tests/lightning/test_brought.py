@@ -155,6 +155,33 @@ def test_accumulated_batches_are_those_of_lightning():
         torch.testing.assert_close(state.params[name], value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"gradient_clip_algorithm": "nrm"}, ValueError, r'takes "norm" or "value", got \'nrm\''),
+        ({"gradient_clip_val": -1.0}, ValueError, r"takes a number of at least 0 or None, got -1"),
+        ({"accumulate_grad_batches": 0}, ValueError, r"takes a whole number of at least 1, got 0"),
+        (
+            {"accumulate_grad_batches": {0: 2}},
+            TypeError,
+            r"got a dict\. .* fl\.accumulate\(fl\.sch",
+        ),
+        ({"epochs": 2.5}, TypeError, r"takes a whole number of at least 1 or None, got 2\.5"),
+    ],
+)
+def test_arguments_are_checked(given, error, message):
+    with pytest.raises(error, match=message):
+        fl.lightning.step(module("plain"), **given)
+
+
+def test_an_algorithm_of_clipping_is_read_as_by_lightning():
+    given = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "Value"}
+    run = fl.lightning.step(module("plain"), **given)
+    state, _ = fl.fit(run.step, run.init(), run.data, epochs=EPOCHS)
+    for name, value in record("plain", **given).weights.items():
+        torch.testing.assert_close(state.params[name], value, rtol=0, atol=1e-6)
+
+
 def test_it_validates_tests_and_predicts():
     run = brought("plain")
     state, history = fl.fit(run.step, run.init(), run.data, epochs=2, callbacks=run.callbacks)

@@ -87,6 +87,8 @@ def test_autocast_is_that_of_lightning():
 def test_what_has_no_meaning_by_hand_is_refused():
     with pytest.raises(ValueError, match=r"Halves steps its optimizers itself, so accumulate_"):
         fl.lightning.step(Halves(), accumulate_grad_batches=2)
+    with pytest.raises(ValueError, match=r"gradient_clip_val= would clip nothing, .*=0\.5\)"):
+        fl.lightning.step(Halves(), gradient_clip_val=0.5)
     with pytest.raises(ValueError, match=r"then precision is '32-true' or 'bf16-mixed', got '16"):
         fl.lightning.step(Halves(), precision="16-mixed")
 
