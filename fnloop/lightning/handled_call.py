@@ -70,9 +70,6 @@ class HandledCall:
         """The new state, and metrics."""
         plan, state, module = self._plan, self._state, self.module
         position, rates = Position.of(state, plan.facts), self._reported()
-        if plan.manual:  # Lightning counts the steps of all optimizers
-            taken = sum([int(o.steps) for o in self.optimizers])
-            position = position._replace(step=taken)
         before = attributes_kept(module)
         if plan.begins and position.batch and int(self._own["quiet"]) != position.epoch:
             self._set_again(position.epoch)

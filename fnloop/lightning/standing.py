@@ -92,7 +92,13 @@ class Position(NamedTuple):
         """The position of the last batch, for what comes after it: its epoch has not ended."""
         epoch, index, count = Cursor.of(state.cursor)
         last = epoch - 1 if count and not index else epoch
-        return cls(last, 0, int(state.step))
+        return cls(last, 0, _steps(state))
+
+
+def _steps(state: State) -> int:
+    """Optimizer steps done; of a module that steps its optimizers itself, of all of them."""
+    by_hand = state.slots.get("lightning")
+    return sum([int(n) for n in by_hand["steps"].values()]) if by_hand else int(state.step)
 
 
 class Standing:
@@ -105,7 +111,7 @@ class Standing:
     """
 
     def __init__(self, facts: Facts, position: Position, **more: Any) -> None:
-        self.current_epoch, self._batch, self.global_step = position
+        self.current_epoch, self._batch, self._step = position
         self.num_training_batches = float("inf") if facts.per_epoch is None else facts.per_epoch
         self.max_epochs, self.max_steps = facts.epochs, -1
         self.accumulate_grad_batches = facts.accumulate
@@ -118,6 +124,12 @@ class Standing:
         self.callback_metrics: Mapping[str, Any] = {}
         self._facts = facts
         self.__dict__.update(more)
+
+    @property
+    def global_step(self) -> Any:
+        """Optimizer steps done; in a step that is run by hand, so far."""
+        optimizers = vars(self).get("optimizers")
+        return self._step if optimizers is None else sum([int(o.steps) for o in optimizers])
 
     @property
     def is_last_batch(self) -> bool:
@@ -150,7 +162,7 @@ class Standing:
         )
 
 
-_COMPUTED = ("is_last_batch", "estimated_stepping_batches")
+_COMPUTED = ("global_step", "is_last_batch", "estimated_stepping_batches")
 
 
 @contextlib.contextmanager

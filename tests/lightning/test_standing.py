@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 import fnloop as fl
+from tests.lightning.modules.halves import Halves
 from tests.lightning.modules.plain import Plain
+from tests.lightning.recorded import EPOCHS, trained
 
 
 def test_positions_are_those_of_lightning():
@@ -37,6 +39,54 @@ def test_validation_is_in_the_epoch_that_it_ends():
     whole = [(0, 4, True), (1, 8, True)]
     assert [row for row in seen if row[1] in (4, 8)] == whole
     assert seen[-1] == (0, 2, True)  # the smoke run's
+
+
+def test_steps_by_hand_are_counted_as_lightning_does():
+    seen, ends = [], []
+
+    class Tells(Halves):
+        def training_step(self, batch, batch_idx):
+            before = self.global_step
+            super().training_step(batch, batch_idx)
+            seen.append((before, self.global_step))
+
+        def on_train_epoch_end(self):
+            ends.append(self.global_step)
+
+        def validation_step(self, batch, batch_idx):
+            ends.append(self.global_step)
+
+        val_dataloader = Plain.val_dataloader
+
+    trained(Tells())
+    theirs = seen.copy(), sorted(ends)
+    run = fl.lightning.step(Tells())
+    seen.clear(), ends.clear()
+    fl.fit(run.step, run.init(), run.data, epochs=EPOCHS, callbacks=run.callbacks)
+    del ends[0]  # of the look at its metrics before the first epoch
+    assert (seen, sorted(ends)) == theirs
+    assert seen[1] == (1, 3)
+
+
+def test_steps_after_the_update_are_counted_in_hooks():
+    seen = []
+
+    class Tells(Plain):
+        def on_before_optimizer_step(self, optimizer):
+            seen.append(self.global_step)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            seen.append(self.global_step)
+
+        def on_train_epoch_end(self):
+            seen.append(self.global_step)
+
+    trained(Tells())
+    theirs = seen.copy()
+    run = fl.lightning.step(Tells())
+    seen.clear()
+    fl.fit(run.step, run.init(), run.data, epochs=EPOCHS, callbacks=run.callbacks)
+    assert seen == theirs
 
 
 def test_what_is_not_there_says_what_is():
