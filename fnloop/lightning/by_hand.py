@@ -22,10 +22,11 @@ class ByHand(StepStage):
 
     What it has written there, parameters and buffers, is the new state. Optimizers are pure
     functions underneath: their memory is in the state, with the gradients that are left for the
-    next batch, and multipliers for `fl.scale` as `fl.update` has them. A step with a gradient that
-    is not finite is skipped, all of it. What ``on_train_epoch_start`` sets besides tensors lasts
-    for its epoch: it is called again at each batch, unless the state says that it is quiet in this
-    epoch, as it has set nothing.
+    next batch, the number of calls that have only left some, and multipliers for `fl.scale` as
+    `fl.update` has them. A call with a gradient that is not finite is skipped, all of it.
+
+    What ``on_train_epoch_start`` sets besides tensors lasts for its epoch: it is called again at
+    each batch, unless the state says that it is quiet in this epoch, as it has set nothing.
 
     Attributes:
         optimizers: The module's own, as optimizers here; their learning rates may be schedules.
@@ -62,6 +63,7 @@ class ByHand(StepStage):
             "schedulers": {str(i): zero.clone() for i, own in enumerate(owned) if own.counts},
             "left": {n: b.clone() for n, b in left.items()} if self._plan.manual else {},
             "grads": state.params.select(names).wide().zeros() if self._plan.manual else {},
+            **({"waited": zero.clone()} if self._plan.manual else {}),
             **({"quiet": zero - 1} if self._plan.begins else {}),
         }
 

@@ -196,7 +196,8 @@ class HandledCall:
         self, metrics: dict[str, Any], rates: dict[str, Any]
     ) -> tuple[State, dict[str, Any]]:
         state, own = self._state, self._own
-        finite = all([o.finite for o in self.optimizers])
+        left = [grad for n in own["left"] if (grad := self._grad(n)) is not None]
+        finite = all([o.finite for o in self.optimizers]) and all([_is_finite(g) for g in left])
         moved = any([o.steps is not own["steps"][str(i)] for i, o in enumerate(self.optimizers)])
         skips = not finite or not (self._plan.manual or moved)
         skipped = {"skipped": Sum(as_tensor(skips, state.step.device))}
@@ -213,6 +214,7 @@ class HandledCall:
             "schedulers": {**own["schedulers"], **self._counts()},
             "left": {n: torch.tensor(self._grad(n) is not None) for n in own["left"]},
             "grads": self._grads(own["grads"]),
+            **({"waited": own["waited"] + (not moved)} if self._plan.manual else {}),
             **({"quiet": own["quiet"]} if self._plan.begins else {}),
         }
         return state.replace(
@@ -307,6 +309,10 @@ class HandledCall:
         now = {**attributes_kept(self.module), **settings_kept(self.module, modes=False)}
         if names := changed(before, now):
             self._state.skeleton.watching().tell(names)
+
+
+def _is_finite(grad: Tensor) -> bool:
+    return bool(grad.isfinite().all())
 
 
 def _detached(leaf: Any) -> Any:

@@ -51,7 +51,7 @@ class SkipWatch:
         self.due = cursor.count + FIRST
         self._first = self._moved = cursor  # when a step was committed last, or the beginning
         self._step = state.step.clone()
-        self._begun = state.calls.clone(), state.step.clone()
+        self._begun = state.calls.clone(), state.step.clone(), _waited(state)
         self._source = source
         self._warned = False
         self.untrained = False
@@ -108,7 +108,8 @@ class SkipWatch:
         if self._warned or "skipped" not in metrics or "guard" in metrics:
             return  # what fl.guard takes back, it does so on purpose
         calls = int((state.calls - self._begun[0]).sum())
-        skipped = calls - int((state.step - self._begun[1]).sum())
+        steps = int((state.step - self._begun[1]).sum())
+        skipped = calls - steps - (_waited(state) - self._begun[2])
         scaled = any(name.endswith(".scale") for name in metrics)
         if skipped <= (SETTLED + calls // 100 if scaled else 0):
             return
@@ -121,6 +122,12 @@ class SkipWatch:
             calls,
             why,
         )
+
+
+def _waited(state: State) -> int:
+    """Calls that kept their gradients for a later step, as the stages that count these say."""
+    slots = [memory for memory in state.slots.values() if isinstance(memory, dict)]
+    return sum([int(memory["waited"]) for memory in slots if "waited" in memory])
 
 
 def _is_set(metrics: Mapping[str, Any], name: str) -> bool:

@@ -47,6 +47,29 @@ def test_a_gradient_that_is_not_finite_skips_all_of_it(name):
     assert fl.tree_equal(run.step.init(state), state)
 
 
+class Gathers(Halves):
+    """Steps at every second batch; the gradient of the third is not finite."""
+
+    def training_step(self, batch, batch_idx):
+        both = self.optimizers()
+        bad = torch.nan if batch_idx == 2 and self.current_epoch == self.spoiled else 1.0
+        self.manual_backward(bad * self.decoder(self.encoder(batch[0])).square().mean())
+        for each in both if batch_idx % 2 else ():
+            each.step()
+            each.zero_grad()
+
+
+@pytest.mark.parametrize(("spoiled", "told"), [(None, []), (1, ["1 of 12 steps were skipped"])])
+def test_batches_that_are_gathered_are_not_told_as_skipped(spoiled, told, caplog):
+    given = Gathers()
+    given.spoiled = spoiled
+    run = fl.lightning.step(given)
+    state, history = fl.fit(run.step, run.init(), run.data, epochs=3)
+    assert int(state.step) == 6
+    assert [text.partition(" (")[0] for text in caplog.messages] == told
+    assert sum(history["skipped"]) == len(told)
+
+
 def test_a_learning_rate_is_not_written_to():
     class Writes(Halves):
         def training_step(self, batch, batch_idx):
