@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -51,8 +53,8 @@ class ByHand(StepStage):
         one = torch.ones((), dtype=torch.float32, device=state.step.device)
         return {
             "scale": {
-                prefix_of(i, len(owned)) + name: one.clone()
-                for i, optimizer in enumerate(self.optimizers)
+                prefix + name: one.clone()
+                for prefix, optimizer in zip(self._prefixes, self.optimizers, strict=True)
                 for name in optimizer.hyperparameters()
             },
             "memory": {
@@ -71,6 +73,18 @@ class ByHand(StepStage):
         owned = self._plan.owned
         found = {name for own in owned for name in own.names}
         return tuple([name for name in state.skeleton.trainable if name in found])
+
+    def with_values(self, values: Mapping[str, Any]) -> ByHand:
+        """The same with other values for hyperparameters, by the names that it reports."""
+        own = [
+            o.with_values({n.removeprefix(p): v for n, v in values.items() if n.startswith(p)})
+            for o, p in zip(self.optimizers, self._prefixes, strict=True)
+        ]
+        return dataclasses.replace(self, optimizers=tuple(own))
+
+    @property
+    def _prefixes(self) -> list[str]:
+        return [prefix_of(i, len(self.optimizers)) for i in range(len(self.optimizers))]
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
         if recording() is not None or transformed() or state.step.ndim:

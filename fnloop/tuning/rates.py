@@ -61,6 +61,9 @@ def with_free_rate(step: Any, rate: str) -> tuple[Any, int]:
         part, every = with_free_rate(step.parts[i], own)
         parts = (*step.parts[:i], part, *step.parts[i + 1 :])
         return rebuilt(step, parts=parts), every * dict(step.every).get(folder, 1)
+    own_way: Any = getattr(step, "with_values", None)  # a step that has several optimizers
+    if own_way is not None:
+        return own_way({rate: 1.0}), 1
     every, changes = 1, dict[str, Any]()
     for field in dataclasses.fields(step):
         value = getattr(step, field.name)

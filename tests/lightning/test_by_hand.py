@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import fnloop as fl
 from tests.lightning.modules.halves import Halves
+from tests.lightning.modules.plain import Plain
 from tests.lightning.recorded import module
 
 
@@ -68,6 +69,57 @@ def test_batches_that_are_gathered_are_not_told_as_skipped(spoiled, told, caplog
     assert int(state.step) == 6
     assert [text.partition(" (")[0] for text in caplog.messages] == told
     assert sum(history["skipped"]) == len(told)
+
+
+class Reports(Halves):
+    """Two optimizers, stepped at each batch, of which one has a scheduler; it returns its loss."""
+
+    def training_step(self, batch, batch_idx):
+        both = self.optimizers()
+        loss = F.mse_loss(self.decoder(self.encoder(batch[0])), batch[0])
+        self.manual_backward(loss)
+        for each in both:
+            each.step()
+            each.zero_grad()
+        return loss
+
+
+class Watches(Plain):
+    def on_after_backward(self):
+        pass
+
+
+def by_torch(own, loss, rates, batches):
+    """The losses of a loop in which the learning rate of the first group is set at each step."""
+    optimizers, losses = own.configure_optimizers(), []
+    both = optimizers[0] if isinstance(optimizers, tuple) else [optimizers]
+    for lr, batch in zip(rates, batches, strict=True):
+        both[0].param_groups[0]["lr"] = lr
+        found = loss(own, batch)
+        found.backward()
+        losses.append(found.item())
+        for each in both:
+            each.step()
+            each.zero_grad()
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "loss"),
+    [
+        (Reports, "optimizer0.sgd.lr", lambda m, b: F.mse_loss(m.decoder(m.encoder(b[0])), b[0])),
+        (Watches, None, lambda m, b: F.cross_entropy(m.net(b[0]), b[1])),
+    ],
+)
+def test_a_learning_rate_is_found(kind, name, loss):
+    torch.manual_seed(0)
+    given = kind()
+    run = fl.lightning.step(given)
+    found = fl.tuning.find_lr(
+        run.step, run.init(), run.data, name=name, steps=8, min_lr=1e-3, max_lr=0.5, stop_at=None
+    )
+    batches = [*run.data.train, *run.data.train]
+    assert found.losses == pytest.approx(by_torch(given, loss, found.lrs, batches), rel=1e-5)
 
 
 def test_a_learning_rate_is_not_written_to():
