@@ -245,7 +245,7 @@ def length(data: Any) -> int | None:
     """``len(data)``, or None if it has none."""
     try:
         return len(data)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 

@@ -88,7 +88,7 @@ def check_part(data: Any, what: str) -> None:
 
 
 def check_data(data: Any, what: str = "data") -> None:
-    """Refuse models, stages and classes in the place of data, and tables of pandas or polars.
+    """Refuse what is no data, tables of pandas or polars, and Lightning's ``CombinedLoader``.
 
     Raises:
         TypeError: It is one of these.
@@ -100,6 +100,8 @@ def check_data(data: Any, what: str = "data") -> None:
             f"{what} is tensors, a dataset, a DataLoader, or another iterable of batches; got a "
             f"{type(data).__name__}."
         )
+    if type(data).__name__ == "CombinedLoader":
+        raise TypeError(_COMBINED.format(what=what))
     if not hasattr(data, "to_numpy"):
         return
     one = hasattr(data, "columns")
@@ -115,6 +117,15 @@ def check_data(data: Any, what: str = "data") -> None:
         )
         + " Categories and text become numbers first."
     )
+
+
+_COMBINED = (
+    "{what} is a CombinedLoader of Lightning, which gives numbers of its own with each batch. "
+    'Loaders side by side are fl.data.together(a=loader, b=other, mode="restart"), which is its '
+    '"max_size_cycle" (others: "longest", "shortest"); one after the other fl.data.concat(loader, '
+    'other); several for a validation are given by name, {{"a": loader, "b": other}}. '
+    "fl.lightning.step(module, combined) takes one as it is."
+)
 
 
 class Columns:

@@ -61,6 +61,12 @@ def test_an_epoch_that_is_too_short() -> None:
 def test_functions_and_lengths() -> None:
     assert list(function_epochs(range)(3)) == [0, 1, 2]
     assert length([1, 2]) == 2 and length(iter([1])) is None
+    assert length(Unmeasured()) is None
+
+
+class Unmeasured:
+    def __len__(self) -> int:
+        raise NotImplementedError
 
 
 class Restarts:

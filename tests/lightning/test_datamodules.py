@@ -70,6 +70,19 @@ def test_several_loaders_are_read_as_lightning_reads_them(mode):
         assert plain(one_epoch(train)) == plain(expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_loaders_that_are_combined_are_refused_where_they_are_not_read_so():
+    loader = DataLoader(torch.arange(4), batch_size=2)
+    combined = CombinedLoader({"a": loader, "b": loader})
+    for given in (
+        lambda: fl.Data(combined),
+        lambda: fl.Data([1], validate=combined),
+        lambda: list(one_epoch(combined)),
+    ):
+        with pytest.raises(TypeError, match=r"CombinedLoader of .* fl\.data\.together\(a="):
+            given()
+
+
 def plain(batches):
     def one(batch):
         if isinstance(batch, dict):
