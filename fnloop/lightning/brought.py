@@ -166,6 +166,7 @@ def step(
         given = callbacks_of([*listed, *callbacks], own)
         found = _configured(own, given.finetuning, facts.who)
     manual = not own.automatic_optimization
+    found = [_counted(each, facts, manual) for each in found]
     if len(found) > 1 and not manual:
         raise ValueError(
             f"{facts.who}.configure_optimizers returns {len(found)} optimizers. With several the "
@@ -174,7 +175,7 @@ def step(
             "as fl.sequence."
         )
     names = {id(p): name for name, p in own.named_parameters() if p.requires_grad}
-    owned = [_owned(each, names, facts, given.finetuning, manual) for each in found]
+    owned = [_owned(each, names, facts, given.finetuning) for each in found]
     objects = ByIdentity(MetricObjects(copy.deepcopy(own)))
     made = (
         by_hand(own, owned, facts, objects, precision, manual)
@@ -224,17 +225,19 @@ def _configured(own: Any, finetuning: Finetuning | None, who: str) -> list[Confi
             p.requires_grad_(True)
 
 
+def _counted(each: Configured, facts: Facts, manual: bool) -> Configured:
+    """The optimizer with schedulers that count its steps; or, stepped by hand, their own."""
+    counted = [
+        Scheduled(s.scheduler, "step") if manual else s.counted(facts.per_epoch, facts.accumulate)
+        for s in each.schedulers
+    ]
+    return each._replace(schedulers=tuple(counted))
+
+
 def _owned(
-    each: Configured,
-    names: dict[int, str],
-    facts: Facts,
-    finetuning: Finetuning | None,
-    manual: bool,
+    each: Configured, names: dict[int, str], facts: Facts, finetuning: Finetuning | None
 ) -> Owned:
     """The optimizer as one of fnloop."""
-    if manual:  # its schedulers are stepped by hand, and count that
-        by_count = [s._replace(interval="step", frequency=1) for s in each.schedulers]
-        each = each._replace(schedulers=tuple([Scheduled(*s) for s in by_count]))
     if finetuning is not None:
         return finetuning.optimizer(each, names, facts.steps, facts.epochs)
     return optimizer_of(each, names, facts.steps, facts.epochs)

@@ -18,12 +18,53 @@ class Scheduled(NamedTuple):
         interval: ``"epoch"`` or ``"step"``.
         frequency: It is stepped at every so many of these.
         monitor: The metric that it is given; None for none.
+        within: After which optimizer steps of an epoch it is stepped, from 1, in place of
+            `frequency`; None where that is the same.
     """
 
     scheduler: Any
     interval: str = "epoch"
     frequency: int = 1
     monitor: str | None = None
+    within: tuple[int, ...] | None = None
+
+    def counted(self, batches: int | None, accumulate: int) -> Scheduled:
+        """The same by optimizer steps. Lightning counts batches, in each epoch from 1 on.
+
+        Args:
+            batches: Batches in an epoch; None if unknown.
+            accumulate: Batches in a step; at its last batch an epoch may have one of fewer.
+
+        Raises:
+            ValueError: The number of batches is needed, and unknown; or it watches a metric, and
+                an epoch is no whole number of what it waits for.
+
+        >>> Scheduled(None, "step", 4).counted(batches=6, accumulate=1).within
+        (4,)
+        >>> Scheduled(None, "step", 4).counted(batches=8, accumulate=2).frequency
+        2
+        """
+        if self.interval == "epoch" or self.frequency == 1:
+            return self
+        kind, every = type(self.scheduler).__name__, f"its frequency is {self.frequency}"
+        if batches is None:
+            raise ValueError(
+                f"{kind} counts the batches of each epoch, as {every}, and how many these are is "
+                "unknown. Give the data, or data that knows its length: "
+                "fl.lightning.step(module, data)."
+            )
+        ends = [min(end, batches) for end in range(accumulate, batches + accumulate, accumulate)]
+        within = tuple([i for i, end in enumerate(ends, 1) if end % self.frequency == 0])
+        first = within[0] if within else len(ends) + 1
+        if len(ends) % first == 0 and within == tuple(range(first, len(ends) + 1, first)):
+            return self._replace(frequency=first)
+        if is_plateau(self):
+            raise ValueError(
+                f"{kind} counts the batches of each epoch, and {every}: of the {batches} batches "
+                "of an epoch some would be left over. Take a frequency that divides them, or "
+                "interval 'epoch'."
+            )
+        return self._replace(within=within)
 
 
 class Configured(NamedTuple):
@@ -115,11 +156,14 @@ def _scheduled(given: Any, who: str) -> Scheduled:
             f"{who}.configure_optimizers gives a scheduler the setting {unknown[0]!r}; there are: "
             f"{', '.join(sorted(_KEYS))}."
         )
+    frequency = given.get("frequency", 1)
+    if not isinstance(frequency, int) or frequency < 1:
+        raise ValueError(
+            f"{who}.configure_optimizers gives a scheduler the frequency {frequency!r}; it is a "
+            "whole number of at least 1."
+        )
     found = Scheduled(
-        given.get("scheduler"),
-        given.get("interval", "epoch"),
-        int(given.get("frequency", 1)),
-        given.get("monitor"),
+        given.get("scheduler"), given.get("interval", "epoch"), frequency, given.get("monitor")
     )
     if not hasattr(found.scheduler, "optimizer") or not hasattr(found.scheduler, "step"):
         raise TypeError(

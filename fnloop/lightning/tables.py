@@ -87,7 +87,9 @@ def _closed(given: Scheduled, group: int, unit: int, total: int | None) -> Any:
     scheduler, each, kinds = given.scheduler, given.frequency * unit, torch.optim.lr_scheduler
     kind = type(scheduler)
     known = (kinds.StepLR, kinds.ExponentialLR, kinds.CosineAnnealingLR)
-    if kind not in known or scheduler.last_epoch != 0:  # or it goes on from somewhere
+    if kind not in known or given.within is not None:
+        return None
+    if scheduler.last_epoch != 0:  # it goes on from somewhere
         return None
     lr = float(scheduler.base_lrs[group])
     if kind is kinds.StepLR:
@@ -119,6 +121,9 @@ def _last(schedulers: Sequence[Scheduled], per_epoch: int | None) -> int:
                 "unknown. Give the data and the epochs: fl.lightning.step(module, data, epochs=10)."
                 " Of data without a length, fl.data.limit(data, n) tells the batches of an epoch."
             )
+        if given.within is not None:  # so often in each epoch, which is known
+            found.append(-(-last // max(len(given.within), 1)) * (per_epoch or 1))
+            continue
         found.append(last * given.frequency * (per_epoch or 1 if given.interval == "epoch" else 1))
     return max(found)
 
@@ -138,12 +143,16 @@ def _run(
             if tick == ticks:  # OneCycleLR cannot be stepped further
                 break
             for given in schedulers:
-                length = given.frequency
-                if given.interval == "epoch":
-                    length *= per_epoch or 1
-                if tick % length == 0:
+                if _is_due(given, tick, per_epoch or 1):
                     given.scheduler.step()
     return rows
+
+
+def _is_due(given: Scheduled, tick: int, per_epoch: int) -> bool:
+    """Whether a scheduler is stepped after optimizer step `tick`, from 1."""
+    if given.within is not None:
+        return (tick - 1) % per_epoch + 1 in given.within
+    return tick % (given.frequency * (per_epoch if given.interval == "epoch" else 1)) == 0
 
 
 def _numbers(group: dict[str, Any]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from fnloop.data.sources import as_source
 from fnloop.lightning.brought import Brought
 from tests.lightning.modules.parts import digits
 from tests.lightning.modules.plain import Plain
-from tests.lightning.recorded import EPOCHS, MODULES, SETTINGS, module, record
+from tests.lightning.recorded import EPOCHS, MODULES, SETTINGS, module, record, trained
 
 BY_HAND = ("halves", "gan", "hooked")
 COMPILED = [
@@ -180,6 +180,32 @@ def test_an_algorithm_of_clipping_is_read_as_by_lightning():
     state, _ = fl.fit(run.step, run.init(), run.data, epochs=EPOCHS)
     for name, value in record("plain", **given).weights.items():
         torch.testing.assert_close(state.params[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("frequency", "accumulate"), [(3, 1), (2, 2), (4, 3)])
+def test_a_scheduler_with_a_frequency_is_stepped_as_by_lightning(frequency, accumulate):
+    class Decays(Plain):
+        def configure_optimizers(self):
+            own = torch.optim.SGD(self.parameters(), lr=0.5)
+            decay = torch.optim.lr_scheduler.StepLR(own, 1, gamma=0.6)
+            settings = {"scheduler": decay, "interval": "step", "frequency": frequency}
+            return {"optimizer": own, "lr_scheduler": settings}
+
+        def train_dataloader(self):
+            x, y = digits()
+            return DataLoader(TensorDataset(x[:128], y[:128]), batch_size=32 // accumulate)
+
+    class Tells(Decays):
+        def training_step(self, batch, batch_idx):
+            if batch_idx % accumulate == 0:
+                rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+            return super().training_step(batch, batch_idx)
+
+    rates = []
+    trained(Tells(), accumulate_grad_batches=accumulate)
+    run = fl.lightning.step(Decays(), accumulate_grad_batches=accumulate, epochs=EPOCHS)
+    _, found = rows(run, run.step, run.init(), epochs=EPOCHS)
+    assert [row["sgd.lr"] for row in found] == pytest.approx(rates)
 
 
 def test_it_validates_tests_and_predicts():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
-from fnloop.lightning.configured import configured
+from fnloop.lightning.configured import Scheduled, configured
 
 
 @pytest.fixture
@@ -48,9 +48,23 @@ def test_what_is_wrong_is_told(two):
         configured(([a], [{"scheduler": s, "intervall": "step"}]), "Model")
     with pytest.raises(ValueError, match=r"the interval 'batch'; it is 'epoch' or 'step'"):
         configured(([a], [{"scheduler": s, "interval": "batch"}]), "Model")
+    with pytest.raises(ValueError, match=r"the frequency 0; it is a whole number of at least 1"):
+        configured(([a], [{"scheduler": s, "frequency": 0}]), "Model")
     with pytest.raises(ValueError, match=r"ExponentialLR of an optimizer that it does not return"):
         configured(([b], [s]), "Model")
     with pytest.raises(ValueError, match=r"ReduceLROnPlateau without the metric"):
         configured(([a], [ReduceLROnPlateau(a)]), "Model")
     with pytest.raises(TypeError, match=r"returned a dict of 'lr_scheduler'; it needs"):
         configured({"lr_scheduler": s}, "Model")
+
+
+def test_a_frequency_is_counted_in_steps(two):
+    (a, _), (s, _) = two
+    plateau = Scheduled(ReduceLROnPlateau(a), "step", 4, "loss")
+    assert plateau.counted(batches=8, accumulate=2).frequency == 2
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau .* of the 6 batches of an epoch some"):
+        plateau.counted(batches=6, accumulate=1)
+    with pytest.raises(ValueError, match=r"ExponentialLR counts the batches .* Give the data, or"):
+        Scheduled(s, "step", 4).counted(batches=None, accumulate=1)
+    assert Scheduled(s, "step", 1).counted(None, 1) == Scheduled(s, "step", 1)
+    assert Scheduled(s, "epoch", 3).counted(6, 2) == Scheduled(s, "epoch", 3)

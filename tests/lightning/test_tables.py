@@ -61,6 +61,47 @@ def test_its_numbers_are_those_of_the_scheduler(name, interval, frequency):
             assert at(found.get("momentum", 0.9), step) == pytest.approx(momentum, rel=1e-12)
 
 
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize(
+    ("batches", "accumulate", "frequency"),
+    [(4, 1, 3), (4, 1, 5), (8, 2, 2), (8, 2, 3), (7, 2, 4), (7, 2, 7), (12, 3, 2)],
+)
+def test_a_frequency_counts_the_batches_of_each_epoch(name, batches, accumulate, frequency):
+    own, expected = optimizer(), list[tuple[float, float]]()
+    scheduler = MADE[name](own)
+    for _ in range(EPOCHS):  # as Lightning's loop does
+        for batch_idx in range(batches):
+            if (batch_idx + 1) % accumulate and batch_idx + 1 < batches:
+                continue
+            expected.append((own.param_groups[0]["lr"], own.param_groups[0]["momentum"]))
+            own.step()
+            if (batch_idx + 1) % frequency == 0 and len(expected) < TOTAL:
+                scheduler.step()
+    other = optimizer()
+    given = Scheduled(MADE[name](other), "step", frequency).counted(batches, accumulate)
+    (found, _) = schedules_of([given], PER_EPOCH, EPOCHS)
+    assert len(expected) == TOTAL
+    same = other.param_groups[0]["momentum"]
+    for step, (lr, momentum) in enumerate(expected):
+        assert at(found["lr"], step) == pytest.approx(lr, rel=1e-12, abs=1e-15)
+        assert at(found.get("momentum", same), step) == pytest.approx(momentum, rel=1e-12)
+
+
+def test_a_frequency_that_fits_keeps_the_closed_form():
+    given = Scheduled(MADE["StepLR"](optimizer()), "step", 4).counted(batches=8, accumulate=2)
+    (found, _) = schedules_of([given], 4, None)
+    assert repr(found["lr"]) == "step_decay(start=0.1, rate=0.5, steps=4)"
+
+
+@pytest.mark.parametrize("name", ["MultiStepLR", "LinearLR", "PolynomialLR"])
+def test_what_ends_by_itself_ends_where_its_frequency_does_not_fit(name):
+    given = Scheduled(MADE[name](optimizer()), "step", 3).counted(PER_EPOCH, 1)
+    (short, _) = schedules_of([given], PER_EPOCH, None)
+    given = Scheduled(MADE[name](optimizer()), "step", 3).counted(PER_EPOCH, 1)
+    (whole, _) = schedules_of([given], PER_EPOCH, EPOCHS)
+    assert [at(short["lr"], i) for i in range(TOTAL)] == [at(whole["lr"], i) for i in range(TOTAL)]
+
+
 def test_two_schedulers_of_one_optimizer_move_together():
     def made(own):
         return [
