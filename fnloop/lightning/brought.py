@@ -183,12 +183,6 @@ def step(
         else piped(own, owned[0], facts, objects, precision, given.finetuning)
     )
     plateaus = [s for each in found for s in each.schedulers if is_plateau(s)]
-    if manual and plateaus:
-        raise ValueError(
-            f"{facts.who} steps its optimizers itself, and has ReduceLROnPlateau. Leave that out, "
-            'and lower the rates by fl.every(1, fl.reduce_on_plateau("val_loss"), unit="epoch") '
-            "among the callbacks."
-        )
     after = own_callbacks(own, parts, facts, objects, plateaus, manual)
     if parts is not None and accumulate_grad_batches > 1:
         whole = parts
@@ -219,7 +213,7 @@ def _configured(own: Any, finetuning: Finetuning | None, who: str) -> list[Confi
     for p in frozen:
         p.requires_grad_(False)
     try:
-        return configured(own.configure_optimizers(), who)
+        return configured(own.configure_optimizers(), who, not own.automatic_optimization)
     finally:
         for p in frozen:
             p.requires_grad_(True)

@@ -74,7 +74,7 @@ class Configured(NamedTuple):
     schedulers: tuple[Scheduled, ...]
 
 
-def configured(result: Any, who: str) -> list[Configured]:
+def configured(result: Any, who: str, manual: bool = False) -> list[Configured]:
     """Normalize the result of ``configure_optimizers``.
 
     Args:
@@ -82,10 +82,12 @@ def configured(result: Any, who: str) -> list[Configured]:
             (a scheduler, or a dict of its settings); several such dicts; or a list of optimizers
             and a list of schedulers.
         who: The module's name, for messages.
+        manual: Whether the module steps its optimizers itself.
 
     Raises:
         TypeError: It is none of these.
-        ValueError: A setting of a scheduler is unknown or missing.
+        ValueError: A setting of a scheduler is unknown or missing; or one watches a metric, and
+            the module steps its optimizers itself.
 
     >>> from torch.optim.lr_scheduler import StepLR
     >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
@@ -96,6 +98,8 @@ def configured(result: Any, who: str) -> list[Configured]:
     optimizers, schedulers = _split(result, who)
     found = [_scheduled(each, who) for each in schedulers]
     for one in found:
+        if is_plateau(one):
+            _check_plateau(one, who, manual)
         if not any([one.scheduler.optimizer is o for o in optimizers]):
             raise ValueError(
                 f"{who}.configure_optimizers returns the scheduler "
@@ -175,12 +179,21 @@ def _scheduled(given: Any, who: str) -> Scheduled:
             f"{who}.configure_optimizers gives a scheduler the interval {found.interval!r}; it is "
             "'epoch' or 'step'."
         )
-    if is_plateau(found) and found.monitor is None:
+    return found
+
+
+def _check_plateau(given: Scheduled, who: str, manual: bool) -> None:
+    if manual:
+        raise ValueError(
+            f"{who} steps its optimizers itself, and has ReduceLROnPlateau. Leave that out, "
+            'and lower the rates by fl.every(1, fl.reduce_on_plateau("val_loss"), unit="epoch") '
+            "among the callbacks."
+        )
+    if given.monitor is None:
         raise ValueError(
             f"{who}.configure_optimizers returns ReduceLROnPlateau without the metric that it "
             "watches: {'scheduler': ..., 'monitor': 'val_loss'}."
         )
-    return found
 
 
 def is_plateau(scheduled: Scheduled) -> bool:

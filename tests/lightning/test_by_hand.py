@@ -122,6 +122,52 @@ def test_a_learning_rate_is_found(kind, name, loss):
     assert found.losses == pytest.approx(by_torch(given, loss, found.lrs, batches), rel=1e-5)
 
 
+@pytest.mark.parametrize("monitor", [None, "train_loss"])
+def test_rates_are_lowered_by_a_callback_in_place_of_a_plateau(monitor):
+    class Plateaus(Reports):
+        def configure_optimizers(self):
+            own = torch.optim.SGD(self.parameters(), lr=0.5)
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(own, threshold=0.5, patience=0)
+            return {"optimizer": own, "lr_scheduler": plateau, "monitor": monitor}
+
+    with pytest.raises(ValueError, match=r"itself, and has ReduceLROn.*reduce_on_plateau"):
+        fl.lightning.step(Plateaus())
+
+    class Remedied(Reports):
+        def training_step(self, batch, batch_idx):
+            loss = F.mse_loss(self.decoder(self.encoder(batch[0])), batch[0])
+            self.optimizers().zero_grad()
+            self.manual_backward(loss)
+            self.optimizers().step()
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.5)
+
+    torch.manual_seed(0)
+    own = Remedied()
+    run = fl.lightning.step(own)
+    lowers = fl.reduce_on_plateau("loss", threshold=0.5, patience=0)
+    callbacks = [fl.every(1, lowers, unit="epoch")]
+    state, history = fl.fit(run.step, run.init(), run.data, epochs=4, callbacks=callbacks)
+
+    optimizer, rates = own.configure_optimizers(), []
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, threshold=0.5, patience=0)
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        total = 0.0
+        for x, _ in run.data.train:
+            loss = F.mse_loss(own.decoder(own.encoder(x)), x)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += len(x) * loss.item()
+        plateau.step(total)
+    assert history["sgd.lr"] == pytest.approx(rates)
+    assert rates[-1] < rates[0]
+    torch.testing.assert_close(state.params["decoder.weight"], own.decoder.weight.detach())
+
+
 def test_a_learning_rate_is_not_written_to():
     class Writes(Halves):
         def training_step(self, batch, batch_idx):
