@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,43 @@ class Config:
                     f"{self.where(key)}: {who} has no flag {key!r}.{hint} It has: "
                     f"{', '.join(known[:-1]) or 'none'}."
                 )
+
+
+def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries, those of a class or an options object under names such as ``model.width``.
+
+    >>> list(flat({"lr": 0.1, "model": {"class_path": "Net", "init_args": {"width": 4}}}))
+    [('lr', 0.1), ('model', 'Net'), ('model.width', 4)]
+    >>> list(flat({"sgd": {"lr": 0.1, "momentum": 0.9}}))
+    [('sgd.lr', 0.1), ('sgd.momentum', 0.9)]
+    """
+    for name, value in values.items():
+        if isinstance(value, dict) and "class_path" in value:
+            yield before + name, str(value["class_path"]).rpartition(".")[2]
+            yield from flat(value.get("init_args") or {}, f"{before}{name}.")
+        elif isinstance(value, dict) and value:
+            yield from flat(value, f"{before}{name}.")
+        else:
+            yield before + name, value
+
+
+def placed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries with some of them changed, which may be within others.
+
+    >>> placed({"lr": 0.1, "sgd": {"lr": 0.1, "momentum": 0.9}}, {"lr": 1, "sgd.lr": 2})
+    {'lr': 1, 'sgd': {'lr': 2, 'momentum': 0.9}}
+    """
+    new = copy.deepcopy(dict(values))
+    for name, value in changes.items():
+        first, dot, rest = name.partition(".")
+        inner = new.get(first)
+        if name in new or not dot or not isinstance(inner, dict):
+            new[name] = value
+        elif "class_path" in inner:
+            new[first] = {**inner, "init_args": placed(inner.get("init_args") or {}, {rest: value})}
+        else:
+            new[first] = placed(inner, {rest: value})
+    return new
 
 
 def dump(recipe: Path, flags: Mapping[str, Any], folder: Path) -> str:

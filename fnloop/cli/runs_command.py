@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jsonargparse import Namespace
 
@@ -77,7 +77,7 @@ class FoundRun(NamedTuple):
         try:
             judged = None if sweep is None else newest_monitored(folders)
             member = None if sweep is None else best_member(folder, judged, sweep.size)
-            flags = dict(_flat(_settings(folder, sweep, member)))
+            flags = _settings(folder, sweep, member)
             if newest is None:
                 return cls(folder, flags, "no checkpoint", member=member, members=members)
             manifest = read_manifest(newest)
@@ -85,7 +85,7 @@ class FoundRun(NamedTuple):
                 judged = next((path for place in folders if (path := best(place))), None)
             favourite = manifest if judged is None else read_manifest(judged)
         except CheckpointError as error:
-            flags = dict(_flat(_settings(folder, sweep, None)))
+            flags = _settings(folder, sweep, None)
             return cls(folder, flags, f"damaged: {error}", members=members)
         (status, epoch, count), monitor = standing(manifest), favourite["monitor"]
         metrics = dict(favourite["metrics"])
@@ -116,16 +116,17 @@ class FoundRun(NamedTuple):
         return (history.steps(name), history[name]) if name in history else None
 
 
-def _settings(folder: Path, sweep: Sweep | None, member: int | None) -> dict[str, Any]:
-    """The flags of a run, of a member of a sweep, or of all its members."""
+def _settings(folder: Path, sweep: Sweep | None, member: int | None) -> dict[str, str]:
+    """The flags of a run, of a member of a sweep, or of all its members, as text."""
     if sweep is None:
         flags = config.Config(folder / config.NAME).plain
     elif member is None:
         lists = {name: ",".join(map(str, values)) for name, values in sweep.lists.items()}
-        flags = {**sweep.flags, **lists}
+        flags = config.placed(sweep.flags, lists)
     else:
-        flags = {**sweep.flags, **sweep.place(member)[0]}
-    return {name: value for name, value in flags.items() if name not in ("recipe", "folder")}
+        flags = config.placed(sweep.flags, sweep.place(member)[0])
+    left_out = ("recipe", "folder")
+    return {name: value_text(v) for name, v in config.flat(flags) if name not in left_out}
 
 
 def run_runs(arguments: Namespace) -> int:
@@ -154,20 +155,6 @@ def _folders(place: Path) -> Iterator[Path]:
         yield from (found := sorted(file.parent for name in names for file in place.glob(name)))
         if not level and found:
             return
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """The entries of a configuration, those of a chosen class under names such as ``model.width``.
-
-    >>> list(_flat({"lr": 0.1, "model": {"class_path": "Net", "init_args": {"width": 4}}}))
-    [('lr', '0.1'), ('model', 'Net'), ('model.width', '4')]
-    """
-    for name, value in values.items():
-        if isinstance(value, dict) and "class_path" in value:
-            yield before + name, str(value["class_path"]).rpartition(".")[2]
-            yield from _flat(value.get("init_args") or {}, f"{before}{name}.")
-        else:
-            yield before + name, value_text(value)
 
 
 def _metrics(runs: Sequence[FoundRun], asked: str | None) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
+from fnloop.cli.config import placed
 from fnloop.cli.messages import printable, shown, usage, value_text
 from fnloop.cli.run_report import columns
 from fnloop.cli.runs import (
@@ -90,8 +91,8 @@ def opened(path: Path, asked: str | None) -> Opened:
     member = member_in_checkpoint(checkpoint, run, sweep, asked)
     if sweep is None or member is None:
         return Opened(checkpoint, manifest, member, "")
-    own = {**sweep.numbers_of(member), **sweep.place(member)[0]}
-    config = {**manifest["config"], **own}
+    own = {**manifest["config"], **sweep.numbers_of(member)}
+    config = placed(own, sweep.place(member)[0])
     return Opened(checkpoint, {**manifest, "config": config}, member, sweep.about(member))
 
 

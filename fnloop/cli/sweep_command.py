@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fnloop.cli import run_report, sweep_report
+from fnloop.cli.config import placed
 from fnloop.cli.given import Given, given_in
 from fnloop.cli.messages import Problem, describe, shown, usage, value_text
 from fnloop.cli.recipe import Recipe
@@ -45,7 +46,7 @@ class _Job(NamedTuple):
     @property
     def flags(self) -> dict[str, Any]:
         """All flags, and lists of those that are swept."""
-        return {**self.sweep.flags, **self.sweep.lists}
+        return placed(self.sweep.flags, self.sweep.lists)
 
 
 def run_sweep(arguments: Sequence[str]) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from fnloop.cli import run_report
+from fnloop.cli.config import flat
 from fnloop.cli.forward import first_batch, train_of
 from fnloop.cli.given import Given, given_in
 from fnloop.cli.messages import Problem, shown, usage
-from fnloop.cli.source import parameters
 from fnloop.stages.scale import multipliers
 from fnloop.trees.nodes import tree_leaves
 from fnloop.trees.show import short
@@ -75,10 +75,18 @@ def _rates(state: State) -> list[str]:
 
 
 def _flag_of_rate(given: Given, state: State) -> str | None:
-    """The flag that sets the only learning rate, as far as names tell."""
-    names = parameters(given.function)
-    named = [name for name in names if name in ("lr", "learning_rate")]
-    found = named or [name for name in names if name.endswith(("_lr", "_learning_rate"))]
+    """The flag that sets the only learning rate, as far as names tell.
+
+    It is one of the recipe's own; or, if these have none, one within another: ``optimizer.lr``.
+    """
+    numbers = (int, float, type(None))
+    names = [name for name, value in flat(given.flags.plain) if isinstance(value, numbers)]
+    last = {name: name.rpartition(".")[2] for name in names}
+    rates = [n for n in names if f"_{last[n]}".endswith(("_lr", "_learning_rate"))]
+    depth = min([name.count(".") for name in rates], default=0)
+    nearest = [name for name in rates if name.count(".") == depth]
+    named = [name for name in nearest if last[name] in ("lr", "learning_rate")]
+    found = named or nearest
     return found[0] if len(found) == 1 and len(_rates(state)) == 1 else None
 
 

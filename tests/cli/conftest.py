@@ -53,6 +53,20 @@ def recipe(lr: float = 0.05, batch_size: int = 32, epochs: int = 3, folder: str 
 '''
 
 
+NESTED = (
+    RECIPE.replace("import os\n", "import dataclasses\nimport os\n")
+    .replace(
+        "def loss(",
+        "@dataclasses.dataclass\nclass Opt:\n    lr: float = 0.05\n    momentum: float = 0.5\n\n\n"
+        "def loss(",
+    )
+    .replace("lr: float = 0.05, batch", "opt: Opt = Opt(), batch")
+    .replace("        lr: The rate of learning.\n", "        opt: The optimizer's numbers.\n")
+    .replace("fl.optim.sgd(lr)", "fl.optim.sgd(opt.lr, momentum=opt.momentum)")
+)
+"""The same with the learning rate in a flag of two parts."""
+
+
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     """The paths of recipes and runs are relative to an empty folder."""

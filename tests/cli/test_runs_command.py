@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fnloop.cli.app import main
-from tests.cli.conftest import RECIPE
+from tests.cli.conftest import NESTED, RECIPE
 
 
 @pytest.fixture
@@ -94,6 +94,20 @@ def test_a_sweep_is_a_row_of_its_best_member(capsys):
     known, unknown = table(capsys, "runs/s", "runs/t")
     assert known["member"] == "1 of 3"
     assert (unknown["member"], unknown["lr"]) == ("? of 3", "0.05,0.1,0.01")
+
+
+def test_a_flag_within_another_is_a_column_of_its_own(capsys):
+    Path("line.py").write_text(NESTED)
+    assert main(["fit", "line.py", "--opt.lr", "0.05", "--epochs", "1"]) == 0
+    swept = ["sweep", "line.py", "--opt.lr", "0.01,0.1", "--epochs", "1", "--folder", "runs/s"]
+    assert main(swept) == 0
+    capsys.readouterr()
+    line, best = table(capsys)
+    assert (line["opt.lr"], best["opt.lr"], best["member"]) == ("0.05", "0.1", "1 of 2")
+    assert "opt" not in line and "opt.momentum" not in line
+    assert main(["show", "runs/s", "--member", "best"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "opt={'lr': 0.1, 'momentum': 0.5}" in shown and "opt.lr=" not in shown
 
 
 @pytest.mark.parametrize(

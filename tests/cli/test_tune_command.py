@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import NESTED
+
 SIZE = "fl.Batches((x[:160], y[:160]), batch_size)"
 
 
@@ -48,6 +50,17 @@ def test_one_of_several_rates(edited, cli):
     assert code == 0 and suggested(out).startswith("b.adam.lr = ")  # no flag is known to set it
     code, _, err = cli("find-lr", recipe, "--of", "adam.lr")
     assert code == 1 and "no such learning rate" in err
+
+
+def test_a_learning_rate_within_a_flag(cli):
+    Path("line.py").write_text(NESTED)
+    code, out, err = cli("find-lr", "line.py")
+    assert code == 0, err
+    flag, value = suggested(out).split()
+    assert flag == "--opt.lr"
+    assert cli("fit", "line.py", flag, value, "--epochs", "1")[0] == 0
+    Path("line.py").write_text(NESTED.replace("epochs: int = 3", "epochs: int = 3, my_lr: int = 1"))
+    assert suggested(cli("find-lr", "line.py")[1]).startswith("--my_lr ")  # the nearest one
 
 
 def test_no_suggestion_is_an_error_that_says_why(recipe, cli):
