@@ -86,6 +86,7 @@ def evaluated(
     ):
         _hook(module, f"on_{kind}_start")
         _hook(module, f"on_{kind}_epoch_start")
+        lasting.begin()
         for i, part in enumerate(sets):
             several = i if len(sets) > 1 else None
             log.suffix = "" if several is None else f"/dataloader_idx_{i}"

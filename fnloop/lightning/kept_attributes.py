@@ -25,10 +25,36 @@ def attributes_kept(module: nn.Module) -> dict[str, Any]:
     """
     return {
         name: len(value) if isinstance(value, _CONTAINERS) else id(value)
-        for path, child in module.named_modules()
-        if not _is_torchs(child) and not is_metric(child)
+        for path, child in _own_modules(module)
         for name, value in _plain(path, child)
     }
+
+
+def emptied(module: nn.Module, before: Mapping[str, int]) -> set[str]:
+    """The attributes that are 0, None or empty, and another object than `before`, by `objects_in`.
+
+    >>> class Counts(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.seen, self.count = [], 1
+    >>> counts = Counts()
+    >>> before = objects_in(counts)
+    >>> counts.seen, counts.count = [], 2
+    >>> emptied(counts, before)
+    {'seen'}
+    """
+    return {
+        name
+        for path, child in _own_modules(module)
+        for name, value in _plain(path, child)
+        if id(value) != before.get(name) and (value is None or _is_empty(value))
+    }
+
+
+def objects_in(module: nn.Module) -> dict[str, int]:
+    """The ids of the plain attributes of the user's modules."""
+    found = [pair for path, child in _own_modules(module) for pair in _plain(path, child)]
+    return {name: id(value) for name, value in found}
 
 
 def settings_kept(module: nn.Module, modes: bool = True) -> dict[str, Any]:
@@ -94,6 +120,18 @@ _NUMBERS = (bool, int, float, str, type(None))
 
 def _is_torchs(module: nn.Module) -> bool:
     return type(module).__module__.startswith(("torch.", "torchmetrics"))
+
+
+def _own_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The user's modules, by path."""
+    found = module.named_modules()
+    return [
+        (path, child) for path, child in found if not _is_torchs(child) and not is_metric(child)
+    ]
+
+
+def _is_empty(value: Any) -> bool:
+    return not value if isinstance(value, (*_CONTAINERS, int, float)) else False
 
 
 def _plain(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fnloop.lightning.kept_attributes import attributes_kept, changed, settings_kept
+from fnloop.lightning.kept_attributes import (
+    attributes_kept,
+    changed,
+    emptied,
+    objects_in,
+    settings_kept,
+)
 from fnloop.trees.equal import tree_equal
 from fnloop.values.stacked import side_by_side
 from fnloop.values.state import State
@@ -34,8 +40,13 @@ class Lasting:
     def __init__(self, module: Any, state: State, hook: str, modes: bool = True) -> None:
         self.hook, self.before = hook, state
         self._module, self._modes = module, modes
-        self._attributes = attributes_kept(module)
+        self._attributes, self._objects = attributes_kept(module), objects_in(module)
+        self._anew = set[str]()
         self._settings = settings_kept(module, modes)
+
+    def begin(self) -> None:
+        """Note what has been emptied so far: it begins anew each time, and need not last."""
+        self._anew = emptied(self._module, self._objects)
 
     def state(self) -> State:
         """The state with the parameters and buffers as they are on the copy, if they differ."""
@@ -44,8 +55,8 @@ class Lasting:
         before = {**state.params, **state.buffers}
         new = {name: self._checked(name, now.get(name), old) for name, old in before.items()}
         self.check_settings()
-        if names := changed(self._attributes, attributes_kept(module)):
-            state.skeleton.watching().tell(names)
+        names = changed(self._attributes, attributes_kept(module))
+        state.skeleton.watching().tell([name for name in names if name not in self._anew])
         if tree_equal(new, before):
             return state
         return state.replace(

@@ -110,6 +110,30 @@ def test_attributes_that_do_not_last_are_told(kind):
         fitted(kind, epochs=1)
 
 
+class Collects(Plain):
+    """Begins anew in each validation."""
+
+    def __init__(self):
+        super().__init__()
+        self.outputs, self.seen = [], None
+
+    def on_validation_epoch_start(self):
+        self.outputs, self.seen, self.batches = [], 0, 0
+
+    def validation_step(self, batch, batch_idx):
+        self.outputs.append(self(batch[0]).mean())
+        self.seen += len(batch[0])
+
+    def on_validation_epoch_end(self):
+        self.log("mean", torch.stack(self.outputs).mean() * self.seen)
+
+
+def test_what_begins_anew_in_each_validation_needs_no_word():
+    _, history = fitted(Collects)
+    theirs = trained(begun(Collects))
+    assert history["mean"] == pytest.approx([e["mean"] for e in theirs.epochs], rel=1e-5)
+
+
 class Freezes(Plain):
     def on_train_epoch_end(self):
         self.net[0].requires_grad_(False)
