@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +70,7 @@ class HandledCall:
         """The new state, and metrics."""
         plan, state, module = self._plan, self._state, self.module
         position, rates = Position.of(state, plan.facts), self._reported()
-        before = attributes_kept(module)
+        before, first = attributes_kept(module), settings_kept(module)
         if plan.begins and position.batch and int(self._own["quiet"]) != position.epoch:
             self._set_again(position.epoch)
         log = Log(self._plan.objects.reader(module))
@@ -78,7 +78,7 @@ class HandledCall:
         with attached(module, trainer, state.step.device, log=log.log, **self._methods()):
             if plan.begins and position.batch == 0:
                 self._begin_epoch(position.epoch)
-            settings = settings_kept(module, modes=False)
+            settings = settings_kept(module, modes=False)  # as they are for this epoch
             batch = transferred(module, batch, state)
             log.batch = batch
             if self._hook("on_train_batch_start", batch, position.batch) == -1:
@@ -92,9 +92,11 @@ class HandledCall:
             if plan.manual and plan.facts.per_epoch and trainer.is_last_batch:
                 lasting = Lasting(module, state, f"{plan.facts.who}.on_train_epoch_end")
                 self._hook("on_train_epoch_end")
-                lasting.check_settings()
+                lasting.check_settings(first)
         kept = self._plan.objects.updated(module) if plan.keeps else {}
-        self._tell({**before, **settings})
+        later = changed(settings, settings_kept(module, modes=False), first)
+        if names := [*changed(before, attributes_kept(module)), *later]:
+            state.skeleton.watching().tell(names)
         found = {**log.metrics, **{KEPT + path: m for path, m in kept.items()}}
         metrics: dict[str, Any] = tree_map(_detached, found)
         if loss is not None:
@@ -303,12 +305,6 @@ class HandledCall:
         if self._plan.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(self._state.step.device.type, dtype=self._plan.autocast)
-
-    def _tell(self, before: Mapping[str, Any]) -> None:
-        """Say once what the module has kept on itself, as it does not last."""
-        now = {**attributes_kept(self.module), **settings_kept(self.module, modes=False)}
-        if names := changed(before, now):
-            self._state.skeleton.watching().tell(names)
 
 
 def _is_finite(grad: Tensor) -> bool:

@@ -78,13 +78,18 @@ def settings_kept(module: nn.Module, modes: bool = True) -> dict[str, Any]:
     return found
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The names of what is new or different.
+def changed(
+    before: Mapping[str, Any], now: Mapping[str, Any], first: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The names of what is new or different, and not as at `first`, to which it may be put back.
 
     >>> changed({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4})
     ['b', 'c']
+    >>> changed({"a": 1, "b": 2}, {"a": 0, "b": 3}, first={"a": 0, "b": 0})
+    ['b']
     """
-    return [name for name, value in now.items() if before.get(name, now) != value]
+    starts = [before] if first is None else [before, first]
+    return [n for n, value in now.items() if all([s.get(n, now) != value for s in starts])]
 
 
 class Written:

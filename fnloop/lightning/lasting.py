@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -64,13 +64,16 @@ class Lasting:
             buffers=state.buffers.like({name: new[name] for name in state.buffers}),
         )
 
-    def check_settings(self) -> None:
+    def check_settings(self, first: Mapping[str, Any] | None = None) -> None:
         """Refuse that it has changed how the next step is computed.
+
+        Args:
+            first: The settings that each step begins with, if it may put these back.
 
         Raises:
             RuntimeError: It has.
         """
-        if names := changed(self._settings, settings_kept(self._module, self._modes)):
+        if names := changed(self._settings, settings_kept(self._module, self._modes), first):
             raise RuntimeError(
                 f"{self.hook} changes {', '.join(names[:4])}{', ...' if names[4:] else ''}, and "
                 "that would be lost: the next step begins with what was set at first. Set it in "

@@ -26,6 +26,16 @@ class FreezesByHand(Halves):
         self.lr_schedulers().step()
 
 
+class ThawsAtTheEnd(Halves):
+    """Puts back at the end of an epoch what was set at its start."""
+
+    def on_train_epoch_start(self):
+        self.encoder.requires_grad_(self.current_epoch != 1)
+
+    def on_train_epoch_end(self):
+        self.encoder.requires_grad_(True)
+
+
 class Fixes(Plain):
     """Keeps the numbers of its normalization."""
 
@@ -79,7 +89,7 @@ def check(state, kind):
         torch.testing.assert_close(have, value, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [Freezes, FreezesByHand, Fixes, Slopes, Weighs])
+@pytest.mark.parametrize("kind", [Freezes, FreezesByHand, ThawsAtTheEnd, Fixes, Slopes, Weighs])
 def test_what_it_sets_lasts_for_the_epoch_also_after_a_resume_in_it(kind, tmp_path):
     run = run_of(kind)
     whole, history = fl.fit(run.step, run.init(), run.data, epochs=EPOCHS)
