@@ -50,7 +50,7 @@ class ByHand(StepStage):
         zero = torch.zeros_like(state.step)
         names = self.trained(state)
         left = {name: zero.bool() for name in names}
-        one = torch.ones((), dtype=torch.float32, device=state.step.device)
+        one = torch.ones((), dtype=torch.float64, device=state.step.device)
         return {
             "scale": {
                 prefix + name: one.clone()
