@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fnloop._torch.tracing import transformed
+
 _ops: Any = torch.ops._c10d_functional
 
 
@@ -74,11 +76,15 @@ def _cpu_backend(group: Any) -> Any:
 
 def summed(tensor: Tensor, group: Any) -> Tensor:
     """The sum over the ranks of a group, the same bits on each."""
+    if transformed():
+        return _of_members(summed, tensor, group, 0, 0)
     return _ops.wait_tensor(_ops.all_reduce(tensor.contiguous(), "sum", group.group_name))
 
 
 def gathered(tensor: Tensor, group: Any) -> Tensor:
     """The tensors of all ranks, along a new leading dimension."""
+    if transformed():
+        return _of_members(gathered, tensor, group, 0, 1)
     size = group.size()
     out = _ops.all_gather_into_tensor(tensor.reshape(-1), size, group.group_name)
     return _ops.wait_tensor(out).reshape(size, *tensor.shape)
@@ -86,8 +92,35 @@ def gathered(tensor: Tensor, group: Any) -> Tensor:
 
 def scattered(tensor: Tensor, group: Any) -> Tensor:
     """This rank's row of the sum over ranks; `tensor` has a row for each."""
+    if transformed():
+        return _of_members(scattered, tensor, group, 1, 0)
     out = _ops.reduce_scatter_tensor(tensor.reshape(-1), "sum", group.size(), group.group_name)
     return _ops.wait_tensor(out).reshape(tensor.shape[1:])
+
+
+class _OfMembers(torch.autograd.Function):
+    """An exchange that under ``vmap`` is one of the tensors of all members.
+
+    Torch has no rule for them: without one it exchanges for each member, and loses what came.
+    """
+
+    @staticmethod
+    def forward(exchange: Any, tensor: Tensor, group: Any, before: int, after: int) -> Tensor:
+        return exchange(tensor, group)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        exchange, tensor, group, before, after = args
+        tensor = tensor.movedim(in_dims[1], before)
+        return _of_members(exchange, tensor, group, before, after), after
+
+
+_of_members: Any = _OfMembers.apply
+"""An exchange, its arguments, and the dimension for the members in the tensor and the result."""
 
 
 def exchanged(value: Any, group: Any) -> list[Any]:

@@ -300,14 +300,17 @@ _REENTRANT = (
 
 
 _DIVIDED = (
-    "The step with the loss {loss} has parameters that are divided among ranks, and is vmapped or "
-    'differentiated. That works with whole ones: shard the step with the plan "replicate", or '
-    "leave the shard out."
+    "The step with the loss {loss} has ranks that exchange while the model runs, as their plan "
+    'divides its parameters, and is vmapped or differentiated. A population takes mode="loop" (in '
+    'fl.ensemble, fl.sweep), or a step that is sharded with the plan "replicate" or "zero2". To '
+    "differentiate a step, leave the shard out."
 )
 
 _SYNCHRONIZED = (
     "The step with the loss {loss} has batch norms that are synchronized over ranks, and is "
-    "vmapped or differentiated. Leave sync_batchnorm=True out of fl.shard, or the shard."
+    'vmapped or differentiated. A population takes mode="loop" (in fl.ensemble, fl.sweep), or a '
+    "step that is sharded without sync_batchnorm=True. To differentiate a step, leave the shard "
+    "out."
 )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.rank_store import is_lost
-from fnloop._torch.tracing import opaque
+from fnloop._torch.tracing import recording
 from fnloop.distributed.bits import from_bits, to_bits
 from fnloop.distributed.gates import RankError, first_difference, gate, leave
 from fnloop.distributed.mesh import Mesh
@@ -81,7 +81,7 @@ def agreed(mesh: Mesh, make: Callable[[], Contribution], params: Tensors) -> Con
     Raises:
         RankError: Another rank has failed, or reports something else.
     """
-    if mesh.everyone.data == 1 or opaque():
+    if mesh.everyone.data == 1 or recording() is not None:
         return make()
     try:
         own = make()

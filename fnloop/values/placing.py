@@ -183,4 +183,6 @@ def whole_state(state: State) -> State:
     """The state as one process has it; all ranks must call it."""
     if state.params.layout.mesh is None:
         return state
-    return state.replace(params=state.params.whole(), slots=map_divided(Tensors.whole, state.slots))
+    # Of a population, the members' tensors together.
+    whole: Any = torch.func.vmap(Tensors.whole) if state.step.ndim else Tensors.whole
+    return state.replace(params=whole(state.params), slots=map_divided(whole, state.slots))

@@ -1,0 +1,118 @@
+"""A population on many ranks is one of one process: run by ``test_populations.py``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import fnloop as fl
+from tests.distributed.laws import assert_close, assert_same_everywhere
+from tests.distributed.scenario import main, scenario
+
+X = torch.randn(22, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def loss(model, x):
+    return model(x).square().mean()
+
+
+def net():
+    return nn.Linear(4, 2).double()
+
+
+def normed():
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 1)).double()
+
+
+def sgd(*stages):
+    return fl.pipe(loss, fl.grad, *stages, fl.update(fl.optim.sgd(1.0)))
+
+
+def by_hand(state, batches):
+    """One step of torch on each member's whole batch."""
+    every = []
+    for i, x in enumerate(batches):
+        params = {n: p[i].detach().requires_grad_() for n, p in state.params.items()}
+        own = functional_call(net(), params, (x,)).square().mean()
+        grads = torch.autograd.grad(own, [*params.values()])
+        every.append([p.detach() - g for p, g in zip(params.values(), grads, strict=True)])
+    return [torch.stack(rows) for rows in zip(*every, strict=True)]
+
+
+@scenario
+def a_step_of_each_member_is_that_of_torch_on_the_whole_batch(mesh):
+    start = fl.ensemble(sgd(), 3).init(net, seed=0)
+    expected = by_hand(start, [X] * 3)
+    for plan in ("replicate", "zero2"):
+        one = fl.shard(sgd(), mesh, plan)
+        kinds = {
+            "outside": fl.ensemble(one, 3),
+            "inside": fl.shard(fl.ensemble(sgd(), 3), mesh, plan),
+            "chunks": fl.ensemble(one, 3, chunk=2),
+            "loop": fl.ensemble(one, 3, mode="loop"),
+            "in order": fl.ensemble(fl.shard(sgd(), mesh, plan, reduce="canonical"), 3),
+            "accumulated": fl.ensemble(fl.shard(sgd(fl.accumulate(3)), mesh, plan), 3),
+            "compiled": fl.compile(fl.ensemble(one, 3)),
+        }
+        for kind, many in kinds.items():
+            state, metrics = many(many.init(net, seed=0), X)
+            found = fl.gather(state).params
+            for p, wanted in zip(found.values(), expected, strict=True):
+                torch.testing.assert_close(p, wanted, msg=lambda m, k=kind: f"{k}: {m}")
+            assert metrics["loss"].weight.tolist() == [22, 22, 22]
+            assert_same_everywhere(mesh, found)
+
+
+@scenario
+def members_with_batches_of_their_own(mesh):
+    batches = (X[:7], X[7:14], X[14:21])
+    many = fl.ensemble(fl.shard(sgd(), mesh), 3, batches="own")
+    state = many.init(net, seed=0)
+    found = many(state, batches)[0].params
+    for p, wanted in zip(found.values(), by_hand(state, batches), strict=True):
+        torch.testing.assert_close(p, wanted)
+
+
+@scenario
+def a_rank_without_an_example_takes_part(mesh):
+    many = fl.ensemble(fl.shard(sgd(), mesh), 2)
+    state = many.init(net, seed=0)
+    found = many(state, X[:1])[0].params
+    for p, wanted in zip(found.values(), by_hand(state, [X[:1]] * 2), strict=True):
+        torch.testing.assert_close(p, wanted)
+
+
+@scenario
+def statistics_of_batches_are_merged_member_by_member(mesh):
+    vmapped, looped = [fl.ensemble(fl.shard(sgd(), mesh), 3, mode=m) for m in ("vmap", "loop")]
+    state = vmapped.init(normed, seed=0)
+    assert_close((looped(state, X)[0], []), (vmapped(state, X)[0], []))
+
+
+@scenario
+def members_that_are_divided_are_gathered(mesh):
+    many = fl.ensemble(fl.shard(sgd(), mesh, "zero2"), 3)
+    state = many.init(net, seed=0)
+    assert fl.gather(state) == fl.ensemble(sgd(), 3).init(net, seed=0)
+    assert fl.gather(fl.member(state, 1)) == fl.member(fl.gather(state), 1)
+    many = fl.ensemble(fl.shard(sgd(), mesh, "zero3"), 3)
+    with pytest.raises(ValueError, match=r'mode="loop".*or "zero2"'):
+        many(many.init(net, seed=0), X)
+
+
+@scenario
+def a_rank_that_fails_under_vmap_says_so(mesh):
+    def failing(model, x):
+        if mesh.rank == 1:
+            raise OSError("no such disk")
+        return loss(model, x)
+
+    many = fl.ensemble(fl.shard(fl.pipe(failing, fl.grad, fl.update(fl.optim.sgd(1.0))), mesh), 2)
+    with pytest.raises((OSError, RuntimeError), match="no such disk"):
+        many(many.init(net, seed=0), X)
+
+
+if __name__ == "__main__":
+    main()
