@@ -49,7 +49,7 @@ def check_ranks(mesh: Mesh, step: Any, state: State, about: Run) -> None:
     gate(mesh, "the beginning of the run")
     lines = [
         *[line.strip(" ,") for line in f"the step {step!r}".splitlines()],
-        f"the key {int(state.key)} (seed= of init)",
+        f"the key {state.key.tolist()} (seed= of init)",
         f"the cursor {state.cursor.tolist()}",
         f"{about.total} batches to draw",
         f"the data {dict(about.data)}",

@@ -32,7 +32,7 @@ from fnloop.values.donated import may_be_overwritten
 from fnloop.values.merging import find, numbers
 from fnloop.values.metrics import Metrics
 from fnloop.values.monitored import best_of, check_mode
-from fnloop.values.parts import ranks_of
+from fnloop.values.parts import check_savable, ranks_of
 from fnloop.values.rhythm import Rhythm, Unit
 from fnloop.values.state import State
 
@@ -164,7 +164,8 @@ class checkpoint(Effect):
         self._agreed, self._request.asked = value, False
 
     def check_run(self, run: Run) -> None:
-        """Refuse a folder that is in use, or holds another run."""
+        """Refuse a state that cannot be saved, and a folder in use, or that holds another run."""
+        check_savable(run.state)
         self._go_on(run)
         check = self._place.check if run.mesh.rank == 0 else lambda run: None
         jointly(run.mesh, f"the look into {self._place.path}", lambda: check(run))

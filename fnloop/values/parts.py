@@ -54,8 +54,24 @@ class Part(NamedTuple):
         return stored(logical, not like.is_complex()).reshape(like.shape)
 
 
+def check_savable(state: State) -> None:
+    """Refuse a population whose tensors are divided among ranks, which no checkpoint holds.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if state.step.ndim and ranks_of(state) is not None:
+        raise ValueError(
+            "The state of a population is divided among ranks, and checkpoints hold one that each "
+            'rank has whole, or one member. Shard the step with the plan "replicate": '
+            "fl.shard(step, mesh). What is there can be saved as fl.gather(state), or as "
+            "fl.member(state, i)."
+        )
+
+
 def parts_of(state: State) -> dict[str, Part]:
     """The parts that this rank has, by leaf path, of the tensors in divided layouts."""
+    check_savable(state)
     nodes: Any = optree.tree_flatten_with_path(
         state,  # pyright: ignore[reportArgumentType]
         is_leaf=lambda node: isinstance(node, Tensors),

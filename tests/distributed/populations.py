@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -20,6 +23,10 @@ def loss(model, x):
 
 def net():
     return nn.Linear(4, 2).double()
+
+
+def dropping():
+    return nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.2), nn.Linear(6, 1)).double()
 
 
 def normed():
@@ -92,11 +99,50 @@ def statistics_of_batches_are_merged_member_by_member(mesh):
 
 
 @scenario
-def members_that_are_divided_are_gathered(mesh):
+def fit_with_its_callbacks_resumes_a_population(mesh):
+    [folder, *_] = mesh.exchange(tempfile.mkdtemp())
+
+    def fit(step, name, steps):
+        callbacks = [
+            fl.every(3, fl.validate(loss, fl.Batches(X, 7, shuffle=False)), unit="step"),
+            fl.early_stopping("val/loss", patience=50),
+            fl.checkpoint(Path(folder, name), every=4, unit="step", monitor="val/loss"),
+        ]
+        data, many = fl.Batches(X, 9), fl.sweep(step, {"adamw.lr": [0.1, 0.01]})
+        return fl.fit(
+            many,
+            many.init(dropping, seed=0),
+            data,
+            steps=steps,
+            callbacks=callbacks,
+            resume=Path(folder, name),
+        )
+
+    def step(*stages):
+        optimizer = fl.optim.chain(fl.optim.clip_by_norm(0.5), fl.optim.adamw(0.1))
+        return fl.pipe(loss, fl.grad, *stages, fl.update(optimizer), fl.ema(0.9))
+
+    fit(fl.shard(step(), mesh), "ranks", 6)
+    state, history = fit(fl.shard(step(), mesh), "ranks", 15)
+    alone, expected = fit(step(fl.accumulate(mesh.data)), f"one-{mesh.rank}", 15)
+    assert_close((alone, []), (state, []))
+    for name in ("loss[1]", "val/loss[0]"):
+        assert history[name] == pytest.approx(expected[name])
+    assert fl.load(Path(folder, "ranks"), like=state) == state
+
+
+@scenario
+def members_that_are_divided_are_gathered_but_not_saved(mesh):
     many = fl.ensemble(fl.shard(sgd(), mesh, "zero2"), 3)
     state = many.init(net, seed=0)
     assert fl.gather(state) == fl.ensemble(sgd(), 3).init(net, seed=0)
     assert fl.gather(fl.member(state, 1)) == fl.member(fl.gather(state), 1)
+    [folder, *_] = mesh.exchange(tempfile.mkdtemp())
+    with pytest.raises(ValueError, match=r'population is divided.*"replicate".*fl.gather\(state\)'):
+        fl.fit(many, state, fl.Batches(X, 5), steps=2, callbacks=[fl.checkpoint(folder)])
+    with pytest.raises(ValueError, match="population is divided"):
+        fl.save(state, folder)
+    fl.fit(many, state, fl.Batches(X, 5), steps=2, callbacks=[fl.validate(loss, X)])
     many = fl.ensemble(fl.shard(sgd(), mesh, "zero3"), 3)
     with pytest.raises(ValueError, match=r'mode="loop".*or "zero2"'):
         many(many.init(net, seed=0), X)
