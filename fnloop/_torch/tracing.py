@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 _peek: Any = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
+_levels: Any = torch._C._functorch.get_interpreter_stack  # pyright: ignore
+_Transform: Any = torch._C._functorch.TransformType  # pyright: ignore
 _unwrapped: Any = torch._C._functorch.get_unwrapped  # pyright: ignore
 _is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore
 
@@ -52,6 +54,25 @@ _dispatch_modes: Any = torch._C._len_torch_dispatch_stack  # pyright: ignore
 def transformed() -> bool:
     """True inside ``torch.func`` transforms: autograd's engine cannot be called directly."""
     return _peek() is not None
+
+
+def derivatives() -> int:
+    """Inside how many transforms of ``torch.func`` that differentiate it is called."""
+    return sum([key in (_Transform.Grad, _Transform.Jvp) for key in _keys()])
+
+
+def in_forward_mode() -> bool:
+    """Whether it is called inside ``torch.func.jvp``."""
+    return _Transform.Jvp in _keys()
+
+
+def vmaps() -> int:
+    """Inside how many ``torch.func.vmap`` it is called."""
+    return sum([key == _Transform.Vmap for key in _keys()])
+
+
+def _keys() -> list[Any]:
+    return [level.key() for level in _levels() or ()]
 
 
 def recording() -> Any:

@@ -16,11 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from fnloop._torch import composed_norms
 from fnloop._torch.recurrent import by_products
-from fnloop._torch.tracing import casting, transformed, unwrapped
+from fnloop._torch.tracing import casting, derivatives, in_forward_mode, transformed, unwrapped, vmaps
 
-_levels: Any = torch._C._functorch.get_interpreter_stack  # pyright: ignore
-_Transforms: Any = torch._C._functorch.TransformType  # pyright: ignore
-_VMAP, _GRAD, _JVP = _Transforms.Vmap, _Transforms.Grad, _Transforms.Jvp
 _aten: Any = torch.ops.aten
 _weight_norm: Any = torch._weight_norm  # pyright: ignore[reportPrivateImportUsage]
 
@@ -82,15 +79,9 @@ def _normalized(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs
 
 def _differentiated_twice(given: Sequence[Tensor]) -> bool:
     """Whether a derivative is taken of the derivatives that the step takes itself."""
-    kinds = _kinds()
-    if kinds.count(_GRAD) + kinds.count(_JVP) > 1:
+    if derivatives() > 1:
         return True
     return torch.is_grad_enabled() and any([unwrapped(t).requires_grad for t in given])
-
-
-def _kinds() -> list[Any]:
-    """Of the transforms that are active, outermost first."""
-    return [level.key() for level in _levels() or ()]
 
 
 def _recurrent(layer: Any, input: Tensor, second: Any, *args: Any) -> Any:
@@ -162,8 +153,7 @@ _HEADS = inspect.signature(F.multi_head_attention_forward)
 
 def _fails(dropout: float) -> bool:
     """Whether torch's rules fail for attention: in forward mode; with dropout in two ``vmap``."""
-    kinds = _kinds()
-    return _JVP in kinds or (bool(dropout) and (casting() or kinds.count(_VMAP) > 1))
+    return in_forward_mode() or (bool(dropout) and (casting() or vmaps() > 1))
 
 
 _COMPOSED: dict[Any, Callable[..., Tensor]] = {

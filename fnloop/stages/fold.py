@@ -14,7 +14,12 @@ from fnloop.stages.placements import dims_of
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.show import short
 from fnloop.values.batch_norms import BatchNorms, refuse_own_synchronization
-from fnloop.values.contribution import Contribution, agreed, merged_buffers
+from fnloop.values.contribution import (
+    Contribution,
+    agreed,
+    check_undifferentiated,
+    merged_buffers,
+)
 from fnloop.values.grads import Grads
 from fnloop.values.looking import look
 from fnloop.values.merging import merge
@@ -74,6 +79,7 @@ class Fold(GradStage):
                 )
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
+        check_undifferentiated(self.mesh, state.params)
         k = parts_at(self.k, state)
         total = k if self.canonical else k * self.mesh.data
         parts = micro_batches(x, total)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from fnloop._torch.autograd import require_grad
 from fnloop._torch.rank_store import is_lost
-from fnloop._torch.tracing import recording
+from fnloop._torch.tracing import differentiated, recording
 from fnloop.distributed.bits import from_bits, to_bits
 from fnloop.distributed.gates import RankError, first_difference, gate, leave
 from fnloop.distributed.mesh import Mesh
@@ -80,11 +81,13 @@ def agreed(mesh: Mesh, make: Callable[[], Contribution], params: Tensors) -> Con
 
     Raises:
         RankError: Another rank has failed, or reports something else.
+        ValueError: It is differentiated.
     """
     if mesh.everyone.data == 1 or recording() is not None:
         return make()
     try:
         own = make()
+        check_undifferentiated(mesh, own.grads)
         names, outline = own.grads.mean.names, own.outline()
         same, _ = gate(mesh.everyone, "the gradients", repr((names, outline)))
     except Exception as error:
@@ -105,6 +108,26 @@ def agreed(mesh: Mesh, make: Callable[[], Contribution], params: Tensors) -> Con
     everywhere = params.select([name for name in params if name in reached]).wide().zeros()
     mean = everywhere.updated(own.grads.mean)
     return dataclasses.replace(own, grads=own.grads.replace(mean=mean))
+
+
+def check_undifferentiated(mesh: Mesh, tree: Any) -> None:
+    """Refuse a derivative of what ranks exchange: each would have that of its own part.
+
+    Args:
+        mesh: The ranks.
+        tree: What goes into the exchange.
+
+    Raises:
+        ValueError: One is asked for, by ``torch.func`` or by ``torch.autograd``.
+    """
+    if mesh.everyone.data > 1 and (derivatives() or require_grad(tree_leaves(tree))):
+        raise ValueError(
+            f"The step is sharded over {mesh} and is differentiated: inside of torch.func, or by "
+            "torch.autograd, as the state, the batch or what the loss uses requires gradients. "
+            "Each rank would have the derivative of its own part. Differentiate the step without "
+            "fl.shard, on each rank with the whole state, fl.gather(state); or detach what "
+            "requires gradients."
+        )
 
 
 def merged_buffers(contributions: Sequence[Contribution], before: Tensors) -> Tensors:

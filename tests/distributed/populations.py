@@ -160,5 +160,36 @@ def a_rank_that_fails_under_vmap_says_so(mesh):
         many(many.init(net, seed=0), X)
 
 
+@scenario
+def a_derivative_is_refused_on_all_ranks(mesh):
+    def leaned_on(model, x):
+        return (model(x) * closed).square().mean()
+
+    closed = torch.ones((), dtype=torch.float64)
+    for plan in ("replicate", "zero2"):
+        step = fl.shard(sgd(), mesh, plan)
+        state = step.init(net, seed=0)
+
+        def after(x, step=step, state=state):
+            new, metrics = step(state, x)
+            return metrics["loss"].value() + new.params.norm()
+
+        def refused(call, *arguments):
+            with pytest.raises(ValueError, match=r"sharded over.*without fl.shard"):
+                call(*arguments)
+            assert mesh.exchange("here") == ["here"] * mesh.data
+
+        refused(torch.func.grad(after), X)
+        refused(torch.func.jvp, after, (X,), (X,))
+        refused(after, X.clone().requires_grad_())
+        moved = fl.tree_map(lambda p: p.clone().requires_grad_(), state.params)
+        refused(step, state.replace(params=moved), X)
+        closed = torch.ones((), dtype=torch.float64, requires_grad=True)
+        step = fl.shard(fl.pipe(leaned_on, fl.grad, fl.update(fl.optim.sgd(1.0))), mesh, plan)
+        refused(step, state, X)
+        with torch.no_grad():
+            step(state, X)
+
+
 if __name__ == "__main__":
     main()

@@ -1,0 +1,33 @@
+"""Which transforms of torch.func are around."""
+
+from __future__ import annotations
+
+import torch
+
+from fnloop._torch import slopes
+from fnloop._torch.tracing import differentiated, transformed, vmaps
+
+
+def test_transforms_that_differentiate_are_told_from_vmap():
+    slopes.prepare()
+    seen = []
+
+    def f(x):
+        seen.append((transformed(), differentiated(), vmaps()))
+        return x.square().sum()
+
+    x = torch.ones(2, 3)
+    f(x)
+    torch.func.vmap(f)(x)
+    torch.func.vmap(torch.func.vmap(f))(x)
+    torch.func.grad(f)(x)
+    torch.func.jvp(f, (x,), (x,))
+    torch.func.vmap(torch.func.grad(f))(x)
+    assert seen == [
+        (False, False, 0),
+        (True, False, 1),
+        (True, False, 2),
+        (True, True, 0),
+        (True, True, 0),
+        (True, True, 1),
+    ]
