@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fnloop.metrics.adapter import MetricTemplate, Torchmetric, filled, taken
+from fnloop.metrics.adapter import MetricTemplate, Torchmetric, filled, keep_apart, taken
 
 
 def is_metric(value: Any) -> bool:
@@ -24,7 +24,8 @@ class MetricObjects:
     torchmetrics compares values, and here each call begins anew.
 
     Args:
-        module: A copy of the user's module. Its collections are changed.
+        module: A copy of the user's module. Its collections are changed, and its objects no longer
+            merge with those of other ranks, which fnloop does.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -33,6 +34,7 @@ class MetricObjects:
             if hasattr(child, "_enable_compute_groups"):
                 vars(child)["_enable_compute_groups"] = False
             if is_metric(child):
+                keep_apart(child)
                 self.templates[path] = MetricTemplate(child)
 
     def reader(self, module: nn.Module) -> Any:

@@ -117,7 +117,8 @@ def from_torchmetrics(metric: Any) -> Callable[..., Torchmetric]:
         A function with the arguments of ``metric.update``. It returns an `fl.metrics.Metric`.
 
     Raises:
-        TypeError: `metric` is not such an instance. Convert a ``MetricCollection`` by member.
+        TypeError: `metric` is not such an instance, or one that wraps others and keeps no states
+            of its own. Convert a ``MetricCollection`` by member.
 
     >>> from torchmetrics import MeanSquaredError
     >>> error = from_torchmetrics(MeanSquaredError())
@@ -131,6 +132,12 @@ def from_torchmetrics(metric: Any) -> Callable[..., Torchmetric]:
         name = metric.__name__ if isinstance(metric, type) else type(metric).__name__
         raise TypeError(
             f"from_torchmetrics takes an instance of a torchmetrics.Metric; it was given {name}."
+        )
+    if others := _with_states_of_their_own(metric):
+        raise TypeError(
+            f"{type(metric).__name__} is computed from the states of other metrics in it "
+            f"({', '.join(others)}), which cannot be merged for it. Convert these by themselves, "
+            "and compute what it gives from their values, in a callback."
         )
     template = MetricTemplate(metric)
 
@@ -174,12 +181,33 @@ def taken(metric: Any, template: MetricTemplate, device: torch.device | None = N
 
 
 def filled(metric: Any, value: Torchmetric) -> None:
-    """Put what was `taken`, and perhaps merged, into an object of the same metric."""
+    """Put what was `taken`, and perhaps merged, into an object of the same metric.
+
+    What ranks share is merged already, so the object computes of what it has.
+    """
+    keep_apart(metric)
     parts = [part for part, n in zip(value.parts, value.part_updates, strict=True) if n]
     for name, state in {**value.folded, **_joined(parts, metric)}.items():
         setattr(metric, name, state)
     metric._update_count = int(value.updates)
     metric._computed = None
+
+
+def _with_states_of_their_own(metric: Any) -> list[str]:
+    """The metrics inside of a metric that keep states which are not states of its own."""
+    inside = [part for part in metric.modules() if part is not metric]
+    return [
+        type(part).__name__
+        for part in inside
+        if getattr(part, "_defaults", {}).keys() - metric._defaults.keys()
+    ]
+
+
+def keep_apart(metric: Any) -> None:
+    """Let an object of torchmetrics, and those in it, not merge with the other ranks' itself."""
+    for part in metric.modules():
+        if hasattr(part, "sync_on_compute"):
+            part.sync_on_compute = part._to_sync = False
 
 
 def _fold(

@@ -116,6 +116,19 @@ def test_wants_an_instance() -> None:
         from_torchmetrics(whole)
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_metrics_that_keep_their_states_in_others_are_refused() -> None:
+    inner = C.MulticlassAccuracy(4, average=None)
+    match = r"other metrics in it \(MulticlassAccuracy\).*by themselves"
+    for metric in (torchmetrics.MinMaxMetric(inner), inner + 1):
+        with pytest.raises(TypeError, match=match):
+            from_torchmetrics(metric)
+    with pytest.raises(TypeError, match="MeanMetric"):
+        from_torchmetrics(torchmetrics.RunningMean(2))
+    found = from_torchmetrics(torchmetrics.ClasswiseWrapper(inner))(LOGITS, LABELS).value()
+    assert [*found.values()] == [*whole(inner, (LOGITS, LABELS))]
+
+
 def test_torchmetrics_is_not_imported() -> None:
     code = "import sys, fnloop.metrics; sys.exit('torchmetrics' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,84 @@
+"""Metrics of torchmetrics are merged over ranks as over batches: run by ``test_converted.py``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchmetrics
+from torch import nn
+from torchmetrics import classification
+
+import fnloop as fl
+from tests.distributed.scenario import main, scenario
+
+G = torch.Generator().manual_seed(0)
+X, Y = torch.randn(37, 6, generator=G), torch.randint(0, 3, (37,), generator=G)
+
+METRICS = {
+    "sum": torchmetrics.SumMetric(),
+    "mean": torchmetrics.MeanMetric(),
+    "max": torchmetrics.MaxMetric(),
+    "counts": classification.MulticlassConfusionMatrix(3),
+    "by class": torchmetrics.ClasswiseWrapper(classification.MulticlassRecall(3, average=None)),
+    "accuracy": classification.MulticlassAccuracy(3),
+    "auroc": classification.MulticlassAUROC(3),
+}
+OF_ONE = ("sum", "mean", "max")
+
+
+def net():
+    return nn.Linear(6, 3)
+
+
+def measuring(names):
+    """A loss that reports these metrics."""
+    measures = {name: fl.metrics.from_torchmetrics(METRICS[name]) for name in names}
+
+    def loss(model, batch):
+        z = model(batch[0])
+        given = {n: (batch[0],) if n in OF_ONE else (z.softmax(-1), batch[1]) for n in names}
+        return F.cross_entropy(z, batch[1]), {n: f(*given[n]) for n, f in measures.items()}
+
+    return loss
+
+
+def step_of(loss, *stages):
+    return fl.pipe(loss, fl.grad, *stages, fl.update(fl.optim.sgd(0.1)))
+
+
+def by_itself(name, state, rows):
+    """The value that torchmetrics computes from all rows in one process."""
+    x, y = X[:rows], Y[:rows]
+    metric = METRICS[name].clone()
+    for part in metric.modules():
+        part.sync_on_compute = part._to_sync = False
+    z = fl.to_module(state)(x)
+    metric.update(*((x,) if name in OF_ONE else (z.softmax(-1), y)))
+    return metric.compute()
+
+
+def assert_value(found, expected):
+    torch.testing.assert_close(found, expected, check_dtype=False)
+
+
+@scenario
+def a_step_counts_each_example_once(mesh):
+    for rows in (36, 8):
+        step = fl.shard(step_of(measuring(METRICS), fl.accumulate(2)), mesh)
+        state = step.init(net, seed=0)
+        _, metrics = step(state, (X[:rows], Y[:rows]))
+        for name in METRICS:
+            assert_value(metrics[name].value(), by_itself(name, state, rows))
+
+
+@scenario
+def one_rank_alone_reads_a_value(mesh):
+    step = fl.shard(step_of(measuring(["mean"])), mesh)
+    _, metrics = step(step.init(net, seed=0), (X, Y))
+    if mesh.rank == 0:
+        assert float(metrics["mean"]) == pytest.approx(float(X.mean()))
+
+
+if __name__ == "__main__":
+    main()
