@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
+import pickle
 from typing import Any
 
 import torch
@@ -124,7 +125,26 @@ _of_members: Any = _OfMembers.apply
 
 
 def exchanged(value: Any, group: Any) -> list[Any]:
-    """The Python values of all ranks, in order: for what the ranks have to agree on."""
+    """The Python values of all ranks, in order: for what the ranks have to agree on.
+
+    Raises:
+        TypeError: That of a rank cannot be pickled; on all ranks, as others would wait for it.
+    """
     found: list[Any] = [None] * group.size()
-    dist.all_gather_object(found, value, group=group)
-    return found
+    dist.all_gather_object(found, _pickled(value), group=group)
+    for rank, (_, error) in enumerate(found):
+        if error:
+            raise TypeError(
+                f"Rank {rank} cannot send the others what they exchange, as pickle says: {error}. "
+                "The usual cause is a metric that holds more than tensors and plain values: a "
+                "lock, an open file, or a function defined in another."
+            )
+    return [pickle.loads(data) for data, _ in found]
+
+
+def _pickled(value: Any) -> tuple[bytes, str]:
+    """The value as bytes; or what is wrong with it."""
+    try:
+        return pickle.dumps(value), ""
+    except Exception as error:
+        return b"", f"{type(error).__name__}: {error}"

@@ -39,6 +39,9 @@ class MetricTemplate:
     def __repr__(self) -> str:
         return repr(self.metric)
 
+    def __reduce__(self) -> Any:  # a lock cannot be sent to other ranks
+        return MetricTemplate, (self.metric,)
+
 
 @tree
 class Torchmetric(Metric):

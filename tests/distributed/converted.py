@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
 import torchmetrics
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import classification
 
 import fnloop as fl
+from tests.distributed.misuse import refused
 from tests.distributed.scenario import main, scenario
 
 G = torch.Generator().manual_seed(0)
@@ -78,6 +81,40 @@ def one_rank_alone_reads_a_value(mesh):
     _, metrics = step(step.init(net, seed=0), (X, Y))
     if mesh.rank == 0:
         assert float(metrics["mean"]) == pytest.approx(float(X.mean()))
+
+
+@scenario
+def an_evaluation_is_that_of_one_process(mesh):
+    loss = measuring(METRICS)
+    state = step_of(loss).init(net, seed=0)
+    for rows in (7, 36, 37):
+        data = fl.Batches((X, Y), rows, shuffle=False)
+        found = fl.evaluate(loss, state, data, mesh=mesh)
+        for name in (*OF_ONE, "accuracy", "auroc"):
+            assert found[name] == pytest.approx(float(by_itself(name, state, 37)), rel=1e-5)
+
+
+@scenario
+def what_one_rank_cannot_send_is_an_error_on_all(mesh):
+    @fl.tree
+    class Odd(fl.metrics.Metric):
+        reduction = "merge"
+        n: Tensor
+        held: object = fl.static()
+
+        def merge(self, other):
+            return self
+
+        def value(self):
+            return self.n
+
+    def loss(model, batch):
+        held = threading.Lock() if mesh.rank == 1 else None
+        return F.cross_entropy(model(batch[0]), batch[1]), {"odd": Odd(torch.ones(()), held)}
+
+    state, data = step_of(loss).init(net, seed=0), fl.Batches((X, Y), 10)
+    match = "Rank . cannot send .* pickle"
+    refused(mesh, match, lambda: fl.evaluate(loss, state, data, mesh=mesh))
 
 
 if __name__ == "__main__":
