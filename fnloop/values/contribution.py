@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fnloop._torch.autograd import require_grad
 from fnloop._torch.rank_store import is_lost
-from fnloop._torch.tracing import differentiated, recording
+from fnloop._torch.tracing import differentiated, recording, transformed
 from fnloop.distributed.bits import from_bits, to_bits
 from fnloop.distributed.gates import RankError, first_difference, gate, leave
 from fnloop.distributed.mesh import Mesh
@@ -30,10 +30,12 @@ class Contribution:
     Attributes:
         grads: The gradients.
         buffers: The changed buffers by name, such as BatchNorm's running statistics.
+        uneven: Names of metrics of which ranks have differently much, such as all predictions.
     """
 
     grads: Grads
     buffers: dict[str, Tensor]
+    uneven: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, grads: Grads, before: Tensors, after: Tensors) -> Self:
@@ -48,15 +50,33 @@ class Contribution:
         empty = self.grads.emptied()
         return dataclasses.replace(self, grads=empty.replace(mean=empty.mean.zeros()))
 
-    def outline(self) -> list[str]:
-        """What must be alike on all ranks, in words; without the gradients' names."""
+    def outline(self, uneven: Sequence[str] = ()) -> list[str]:
+        """What must be alike on all ranks, in words; without the gradients' names.
+
+        Of `uneven` metrics that are the names alone.
+        """
+        metrics = self.grads.metrics
         return [
-            f"a metric {path} {short(leaf)}" for path, leaf in tree_items(self.grads.metrics)
-        ] + [f"a changed buffer {name} {short(b)}" for name, b in self.buffers.items()]
+            *[f"a metric {name}" for name in uneven],
+            *[
+                f"a metric {path} {short(leaf)}"
+                for path, leaf in tree_items({n: metrics[n] for n in metrics if n not in uneven})
+            ],
+            *[f"a changed buffer {name} {short(b)}" for name, b in self.buffers.items()],
+        ]
+
+    def gathered(self) -> tuple[str, ...]:
+        """Names of the metrics that are gathered from all ranks, to be merged as they are."""
+        metrics = self.grads.metrics.items()
+        return tuple([name for name, metric in metrics if metric.reduction == "merge"])
+
+    @property
+    def _even(self) -> dict[str, Any]:
+        return {n: m for n, m in self.grads.metrics.items() if n not in self.uneven}
 
     @property
     def _small(self) -> list[Tensor]:
-        metrics = [torch.as_tensor(leaf) for leaf in tree_leaves(self.grads.metrics)]
+        metrics = [torch.as_tensor(leaf) for leaf in tree_leaves(self._even)]
         return [self.grads.weight, self.grads.finite, *metrics, *self.buffers.values()]
 
     def everyones(self, mesh: Mesh) -> list[Contribution]:
@@ -64,12 +84,24 @@ class Contribution:
         if mesh.data == 1:
             return [self]
         small = self._small
-        return [self._read(from_bits(row, small)) for row in mesh.gather(to_bits(small))]
+        rows, uneven = mesh.gather(to_bits(small)), self._uneven_ones(mesh)
+        pairs = zip(rows, uneven, strict=True)
+        return [self._read(from_bits(row, small), metrics) for row, metrics in pairs]
 
-    def _read(self, small: Sequence[Tensor]) -> Contribution:
+    def _uneven_ones(self, mesh: Mesh) -> list[dict[str, Any]]:
+        """The uneven metrics of all ranks, which are exchanged by way of the CPU."""
+        if not self.uneven:
+            return [{}] * mesh.data
+        device = self.grads.weight.device
+        own = {name: self.grads.metrics[name] for name in self.uneven}
+        every = mesh.exchange(tree_map(Tensor.cpu, own))
+        return [tree_map(lambda leaf: leaf.to(device), metrics) for metrics in every]
+
+    def _read(self, small: Sequence[Tensor], uneven: dict[str, Any]) -> Contribution:
         rest = iter(small)
         weight, finite = next(rest), next(rest)
-        metrics = tree_map(lambda _: next(rest), self.grads.metrics)
+        metrics = {**tree_map(lambda _: next(rest), self._even), **uneven}
+        metrics = {name: metrics[name] for name in self.grads.metrics}
         grads = self.grads.replace(weight=weight, finite=finite, metrics=metrics)
         return Contribution(grads, {name: next(rest) for name in self.buffers})
 
@@ -98,12 +130,15 @@ def agreed(mesh: Mesh, make: Callable[[], Contribution], params: Tensors) -> Con
         raise
     if same:
         return own
-    if difference := first_difference(mesh.everyone, outline):
-        raise RankError(
-            f"The ranks report different things in one step: {difference}. Every rank runs the "
-            "same program: metrics and buffers must not depend on the rank, nor on its part of "
-            "the batch."
-        )
+    if first_difference(mesh.everyone, outline):
+        uneven = () if transformed() else own.gathered()
+        if difference := first_difference(mesh.everyone, own.outline(uneven)):
+            raise RankError(
+                f"The ranks report different things in one step: {difference}. Every rank runs the "
+                "same program: metrics and buffers must not depend on the rank, nor on its part of "
+                'the batch. (A metric that keeps examples says so by reduction = "merge".)'
+            )
+        own = dataclasses.replace(own, uneven=uneven)
     reached = {name for each in mesh.everyone.exchange(names) for name in each}
     everywhere = params.select([name for name in params if name in reached]).wide().zeros()
     mean = everywhere.updated(own.grads.mean)

@@ -28,7 +28,8 @@ class Metric:
 
     Attributes:
         reduction: How each field is reduced across ranks: ``"sum"``, ``"min"``, ``"max"``,
-            ``"same"`` (equal on every rank), or ``"merge"`` (gathered and merged in rank order).
+            ``"same"`` (equal on every rank), or ``"merge"`` (gathered and merged in rank order; the
+            fields of a rank may be more or longer than those of another).
         stacks: Whether `merge` and `value` treat each element of the fields alone. A population
             then keeps one metric, whose fields have a leading dimension, else one for each member.
             It is not inherited.

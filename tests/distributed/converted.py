@@ -67,7 +67,7 @@ def assert_value(found, expected):
 
 @scenario
 def a_step_counts_each_example_once(mesh):
-    for rows in (36, 8):
+    for rows in (36, 37, 3, 1):
         step = fl.shard(step_of(measuring(METRICS), fl.accumulate(2)), mesh)
         state = step.init(net, seed=0)
         _, metrics = step(state, (X[:rows], Y[:rows]))
@@ -92,6 +92,25 @@ def an_evaluation_is_that_of_one_process(mesh):
         found = fl.evaluate(loss, state, data, mesh=mesh)
         for name in (*OF_ONE, "accuracy", "auroc"):
             assert found[name] == pytest.approx(float(by_itself(name, state, 37)), rel=1e-5)
+
+
+@scenario
+def training_and_validation_where_batches_do_not_divide_evenly(mesh):
+    names = ["auroc", "sum"]
+    loss, data = measuring(names), fl.Batches((X, Y), 10)
+
+    def fit(step):
+        validation = fl.validate(loss, fl.Batches((X, Y), 7, shuffle=False))
+        return fl.fit(step, step.init(net, seed=0), data, epochs=2, callbacks=[validation])
+
+    expected = fit(step_of(loss, fl.accumulate(mesh.data)))[1]
+    for plan in ("replicate", "zero2", "zero3"):
+        _, history = fit(fl.shard(step_of(loss), mesh, plan))
+        for name in ("auroc", "sum", "val/auroc", "val/sum"):
+            assert history[name] == pytest.approx(expected[name], rel=1e-5), (plan, name)
+    canonical = fl.shard(step_of(loss, fl.accumulate(3)), mesh, reduce="canonical")
+    _, history = fit(canonical)
+    assert history["auroc"] == pytest.approx(fit(step_of(loss, fl.accumulate(3)))[1]["auroc"])
 
 
 @scenario
