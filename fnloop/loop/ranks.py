@@ -18,6 +18,7 @@ from fnloop.values.cursor import Cursor
 from fnloop.values.rhythm import Rhythm
 
 _LATE, _SIGNAL = 1, 1 << 1  # a bit for each signal
+_STOP = 1 << 7
 _TOLD = 8  # the first bit of what is asked or due, each of which has one
 
 SAME_DATA = (
@@ -29,11 +30,16 @@ SAME_DATA = (
 
 
 class Ranks:
-    """What the ranks of a mesh decide together: signals, what goes by the clock, demands to save.
+    """What the ranks of a mesh decide together: signals, stops, the clock, demands to save.
 
     Args:
         mesh: The ranks; of one process nothing is asked.
         interrupt, limits, stages, effects: Those of the loop.
+
+    Attributes:
+        together: Whether there are several.
+        asked: What a metric of this rank's last step asks for: a status and a reason; else None.
+        stop: The same, once all ranks know of it.
     """
 
     def __init__(
@@ -46,8 +52,10 @@ class Ranks:
     ) -> None:
         self.mesh, self._interrupt, self._limits, self._effects = mesh, interrupt, limits, effects
         self._everywhere = [effect for effect in effects if effect.ranks == "all"]
-        self._together, self._first = mesh.data > 1, True
-        everywhere = [*stages, *self._everywhere] if self._together else []
+        self.together, self._first = mesh.data > 1, True
+        self.asked: tuple[str, str] | None = None
+        self.stop: tuple[str, str] | None = None
+        everywhere = [*stages, *self._everywhere] if self.together else []
         # What runs on one rank only goes by its own clock.
         self._shared = _timed(everywhere)
         self._own = [
@@ -55,7 +63,7 @@ class Ranks:
             for rhythm in _timed([*stages, *effects])
             if not any(rhythm is other for other in self._shared)
         ]
-        interrupt.alone = limits.alone = not self._together
+        interrupt.alone = limits.alone = not self.together
 
     def turn(self, cursor: Cursor, draw: Callable[[], Any]) -> Callable[[], Any]:
         """Agree on what ends the run before the batch at `cursor`; and a function that draws it.
@@ -68,13 +76,13 @@ class Ranks:
         """
         if self._own:
             self.look_at_the_clock(cursor.count + 1)
-        if not self._together:
+        if not self.together:
             return draw
         begin_step(cursor.count + 1)
         limits, interrupt = self._limits, self._interrupt
         late, drawn = limits.late(self._effects), None
         try:
-            if not limits.done(cursor):
+            if not limits.done(cursor) and self.asked is None:
                 drawn = draw()
         except Exception as error:
             leave(self.mesh, error)
@@ -87,7 +95,7 @@ class Ranks:
         limits.out_of_time |= any([each & _LATE for each in every])
         self._ask(every, cursor.count + 1)
         self._end(every)
-        if not same and not interrupt.came:
+        if not same and not interrupt.came and self.stop is None:
             self._refuse(place)
         return lambda: drawn
 
@@ -105,6 +113,7 @@ class Ranks:
     def _flags(self, late: bool) -> int:
         noted = self._interrupt.noted
         flags = _LATE * late + (_SIGNAL << SIGNALS.index(noted) if noted else 0)
+        flags += _STOP * (self.asked is not None)
         told = [
             *(effect.asked for effect in self._everywhere),
             *(rhythm.is_late() for rhythm in self._shared),
@@ -131,16 +140,21 @@ class Ranks:
                 told.asked = True
 
     def _end(self, every: Sequence[int]) -> None:
-        """Agree on a signal that any rank has been sent: of several, the last of `SIGNALS`."""
+        """Agree on a signal that any rank has been sent: of several, the last of `SIGNALS`.
+
+        And on a stop that any rank's metrics ask for: of several, that of the first rank.
+        """
         for i, name in enumerate(SIGNALS):
             ranks = [rank for rank, each in enumerate(every) if each & _SIGNAL << i]
             if ranks:
                 self._interrupt.agreed = name
                 self._interrupt.ranks = ranks if len(ranks) < len(every) else []
+        if any([each & _STOP for each in every]):
+            self.stop = next(filter(None, self.mesh.exchange(self.asked)))
 
     def leave(self, error: BaseException) -> None:
         """Tell the other ranks of an error that ends the loop here."""
-        if not self._together or isinstance(error, RankError):
+        if not self.together or isinstance(error, RankError):
             return
         if is_lost(error):  # in a compiled step, where nobody could tell
             error.add_note(f"fnloop: {lost(error)}")

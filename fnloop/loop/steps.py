@@ -81,6 +81,7 @@ class Steps:
         self._first, self._cursor, self._batch = True, Cursor.of(state.cursor), None
         self._batches: Iterator[Any] = iter(())
         self._call: Calling | None = None  # of several steps, the last one
+        self._turn: Callable[[], Any] | None = None  # that has come, and has ended that call
         self._told: list[Mapping[str, Any]] = []  # of its steps but the last
         self._overwritten = False  # the state, by the next step
         self._requests: list[Stop] = []
@@ -100,7 +101,11 @@ class Steps:
     def draw(self) -> bool:
         """Draw a batch; False if the run ends here, for which `status` has a word."""
         about, skips = self._about, self._skips
-        draw = self.ranks.turn(self._cursor, self._next)
+        draw = self._turn or self.ranks.turn(self._cursor, self._next)
+        self._turn = None
+        if self.ranks.stop is not None:
+            self.status, about.reason = self.ranks.stop
+            return False
         if self._limits.reached(self._cursor, self._effects):
             self.status, about.reason = self._limits.outcome()
             if reason := skips.outcome(self.state, self.metrics, self._batch, self._cursor):
@@ -192,20 +197,22 @@ class Steps:
         if not torch.equal(sent.cursor, self.state.cursor):
             self._about.cursor = self._cursor = Cursor.of(sent.cursor)
             self._read(sent)
+            self._turn = None
         self._about.state, self.newest.calls = sent, calls_of(sent)
         self.state = sent
 
     def asked_to_stop(self) -> bool:
-        """Whether a metric of the last call asks for it.
+        """Whether a metric of the last call asks for it; many ranks agree on it in `draw`.
 
         Raises:
             Exception: What came in that call after a step.
         """
         if self._requests:
-            self.status = self._requests[0].status
+            first = self._requests[0]
+            self.status, self.ranks.asked = first.status, (first.status, first.reason)
         elif self._call is not None and self._call.failed:
             raise self._call.failed
-        return bool(self._requests)
+        return bool(self._requests) and not self.ranks.together
 
     def end(self) -> None:
         """Say what was skipped, and validate the last state if that was not its turn.
@@ -262,6 +269,8 @@ class Steps:
     def _following(self, cursor: Cursor) -> Any:
         """The batch at `cursor` with the cursor after it; None if the run ends there."""
         draw = self.ranks.turn(cursor, self._next)
-        if self.interrupt.came or self._limits.reached(cursor, self._effects):
-            return None
-        return draw()
+        ends = self.interrupt.came or self.ranks.stop or self._limits.reached(cursor, self._effects)
+        drawn = None if ends else draw()
+        if drawn is None:  # other ranks, whose call has ended before, do not agree on it again
+            self._turn = draw
+        return drawn

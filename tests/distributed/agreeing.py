@@ -16,6 +16,7 @@ from torch import nn
 
 import fnloop as fl
 from fnloop.distributed.gates import RankError
+from fnloop.effects.effect import Effect
 from tests.distributed.scenario import main, scenario
 
 
@@ -25,6 +26,10 @@ def loss(model, batch):
 
 def data():
     return fl.Batches(torch.ones(16, 3), 4)
+
+
+def data_of(batches):
+    return fl.Batches(torch.ones(4 * batches, 3), 4)
 
 
 def sharded(mesh):
@@ -92,6 +97,60 @@ def ctrl_c_to_the_group_ends_all(mesh):
     found = same(mesh, (int(state.step), history.status, history.reason))
     assert found == (7, "interrupted", "interrupted by Ctrl-C")
     same(mesh, history[-1]["val/loss"])  # validated together
+
+
+def asking(mesh, rank, count):
+    """A callback that asks for a stop on one rank, as by a clock that is ahead."""
+
+    def clock(state, metrics):
+        asks = mesh.rank == rank and int(state.cursor[2]) >= count
+        return state, {**metrics, "clock": fl.stop(asks, f"time is up on rank {rank}")}
+
+    return clock
+
+
+@scenario
+def a_stop_that_one_rank_asks_for_ends_all(mesh):
+    for plan in ("replicate", "zero2"):
+        [folder, *_] = mesh.exchange(tempfile.mkdtemp())
+        step = fl.shard(fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(0.1))), mesh, plan)
+        callbacks = [asking(mesh, 1, 7), fl.checkpoint(folder, every=100, unit="step")]
+        state, history = fit(mesh, *callbacks, step=step)
+        found = same(mesh, (int(state.step), history.status, history.reason))
+        assert found == (7, "stopped", "time is up on rank 1")
+        assert fl.load(folder, like=state) == state
+
+
+@scenario
+def a_stop_that_several_ask_for_takes_no_more_of_the_data(mesh):
+    read = iter([torch.ones(4, 3)] * 9)
+    state, history = fit(mesh, asking(mesh, mesh.rank, 3), batches=read)
+    assert same(mesh, (int(state.step), history.status)) == (3, "stopped")
+    assert len(list(read)) == 6
+
+
+class Reader(Effect):
+    """Reads the state after one step, on the first rank: a call of several steps ends there."""
+
+    name = "reader"
+
+    def __init__(self, count):
+        self.count = count
+
+    def __call__(self, state, metrics):
+        pass
+
+    def needs_state(self, cursor, reported):
+        return cursor.count == self.count
+
+
+@scenario
+def calls_of_several_steps_that_end_at_different_ones(mesh):
+    for count in (3, 6, 7):
+        step = fl.compile(sharded(mesh), steps=4)
+        state, history = fit(mesh, Reader(count), step=step, batches=data_of(9), steps=6)
+        found = same(mesh, (int(state.step), history.status))
+        assert found == (6, "completed")
 
 
 @scenario
