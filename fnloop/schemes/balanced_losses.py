@@ -13,7 +13,7 @@ from fnloop.names.keywords import explained
 from fnloop.optim.patterns import Where, as_where, check_patterns, chosen
 from fnloop.schedules.ranges import NonNegative
 from fnloop.schemes.several_losses import Several, as_parts_of, filled, losses_of
-from fnloop.stages.base import GradStage
+from fnloop.stages.base import Folding, GradStage
 from fnloop.trees.nodes import static, tree
 from fnloop.values.choice import select
 from fnloop.values.grads import Grads
@@ -44,10 +44,10 @@ class GradNorm(Several):
             "first": {name: one * torch.inf for name in self.names},  # there was none yet
         }
 
-    def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
+    def folded(self, fold: Folding, state: State, x: Any) -> tuple[State, Grads]:
         memory = state[self.name]
         weights = torch.stack([memory["weight"][name] for name in self.names])
-        after, every = self.gradients(state, x)
+        after, every = self.gradients(fold, state, x)
         losses = torch.stack(losses_of(every))
         means = filled([grads.mean for grads in every], state.params)
         scaled = [mean.scale(w) for mean, w in zip(means, weights.unbind(), strict=True)]
@@ -134,10 +134,10 @@ def gradnorm(
 
     The first stage of a pipeline, in place of a loss and `fl.grad`: ``fl.pipe(gradnorm(depth=loss,
     normals=other), fl.update(optimizer))``. The weights and the first losses are
-    ``state["gradnorm"]``; a batch that is skipped moves none. Micro-batches go into the parts,
-    ``depth=fl.pipe(loss, fl.grad, fl.accumulate(4))``: behind it, each would move the weights.
-    Losses are positive. Cannot be sharded, as it keeps memory. Otherwise like `fl.schemes.several`:
-    ``"loss"`` is the weighted sum, and ``"gradnorm.depth"`` the weight of `depth`.
+    ``state["gradnorm"]``; a batch that is skipped moves none. With `fl.accumulate` directly behind
+    it, they move once for all micro-batches. Losses are positive. Cannot be sharded, as it keeps
+    memory. Otherwise like `fl.schemes.several`: ``"loss"`` is the weighted sum, and
+    ``"gradnorm.depth"`` the weight of `depth`.
 
     Args:
         alpha: How much more is given to what lags behind; 0 makes all norms equal. A number, tensor

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fnloop.stages.base import KINDS, GradStage, Stage, piped
+from fnloop.stages.base import KINDS, Folding, GradStage, Stage, piped
 from fnloop.stages.grad import Grad
 from fnloop.stages.loss_at import loss_of
 from fnloop.trees.nodes import tree
@@ -55,16 +55,19 @@ class Several(GradStage):
         return tuple([name for name in state.skeleton.trainable if name in found])
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
-        after, every = self.gradients(state, x)
+        return self.folded(_whole, state, x)
+
+    def folded(self, fold: Folding, state: State, x: Any) -> tuple[State, Grads]:
+        after, every = self.gradients(fold, state, x)
         means = filled([grads.mean for grads in every], state.params)
         mean = self.combined(state, means) if means[0] else means[0]
         return after, self.as_one(every, mean, torch.stack(losses_of(every)).sum())
 
-    def gradients(self, state: State, x: Any) -> tuple[State, list[Grads]]:
-        """Those of each part, in order."""
+    def gradients(self, fold: Folding, state: State, x: Any) -> tuple[State, list[Grads]]:
+        """Those of each part, in order, each folded by its own weights."""
         every = list[Grads]()
         for part in self.parts:
-            state, grads = part(state, x)
+            state, grads = part.folded(fold, state, x)
             every.append(grads)
         return state, every
 
@@ -102,6 +105,11 @@ def several(**parts: Callable[..., Any] | GradStage) -> Several:
     game, each of which follows its own loss, move at the same time. (In an `fl.sequence` they take
     turns, and have optimizers of their own.) Each part runs the model once, with the same dropout
     masks, and with BatchNorm's statistics as the part before has left them.
+
+    With `fl.accumulate` directly behind it, and on ranks, each part is merged over micro-batches by
+    its own weights, and then all are added: as with the whole batch, whatever the weights. Ranks
+    exchange the gradients of each. A stage between the two is given the sum of one micro-batch,
+    which is merged by the largest weight.
 
     Reports ``"loss"``, the sum, and each part's metrics under its name: ``"generator/loss"``. The
     weight is the largest of a part's; a part with a weight of zero adds nothing.
@@ -150,6 +158,11 @@ def as_parts_of(who: str, parts: dict[str, Any]) -> tuple[GradStage, ...]:
             )
         found.append(part if isinstance(part, GradStage) else Grad(part))
     return tuple(found)
+
+
+def _whole(part: GradStage, state: State, x: Any) -> tuple[State, Grads]:
+    """A part's gradients of a batch that is not divided."""
+    return part(state, x)
 
 
 def filled(means: Sequence[Tensors], params: Tensors) -> list[Tensors]:

@@ -73,10 +73,9 @@ def pcgrad(**parts: Callable[..., Any] | GradStage) -> PcGrad:
     directions, the others in random order; then all are added.
 
     The first stage of a pipeline, in place of a loss and `fl.grad`: ``fl.pipe(pcgrad(depth=loss,
-    normals=other), fl.update(optimizer))``. Behind it, `fl.accumulate` lets each micro-batch be
-    projected by itself; so does a rank, but with the plan ``"zero3"``, where the gradients of all
-    ranks are projected together. Otherwise like `fl.schemes.several`, which adds the gradients as
-    they are.
+    normals=other), fl.update(optimizer))``. With `fl.accumulate` directly behind it, and on ranks,
+    the gradients of the whole batch are projected. Otherwise like `fl.schemes.several`, which adds
+    the gradients as they are.
 
     Args:
         **parts: Losses or gradient stages without memory, by name.

@@ -40,6 +40,9 @@ class Accumulate(GradStage):
             )
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
+        return self.inner.folded(self._mean, state, x)
+
+    def _mean(self, stage: GradStage, state: State, x: Any) -> tuple[State, Grads]:
         outer = state.context
         after = state
         k = parts_at(self.k, state)
@@ -48,7 +51,7 @@ class Accumulate(GradStage):
             nonlocal after
             for i, part in enumerate(micro_batches(x, k)):
                 after = after.within(micro=outer.micro * k + i)
-                after, grads = self.inner(after, part)
+                after, grads = stage(after, part)
                 yield grads
 
         grads = Grads.fold(parts())

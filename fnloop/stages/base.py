@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from fnloop.distributed.mesh import Mesh
@@ -22,6 +22,8 @@ from fnloop.values.state import State
 from fnloop.values.writes import Write
 
 Kind: TypeAlias = Literal["grad", "step", "callback"]
+
+Folding: TypeAlias = Callable[[Any, State, Any], tuple[State, Grads]]
 
 KINDS = {"grad": "a gradient stage", "step": "a training step", "callback": "a callback"}
 
@@ -238,6 +240,18 @@ class GradStage(Stage, abstract=True):
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         raise NotImplementedError
+
+    def folded(self, fold: Folding, state: State, x: Any) -> tuple[State, Grads]:
+        """Its gradients of a batch whose parts are computed one by one, or on several ranks.
+
+        Args:
+            fold: A function of a stage, a state and a batch: the weighted mean of what the stage
+                gives for each part. A stage that adds gradients calls it for each of them, since
+                they have weights of their own.
+            state: The state.
+            x: The whole batch.
+        """
+        return fold(self, state, x)
 
 
 class StepStage(Stage, abstract=True):

@@ -80,15 +80,18 @@ class Fold(GradStage):
 
     def __call__(self, state: State, x: Any) -> tuple[State, Grads]:
         check_undifferentiated(self.mesh, state.params)
+        return self.inner.folded(self._mean, state, x)
+
+    def _mean(self, stage: GradStage, state: State, x: Any) -> tuple[State, Grads]:
         k = parts_at(self.k, state)
         total = k if self.canonical else k * self.mesh.data
         parts = micro_batches(x, total)
         fold = self._in_order if self.canonical else self._at_once
-        grads, contributions = fold(state, state.context.micro * total, parts)
+        grads, contributions = fold(stage, state, state.context.micro * total, parts)
         return state.replace(buffers=merged_buffers(contributions, state.buffers)), grads
 
     def _at_once(
-        self, state: State, first: int, parts: Sequence[Any]
+        self, stage: GradStage, state: State, first: int, parts: Sequence[Any]
     ) -> tuple[Grads, list[Contribution]]:
         """Each rank merges its own micro-batches; then the ranks merge once.
 
@@ -105,11 +108,11 @@ class Fold(GradStage):
 
         if synced:  # what ranks compute in one turn are parts of one micro-batch
             mine = range(mesh.rank, count, mesh.data)
-            own = self._in_step(whole().within(norms=BatchNorms(mesh)), first, parts, mine)
+            own = self._in_step(stage, whole().within(norms=BatchNorms(mesh)), first, parts, mine)
         elif merged:
-            own = self._in_step(whole(), first, parts, mine)
+            own = self._in_step(stage, whole(), first, parts, mine)
         else:
-            own = self._agreed(whole(), first, parts, mine)
+            own = self._agreed(stage, whole(), first, parts, mine)
         every = own.everyones(mesh)
         weight = torch.stack([each.grads.weight for each in every]).sum(0)
         mean = own.grads.mean
@@ -128,7 +131,7 @@ class Fold(GradStage):
         return Grads(mean, weight, finite, metrics), every
 
     def _in_order(
-        self, state: State, first: int, parts: Sequence[Any]
+        self, stage: GradStage, state: State, first: int, parts: Sequence[Any]
     ) -> tuple[Grads, list[Contribution]]:
         """The ranks compute micro-batches in turn, and all merge every one of them in order."""
         mesh, count, every = self.mesh, len(parts), list[Contribution]()
@@ -137,7 +140,7 @@ class Fold(GradStage):
         def gradients() -> Iterator[Grads]:
             for i in range(0, count, mesh.data):
                 mine = range(i + mesh.rank, min(i + mesh.rank + 1, count))
-                own = self._agreed(whole, first, parts, mine)
+                own = self._agreed(stage, whole, first, parts, mine)
                 turn = own.everyones(mesh)[: count - i]
                 every.extend(turn)
                 means = gathered(own.grads.mean, mesh)
@@ -149,13 +152,15 @@ class Fold(GradStage):
             grads = grads.replace(mean=cut_like(grads.mean, placed))
         return grads, every
 
-    def _agreed(self, state: State, first: int, parts: Sequence[Any], mine: range) -> Contribution:
+    def _agreed(
+        self, stage: GradStage, state: State, first: int, parts: Sequence[Any], mine: range
+    ) -> Contribution:
         """The gradients of some micro-batches; without any, of one that counts for nothing."""
 
         def gradients() -> Iterator[Grads]:
             nonlocal after
             for i in mine or (0,):
-                after, grads = self.inner(after.within(micro=first + i), parts[i])
+                after, grads = stage(after.within(micro=first + i), parts[i])
                 yield grads
 
         def contribution() -> Contribution:
@@ -166,7 +171,9 @@ class Fold(GradStage):
         after = state
         return agreed(self.mesh, contribution, state.params)
 
-    def _in_step(self, state: State, first: int, parts: Sequence[Any], mine: range) -> Contribution:
+    def _in_step(
+        self, stage: GradStage, state: State, first: int, parts: Sequence[Any], mine: range
+    ) -> Contribution:
         """As `_agreed`, of gradients that are means over all ranks, or this one's part of them.
 
         Their weights are this rank's. All ranks compute equally many micro-batches; of those too
@@ -181,7 +188,7 @@ class Fold(GradStage):
             for turn in range(turns):
                 counts = turn < len(mine)
                 i = mine[turn] if counts else 0
-                new, grads = self.inner(after.within(micro=first + i, counts=counts), parts[i])
+                new, grads = stage(after.within(micro=first + i, counts=counts), parts[i])
                 if counts:
                     weight = weight + grads.weight
                 else:

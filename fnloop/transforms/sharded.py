@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -185,7 +185,7 @@ def sharded(step: Any, state: State, mesh: Mesh | int | None) -> Sharded | None:
     shares = fold.shares(state)
     exchanges = [
         each._replace(what=folder + each.what)
-        for folder, fold in (folds if ranks.data > 1 else ())
+        for folder, fold in (_by_loss(folds) if ranks.data > 1 else ())
         for each in _exchanges(fold, state, shares)
     ]
     placed = tuple(_placed(fold, state, shares))
@@ -207,6 +207,16 @@ def _folds(step: Any, folder: str = "") -> Iterator[tuple[str, Fold]]:
             yield from _folds(turn.step, turn.folder)
     elif isinstance(step, Stage):
         yield from _folds(getattr(step, "inner", None), folder)
+
+
+def _by_loss(folds: Iterable[tuple[str, Fold]]) -> Iterator[tuple[str, Fold]]:
+    """Each mean over ranks; that of several losses is one of each."""
+    for folder, fold in folds:
+        names, parts = getattr(fold.inner, "names", ()), getattr(fold.inner, "parts", ())
+        if not parts:
+            yield folder, fold
+        for name, part in zip(names, parts, strict=True):
+            yield from _by_loss([(f"{folder}{name}/", dataclasses.replace(fold, inner=part))])
 
 
 def _working(

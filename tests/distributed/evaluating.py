@@ -87,27 +87,35 @@ def published_schemes_are_those_of_one_process(mesh):
         "several": lambda k: scheme(k, first=schemes.several(a=loss, b=weighed)),
         "pcgrad": lambda k: scheme(k, first=schemes.pcgrad(a=loss, b=weighed)),
     }
-    for name, step in steps.items():
+    for step in steps.values():
         one = trained(step(mesh.data), model, data(), steps=4)
         for plan in PLANS:
-            if (name, plan) == ("pcgrad", "zero3"):
-                continue
             many = trained(fl.shard(step(1), mesh, plan), model, data(), steps=4)
             assert_close(one, many)
             assert_same_everywhere(mesh, many[0])
 
 
 @scenario
-def gradients_that_are_merged_in_the_backward_pass_are_projected_after_it(mesh):
+def several_losses_are_merged_by_weights_of_their_own(mesh):
     def other(model, x):
-        return (model(x) + x[:, :1].cos()).square().mean()
+        weights = (x[:, 0] > 0).double()
+        losses = (model(x) + x[:, :1].cos()).square().sum(1)
+        return fl.Mean((weights * losses).sum(), weights.sum())
 
     def network():
         return nn.Sequential(nn.Linear(8, 9), nn.Tanh(), nn.Linear(9, 1)).double()
 
-    step = scheme(1, first=fl.schemes.pcgrad(a=loss, b=other))
-    one = trained(step, network, data(), steps=4)
-    assert_close(one, trained(fl.shard(step, mesh, "zero3"), network, data(), steps=4))
+    for kind in (fl.schemes.several, fl.schemes.pcgrad):
+        one = trained(scheme(1, first=kind(a=loss, b=other)), network, data(7), steps=4)
+        for plan in PLANS:
+            for m in (1, 2):
+                step = fl.shard(scheme(m, first=kind(a=loss, b=other)), mesh, plan)
+                many = trained(step, network, data(7), steps=4)
+                assert_close(one, many)
+                assert_same_everywhere(mesh, many[0])
+        step = scheme(3, first=kind(a=loss, b=other))
+        canonical = fl.shard(step, mesh, reduce="canonical")
+        assert_close(one, trained(canonical, network, data(7), steps=4))
 
 
 def scheme(k, grad=(), after=(), optimizer=None, first=None):

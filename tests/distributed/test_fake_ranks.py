@@ -92,6 +92,17 @@ def test_canonical_takes_memory_and_sends_by_the_number_of_ranks(turns, ranks=24
     close(traffic.total, told.moved)
 
 
+@pytest.mark.parametrize("plan", ["replicate", "zero2", "zero3"])
+def test_the_gradients_of_several_losses_are_exchanged_one_by_one(plan):
+    first = fl.schemes.several(a=loss, b=fl.grad(loss, only="*.weight"))
+    with fake_mesh(64) as mesh:
+        step = fl.shard(fl.pipe(first, fl.update(fl.optim.sgd(0.1))), mesh, plan)
+        state = step.init(model())
+        told = fl.summary(step, state).sharded
+        _, traffic = counted(step, state, batch(64))
+    close(traffic.total, told.moved)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("plan", ["replicate", "zero2", "zero3"])
 def test_other_optimizers_add_no_more_than_summary_tells(plan, name):

@@ -64,6 +64,50 @@ def test_a_part_without_examples_adds_nothing():
     assert float(grads.metrics["loss"]) == pytest.approx(float(expected.metrics["loss"]))
 
 
+def weighted(model, batch):
+    weights = (batch[:, 0] > 0).double()
+    return fl.Mean((weights * model(batch)[1].abs().sum(1)).sum(), weights.sum())
+
+
+def plain():
+    torch.manual_seed(0)
+    heads = Heads().double()
+    heads.drop = nn.Identity()
+    return heads
+
+
+def weighted_by_hand(x):
+    model, counts = plain(), x[:, 0] > 0
+    a, b = model(x)
+    loss = a.square().mean() + b[counts].abs().sum(1).mean()
+    return loss.detach(), torch.autograd.grad(loss, [*model.parameters()])
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, 7])
+def test_micro_batches_are_merged_by_the_weights_of_each_part(k):
+    x = batch(7).double()
+    nested = fl.schemes.several(b=weighted)
+    loss, expected = weighted_by_hand(x)
+    for other in (weighted, nested):
+        stage = fl.pipe(fl.schemes.several(a=a_loss, b=other), fl.accumulate(k))
+        state = stage.init(plain())
+        after, grads = stage(state, x)
+        for found, g in zip(grads.mean.values(), expected, strict=True):
+            torch.testing.assert_close(found, g)
+        assert float(grads.metrics["loss"]) == pytest.approx(float(loss))
+        assert int(grads.weight) == 7 and after.context == state.context
+        assert float(fl.base.loss_at(stage, state, x)) == pytest.approx(float(loss))
+
+
+def test_surgery_is_that_of_the_whole_batch():
+    x, whole = batch().double(), fl.schemes.pcgrad(a=a_loss, b=weighted, c=both)
+    state = whole.init(plain())
+    expected = whole(state, x)[1].mean
+    found = fl.pipe(whole, fl.accumulate(4))(state, x)[1].mean
+    for name, g in expected.items():
+        torch.testing.assert_close(found[name], g)
+
+
 def test_the_optimizer_owns_what_some_part_trains():
     step = fl.pipe(
         fl.schemes.several(a=fl.grad(a_loss, only="a"), b=fl.grad(b_loss, only=["b.bias"])),
