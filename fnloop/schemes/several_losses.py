@@ -16,6 +16,7 @@ from fnloop.stages.loss_at import loss_of
 from fnloop.trees.nodes import tree
 from fnloop.trees.show import short
 from fnloop.values.grads import Grads
+from fnloop.values.looking import look_all
 from fnloop.values.metrics import Mean
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
@@ -69,7 +70,22 @@ class Several(GradStage):
         for part in self.parts:
             state, grads = part.folded(fold, state, x)
             every.append(grads)
+        if fold is _whole and state.context.micro:
+            self._check_weights(every)
         return state, every
+
+    def _check_weights(self, every: Sequence[Grads]) -> None:
+        """Refuse a micro-batch whose parts differ in weight, as their sum is merged by one."""
+        weights = look_all([grads.weight for grads in every])
+        if any([isinstance(weight, Tensor) for weight in weights]) or len(set(weights)) == 1:
+            return
+        found = ", ".join(f"{n} {w}" for n, w in zip(self.names, weights, strict=True))
+        raise ValueError(
+            f"The losses of {self.describe()} differ in weight in a micro-batch ({found}), and "
+            "what cuts the batch is given their sum, which has one. The usual cause is a stage "
+            f"between the two: put fl.accumulate directly behind fl.schemes.{self.label}(...), "
+            "which merges each loss by itself."
+        )
 
     def combined(self, state: State, means: Sequence[Tensors]) -> Tensors:
         """One gradient of the gradients of all parts, which have the same names."""
@@ -108,8 +124,9 @@ def several(**parts: Callable[..., Any] | GradStage) -> Several:
 
     With `fl.accumulate` directly behind it, and on ranks, each part is merged over micro-batches by
     its own weights, and then all are added: as with the whole batch, whatever the weights. Ranks
-    exchange the gradients of each. A stage between the two is given the sum of one micro-batch,
-    which is merged by the largest weight.
+    exchange the gradients of each. A stage between the two is given the sum of one micro-batch, in
+    which all parts must have the same weight: others are refused where weights can be looked at, in
+    a step on CPUs that is not compiled.
 
     Reports ``"loss"``, the sum, and each part's metrics under its name: ``"generator/loss"``. The
     weight is the largest of a part's; a part with a weight of zero adds nothing.
@@ -119,7 +136,8 @@ def several(**parts: Callable[..., Any] | GradStage) -> Several:
 
     Raises:
         TypeError: A part is neither, or there is none.
-        ValueError: A part keeps memory, as `fl.amp` for fp16 does: it goes behind.
+        ValueError: A part keeps memory, as `fl.amp` for fp16 does: it goes behind. Or, at the call,
+            parts differ in weight, and a stage stands between this one and `fl.accumulate`.
 
     >>> import torch, fnloop as fl
     >>> gradients = several(

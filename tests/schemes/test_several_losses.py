@@ -99,6 +99,23 @@ def test_micro_batches_are_merged_by_the_weights_of_each_part(k):
         assert float(fl.base.loss_at(stage, state, x)) == pytest.approx(float(loss))
 
 
+def test_a_stage_between_them_and_micro_batches_takes_equal_weights_only():
+    x = batch(7).double()
+    equal = fl.schemes.several(a=a_loss, b=both)
+    state = equal.init(plain())
+    expected = equal(state, x)[1].mean
+    found = fl.pipe(equal, fl.amp("fp32"), fl.accumulate(3))(state, x)[1].mean
+    for name, g in expected.items():
+        torch.testing.assert_close(found[name], g)
+    unequal = fl.schemes.several(a=a_loss, b=weighted)
+    for stages in ((fl.amp("fp32"), fl.accumulate(3)), (fl.schemes.noise_scale(3),)):
+        stage = fl.pipe(unequal, *stages)
+        with pytest.raises(
+            ValueError, match=r"differ in weight .*directly behind fl.schemes.several"
+        ):
+            stage(state, x)
+
+
 def test_surgery_is_that_of_the_whole_batch():
     x, whole = batch().double(), fl.schemes.pcgrad(a=a_loss, b=weighted, c=both)
     state = whole.init(plain())
