@@ -16,7 +16,14 @@ from torch.overrides import TorchFunctionMode
 
 from fnloop._torch import composed_norms
 from fnloop._torch.recurrent import by_products
-from fnloop._torch.tracing import casting, derivatives, in_forward_mode, transformed, unwrapped, vmaps
+from fnloop._torch.tracing import (
+    casting,
+    derivatives,
+    in_forward_mode,
+    transformed,
+    unwrapped,
+    vmaps,
+)
 
 _aten: Any = torch.ops.aten
 _weight_norm: Any = torch._weight_norm  # pyright: ignore[reportPrivateImportUsage]

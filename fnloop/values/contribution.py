@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fnloop._torch.autograd import require_grad
 from fnloop._torch.rank_store import is_lost
-from fnloop._torch.tracing import differentiated, recording, transformed
+from fnloop._torch.tracing import derivatives, recording, transformed
 from fnloop.distributed.bits import from_bits, to_bits
 from fnloop.distributed.gates import RankError, first_difference, gate, leave
 from fnloop.distributed.mesh import Mesh

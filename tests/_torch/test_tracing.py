@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fnloop._torch import slopes
-from fnloop._torch.tracing import differentiated, transformed, vmaps
+from fnloop._torch.tracing import derivatives, in_forward_mode, transformed, vmaps
 
 
 def test_transforms_that_differentiate_are_told_from_vmap():
@@ -13,7 +13,7 @@ def test_transforms_that_differentiate_are_told_from_vmap():
     seen = []
 
     def f(x):
-        seen.append((transformed(), differentiated(), vmaps()))
+        seen.append((transformed(), derivatives(), in_forward_mode(), vmaps()))
         return x.square().sum()
 
     x = torch.ones(2, 3)
@@ -24,10 +24,10 @@ def test_transforms_that_differentiate_are_told_from_vmap():
     torch.func.jvp(f, (x,), (x,))
     torch.func.vmap(torch.func.grad(f))(x)
     assert seen == [
-        (False, False, 0),
-        (True, False, 1),
-        (True, False, 2),
-        (True, True, 0),
-        (True, True, 0),
-        (True, True, 1),
+        (False, 0, False, 0),
+        (True, 0, False, 1),
+        (True, 0, False, 2),
+        (True, 1, False, 0),
+        (True, 1, True, 0),
+        (True, 1, False, 1),
     ]
