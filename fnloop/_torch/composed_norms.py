@@ -42,9 +42,8 @@ def batch_norm(
         centered = input - running_mean.reshape(channels)
         return _affine(centered * torch.rsqrt(running_var.reshape(channels) + eps), weight, bias)
     with torch.no_grad():
-        known = F.batch_norm(
-            input.detach(), running_mean, running_var, None, None, True, momentum, eps
-        )
+        seen = input.detach() if running_mean is None else input.detach().to(running_mean.dtype)
+        known = F.batch_norm(seen, running_mean, running_var, None, None, True, momentum, eps)
     found = _standardized(input, (0, *range(2, input.ndim)), eps)
     return _affine(_seen(known, found), weight, bias)
 

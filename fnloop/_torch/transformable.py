@@ -74,11 +74,12 @@ def _normalized(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs
     """
     half = input.dtype in (torch.bfloat16, torch.float16)
     others = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    if func in _COMPOSED and _differentiated_twice([input, *others]):
-        wide = input.float() if half else input
-        return _COMPOSED[func](wide, *args, **kwargs).to(input.dtype)
     # Elsewhere autocast gives these to torch in float32.
     cast_already = func in (F.layer_norm, F.group_norm) and not input.is_cpu
+    if func in _COMPOSED and _differentiated_twice([input, *others]):
+        wide = input.float() if half else input
+        found = _COMPOSED[func](wide, *args, **kwargs)
+        return found if cast_already and casting() else found.to(input.dtype)
     if not half or cast_already or all([other.dtype == input.dtype for other in others]):
         return func(input, *args, **kwargs)
     return func(input.float(), *args, **kwargs).to(input.dtype)

@@ -44,11 +44,11 @@ class Loader(Again):
 
     def __init__(self, loader: Any) -> None:
         super().__init__(lambda epoch: (), length(loader), "DataLoader")
-        if self.batches == 0 and loader.drop_last and len(loader.dataset):
+        if self.batches == 0 and loader.drop_last and (examples := len(loader.sampler)):
             raise ValueError(
-                f"drop_last=True leaves no batch: the DataLoader's dataset has "
-                f"{len(loader.dataset)} examples, and its batch_size is {loader.batch_size}. Make "
-                "batch_size smaller, or keep the last batch."
+                f"drop_last=True leaves no batch: the DataLoader's sampler gives {examples} "
+                f"examples, and its batch_size is {loader.batch_size}. Make batch_size smaller, or "
+                "keep the last batch."
             )
         self._loader = loader
         self._samplers = samplers(loader)

@@ -35,19 +35,24 @@ class HeldBatch:
         self._some = list(map(_some_of, tree_leaves(batch)))  # views, which change with the leaves
         self._seen = list(map(_BYTES, self._some))
 
-    def overwritten(self) -> str | None:
-        """The path of a leaf whose values have changed since; None if there is none."""
+    def overwritten(self, by: HeldBatch | None = None) -> str | None:
+        """The path of a leaf whose values have changed since; None if there is none.
+
+        Args:
+            by: A later batch, if only leaves count in whose memory a leaf of that one lies.
+        """
         now = list(map(_BYTES, self._some))
         if now == self._seen:
             return None
-        changed = map(operator.ne, now, self._seen)
+        changed = list(map(operator.ne, now, self._seen))
+        if by is not None:
+            pairs = zip(changed, self._some, strict=True)
+            changed = [differs and by._lies_in(some) for differs, some in pairs]
         paths = [path for path, _ in tree_items(self._batch)]
-        return next(itertools.compress(paths, changed), "")
+        return next(itertools.compress(paths, changed), None)
 
-    def shares_memory_with(self, other: HeldBatch) -> bool:
-        """Whether a leaf of it lies in the memory of a leaf of the other."""
-        pairs = itertools.product(self._some, other._some)
-        return any([np.may_share_memory(one, another) for one, another in pairs])
+    def _lies_in(self, memory: Any) -> bool:
+        return any([np.may_share_memory(memory, some) for some in self._some])
 
 
 class HeldBatches:
@@ -77,8 +82,8 @@ class HeldBatches:
         """
         new = HeldBatch(batch)
         for earlier, held in self._held:
-            path = held.overwritten()
-            if path is not None and not (self._handed_out and not held.shares_memory_with(new)):
+            path = held.overwritten(new if self._handed_out else None)
+            if path is not None:
                 raise _error(self._kind, f"{number} of the {self._whole}", earlier, path)
         self._held.append((number, new))
 
@@ -93,14 +98,14 @@ _NOTHING = np.zeros(0, np.uint8)
 
 def _some_of(leaf: Any) -> Any:
     """Some of its bytes, as a view; none if it is no tensor on the CPU or array in one piece."""
-    if type(leaf) is Tensor and leaf.is_cpu and leaf.is_contiguous() and not leaf.requires_grad:
-        try:
+    try:
+        if type(leaf) is Tensor and leaf.is_cpu and leaf.is_contiguous() and not leaf.requires_grad:
             array = leaf.view(-1).view(torch.uint8).numpy()
-        except RuntimeError:  # a conjugate, which is computed when it is read
+        elif type(leaf) is np.ndarray and leaf.flags.c_contiguous:
+            array = leaf.reshape(-1).view(np.uint8)
+        else:
             return _NOTHING
-    elif type(leaf) is np.ndarray and leaf.flags.c_contiguous and leaf.dtype != object:
-        array = leaf.reshape(-1).view(np.uint8)
-    else:
+    except (RuntimeError, TypeError):  # a conjugate, sparse rows, or an array of Python objects
         return _NOTHING
     return array[:: array.size // _POINTS | 1]  # odd, so that not only the lowest bytes are seen
 

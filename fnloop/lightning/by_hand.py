@@ -65,7 +65,7 @@ class ByHand(StepStage):
             "schedulers": {str(i): zero.clone() for i, own in enumerate(owned) if own.counts},
             "left": {n: b.clone() for n, b in left.items()} if self._plan.manual else {},
             "grads": state.params.select(names).wide().zeros() if self._plan.manual else {},
-            **({"waited": zero.clone()} if self._plan.manual else {}),
+            **({"gathering_calls": zero.clone()} if self._plan.manual else {}),
             **({"quiet": zero - 1} if self._plan.begins else {}),
         }
 

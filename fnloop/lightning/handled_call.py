@@ -216,7 +216,11 @@ class HandledCall:
             "schedulers": {**own["schedulers"], **self._counts()},
             "left": {n: torch.tensor(self._grad(n) is not None) for n in own["left"]},
             "grads": self._grads(own["grads"]),
-            **({"waited": own["waited"] + (not moved)} if self._plan.manual else {}),
+            **(
+                {"gathering_calls": own["gathering_calls"] + (not moved)}
+                if self._plan.manual
+                else {}
+            ),
             **({"quiet": own["quiet"]} if self._plan.begins else {}),
         }
         return state.replace(

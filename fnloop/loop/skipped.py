@@ -51,7 +51,7 @@ class SkipWatch:
         self.due = cursor.count + FIRST
         self._first = self._moved = cursor  # when a step was committed last, or the beginning
         self._step = state.step.clone()
-        self._begun = state.calls.clone(), state.step.clone(), _waited(state)
+        self._begun = state.calls.clone(), state.step.clone(), _gathering(state)
         self._source = source
         self._warned = False
         self.untrained = False
@@ -109,7 +109,7 @@ class SkipWatch:
             return  # what fl.guard takes back, it does so on purpose
         calls = int((state.calls - self._begun[0]).sum())
         steps = int((state.step - self._begun[1]).sum())
-        skipped = calls - steps - (_waited(state) - self._begun[2])
+        skipped = calls - steps - (_gathering(state) - self._begun[2])
         scaled = any(name.endswith(".scale") for name in metrics)
         if skipped <= (SETTLED + calls // 100 if scaled else 0):
             return
@@ -124,10 +124,11 @@ class SkipWatch:
         )
 
 
-def _waited(state: State) -> int:
+def _gathering(state: State) -> int:
     """Calls that kept their gradients for a later step, as the stages that count these say."""
     slots = [memory for memory in state.slots.values() if isinstance(memory, dict)]
-    return sum([int(memory["waited"]) for memory in slots if "waited" in memory])
+    name = "gathering_calls"
+    return sum([int(memory[name].sum()) for memory in slots if name in memory])
 
 
 def _is_set(metrics: Mapping[str, Any], name: str) -> bool:

@@ -1,5 +1,7 @@
 """Under a transform, functions of torch do what they do without."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -183,6 +185,24 @@ def test_running_statistics_are_the_same_where_derivatives_are_taken_twice(name)
         _, buffers = torch.func.grad(slopes, has_aux=True)(x)
     layer(x)
     torch.testing.assert_close(buffers, dict(layer.named_buffers()))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.InstanceNorm1d(3), nn.LayerNorm(4)])
+def test_a_second_derivative_in_half_precision_is_near_that_in_float32(layer):
+    def second(layer, x):
+        def total(x):
+            buffers = {n: b.clone() for n, b in layer.named_buffers()}
+            return torch.func.functional_call(layer, buffers, (x,)).float().sin().sum()
+
+        slope = torch.func.grad(total)
+        return torch.func.grad(lambda x: slope(x).float().square().sum())(x)
+
+    half = copy.deepcopy(layer).to(torch.bfloat16)
+    x = normal(5, 3, 4)
+    with transformable():
+        found, expected = second(half, x.bfloat16()), second(layer, x)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).norm() < 0.05 * expected.norm()
 
 
 @pytest.mark.filterwarnings("error:There is a performance drop")

@@ -109,8 +109,11 @@ def test_two_buffers_are_too_few_for_what_is_read_further_ahead(name: str) -> No
 
 
 def test_a_step_may_write_to_its_batch() -> None:
-    batches = fl.data.prefetch(lambda epoch: (torch.full((3,), float(i)) for i in range(40)))
-    drawn = [float(batch.neg_()[0]) for batch in one_epoch(batches)]
+    mask = torch.ones(3)
+    batches = fl.data.prefetch(
+        lambda epoch: ((torch.full((3,), float(i)), mask) for i in range(40))
+    )
+    drawn = [float(x.neg_()[0]) for x, _ in one_epoch(batches)]
     assert drawn == [-float(i) for i in range(40)]
 
 
@@ -120,10 +123,15 @@ FINE = {
     "two buffers in turns": in_turns,
     "objects": lambda epoch: iter([object(), None, "a", np.array(["a", None])]),
     "conjugates": lambda epoch: (torch.ones(2, dtype=torch.complex64).conj() * i for i in range(4)),
+    "sparse rows": lambda epoch: (torch.eye(3).to_sparse_csr() * i for i in range(4)),
+    "arrays of objects": lambda epoch: (
+        np.array([(i, "a")], dtype=[("n", int), ("name", object)]) for i in range(4)
+    ),
     "strided": lambda epoch: (torch.ones(2, 3).t() * i for i in range(4)),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("name", FINE)
 def test_others_are_read(name: str) -> None:
     assert len(list(one_epoch(FINE[name]))) == 4

@@ -175,6 +175,15 @@ def test_a_loss_scale_may_skip_a_few_steps_unheard(caplog) -> None:
     assert 0 < sum(history["skipped"]) <= 30 and not caplog.messages
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_skipped_steps_are_counted_beside_early_stopping(caplog, members) -> None:
+    step = STEP if members == 1 else fl.ensemble(STEP, members)
+    batches = [GOOD, {**GOOD, "y": torch.full((8, 1), torch.nan)}]
+    callbacks = [fl.every(1, fl.validate(loss, GOOD)), fl.early_stopping("val/loss", patience=100)]
+    fl.fit(step, step.init(nn.Linear(3, 1)), batches, steps=10, callbacks=callbacks)
+    assert f"{5 * members} of {10 * members} steps were skipped" in caplog.text
+
+
 def test_a_run_without_a_skipped_step_says_nothing(caplog) -> None:
     fl.fit(STEP, STEP.init(nn.Linear(3, 1)), [GOOD] * 30, epochs=3)
     assert not caplog.messages
