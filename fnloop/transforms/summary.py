@@ -185,7 +185,7 @@ def summary(
     >>> step = fl.shard(step, fl.mesh(), "zero2")
     >>> found = summary(step, state, mesh=4).sharded
     >>> found.held, found.moved
-    (3144, 6168)
+    (3152, 6168)
     """
     check_is_step(step, "summary")
     depth = None if depth is None else as_count(depth, "summary(depth=...)")
