@@ -35,15 +35,13 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    channels = (1, -1, *[1] * (input.ndim - 2))
-    weight, bias = (None if t is None else t.reshape(channels) for t in (weight, bias))
+    weight, bias, mean, var = _by_channel(input, weight, bias, running_mean, running_var)
     if not training:
-        assert running_mean is not None and running_var is not None
-        centered = input - running_mean.reshape(channels)
-        return _affine(centered * torch.rsqrt(running_var.reshape(channels) + eps), weight, bias)
+        assert mean is not None and var is not None
+        return _affine((input - mean) * torch.rsqrt(var + eps), weight, bias)
     with torch.no_grad():
-        seen = input.detach() if running_mean is None else input.detach().to(running_mean.dtype)
-        known = F.batch_norm(seen, running_mean, running_var, None, None, True, momentum, eps)
+        given = input.detach() if running_mean is None else input.detach().to(running_mean.dtype)
+        known = F.batch_norm(given, running_mean, running_var, None, None, True, momentum, eps)
     found = _standardized(input, (0, *range(2, input.ndim)), eps)
     return _affine(_seen(known, found), weight, bias)
 
@@ -64,10 +62,15 @@ def instance_norm(
         known = F.instance_norm(
             input.detach(), running_mean, running_var, None, None, True, momentum, eps
         )
-    channels = (1, -1, *[1] * (input.ndim - 2))
-    weight, bias = (None if t is None else t.reshape(channels) for t in (weight, bias))
+    weight, bias = _by_channel(input, weight, bias)
     found = _standardized(input, tuple(range(2, input.ndim)), eps)
     return _affine(_seen(known, found), weight, bias)
+
+
+def _by_channel(input: Tensor, *values: Tensor | None) -> list[Tensor | None]:
+    """Values for each channel, in a shape that goes with the input."""
+    shape = (1, -1, *[1] * (input.ndim - 2))
+    return [None if each is None else each.reshape(shape) for each in values]
 
 
 def _seen(known: Tensor, found: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class ReadOnly(TorchDispatchMode):
                 raise self._refusal(name)
         made = func(*args, **kwargs)
         # The conjugate of a number is a view, too.
-        viewed = isinstance(args[0], Tensor) if _is_view(func) else False
+        viewed = _is_view(func) and isinstance(args[0], Tensor)
         if viewed and (name := self._owner(unwrapped(args[0]))) is not None:
             # While a graph is recorded, a view of a tensor with values is made without them, and
             # shares no memory with it.

@@ -64,7 +64,9 @@ def run_diff(arguments: Namespace) -> int:
 
 def _members(asked: str | None, paths: Iterable[Path]) -> list[str | None]:
     """What is asked for of each side: ``--member I`` is for those that have members."""
-    if asked is not None and "," in asked:
+    if asked is None:  # without a look into the manifests, which are read later
+        return [None for _ in paths]
+    if "," in asked:
         each = asked.split(",")
         if len(each) != 2:
             raise usage(f"--member {asked}: expected one, of a and b, or two: of a, then of b.")

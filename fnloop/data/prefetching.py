@@ -101,9 +101,8 @@ class _Worker:
     def __init__(
         self, source: Source, cursor: Cursor, key: int, depth: int, device: torch.device | None
     ) -> None:
-        # What goes to another device is copied at once.
-        self._fresh = device is not None and device.type != "cpu"
-        self._fresh |= getattr(source, "fresh", True)
+        copied = device is not None and device.type != "cpu"  # to another device, at once
+        self._fresh = copied or getattr(source, "fresh", True)
         self._depth = depth
         self._drawn = drawn = queue.SimpleQueue[Any]()
         # A queue of C: an exception from a signal handler could leave a `Semaphore` locked.
