@@ -211,10 +211,10 @@ def grad(
 ) -> Grad: ...
 @overload
 def grad(
-    loss: None = None, *, only: Only | None = None, frozen: Frozen | None = None
+    *, only: Only | None = None, frozen: Frozen | None = None
 ) -> Callable[[Callable[..., Any]], Grad]: ...
 @explained
-def grad(loss: Any = None, only: Any = None, frozen: Any = None) -> Any:
+def grad(loss: Any = ..., only: Any = None, frozen: Any = None) -> Any:
     """Gradients of a loss: the first stage of a pipeline.
 
     The loss is called as ``loss(model, batch)``, with the model in training mode, or as
@@ -224,8 +224,8 @@ def grad(loss: Any = None, only: Any = None, frozen: Any = None) -> Any:
     gradient and are not updated.
 
     With `only`, it differentiates with respect to some of the parameters, and the stages behind it
-    own just those: the optimizer has memory for no others, and these keep their bits. In a pipe it
-    takes its argument alone: ``fl.pipe(loss, fl.grad(only="D.*"), ...)``.
+    own just those: the optimizer has memory for no others, and these keep their bits. A pipe gives
+    it the loss: ``fl.pipe(loss, fl.grad(only="D.*"), ...)``.
 
     What is `frozen` keeps its bits: no gradient is computed with respect to it, nor through layers
     below which all is frozen. A module all of whose parameters are frozen runs in evaluation mode,
@@ -243,8 +243,8 @@ def grad(loss: Any = None, only: Any = None, frozen: Any = None) -> Any:
             for each phase.
 
     Raises:
-        TypeError: `loss` is missing, or no function of a model and a batch; or, at the call, it
-            returns something else; or `only` or `frozen` is no pattern.
+        TypeError: `loss` is no function of a model and a batch; or, at the call, it returns
+            something else; or `only` or `frozen` is no pattern.
         ValueError: At the call, the loss depends on no parameter that requires gradients, or is
             not a scalar; or a pattern of `only` or `frozen` fits no parameter; or all is frozen.
         RuntimeError: It is called inside ``torch.inference_mode()``, or the model writes to a
@@ -267,14 +267,9 @@ def grad(loss: Any = None, only: Any = None, frozen: Any = None) -> Any:
     >>> list(grads.mean), new.buffers == state.buffers
     (['1.weight', '1.bias'], True)
     """
-    if loss is None and (only is not None or frozen is not None):
+    if loss is ...:
         only = None if only is None else as_only(only)
         return functools.partial(Grad, only=only, frozen=as_frozen(frozen))
-    if loss is None:
-        raise TypeError(
-            "fl.grad takes the loss: fl.grad(loss). A pipe gives it the loss, so there it stands "
-            "without brackets: fl.pipe(loss, fl.grad, fl.update(optimizer))."
-        )
     return Grad(loss, only, frozen)
 
 

@@ -388,6 +388,12 @@ def test_only_some_have_gradients_which_are_those_of_all(only, names):
         torch.testing.assert_close(found[name], expected[name])
 
 
+@pytest.mark.parametrize("choice", [{}, {"only": None}, {"frozen": None}, {"frozen": ()}])
+def test_no_choice_is_all_of_them_with_a_loss_or_without(choice):
+    whole = fl.grad(two_loss)
+    assert fl.pipe(two_loss, fl.grad(**choice)) == fl.grad(two_loss, **choice) == whole
+
+
 def test_what_is_behind_owns_just_those():
     step = fl.pipe(
         two_loss,

@@ -102,7 +102,7 @@ def test_a_loss_in_the_place_of_a_step_says_so(compiled) -> None:
             ),
             r"StepLR.*fl\.schedules\.cosine",
         ),
-        (lambda: fl.pipe(loss, fl.grad(), fl.update(SGD)), r"without brackets: fl\.pipe"),
+        (lambda: fl.pipe(None, fl.grad(), fl.update(SGD)), r"loss\(model, batch\), got NoneType"),
         (
             lambda: fl.pipe(loss, fl.grad, noise, fl.update(SGD)),
             r"noise takes \(state, grads\).*@fl",
