@@ -20,13 +20,13 @@ def accuracy(logits: Tensor, targets: Tensor, ignore_index: int | None = None) -
         ignore_index: Targets of this value are ignored, such as -100 for padding.
 
     Raises:
-        ValueError: The shapes do not match.
+        ValueError: The shapes do not match, or float targets with logits of more than 2 classes.
 
     >>> float(accuracy(torch.tensor([[0.1, 2.0], [1.0, -1.0]]), torch.tensor([1, 1])))
     0.5
     """
-    labels = true_labels(targets)
-    return _mean(predicted(logits, targets) == labels, kept(labels, ignore_index))
+    right = predicted(logits, targets) == true_labels(logits, targets)
+    return _mean(right, kept(targets, ignore_index))
 
 
 def top_k_accuracy(

@@ -61,20 +61,21 @@ def confusion(
 
     Args:
         logits: As for `fl.metrics.accuracy`.
-        targets: int64[N, ...], each in ``range(classes)`` or `ignore_index`.
+        targets: int64[N, ...], each in ``range(classes)`` or `ignore_index`; binary targets may be
+            bool or float.
         classes: Number of classes; default C of the logits, or 2 if binary.
         ignore_index: Targets of this value are ignored, such as -100 for padding.
 
     Raises:
-        ValueError: The shapes do not match, or `classes` is missing for predicted labels.
+        ValueError: The shapes do not match, `classes` is missing for predicted labels, or float
+            targets with logits of more than 2 classes.
 
     >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), classes=2).matrix.tolist()
     [[1, 1], [0, 1]]
     """
     c = class_count(logits, targets, classes)
-    labels = true_labels(targets)
-    pairs = labels * c + predicted(logits, targets)
-    return Confusion(count(pairs, c * c, kept(labels, ignore_index)).reshape(c, c))
+    pairs = true_labels(logits, targets) * c + predicted(logits, targets)
+    return Confusion(count(pairs, c * c, kept(targets, ignore_index)).reshape(c, c))
 
 
 def ratio(part: Tensor, whole: Tensor) -> Tensor:

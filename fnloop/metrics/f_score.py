@@ -60,7 +60,8 @@ def f1(
 
     Args:
         logits: As for `fl.metrics.accuracy`.
-        targets: int64[N, ...], each in ``range(classes)`` or `ignore_index`.
+        targets: int64[N, ...], each in ``range(classes)`` or `ignore_index`; binary targets may be
+            bool or float.
         average: ``"binary"`` (the score of class 1; default for binary logits), ``"macro"`` (the
             mean over the classes that occur; default otherwise), ``"weighted"`` (the mean weighted
             by the number of targets) or ``"micro"`` (one score from the counts of all classes).
@@ -69,7 +70,8 @@ def f1(
 
     Raises:
         ValueError: The shapes do not match, `classes` is missing for predicted labels, `average` is
-            unknown, or it is ``"binary"`` for more than 2 classes.
+            unknown, it is ``"binary"`` for more than 2 classes, or float targets with logits of
+            more than 2 classes.
 
     >>> import torch
     >>> float(f1(torch.tensor([2.0, -1.0, 3.0]), torch.tensor([1, 1, 1])))
@@ -84,8 +86,8 @@ def f1(
         raise ValueError(f'average is "macro", "micro", "weighted" or "binary"; got {average!r}.')
     if average == "binary" and c != 2:
         raise ValueError(f'average="binary" is for 2 classes; there are {c}.')
-    labels, guesses = true_labels(targets), predicted(logits, targets)
-    chosen = kept(labels, ignore_index)
+    labels, guesses = true_labels(logits, targets), predicted(logits, targets)
+    chosen = kept(targets, ignore_index)
     right = labels == guesses
     return F1(
         count(guesses, c, right if chosen is None else right & chosen),

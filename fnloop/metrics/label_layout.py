@@ -62,10 +62,26 @@ def predicted(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.detach().gt(0).long() if logits.is_floating_point() else logits.long()
 
 
-def true_labels(targets: Tensor) -> Tensor:
-    """Convert targets to int64; float targets are binary, with threshold 0.5."""
-    check_tensors(targets, targets)
-    return targets.gt(0.5).long() if targets.is_floating_point() else targets.long()
+def true_labels(logits: Tensor, targets: Tensor) -> Tensor:
+    """Convert targets to int64.
+
+    Float targets are binary, with threshold 0.5; of predicted labels they are rounded.
+
+    Raises:
+        ValueError: Float targets with logits of more than 2 classes.
+    """
+    dim = class_dim(logits, targets)
+    if not targets.is_floating_point():
+        return targets.long()
+    if dim is not None and logits.shape[dim] > 2:
+        raise ValueError(
+            f"Targets of {logits.shape[dim]} classes are integers, got {targets.dtype}; float "
+            "targets are those of 2 classes. Usual cause: a column of class numbers that was read "
+            "as floats; use targets.long()."
+        )
+    if logits.is_floating_point() or logits.dtype == torch.bool:
+        return targets.gt(0.5).long()
+    return targets.round().long()
 
 
 def class_count(logits: Tensor, targets: Tensor, classes: int | None) -> int:
@@ -95,8 +111,10 @@ def count(labels: Tensor, classes: int, chosen: Tensor | None) -> Tensor:
     return zeros.index_add(0, torch.where(chosen, flat, 0), chosen.long())
 
 
-def kept(labels: Tensor, ignore_index: int | None) -> Tensor | None:
+def kept(targets: Tensor, ignore_index: int | None) -> Tensor | None:
     """The mask of targets that are not ignored, bool of their shape; None if all count."""
     if ignore_index is None:
         return None
-    return labels != as_count(ignore_index, "ignore_index=", None)
+    # -100 is no uint8, and with a threshold it would be label 0.
+    values = targets if targets.is_floating_point() else targets.long()
+    return values != as_count(ignore_index, "ignore_index=", None)
