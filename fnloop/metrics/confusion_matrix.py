@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fnloop.metrics.label_layout import class_count, count, kept, predicted, true_labels
+from fnloop.metrics.label_layout import class_count, class_indices, count, kept
 from fnloop.trees.nodes import tree
 from fnloop.values.metrics import Metric
 
@@ -62,19 +62,21 @@ def confusion(
     Args:
         logits: As for `fl.metrics.accuracy`.
         targets: int64[N, ...], each in ``range(classes)`` or `ignore_index`; binary targets may be
-            bool or float.
-        classes: Number of classes; default C of the logits, or 2 if binary.
+            bool or float. Others are errors: compiled, an ``IndexError``; on an accelerator, its
+            failed assertion.
+        classes: Number of classes, at least C of the logits; default C, or 2 if binary.
         ignore_index: Targets of this value are ignored, such as -100 for padding.
 
     Raises:
-        ValueError: The shapes do not match, `classes` is missing for predicted labels, or float
-            targets with logits of more than 2 classes.
+        ValueError: The shapes do not match, `classes` is missing for predicted labels or too few,
+            float targets with logits of more than 2 classes, or a label is none of the classes.
 
     >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), classes=2).matrix.tolist()
     [[1, 1], [0, 1]]
     """
     c = class_count(logits, targets, classes)
-    pairs = true_labels(logits, targets) * c + predicted(logits, targets)
+    labels, guesses = class_indices(logits, targets, c)
+    pairs = labels * c + guesses
     return Confusion(count(pairs, c * c, kept(targets, ignore_index)).reshape(c, c))
 
 

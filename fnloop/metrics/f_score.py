@@ -7,7 +7,7 @@ from typing import Literal, Self, TypeAlias
 from torch import Tensor
 
 from fnloop.metrics.confusion_matrix import ratio
-from fnloop.metrics.label_layout import class_count, count, kept, predicted, true_labels
+from fnloop.metrics.label_layout import class_count, class_indices, count, kept
 from fnloop.trees.nodes import tree
 from fnloop.values.metrics import Metric
 
@@ -61,17 +61,18 @@ def f1(
     Args:
         logits: As for `fl.metrics.accuracy`.
         targets: int64[N, ...], each in ``range(classes)`` or `ignore_index`; binary targets may be
-            bool or float.
+            bool or float. Others are errors: compiled, an ``IndexError``; on an accelerator, its
+            failed assertion.
         average: ``"binary"`` (the score of class 1; default for binary logits), ``"macro"`` (the
             mean over the classes that occur; default otherwise), ``"weighted"`` (the mean weighted
             by the number of targets) or ``"micro"`` (one score from the counts of all classes).
-        classes: Number of classes; default C of the logits, or 2 if binary.
+        classes: Number of classes, at least C of the logits; default C, or 2 if binary.
         ignore_index: Targets of this value are ignored, such as -100 for padding.
 
     Raises:
-        ValueError: The shapes do not match, `classes` is missing for predicted labels, `average` is
-            unknown, it is ``"binary"`` for more than 2 classes, or float targets with logits of
-            more than 2 classes.
+        ValueError: The shapes do not match, `classes` is missing for predicted labels or too few,
+            `average` is unknown, it is ``"binary"`` for more than 2 classes, float targets with
+            logits of more than 2 classes, or a label is none of the classes.
 
     >>> import torch
     >>> float(f1(torch.tensor([2.0, -1.0, 3.0]), torch.tensor([1, 1, 1])))
@@ -86,7 +87,7 @@ def f1(
         raise ValueError(f'average is "macro", "micro", "weighted" or "binary"; got {average!r}.')
     if average == "binary" and c != 2:
         raise ValueError(f'average="binary" is for 2 classes; there are {c}.')
-    labels, guesses = true_labels(logits, targets), predicted(logits, targets)
+    labels, guesses = class_indices(logits, targets, c)
     chosen = kept(targets, ignore_index)
     right = labels == guesses
     return F1(

@@ -88,27 +88,63 @@ def class_count(logits: Tensor, targets: Tensor, classes: int | None) -> int:
     """The number of classes: `classes` if given, else C of the logits, or 2 if binary.
 
     Raises:
-        ValueError: `classes` is missing for predicted labels.
+        ValueError: `classes` is missing for predicted labels, or is not what the logits tell.
     """
-    if classes is not None:
-        return as_count(classes, "classes=", 1)
+    given = None if classes is None else as_count(classes, "classes=", 1)
     dim = class_dim(logits, targets)
-    if dim is not None:
-        return logits.shape[dim]
-    if logits.is_floating_point():
-        return 2
-    raise ValueError("Predicted labels do not tell how many classes there are; give classes=.")
+    if dim is None and not logits.is_floating_point():
+        if given is None:
+            raise ValueError(
+                "Predicted labels do not tell how many classes there are; give classes=."
+            )
+        return given
+    if dim is None and given not in (None, 2):
+        raise ValueError(
+            f"Predictions of dtype {logits.dtype} and of the targets' shape are binary logits, got "
+            f"classes={given}. Usual cause: predicted labels as floats; use predictions.long()."
+        )
+    found = 2 if dim is None else logits.shape[dim]
+    if given is not None and given < found:
+        raise ValueError(
+            f"Logits of shape {tuple(logits.shape)} predict {found} classes, got classes={given}. "
+            "Leave out classes=, or give the model as many outputs."
+        )
+    return found if given is None else given
 
 
-def count(labels: Tensor, classes: int, chosen: Tensor | None) -> Tensor:
-    """Count each label, where the mask `chosen` is true (None means all): int64[classes]."""
+def class_indices(logits: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The true and the predicted labels, for `count`.
+
+    What is not in ``range(classes)`` would count in the row of another class, and a compiled index
+    of -1 is the last one. It lies behind the last pair of classes, which is an error everywhere.
+    """
+    labels, guesses = true_labels(logits, targets), predicted(logits, targets)
+    labels = torch.where(labels < 0, classes**2, labels)
+    if not logits.is_floating_point():
+        guesses = torch.where((guesses < 0) | (guesses >= classes), classes**2, guesses)
+    return labels, guesses
+
+
+def count(labels: Tensor, size: int, chosen: Tensor | None) -> Tensor:
+    """Count each label, where the mask `chosen` is true (None means all): int64[size].
+
+    Raises:
+        ValueError: A label that counts is not in ``range(size)``.
+    """
     flat = labels.reshape(-1)
-    zeros = torch.zeros(classes, dtype=torch.int64, device=labels.device)
-    if chosen is None:
-        return zeros.index_add(0, flat, torch.ones_like(flat))
-    # No indexing with a mask: the size of its result depends on values, which would synchronize.
-    chosen = chosen.reshape(-1)
-    return zeros.index_add(0, torch.where(chosen, flat, 0), chosen.long())
+    ones = torch.ones_like(flat)
+    if chosen is not None:
+        # No indexing with a mask: the size of the result depends on values, which synchronizes.
+        ones = chosen.reshape(-1).long()
+        flat = torch.where(chosen.reshape(-1), flat, 0)
+    zeros = torch.zeros(size, dtype=torch.int64, device=labels.device)
+    try:
+        return zeros.index_add(0, flat, ones)
+    except IndexError:
+        raise ValueError(
+            "A target or a predicted label is none of the classes, which count from 0. Give "
+            "classes= as many as there are, and ignore_index= for padding."
+        ) from None
 
 
 def kept(targets: Tensor, ignore_index: int | None) -> Tensor | None:

@@ -86,5 +86,3 @@ def test_works_under_vmap() -> None:
 def test_labels_need_the_number_of_classes() -> None:
     with pytest.raises(ValueError, match="give classes="):
         confusion(torch.tensor([0, 1]), torch.tensor([0, 1]))
-    with pytest.raises((IndexError, RuntimeError)):
-        confusion(torch.zeros(2, 3), torch.tensor([0, 3]))

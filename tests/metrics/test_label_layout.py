@@ -67,6 +67,61 @@ def test_bytes_are_not_ignored_by_their_remainder(metric: Any) -> None:
     assert torch.equal(_number(found), _number(metric(logits, targets.long())))
 
 
+@pytest.mark.parametrize("metric", [f1, confusion])
+def test_fewer_classes_than_the_logits_have_are_refused(metric: Any) -> None:
+    logits, targets = torch.eye(4)[[3, 0, 1]], torch.tensor([0, 0, 1])
+    with pytest.raises(ValueError, match=r"\(3, 4\) predict 4 classes, got classes=3"):
+        metric(logits, targets, classes=3)
+    assert _number(metric(logits, targets, classes=5)) == _number(metric(logits, targets))
+
+
+@pytest.mark.parametrize("metric", [f1, confusion])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_binary_logits_have_two_classes(metric: Any, classes: int) -> None:
+    logits, targets = torch.tensor([2.0, 0.0, 1.0]), torch.tensor([2, 0, 1])
+    with pytest.raises(ValueError, match=r"binary logits, got classes=.*predictions\.long\(\)"):
+        metric(logits, targets, classes=classes)
+    assert metric(logits, targets % 2, classes=2) == metric(logits, targets % 2)
+
+
+OUTSIDE = [
+    ([0, 3, 1], [0, 1, 2]),
+    ([0, -1, 1], [0, 1, 2]),
+    ([0, 1, 2], [0, 3, 1]),
+    ([0, 1, 2], [0, -1, 1]),
+    ([0, 3, 0], [0, 0, 0]),
+]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # Inductor imports torch.jit
+@pytest.mark.parametrize("metric", [f1, confusion])
+@pytest.mark.parametrize(("guesses", "targets"), OUTSIDE)
+@pytest.mark.parametrize("how", ["eager", "vmap", "compiled"])
+def test_a_label_of_no_class_is_an_error(metric: Any, guesses: Any, targets: Any, how: str) -> None:
+    def counts(guesses: torch.Tensor, targets: torch.Tensor) -> Any:
+        made = metric(guesses, targets, classes=3)
+        return made.matrix if metric is confusion else (made.right, made.predictions, made.targets)
+
+    run: Any = {
+        "eager": counts,
+        "vmap": torch.func.vmap(counts),
+        "compiled": torch.compile(counts, fullgraph=True),
+    }[how]
+    labels = [torch.tensor(x) for x in (guesses, targets)]
+    if how == "vmap":
+        labels = [torch.stack([x.clamp(0, 2), x]) for x in labels]
+    run(*(x.clamp(0, 2) for x in labels))
+    with pytest.raises((ValueError, IndexError), match=r"none of the classes|out of bounds"):
+        run(*labels)
+
+
+@pytest.mark.parametrize("metric", [f1, confusion])
+def test_predictions_at_ignored_targets_may_be_anything(metric: Any) -> None:
+    guesses, targets = torch.tensor([0, 7, -1, 2]), torch.tensor([0, 9, 9, 1])
+    found = metric(guesses, targets, classes=3, ignore_index=9)
+    assert found == metric(guesses[[0, 3]], targets[[0, 3]], classes=3)
+
+
 def _number(metric: Any) -> torch.Tensor:
     value = metric.value()
     return value["accuracy"] if isinstance(value, dict) else torch.as_tensor(value)
