@@ -162,6 +162,7 @@ class Update(StepStage):
             return loss_of(found), found.mean
 
         own, params = state[self.name], state.params.select(self.inner.trained(state))
+        _check_shapes(grads.mean, params.select(grads.mean))
         loss = loss_of(grads)
         try:
             new, made = optimizer.search(evaluate, loss, grads.mean, own, params, step, finite)
@@ -191,6 +192,7 @@ class Update(StepStage):
         every = state.skeleton.trainable
         some = not grads.names == names == every
         params = state.params.select(grads)
+        _check_shapes(grads, params)
         memory = narrowed(own, set(every).difference(grads.names)) if some else own
         try:
             with self._drawing(state):
@@ -238,7 +240,7 @@ def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], 
     Raises:
         TypeError: `optimizer` is not an optimizer, or a chain without one.
         ValueError: The optimizer is named ``"scale"``; or, at the call, gradients have names that
-            are no trained parameters.
+            are no trained parameters, or other shapes than these.
 
     >>> import fnloop as fl
     >>> loss = lambda model, batch: model(batch).square().mean()
@@ -298,6 +300,21 @@ def _check(grads: Any, names: tuple[str, ...]) -> None:
             "The gradient stage returned gradients of names that are no trained parameters: "
             f"{', '.join(sorted(wrong))}."
         )
+
+
+def _check_shapes(grads: Tensors, params: Tensors) -> None:
+    if grads.shaped_like(params):
+        return
+    pairs = zip(grads.names, grads.shapes(), params.shapes(), strict=True)
+    rows = [(name, str(tuple(a)), str(tuple(b))) for name, a, b in pairs if a != b]
+    raise ValueError(
+        "The gradient stage returned gradients of other shapes than the parameters':\n"
+        + table(("name", "gradient", "parameter"), rows[:8])
+        + (f"\nand {len(rows) - 8} more." if len(rows) > 8 else "")
+        + "\nThe usual cause is a reduction that keeps a dimension of 1, such as "
+        "g.mean(0, keepdim=True) for g - g.mean(0, keepdim=True); broadcasting would make it the "
+        "gradient of every row."
+    )
 
 
 def _rested(

@@ -192,6 +192,19 @@ class NamedTensors(Mapping[str, Tensor]):
             self._plain = not any(map(_REQUIRES_GRAD, self._storages))
         return self._plain
 
+    def shapes(self) -> list[torch.Size]:
+        """The shapes of the whole tensors, in order."""
+        found = self.layout.outlines(self._storages)
+        return list(map(_SHAPE, self.peek() if found is None else found))
+
+    def shaped_like(self, other: Self) -> bool:
+        """Whether the shapes are those of `other`, which has the same names in the same order."""
+        if self.layout is not other.layout:
+            return self.shapes() == other.shapes()
+        if self._kinds is not None and self._kinds is other._kinds:  # as in most steps
+            return True
+        return list(map(_SHAPE, self._storages)) == list(map(_SHAPE, other._storages))
+
     # Other names or values.
 
     def like(self, named: Mapping[str, Tensor]) -> Self:
@@ -278,7 +291,7 @@ class NamedTensors(Mapping[str, Tensor]):
         return new
 
 
-_REQUIRES_GRAD = attrgetter("requires_grad")
+_REQUIRES_GRAD, _SHAPE = attrgetter("requires_grad"), attrgetter("shape")
 
 
 def _set(self: NamedTensors, layout: Layout, storages: Storages) -> None:

@@ -130,3 +130,66 @@ def test_gradients_of_other_parameters_are_refused():
     step = fl.pipe(fl.stage(other, "grad"), fl.update(fl.optim.sgd(0.1)))
     with pytest.raises(ValueError, match="that are no trained parameters: w"):
         step(step.init(nn.Linear(2, 1)), torch.ones(4, 2))
+
+
+def changing(change, only=None):
+    def changed(state, batch):
+        state, grads = fl.grad(loss, only=only)(state, batch)
+        return state, grads.replace(mean=change(grads.mean))
+
+    return fl.stage(changed, "grad")
+
+
+def row_means(mean):
+    return mean.map_named(lambda g: g.mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        fl.optim.sgd(0.1),
+        fl.optim.adamw(0.1),
+        fl.optim.chain(fl.optim.clip_by_norm(1.0), fl.optim.lion(0.1)),
+        fl.optim.lbfgs(),
+    ],
+    ids=["sgd", "adamw", "chain", "lbfgs"],
+)
+@pytest.mark.parametrize("only", [None, "weight"])
+def test_gradients_of_other_shapes_are_refused(optimizer, only):
+    step = fl.pipe(changing(row_means, only), fl.update(optimizer))
+    state = step.init(nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"weight +\(1, 2\) +\(3, 2\)"):
+        step(state, torch.ones(4, 2))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        row_means,
+        lambda mean: fl.Tensors({name: g.expand(2, *g.shape) for name, g in mean.items()}),
+        lambda mean: {**mean, "bias": mean["bias"].sum()},
+    ],
+    ids=["one row", "more rows", "a sum in a dict"],
+)
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda step: step,
+        lambda step: fl.compile(step, backend="aot_eager"),
+        lambda step: fl.ensemble(step, 2),
+    ],
+    ids=["eager", "compiled", "ensemble"],
+)
+def test_gradients_of_other_shapes_are_refused_everywhere(change, around):
+    step = around(fl.pipe(changing(change), fl.update(fl.optim.adamw(0.1))))
+    state = step.init(lambda: nn.Linear(2, 3), seed=0)
+    with pytest.raises(ValueError, match="gradients of other shapes"):
+        step(state, torch.ones(4, 2))
+
+
+def test_a_table_of_many_wrong_shapes_is_short():
+    step = fl.pipe(changing(row_means), fl.update(fl.optim.sgd(0.1)))
+    state = step.init(nn.Sequential(*[nn.Linear(2, 2) for _ in range(6)]))
+    with pytest.raises(ValueError, match="and 4 more") as raised:
+        step(state, torch.ones(4, 2))
+    assert str(raised.value).count("\n") == 11
