@@ -80,11 +80,11 @@ def init_callbacks(
     complete = True
     for callback in stages:
         if complete:
-            check_metric_names(callback.describe(), callback.needs(), example)
+            check_metric_names(callback.describe(), callback.needs(), example, state)
         state = callback.init(state, example)
         added = callback.adds(state, example)
         complete = complete and added is not None
         example.update(added or {})
     for effect in effects if complete else ():
-        check_metric_names(effect.name, effect.needs(), example)
+        check_metric_names(effect.name, effect.needs(), example, state)
     return state

@@ -19,7 +19,9 @@ from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.merging import find
 from fnloop.values.metrics import check_metrics
+from fnloop.values.monitored import OneNumber, one_number
 from fnloop.values.placing import check_same
+from fnloop.values.stacked import members_of
 from fnloop.values.state import State
 
 
@@ -105,10 +107,15 @@ def check_sent(sent: Any) -> None:
         raise TypeError(f"send takes a state, it was given {type(sent).__name__}.")
 
 
-def check_metric_names(who: str, names: Iterable[str], available: Mapping[str, Any]) -> None:
-    """Check that `available` has each of the metrics `names`."""
+def check_metric_names(
+    who: str, names: Iterable[str], available: Mapping[str, Any], state: State
+) -> None:
+    """Check that `available` has each of the metrics `names`, of a `OneNumber` one number."""
     for name in names:
-        if find(available, name) is not None:
+        value = find(available, name)
+        if value is not None:
+            if isinstance(name, OneNumber):
+                one_number(value, name, who, members_of(state))
             continue
         known = sorted(available)
         prefix, slash, _ = name.partition("/")

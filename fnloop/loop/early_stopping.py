@@ -107,7 +107,7 @@ class early_stopping(Monitoring):
         return self._reason(float(latest), float(best), int(waited), *map(bool, rules))
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
-        found = self.found(x)
+        found = self.found(state, x)
         if found is None:
             return state, x
         best, waited = state[self.name]["best"], state[self.name]["waited"]

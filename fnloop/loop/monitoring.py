@@ -8,6 +8,9 @@ from typing import Any
 from fnloop.stages.callback import Callback
 from fnloop.values.cursor import Cursor
 from fnloop.values.merging import find
+from fnloop.values.monitored import OneNumber, one_number
+from fnloop.values.stacked import members_of
+from fnloop.values.state import State
 
 
 class Monitoring(Callback):
@@ -22,11 +25,18 @@ class Monitoring(Callback):
         return self._may_be_in(reported)  # it may act at any step
 
     def needs(self) -> tuple[str, ...]:
-        return (self.monitor,)
+        return (OneNumber(self.monitor),)
 
-    def found(self, metrics: Mapping[str, Any]) -> Any:
-        """The value of the metric; None if it is not reported now."""
-        return find(metrics, self.monitor) if self._may_be_in(metrics) else None
+    def found(self, state: State, metrics: Mapping[str, Any]) -> Any:
+        """The value of the metric, one number or one for each member; None if it is not there.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        value = find(metrics, self.monitor) if self._may_be_in(metrics) else None
+        if value is None:
+            return None
+        return one_number(value, self.monitor, self.describe(), members_of(state))
 
     def _may_be_in(self, names: Collection[str]) -> bool:
         # Most steps report nothing that it could be, or be a part of.

@@ -103,7 +103,7 @@ class reduce_on_plateau(Monitoring):
         return {self.name: Sum(torch.zeros_like(state.step))}
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
-        found = self.found(x)
+        found = self.found(state, x)
         if found is None:
             return state, x
         best, bad, cooldown = (state[self.name][n] for n in ("best", "bad", "cooldown"))

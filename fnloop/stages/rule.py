@@ -17,6 +17,7 @@ from fnloop.values.choice import Flag
 from fnloop.values.looking import look
 from fnloop.values.merging import find
 from fnloop.values.metrics import Sum, as_tensor
+from fnloop.values.monitored import one_number
 from fnloop.values.state import State
 
 
@@ -35,15 +36,10 @@ class Rule(Callback):
         """The value of the monitored metric; None if it is missing.
 
         Raises:
-            ValueError: The metric has several values.
+            ValueError: It is not one number.
         """
         found = find(metrics, self.monitor)
-        if isinstance(found, Mapping) or (isinstance(found, Tensor) and found.ndim):
-            raise ValueError(
-                f"{self.describe()} monitors one number, but the metric {self.monitor!r} has "
-                f"several: {short(found)}."
-            )
-        return found
+        return None if found is None else one_number(found, self.monitor, self.describe())
 
 
 @tree

@@ -31,9 +31,10 @@ from fnloop.values.cursor import Cursor
 from fnloop.values.donated import may_be_overwritten
 from fnloop.values.merging import find, numbers
 from fnloop.values.metrics import Metrics
-from fnloop.values.monitored import best_of, check_mode
+from fnloop.values.monitored import OneNumber, best_of, check_mode, one_number
 from fnloop.values.parts import check_savable, ranks_of
 from fnloop.values.rhythm import Rhythm, Unit
+from fnloop.values.stacked import members_of
 from fnloop.values.state import State
 
 
@@ -246,7 +247,7 @@ class checkpoint(Effect):
         return self._keeper.kept.add(count, score, due, requested) is not None
 
     def needs(self) -> tuple[str, ...]:
-        return () if self.monitor is None else (self.monitor,)
+        return () if self.monitor is None else (OneNumber(self.monitor),)
 
     def needs_state(self, cursor: Cursor, reported: Collection[str]) -> bool:
         monitored = self.monitor is not None and self.monitor.startswith(tuple(reported))
@@ -407,7 +408,9 @@ class checkpoint(Effect):
             self._delete()
         else:
             requested = status == "interrupted"
-            score = self._score(run.state, self._metrics)
+            score = None
+            with contextlib.suppress(ValueError):  # it is no number, which has ended the run
+                score = self._score(run.state, self._metrics)
             job = self._job(run.state, score, self.last, requested, status)
             patiently(job, write_may_pass)  # there is no later occasion
 
@@ -452,9 +455,10 @@ class checkpoint(Effect):
             self._warn(f"a checkpoint that is no longer needed cannot be deleted: {error}")
 
     def _score(self, state: State, metrics: Metrics) -> float | None:
-        value = find(metrics, self.monitor or "")
-        if value is not None:
+        value = find(metrics, self.monitor) if self.monitor else None
+        if self.monitor and value is not None:
             self._seen = True
+            value = one_number(value, self.monitor, self.name, members_of(state))
             return None if _is_untrained(state, metrics) else best_of(value, self.mode)
         if not self._seen:
             self._names.update(metrics)

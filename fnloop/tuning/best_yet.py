@@ -73,7 +73,7 @@ class keep_best(Monitoring):
         return {"value": value, "batches": torch.zeros_like(state.step), **kept}
 
     def __call__(self, state: State, x: Mapping[str, Any]) -> tuple[State, Mapping[str, Any]]:
-        found = self.found(x)
+        found = self.found(state, x)
         if found is None:
             return state, x
         own = state[self.name]

@@ -24,7 +24,7 @@ from fnloop.tuning.halving_result import Halving, Rung, by_score, sizes
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
 from fnloop.values.merging import find
-from fnloop.values.monitored import check_mode
+from fnloop.values.monitored import check_mode, one_number
 from fnloop.values.stacked import chosen, member, members_of
 from fnloop.values.state import State
 
@@ -197,6 +197,7 @@ def _scores(states: State, validation: Any, monitor: str) -> tuple[float, ...]:
             f"halving compares members by {monitor!r}, which {validation.describe()} does not add. "
             f"It adds: {', '.join(metrics)}."
         )
+    found = one_number(found, monitor, "halving", members_of(states))
     value = torch.as_tensor(found, dtype=torch.float64).reshape(-1)
     if len(value) != members_of(states):
         raise ValueError(
