@@ -155,7 +155,11 @@ class Effect(Explained):
         """Called before any effect is opened: raise here if the run must not begin."""
 
     def needs(self) -> tuple[str, ...]:
-        """Names of the metrics that it waits for; one that nothing reports is an error."""
+        """Names of the metrics that it waits for; one that nothing reports is an error.
+
+        They are keys of the metrics, or of ``fl.metrics.numbers(metrics)``, where a metric has
+        several values.
+        """
         return ()
 
     def open(self, run: Run) -> None:

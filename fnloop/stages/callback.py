@@ -92,7 +92,11 @@ class Callback(Stage, abstract=True):
         return ()
 
     def needs(self) -> tuple[str, ...]:
-        """Names of the metrics that it requires."""
+        """Names of the metrics that it requires; one that nothing reports is an error at the start.
+
+        A name such as ``"val/confusion/f1"`` is that of one value of a metric with several. It is
+        no key of the metrics, but of ``fl.metrics.numbers(metrics)``.
+        """
         return ()
 
     def adds(self, state: State, metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:

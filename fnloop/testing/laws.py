@@ -22,6 +22,7 @@ from fnloop.testing.comparison import LawError, Step, name_of
 from fnloop.trees.equal import alike, same_structure, tree_diff, tree_equal
 from fnloop.trees.paths import tree_items
 from fnloop.values.grads import Grads
+from fnloop.values.merging import find
 from fnloop.values.start import start
 from fnloop.values.state import State
 
@@ -280,7 +281,7 @@ def _init_of(step: Stage, metrics: Mapping[str, Any] | None) -> Callable[..., St
     if not isinstance(step, Callback):
         return step.init
     example = dict(metrics or {})
-    missing = [name for name in step.needs() if name not in example]
+    missing = [name for name in step.needs() if find(example, name) is None]
     if missing:
         raise TypeError(
             f"The memory of {step.describe()} is made from the first step's metrics; it needs "

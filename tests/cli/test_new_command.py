@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import fnloop as fl
 from fnloop.cli.new_command import TEMPLATES
+from fnloop.cli.templates.own_callback import new_callback
 
 KINDS = {
     "grad": ("stage", "auto_clip"),
@@ -31,6 +35,21 @@ def test_what_is_written_passes_its_tests(cli, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout
     assert "12 passed" in done.stdout
+
+
+def test_a_callback_reads_one_value_of_a_metric_with_several():
+    def matrix(model, x):
+        return {"matrix": fl.metrics.confusion(model(x), (x[:, 0] > 0.2).long())}
+
+    step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    x = torch.linspace(-1, 1, 16).reshape(8, 2)
+    data = fl.Batches(x, 4)
+    validate = fl.every(1, fl.validate(matrix, data), unit="epoch")
+    lowest = new_callback("val/matrix/accuracy")
+    state = step.init(lambda: nn.Linear(2, 2), seed=0)
+    _, history = fl.fit(step, state, data, epochs=3, callbacks=[validate, lowest])
+    shown = history["val/matrix/accuracy"]
+    assert history["new_callback"] == [min(shown[: i + 1]) for i in range(3)]
 
 
 def test_no_name_of_a_template_is_left(cli, tmp_path):

@@ -185,6 +185,9 @@ def test_init_of_a_callback():
         testing.check_init(watch, nn.Linear(2, 1))
     testing.check_init(watch, nn.Linear(2, 1), metrics={"val/loss": fl.Mean(1.0, 1)})
     testing.check_init(watch, state(), metrics={"val/loss": fl.Mean(1.0, 1)})
+    digits = fl.metrics.confusion(torch.eye(2), torch.tensor([0, 1]))
+    inside = fl.early_stopping("val/digits/f1", mode="max")
+    testing.check_init(inside, state(), metrics={"val/digits": digits})
 
     @fl.tree
     class Forgetful(fl.base.Callback):

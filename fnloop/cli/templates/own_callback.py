@@ -34,8 +34,9 @@ class new_callback(fl.base.Callback):
         return (self.monitor,)
 
     def __call__(self, state: fl.State, x: Mapping[str, Any]) -> tuple[fl.State, Mapping[str, Any]]:
-        if self.monitor not in x:
+        values = fl.metrics.numbers(x)
+        if self.monitor not in values:
             return state, x
-        value = torch.tensor(float(x[self.monitor]), dtype=torch.float64)
+        value = torch.tensor(values[self.monitor], dtype=torch.float64)
         lowest = torch.fmin(state[self.name], value)
         return state.put(self.name, lowest), {**x, self.name: fl.Last(lowest)}
