@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self, TypeAlias
 
+import torch
 from torch import Tensor
 
 from fnloop.metrics.confusion_matrix import ratio
@@ -23,12 +24,14 @@ class F1(Metric):
         predictions: int64[C]; number of predictions.
         targets: int64[C]; number of targets.
         average: See `fl.metrics.f1`.
+        by_label: Whether the counts are those of multi-label targets: of the ones of each label.
     """
 
     right: Tensor
     predictions: Tensor
     targets: Tensor
     average: Average = "macro"
+    by_label: bool = False
 
     def merge(self, other: Self) -> Self:
         return type(self)(
@@ -36,6 +39,7 @@ class F1(Metric):
             self.predictions + other.predictions,
             self.targets + other.targets,
             self.average,
+            self.by_label,
         )
 
     def value(self) -> Tensor:
@@ -45,7 +49,9 @@ class F1(Metric):
         scores = ratio(2 * self.right, cases)
         if self.average == "binary":
             return scores[1]
-        weights = self.targets if self.average == "weighted" else (cases > 0).long()
+        weights = self.targets
+        if self.average == "macro":  # of classes, those that occur; of labels, all
+            weights = ((cases.sum() if self.by_label else cases) > 0).expand_as(cases).long()
         return (scores * weights).sum() / weights.sum()
 
 
@@ -66,7 +72,13 @@ def f1(
         average: ``"binary"`` (the score of class 1; default for binary logits), ``"macro"`` (the
             mean over the classes that occur; default otherwise), ``"weighted"`` (the mean weighted
             by the number of targets) or ``"micro"`` (one score from the counts of all classes).
-        classes: Number of classes, at least C of the logits; default C, or 2 if binary.
+            Of multi-label targets, which are binary logits of shape [N, L], these three are over
+            the scores of the L labels, of which macro counts those that never occur as 0;
+            ``"binary"`` is one score over all labels. For binary logits of a sequence, [N, T], use
+            ``logits.flatten(), targets.flatten()``.
+        classes: Number of classes, at least C of the logits; default C, or 2 if binary. With
+            ``classes=2`` the averages of binary logits are over the two classes, whatever the
+            shape.
         ignore_index: Targets of this value are ignored, such as -100 for padding.
 
     Raises:
@@ -74,7 +86,6 @@ def f1(
             `average` is unknown, it is ``"binary"`` for more than 2 classes, float targets with
             logits of more than 2 classes, or a label is none of the classes.
 
-    >>> import torch
     >>> float(f1(torch.tensor([2.0, -1.0, 3.0]), torch.tensor([1, 1, 1])))
     0.8
     """
@@ -89,10 +100,21 @@ def f1(
         raise ValueError(f'average="binary" is for 2 classes; there are {c}.')
     labels, guesses = class_indices(logits, targets, c)
     chosen = kept(targets, ignore_index)
+    by_label = average != "binary" and classes is None and _is_multi_label(logits, targets)
+    n = targets.shape[1] if by_label else 0
+    if by_label:  # the zeros of each label, then the ones of each
+        places = torch.arange(n, device=targets.device)
+        labels, guesses, c = labels * n + places, guesses * n + places, c * n
     right = labels == guesses
-    return F1(
+    counts = [
         count(guesses, c, right if chosen is None else right & chosen),
         count(guesses, c, chosen),
         count(labels, c, chosen),
-        average,
-    )
+    ]
+    if by_label:
+        counts = [each[n:] for each in counts]
+    return F1(counts[0], counts[1], counts[2], average, by_label)
+
+
+def _is_multi_label(logits: Tensor, targets: Tensor) -> bool:
+    return logits.shape == targets.shape and targets.ndim == 2 and targets.shape[1] > 1
