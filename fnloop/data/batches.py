@@ -27,6 +27,8 @@ Order = ShuffledOrder | BucketOrder | WeightedOrder
 _AHEAD = 3 << 13  # positions shuffled at once: a batch of 64 then takes 1 us instead of 70
 _CUT = 32  # batches cut from them at once, at most: each is a tensor of its own
 
+_FIXED = frozenset(("batch_size", "shuffle", "seed", "drop_last", "examples", "batches"))
+
 _BATCH_SIZE = whole(1)._replace(
     fix="The data is one argument, such as a tuple: fl.Batches((x, y), 64)."
 )
@@ -69,6 +71,8 @@ class Batches:
         examples: Number of examples.
         batches: Number of batches per epoch.
 
+    What it was made with stays; `resized` gives the same data in batches of another size.
+
     Raises:
         TypeError: `data` is none of these, or `collate` is given for tensors.
         ValueError: There is no example, leading dimensions differ, `batch_size` is less than 1,
@@ -82,6 +86,9 @@ class Batches:
     >>> batch["x"].tolist(), cursor.tolist()
     ([4.0], [1, 0, 3])
     """
+
+    batch_size: int
+    batches: int | None  # part of the Source protocol
 
     @explained
     def __init__(
@@ -120,11 +127,20 @@ class Batches:
                 f"drop_last=True leaves no batch: there are {self.examples} examples and "
                 f"batch_size is {batch_size}. Make batch_size smaller, or keep the last batch."
             )
-        self.batch_size = batch_size
         self._length = (self.examples + (0 if self.drop_last else batch_size - 1)) // batch_size
-        self.batches: int | None = self._length  # part of the Source protocol
+        vars(self).update(batch_size=batch_size, batches=self._length)
         self._ahead = batch_size * max(1, min(_CUT, _AHEAD // batch_size))
         self._order = self._new_order()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and name in vars(self):
+            resized = "batches.resized(n), the same data in batches of n examples"
+            other = resized if name == "batch_size" else "another fl.Batches"
+            raise AttributeError(
+                f"{name} of fl.Batches cannot be set: a run that is under way would go on with the "
+                f"old value. Take {other}, and go on with that in another call of fl.fit."
+            )
+        super().__setattr__(name, value)
 
     def resized(self, batch_size: int) -> Batches:
         """The same data in batches of another size.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import random
 import time
 from collections import UserDict
@@ -347,3 +348,42 @@ def test_a_table_is_told_how_to_become_tensors():
         as_source(table)
     x = torch.tensor(table[["a", "b"]].to_numpy()).float()
     assert next(iter(fl.Batches(x, 2, shuffle=False))).tolist() == [[1.0, 3.0], [2.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    "name", ["batch_size", "shuffle", "seed", "drop_last", "examples", "batches"]
+)
+def test_what_batches_are_made_with_cannot_be_set(name: str) -> None:
+    batches = Batches(torch.arange(10), 4, seed=1)
+    walked = walk(batches, Cursor(), 5)
+    remedy = r"resized\(n\)" if name == "batch_size" else r"another fl\.Batches"
+    with pytest.raises(AttributeError, match=f"{name} of fl.Batches cannot be set.*{remedy}"):
+        setattr(batches, name, 2)
+    for (after, batch), (then, other) in zip(walked, walk(batches, Cursor(), 5), strict=True):
+        assert after == then and torch.equal(batch, other)
+
+
+def test_resized_is_made_anew_and_the_old_one_stays() -> None:
+    batches = Batches(torch.arange(10), 4, seed=1, drop_last=True)
+    for many in (batches.resized(3), pickle.loads(pickle.dumps(batches)).resized(3)):
+        made = Batches(torch.arange(10), 3, seed=1, drop_last=True)
+        assert (len(many), many.batches, many.batch_size) == (3, 3, 3)
+        assert repr(many) == repr(made) and many.about() == made.about()
+        for (after, batch), (then, other) in zip(
+            walk(many, Cursor(), 7), walk(made, Cursor(), 7), strict=True
+        ):
+            assert after == then and torch.equal(batch, other)
+    assert (len(batches), batches.batch_size) == (2, 4)
+
+
+def test_a_run_goes_on_in_batches_of_another_size() -> None:
+    """The index of the cursor counts examples, so no example is missed or read twice."""
+    step = fl.pipe(
+        lambda m, x: (m(x).mean(), {"seen": fl.Sum(x.sum())}), fl.grad, fl.update(fl.optim.sgd(0.1))
+    )
+    batches, seen = Batches(torch.arange(10.0)[:, None], 2, seed=1), 0.0
+    state = step.init(torch.nn.Linear(1, 1))
+    for part, steps in ((batches, 2), (batches.resized(3), 2)):
+        state, history = fl.fit(step, state, part, steps=steps)
+        seen += sum(row["seen"] for row in history)
+    assert seen == sum(range(10)) and state.cursor.tolist() == [1, 0, 4]
