@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from yaml import YAMLError
 
 from fnloop.cli import yaml_dialect
 from fnloop.cli.class_names import ClassNames, found_at
@@ -139,10 +138,7 @@ class Choices:
         return [option, *[self._text(text, kind, place) for text in group[1:]]]
 
     def _text(self, text: str, kind: Any, place: tuple[str, ...]) -> str:
-        try:
-            value = yaml_dialect.load(text)
-        except YAMLError:
-            return text
+        value = yaml_dialect.load_flag(text)
         found = self._found(value, kind, place)
         if found == value:
             return text
@@ -206,11 +202,7 @@ def _given(name: str, tokens: Sequence[str]) -> Iterator[str | None]:
     for token, after in zip(tokens, [*tokens[1:], ""], strict=True):
         _, equals, value = token.partition("=")
         if _chooses(token, name):
-            text = value if equals else after
-            try:
-                yield _class_in(yaml_dialect.load(text))
-            except YAMLError:
-                yield text
+            yield _class_in(yaml_dialect.load_flag(value if equals else after))
 
 
 def _groups(arguments: Sequence[str]) -> Iterator[list[str]]:

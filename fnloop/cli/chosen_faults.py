@@ -7,9 +7,6 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from yaml import YAMLError
-
-from fnloop.cli import yaml_dialect
 from fnloop.cli.chosen import ARGUMENTS, PATH, Choices, place_of
 from fnloop.cli.chosen_errors import (
     no_argument,
@@ -27,6 +24,7 @@ from fnloop.cli.config import Config
 from fnloop.cli.flag_types import UNFIT, fits, is_simple, read
 from fnloop.cli.subclasses import known_classes
 from fnloop.cli.value_errors import wrong_value
+from fnloop.cli.yaml_dialect import load_flag
 
 
 class _Given(Protocol):
@@ -54,7 +52,7 @@ def fault_in(given: _Given, name: str) -> str | None:
     for option, text in _options(name, given.arguments):
         at = place_of(option)
         here = _Here(choices, f"--{'.'.join(at)}", at, choices.kind(at))
-        if fault := _misplaced(choices, at) or here.fault(_read(text), option.endswith("+")):
+        if fault := _misplaced(choices, at) or here.fault(load_flag(text), option.endswith("+")):
             return fault
     return None
 
@@ -153,13 +151,6 @@ def _options(name: str, arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
         option, equals, value = token.partition("=")
         if token.startswith("--") and place_of(option)[0] == name:
             yield option, value if equals else after
-
-
-def _read(text: str) -> Any:
-    try:
-        return yaml_dialect.load(text) if text else ""
-    except YAMLError:
-        return text
 
 
 def _first(faults: Iterable[str | None]) -> str | None:

@@ -13,10 +13,8 @@ import types
 from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from yaml import YAMLError
-
-from fnloop.cli import yaml_dialect
 from fnloop.cli.class_types import alternatives
+from fnloop.cli.yaml_dialect import load_flag
 
 UNFIT: Any = object()
 _SCALARS = (str, int, float, bool, type(None))
@@ -86,10 +84,7 @@ def read(text: str, kind: Any) -> Any:
     >>> read("010", int), read("3e5", str), read("3e5", float | None), read("12:30", int | str)
     (10, '3e5', 300000.0, '12:30')
     """
-    try:
-        value = yaml_dialect.load(text)
-    except YAMLError:
-        value = text
+    value = load_flag(text)
     found = [] if isinstance(value, str) else [value]
     if type(value) is int:
         found.append(float(value))

@@ -22,6 +22,7 @@ from fnloop.cli.links import Links
 from fnloop.cli.messages import did_you_mean, usage
 from fnloop.cli.source import RESERVED, parameters
 from fnloop.cli.value_errors import wrong_value
+from fnloop.cli.yaml_dialect import load_flag
 
 _WORDS = {"true": "true", "yes": "true", "on": "true"} | {
     "false": "false",
@@ -122,7 +123,7 @@ def parse(
     if helped is not None:
         raise helped
     plain = choices.shown(yaml_dialect.load(parser.dump(parsed, skip_unset=False)))
-    own, kept = dict(_own_values(typed)), dict(_unwritten(parsed, typed))
+    own, kept = dict(_own_values(parsed, typed)), dict(_unwritten(parsed, typed))
     return Flags(
         values={name: kept.get(name, own.get(name, ready[name])) for name in names},
         plain={name: own.get(name, plain[name]) for name in names if name not in kept},
@@ -163,11 +164,16 @@ def _variables(names: Sequence[str], arguments: list[str]) -> Iterator[str]:
         yield f"--{'.'.join([known[first], *map(str.lower, parts)])}={value}"
 
 
-def _own_values(typed: Typed) -> Iterator[tuple[str, Any]]:
-    """The flags that are read without jsonargparse, and their values."""
+def _own_values(parsed: Namespace, typed: Typed) -> Iterator[tuple[str, Any]]:
+    """The flags that are read without jsonargparse, and their values.
+
+    Besides those of simple types these are texts that it reads as None, such as ``#7`` where None
+    is allowed.
+    """
     for name, kind in typed.choices.kinds.items():
         text, config = typed.text_of(name), typed.config_of(name)
-        if text is not None and is_simple(kind):
+        lost = parsed[name] is None and text is not None and load_flag(text) is not None
+        if text is not None and (is_simple(kind) or lost):
             value = read(text, kind)
             if value is UNFIT:
                 fault = wrong_value(f"--{name}", kind, text)

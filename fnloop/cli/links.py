@@ -13,8 +13,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from yaml import YAMLError
-
 from fnloop.cli import yaml_dialect
 from fnloop.cli.chosen import ARGUMENTS, PATH, Choices
 from fnloop.cli.class_names import found_at
@@ -166,10 +164,7 @@ class Links:
     def _read(self, text: str, kind: Any) -> Any:
         if kind is not None and is_simple(kind) and (value := read(text, kind)) is not UNFIT:
             return value
-        try:
-            return yaml_dialect.load(text)
-        except YAMLError:
-            return text
+        return yaml_dialect.load_flag(text)
 
 
 def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -123,7 +123,7 @@ def _unwritten_defaults(recipe: Callable[..., Any]) -> Iterator[str]:
 
 # A configuration makes only what the types of flags allow: no class of its own choice as an `Any`.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
-set_loader("fnloop", yaml_dialect.load, exceptions=(YAMLError,))
+set_loader("fnloop", yaml_dialect.load_flag, exceptions=(YAMLError,))
 set_dumper("fnloop", yaml_dialect.dump)
 
 

@@ -133,6 +133,29 @@ def load(text: str) -> Any:
     return _loaded(text)[0]
 
 
+def load_flag(text: str) -> Any:
+    """The value that a text has on the command line: what is not one value as a whole is text.
+
+    So is what begins with ``#`` or ends in a comment, and what `load` refuses. Nothing is written
+    ``null``, and in no other way.
+
+    >>> load_flag("5"), load_flag("null"), load_flag("[1, null]"), load_flag("[1")
+    (5, None, [1, None], '[1')
+    >>> load_flag("#7"), load_flag("5 # c"), load_flag("~"), load_flag("")
+    ('#7', '5 # c', '~', '')
+    """
+    try:
+        value, node = _loaded(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(node, yaml.CollectionNode):
+        return value
+    whole = text.strip()
+    if value is None:
+        return None if whole == "null" else text
+    return value if node.value == whole else text
+
+
 def load_with_lines(text: str) -> tuple[Any, dict[str, tuple[int, str]]]:
     """The value of a document; and for each key of its mapping the line and what is written there.
 

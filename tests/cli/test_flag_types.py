@@ -27,6 +27,7 @@ def recipe(
     named: dict[str, str | None] | None = None,
     anything: Any = None,
     path: pathlib.Path = pathlib.Path("x"),
+    place: pathlib.Path | None = None,
     pair: tuple[str, int] = ("a", 1),
 ) -> None: ...
 
@@ -120,6 +121,24 @@ def test_odd_flags_of_every_type_are_refused_or_read_back(text: str) -> None:
             continue
         again = read_again(flags.plain)
         assert repr(again.values) == repr(flags.values) and repr(again.plain) == repr(flags.plain)
+
+
+LOST = ["#7", "", "---", "~", "Null", "5 # c", "a #b", "&a", "!!str 5", "None", "a\nb", "%x"]
+"""Texts that a document of YAML would lose, or a part of them."""
+
+
+@pytest.mark.parametrize("text", LOST, ids=ascii)
+def test_only_the_word_null_is_none_on_the_command_line(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUN_MAYBE", text)
+    values = parsed("--env", "RUN", f"--either={text}", f"--place={text}", f"--anything={text}")
+    expected = {"maybe": text, "either": text, "place": pathlib.Path(text), "anything": text}
+    assert {name: values.values[name] for name in expected} == expected
+    values = parsed("--maybe", "null", "--place", "null", "--anything", "null")
+    assert [values.values[name] for name in ("maybe", "place", "anything")] == [None] * 3
+    with pytest.raises(Problem, match=r"--some takes list\[str\] \| None, got"):
+        parsed(f"--some={text}")
 
 
 def test_numbers_are_read_in_one_dialect() -> None:
