@@ -68,7 +68,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
     print(_outcome(job, history), flush=True)
     if "SIGTERM" in history.reason:
         return _SIGNALS["SIGTERM"]
-    found = sweep_report.scores(job.recipe, state, history, job.sweep.size)
+    found = sweep_report.scored(job.recipe, state, history, job.sweep.size)
     if found is not None:
         ranked = sweep_report.Ranked(job.recipe, job.sweep, found)
         print(f"\n{ranked.title}\n{ranked.table()}")

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from fnloop.cli import run_report
 from fnloop.cli.evaluate_command import results
@@ -21,16 +22,34 @@ from fnloop.values.monitored import larger_is_better
 from fnloop.values.state import State
 
 
-def scores(recipe: Recipe, state: State, history: History, size: int) -> Scores | None:
-    """The metrics of each member on the validation data; without any, the last training loss."""
-    parts = run_report.parts_of(recipe.data)
-    parts = {name: part for name, part in parts.items() if name.partition("/")[0] == "val"}
-    found = dict(results(recipe, state, parts)) if parts else {}
-    if not found and len(history):
-        names = ["loss[0]"] if "loss[0]" in history else []
-        row = {f"loss[{i}]": history[f"loss[{i}]"][-1] for i in range(size) if names}
-        found = {"train": row}
-    return by_member(found, size) or None
+class Scored(NamedTuple):
+    """What is known of the members in the end.
+
+    Attributes:
+        of: What the metrics are of.
+        scores: The metrics.
+    """
+
+    of: str
+    scores: Scores
+
+
+def scored(recipe: Recipe, state: State, history: History, size: int) -> Scored | None:
+    """The metrics of each member on the validation data; without any, on the training data.
+
+    If that cannot be read again, or has not been read to its end once (which may take longer than
+    the sweep), they are the last training losses in the history.
+    """
+    for which in ("val", "train") if state.cursor[0] else ("val",):
+        parts = run_report.parts_of(recipe.data)
+        parts = {name: part for name, part in parts.items() if name.partition("/")[0] == which}
+        found = by_member(dict(results(recipe, state, parts)), size) if parts else {}
+        if found:
+            return Scored("last state", found)
+    losses = [f"loss[{i}]" for i in range(size)]
+    if not set(losses) <= set(history.names):
+        return None
+    return Scored("last report of training", {"train/loss": [history[n][-1] for n in losses]})
 
 
 class Ranked:
@@ -39,20 +58,21 @@ class Ranked:
     Args:
         recipe: What was trained.
         sweep: Its members.
-        scores: Of all members.
+        scored: What is known of them.
     """
 
-    def __init__(self, recipe: Recipe, sweep: Sweep, scores: Scores) -> None:
-        self.sweep, self.scores = sweep, scores
+    def __init__(self, recipe: Recipe, sweep: Sweep, scored: Scored) -> None:
+        self.sweep, self.scores, self._of = sweep, scored.scores, scored.of
         self.points, self.seeds = sweep.points, len(sweep.seeds)
-        self.metric, self.larger = _judged_by(recipe, scores)
-        self.order = sorted(range(sweep.size), key=lambda i: self._rank(scores[self.metric][i]))
+        self.metric, self.larger = _judged_by(recipe, self.scores)
+        row = self.scores[self.metric]
+        self.order = sorted(range(sweep.size), key=lambda i: self._rank(row[i]))
 
     @property
     def title(self) -> str:
         """What the table shows."""
         order = "largest" if self.larger else "smallest"
-        return f"last state, {order} {self.metric} first"
+        return f"{self._of}, {order} {self.metric} first"
 
     def table(self) -> str:
         """A line for each member."""
@@ -119,8 +139,9 @@ def _judged_by(recipe: Recipe, scores: Scores) -> tuple[str, bool]:
     inner = [getattr(callback, "inner", callback) for callback in recipe.callbacks]
     for one in [*effects_of(recipe), *inner]:
         name, mode = getattr(one, "monitor", None), getattr(one, "mode", None)
-        if name in scores and mode in ("min", "max"):
-            return str(name), mode == "max"
+        known = [each for each in (name, f"train/{name}") if each in scores]
+        if known and mode in ("min", "max"):
+            return known[0], mode == "max"
     losses = [name for name in scores if name.rpartition("/")[2] == "loss"]
     name = (losses or list(scores))[0]
     return name, larger_is_better(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
@@ -122,7 +121,7 @@ def test_arguments_of_the_default_class_alone(capsys):
     assert (own["lr"], own["momentum"], own["name"]) == (0.5, 0.9, "sgd")
 
 
-def test_arguments_of_a_class_are_swept(cli):
+def test_arguments_of_a_class_are_swept(cli, numbers):
     given = ["r.py", "--model.width", "4", "--rate"]
     code, out, err = cli("sweep", *given, "0.5,1", "--optimizer.lr", "0.05,0.2")
     assert code == 0 and "model=Net(width=4, drop=0.0)" in err, err
@@ -131,9 +130,10 @@ def test_arguments_of_a_class_are_swept(cli):
     found = {(rate, lr): float(loss) for _, rate, lr, loss in rows}
     assert len(found) == 4
     arguments = [*given, "0.5", "--optimizer.lr", "0.2", "--folder", "runs/b"]
-    assert cli("fit", *arguments)[0] == 0
-    *_, last = csv.DictReader(Path("runs/b/history.csv").read_text().splitlines())
-    assert float(last["loss"]) == pytest.approx(found["0.5", "0.2"], rel=1e-3)
+    code, out, _ = cli("fit", *arguments)
+    assert code == 0 and numbers(out)["train"]["loss"] == pytest.approx(
+        found["0.5", "0.2"], rel=1e-3
+    )
 
 
 @pytest.mark.parametrize(

@@ -153,13 +153,40 @@ def test_a_step_that_cannot_be_vmapped_is_trained_in_a_loop(edited, cli):
     assert code == 1 and "vmapped" not in err and "RuntimeError: no" in err
 
 
-def test_a_recipe_without_validation_is_judged_by_its_loss(edited, cli):
+def test_a_recipe_without_validation_is_judged_by_its_loss(edited, cli, numbers):
     edited("step, model, data, callbacks,", "step, model, data.train, [],")
     recipe = edited("folder=folder)", "folder=None)")
     code, out, err = cli("sweep", recipe, "--lr", "0.01,0.1", "--epochs", "2", "--chunk", "1")
     assert code == 0, err
-    assert "smallest train/loss first" in out and "--lr 0.1" in out
+    assert "last state, smallest train/loss first" in out and "--lr 0.1" in out
+    table = out[out.index("member") :].splitlines()[1:3]
+    found = {lr: float(loss) for _, lr, loss in map(str.split, table)}
+    for lr in found:  # as fit shows the last state, not a mean over the last epoch
+        _, single, _ = cli("fit", recipe, "--lr", lr, "--epochs", "2")
+        assert numbers(single)["train"]["loss"] == pytest.approx(found[lr], rel=1e-3)
     assert not Path("runs").exists()
+
+
+def test_without_validation_a_monitored_metric_of_training_decides(edited, cli):
+    edited(
+        "return (model(x) - y).square().mean()",
+        """error = (model(x) - y).square().mean()
+    return error, {"score": error.detach()}""",
+    )
+    edited("step, model, data, callbacks,", "step, model, data.train, callbacks[1:],")
+    recipe = edited('monitor="val/loss"', 'monitor="score", mode="max"')
+    code, out, err = cli("sweep", recipe, "--lr", "0.1,0.01", "--epochs", "1")
+    assert code == 0, err
+    assert "last state, largest train/score first" in out
+    assert re.search(r"best +--lr 0.01$", out, re.MULTILINE)
+
+
+def test_before_an_epoch_has_ended_the_losses_are_those_of_training(edited, cli):
+    edited("step, model, data, callbacks, epochs=epochs", "step, model, data.train, [], steps=2")
+    recipe = edited("folder=folder)", "folder=None)")
+    code, out, err = cli("sweep", recipe, "--lr", "0.01,0.1")
+    assert code == 0, err
+    assert "last report of training, smallest train/loss first" in out
 
 
 @pytest.mark.parametrize(
