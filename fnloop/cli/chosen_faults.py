@@ -46,12 +46,12 @@ def fault_in(given: _Given, name: str) -> str | None:
     choices = given.choices
     for config in given.configs:
         if name in config.values:
-            here = _Here(choices, f"{config.where(name)}: {name}", (name,), choices.kinds[name])
+            here = _Here(choices, config, name, (name,), choices.kinds[name])
             if fault := here.fault(config.values[name]):
                 return fault
     for option, text in _options(name, given.arguments):
         at = place_of(option)
-        here = _Here(choices, f"--{'.'.join(at)}", at, choices.kind(at))
+        here = _Here(choices, None, "", at, choices.kind(at))
         if fault := _misplaced(choices, at) or here.fault(load_flag(text), option.endswith("+")):
             return fault
     return None
@@ -62,18 +62,29 @@ class _Here(NamedTuple):
 
     Attributes:
         choices: All that were chosen.
-        told: Its name in messages.
-        at: Its path of flags.
+        config: The configuration that it is in; None on the command line.
+        entry: Its path there.
+        at: Its path of flags: without the numbers of items in lists.
         kind: The type of its value.
     """
 
     choices: Choices
-    told: str
+    config: Config | None
+    entry: str
     at: tuple[str, ...]
     kind: Any
 
+    @property
+    def told(self) -> str:
+        """Its name in messages."""
+        name = ".".join(self.at)
+        return f"--{name}" if self.config is None else f"{self.config.where(self.entry)}: {name}"
+
     def below(self, name: str, kind: Any) -> _Here:
-        return _Here(self.choices, f"{self.told}.{name}", (*self.at, name), kind)
+        return self.inside(name)._replace(at=(*self.at, name), kind=kind)
+
+    def inside(self, name: str | int) -> _Here:
+        return self._replace(entry=f"{self.entry}.{name}")
 
     def fault(self, value: Any, adds: bool = False) -> str | None:
         item, record = items_of(self.kind), record_of(self.kind)
@@ -83,7 +94,8 @@ class _Here(NamedTuple):
             return no_name(self.told, record, value)
         if isinstance(value, list):
             inner = self._replace(kind=item)
-            return None if item is Any else _first(inner.fault(each) for each in value)
+            faults = (inner.inside(i).fault(each) for i, each in enumerate(value))
+            return None if item is Any else _first(faults)
         if value is not None and not is_chosen(self.kind):
             return self._fault_of_plain(value)
         if not isinstance(value, str):
@@ -119,7 +131,7 @@ class _Here(NamedTuple):
             return _first(self.below(n, each).fault(v) for n, v in value.items())
         made = self.choices.made(self.at)
         if PATH in value:
-            if fault := self.fault(value[PATH]):
+            if fault := self.inside(PATH).fault(value[PATH]):
                 return fault
             made = found_at(self.choices.known.path(value[PATH], self.kind))
         if made is None and is_chosen(self.kind):
@@ -129,7 +141,7 @@ class _Here(NamedTuple):
             return None
         own = value.get(ARGUMENTS) or {} if {PATH, ARGUMENTS} & value.keys() else value
         if wrong := [name for name in own if name not in known]:
-            return no_argument(self.choices, self.told, made, wrong[0])
+            return no_argument(self.choices, self.inside(wrong[0]).told, made, wrong[0])
         return _first(self.below(n, known[n]).fault(v) for n, v in own.items())
 
 

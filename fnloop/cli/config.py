@@ -25,8 +25,8 @@ class Config:
     Attributes:
         path: The file.
         values: Its entries, as YAML gives them.
-        lines: The line of each entry.
-        texts: What is written there for a number, a word or a text.
+        lines: The line of each entry, by its path as flags have it: ``model.width``.
+        texts: What is written there for a number, a word or a text; else nothing.
 
     Raises:
         Problem: It cannot be read, is no YAML, or no mapping.
@@ -55,17 +55,19 @@ class Config:
                 "lines such as\n  lr: 0.001"
             )
         self.values: dict[str, Any] = {str(key): value for key, value in (values or {}).items()}
-        self.lines = {key: line for key, (line, _) in entries.items()}
-        self.texts = {key: text for key, (_, text) in entries.items()}
+        self.lines = {short(path): line for path, (line, _) in entries.items()}
+        self.texts = {short(path): text for path, (_, text) in entries.items()}
 
     @property
     def plain(self) -> dict[str, Any]:
         """Its entries as flags have them, if it was written by `write`: nothing is referred to."""
         return {name: _each_text(value, _literal) for name, value in self.values.items()}
 
-    def where(self, key: str) -> str:
-        """The position of an entry, ``file:line``."""
-        return f"{shown(self.path)}:{self.lines.get(key, 1)}"
+    def where(self, path: str) -> str:
+        """The position of an entry, or of what it would be in, ``file:line``."""
+        while path and path not in self.lines:
+            path = path.rpartition(".")[0]
+        return f"{shown(self.path)}:{self.lines.get(path, 1)}"
 
     def recipe(self) -> Path | None:
         """The recipe file that it names, relative to its own folder; None if it names none."""
@@ -86,6 +88,11 @@ class Config:
                     f"{self.where(key)}: {who} has no flag {key!r}.{hint} It has: "
                     f"{', '.join(known[:-1]) or 'none'}."
                 )
+
+
+def short(path: str) -> str:
+    """A path as flags have it, ``model.width`` for ``model.init_args.width``."""
+    return path.replace(".init_args.", ".")
 
 
 def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

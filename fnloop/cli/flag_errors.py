@@ -119,10 +119,11 @@ def _wrong_value(key: str, what: str, typed: Typed | None) -> str:
         return _got(place, own[1] if own else "", what)
     config = typed.config_of(name)
     if typed.text_of(key) is None and config is not None:
-        place = f"{config.where(name)}: {key}"
-        text = config.texts.get(name)
-        if text is not None and _kind(name, typed) == "str":
-            return f'{place} takes str, and {text} is none without quotes: {name}: "{text}".'
+        place = f"{config.where(key)}: {key}"
+        text, kind = config.texts.get(key), typed.choices.kind(tuple(key.split(".")))
+        if text and kind is str:
+            last = key.rpartition(".")[2]
+            return f'{place} takes str, and {text} is none without quotes: {last}: "{text}".'
     if name in typed.choices.names and (
         fault := fault_in(typed, name) or told_by_parser(place, what)
     ):

@@ -16,7 +16,7 @@ from typing import Any
 from fnloop.cli import yaml_dialect
 from fnloop.cli.chosen import ARGUMENTS, PATH, Choices
 from fnloop.cli.class_names import found_at
-from fnloop.cli.config import REFERENCE, Config
+from fnloop.cli.config import REFERENCE, Config, short
 from fnloop.cli.flag_types import UNFIT, is_simple, read, types_of
 from fnloop.cli.links_errors import in_a_circle, to_nothing
 from fnloop.cli.messages import usage, value_text
@@ -24,6 +24,9 @@ from fnloop.cli.source import parameters
 
 _PLAIN = (str, int, float, bool, list, dict, type(None))
 _MISSING: Any = object()
+
+_Where = Callable[[str], str]
+"""Of the path of an entry: where it stands, for messages."""
 
 
 class Links:
@@ -67,7 +70,7 @@ class Links:
     def _config(self, config: Config) -> Config:
         changed = copy.copy(config)
         changed.values = {
-            name: value if name == "recipe" else self._filled(value, config.where(name), (name,))
+            name: value if name == "recipe" else self._filled(value, config.where, (name,))
             for name, value in config.values.items()
         }
         return changed
@@ -90,32 +93,32 @@ class Links:
             return text
         whole = self._read(text, None)
         whole = whole if isinstance(whole, dict | list) else text
-        value = self._filled(whole, place, (_short(place[2:]),))
+        value = self._filled(whole, lambda _: place, (short(place[2:]),))
         if isinstance(value, str):
             return value
         return yaml_dialect.dump(value).removesuffix("\n").removesuffix("\n...")
 
-    def _filled(self, value: Any, place: str, at: tuple[str, ...]) -> Any:
+    def _filled(self, value: Any, where: _Where, at: tuple[str, ...]) -> Any:
         """A value without references; `at` are the paths that have led to it, its own last."""
         if isinstance(value, list):
             return [
-                self._filled(e, place, (*at[:-1], f"{at[-1]}.{i}")) for i, e in enumerate(value)
+                self._filled(e, where, (*at[:-1], f"{at[-1]}.{i}")) for i, e in enumerate(value)
             ]
         if isinstance(value, dict):
             below = {name: at[-1] if name == ARGUMENTS else f"{at[-1]}.{name}" for name in value}
-            return {n: self._filled(e, place, (*at[:-1], below[n])) for n, e in value.items()}
+            return {n: self._filled(e, where, (*at[:-1], below[n])) for n, e in value.items()}
         if not isinstance(value, str) or "${" not in value:
             return value
         whole = REFERENCE.fullmatch(value)
         if whole and not whole[1]:
-            return self._value(whole[2], place, at)
+            return self._value(whole[2], where, at)
         return REFERENCE.sub(
-            lambda m: m[0][1:] if m[1] else _words(self._value(m[2], place, at)), value
+            lambda m: m[0][1:] if m[1] else _words(self._value(m[2], where, at)), value
         )
 
-    def _value(self, path: str, place: str, at: tuple[str, ...]) -> Any:
+    def _value(self, path: str, where: _Where, at: tuple[str, ...]) -> Any:
         """The value that a path refers to."""
-        path = _short(path.strip())
+        path, place = short(path.strip()), where(at[0])
         self.of.setdefault(at[-1], []).append(path)
         first = next((i for i, each in enumerate(at) if _within(each, path)), None)
         if first is not None:
@@ -123,7 +126,7 @@ class Links:
         found = self._given(path)
         if found is _MISSING:
             raise usage(to_nothing(place, path, list(self._flags)))
-        return self._filled(found, place, (*at, path))
+        return self._filled(found, where, (*at, path))
 
     def _given(self, path: str) -> Any:
         """What was given last for a path, references as they are; else its default."""
@@ -149,7 +152,7 @@ class Links:
         """What was given for a flag, the last first; a part of it within mappings."""
         layers = list[Any]()
         for option, text in self._pairs:
-            own, *parts = _short(option).split(".")
+            own, *parts = short(option).split(".")
             if own != name:
                 continue
             value = self._read(text, self._kinds.get(name) if not parts else None)
@@ -175,11 +178,6 @@ def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
         if option.startswith("--") and not option.endswith("+"):
             found.append((option[2:], value if equals else after))
     return found
-
-
-def _short(path: str) -> str:
-    """A path as flags have it, ``model.width`` for ``model.init_args.width``."""
-    return path.replace(f".{ARGUMENTS}.", ".")
 
 
 def _last(path: str) -> str:

@@ -9,7 +9,7 @@ where it would be read as something else.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any, ClassVar
 
 import yaml
@@ -157,16 +157,16 @@ def load_flag(text: str) -> Any:
 
 
 def load_with_lines(text: str) -> tuple[Any, dict[str, tuple[int, str]]]:
-    """The value of a document; and for each key of its mapping the line and what is written there.
+    """The value of a document; and for each entry in it the line and what is written there.
+
+    Entries go by their paths, items of lists by their numbers: ``model.widths.0``. Nothing but a
+    number, a word or a text is written in so many words.
 
     Raises:
         yaml.YAMLError: As `load`.
     """
     value, node = _loaded(text)
-    entries = node.value if isinstance(node, yaml.MappingNode) else []
-    return value, {
-        str(key.value): (key.start_mark.line + 1, str(entry.value)) for key, entry in entries
-    }
+    return value, dict(_entries(node))
 
 
 def dump(value: Any) -> str:
@@ -183,6 +183,18 @@ def dump(value: Any) -> str:
         default_flow_style=False,
         width=1 << 20,
     )
+
+
+def _entries(node: Any, before: str = "") -> Iterator[tuple[str, tuple[int, str]]]:
+    below = list[tuple[str, Any, Any]]()
+    if isinstance(node, yaml.MappingNode):
+        below = [(str(key.value), key, entry) for key, entry in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        below = [(str(i), item, item) for i, item in enumerate(node.value)]
+    for name, first, entry in below:
+        written = entry.value if isinstance(entry, yaml.ScalarNode) else ""
+        yield before + name, (first.start_mark.line + 1, str(written))
+        yield from _entries(entry, f"{before}{name}.")
 
 
 def _loaded(text: str) -> tuple[Any, Any]:

@@ -373,6 +373,27 @@ def test_what_is_wrong_with_a_choice_in_yaml(capsys, value, message):
 
 
 @pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("model:\n  class_path: Nett", "wrong.yaml:3: model: there is no class 'Nett'."),
+        (
+            "model:\n  class_path: Net\n  init_args:\n    width: x",
+            "wrong.yaml:5: model.width takes",
+        ),
+        ("model:\n  class_path: Net\n  init_args:\n    widt: 3", "wrong.yaml:5: model: Net has no"),
+        (
+            "callbacks:\n- class_path: fl.early_stopping\n  init_args: {monitor: loss}\n"
+            "- class_path: fl.early_stopping\n  init_args:\n    monitor: loss\n    mode: 3",
+            "wrong.yaml:8: callbacks.mode takes",
+        ),
+    ],
+)
+def test_an_error_within_a_choice_names_its_own_line(capsys, value, message):
+    Path("wrong.yaml").write_text(f"rows: 4\n{value}\n")
+    assert message in refused(capsys, "r.py", "--config", "wrong.yaml")
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--kind", "nn.Tahn"], "--kind: there is no class 'nn.Tahn'. Did you mean nn.Tanh?"),

@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from tests.cli.conftest import NESTED
+
 
 @pytest.fixture
 def printed(recipe, cli):
@@ -103,6 +105,17 @@ def test_an_unknown_key_in_the_configuration(refused, tmp_path):
 def test_a_wrong_type_in_the_configuration(refused, tmp_path):
     (tmp_path / "a.yaml").write_text("epochs: 3\nlr: fast\n")
     assert "a.yaml:2: lr takes float, got 'fast'" in refused("--config", "a.yaml")
+
+
+def test_an_error_within_a_dataclass_names_its_own_line(cli, tmp_path):
+    (tmp_path / "line.py").write_text(NESTED)
+    for entry, told in {
+        "lr: fast": "a.yaml:6: opt.lr takes float, got 'fast'.",
+        "mometum: 1": "a.yaml:6: opt: Opt has no argument 'mometum'. Did you mean 'momentum'?",
+    }.items():
+        (tmp_path / "a.yaml").write_text(f"epochs: 3\nopt:\n\n  # mine\n\n  {entry}\n")
+        code, _, err = cli("fit", "line.py", "--config", "a.yaml")
+        assert code == 2 and told in err, err
 
 
 def test_a_malformed_configuration(refused, tmp_path):

@@ -120,6 +120,10 @@ def test_what_is_swept_is_referred_to_as_well(cli, edited):
     [
         ("rows: ${row}", "c.yaml:2: ${row} refers to nothing. Did you mean ${rows}? The flags: "),
         ("rows: ${model.widht}", "c.yaml:2: ${model.widht} refers to nothing: model has no"),
+        (
+            "model:\n  class_path: Net\n  init_args:\n    width: ${row}",
+            "c.yaml:5: ${row} refers to nothing.",
+        ),
         ("rows: ${rows}", "${rows} refers to itself: rows -> rows. One of them needs a value."),
         (
             "rows: ${model.width}\nmodel:\n  class_path: Net\n  init_args:\n    width: ${rows}",

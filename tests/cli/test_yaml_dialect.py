@@ -159,3 +159,6 @@ def test_aliases_count_as_what_they_stand_for() -> None:
 def test_the_lines_and_texts_of_entries() -> None:
     value, entries = yaml_dialect.load_with_lines("# mine\na: 010\n\nb: [1]\n")
     assert value == {"a": 10, "b": [1]} and entries["a"] == (2, "010") and entries["b"][0] == 4
+    _, entries = yaml_dialect.load_with_lines("a:\n\n  b:\n    - c: 1\n    -\n      d: 2\n")
+    found = {path: line for path, (line, _) in entries.items()}
+    assert found == {"a": 1, "a.b": 3, "a.b.0": 4, "a.b.0.c": 4, "a.b.1": 6, "a.b.1.d": 6}
