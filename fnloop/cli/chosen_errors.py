@@ -17,6 +17,7 @@ from fnloop.cli.class_types import arguments_of, bases_of, given_by, is_below
 from fnloop.cli.flag_types import kind_text
 from fnloop.cli.messages import OWN, did_you_mean, shown
 from fnloop.cli.subclasses import known_classes
+from fnloop.cli.value_errors import wrong_value
 
 _LISTED = 4
 _WRONG_TYPE = r'Parser key "([\w.]+)":\s*Expected an? <class \'(\w+)\'>\. Got value: (.*?)\.? Got'
@@ -130,7 +131,7 @@ def no_name(place: str, record: Any, value: Any) -> str:
     """A dataclass, which is not chosen, was given another value than its fields."""
     flag = _flag(place)
     own = " ".join(f"{flag}.{each} VALUE" for each in arguments_of(record) or ())
-    return f"{place} takes {kind_text(record)}, got {value!r}. It is given by its fields: {own}"
+    return f"{wrong_value(place, record, value)} It is given by its fields: {own}"
 
 
 def no_list(place: str, name: str) -> str:

@@ -21,7 +21,7 @@ from fnloop.cli.chosen_errors import (
 from fnloop.cli.class_names import found_at
 from fnloop.cli.class_types import arguments_of, is_chosen, items_of, record_of, values_of
 from fnloop.cli.config import Config
-from fnloop.cli.flag_types import UNFIT, fits, is_simple, read
+from fnloop.cli.flag_types import UNFIT, fits, is_simple, read, takes_none
 from fnloop.cli.subclasses import known_classes
 from fnloop.cli.value_errors import wrong_value
 from fnloop.cli.yaml_dialect import load_flag
@@ -43,18 +43,40 @@ def fault_in(given: _Given, name: str) -> str | None:
         given: What was given for all.
         name: The flag.
     """
+    return _first(
+        _misplaced(given.choices, here.at) or here.fault(value, adds)
+        for here, value, adds in _places(given, name)
+    )
+
+
+def null_in(given: _Given, name: str) -> str | None:
+    """The error that null was given for a flag, or within it, where the type has no None.
+
+    The parser takes null for every type, but for items of lists and mappings, and on the command
+    line.
+
+    Args:
+        given: What was given for all.
+        name: The flag.
+    """
+    return _first(
+        here.null(value)
+        for here, value, _ in _places(given, name)
+        if here.config is not None or value is not None or not here.is_parsed
+    )
+
+
+def _places(given: _Given, name: str) -> Iterator[tuple[_Here, Any, bool]]:
+    """What was given for a flag: where, the value, and whether it is added to a list."""
     choices = given.choices
     for config in given.configs:
         if name in config.values:
             here = _Here(choices, config, name, (name,), choices.kinds[name])
-            if fault := here.fault(config.values[name]):
-                return fault
+            yield here, config.values[name], False
     for option, text in _options(name, given.arguments):
         at = place_of(option)
         here = _Here(choices, None, "", at, choices.kind(at))
-        if fault := _misplaced(choices, at) or here.fault(load_flag(text), option.endswith("+")):
-            return fault
-    return None
+        yield here, load_flag(text), option.endswith("+")
 
 
 class _Here(NamedTuple):
@@ -81,7 +103,7 @@ class _Here(NamedTuple):
         return f"--{name}" if self.config is None else f"{self.config.where(self.entry)}: {name}"
 
     def below(self, name: str, kind: Any) -> _Here:
-        return self.inside(name)._replace(at=(*self.at, name), kind=kind)
+        return self.inside(name)._replace(at=(*self.at, str(name)), kind=kind)
 
     def inside(self, name: str | int) -> _Here:
         return self._replace(entry=f"{self.entry}.{name}")
@@ -103,6 +125,27 @@ class _Here(NamedTuple):
         if item is Any or value == "None":
             return self._fault_of_name(value)
         return self._replace(kind=item).fault(value) if adds else no_list(self.told, value)
+
+    @property
+    def is_parsed(self) -> bool:
+        """Whether the parser reads a text by this type: not by that of an argument of a class."""
+        above = self.at[:-1]
+        fields = not above or record_of(self.choices.kind(above)) is not None
+        return fields and not is_chosen(self.kind)
+
+    def null(self, value: Any) -> str | None:
+        if isinstance(value, list):
+            inner = self._replace(kind=items_of(self.kind))
+            items = ((i, each) for i, each in enumerate(value) if each is not None)
+            return _first(inner.inside(i).null(each) for i, each in items)
+        if isinstance(value, dict):
+            return _first(here.null(each) for here, each in self._parts(value))
+        if value is not None or takes_none(self.kind):
+            return None
+        record = record_of(self.kind)
+        if record is not None:
+            return no_name(self.told, record, None)
+        return wrong_value(self.told, self.kind, None)
 
     def _fault_of_plain(self, value: Any) -> str | None:
         if is_simple(self.kind):
@@ -126,23 +169,47 @@ class _Here(NamedTuple):
     def _fault_of_mapping(self, value: Mapping[str, Any]) -> str | None:
         if fault := wrong_keys(self.told, value):
             return fault
-        if PATH not in value and values_of(self.kind) is not Any:
-            each = values_of(self.kind)
-            return _first(self.below(n, each).fault(v) for n, v in value.items())
-        made = self.choices.made(self.at)
-        if PATH in value:
-            if fault := self.inside(PATH).fault(value[PATH]):
-                return fault
-            made = found_at(self.choices.known.path(value[PATH], self.kind))
+        if self._holds(value):
+            return _first(here.fault(each) for here, each in self._parts(value))
+        if PATH in value and (fault := self.inside(PATH).fault(value[PATH])):
+            return fault
+        made = self._made(value)
         if made is None and is_chosen(self.kind):
             return no_choice(self.told, value)
         known = arguments_of(made) if made is not None else None
         if known is None:
             return None
-        own = value.get(ARGUMENTS) or {} if {PATH, ARGUMENTS} & value.keys() else value
-        if wrong := [name for name in own if name not in known]:
+        if wrong := [name for name in _arguments_in(value) if name not in known]:
             return no_argument(self.choices, self.inside(wrong[0]).told, made, wrong[0])
-        return _first(self.below(n, known[n]).fault(v) for n, v in own.items())
+        return _first(here.fault(each) for here, each in self._parts(value))
+
+    def _holds(self, value: Mapping[str, Any]) -> bool:
+        """Whether a mapping is one itself, and not the choice of a class."""
+        return PATH not in value and values_of(self.kind) is not Any
+
+    def _made(self, value: Mapping[str, Any]) -> Any:
+        """The class or function that a mapping chooses, or is for; None if it is unknown."""
+        if PATH in value:
+            return found_at(self.choices.known.path(str(value[PATH]), self.kind))
+        return self.choices.made(self.at) or record_of(self.kind)
+
+    def _parts(self, value: Mapping[str, Any]) -> Iterator[tuple[_Here, Any]]:
+        """The values of a mapping, or the arguments of the class that it chooses."""
+        if self._holds(value):
+            each = values_of(self.kind)
+            return ((self.below(n, each), part) for n, part in value.items())
+        made = self._made(value)
+        known = (arguments_of(made) if made is not None else None) or {}
+        own = _arguments_in(value)
+        return ((self.below(n, known.get(n, Any)), part) for n, part in own.items())
+
+
+def _arguments_in(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a class in what chooses it, or changes those of the one before."""
+    if not {PATH, ARGUMENTS} & value.keys():
+        return value
+    own = value.get(ARGUMENTS)
+    return own if isinstance(own, dict) else {}
 
 
 def _misplaced(choices: Choices, at: tuple[str, ...]) -> str | None:

@@ -106,7 +106,12 @@ def arguments_of(made: Any) -> Mapping[str, Any] | None:
         kinds = get_type_hints(made.__init__ if own else made)
     except (NameError, TypeError, AttributeError):
         kinds = {}
-    return {each.name: kinds.get(each.name, Any) for each in known}
+    return {each.name: with_default(kinds.get(each.name, Any), each.default) for each in known}
+
+
+def with_default(kind: Any, default: Any) -> Any:
+    """The type of a parameter: with None, if that is its default."""
+    return kind | None if default is None and kind is not Any else kind
 
 
 def given_by(made: Any) -> Any:

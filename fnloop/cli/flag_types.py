@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fnloop.cli.class_types import alternatives
+from fnloop.cli.class_types import alternatives, with_default
 from fnloop.cli.yaml_dialect import load_flag
 
 UNFIT: Any = object()
@@ -21,12 +21,20 @@ _SCALARS = (str, int, float, bool, type(None))
 
 
 def types_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of a function's parameters; none if an annotation cannot be resolved."""
+    """The types of a function's parameters; none if an annotation cannot be resolved.
+
+    That of a parameter with the default None has None in it.
+    """
     try:
         found = get_type_hints(function)
     except (NameError, TypeError, AttributeError):
         return {}
-    return {name: kind for name, kind in found.items() if name != "return"}
+    flags = inspect.signature(function).parameters
+    return {
+        name: with_default(kind, flags[name].default)
+        for name, kind in found.items()
+        if name != "return"
+    }
 
 
 def kind_text(kind: Any) -> str:
@@ -68,6 +76,20 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is dict and isinstance(value, dict):
         of_key, of_value = arguments or (Any, Any)
         return all(fits(k, of_key) and fits(v, of_value) for k, v in value.items())
+    return False
+
+
+def takes_none(kind: Any) -> bool:
+    """Whether None is of a type, as far as is known.
+
+    >>> takes_none(int | None), takes_none(object), takes_none(list[int]), takes_none(Literal["a"])
+    (True, True, False, False)
+    """
+    for each in alternatives(kind):
+        made = get_origin(each) or each
+        known = inspect.isclass(made) or made is Literal
+        if made in (Any, type(None), object) or not known or None in get_args(each):
+            return True
     return False
 
 

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from fnloop.cli import yaml_dialect
 from fnloop.cli.chosen import Choices
-from fnloop.cli.chosen_faults import fault_in
+from fnloop.cli.chosen_faults import fault_in, null_in
 from fnloop.cli.chosen_help import asked_help
 from fnloop.cli.config import Config
 from fnloop.cli.flag_errors import Typed, explain, referring, text_of
@@ -103,6 +103,9 @@ def parse(
         configs, tidied = links.resolved()
         typed = Typed(function, choices, configs, tidied, links.of)
         settled = choices.settle(parser, configs, tidied)
+        for name in choices.kinds:
+            if fault := null_in(typed, name):
+                raise usage(fault + referring(name, typed.links))
         help = asked_help(parser.prog, choices, tidied)
         try:
             if help is None:

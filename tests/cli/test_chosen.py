@@ -321,6 +321,8 @@ ELSE = (
             "--model: Net has no argument 'widt'. Did you mean 'width'? It has: width, drop.",
         ),
         (["--model.width", "x"], "--model.width takes int, got 'x'."),
+        (["--model.width", "null"], "--model.width takes int, got null."),
+        (["--model", "null"], "--model takes Callable[[], Module], got null."),
         (["--model", "Nets"], "no class 'Nets'. Did you mean Net? " + ELSE.format("--model")),
         (["--model", "beside.Deap"], "no class 'beside.Deap'. Did you mean beside.Deep?"),
         (["--optimizer", "fl.optim.lyon"], "'fl.optim.lyon'. Did you mean fl.optim.lion?"),
@@ -381,6 +383,10 @@ def test_what_is_wrong_with_a_choice_in_yaml(capsys, value, message):
             "wrong.yaml:5: model.width takes",
         ),
         ("model:\n  class_path: Net\n  init_args:\n    widt: 3", "wrong.yaml:5: model: Net has no"),
+        (
+            "model:\n  class_path: Net\n  init_args:\n    width: null",
+            "wrong.yaml:5: model.width takes int, got null.",
+        ),
         (
             "callbacks:\n- class_path: fl.early_stopping\n  init_args: {monitor: loss}\n"
             "- class_path: fl.early_stopping\n  init_args:\n    monitor: loss\n    mode: 3",

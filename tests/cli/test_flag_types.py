@@ -161,6 +161,21 @@ def test_a_number_for_a_text_says_to_quote_it(tmp_path: pathlib.Path) -> None:
     assert (values["text"], values["maybe"], values["count"]) == ("3e563", "null", 10)
 
 
+def test_null_is_refused_where_the_type_has_none(tmp_path: pathlib.Path) -> None:
+    given = {"text": "str", "either": "int | str", "count": "int", "path": "Path"}
+    given |= {"pair": "tuple[str, int]", "word": "Literal['3e5', 'on', 1]", "some": ""}
+    given |= dict.fromkeys(("maybe", "number", "named", "anything", "place"), "")
+    for name, kind in given.items():
+        (tmp_path / "a.yaml").write_text(f"# mine\n{name}: null\n")
+        arguments = ("--config", str(tmp_path / "a.yaml"))
+        if not kind:
+            assert parsed(*arguments).values[name] is None
+            continue
+        with pytest.raises(Problem) as refused:
+            parsed(*arguments)
+        assert str(refused.value).endswith(f"a.yaml:2: {name} takes {kind}, got null.")
+
+
 def test_the_command_line_wins_over_the_configuration(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.yaml").write_text("some: [a]\nmaybe: b\nanything: 1\n")
     flags = parsed("--config", str(tmp_path / "a.yaml"), "--some+=c", "--maybe=d", "--anything=2")

@@ -112,10 +112,31 @@ def test_an_error_within_a_dataclass_names_its_own_line(cli, tmp_path):
     for entry, told in {
         "lr: fast": "a.yaml:6: opt.lr takes float, got 'fast'.",
         "mometum: 1": "a.yaml:6: opt: Opt has no argument 'mometum'. Did you mean 'momentum'?",
+        "lr: null": "a.yaml:6: opt.lr takes float, got null.",
     }.items():
         (tmp_path / "a.yaml").write_text(f"epochs: 3\nopt:\n\n  # mine\n\n  {entry}\n")
         code, _, err = cli("fit", "line.py", "--config", "a.yaml")
         assert code == 2 and told in err, err
+
+
+def test_null_for_a_dataclass_is_refused(cli, tmp_path):
+    (tmp_path / "line.py").write_text(NESTED)
+    (tmp_path / "a.yaml").write_text("opt: null\n")
+    fields = "takes Opt, got null. It is given by its fields: --opt.lr VALUE --opt.momentum VALUE"
+    for arguments, place in (
+        (["--config", "a.yaml"], "a.yaml:1: opt"),
+        (["--opt", "null"], "--opt"),
+    ):
+        code, _, err = cli("fit", "line.py", *arguments)
+        assert code == 2 and f"{place} {fields}" in err, err
+
+
+def test_a_default_of_none_allows_null(edited, cli, tmp_path):
+    recipe = edited("note: str | None = None", "note: str = None")
+    (tmp_path / "a.yaml").write_text("note: null\n")
+    for arguments in (["--config", "a.yaml"], ["--note", "null"]):
+        code, out, err = cli("fit", recipe, *arguments, "--print-config")
+        assert code == 0 and yaml.safe_load(out)["note"] is None, err
 
 
 def test_a_malformed_configuration(refused, tmp_path):
