@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from fnloop.cli.config import flat
 from fnloop.cli.forward import first_batch, train_of
 from fnloop.cli.given import Given, given_in
 from fnloop.cli.messages import Problem, shown, usage
+from fnloop.cli.source import parameters
 from fnloop.stages.scale import multipliers
 from fnloop.trees.nodes import tree_leaves
 from fnloop.trees.show import short
 from fnloop.tuning.batch_size_finder import find_batch_size
 from fnloop.tuning.lr_finder import find_lr
+from fnloop.tuning.lr_search import reason_of
 from fnloop.values.state import State
 
 
@@ -25,13 +28,13 @@ def run_find_lr(arguments: Sequence[str]) -> int:
     """``fnloop find-lr RECIPE.py``."""
     given = given_in("find-lr", arguments)
     options = given.flags.options
+    _check_candidates(options)
     plot = given.picture()
     recipe = given.recipe()
     state = recipe.step.init(recipe.model, seed=recipe.seed)
+    _check_rate(options.get("of"), state)
     own = {"of": "name", "from": "min_lr", "to": "max_lr", "candidates": "steps"}
     settings: dict[str, Any] = {own[k]: v for k, v in options.items() if k in own}
-    if "name" not in settings and len(rates := _rates(state)) > 1:
-        raise usage(f"Which learning rate? --of NAME, one of: {', '.join(rates)}.")
     found = find_lr(recipe.step, state, recipe.data, **settings)
     print(found.table())
     rows = list[tuple[str, str]]()
@@ -45,7 +48,8 @@ def run_find_lr(arguments: Sequence[str]) -> int:
     if rows:
         print(f"\n{run_report.columns(rows)}")
     if found.suggestion is None:
-        raise Problem(f"There is no suggestion for {found.name}: {found.reason}.")
+        reason = reason_of(found, "--from", "--to", "--candidates")
+        raise Problem(f"There is no suggestion for {found.name}: {reason}.")
     return 0
 
 
@@ -53,6 +57,7 @@ def run_find_batch_size(arguments: Sequence[str]) -> int:
     """``fnloop find-batch-size RECIPE.py``."""
     given = given_in("find-batch-size", arguments)
     options = given.flags.options
+    _check_sizes(options)
     flag = _size_flag(given, options.get("of", "batch_size"))
     recipe = given.recipe()
     state = recipe.step.init(recipe.model, seed=recipe.seed)
@@ -68,6 +73,36 @@ def run_find_batch_size(arguments: Sequence[str]) -> int:
     rows = [("suggestion", f"--{flag} {found.suggestion}"), ("because", found.reason)]
     print(f"\n{run_report.columns(rows)}")
     return 0
+
+
+def _check_candidates(options: Mapping[str, Any]) -> None:
+    usual = parameters(find_lr)
+    first = options.get("from", usual["min_lr"].default)
+    last = options.get("to", usual["max_lr"].default)
+    if not 0 < first < last < math.inf:
+        raise usage(
+            f"Candidates go from --from, above 0, to --to, which is larger; got {first:g} and "
+            f"{last:g}."
+        )
+    if options.get("candidates", 2) < 2:
+        raise usage(f"--candidates takes a number, 2 or more, got {options['candidates']}.")
+
+
+def _check_sizes(options: Mapping[str, Any]) -> None:
+    for name in ("from", "to"):
+        if options.get(name, 1) < 1:
+            raise usage(f"--{name} takes a size, 1 or more, got {options[name]}.")
+    if options.get("search", "power") not in ("power", "binary"):
+        raise usage(f"--search takes power or binary, got {options['search']!r}.")
+
+
+def _check_rate(name: str | None, state: State) -> None:
+    """Check that one learning rate is meant; `find_lr` tells of a step without any."""
+    rates, known = _rates(state), [rate for rate, _, _ in multipliers(state)]
+    if name is None and len(rates) > 1:
+        raise usage(f"Which learning rate? --of NAME, one of: {', '.join(rates)}.")
+    if name is not None and rates and name not in known:
+        raise usage(f"--of {name}: there is no such learning rate. There are: {', '.join(rates)}.")
 
 
 def _rates(state: State) -> list[str]:

@@ -96,17 +96,7 @@ class LrSearch:
     @property
     def reason(self) -> str:
         """Why there is no suggestion; empty if there is one."""
-        if self.suggestion is not None:
-            return ""
-        finite = sum(map(math.isfinite, self.losses))
-        if not finite:
-            return "no loss was finite: look at the first step, and at the data, for nan"
-        if finite < len(self.losses) // 2:
-            return f"only {finite} of {len(self.losses)} losses were finite: start lower (min_lr=)"
-        return (
-            "the loss does not fall by more than it fluctuates: try other limits (min_lr=, "
-            "max_lr=), more steps=, or larger batches"
-        )
+        return reason_of(self, "min_lr=", "max_lr=", "steps=")
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Draw the losses over the learning rates, and the suggestion.
@@ -166,6 +156,26 @@ class LrSearch:
         # the median does not mind the few along which the loss falls.
         steps = [abs(after - before) for before, after in itertools.pairwise(finite)]
         return max(means) - min(means) > 2 * statistics.median(steps) / 0.954
+
+
+def reason_of(found: LrSearch, first: str, last: str, count: str) -> str:
+    """Why there is no suggestion; empty if there is one.
+
+    Args:
+        found: What was found.
+        first, last, count: What sets the first and the last candidate, and how many there are.
+    """
+    if found.suggestion is not None:
+        return ""
+    finite = sum(map(math.isfinite, found.losses))
+    if not finite:
+        return "no loss was finite: look at the first step, and at the data, for nan"
+    if finite < len(found.losses) // 2:
+        return f"only {finite} of {len(found.losses)} losses were finite: start lower ({first})"
+    return (
+        f"the loss does not fall by more than it fluctuates: try other limits ({first}, {last}), "
+        f"more {count}, or larger batches"
+    )
 
 
 def _lowest(values: Sequence[float]) -> int:

@@ -49,7 +49,7 @@ def test_one_of_several_rates(edited, cli):
     code, out, _ = cli("find-lr", recipe, "--of", "b.adam.lr")
     assert code == 0 and suggested(out).startswith("b.adam.lr = ")  # no flag is known to set it
     code, _, err = cli("find-lr", recipe, "--of", "adam.lr")
-    assert code == 1 and "no such learning rate" in err
+    assert code == 2 and "--of adam.lr: there is no such learning rate. There are: a.sgd.lr" in err
 
 
 def test_a_learning_rate_within_a_flag(cli):
@@ -67,6 +67,7 @@ def test_no_suggestion_is_an_error_that_says_why(recipe, cli):
     code, out, err = cli("find-lr", recipe, "--to", "1e-6")
     assert code == 1 and "smoothed" in out and "suggestion" not in out
     assert "There is no suggestion for sgd.lr: the loss does not fall" in err
+    assert "try other limits (--from, --to), more --candidates, or larger batches." in err
 
 
 @pytest.mark.parametrize(
@@ -76,10 +77,29 @@ def test_no_suggestion_is_an_error_that_says_why(recipe, cli):
         (["line.py", "--plot", "lr.txt"], "expected a file called .png, .pdf, .svg"),
         (["line.py", "--lrr", "3"], "There is no flag --lrr. Did you mean --lr?"),
         (["line.py", "--from", "x"], "--from takes float, got 'x'."),
+        (["line.py", "--from", "1", "--to", "0.1"], "--to, which is larger; got 1 and 0.1."),
+        (
+            ["line.py", "--from", "0"],
+            "from --from, above 0, to --to, which is larger; got 0 and 10",
+        ),
+        (["line.py", "--candidates", "1"], "--candidates takes a number, 2 or more, got 1."),
     ],
 )
 def test_a_wrong_command_line(recipe, cli, arguments, message):
     code, _, err = cli("find-lr", *arguments)
+    assert code == 2 and message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "0"], "--from takes a size, 1 or more, got 0."),
+        (["--to", "-2"], "--to takes a size, 1 or more, got -2."),
+        (["--search", "all"], "--search takes power or binary, got 'all'."),
+    ],
+)
+def test_a_wrong_search_of_batch_sizes(recipe, cli, arguments, message):
+    code, _, err = cli("find-batch-size", recipe, *arguments)
     assert code == 2 and message in err
 
 
