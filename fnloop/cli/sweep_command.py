@@ -57,6 +57,8 @@ def run_sweep(arguments: Sequence[str]) -> int:
     seeds: int = options.get("seeds", 1)
     if seeds < 1:
         raise usage(f"--seeds takes a number of runs, 1 or more, got {seeds}.")
+    if (chunk := options.get("chunk", 1)) < 1:
+        raise usage(f"--chunk takes a number of members, 1 or more, got {chunk}.")
     if not lists and seeds == 1:
         raise usage(_no_list(given))
     if plot is not None and len(lists) not in (1, 2):

@@ -203,6 +203,7 @@ def test_before_an_epoch_has_ended_the_losses_are_those_of_training(edited, cli)
         (["line.py", "--scale", "1,2"], "model.scale (1.0, 2.0)"),
         (["line.py", "--batch-size", "8,16"], "data.train.batch_size (8, 16)"),
         (["line.py", "--lr", "0.1,0.2", "--seeds", "0"], "--seeds takes a number of runs"),
+        (["line.py", "--lr", "0.1,0.2", "--chunk", "0"], "--chunk takes a number of members, 1 or"),
         (["line.py", "--seeds", "2", "--plot", "a.png"], "one or two swept flags, and 0 are"),
         (["line.py", "--lr", "1,2", "--plot", "a.txt"], "expected a file called .png"),
         (["line.py", "--lr", "1,2", "--idle", "3"], "There is no flag --idle"),
