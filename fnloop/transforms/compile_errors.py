@@ -16,6 +16,7 @@ from fnloop._torch.graph import DATA_DEPENDENT
 from fnloop.stages.remedies import remedy
 from fnloop.transforms.advice import advice_for, is_of_a_layer
 from fnloop.transforms.drawing_line import drawing_line
+from fnloop.values.changed_kind import ChangedKindError
 from fnloop.values.state import State
 
 _HOMES = (
@@ -42,6 +43,8 @@ def translated(error: Exception, again: Callable[[], Any]) -> Exception:
         error: From the recording.
         again: Records once more, to find a line that the error does not know.
     """
+    if isinstance(error, ChangedKindError):
+        return CompileError(str(error))
     frames = _frames(error)
     if isinstance(error, HostRandomnessError):
         line = drawing_line(again, lambda file: not _inside(file) and not _in_library(file))

@@ -18,7 +18,7 @@ from fnloop.stages.named_numbers import with_settings
 from fnloop.transforms.vmap_errors import explain
 from fnloop.trees.nodes import static, tree, tree_map
 from fnloop.trees.show import numbers_text, short
-from fnloop.values.choice import select
+from fnloop.values.choice import select_members
 from fnloop.values.counts import as_count
 from fnloop.values.looking import look
 from fnloop.values.member_metrics import of_members
@@ -243,10 +243,6 @@ def _apart(state: State, members: slice) -> contextlib.AbstractContextManager[An
 
 def _of_active(active: Tensor, after: State, before: State) -> State:
     """Of the members that are active what is after the step, of the others what was before it."""
-
-    def choose(new: Tensor, old: Tensor) -> Tensor:
-        return select(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
     cursor = after.cursor
-    chosen = tree_map(choose, after.replace(cursor=()), before.replace(cursor=()))
+    chosen = select_members(active, after.replace(cursor=()), before.replace(cursor=()))
     return chosen.replace(cursor=cursor)

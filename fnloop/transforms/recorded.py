@@ -24,7 +24,7 @@ from fnloop.transforms.plan import Plan
 from fnloop.transforms.recording import Hidden, Recording, check_after
 from fnloop.trees.named import restored
 from fnloop.trees.paths import tree_items
-from fnloop.trees.show import short
+from fnloop.values.changed_kind import changed_kind
 from fnloop.values.close_look import check_draws
 from fnloop.values.host_random import GLOBAL, host_seeded
 from fnloop.values.questions import Counts, all_counts
@@ -78,12 +78,6 @@ _OUTSIDE = (
     "model keeps as an attribute, or that the loss finds outside. Its graph would change it in "
     "each step. Make a new tensor (x = x * 2 in place of x *= 2); what is to last belongs in a "
     "buffer of the model, self.register_buffer(...), or in the memory of a stage."
-)
-
-_CHANGED = (
-    "The step makes {now} of {what}, which was {was}. A state keeps its shapes, dtypes and devices "
-    "from step to step: make the memory so from the beginning, in init_state(state), or convert "
-    "back (x.to(old.dtype))."
 )
 
 
@@ -179,9 +173,7 @@ class Recorded:
             new = _storages(units, plan.flatten(after))
             for i, (before, now) in enumerate(zip(fakes[: plan.size], new, strict=True)):
                 if _kind(before) != _kind(now):
-                    raise CompileError(
-                        _CHANGED.format(what=inputs.name(i), was=short(before), now=short(now))
-                    )
+                    raise CompileError(changed_kind(inputs.name(i), before, now))
             self.writes = self.writes and not checks.found  # they come before anything is written
             outputs = self._outputs(fakes, fakes[: plan.size], new, results)
             self.checks = list(enumerate(checks.found, len(outputs)))

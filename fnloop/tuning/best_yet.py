@@ -11,7 +11,7 @@ from torch import Tensor
 from fnloop.loop.monitoring import Monitoring
 from fnloop.names.keywords import explained
 from fnloop.trees.nodes import tree, tree_map
-from fnloop.values.choice import select
+from fnloop.values.choice import select, select_members
 from fnloop.values.cursor import Cursor
 from fnloop.values.looking import look
 from fnloop.values.monitored import check_mode
@@ -94,11 +94,7 @@ class keep_best(Monitoring):
 
 def _where(better: Tensor, new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
     """Of a run that is better, or of those members that are, what is new."""
-
-    def choose(new: Tensor, old: Tensor) -> Tensor:
-        return select(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-    return tree_map(choose, new, old) if better.ndim else select(better, new, old)
+    return select_members(better, new, old) if better.ndim else select(look(better), new, old)
 
 
 @explained

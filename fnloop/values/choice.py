@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from fnloop.trees.nodes import tree_map
+from fnloop.trees.paths import tree_items
+from fnloop.values.changed_kind import ChangedKindError
 from fnloop.values.looking import look
 from fnloop.values.tensors import Tensors
 
@@ -57,8 +59,40 @@ def select(flag: Flag, new: Any, old: Any) -> Any:
     if flag is False:
         return old
     if isinstance(new, Tensor):
+        if isinstance(old, Tensor) and new.shape != old.shape:
+            raise ChangedKindError("a tensor of its memory", old, new)
         return torch.where(flag, new, torch.as_tensor(old, dtype=new.dtype, device=new.device))
     return tree_map(lambda x, y: torch.where(flag, x, y), new, old)
+
+
+def select_members(flags: Tensor, new: T, old: T) -> T:
+    """Of the members whose flag is true what is `new`, of the others what is `old`.
+
+    Args:
+        flags: bool[n].
+        new: A tree of tensors of n members, such as a population.
+        old: A tree of the same structure.
+
+    >>> select_members(torch.tensor([True, False]), torch.ones(2, 3), torch.zeros(2, 3))
+    tensor([[1., 1., 1.],
+            [0., 0., 0.]])
+    """
+
+    def of(now: Tensor, before: Tensor) -> Tensor:
+        if now.shape != before.shape:
+            raise _changed(new, old)
+        return torch.where(flags.reshape(-1, *[1] * (now.ndim - 1)), now, before)
+
+    return tree_map(of, new, old)
+
+
+def _changed(new: Any, old: Any) -> ChangedKindError:
+    pairs = zip(tree_items(new), tree_items(old), strict=True)
+    return next(
+        ChangedKindError(path, before, now)
+        for (path, now), (_, before) in pairs
+        if now.shape != before.shape
+    )
 
 
 def choose(flag: Flag, new: Callable[[], T], old: Callable[[], T]) -> T:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fnloop._torch import foreach, pytree
 from fnloop._torch.fused import Kernel
 from fnloop._torch.tracing import opaque
+from fnloop.values.changed_kind import ChangedKindError
 from fnloop.values.fused_update import FusedUpdate
 from fnloop.values.layouts import Separate
 from fnloop.values.looking import look
@@ -210,7 +211,17 @@ class Tensors(NoOperators, NamedTensors):
             return self
         if flag is False:
             return other
-        return self._new(tuple(foreach.select(flag, self._storages, self._aligned(other))))
+        theirs = self._aligned(other)
+        if list(map(_KIND, self._storages)) != list(map(_KIND, theirs)):
+            self._refuse_changed(other)
+        return self._new(tuple(foreach.select(flag, self._storages, theirs)))
+
+    def _refuse_changed(self, other: Tensors) -> None:
+        """Refuse tensors of another shape or dtype, which `where` would broadcast or promote."""
+        before = dict(zip(other.names, other.peek(), strict=True))
+        for name, now in zip(self.names, self.peek(), strict=True):
+            if _KIND(now) != _KIND(before[name]):
+                raise ChangedKindError(name, before[name], now)
 
     def zip_map(self, function: Callable[..., Tensor], *others: Tensors) -> Tensors:
         """Apply an elementwise `function` to the storages.
@@ -367,6 +378,7 @@ class Tensors(NoOperators, NamedTensors):
         return new
 
 
+_KIND = attrgetter("shape", "dtype")
 _FACTS, _STORAGES = attrgetter("_plain", "_kinds", "layout"), attrgetter("_storages")
 
 

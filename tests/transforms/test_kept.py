@@ -216,3 +216,77 @@ def test_a_state_that_changes_its_kind_is_an_error(name, donate):
     fast = fl.compile(step, donate=donate, backend="aot_eager")
     with pytest.raises(fl.errors.CompileError, match=message):
         fast(fast.init(net()), batch())
+
+
+class Writing(nn.Module):
+    """Has a buffer that is another at the end of a call."""
+
+    def __init__(self, old, new):
+        super().__init__()
+        self.linear, self.new = nn.Linear(4, 2), new
+        self.register_buffer("memory", old)
+
+    def forward(self, x):
+        y = self.linear(x)
+        self.memory = self.new.clone() * y.detach().mean().to(self.new.dtype)
+        return y
+
+
+BUFFERS = {
+    "a row": (torch.zeros(4, 3), torch.ones(1, 3), r"makes f32\[1,3\] of memory, which was f32\[4"),
+    "a number": (torch.zeros(3), torch.ones(()), r"makes f32\[\] of memory, which was f32\[3\]"),
+    "nothing": (torch.zeros(0), torch.ones(3), r"makes f32\[3\] of memory, which was f32\[0\]"),
+    "longer": (torch.zeros(2), torch.ones(3), r"makes f32\[3\] of memory, which was f32\[2\]"),
+    "shorter float": (torch.zeros(3).double(), torch.ones(3), r"f32\[3\] of memory, which was f64"),
+    "longer float": (torch.zeros(3), torch.ones(3).double(), r"f64\[3\] of memory, which was f32"),
+}
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_a_buffer_is_not_broadcast_to_what_it_was(name):
+    old, new, message = BUFFERS[name]
+    step = fl.pipe(
+        mse, fl.grad, fl.accumulate(2), fl.update(fl.optim.sgd(0.1)), fl.guard(fl.rules.nonfinite())
+    )
+    state = step.init(Writing(old, new))
+    after, _ = step(state, batch(4))
+    assert after.buffers["memory"].shape == new.shape
+    assert after.buffers["memory"].dtype == new.dtype
+    fast = fl.compile(step, backend="aot_eager")
+    with pytest.raises(fl.errors.CompileError, match=message):
+        fast(state, batch(4))
+
+
+class Carrying(nn.Module):
+    """Carries a hidden state, of as many rows as its last batch had."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4 + 2, 2)
+        self.register_buffer("hidden", torch.zeros(4, 2))
+
+    def forward(self, x):
+        before = self.hidden[: len(x)].expand(len(x), 2)
+        self.hidden = torch.tanh(self.linear(torch.cat([x, before], 1))).detach()
+        return self.linear(torch.cat([x, before], 1))
+
+
+def test_a_hidden_state_of_a_smaller_batch_is_an_error_and_not_another_number():
+    step = fl.pipe(mse, fl.grad, fl.update(fl.optim.sgd(0.5)))
+    fast = fl.compile(step, backend="aot_eager")
+    state = step.init(Carrying())
+    model = fl.to_module(state).requires_grad_()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    plain = state
+    for n in (4, 1, 4):
+        value = mse(model, batch(n))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        plain, metrics = step(plain, batch(n))
+        assert float(metrics["loss"]) == pytest.approx(float(value.detach()), rel=1e-5)
+    torch.testing.assert_close(plain.buffers["hidden"], model.hidden)
+    state, _ = fast(state, batch(4))
+    for n in (1, 3, 2):
+        with pytest.raises(fl.errors.CompileError, match=r"of hidden, which was f32\[4,2\]"):
+            fast(state, batch(n))

@@ -565,3 +565,28 @@ def test_halving_takes_a_validation_not_its_name():
     many = fl.sweep(of(), {"sgd.lr": [0.1, 0.2]})
     with pytest.raises(TypeError, match=r"fl\.validate\(loss, val_data\)"):
         fl.tuning.halving(many, many.init(dropping), data(), "val/loss", rungs=(1, 2))
+
+
+class Carrying(nn.Module):
+    """Carries a hidden state, of as many rows as its last batch had."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("hidden", torch.zeros(16, 3))
+
+    def forward(self, x):
+        hidden = self.linear(x)
+        self.hidden = hidden.detach()
+        return hidden
+
+
+@pytest.mark.parametrize("mode", ["vmap", "loop"])
+def test_a_buffer_of_a_smaller_batch_is_not_broadcast(mode):
+    single = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    step = fl.ensemble(single, 2, mode=mode)
+    state, _ = step(step.init(Carrying), BATCH)
+    mark = {**state.slots["population"], "active": torch.tensor([True, False])}
+    state = state.put("population", mark)
+    with pytest.raises(ValueError, match=r"of (buffers/)?hidden, which was f32"):
+        step(state, (X[:1], Y[:1]))

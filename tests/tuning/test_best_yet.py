@@ -116,3 +116,26 @@ def test_errors():
         fl.tuning.best_states(single().init(network))
     with pytest.raises(ValueError, match="keep_best"):
         fl.tuning.best_states(single().init(network), "ema")
+
+
+class Carrying(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("hidden", torch.zeros(16, 3))
+
+    def forward(self, x):
+        hidden = self.linear(x)
+        self.hidden = hidden.detach()
+        return hidden
+
+
+def test_a_buffer_that_has_got_smaller_is_kept_as_it_is():
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    state = step.init(Carrying)
+    best = fl.tuning.keep_best("val/loss")
+    state = best.init(state, {"val/loss": fl.Last(2.0)})
+    state, _ = step(state, (X[:1], Y[:1]))
+    state, _ = best(state, {"val/loss": fl.Last(1.0)})
+    assert fl.tree_equal(fl.tuning.best_states(state).buffers, state.buffers)
+    assert state.buffers["hidden"].shape == (1, 3)
