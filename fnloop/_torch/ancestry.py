@@ -49,6 +49,25 @@ def origins(edges: Iterable[Edge], known: Set[Edge]) -> tuple[set[Edge], list[Te
     return met, leaves
 
 
+def made_through(tensor: Tensor, name: str) -> bool:
+    """Whether a node of this name is among what a tensor that requires gradients was computed from.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> made_through(2 * x.exp(), "ExpBackward0"), made_through(2 * x, "ExpBackward0")
+    (True, False)
+    """
+    seen, waiting = set[Any](), [edge_of(tensor)[0]]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == name:
+            return True
+        seen.add(node)
+        waiting += [above for above, _ in node.next_functions]
+    return False
+
+
 def held(leaves: list[Tensor]) -> list[Tensor]:
     """Those to which Python refers anywhere but in this list, and not only autograd's graph.
 

@@ -11,8 +11,9 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor
 
+from fnloop._torch.ancestry import made_through
 from fnloop._torch.autograd import NoGradientError, Tape, gradients, require_grad
-from fnloop._torch.tracing import transformed
+from fnloop._torch.tracing import recording, transformed
 from fnloop._torch.transformable import transformable
 from fnloop.names.keywords import explained
 from fnloop.optim.patterns import Where
@@ -123,7 +124,10 @@ class Grad(GradStage):
                         if "use_reentrant" in str(error):
                             raise RuntimeError(_REENTRANT.format(loss=self.loss)) from error
                         raise
-                return trained.gradients(found), result.weight, result.metrics
+                    mean = trained.gradients(found)
+                    if len(mean) < len(trained):
+                        self._check_unreached(state, result.loss)
+                return mean, result.weight, result.metrics
 
             standing = params if placed is None else placed.params
             return state.skeleton.call(run, standing, state.buffers, True, self.loss, frozen)
@@ -146,6 +150,18 @@ class Grad(GradStage):
         if buffers:
             state = state.replace(buffers=state.buffers.like(buffers))
         return state, Grads(mean, weight, finite, metrics)
+
+    def _check_unreached(self, state: State, loss: Tensor) -> None:
+        """Refuse checkpoints that have lost gradients, where parameters have none.
+
+        To walk through the graph takes time, so it is done at the 1st, 2nd, 4th, ... such call.
+        """
+        skeleton, calls = self.__dict__.get("_unreached", (None, 0))
+        calls = calls + 1 if skeleton is state.skeleton else 1
+        self.__dict__["_unreached"] = (state.skeleton, calls)
+        due = not calls & (calls - 1) or recording() is not None
+        if due and made_through(loss, "CheckpointFunctionBackward"):
+            raise RuntimeError(_REENTRANT.format(loss=self.loss))
 
     def _placed(self, state: State, pieces: dict[str, Tensor], tape: Tape) -> Gathering | Sharing:
         """What a model is given for parameters that are divided among ranks."""
@@ -288,7 +304,8 @@ _EVALUATES = (
 
 _REENTRANT = (
     "The model of the loss {loss} is checkpointed with use_reentrant=True, which works with "
-    "loss.backward() only; a step asks for the gradients of the parameters that it is given. Set "
+    "loss.backward() only; a step asks for the gradients of the parameters that it is given, and "
+    "those inside of the checkpoint would get none. Set "
     "use_reentrant=False: checkpoint(layer, x, use_reentrant=False), or "
     "model.gradient_checkpointing_enable({{'use_reentrant': False}}) in transformers."
 )

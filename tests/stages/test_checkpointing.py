@@ -59,6 +59,51 @@ def test_numbers_are_those_of_a_model_that_keeps_all(grad):
         assert torch.equal(again[name], p), name
 
 
+class Adapted(nn.Module):
+    """Adapters in a frozen net, as PEFT has them: its first activations require gradients."""
+
+    def __init__(self, reentrant, unused=False):
+        super().__init__()
+        self.frozen, self.head = nn.Linear(WIDTH, WIDTH).requires_grad_(False), nn.Linear(WIDTH, 1)
+        self.adapter = nn.Linear(WIDTH, WIDTH)
+        self.reentrant = reentrant
+        self.unused = nn.Linear(1, 1) if unused else None
+
+    def block(self, x):
+        return self.frozen(x) + self.adapter(x)
+
+    def forward(self, x):
+        x = self.frozen(x)
+        x = x.requires_grad_() if self.reentrant else x
+        if self.reentrant is None:
+            return self.head(self.block(x))
+        return self.head(checkpoint(self.block, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("grad", [(), (fl.accumulate(2), fl.amp("fp16"))], ids=["plain", "parts"])
+def test_a_reentrant_checkpoint_that_would_lose_gradients_is_refused(compiles, grad):
+    step = fl.pipe(loss, fl.grad, *grad, fl.update(fl.optim.sgd(0.1)))
+    step = fl.compile(step, backend="aot_eager") if compiles else step
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="Set use_reentrant=False: checkpoint"):
+            step(step.init(Adapted(True)), batch())
+
+
+def test_a_checkpoint_beside_parameters_without_gradients_is_fine():
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    for many in (step, fl.ensemble(step, 2, mode="vmap")):
+        torch.manual_seed(0)
+        model = Adapted(False, unused=True)
+        state, _ = many(many.init(model), batch())
+        model.reentrant = None
+        loss(model, batch()).backward()
+        wanted = model.adapter.weight - 0.1 * model.adapter.weight.grad
+        torch.testing.assert_close(
+            state.params["adapter.weight"], wanted.expand_as(state.params["adapter.weight"])
+        )
+
+
 def test_a_step_adds_less_to_the_memory():
     step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
     peaks = []
