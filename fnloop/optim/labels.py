@@ -22,6 +22,7 @@ from fnloop.optim.pieces import applied, updates_of
 from fnloop.trees.nodes import static, tree
 from fnloop.trees.show import short
 from fnloop.values.choice import Flag
+from fnloop.values.parameter_attributes import described
 from fnloop.values.tensors import Tensors
 
 Labels: TypeAlias = Callable[[str, Tensor], str] | tuple[tuple[str, str], ...]
@@ -174,7 +175,7 @@ class by_label(Optimizer):
 
     def _groups(self, params: Tensors) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = {label: [] for label in self.optimizers}
-        for name, p in params.outlines():
+        for name, p in described(params):
             label = self._label(name, p)
             if label not in groups:
                 raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fnloop.trees.nodes import is_tree
 from fnloop.trees.show import short
+from fnloop.values.parameter_attributes import described
 from fnloop.values.tensors import Tensors
 
 Where: TypeAlias = Callable[[str, Tensor], bool] | tuple[str, ...]
@@ -62,7 +63,7 @@ def is_function(value: object) -> bool:
 def chosen(where: Where, params: Tensors) -> list[str]:
     """The names of the selected parameters, in order."""
     if callable(where):
-        return [name for name, p in params.outlines() if where(name, p)]
+        return [name for name, p in described(params) if where(name, p)]
     return [name for name in params if any(matches(name, pattern) for pattern in where)]
 
 

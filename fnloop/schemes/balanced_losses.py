@@ -19,6 +19,7 @@ from fnloop.values.choice import select
 from fnloop.values.grads import Grads
 from fnloop.values.looking import look
 from fnloop.values.metrics import Last
+from fnloop.values.parameter_attributes import knowing
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -82,7 +83,8 @@ class GradNorm(Several):
             if not callable(self.over):
                 check_patterns("gradnorm(over=)", self.over, state.params)
             reached = {name for grads in every for name in grads.mean}
-            found = [name for name in chosen(self.over, state.params) if name in reached]
+            with knowing(state.skeleton.attributes):
+                found = [name for name in chosen(self.over, state.params) if name in reached]
         if not found:
             raise ValueError(
                 "gradnorm compares the norms of gradients of parameters that its losses share, and "

@@ -10,6 +10,7 @@ from torch import Tensor
 from fnloop.optim.patterns import Where, as_where, check_patterns, chosen, is_function
 from fnloop.schedules.by_count import ByCount, by_epoch, by_step, setting, settings
 from fnloop.trees.show import short
+from fnloop.values.parameter_attributes import knowing
 from fnloop.values.state import State
 
 Only: TypeAlias = str | Iterable[str] | Callable[[str, Tensor], bool]
@@ -108,7 +109,8 @@ def _chosen(only: Where, state: State) -> tuple[str, ...]:
     """The trained parameters that `only` chooses."""
     if not callable(only):
         check_patterns("grad(only=...)", only, state.params)
-    names = set(chosen(only, state.params))
+    with knowing(state.skeleton.attributes):
+        names = set(chosen(only, state.params))
     found = tuple([name for name in state.skeleton.trainable if name in names])
     if not found:
         raise ValueError(
@@ -126,4 +128,5 @@ def _resting(where: Any, state: State) -> set[str]:
     names: Where = as_where(where)
     if not callable(names):
         check_patterns("grad(frozen=...)", names, state.params)
-    return set(chosen(names, state.params))
+    with knowing(state.skeleton.attributes):
+        return set(chosen(names, state.params))

@@ -30,6 +30,7 @@ from fnloop.values.grads import Grads
 from fnloop.values.holders import free_memory, free_params
 from fnloop.values.looking import counted, look_all
 from fnloop.values.metrics import Last, Mean, Sum, as_tensor, check_metrics, exact
+from fnloop.values.parameter_attributes import knowing
 from fnloop.values.randomness import stream
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
@@ -55,9 +56,11 @@ class Update(StepStage):
     def init_state(self, state: State) -> dict[str, Any]:
         names = self.optimizer.hyperparameters()
         one = torch.ones((), dtype=torch.float64, device=state.step.device)
+        with knowing(state.skeleton.attributes):
+            memory = self.optimizer.init(state.params.select(self.inner.trained(state)))
         return {
             "scale": {name: one.clone() for name in names},
-            **self.optimizer.init(state.params.select(self.inner.trained(state))),
+            **memory,
         }
 
     def trained(self, state: State) -> tuple[str, ...]:
@@ -71,19 +74,22 @@ class Update(StepStage):
         skeleton, left = self.__dict__.get("_left_alone", (None, ()))
         if skeleton is not state.skeleton:  # to label names takes time
             everything = state.params.select(self.inner.trained(state))
-            left = frozenset(self.optimizer.discards(everything))
+            with knowing(state.skeleton.attributes):
+                left = frozenset(self.optimizer.discards(everything))
             self.__dict__["_left_alone"] = (state.skeleton, left)
         return tuple([name for name in names if name not in left]) if left else names
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
-        after, metrics, _ = self._step(state, x, False)
+        with knowing(state.skeleton.attributes):
+            after, metrics, _ = self._step(state, x, False)
         return after, metrics
 
     def donating(self) -> StepStage:
         return Donating(self) if self.optimizer.has_fused else self
 
     def writing(self, state: State, x: Any) -> tuple[State, dict[str, Any], list[Write]]:
-        return self._step(state, x, self.optimizer.has_fused)
+        with knowing(state.skeleton.attributes):
+            return self._step(state, x, self.optimizer.has_fused)
 
     def _step(
         self, state: State, x: Any, donate: bool

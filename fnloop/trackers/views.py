@@ -20,6 +20,7 @@ from fnloop.trackers.shown import Shown
 from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Metrics
+from fnloop.values.parameter_attributes import knowing
 from fnloop.values.state import State
 from fnloop.values.tensors import Tensors
 
@@ -47,7 +48,8 @@ class histograms(show):
         _check(self.where, run.state, "histograms")
 
     def _counted(self, state: State, metrics: Metrics) -> Mapping[str, Shown]:
-        return _counted("params", state.params, self.where, self.bins)
+        with knowing(state.skeleton.attributes):
+            return _counted("params", state.params, self.where, self.bins)
 
 
 class gradients(show):
@@ -90,7 +92,8 @@ class gradients(show):
 
     def _counted(self, state: State, metrics: Metrics) -> Mapping[str, Shown]:
         _, grads = self.stage(state, self.batch)
-        return _counted("grads", grads.mean, self.where, self.bins)
+        with knowing(state.skeleton.attributes):
+            return _counted("grads", grads.mean, self.where, self.bins)
 
 
 class matrix(show):

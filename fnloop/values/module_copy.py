@@ -72,6 +72,8 @@ def private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
     memo: dict[int, Any] = {id(weight): weight.detach().clone() for weight in _recomputed(module)}
     try:
         private = copy.deepcopy(module, memo)
+        for parameter in module.parameters():  # which torch copies without their attributes
+            vars(memo[id(parameter)]).update(copy.deepcopy(vars(parameter), memo))
     except Exception as error:
         raise TypeError(
             "fnloop keeps a private copy of your model, and "
@@ -93,5 +95,6 @@ def placeholder(tensor: Tensor) -> Tensor:
     """A tensor or parameter of the same shape and dtype, without memory."""
     empty = torch.empty_like(tensor, device="meta", requires_grad=False)
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        vars(empty).update(vars(tensor))
     return empty

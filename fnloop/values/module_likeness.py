@@ -83,4 +83,5 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     attributes = {k: v for k, v in own.items() if k not in _OF_TORCH and k != "training"}
     hooks = [list(own[name].values()) for name in _HOOKS]
     kwargs = [[n in own[f"{name}_with_kwargs"] for n in own[name]] for name in _FORWARD]
-    return {**attributes, "hooks": [hooks, kwargs]}
+    of_parameters = [vars(p) for p in own["_parameters"].values() if p is not None]
+    return {**attributes, "hooks": [hooks, kwargs], "of parameters": of_parameters}

@@ -20,7 +20,8 @@ def refuse_module(module: nn.Module) -> None:
 
     Raises:
         TypeError: It is wrapped for distributed training, compiled, or scripted.
-        ValueError: It has uninitialized lazy layers, or hooks of parameters.
+        ValueError: It has uninitialized lazy layers, parameters of another class, or hooks of
+            parameters.
     """
     for name, child in module.named_modules():
         where = f"The module {name!r} of the model" if name else "The model"
@@ -43,6 +44,13 @@ def refuse_module(module: nn.Module) -> None:
             "through it first: model(x)."
         )
     for name, p in module.named_parameters():
+        if type(p) is not nn.Parameter and nn.Parameter in type(p).__mro__:
+            raise ValueError(
+                f"The parameter {name!r} is a {type(p).__name__}, and a state holds plain tensors: "
+                "neither the model nor a function that chooses parameters would see its class. Use "
+                "nn.Parameter, with what is to be known of it as an attribute (p.kind = ...), "
+                "which is kept."
+            )
         if has_hooks(p):
             raise ValueError(
                 f"The parameter {name!r} has a hook (register_hook, or "

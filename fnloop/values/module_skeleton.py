@@ -25,6 +25,7 @@ from fnloop.values.module_likeness import behave_alike
 from fnloop.values.module_parts import ModuleParts, attributes_of, join
 from fnloop.values.module_refusals import refuse_module, refuse_parts
 from fnloop.values.module_watch import ModuleWatch
+from fnloop.values.parameter_attributes import attributes_on, put_attributes
 from fnloop.values.shared_memory import views
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ class ModuleSkeleton:
         self._buffer_places = Places(places((m._buffers for m in modules.values()), names))
         self._aliases = parts.places
         self.trainable = tuple(n for n, p in params.items() if p.requires_grad)
+        self.attributes = attributes_on(params)
         self.statistics = {
             path: (names[id(child.running_mean)], names[id(child.running_var)])
             for path, (child, trains) in zip(modules, self._modules, strict=True)
@@ -148,6 +150,8 @@ class ModuleSkeleton:
                     self._set_mode(mode)
                 set_training(training)
                 self._param_places.fill_from(params)
+                if self.attributes:
+                    put_attributes(params, self.attributes)
                 if fresh:
                     self._buffer_places.fill_from(fresh)
                 for owner, key, name in self._param_aliases:
@@ -273,6 +277,7 @@ class ModuleSkeleton:
             copies[name] = nn.Parameter(
                 value.detach().clone(), requires_grad=name in self.trainable
             )
+        put_attributes(copies, copy.deepcopy(self.attributes, twins))
         copies.update(self._fresh({name: value.detach() for name, value in buffers.items()}))
         for child, twin in zip(self.module.modules(), module.modules(), strict=True):
             twins[id(child._parameters)] = twin._parameters

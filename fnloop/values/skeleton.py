@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fnloop.trees.nodes import is_tree
 from fnloop.trees.paths import tree_items
 from fnloop.values.module_skeleton import ModuleSkeleton
+from fnloop.values.parameter_attributes import Attributes
 from fnloop.values.tree_skeleton import TreeSkeleton
 
 T = TypeVar("T")
@@ -20,6 +21,8 @@ class Skeleton(Protocol):
 
     trainable: tuple[str, ...]
     """Names of the parameters that require gradients, in the model's order."""
+    attributes: Attributes
+    """What the model has set on its parameters: ``p._no_weight_decay = True``."""
     statistics: dict[str, tuple[str, str]]
     """Names of the buffers of running means and variances, by the path of each BatchNorm that keeps
     some and does so in training."""

@@ -12,6 +12,7 @@ from fnloop.trees.paths import tree_items
 from fnloop.values.close_look import CloseLook
 from fnloop.values.mode import set_training
 from fnloop.values.mode import training as training_now
+from fnloop.values.parameter_attributes import Attributes
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ class TreeSkeleton:
             else:
                 self.leaves.append((None, leaf))
         self.trainable = tuple(self._params)
+        self.attributes: Attributes = {}
         self.statistics: dict[str, tuple[str, str]] = {}
         self._look = CloseLook()
 

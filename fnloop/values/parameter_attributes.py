@@ -1,0 +1,67 @@
+"""Attributes that a model has set on its parameters, for functions that choose by them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from fnloop.values.tensors import Tensors
+
+Attributes: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""By the parameter's name; parameters without any are left out."""
+
+
+class _Local(threading.local):
+    known: Attributes = MappingProxyType({})
+
+
+_here = _Local()
+_NOTHING = contextlib.nullcontext()
+
+
+def attributes_on(params: Mapping[str, Tensor]) -> Attributes:
+    """The attributes that have been set on parameters."""
+    found = {name: {**vars(p)} for name, p in params.items()}
+    for own in found.values():
+        own.pop("_is_param", None)  # torch's own
+    return {name: own for name, own in found.items() if own}
+
+
+def put_attributes(named: Mapping[str, Tensor], attributes: Attributes) -> None:
+    """Set the attributes of parameters on tensors of the same names."""
+    for name, own in attributes.items():
+        vars(named[name]).update(own)
+
+
+def knowing(attributes: Attributes) -> contextlib.AbstractContextManager[Any]:
+    """A context manager: the parameters of `described` have these attributes."""
+    return _knowing(attributes) if attributes or _here.known else _NOTHING
+
+
+@contextlib.contextmanager
+def _knowing(attributes: Attributes) -> Generator[None]:
+    before, _here.known = _here.known, attributes
+    try:
+        yield
+    finally:
+        _here.known = before
+
+
+def described(params: Tensors) -> Iterator[tuple[str, Tensor]]:
+    """Names, each with a tensor of the parameter's shape and dtype that has its attributes.
+
+    >>> import torch
+    >>> params = Tensors({"a": torch.ones(2), "b": torch.ones(1)})
+    >>> with knowing({"a": {"_no_weight_decay": True}}):
+    ...     [(name, hasattr(p, "_no_weight_decay")) for name, p in described(params)]
+    [('a', True), ('b', False)]
+    """
+    for name, p in params.outlines():
+        if name in _here.known:
+            vars(p).update(_here.known[name])
+        yield name, p
