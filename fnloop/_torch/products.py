@@ -111,8 +111,9 @@ def _products(graph: GraphModule) -> Iterator[tuple[int, int]]:
             yield math.prod(batch) * blocks * count, rows * min(keys, 512) * size
     for target in (_aten.mm.default, _aten.bmm.default):
         for node in _calls(graph, target, 0):
-            left, right = (argument.meta["val"] for argument in node.args)  # type: ignore[union-attr]
-            yield 1, math.prod(left.shape) * right.shape[-1]
+            left, right = map(_value, node.args)
+            if right is not None:
+                yield 1, math.prod(left.shape) * right.shape[-1]
 
 
 _ATTENTION = {
@@ -122,9 +123,14 @@ _ATTENTION = {
 """PyTorch's kernels for attention: the place of the queries, and products for each block."""
 
 
+def _value(argument: Any) -> Any:
+    """The shape and dtype of an argument as a tensor; None of a sparse constant, which has none."""
+    return argument.meta.get("val")
+
+
 def _calls(graph: GraphModule, target: Any, place: int) -> Iterator[Node]:
     """The calls of an operation whose argument at `place` is a float32 tensor on the CPU."""
     for node in graph.graph.find_nodes(op="call_function", target=target):
-        given = node.args[place].meta["val"]
-        if given.dtype is torch.float32 and given.is_cpu:
+        given = _value(node.args[place])
+        if given is not None and given.dtype is torch.float32 and given.is_cpu:
             yield node

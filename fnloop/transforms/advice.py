@@ -206,11 +206,17 @@ _SPARSE_TENSOR = Advice(
     "Make the tensor dense; or write the product of a sparse matrix, given by its rows, columns "
     "and values, and x as torch.zeros(n, d).index_add(0, rows, values[:, None] * x[columns]).",
 )
+_QUANTIZED = Advice(
+    "PyTorch does not record quantized tensors",
+    "Give the model the numbers themselves: self.table = table.dequantize(), in __init__.",
+)
 _WORDS = {
     # The tangents that get lost are on the device "meta".
     "least two devices, meta": _FORWARD_MODE,
     "Sparse CSR tensors do not have strides": _SPARSE_TENSOR,
     "SparseCooTensor": _SPARSE_TENSOR,
+    "SparseTensorImpl": _SPARSE_TENSOR,
+    "QuantizedMeta": _QUANTIZED,
     "its data is not allocated yet": Advice(
         "the values of a tensor are read outside of PyTorch's operations",
         "Join tensors by torch.stack, not by torch.tensor([a, b]); wrap an extension by "

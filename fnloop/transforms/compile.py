@@ -97,6 +97,7 @@ class Compiled(Stage):
     def init(self, model: Any, seed: int = 0) -> State:
         state = self.inner.init(model, seed)
         if not isinstance(model, State):  # the tensors are new: they can be repacked in place
+            _check_dense(state)
             Kept.repack(state, self._cache.plans)
         return state
 
@@ -213,8 +214,7 @@ class Compiled(Stage):
             raise CompileError(_ANOMALY)
         for path, leaf in [*tree_items(x), *tree_items(self.inner)]:
             check_leaf(path, leaf)
-        for path, leaf in tree_items(inputs.state):
-            check_dense(path, leaf)
+        _check_dense(inputs.state)
         batch = short(x)
         which = "once for this shape" if varying is None else f"for all sizes of {varying}"
         self._say(f"fl.compile: compiling the step for a batch of {batch}, {which}")
@@ -251,6 +251,12 @@ _FEWER = {
     False: "Pad the batches to a few shapes, or compile with dynamic=True",
     True: "The log fnloop.compile says why there is none for all sizes. Pad the batches to a few",
 }
+
+
+def _check_dense(state: State) -> None:
+    for path, leaf in tree_items(state):
+        check_dense(path, leaf)
+
 
 _ANOMALY = (
     "Anomaly detection follows a backward pass operation by operation, and a compiled step is one "

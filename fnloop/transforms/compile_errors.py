@@ -105,7 +105,8 @@ def check_dense(path: str, tensor: torch.Tensor) -> None:
     if tensor.layout is not torch.strided:
         raise CompileError(
             f"A compiled step takes dense tensors, but {path or 'the batch'} is of "
-            f"{tensor.layout}: make it dense before the step, or run it without fl.compile."
+            f"{tensor.layout}: make it dense before the step (x.to_dense()), or give its indices "
+            "and values, which are dense; or run the step without fl.compile."
         )
 
 

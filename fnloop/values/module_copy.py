@@ -79,7 +79,8 @@ def private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
             "fnloop keeps a private copy of your model, and "
             f"copy.deepcopy({type(module).__name__}) failed: {error}. The usual cause is an "
             "attribute that cannot be copied (a lock, an open file, a tensor that is the result "
-            "of a computation); keep it outside the module, or make it in forward."
+            "of a computation, a sparse tensor other than COO); keep it outside the module, or "
+            "make it in forward."
         ) from error
     originals = memo.get(id(memo), [])  # deepcopy keeps them alive there
     return private, {id(memo[id(thing)]): thing for thing in originals if id(thing) in memo}

@@ -20,8 +20,8 @@ def refuse_module(module: nn.Module) -> None:
 
     Raises:
         TypeError: It is wrapped for distributed training, compiled, or scripted.
-        ValueError: It has uninitialized lazy layers, parameters of another class, or hooks of
-            parameters.
+        ValueError: It has uninitialized lazy layers, parameters of another class, hooks of
+            parameters, or sparse or quantized tensors.
     """
     for name, child in module.named_modules():
         where = f"The module {name!r} of the model" if name else "The model"
@@ -43,6 +43,8 @@ def refuse_module(module: nn.Module) -> None:
             "The model has uninitialized lazy layers, so their shapes are unknown. Run one batch "
             "through it first: model(x)."
         )
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        _refuse_layout(name, tensor)
     for name, p in module.named_parameters():
         if type(p) is not nn.Parameter and nn.Parameter in type(p).__mro__:
             raise ValueError(
@@ -58,6 +60,23 @@ def refuse_module(module: nn.Module) -> None:
                 "state, and tensors there have no hooks. Change gradients in a stage between "
                 'fl.grad and fl.update, by fl.stage(function, "grad").'
             )
+
+
+def _refuse_layout(name: str, tensor: Tensor) -> None:
+    """Refuse what cannot be copied or has no placeholder; of sparse tensors a COO buffer can."""
+    kept = tensor.layout is torch.strided or (
+        tensor.layout is torch.sparse_coo and not isinstance(tensor, nn.Parameter)
+    )
+    if kept and not tensor.is_quantized and not tensor.is_nested:
+        return
+    kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+    is_a = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else tensor.layout
+    raise ValueError(
+        f"The {kind} {name!r} is {is_a}, and a state holds dense tensors. Keep it dense (to_dense, "
+        "dequantize), or in parts that are: the indices of a sparse tensor as a buffer, and its "
+        "values as a buffer or a parameter, of which forward makes the tensor "
+        "(torch.sparse_coo_tensor(indices, values, size))."
+    )
 
 
 _WRAPPERS = ("DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel", "OptimizedModule")

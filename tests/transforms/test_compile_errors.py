@@ -274,6 +274,68 @@ def test_a_sparse_tensor_of_the_state_is_an_error_with_its_path():
     step = fl.pipe(mse, fl.grad, fl.update(fl.optim.sgd(0.1)))
     with pytest.raises(fl.errors.CompileError, match=r"buffers/adjacency is of torch\.sparse_coo"):
         fl.compile(step, backend="aot_eager")(step.init(model), batch())
+    with pytest.raises(fl.errors.CompileError, match=r"buffers/adjacency is of torch\.sparse_coo"):
+        fl.compile(step, backend="aot_eager").init(model)
+
+
+class Graph(nn.Module):
+    def __init__(self, table, product):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.table, self.product = nn.Linear(4, 5), table, product
+
+    def forward(self, x):
+        return self.product(self.table, self.linear(x))
+
+
+COO = torch.eye(5).to_sparse_coo().coalesce()
+PRODUCTS = {
+    "left": (COO, lambda table, y: table @ y),
+    "right": (COO, lambda table, y: y @ table),
+    "of torch.sparse": (COO, lambda table, y: torch.sparse.mm(table, y)),
+}
+
+
+def summed(model, batch):
+    return model(batch[0]).square().mean()
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_sparse_attribute_is_recorded_as_it_is(name):
+    step = fl.pipe(summed, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    model = Graph(*PRODUCTS[name])
+    wanted, _ = step(step.init(model), batch())
+    fast = fl.compile(step, backend="aot_eager")
+    found, _ = fast(fast.init(model), batch())
+    torch.testing.assert_close(dict(found.params), dict(wanted.params))
+
+
+ATTRIBUTES = {
+    "sparse": (
+        lambda: COO,
+        lambda table, y: table @ y,
+        "inductor",
+        r"sparse tensor\.(.|\n)*Make the tensor dense",
+    ),
+    "quantized": (
+        lambda: torch.quantize_per_tensor(torch.eye(5), 0.1, 0, torch.quint8),
+        lambda table, y: table.dequantize() @ y,
+        "aot_eager",
+        r"quantized tensors\.(.|\n)*table\.dequantize\(\), in __init__",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of PyTorch: deprecated
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_what_is_not_dense_and_cannot_be_recorded_is_an_error_with_the_remedy(name):
+    make, product, backend, message = ATTRIBUTES[name]
+    table = make()
+    step = fl.pipe(summed, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    model = Graph(table, product)
+    step(step.init(model), batch())
+    with pytest.raises(fl.errors.CompileError, match=message):
+        fl.compile(step, backend=backend)(step.init(model), batch())
 
 
 def test_a_rate_to_be_differentiated_is_an_error():

@@ -205,3 +205,48 @@ def test_iterators_are_refused():
     net.counters = [itertools.count()]
     with pytest.raises(ValueError, match=r"iterator \(count\), as counters\[0\]"):
         STEP.init(net)
+
+
+NOT_DENSE = {
+    "csr": (lambda: torch.eye(3).to_sparse_csr(), r"torch\.sparse_csr"),
+    "bsr": (lambda: torch.eye(4).to_sparse_bsr((2, 2)), r"torch\.sparse_bsr"),
+    "quantized": (lambda: torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.quint8), "quant"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of PyTorch: prototypes, deprecated
+@pytest.mark.parametrize("name", NOT_DENSE)
+def test_buffers_and_parameters_that_are_not_dense(name):
+    make, kind = NOT_DENSE[name]
+    model = nn.Linear(3, 1)
+    model.register_buffer("table", make())
+    with pytest.raises(ValueError, match=rf"The buffer 'table' is {kind}.*Keep it dense"):
+        STEP.init(model)
+    model = nn.Linear(3, 1)
+    model.table = nn.Parameter(make(), requires_grad=False)
+    with pytest.raises(ValueError, match=rf"The parameter 'table' is {kind}.*as a buffer or a par"):
+        STEP.init(model)
+
+
+def test_a_sparse_parameter_in_parts_is_fine():
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("indices", torch.tensor([[0, 1, 2], [0, 1, 2]]))
+            self.values = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            table = torch.sparse_coo_tensor(
+                self.indices, self.values, (3, 3), check_invariants=True
+            )
+            return (table @ x.T)[:1].T
+
+    with pytest.raises(ValueError, match=r"is torch\.sparse_coo"):
+        model = nn.Linear(3, 1)
+        model.table = nn.Parameter(torch.eye(3).to_sparse_coo())
+        STEP.init(model)
+    model = Parts()
+    state, _ = STEP(STEP.init(model), (X, Y))
+    loss(model, (X, Y)).backward()
+    torch.testing.assert_close(state.params["values"], model.values - 0.1 * model.values.grad)
