@@ -29,7 +29,7 @@ def remedy(error: BaseException, state: State, batch: Any) -> str:
     known = next((says for pattern, says in _KNOWN if re.search(pattern, text)), "")
     if known:
         return known
-    facts = (explain(text, state, found) for explain in (_arrays, _devices, _dtypes))
+    facts = (explain(text, state, found) for explain in (_no_grad, _arrays, _devices, _dtypes))
     return next(filter(None, facts), "")
 
 
@@ -93,6 +93,17 @@ _KNOWN = (
         "batch). A list of micro-batches is given as fl.data.Micro((b1, b2, ...)).",
     ),
 )
+
+
+def _no_grad(text: str, state: State, leaves: list[tuple[str, Any]]) -> str:
+    if torch.is_grad_enabled() or "does not require grad" not in text:
+        return ""
+    return (
+        "Evaluation runs without gradients, and this asks for some (torch.autograd.grad, "
+        "backward), as a gradient penalty does. Put what needs them into the block "
+        "'with torch.enable_grad():', inside of the loss. There the batch may require gradients; "
+        "the parameters do not. Derivatives by torch.func need no such block."
+    )
 
 
 def _arrays(text: str, state: State, leaves: list[tuple[str, Any]]) -> str:

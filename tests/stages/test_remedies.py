@@ -118,3 +118,40 @@ def test_torchs_warning_of_a_broadcast_loss_is_not_lost(compiled: bool) -> None:
     step = fl.compile(step, backend="aot_eager") if compiled else step
     with pytest.warns(UserWarning, match="Using a target size"):
         fl.fit(step, step.init(LINEAR), [(X, Y[:, 0])], epochs=1)
+
+
+def penalty(model, batch, enabled=True):
+    with torch.set_grad_enabled(enabled or torch.is_grad_enabled()):
+        x = batch[0].detach().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return slope.square().mean()
+
+
+def backward(model, batch):
+    model(batch[0]).sum().backward()
+
+
+@pytest.mark.parametrize("loss", [lambda m, b: penalty(m, b, enabled=False), backward])
+def test_evaluation_without_gradients_is_explained(loss):
+    state = fl.grad(mse).init(LINEAR)
+    for call in (fl.evaluate, lambda *given: list(fl.predict(*given))):
+        notes = told(lambda call=call: call(loss, state, [(X, Y)]))
+        assert re.search(r"runs without gradients.*'with torch\.enable_grad\(\):'", notes)
+
+
+def test_a_gradient_penalty_is_trained_and_evaluated():
+    step = fl.pipe(penalty, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    state, metrics = step(step.init(LINEAR), (X, Y))
+    assert float(metrics["loss"]) == pytest.approx(penalty(LINEAR, (X, Y)).item())
+    model = fl.to_module(state)
+    assert fl.evaluate(penalty, state, [(X, Y)])["loss"] == pytest.approx(
+        penalty(model, (X, Y)).item()
+    )
+
+
+def test_a_loss_without_gradients_in_training_is_not_evaluation():
+    def cut(model, batch):
+        return torch.autograd.grad(model(batch[0]).detach().sum(), batch[0])[0].mean()
+
+    step = fl.pipe(cut, fl.grad)
+    assert "Evaluation" not in told(lambda: step(step.init(LINEAR), (X, Y)))
