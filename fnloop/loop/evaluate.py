@@ -35,6 +35,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of the model over all of `data`, weighted: a short last batch counts for less.
 
+    The model is in evaluation mode, without gradients; a loss that needs some (a gradient penalty)
+    computes them under ``with torch.enable_grad():``. For each batch its buffers are those of the
+    state: what it writes to them (a hidden state) is dropped, and told once, so that the metrics
+    depend neither on the order of the batches nor on ranks.
+
     Args:
         fn: A loss, ``(model, batch) -> loss`` or ``(loss, metrics)``; or a function that returns a
             dict of metrics.

@@ -61,6 +61,9 @@ def predict(
 ) -> Iterator[Any] | Path:
     """Outputs of the model, batch by batch, in the order of `data`.
 
+    The model is in evaluation mode, without gradients. For each batch its buffers are those of the
+    state, and what it writes to them (a hidden state) is dropped, as in `fl.evaluate`.
+
     With `to` they are written to files, of which a batch at a time is in memory, and the place is
     returned. A folder gets a ``.npy`` file for each leaf of the outputs (``output.npy`` if they are
     one tensor, ``boxes.0.npy`` for ``{"boxes": (tensor,)}``), ``index.npy`` with the number of each

@@ -24,7 +24,7 @@ from fnloop.values.module_copy import Places, TensorPlace, placeholder, places, 
 from fnloop.values.module_likeness import behave_alike
 from fnloop.values.module_parts import ModuleParts, attributes_of, join
 from fnloop.values.module_refusals import refuse_module, refuse_parts
-from fnloop.values.module_watch import ModuleWatch
+from fnloop.values.module_watch import ModuleWatch, alike
 from fnloop.values.parameter_attributes import attributes_on, put_attributes
 from fnloop.values.shared_memory import views
 
@@ -167,6 +167,8 @@ class ModuleSkeleton:
                 if closely:
                     self._check_places(params, user)
                 after = self._buffers_after(fresh) if fresh else {}
+                if closely and fresh and not training and not opaque():
+                    self._watch.tell_dropped(_differing(buffers, after))
             finally:
                 self._depth -= 1
                 if nested and self._mode != modes[0]:
@@ -326,6 +328,11 @@ class ModuleSkeleton:
         return type(self.module).__name__
 
     __repr__ = __str__
+
+
+def _differing(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """The names of the buffers that are others after a call."""
+    return [name for name, value in after.items() if not alike(value, before[name])]
 
 
 def _kind(module: nn.Module) -> type:

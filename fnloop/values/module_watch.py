@@ -117,6 +117,22 @@ class ModuleWatch:
             stacklevel=2,
         )
 
+    def tell_dropped(self, names: list[str]) -> None:
+        """Warn of buffers that were written in evaluation, once of each name."""
+        new = [name for name in names if f"the buffer {name}" not in self._told]
+        if new:
+            self._told.update(f"the buffer {name}" for name in new)
+            warnings.warn(
+                f"The model {self._who} wrote to its buffers in evaluation: {', '.join(new[:8])}. "
+                "Each batch that is evaluated or predicted begins with the buffers of the state, "
+                "whatever the batch before has left there, so that results depend neither on the "
+                "order of batches nor on ranks. Nothing is wrong if it is read in the same call "
+                "only (a cache). If it is to go on from batch to batch (a hidden state), give each "
+                "sequence as one batch, or its memory with the batch, or call the model yourself: "
+                "model = fl.to_module(state).eval().",
+                stacklevel=2,
+            )
+
     def tell_shared(self, names: list[str]) -> None:
         """Warn of changed attributes of classes, once of each name."""
         new = [name for name in names if name not in self._told]
@@ -213,7 +229,7 @@ class _Values:
         if _version(self._now) != self._version:
             return True
         if closely or self._behind:
-            self._behind = self._behind or not _equal(self._now, self._before)
+            self._behind = self._behind or not alike(self._now, self._before)
             return self._behind
         return False
 
@@ -260,7 +276,7 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def alike(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal, and nan is nan."""
     if a.layout is not torch.strided or a.is_meta:
         return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -101,3 +103,49 @@ def test_an_average_that_nobody_keeps_is_told_at_the_first_step():
         ):
             seen.append(state)
     assert not seen
+
+
+class Carrying(nn.Module):
+    """Carries a hidden state from batch to batch, and keeps a cache."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell, self.head = nn.GRU(3, 5, batch_first=True), nn.Linear(5, 3)
+        self.register_buffer("hidden", torch.zeros(1, 4, 5))
+        self.register_buffer("same", torch.ones(2))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        y, hidden = self.cell(x, self.hidden)
+        self.hidden, self.same = hidden.detach(), self.same.clone()
+        self.calls += self.training
+        return self.head(y)
+
+
+def ahead(model, x):
+    return (model(x[:, :-1]) - x[:, 1:]).square().mean()
+
+
+def test_each_batch_begins_with_the_buffers_of_the_state_and_that_is_told_once():
+    generator = torch.Generator().manual_seed(0)
+    chunks = [torch.randn(4, 8, 3, generator=generator) for _ in range(5)]
+    step = fl.pipe(ahead, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    state, _ = step(step.init(Carrying()), chunks[0])
+    assert bool(state.buffers["hidden"].any())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = fl.evaluate(ahead, state, chunks)["loss"]
+        assert fl.evaluate(ahead, state, chunks[::-1])["loss"] == pytest.approx(found, rel=1e-6)
+        outputs = list(fl.predict(lambda model, x: model(x), state, chunks))
+    (message,) = [str(each.message) for each in told]
+    assert "The model Carrying wrote to its buffers in evaluation: hidden. Each batch" in message
+    assert "fl.to_module(state).eval()" in message
+    values = []
+    for chunk, output in zip(chunks, outputs, strict=True):
+        net = fl.to_module(state).eval()
+        with torch.no_grad():
+            values.append(ahead(net, chunk).item())
+            net.hidden = state.buffers["hidden"]
+            torch.testing.assert_close(output, net(chunk))
+    assert found == pytest.approx(sum(values) / 5, rel=1e-6)
