@@ -32,6 +32,7 @@ from fnloop.transforms.compile_errors import (
     add_remedy,
     check_dense,
     check_leaf,
+    check_observed,
     translated,
 )
 from fnloop.transforms.kept import Kept
@@ -215,6 +216,7 @@ class Compiled(Stage):
         for path, leaf in [*tree_items(x), *tree_items(self.inner)]:
             check_leaf(path, leaf)
         _check_dense(inputs.state)
+        check_observed(inputs.state)
         batch = short(x)
         which = "once for this shape" if varying is None else f"for all sizes of {varying}"
         self._say(f"fl.compile: compiling the step for a batch of {batch}, {which}")

@@ -110,6 +110,20 @@ def check_dense(path: str, tensor: torch.Tensor) -> None:
         )
 
 
+def check_observed(state: State) -> None:
+    """Refuse observers of quantization that have seen no batch: what they grow is not recorded."""
+    module = getattr(state.skeleton, "module", None)
+    modules = dict(module.named_modules()) if module is not None else {}
+    for name, buffer in zip(state.buffers.names, state.buffers.peek(), strict=True):
+        owner = type(modules.get(name.rpartition(".")[0]))
+        if not buffer.numel() and owner.__module__.startswith("torch.ao.quantization"):
+            raise CompileError(
+                f"The buffer {name!r} of {owner.__name__} is empty until it has seen a batch, and "
+                "a compiled step keeps its shapes. Run one batch through the model before init: "
+                "model(x)."
+            )
+
+
 def check_leaf(path: str, leaf: Any) -> None:
     """Refuse a leaf that a graph cannot take: only dense tensors and plain values are allowed."""
     if isinstance(leaf, torch.Tensor):

@@ -64,6 +64,8 @@ class ModuleParts:
             for key, value in vars(child).items():
                 if key in ("_parameters", "_buffers") or key in assigned_by_torch(child):
                     continue
+                if _is_recipe(value):
+                    continue
                 quiet = own_layer or (key in _OF_MODULES)
                 self._visit(child, key, value, join(path, key), quiet)
 
@@ -98,6 +100,15 @@ class ModuleParts:
                     if not isinstance(value, tuple):
                         (self.quiet_owners if quiet else self.owners).append((path, value))
                     waiting += [(value, k, v, _path(path, value, k)) for k, v in inside]
+
+
+def _is_recipe(value: Any) -> bool:
+    """Whether it says how a layer is to be quantized, which no forward reads.
+
+    Its functions close over the layer that it was made for, to ask for its device.
+    """
+    kind = type(value)
+    return kind.__name__ == "QConfig" and kind.__module__.startswith("torch.ao.")
 
 
 def _can_be_assigned_to(owner: Any) -> bool:

@@ -250,3 +250,27 @@ def test_a_sparse_parameter_in_parts_is_fine():
     state, _ = STEP(STEP.init(model), (X, Y))
     loss(model, (X, Y)).backward()
     torch.testing.assert_close(state.params["values"], model.values - 0.1 * model.values.grad)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch.ao
+def test_a_model_for_quantization_aware_training_is_trained_as_by_torch():
+    quantization = pytest.importorskip("torch.ao.quantization")
+    torch.manual_seed(0)
+    model = nn.Sequential(quantization.QuantStub(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    model = quantization.prepare_qat(model.train())
+    fast = fl.compile(STEP, backend="aot_eager")
+    with pytest.raises(fl.errors.CompileError, match="is empty until it has seen a batch"):
+        fast(fast.init(model), (X, Y))
+    model(X)
+    states = [STEP.init(model), fast.init(model)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        states = [step(state, (X, Y))[0] for step, state in zip((STEP, fast), states, strict=True)]
+        optimizer.zero_grad()
+        loss(model, (X, Y)).backward()
+        optimizer.step()
+    for state in states:
+        found = fl.to_module(state)
+        assert found.qconfig is not None
+        torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=1e-4, atol=1e-6)
