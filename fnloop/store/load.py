@@ -80,8 +80,9 @@ def load(
     Leaves are matched by path:
 
     - A leaf of `like` that the checkpoint lacks keeps its value from `like`. So a new stage in the
-      pipeline gets fresh memory (an average starts from the loaded parameters). A parameter or a
-      buffer that is missing gives a warning.
+      pipeline gets fresh memory, and so does a parameter that was frozen until now; copies of the
+      parameters, such as an average, are made of the loaded ones. A parameter or a buffer that is
+      missing gives a warning.
     - A slot that `like` does not have, or has empty, is loaded: callbacks add theirs later. Its
       tuples, lists and trees are nested dicts until the stage's ``init`` restores their structure.
     - In a slot that `like` does have, leaves that it lacks are dropped, with a warning.
@@ -224,10 +225,9 @@ def _load(
         placed = tensor if device.type == "meta" else tensor.to(device)
         placed = parts[p].kept(placed, own[p]) if p in parts else placed
         found[p] = _laid_out(placed, own[p]) if p in own else placed
-    state = _with_leaves(like, found)
-    begun = {split(p)[1] for p in found if split(p)[0] == "slots"}
-    fresh = refreshed(like, state, [name for name in kept if name not in begun])
-    slots = {**state.slots, **fresh, **_nested(new, found, folder)}
+    fresh = [p for p in own if split(p)[0] == "slots" and p not in found]
+    state = refreshed(like, _with_leaves(like, found), fresh)
+    slots = {**state.slots, **_nested(new, found, folder)}
     return Loaded(state.replace(slots=slots), folder, manifest)
 
 

@@ -17,6 +17,7 @@ from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.external_weights import read_weights
 from fnloop.store.fresh import refreshed
 from fnloop.trees.equal import table, tree_equal
+from fnloop.trees.paths import tree_paths
 from fnloop.trees.show import printable, short
 from fnloop.values.module_skeleton import ModuleSkeleton
 from fnloop.values.state import State
@@ -216,4 +217,4 @@ def _put(like: State, loaded: Mapping[str, Tensor]) -> State:
         params={name: new[name] for name in like.params},
         buffers={name: new[name] for name in like.buffers},
     )
-    return state.replace(slots=refreshed(like, state, like.slots))
+    return refreshed(like, state, tree_paths({"slots": like.slots}))
