@@ -15,6 +15,7 @@ from fnloop.stages.functions import check_function
 from fnloop.values.cursor import Cursor
 from fnloop.values.metrics import Metrics
 from fnloop.values.rhythm import Pace, Rhythm
+from fnloop.values.signals import let_out
 from fnloop.values.state import State
 
 
@@ -93,6 +94,7 @@ def _memo_of(name: str, effect: Effect) -> Any:
     try:
         return effect.memo()
     except Exception as error:
+        let_out(error)
         warnings.warn(f"The memo of the effect {name!r} is left out: {error!r}", stacklevel=3)
         return None
 

@@ -34,6 +34,7 @@ from fnloop.values.metrics import Metrics
 from fnloop.values.monitored import OneNumber, best_of, check_mode, one_number
 from fnloop.values.parts import check_savable, ranks_of
 from fnloop.values.rhythm import Rhythm, Unit
+from fnloop.values.signals import let_out, passing_over
 from fnloop.values.stacked import members_of
 from fnloop.values.state import State
 
@@ -332,7 +333,7 @@ class checkpoint(Effect):
         run = self._run
         if run is None:
             return
-        with contextlib.suppress(Exception):  # a failed step has overwritten the state
+        with passing_over(Exception):  # a failed step has overwritten the state
             self._ended = _position(run.state)
         failures = [] if self._worker is None else self._worker.finish()
         self._tell([error for error in failures if isinstance(error, OSError)])
@@ -348,7 +349,7 @@ class checkpoint(Effect):
         if mesh.data == 1:
             return saves
         count = None
-        with contextlib.suppress(Exception):  # a failed step has overwritten the state
+        with passing_over(Exception):  # a failed step has overwritten the state
             count = Cursor.of(run.state.cursor).count
         try:
             alike, _ = gate(mesh, "the end of the run", f"end at {count}: {saves}")
@@ -382,13 +383,9 @@ class checkpoint(Effect):
         if run.untrained:
             status += UNTRAINED
         try:
-            try:
-                self._write_last(run, status)
-            except OSError:
-                raise
-            except Exception:  # a signal handler's, perhaps, so it is worth another try
-                self._write_last(run, status)
+            self._write_last(run, status)
         except Exception as error:  # a full disk, or a state that a failed step has overwritten
+            let_out(error)
             lost = "The last state of the run is not saved."
             if self._is_saved(run.state):
                 lost = "The last state of the run is saved, but not how the run ended."
@@ -396,7 +393,7 @@ class checkpoint(Effect):
             self._warn(f"{error}. {lost}")
 
     def _is_saved(self, state: State) -> bool:
-        with contextlib.suppress(Exception):  # a failed step has overwritten the state
+        with passing_over(Exception):  # a failed step has overwritten the state
             return Cursor.of(state.cursor).count == self._keeper.saved
         return False
 
@@ -481,6 +478,7 @@ def _failures(job: Callable[[], None]) -> list[BaseException]:
     try:
         job()
     except OSError as error:
+        let_out(error)
         return [error]
     return []
 

@@ -11,7 +11,6 @@ names the file of tensors, which gets a new name each time.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import uuid
@@ -22,6 +21,7 @@ from fnloop.store.files import Files, reason_of
 from fnloop.store.folders import LEFTOVER, NAME, OLD, listing, old_of, target_of
 from fnloop.store.leaves import files_in
 from fnloop.store.manifest import MANIFEST, UNFINISHED, read_manifest
+from fnloop.values.signals import let_out, passing_over
 
 
 def prepare(folder: Path, files: Files) -> None:
@@ -38,12 +38,13 @@ def prepare(folder: Path, files: Files) -> None:
         if not listing(folder, files):
             # The process that made these folders may have died before it called fsync on them.
             for path in set(folder.parents) - {path.parent for path in missing}:
-                with contextlib.suppress(OSError):  # there may be no permission to open them
+                with passing_over(OSError):  # there may be no permission to open them
                     files.sync(path)
         probe = folder / f".step-0.tmp-{uuid.uuid4().hex}"
         files.make(probe)
         files.remove_folder(probe)
     except OSError as error:
+        let_out(error)
         raise OSError(
             error.errno or errno.EIO,
             f"No checkpoint can be written to {folder} ({reason_of(error)}). The usual cause is a "
@@ -73,10 +74,10 @@ def commit(temporary: Path, target: Path, files: Files) -> None:
         came = True
         files.sync(target.parent)
     except BaseException:
-        with contextlib.suppress(OSError):
+        with passing_over(OSError):
             _take_back(target, came, files)
         raise
-    with contextlib.suppress(OSError):  # readers ignore it, and the next run tries again
+    with passing_over(OSError):  # readers ignore it, and the next run tries again
         if files.exists(old):
             remove_tree(old, files)
 
@@ -123,16 +124,16 @@ def sweep(folder: Path, files: Files) -> None:
         if target is not None and not files.exists(target):
             files.rename(path, target)  # its replacement was never committed
         elif target is not None or LEFTOVER.fullmatch(name):
-            with contextlib.suppress(OSError):
+            with passing_over(OSError):
                 remove_tree(path, files)
         elif NAME.fullmatch(name) and files.exists(path / UNFINISHED):
-            with contextlib.suppress(OSError):
+            with passing_over(OSError):
                 files.remove(path / UNFINISHED)
 
 
 def _sweep_remote(path: Path, files: Files) -> None:
     """Delete the files of tensors that the manifest does not name."""
-    with contextlib.suppress(OSError, CheckpointError):
+    with passing_over(OSError, CheckpointError):
         whole = files.exists(path / MANIFEST)
         named = files_in(read_manifest(path, files=files)) if whole else {}
         for name in files.names(path):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fnloop.store.remote import Remote
+from fnloop.values.signals import passing_over
 
 
 class Output(Protocol):
@@ -190,7 +191,7 @@ def written(files: Files, file: Path) -> Generator[Output]:
         output.sync()
         output.close()
     except BaseException:
-        with contextlib.suppress(OSError):
+        with passing_over(OSError):
             # To close an upload would publish it, so there it is aborted.
             getattr(output, "abort", output.close)()
         raise

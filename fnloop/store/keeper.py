@@ -21,6 +21,7 @@ from fnloop.store.retention import Retention
 from fnloop.store.run_folder import RunFolder
 from fnloop.store.save import leaves_of, save
 from fnloop.values.cursor import Cursor
+from fnloop.values.signals import let_out
 from fnloop.values.state import State
 
 _GUESS = 100e6  # bytes a second, until a save has been timed
@@ -171,6 +172,7 @@ class Keeper:
                 if self._place.leads:
                     discard(target_of(self._place.path, count), self._place.files)
             except OSError as error:
+                let_out(error)
                 return error
             self.kept = self.kept.deleted(count)
         return None

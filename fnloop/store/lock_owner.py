@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fnloop.store.files import Files, write_all, written
+from fnloop.values.signals import passing_over
 
 PATIENCE = 60.0
 """Seconds without a sign of life after which an owner that cannot be asked is taken for dead."""
@@ -129,6 +129,6 @@ def write_owner(path: Path, files: Files, owner: Owner) -> None:
         finally:
             output.close()
     except BaseException:
-        with contextlib.suppress(OSError):
+        with passing_over(OSError):
             files.remove(path)
         raise

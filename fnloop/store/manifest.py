@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -20,6 +19,7 @@ from fnloop.store.leaves import saved_from
 from fnloop.store.patience import patiently, read_error, read_may_pass
 from fnloop.trees.json_codec import from_text, to_text, too_many_in
 from fnloop.values.cursor import Cursor, epoch_of
+from fnloop.values.signals import passing_over
 
 ONE_FILE, PIECES = 1, 2
 """The formats: all tensors whole in one file, or a file of pieces from each rank."""
@@ -95,7 +95,7 @@ def amend(folder: Path, files: Files, **changes: Any) -> None:
         _write(temporary, raw, files)
         files.rename(temporary, folder / MANIFEST)
     except BaseException:
-        with contextlib.suppress(OSError):
+        with passing_over(OSError):
             files.remove(temporary)
         raise
     files.sync(folder)

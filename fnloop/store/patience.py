@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from fnloop.store.checkpoint_errors import CheckpointError, DamagedError, UnreadableError
 from fnloop.store.files import Files, NotPlainFile, reason_of
+from fnloop.values.signals import let_out, passing_over
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ def patiently(call: Callable[[], T], may_pass: Callable[[OSError], bool] = read_
         try:
             return call()
         except OSError as error:
+            let_out(error)
             if not may_pass(error):
                 raise
             if not number:
@@ -70,6 +72,7 @@ def patiently(call: Callable[[], T], may_pass: Callable[[OSError], bool] = read_
 
 def read_error(file: Path, error: OSError | EOFError) -> CheckpointError:
     """The error for a file that could not be read: damage, or something that may pass."""
+    let_out(error)
     if isinstance(error, CheckpointError):
         return error
     if isinstance(error, EOFError) or not read_may_pass(error):
@@ -140,5 +143,5 @@ class Reader:
     def _close(self) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
-            with contextlib.suppress(OSError):  # what was read is verified by its digest
+            with passing_over(OSError):  # what was read is verified by its digest
                 stream.close()

@@ -20,6 +20,7 @@ from fnloop.store.manifest import MANIFEST, read_manifest, standing
 from fnloop.store.pages import PAGES
 from fnloop.store.patience import patiently, write_may_pass
 from fnloop.store.run_lock import Lock, check_free
+from fnloop.values.signals import let_out
 
 UNTRAINED = ", no step committed"
 """The end of a run's status in the manifest, if it has trained nothing."""
@@ -72,6 +73,7 @@ class RunFolder:
         except FileExistsError:
             raise
         except OSError as error:
+            let_out(error)
             why = f"No checkpoint can be written to {self.path}: {reason_of(error)}. {_ADVICE}"
             raise OSError(error.errno or errno.EIO, why) from error
 
@@ -95,6 +97,7 @@ class RunFolder:
         except FileExistsError:
             raise
         except OSError as error:
+            let_out(error)
             why = f"{self.path} cannot be locked ({reason_of(error)}). {_ADVICE}"
             raise OSError(error.errno or errno.EIO, why) from error
         self._check_owner(run)

@@ -23,6 +23,7 @@ from fnloop.store.lock_owner import (
     write_owner,
 )
 from fnloop.store.patience import patiently, write_may_pass
+from fnloop.values.signals import let_out, passing_over
 from fnloop.values.threads import begin
 
 LOCK = ".lock"
@@ -98,7 +99,7 @@ class Lock:
                 "back, and the next save finds it"
             )
         other = None
-        with contextlib.suppress(OSError):  # an error that passes
+        with passing_over(OSError):  # an error that passes
             other = read_owner(self._path, self._files)
             if other is None and self._files.exists(self._folder):
                 write_owner(self._path, self._files, self._me)
@@ -133,7 +134,7 @@ class Lock:
     def _tidy(self) -> None:
         for name in self._files.names(self._folder):
             if name.startswith(f"{LOCK}."):  # an owner was killed while it renewed its lock
-                with contextlib.suppress(OSError):
+                with passing_over(OSError):
                     self._files.remove(self._folder / name)
 
     def _moved(self) -> str:
@@ -141,14 +142,15 @@ class Lock:
         if not self._descriptor:
             return ""
         there = os.fstat(self._descriptor[0])
-        with contextlib.suppress(OSError):
+        with passing_over(OSError):
             if os.path.samestat(there, os.stat(self._folder)):
                 return ""
         if not there.st_nlink:
             return ""
         try:
             return f" to {os.readlink(f'/proc/self/fd/{self._descriptor[0]}')}"
-        except OSError:
+        except OSError as error:
+            let_out(error)
             return ", or moved,"
 
 
@@ -202,7 +204,7 @@ def _held(folder: Path, owner: Owner) -> str:
 def _drop(path: Path, files: Files, owner: Owner) -> None:
     """Remove the owner's lock; tries twice."""
     for _ in range(2):
-        with contextlib.suppress(OSError):
+        with passing_over(OSError):
             found = read_owner(path, files)
             if isinstance(found, Owner) and found.token == owner.token:
                 files.remove(path)

@@ -21,6 +21,7 @@ from fnloop.store.leaves import Leaf, Piece, Saved, by_file
 from fnloop.store.manifest import TENSORS, put_manifest, read_manifest
 from fnloop.values.parts import Part
 from fnloop.values.regions import Region
+from fnloop.values.signals import let_out, passing_over
 
 
 class Writing:
@@ -153,7 +154,7 @@ class Writing:
                 new = {manifest["file"]} if "file" in manifest else set(manifest["files"])
                 before = [n for n in files.names(folder) if n.endswith(".safetensors")]
                 put_manifest(folder, manifest, files)
-                with contextlib.suppress(OSError):  # readers ignore it; the next run tries again
+                with passing_over(OSError):  # readers ignore it; the next run tries again
                     for name in before:
                         if name not in new:
                             files.remove(folder / name)
@@ -164,7 +165,7 @@ class Writing:
             commit(folder, self._target, files)
 
     def _clean_up(self) -> None:
-        with contextlib.suppress(OSError):
+        with passing_over(OSError):
             if self._files.renames:
                 remove_tree(self._folder, self._files)
             elif self._mesh.data > 1:  # what others have uploaded
@@ -179,6 +180,7 @@ def unsaved(target: Path, mesh: Mesh) -> Generator[None]:
     try:
         yield
     except OSError as error:
+        let_out(error)
         why = reason_of(error)
         if mesh.data > 1:
             why = f"rank {mesh.rank}: {why}"

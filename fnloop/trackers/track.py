@@ -22,6 +22,7 @@ from fnloop.values.counts import as_count
 from fnloop.values.cursor import Cursor, epoch_of
 from fnloop.values.metrics import Metrics
 from fnloop.values.rhythm import Rhythm
+from fnloop.values.signals import let_out
 from fnloop.values.state import State
 
 
@@ -113,6 +114,7 @@ class track(Effect):
                     tracker.rewind(Cursor.of(run.state.cursor).count)
             except Exception as error:
                 self._close_trackers("failed")
+                let_out(error)
                 raise RuntimeError(
                     f"The tracker {type(tracker).__name__} cannot be opened, so the run was not "
                     f"started: {type(error).__name__}: {error}"

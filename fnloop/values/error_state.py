@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from fnloop.values.donated import Donated
+from fnloop.values.signals import passing_over
 from fnloop.values.state import State
 
 
 def attach(error: BaseException, name: str, value: Any) -> None:
     """Set an attribute of an exception, unless it has one of that name, or allows none."""
-    with contextlib.suppress(Exception):  # it may be frozen, or compute the attribute
+    with passing_over(Exception):  # it may be frozen, or compute the attribute
         if not hasattr(error, name):
             setattr(error, name, value)
 
@@ -27,7 +27,7 @@ def attach_state(error: BaseException, state: State) -> None:
             "its model, so it may be a loss. Make a step of it: "
             "fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-3)))."
         )
-    with contextlib.suppress(Exception):
+    with passing_over(Exception):
         if isinstance(getattr(error, "state", None), State):
             del error.state  # type: ignore[attr-defined]  # pyright: ignore
     attach(error, "state", state)
@@ -35,7 +35,7 @@ def attach_state(error: BaseException, state: State) -> None:
 
 def add_note(error: BaseException) -> None:
     """Say in the traceback where the state is."""
-    with contextlib.suppress(Exception):
+    with passing_over(Exception):
         state: Any = getattr(error, "state", None)
         if isinstance(state, State) and not isinstance(state, Donated):
             error.add_note(

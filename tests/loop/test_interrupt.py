@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,9 @@ from torch import nn
 
 import fnloop as fl
 from fnloop.loop.interrupt import Interrupt
+from fnloop.store.files import Disk
 from fnloop.values.threads import HOLDERS, begin
+from tests.store.faulty import Faulty
 
 
 def loss(model, x):
@@ -127,6 +130,106 @@ def test_handlers_of_others_work_and_are_restored():
         assert heard == [signal.SIGALRM] and signal.getsignal(signal.SIGALRM) is handler
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+class Ringing(Faulty):
+    """A file system in one call of which an alarm comes."""
+
+    def due(self, call, path):
+        self.calls.append((call, path.name))
+        if len(self.calls) - 1 == self.at:
+            signal.raise_signal(signal.SIGALRM)
+        return False
+
+
+@contextlib.contextmanager
+def alarm(kind):
+    def handler(number, frame):
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        raise kind("my time is over")
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def saving(folder, at=None):
+    """A run that saves after two steps, four and the last, the fifth.
+
+    Its outcome, and the numbers of the calls of files when the steps were done.
+    """
+    done, files = [], Ringing(Disk(), at)
+    saves = fl.checkpoint(folder, keep=1, every=2, unit="step", files=files)
+    note = fl.effect(lambda state, metrics: done.append(len(files.calls)))
+    try:
+        outcome = fl.fit(STEP, state(), data(), steps=5, callbacks=[saves, note])
+    except Exception as error:
+        outcome = error
+    return outcome, [*done, len(files.calls)]
+
+
+@pytest.mark.filterwarnings("ignore:Closing the effect checkpoint failed")
+@pytest.mark.parametrize("kind", [TimeoutError, ConnectionError, RuntimeError])
+def test_an_alarm_in_a_save_is_no_failure_of_the_disk(kind, tmp_path):
+    _, (first, second, third, fourth, fifth, end) = saving(tmp_path / "whole")
+    for n in [
+        *range(0, first, 5),
+        *range(first, second, 4),
+        *range(third, fourth, 4),
+        *range(fifth, end, 4),
+    ]:
+        folder = tmp_path / str(n)
+        with alarm(kind):
+            outcome, _ = saving(folder, n)
+        if n < fifth:
+            assert type(outcome) is kind and str(outcome) == "my time is over"
+        if n >= first:
+            last = outcome.state if n < fifth else outcome[0]  # the run is over, and closed
+            assert int(last.cursor[2]) == (2 if n < second else 4 if n < fourth else 5)
+            assert fl.load(fl.latest(folder), like=state()) == last
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, RuntimeError])
+def test_an_alarm_as_a_memo_is_made_is_no_failure_of_the_memo(kind, tmp_path):
+    class Noting(fl.base.Effect):
+        def __call__(self, state, metrics):
+            pass
+
+        def memo(self):
+            signal.raise_signal(signal.SIGALRM)
+
+    saves = fl.checkpoint(tmp_path, every=2, unit="step")
+    with alarm(kind), pytest.raises(kind, match="my time is over"):
+        fl.fit(STEP, state(), data(), steps=5, callbacks=[saves, Noting()])
+    assert fl.latest(tmp_path).name == "step-00000002"
+
+
+def test_an_alarm_as_an_error_is_given_the_history_leaves_in_its_place():
+    class Failure(Exception):
+        def __setattr__(self, name, value):
+            if name == "history":
+                signal.raise_signal(signal.SIGALRM)
+            super().__setattr__(name, value)
+
+    def fail():
+        raise Failure
+
+    with alarm(RuntimeError), pytest.raises(RuntimeError, match="my time is over") as caught:
+        fl.fit(STEP, state(), data(), steps=5, callbacks=[at(2, fail)])
+    assert int(caught.value.__context__.state.cursor[2]) == 2
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, RuntimeError])
+def test_an_alarm_in_a_save_by_hand_or_in_a_loop_of_ones_own(kind, tmp_path):
+    with alarm(kind), pytest.raises(kind, match="my time is over"):
+        fl.save(state(), tmp_path, files=Ringing(Disk(), 8))
+    saves = fl.checkpoint(tmp_path, every=2, unit="step", files=Ringing(Disk(), 40))
+    loop = fl.run(STEP, state(), data(), steps=3, callbacks=[saves])
+    with alarm(kind), pytest.raises(kind, match="my time is over"):
+        for _ in loop:
+            pass
 
 
 def test_a_process_that_is_forked_in_a_run_can_be_ended():

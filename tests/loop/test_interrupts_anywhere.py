@@ -538,11 +538,8 @@ def alarms(case, tmp_path, count):
     return found
 
 
-# What an alarm breaks off while it is being closed, or a memo made, is told as a warning, like any
-# other failure.
-CLOSING = pytest.mark.filterwarnings(
-    "ignore:.*(Closing|closed|checkpoint|tracker|memo of the effect):UserWarning"
-)
+# What an alarm breaks off while it is being closed is told as a warning, like any other failure.
+CLOSING = pytest.mark.filterwarnings("ignore:.*(Closing|closed|checkpoint|tracker):UserWarning")
 
 
 @CLOSING
