@@ -89,12 +89,21 @@ def _refusal(path: Path, error: str) -> str:
         r"`?([\w]+(?:\.[\w]+)+)`? was not an allowed", error
     )
     what = f"{named[1]}, which is code" if named else "something else than tensors"
+    new = "weights.pt" if path.name != "weights.pt" else "weights-alone.pt"
+    lines = [
+        "import torch",
+        f"held = torch.load({str(path.absolute())!r}, weights_only=False, map_location='cpu')",
+        f"places = [held.get(key) for key in {KEYS}] if isinstance(held, dict) else []",
+        "found = [place for place in places if isinstance(place, (dict, torch.nn.Module))]",
+        "held = found[0] if found else held",
+        "weights = held.state_dict() if isinstance(held, torch.nn.Module) else held",
+        "tensors = {name: t for name, t in weights.items() if isinstance(t, torch.Tensor)}",
+        f"torch.save(tensors, {new!r})",
+    ]
     return (
         f"{path} was refused: besides weights it holds {what}, and reading that could run anything "
         "its author wanted. If you trust the file, write its weights alone to another one, where "
-        "the program that made it is installed:\n"
-        f"  weights = torch.load({path.name!r}, weights_only=False, map_location='cpu')\n"
-        "  torch.save(weights['state_dict'], 'weights.pt')"
+        "the program that made it is installed, and load that:\n  " + "\n  ".join(lines)
     )
 
 
