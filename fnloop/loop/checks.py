@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+import optree
+from torch import Tensor
 
 from fnloop.distributed.gates import RankError, first_difference, gate
 from fnloop.distributed.mesh import Mesh
@@ -23,10 +26,11 @@ from fnloop.values.monitored import OneNumber, one_number
 from fnloop.values.placing import check_same
 from fnloop.values.stacked import members_of
 from fnloop.values.state import State
+from fnloop.values.tensors import Tensors
 
 
 def check_slots(step: Any, state: State) -> None:
-    """Check that the state has all memory that the step needs."""
+    """Check that the state has all memory that the step needs, and can be trained."""
     if not isinstance(step, Stage):
         check_is_step(step, "run")
         return
@@ -42,6 +46,25 @@ def check_slots(step: Any, state: State) -> None:
                 "with state = step.init(state), which keeps all that is there; or start with "
                 "step.init(model)."
             )
+    if any(map(Tensor.is_inference, _tensors(state))):
+        raise ValueError(
+            "The state has tensors that were made inside of torch.inference_mode(), and these "
+            "cannot be trained on. Copy it outside of that block, state = "
+            "fl.tree_map(torch.clone, state), or use torch.no_grad() there instead."
+        )
+
+
+def _tensors(state: State) -> Iterator[Tensor]:
+    """The tensors as they are stored; to hand out those of `Tensors` would keep them from a step
+    that writes over them.
+    """
+    units: list[Any] = optree.tree_leaves(
+        state,  # pyright: ignore[reportArgumentType]
+        is_leaf=lambda node: isinstance(node, Tensors),
+    )
+    for unit in units:
+        found = unit.peek_storages() if isinstance(unit, Tensors) else (unit,)
+        yield from [tensor for tensor in found if isinstance(tensor, Tensor)]
 
 
 def check_ranks(mesh: Mesh, step: Any, state: State, about: Run) -> None:

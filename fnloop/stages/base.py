@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
+from fnloop._torch.inference import outside_inference
 from fnloop.distributed.mesh import Mesh
 from fnloop.schedules.base import at, is_schedule
 from fnloop.trees.nodes import fields_of, not_decorated
@@ -106,14 +107,15 @@ class Stage:
             TypeError: `model` is none of these.
             ValueError: An existing leaf has another shape or dtype.
         """
-        state = whole_state(start(model, seed))
-        for part in self.stages():
-            state = part.prepared(state)
-        for part in self.stages():
-            if part.slot is not None:
-                state = fill(state, part.slot, part.init_state(state))
-        for part in self.stages():
-            state = part.placed(state)
+        with outside_inference():
+            state = whole_state(start(model, seed))
+            for part in self.stages():
+                state = part.prepared(state)
+            for part in self.stages():
+                if part.slot is not None:
+                    state = fill(state, part.slot, part.init_state(state))
+            for part in self.stages():
+                state = part.placed(state)
         if not isinstance(model, State):  # all is new
             own(state)
         return state

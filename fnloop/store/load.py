@@ -12,6 +12,7 @@ import optree
 import torch
 from torch import Tensor
 
+from fnloop._torch.inference import outside_inference
 from fnloop.distributed.jointly import jointly
 from fnloop.distributed.mesh import Mesh
 from fnloop.names.arguments import Wanted
@@ -159,7 +160,9 @@ def load_at(
     mesh = mesh.everyone if mesh else ranks_of(like) or Mesh()
 
     def load_one(path: Path) -> Loaded:
-        return jointly(mesh, f"the load of {path}", lambda: _load(path, like, files, only, prune))
+        with outside_inference():
+            what = f"the load of {path}"
+            return jointly(mesh, what, lambda: _load(path, like, files, only, prune))
 
     first = mesh.rank == 0
     own = jointly(mesh, f"the search for {place}", lambda: _found(place, files) if first else [])

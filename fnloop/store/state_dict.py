@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, empty_like
 
+from fnloop._torch.inference import outside_inference
 from fnloop.names.keywords import explained
 from fnloop.store.checkpoint_errors import CheckpointError
 from fnloop.store.external_weights import read_weights
@@ -90,7 +91,8 @@ def load_state_dict(
         if name in bad or name not in first:
             continue
         own = first[name]
-        placed = empty_like(there[own]).copy_(tensor)
+        with outside_inference():
+            placed = empty_like(there[own]).copy_(tensor)
         if own in loaded and not tree_equal(loaded[own], placed):
             raise CheckpointError(_untied(who, name, own))
         loaded.setdefault(own, placed)
@@ -107,7 +109,8 @@ def load_state_dict(
             "like=step.init(model).",
             stacklevel=2,
         )
-    return _put(like, loaded)
+    with outside_inference():
+        return _put(like, loaded)
 
 
 def _names(like: State) -> tuple[dict[str, str], set[str]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fnloop._torch.graph import quiet
+from fnloop._torch.inference import outside_inference
 from fnloop._torch.tracing import opaque, recording
 from fnloop.distributed.gates import gate
 from fnloop.distributed.mesh import Mesh
@@ -99,7 +100,8 @@ class Compiled(Stage):
         state = self.inner.init(model, seed)
         if not isinstance(model, State):  # the tensors are new: they can be repacked in place
             _check_dense(state)
-            Kept.repack(state, self._cache.plans)
+            with outside_inference():
+                Kept.repack(state, self._cache.plans)
         return state
 
     def __call__(self, state: State, x: Any) -> tuple[State, Any]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fnloop._torch.inference import outside_inference
 from fnloop._torch.tracing import opaque, recording
 from fnloop.stages.base import Kind, Stage, StepStage
 from fnloop.stages.named_numbers import with_settings
@@ -115,6 +116,10 @@ class Population(StepStage):
         Raises:
             ValueError: The state has another number of members.
         """
+        with outside_inference():
+            return self._init(model, seed)
+
+    def _init(self, model: Any, seed: int) -> State:
         if isinstance(model, (list, tuple)):
             model = stack(model)
         given = each_member(model) if isinstance(model, State) else []
