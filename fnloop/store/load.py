@@ -280,8 +280,8 @@ def _check_fit(
         raise UnfitError(
             f"The checkpoint {folder} does not fit `like`:\n{told}\nThe usual cause is a model or "
             "an optimizer built with other settings than when it was saved.",
-            "To keep those of `like` and load the rest, pass prune=True; to load a part alone, "
-            "only=.",
+            f"To keep those of `like` and load the rest, take the state of {_pruning(folder)}; to "
+            "load a part alone, give fl.load only=.",
         )
     if rows:
         warnings.warn(
@@ -298,7 +298,7 @@ def _check_unknown(folder: Path, unknown: list[str], prune: bool) -> None:
         raise UnfitError(
             f"The checkpoint {folder} has parameters or buffers that `like` has not: "
             f"{_some(model)}. The usual cause is another model.",
-            "To drop them, pass prune=True.",
+            f"To drop them, take the state of {_pruning(folder)}.",
         )
     if unknown:
         usual = "model" if model else "optimizer"
@@ -310,6 +310,10 @@ def _check_unknown(folder: Path, unknown: list[str], prune: bool) -> None:
         )
 
 
+def _pruning(folder: Path) -> str:
+    return f"fl.load({str(folder)!r}, like=state, prune=True)"
+
+
 def _check_room(folder: Path, new: Mapping[str, Saved], there: Mapping[str, Any]) -> None:
     """Refuse slots unknown to `like` that are far larger than `like` itself."""
     size = sum(leaf.nbytes for leaf in new.values())
@@ -319,7 +323,7 @@ def _check_room(folder: Path, new: Mapping[str, Saved], there: Mapping[str, Any]
         raise CheckpointError(
             f"The checkpoint {folder} has {bytes_text(size)} in slots that `like` does not have "
             f"({slots}), and all of `like` has {bytes_text(own)}. Pass a `like` that has them "
-            "(step.init(model)), or choose parts with only=."
+            "(step.init(model)), or choose parts with fl.load(..., only=...)."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -593,3 +594,31 @@ def test_a_setting_that_is_nan_has_not_changed(tmp_path):
             config={"threshold": float("nan")},
         )
     assert history.resumed.changes == ()
+
+
+class Named(torch.nn.Module):
+    def __init__(self, name, width=2):
+        super().__init__()
+        self.add_module("body", torch.nn.Linear(2, 2))
+        self.add_module(name, torch.nn.Linear(2, width))
+        self.name = name
+
+    def forward(self, x):
+        return self.get_submodule(self.name)(self.body(x))
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint .* (has leaves|lacks)")
+@pytest.mark.parametrize("now", [("renamed",), ("head", 3)], ids=["renamed", "of another shape"])
+def test_a_run_of_another_model_says_which_call_loads_what_fits(now, tmp_path):
+    step = fl.pipe(lambda m, x: m(x).square().mean(), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    data, path = fl.Batches(torch.ones(8, 2), 4), tmp_path / "it's a run"
+    saves = fl.checkpoint(path)
+    before, _ = fl.fit(step, step.init(Named("head")), data, epochs=1, callbacks=[saves])
+    state = step.init(Named(*now))
+    with pytest.raises(fl.errors.CheckpointError, match="take the state of") as caught:
+        fl.fit(step, state, data, epochs=2, resume=path)
+    call = re.search(r"fl\.load\(.*prune=True\)", str(caught.value))[0]
+    loaded = eval(call, {"fl": fl, "state": state})
+    assert torch.equal(loaded.params["body.weight"], before.params["body.weight"])
+    after, _ = fl.fit(step, loaded, data, epochs=1)
+    assert int(after.step) == 2 * int(before.step)
