@@ -23,6 +23,8 @@ from fnloop.optim.base import Optimizer
 from fnloop.stages.grad import grad
 from fnloop.stages.pipe import pipe
 from fnloop.stages.update import update
+from fnloop.trees.show import short
+from fnloop.values.counts import as_count
 from fnloop.values.start import to_module
 from fnloop.values.state import State
 
@@ -63,6 +65,14 @@ class _Estimator(BaseEstimator):
         self.dtype, self.random_state = dtype, random_state
 
     def _train(self, loss: Any, x: np.ndarray, y: Tensor, outputs: int) -> None:
+        who = type(self).__name__
+        if isinstance(self.model, nn.Module):
+            raise TypeError(
+                f"{who}(model=...) takes a function that builds a model, of the numbers of inputs "
+                f"and outputs, got the module {short(self.model)}: each fit trains a model of its "
+                "own. Write lambda inputs, outputs: nn.Linear(inputs, outputs)."
+            )
+        epochs = as_count(self.epochs, f"{who}(epochs=...)", 1)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if self.step is None:
             step: Any = pipe(loss, grad, update(self.optimizer or adamw(1e-2)))
@@ -70,9 +80,11 @@ class _Estimator(BaseEstimator):
             step = self.step(loss)
         inputs = x.shape[1]
         state = step.init(lambda: self.model(inputs, outputs).to(self._dtype), seed)
-        data = Batches((self._tensor(x), y), self.batch_size, seed=seed)
+        rows = self._tensor(x)
+        _check_outputs(state, rows[:2], outputs)
+        data = Batches((rows, y), self.batch_size, seed=seed)
         self.state_, self.history_ = fit(
-            step, state, data, epochs=self.epochs, callbacks=[*self.callbacks], progress=False
+            step, state, data, epochs=epochs, callbacks=[*self.callbacks], progress=False
         )
         self.n_iter_ = self.history_.rows[-1]["epoch"]
 
@@ -187,6 +199,18 @@ class Regressor(RegressorMixin, _Estimator):
         tags.target_tags.single_output = True
         tags.target_tags.multi_output = True
         return tags
+
+
+def _check_outputs(state: State, rows: Tensor, outputs: int) -> None:
+    """Refuse a model of another shape: the squared error would broadcast it."""
+    (found,) = predict(_call, state, [rows])
+    expected = (len(rows), outputs)
+    if not isinstance(found, Tensor) or found.shape != expected:
+        raise ValueError(
+            f"For rows {short(rows)} the model returns {short(found)}; expected the shape "
+            f"{list(expected)}, a number for each class or target. Usual causes: it does not use "
+            "the number of outputs that it is given, or drops the last dimension."
+        )
 
 
 def _call(model: Any, rows: Tensor) -> Tensor:

@@ -90,3 +90,17 @@ def test_scores_over_folds():
 def test_a_dtype_that_is_none():
     with pytest.raises(ValueError, match='"float32" or "float64"'):
         Classifier(dtype="int64").fit(*DIGITS)
+
+
+def test_what_cannot_be_trained_is_refused():
+    x, y = load_diabetes(return_X_y=True)
+    with pytest.raises(TypeError, match=r"a function that builds a model, .* got the module"):
+        Regressor(nn.Linear(10, 1)).fit(x, y)
+    with pytest.raises(ValueError, match=r"Regressor\(epochs=...\) takes a whole number of at"):
+        Regressor(epochs=0).fit(x, y)
+    # Against targets [n, 1] the squared error would broadcast it.
+    with pytest.raises(ValueError, match=r"returns f64\[2\]; expected the shape \[2, 1\]"):
+        Regressor(lambda i, o: nn.Sequential(nn.Linear(i, o), nn.Flatten(0))).fit(x, y)
+    x, y = DIGITS
+    with pytest.raises(ValueError, match=r"returns f64\[2,13\]; expected the shape \[2, 10\]"):
+        Classifier(lambda inputs, classes: nn.Linear(inputs, classes + 3)).fit(x, y)
