@@ -138,7 +138,9 @@ def _got(place: str, kind: str, what: str) -> str:
     value = re.search(r"(?:Got|Given) value: (.*)", what)
     if value is None or not kind:
         return f"{place}: {what}"
-    return OWN.sub("", f"{place} takes {kind}, got {value[1].strip()!r}.")
+    text = value[1].strip()
+    got = "null" if text == "None" and not place.startswith("--") else repr(text)
+    return OWN.sub("", f"{place} takes {kind}, got {got}.")
 
 
 def _kind(name: str, typed: Typed | None) -> str:

@@ -174,6 +174,12 @@ def test_null_is_refused_where_the_type_has_none(tmp_path: pathlib.Path) -> None
         with pytest.raises(Problem) as refused:
             parsed(*arguments)
         assert str(refused.value).endswith(f"a.yaml:2: {name} takes {kind}, got null.")
+    (tmp_path / "a.yaml").write_text("some: [a, null]\n")
+    with pytest.raises(Problem, match=r"a.yaml:1: some takes list\[str\] \| None, got "):
+        parsed("--config", str(tmp_path / "a.yaml"))
+    (tmp_path / "a.yaml").write_text("pair: [null, 1]\n")
+    with pytest.raises(Problem, match=r"a.yaml:1: pair takes tuple\[str, int\], got null\."):
+        parsed("--config", str(tmp_path / "a.yaml"))
 
 
 def test_the_command_line_wins_over_the_configuration(tmp_path: pathlib.Path) -> None:

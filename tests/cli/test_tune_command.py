@@ -77,6 +77,7 @@ def test_no_suggestion_is_an_error_that_says_why(recipe, cli):
         (["line.py", "--plot", "lr.txt"], "expected a file called .png, .pdf, .svg"),
         (["line.py", "--lrr", "3"], "There is no flag --lrr. Did you mean --lr?"),
         (["line.py", "--from", "x"], "--from takes float, got 'x'."),
+        (["line.py", "--from", "None"], "--from takes float, got 'None'."),
         (["line.py", "--from", "1", "--to", "0.1"], "--to, which is larger; got 1 and 0.1."),
         (
             ["line.py", "--from", "0"],
