@@ -47,8 +47,9 @@ class Batches:
             to tensors without a copy where possible. Small shuffled batches of tensors are copied
             several at once, at most 256 KB: what is written to the data meanwhile is in the next
             batch, unless it is written through ``tensor.data`` or ``tensor.numpy()``, which torch
-            does not count. Examples of a dataset are joined by torch's
-            ``default_collate``. Random numbers that ``dataset[i]`` draws from torch's CPU
+            does not count. Batches that are not shuffled are parts of the tensors, to which a step
+            or a function that is evaluated must not write. Examples of a dataset are joined by
+            torch's ``default_collate``. Random numbers that ``dataset[i]`` draws from torch's CPU
             generator, Python's ``random`` and numpy's global generator are a function of `seed`,
             the epoch and i, not of the order or `batch_size`. Those that ``__getitems__`` draws are
             a function of `seed`, the epoch and the batch.
@@ -202,6 +203,11 @@ class Batches:
             **({} if self._weights is None else {"weights": sample_of_columns([self._weights])}),
             **self._reader.about(),
         }
+
+    @property
+    def lent(self) -> bool:
+        """See `Source`."""
+        return self._order is None and self._reader.lent
 
     @property
     def columns(self) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ class Combined:
         self._who = who
         self._parts = {name: as_source(part) for name, part in parts.items()}
         self.fresh = all([getattr(part, "fresh", True) for part in self._parts.values()])
+        self.lent = all([getattr(part, "lent", False) for part in self._parts.values()])
         for name, part in self._parts.items():
             if is_once(part) or _about(part).get("exact") == "by its own state":
                 raise TypeError(

@@ -87,7 +87,7 @@ class Again:
 class Stored(Again):
     """A list of batches. Reading it draws no random numbers."""
 
-    fresh = True
+    fresh = lent = True
 
     def __init__(self, stored: list[Any]) -> None:
         super().__init__(lambda epoch: stored, len(stored), "list")

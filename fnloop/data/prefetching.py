@@ -55,6 +55,7 @@ class prefetch(Wrapped):
         super().__init__(as_source(data))
         self.depth = as_count(depth, "prefetch(depth=...)", 1)
         self.device = None if device is None else _device(device)
+        self.lent = self.lent and not _copies(self.device)
 
     def iterate(
         self, cursor: Cursor = START, key: int = 0
@@ -89,6 +90,10 @@ def _device(given: Any) -> torch.device:
         raise TypeError(f'prefetch(device=...) takes "cpu", "cuda" or another: {error}') from error
 
 
+def _copies(device: torch.device | None) -> bool:
+    return device is not None and device.type != "cpu"  # to another device, at once
+
+
 class _Start(NamedTuple):
     """What the thread asks to be called in the one that takes its batches."""
 
@@ -101,8 +106,7 @@ class _Worker:
     def __init__(
         self, source: Source, cursor: Cursor, key: int, depth: int, device: torch.device | None
     ) -> None:
-        copied = device is not None and device.type != "cpu"  # to another device, at once
-        self._fresh = copied or getattr(source, "fresh", True)
+        self._fresh = _copies(device) or getattr(source, "fresh", True)
         self._depth = depth
         self._drawn = drawn = queue.SimpleQueue[Any]()
         # A queue of C: an exception from a signal handler could leave a `Semaphore` locked.

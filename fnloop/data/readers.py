@@ -135,11 +135,13 @@ class Columns:
         examples: Size of the leading dimension.
         devices: Devices of the tensors; `take` needs the indices on each, in this order.
         random: Whether reading examples can draw random numbers.
+        lent: Whether `cut` gives parts of the user's tensors.
         epochs: Tells the epoch to the parts of a dataset that have ``set_epoch``; may be None.
         leaves: The tensors, by path.
     """
 
     random = False
+    lent = True
     epochs = None
 
     def __init__(self, data: Any) -> None:
@@ -194,6 +196,7 @@ class Indexed:
     """A map-style dataset, with the attributes and methods of `Columns`."""
 
     devices = (torch.device("cpu"),)
+    lent = False
 
     def __init__(self, data: Any, collate: Collate | None) -> None:
         self.examples = len(data)

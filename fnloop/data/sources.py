@@ -27,7 +27,8 @@ class Source(Protocol):
     `cursor` (which must be that object, not a copy). ``recall(memo)`` makes the next `iterate`
     continue from there. ``ordered()`` returns a source in the data's own order, and raises a
     `ValueError` if there is none; the order of a source without it is taken to be its own. Its
-    attribute ``fresh`` is false if a batch may be written over an earlier one.
+    attribute ``fresh`` is false if a batch may be written over an earlier one, and ``lent`` is true
+    if a batch lies in memory of the user's, which is to be read again.
 
     Attributes:
         batches: Batches per epoch; None if unknown.

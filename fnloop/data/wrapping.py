@@ -24,6 +24,7 @@ class Wrapped:
         self.batch_size: int = getattr(source, "batch_size", 1)
         self.once: bool = getattr(source, "once", False)
         self.fresh: bool = getattr(source, "fresh", True)
+        self.lent: bool = getattr(source, "lent", False)
 
     def about(self) -> dict[str, Any] | None:
         """The fingerprint of the data."""

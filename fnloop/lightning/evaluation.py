@@ -11,8 +11,9 @@ import torch
 
 from fnloop._torch.random import seeded
 from fnloop.data.bundle import sets_of
+from fnloop.data.lent import Lent
 from fnloop.data.limiting import SMOKE, limit
-from fnloop.data.sources import rest_of_epoch
+from fnloop.data.sources import as_source, rest_of_epoch
 from fnloop.effects.activity import Activity
 from fnloop.lightning.lasting import Lasting, with_lasting
 from fnloop.lightning.logged import Log
@@ -90,9 +91,12 @@ def evaluated(
         for i, part in enumerate(sets):
             several = i if len(sets) > 1 else None
             log.suffix = "" if several is None else f"/dataloader_idx_{i}"
-            pairs = rest_of_epoch(part, data_key(state), kind == "predict")
+            source = as_source(part)
+            pairs = rest_of_epoch(source, data_key(state), kind == "predict")
             for j, (_, batch) in enumerate(itertools.islice(pairs, batches)):
+                lent = Lent(source, batch)
                 outputs.append(_one(kind, module, batch, j, several, log, state))
+                lent.check(f"{facts.who}.{kind}_step")
                 if kind != "predict":
                     outputs.clear()
         log.suffix, log.batch = "", None

@@ -12,9 +12,11 @@ from fnloop._torch.freed_memory import keep_freed
 from fnloop._torch.random import seeded
 from fnloop.data.batches import START
 from fnloop.data.fingerprint import checksum
-from fnloop.data.sources import rest_of_epoch
+from fnloop.data.lent import Lent
+from fnloop.data.sources import as_source, rest_of_epoch
 from fnloop.stages.functions import takes_state
 from fnloop.stages.loss_result import explain
+from fnloop.trees.show import short
 from fnloop.values.averaged import choose_buffers, choose_params
 from fnloop.values.close_look import Unwritten
 from fnloop.values.cursor import Cursor
@@ -55,13 +57,16 @@ def outputs_of(
     """
     keep_freed()
     calls = [_call(fn, own, params, place) for own in each_member(state)]
-    rank, ranks = share
-    epoch: Iterator[Any] = rest_of_epoch(data, data_key(state), place == "predict", start)
+    (rank, ranks), source, who = share, as_source(data), f"The function {short(fn)}"
+    epoch: Iterator[Any] = rest_of_epoch(source, data_key(state), place == "predict", start)
     if ranks > 1 and sums is not None:
         epoch = _summed(epoch, sums)
     for i, (after, batch) in enumerate(itertools.islice(epoch, batches), start.count):
         if i % ranks == rank:
-            yield after, batch, [call(batch, i) for call in calls]
+            lent = Lent(source, batch)
+            results = [call(batch, i) for call in calls]
+            lent.check(who)
+            yield after, batch, results
 
 
 def _call(fn: Any, state: State, params: str | None, place: str) -> Callable[[Any, int], Any]:

@@ -13,14 +13,16 @@ from torch import Tensor
 from fnloop._torch.random import seeded
 from fnloop.data.divided import refuse_divided
 from fnloop.data.iterables import is_once
+from fnloop.data.lent import Lent
 from fnloop.data.readers import check_part
-from fnloop.data.sources import one_epoch
+from fnloop.data.sources import as_source, one_epoch
 from fnloop.distributed.gates import gate, leave
 from fnloop.distributed.mesh import Mesh
 from fnloop.effects.activity import Activity
 from fnloop.names.keywords import explained
 from fnloop.stages.functions import as_loss, takes_state
 from fnloop.stages.loss_result import explain
+from fnloop.trees.show import short
 from fnloop.values.averaged import choose_params, put_statistics
 from fnloop.values.key import fold
 from fnloop.values.placing import whole_state
@@ -150,9 +152,11 @@ def _own_moments(
     chosen, wants_state = choose_params(state, params), takes_state(who)
     key, calls, device = int(state.key), int(state.calls), state.step.device
     found: dict[str, _Moments] = {}
+    source, name = as_source(data), f"The function {short(who)}"
     with Activity("statistics") as activity:
-        share = itertools.islice(enumerate(one_epoch(data, key)), mesh.rank, None, mesh.data)
+        share = itertools.islice(enumerate(one_epoch(source, key)), mesh.rank, None, mesh.data)
         for i, batch in share:
+            lent = Lent(source, batch)
 
             def run(model: Any, batch: Any = batch) -> None:
                 with _listening(model, state.skeleton.statistics, found):
@@ -164,6 +168,7 @@ def _own_moments(
                 except Exception as error:
                     explain(error, who, state, batch)
                     raise
+            lent.check(name)
             activity.advance()
     return found
 

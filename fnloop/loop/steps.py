@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fnloop.data.lent import Lent
 from fnloop.data.sources import Source
 from fnloop.distributed.mesh import Mesh
 from fnloop.effects.effect import Effect, Run
@@ -129,8 +130,10 @@ class Steps:
         due = self._stages and any([stage.is_due(cursor) for stage in self._stages])
         step = self._keeping if due else self._step
         if self._together.steps == 1:
+            lent = Lent(self._source, self._batch)
             result = step(self.state, self._batch)
-        else:
+            lent.check("The step")
+        else:  # of a compiled step, which refuses to write to its batch
             draw = None if self._first else self._following
             self._call, result = self._together.go(self.state, cursor, self._batch, draw)
             self._cursor, self._batch = cursor, _ = self._call.cursor, self._call.batch
