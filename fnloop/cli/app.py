@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -96,6 +97,7 @@ def _run(given: list[str], whole: bool) -> int:
         return 0
     if command not in _MODULES:
         raise usage(_unknown(command))
+    rest = _joined_numbers(rest)
     helps = rest[:1] in (["-h"], ["--help"])
     if command in ("fit", "resume") and not helps:
         count, rest = processes_in(rest)
@@ -114,6 +116,25 @@ def _run(given: list[str], whole: bool) -> int:
     if command in _WITH_FLAGS:
         return _function(command)(rest)
     return _function(command)(parse_plain(parsers.of(command), rest))
+
+
+def _joined_numbers(arguments: Sequence[str]) -> list[str]:
+    """The arguments with negative numbers after ``=``: argparse takes some of them for options.
+
+    >>> _joined_numbers(["--lr", "-1e-3", "--shift", "-2,-1", "--name", "-x", "--early"])
+    ['--lr=-1e-3', '--shift=-2,-1', '--name', '-x', '--early']
+    """
+    joined = list[str]()
+    for token in arguments:
+        if joined and _FLAG.fullmatch(joined[-1]) and _NEGATIVE.fullmatch(token):
+            joined[-1] += f"={token}"
+        else:
+            joined.append(token)
+    return joined
+
+
+_FLAG = re.compile(r"--[^=]+")
+_NEGATIVE = re.compile(r"-\.?(\d.*|inf|nan)", re.DOTALL | re.IGNORECASE)
 
 
 def _trained(command: str, arguments: list[str]) -> int:

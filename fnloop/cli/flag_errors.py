@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -59,14 +60,17 @@ def text_of(name: str, arguments: Sequence[str]) -> str | None:
     return found
 
 
-def explain(error: str, parser: ArgumentParser, typed: Typed | None = None) -> str:
-    """A parser's error in plainer words."""
+def explain(
+    error: str, parser: ArgumentParser, arguments: Sequence[str], typed: Typed | None = None
+) -> str:
+    """A parser's error in plainer words; `typed` is of a recipe's flags."""
     options = [o for action in parser._actions for o in action.option_strings if o[:2] == "--"]
     if match := re.match(r"unrecognized arguments: (.*)", error, re.DOTALL):
         return _unknown(match[1].split(), options, typed)
     if match := re.match(r"(?:argument )?(--[\w.-]+).*: expected one argument", error):
-        kind = _kind(match[1][2:], typed)
-        return f"{match[1]} needs a value" + (f" ({kind})." if kind else ".")
+        return _without_value(match[1], arguments, _kind(match[1][2:], typed))
+    if match := re.match(r"argument (--[\w-]+): ignored explicit argument (.*)", error, re.DOTALL):
+        return f"{match[1]} takes no value, got {match[2]}."
     if match := re.match(r"the following arguments are required: (.*)", error):
         return _required(match[1].split(", "), parser)
     if match := re.match(r'Parser key "([^"]+)":\s*(.*)', error, re.DOTALL):
@@ -75,6 +79,14 @@ def explain(error: str, parser: ArgumentParser, typed: Typed | None = None) -> s
     if typed and (found := [fault_in(typed, name) for name in typed.choices.names]):
         return next(filter(None, found), error)
     return error
+
+
+def _without_value(option: str, arguments: Sequence[str], kind: str) -> str:
+    needs = f"{option} needs a value" + (f" ({kind})." if kind else ".")
+    after = text_of(option[2:], arguments)
+    if after is None or not re.match("-[^-]", after):
+        return needs
+    return f"{needs} One that begins with - follows =: {shlex.quote(f'{option}={after}')}"
 
 
 def referring(key: str, links: Mapping[str, Sequence[str]]) -> str:

@@ -112,7 +112,7 @@ def parse(
                 parsed = parser.parse_args(settled, env=False)
                 ready = parser.instantiate(parsed)
         except ArgumentError as error:
-            raise usage(explain(str(error), parser, typed)) from None
+            raise usage(explain(str(error), parser, tidied, typed)) from None
         except SystemExit as leaving:
             helped = leaving
         except Exception:  # of what the parser did not expect, or of the user's own code
@@ -195,7 +195,7 @@ def parse_plain(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     try:
         return parser.parse_args(list(arguments), env=False)
     except ArgumentError as error:
-        raise usage(explain(str(error), parser)) from None
+        raise usage(explain(str(error), parser, arguments)) from None
 
 
 def _split_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -50,6 +52,45 @@ def test_a_wrong_type_of_an_int(refused):
 
 def test_a_missing_value(refused):
     assert "--lr needs a value (float)" in refused("--lr")
+    assert refused("--note", "--lr", "0.1").endswith("--note needs a value (str | None).\n")
+
+
+NEGATIVE = ["-1", "-0.001", "-.5", "-1e-3", "-1E-3", "-1.5e+2", "-2."]
+
+
+@pytest.mark.parametrize("text", NEGATIVE)
+def test_negative_numbers_follow_their_flag_however_they_are_written(printed, text):
+    for flag, value in {"--lr": float(text), "--note": text}.items():
+        assert printed(flag, text)[flag[2:]] == printed(f"{flag}={text}")[flag[2:]] == value
+
+
+def test_negative_numbers_for_a_part_of_a_flag_and_in_a_list(recipe, cli):
+    lists = "batch_size: int = 32, shifts: list[float] = [], each: dict[str, float] = {}"
+    recipe.write_text(NESTED.replace("batch_size: int = 32", lists))
+    given = ["--opt.lr", "-1e-3", "--shifts+", "-1e-2", "--each.a", "-1e-4", "--early"]
+    code, out, err = cli("fit", recipe, *given, "--print-config")
+    assert code == 0, err
+    found = yaml.safe_load(out)
+    assert (found["opt"]["lr"], found["shifts"], found["each"]) == (-1e-3, [-1e-2], {"a": -1e-4})
+    assert found["early"] is True
+
+
+def test_a_run_goes_on_with_a_negative_number(edited, cli):
+    recipe = edited("lr: float = 0.05", "lr: float = 0.05, shift: float = 1.0")
+    assert cli("fit", recipe, "--shift", "-1e-3", "--epochs", "1")[0] == 0
+    assert cli("resume", "runs/line", "--shift", "-2e-3", "--epochs", "2")[0] == 0
+    assert yaml.safe_load(Path("runs/line/config.yaml").read_text())["shift"] == -2e-3
+
+
+def test_a_text_that_begins_like_an_option(refused, printed, cli):
+    hint = "--note needs a value (str | None). One that begins with - follows =: --note=-x"
+    assert hint in refused("--note", "-x")
+    assert printed("--note=-x")["note"] == "-x"
+    assert "follows =: --sort=-loss" in cli("runs", "--sort", "-loss")[2]
+
+
+def test_a_value_for_an_option_that_takes_none(refused):
+    assert "--resume takes no value, got '-1'." in refused("--resume", "-1")
 
 
 def test_a_stray_argument(refused):

@@ -189,6 +189,13 @@ def test_before_an_epoch_has_ended_the_losses_are_those_of_training(edited, cli)
     assert "last report of training, smallest train/loss first" in out
 
 
+def test_negative_numbers(edited, cli):
+    recipe = edited("fl.optim.sgd(lr)", "fl.optim.sgd(10**lr)")
+    code, out, err = cli("sweep", recipe, "--lr", "-3,-1.5e0", "--epochs", "1")
+    assert code == 0, err
+    assert re.search(r"^ +1 +-1.5 .*\n +0 +-3 ", out, re.MULTILINE), out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -63,6 +63,13 @@ def test_a_learning_rate_within_a_flag(cli):
     assert suggested(cli("find-lr", "line.py")[1]).startswith("--my_lr ")  # the nearest one
 
 
+def test_negative_numbers(edited, cli):
+    recipe = edited("fl.optim.sgd(lr)", "fl.optim.sgd(10**lr)")
+    code, _, err = cli("find-lr", recipe, "--lr", "-1e0")
+    assert code == 0, err
+    assert "above 0, got -0.001" in cli("find-lr", recipe, "--from", "-1e-3")[2]
+
+
 def test_no_suggestion_is_an_error_that_says_why(recipe, cli):
     code, out, err = cli("find-lr", recipe, "--to", "1e-6")
     assert code == 1 and "smoothed" in out and "suggestion" not in out
