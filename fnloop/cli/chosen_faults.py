@@ -21,7 +21,7 @@ from fnloop.cli.chosen_errors import (
 from fnloop.cli.class_names import found_at
 from fnloop.cli.class_types import arguments_of, is_chosen, items_of, record_of, values_of
 from fnloop.cli.config import Config
-from fnloop.cli.flag_types import UNFIT, fits, is_simple, read, takes_none
+from fnloop.cli.flag_types import UNFIT, is_simple, may_be, read, takes_none
 from fnloop.cli.subclasses import known_classes
 from fnloop.cli.value_errors import wrong_value
 from fnloop.cli.yaml_dialect import load_flag
@@ -150,8 +150,7 @@ class _Here(NamedTuple):
     def _fault_of_plain(self, value: Any) -> str | None:
         if is_simple(self.kind):
             text = isinstance(value, str) and read(value, self.kind) is not UNFIT
-            whole = type(value) is int and fits(float(value), self.kind)
-            fit = text or whole or fits(value, self.kind)
+            fit = text or may_be(value, self.kind)
         elif inspect.isclass(self.kind) and issubclass(self.kind, enum.Enum):
             fit = value in self.kind.__members__
         else:

@@ -39,6 +39,16 @@ def items_of(kind: Any) -> Any:
     return next((get_args(each)[0] for each in alternatives(kind) if _is(each, _LISTS)), Any)
 
 
+def places_of(kind: Any) -> tuple[Any, ...]:
+    """The types of the items of a tuple that has a fixed number of them; none if it has not.
+
+    >>> places_of(tuple[int, str] | None), places_of(tuple[int, ...])
+    ((<class 'int'>, <class 'str'>), ())
+    """
+    found = [get_args(each) for each in alternatives(kind) if get_origin(each) is tuple]
+    return found[0] if found and ... not in found[0] else ()
+
+
 def values_of(kind: Any) -> Any:
     """The type of the values of a mapping; `Any` if it is none."""
     return next((get_args(each)[1] for each in alternatives(kind) if _is(each, _MAPPINGS)), Any)

@@ -93,6 +93,11 @@ def takes_none(kind: Any) -> bool:
     return False
 
 
+def may_be(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, where a whole number is one with a fraction too."""
+    return fits(value, kind) or (type(value) is int and fits(float(value), kind))
+
+
 def is_simple(kind: Any) -> bool:
     """Whether a type is one of the scalars, a literal, or a union of these."""
     if get_origin(kind) in (Union, types.UnionType):

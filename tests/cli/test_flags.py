@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.cli.conftest import NESTED
+from tests.cli.conftest import NESTED, RECIPE
 
 
 @pytest.fixture
@@ -248,3 +249,17 @@ def test_numpys_numbers_are_defaults_like_others(edited, cli):
 def test_words_for_booleans_on_the_command_line(printed, word):
     assert printed("--early", word)["early"] is printed(f"--early={word}")["early"] is True
     assert printed("--early", "no")["early"] is False
+
+
+@pytest.mark.parametrize("kind", ["tuple[int, int]", "tuple[float, ...]", "list[str]", "set[int]"])
+@pytest.mark.parametrize("text", ["3", "3,4", "a,b", "3,4,5", "(3,4)", "3 4", "null", "a: b", "]"])
+def test_a_list_is_written_as_the_message_says(recipe, cli, kind, text):
+    recipe.write_text(RECIPE.replace("lr: float = 0.05", f"many: {kind}, lr: float = 0.05"))
+    code, _, err = cli("fit", recipe, f"--many={text}", "--print-config")
+    written = re.search(r" A list is written --many '(.*)'\.$", err.strip())
+    assert code == 2 and written, err
+    if "VALUE" in written[1]:
+        assert cli("fit", recipe, f"--many=[{text}]", "--print-config")[0] == 2
+        assert written[1] == ("[VALUE,VALUE]" if kind == "tuple[int, int]" else "[VALUE,...]")
+    else:
+        assert cli("fit", recipe, f"--many={written[1]}", "--print-config")[0] == 0
