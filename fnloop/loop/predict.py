@@ -25,6 +25,7 @@ from fnloop.store.batch_files import BatchFiles
 from fnloop.store.columns import Columns, as_columns, named
 from fnloop.store.predictions import Predictions
 from fnloop.values.cursor import Cursor
+from fnloop.values.micro import Micro
 from fnloop.values.padded import Padded
 from fnloop.values.rows import UnclearRows, rows
 from fnloop.values.stacked import members_of, side_by_side
@@ -192,18 +193,27 @@ def _go_on(place: Predictions, part: BatchFiles, about: Any, once: bool, outputs
 
 
 def _check_rows(batch: Any, columns: Columns) -> None:
-    padded = isinstance(batch, Padded)
     try:
-        examples = int(batch.weight.count_nonzero()) if padded else rows(batch)
+        examples = _examples(batch)
     except UnclearRows:
         return
     for name, array in columns.items():
         if examples is not None and len(array) != examples:
             what = "or write what fl.predict yields without to="
-            if padded:
+            if isinstance(batch, Padded):
                 what = "here without those that were repeated, output[batch.weight > 0]"
+            if isinstance(batch, Micro):
+                what = "here of all micro-batches, torch.cat([f(part) for part in batch.parts])"
             raise ValueError(
                 f"The output {name or 'of the model'} has {len(array)} rows for a batch of "
                 f"{examples} examples, and each row is written with the number of its example. "
                 f"Return one row an example, {what}."
             )
+
+
+def _examples(batch: Any) -> int | None:
+    """The examples that a batch is of; None if it has only single values."""
+    if isinstance(batch, Micro):
+        found = list(map(_examples, batch.parts))
+        return None if None in found else sum(filter(None, found))
+    return int(batch.weight.count_nonzero()) if isinstance(batch, Padded) else rows(batch)

@@ -18,6 +18,7 @@ from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
 from fnloop.values.looking import look
 from fnloop.values.metrics import Mean, Metric, as_tensor, check_metrics, exact
+from fnloop.values.micro import Micro
 from fnloop.values.packed_rows import PackedRows
 from fnloop.values.padded import Padded
 from fnloop.values.rows import UnclearRows, rows
@@ -120,9 +121,13 @@ def read_metrics(result: Any, batch: Any, who: Any) -> dict[str, Any]:
 def examples(batch: Any, who: Any) -> int:
     """The number of examples, as by `rows`; 1 if the batch has only single values.
 
+    Those of an `fl.data.Micro` are those of its parts.
+
     Raises:
         ValueError: It is unclear, or the batch has leaves of unknown types only; or it is padded.
     """
+    if isinstance(batch, Micro):
+        return sum([examples(part, who) for part in batch.parts])
     if isinstance(batch, Padded):
         raise ValueError(
             f"{_name(who)} returned a scalar, which is the mean over the batch's examples; but "

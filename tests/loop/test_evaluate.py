@@ -55,6 +55,23 @@ def test_a_function_may_return_metrics_alone():
     assert set(fl.evaluate(lambda m, b: {"most": fl.Max(m(b[0]).max())}, state, data)) == {"most"}
 
 
+@pytest.mark.parametrize("size", [4, 5, 7])
+def test_a_group_counts_for_the_examples_of_all_its_batches(size):
+    """The mean over all, as torch computes it, where groups have unequally many batches."""
+    net = model()
+    state = fl.grad(loss).init(net)
+    data = fl.data.group(fl.Batches((X, Y), size, shuffle=False), 3)
+
+    def whole(model, batch):
+        return loss(model, [torch.cat(column) for column in zip(*batch.parts, strict=True)])
+
+    results = fl.evaluate(whole, state, data)
+    with torch.no_grad():
+        value, extra = loss(net.eval(), (X, Y))
+    assert results["loss"] == pytest.approx(value.item(), rel=1e-6)
+    assert results["accuracy"] == pytest.approx(extra["accuracy"].item(), rel=1e-6)
+
+
 def test_no_data():
     state = fl.grad(loss).init(model())
     with pytest.raises(ValueError, match="no batch"):

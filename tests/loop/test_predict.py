@@ -310,6 +310,21 @@ def test_examples_that_were_repeated_to_fill_a_batch_are_left_out(state, tmp_pat
     assert np.load(place / "index.npy").tolist() == list(range(7))
 
 
+@pytest.mark.parametrize("size", [4, 5])  # the parts of a group are alike, or the last is shorter
+def test_a_group_has_the_examples_of_all_its_batches(size, state, tmp_path):
+    data = fl.data.group(in_order(X[:16], size), 2)
+    message = f"{size} rows for a batch of {2 * size} examples.* for part in batch.parts"
+    with pytest.raises(ValueError, match=message):
+        fl.predict(lambda m, b: m(b.parts[0]), state, data, to=tmp_path / "one")
+    whole = lambda m, b: torch.cat([m(part) for part in b.parts])  # noqa: E731
+    place = fl.predict(whole, state, data, to=tmp_path / "all")
+    assert np.load(place / "index.npy").tolist() == list(range(16))
+    net = fl.to_module(state).eval()
+    with torch.no_grad():
+        expected = torch.cat([net(x) for x in X[:16].split(size)])
+    assert np.array_equal(np.load(place / "output.npy"), expected.numpy())
+
+
 def test_places_that_are_none(state, tmp_path):
     for to in (tmp_path / "a.npy", "s3://bucket/a", "."):
         with pytest.raises((ValueError, ImportError)):
