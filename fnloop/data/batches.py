@@ -128,8 +128,9 @@ class Batches:
                 f"drop_last=True leaves no batch: there are {self.examples} examples and "
                 f"batch_size is {batch_size}. Make batch_size smaller, or keep the last batch."
             )
+        vars(self)["batch_size"] = batch_size  # which `resized` sets anew
         self._length = (self.examples + (0 if self.drop_last else batch_size - 1)) // batch_size
-        vars(self).update(batch_size=batch_size, batches=self._length)
+        vars(self)["batches"] = self._length
         self._ahead = batch_size * max(1, min(_CUT, _AHEAD // batch_size))
         self._order = self._new_order()
 

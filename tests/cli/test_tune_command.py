@@ -67,7 +67,10 @@ def test_negative_numbers(edited, cli):
     recipe = edited("fl.optim.sgd(lr)", "fl.optim.sgd(10**lr)")
     code, _, err = cli("find-lr", recipe, "--lr", "-1e0")
     assert code == 0, err
-    assert "above 0, got -0.001" in cli("find-lr", recipe, "--from", "-1e-3")[2]
+    assert (
+        "above 0, to --to, which is larger; got -0.001"
+        in cli("find-lr", recipe, "--from", "-1e-3")[2]
+    )
 
 
 def test_no_suggestion_is_an_error_that_says_why(recipe, cli):
