@@ -9,7 +9,7 @@ import inspect
 import pathlib
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Optional, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 PLAIN = (str, int, float, bool, bytes, list, tuple, dict, set, type(None), object)
 _WORDS = ("torch.device", "torch.dtype", "typing.Any")
@@ -121,7 +121,12 @@ def arguments_of(made: Any) -> Mapping[str, Any] | None:
 
 def with_default(kind: Any, default: Any) -> Any:
     """The type of a parameter: with None, if that is its default."""
-    return kind | None if default is None and kind is not Any else kind
+    if default is not None or kind is Any:
+        return kind
+    try:
+        return Optional[kind]  # noqa: UP045  # `|` takes no string
+    except TypeError:  # it is no type: x: callable = None
+        return kind
 
 
 def given_by(made: Any) -> Any:

@@ -135,12 +135,12 @@ class Batches:
         self._order = self._new_order()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _FIXED and name in vars(self):
+        if name in _FIXED and vars(self).get(name, value) != value:
             resized = "batches.resized(n), the same data in batches of n examples"
             other = resized if name == "batch_size" else "another fl.Batches"
             raise AttributeError(
-                f"{name} of fl.Batches cannot be set: a run that is under way would go on with the "
-                f"old value. Take {other}, and go on with that in another call of fl.fit."
+                f"{name} of fl.Batches cannot be changed: a run that is under way would go on with "
+                f"the old value. Take {other}, and go on with that in another call of fl.fit."
             )
         super().__setattr__(name, value)
 

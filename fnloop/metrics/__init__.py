@@ -11,6 +11,7 @@ from fnloop.metrics.regression import mse as mse
 from fnloop.metrics.regression import r2 as r2
 from fnloop.metrics.regression import rmse as rmse
 from fnloop.names.suggestions import suggesting as _suggesting
+from fnloop.values.merging import find as find
 from fnloop.values.merging import merge as merge
 from fnloop.values.merging import numbers as numbers
 from fnloop.values.metrics import Metric as Metric

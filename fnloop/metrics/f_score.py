@@ -34,6 +34,12 @@ class F1(Metric):
     by_label: bool = False
 
     def merge(self, other: Self) -> Self:
+        if (self.by_label, self.right.shape) != (other.by_label, other.right.shape):
+            raise ValueError(
+                f"The F1 score of {_counted(self)} cannot be merged with that of "
+                f"{_counted(other)}. Usual cause: binary logits of sequences [N, T], which are "
+                "taken for T labels; use fl.metrics.f1(logits.flatten(), targets.flatten())."
+            )
         return type(self)(
             self.right + other.right,
             self.predictions + other.predictions,
@@ -114,6 +120,10 @@ def f1(
     if by_label:
         counts = [each[n:] for each in counts]
     return F1(counts[0], counts[1], counts[2], average, by_label)
+
+
+def _counted(score: F1) -> str:
+    return f"{score.right.shape[-1]} {'labels' if score.by_label else 'classes'}"
 
 
 def _is_multi_label(logits: Tensor, targets: Tensor) -> bool:

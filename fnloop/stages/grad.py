@@ -126,7 +126,8 @@ class Grad(GradStage):
                         raise
                     mean = trained.gradients(found)
                     if len(mean) < len(trained):
-                        self._check_unreached(state, result.loss)
+                        without = [name for name in trained.names if name not in mean]
+                        self._check_unreached(state, result.loss, without)
                 return mean, result.weight, result.metrics
 
             standing = params if placed is None else placed.params
@@ -151,8 +152,8 @@ class Grad(GradStage):
             state = state.replace(buffers=state.buffers.like(buffers))
         return state, Grads(mean, weight, finite, metrics)
 
-    def _check_unreached(self, state: State, loss: Tensor) -> None:
-        """Refuse checkpoints that have lost gradients, where parameters have none.
+    def _check_unreached(self, state: State, loss: Tensor, without: list[str]) -> None:
+        """Refuse checkpoints that may have lost gradients, where parameters have none.
 
         To walk through the graph takes time, so it is done at the 1st, 2nd, 4th, ... such call.
         """
@@ -161,7 +162,11 @@ class Grad(GradStage):
         self.__dict__["_unreached"] = (state.skeleton, calls)
         due = not calls & (calls - 1) or recording() is not None
         if due and made_through(loss, "CheckpointFunctionBackward"):
-            raise RuntimeError(_REENTRANT.format(loss=self.loss))
+            told = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+            raise RuntimeError(
+                f"{_REENTRANT.format(loss=self.loss)} Without a gradient: {told}. What the loss "
+                "does not use may be frozen instead: requires_grad_(False)."
+            )
 
     def _placed(self, state: State, pieces: dict[str, Tensor], tape: Tape) -> Gathering | Sharing:
         """What a model is given for parameters that are divided among ranks."""

@@ -99,7 +99,6 @@ class Compiled(Stage):
     def init(self, model: Any, seed: int = 0) -> State:
         state = self.inner.init(model, seed)
         if not isinstance(model, State):  # the tensors are new: they can be repacked in place
-            _check_dense(state)
             with outside_inference():
                 Kept.repack(state, self._cache.plans)
         return state

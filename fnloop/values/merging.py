@@ -167,7 +167,12 @@ def numbers(metrics: Metrics) -> dict[str, float]:
 def find(metrics: Metrics, name: str) -> Any:
     """The value of the metric `name`, or None if there is none.
 
-    ``"metric/key"`` and ``"metric[0]"`` find one value of a metric that has several.
+    ``"metric/key"`` and ``"metric[0]"`` find one value of a metric that has several. In a
+    population a value has a leading dimension for the members.
+
+    Args:
+        metrics: What a step reports, or callbacks are given.
+        name: Of the metric, or of a value within it.
 
     >>> import fnloop as fl
     >>> found = {"val/digits": fl.metrics.confusion(torch.eye(2), torch.tensor([0, 1]))}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fnloop.values.module_parts import assigned_by_torch
+from fnloop.values.parameter_attributes import copied_attributes
 
 
 class TensorPlace(NamedTuple):
@@ -72,8 +73,6 @@ def private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
     memo: dict[int, Any] = {id(weight): weight.detach().clone() for weight in _recomputed(module)}
     try:
         private = copy.deepcopy(module, memo)
-        for parameter in module.parameters():  # which torch copies without their attributes
-            vars(memo[id(parameter)]).update(copy.deepcopy(vars(parameter), memo))
     except Exception as error:
         raise TypeError(
             "fnloop keeps a private copy of your model, and "
@@ -82,6 +81,9 @@ def private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
             "of a computation, a sparse tensor other than COO); keep it outside the module, or "
             "make it in forward."
         ) from error
+    for parameter in module.parameters():  # which torch copies without their attributes
+        if id(parameter) in memo:
+            vars(memo[id(parameter)]).update(copied_attributes(parameter))
     originals = memo.get(id(memo), [])  # deepcopy keeps them alive there
     return private, {id(memo[id(thing)]): thing for thing in originals if id(thing) in memo}
 

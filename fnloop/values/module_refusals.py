@@ -63,11 +63,8 @@ def refuse_module(module: nn.Module) -> None:
 
 
 def _refuse_layout(name: str, tensor: Tensor) -> None:
-    """Refuse what cannot be copied or has no placeholder; of sparse tensors a COO buffer can."""
-    kept = tensor.layout is torch.strided or (
-        tensor.layout is torch.sparse_coo and not isinstance(tensor, nn.Parameter)
-    )
-    if kept and not tensor.is_quantized and not tensor.is_nested:
+    """Refuse what is not dense, which can be neither compiled nor saved."""
+    if tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested:
         return
     kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
     is_a = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else tensor.layout

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fnloop.values.tensors import Tensors
 
@@ -22,6 +23,28 @@ class _Local(threading.local):
 
 _here = _Local()
 _NOTHING = contextlib.nullcontext()
+
+
+def copied_attributes(parameter: Tensor) -> dict[str, Any]:
+    """Copies of what a model has set on a parameter.
+
+    What holds a tensor or a module is left out, as its copy would be another than the model's; and
+    so is what cannot be copied.
+
+    >>> import torch
+    >>> w = torch.nn.Parameter(torch.ones(2))
+    >>> w.decays, w.partner = {"when": "never"}, torch.ones(2)
+    >>> copied_attributes(w)
+    {'decays': {'when': 'never'}}
+    """
+    found: dict[str, Any] = {}
+    for key, value in vars(parameter).items():
+        memo: dict[int, Any] = {}
+        with contextlib.suppress(Exception):
+            own = copy.deepcopy(value, memo)
+            if not any(isinstance(each, (Tensor, nn.Module)) for each in (own, *memo.values())):
+                found[key] = own
+    return found
 
 
 def attributes_on(params: Mapping[str, Tensor]) -> Attributes:

@@ -34,9 +34,8 @@ class new_callback(fl.base.Callback):
         return (self.monitor,)
 
     def __call__(self, state: fl.State, x: Mapping[str, Any]) -> tuple[fl.State, Mapping[str, Any]]:
-        values = fl.metrics.numbers(x)
-        if self.monitor not in values:
+        found = fl.metrics.find(x, self.monitor)
+        if found is None:  # not at this step
             return state, x
-        value = torch.tensor(values[self.monitor], dtype=torch.float64)
-        lowest = torch.fmin(state[self.name], value)
+        lowest = torch.fmin(state[self.name], torch.as_tensor(found, dtype=torch.float64))
         return state.put(self.name, lowest), {**x, self.name: fl.Last(lowest)}
