@@ -87,7 +87,7 @@ def test_a_reentrant_checkpoint_that_would_lose_gradients_is_refused(compiles, g
     step = fl.compile(step, backend="aot_eager") if compiles else step
     for _ in range(2):
         with pytest.raises(
-            RuntimeError, match="Set use_reentrant=False: checkpoint.*Without a .*adapter"
+            RuntimeError, match=r"Set use_reentrant=False: checkpoint.*Without a .*adapter"
         ):
             step(step.init(Adapted(True)), batch())
 
