@@ -17,6 +17,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -127,32 +128,28 @@ def _library(compiled: Any) -> Path | None:
 
     Constants would be handed to it too, and results may be made numbers.
     """
+    call = compiled.current_callable
     handed = compiled.constants or compiled.torchbind_constants
-    if handed or _CALL not in _dense(compiled.source_code):
+    if handed or len(call.__closure__ or ()) != 1 or not _only_converts(call):
         return None
-    (entry,) = [cell.cell_contents for cell in compiled.current_callable.__closure__]
-    return Path(entry.__self__.__file__)
+    return Path(call.__closure__[0].cell_contents.__self__.__file__)
 
 
-def _dense(text: str) -> str:
-    return "".join(text.split())
+def _only_converts(call: Any) -> bool:
+    """Whether Inductor's function around a library's entry does just what `run` does.
 
-
-_CALL = _dense(
+    Its text differs from one PyTorch to the next. So its code is called around an entry that
+    returns the handles that it is given: two tensors go in, and they alone must come out.
     """
-    def g(args):
-        input_tensors = [arg if isinstance(arg, torch.Tensor) else torch.tensor(arg, device='cpu')
-            for arg in args]
-        input_handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(input_tensors)
-
-        args.clear()
-        del input_tensors
-
-        output_handles = f(input_handles)
-        output_tensors = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(output_handles)
-        return output_tensors
-    """
-)
+    entry = CellType(lambda handles: handles)
+    inputs = [torch.zeros(1), torch.ones(1)]
+    given = list(inputs)
+    try:
+        results = FunctionType(call.__code__, call.__globals__, closure=(entry,))(given)
+    except IndexError:  # it picks among more results
+        return False
+    tensors = len(results) == 2 and all([isinstance(result, Tensor) for result in results])
+    return not given and tensors and all(map(torch.equal, results, inputs))
 
 
 def _file(key: str) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from pathlib import Path
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -141,6 +143,36 @@ def test_constants_that_a_library_is_handed_are_not_forgotten(folder):
         (result,) = built(lambda x: [x * weights], torch.ones(2, 3000))([torch.ones(2, 3000)])
         assert torch.equal(result, weights.expand(2, -1))
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("handed", "made", "alone"),
+    [
+        ("args", "results", True),
+        ("args + [torch.ones(2)]", "results", False),
+        ("args[::-1]", "results", False),
+        ("args", "[results[0], results[1].item()]", False),
+        ("args", "[results[0].item(), results[1], results[2]]", False),
+    ],
+)
+def test_only_a_library_that_is_handed_just_the_inputs_is_kept(tmp_path, handed, made, alone):
+    text = f"""
+        def around(f):
+            def g(args):
+                handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors({handed})
+                args.clear()
+                handles = f(handles)
+                results = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)
+                return {made}
+            return g
+        """
+    scope = {"torch": torch}
+    exec(textwrap.dedent(text), scope)
+    entry = MethodType(lambda library, handles: handles, SimpleNamespace(__file__=str(tmp_path)))
+    compiled = SimpleNamespace(
+        current_callable=scope["around"](entry), constants={}, torchbind_constants={}
+    )
+    assert libraries._library(compiled) == (tmp_path if alone else None)
 
 
 @pytest.mark.parametrize("damage", ["the file is cut", "the library is gone", "it is no library"])
