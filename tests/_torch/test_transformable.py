@@ -130,7 +130,7 @@ def forward_mode(slope, x):
     return torch.func.jvp(slope, (x,), (x.cos(),))[1]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script", "ignore:There is a performance drop")
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("name", TWICE)
 @pytest.mark.parametrize("how", ["vmap", "forward mode", "autograd"])
 def test_a_derivative_of_derivatives_is_that_of_finite_differences(name, how):

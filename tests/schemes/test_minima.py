@@ -12,9 +12,6 @@ from torch.nn import functional as F
 
 import fnloop as fl
 
-# Forward mode of torch.func compiles its decompositions at the first use.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-
 DOUBLE = torch.float64
 X = torch.randn(30, 4, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
 Y = (X @ torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=DOUBLE))[:, None] + X[:, :1].sin()

@@ -112,7 +112,6 @@ MEMBERS_DRAW = (
 )  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.func imports it
 @pytest.mark.parametrize("name", MEMBERS_DRAW)
 def test_members_draw_what_each_draws_alone(name):
     step, state = drawn_by(NOISES[name], batch()[0])

@@ -15,9 +15,6 @@ from torch.nn import functional as F
 
 import fnloop as fl
 
-# Forward mode of torch.func compiles its decompositions at the first use.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-
 DOUBLE = torch.float64
 K = 20
 

@@ -144,7 +144,6 @@ def test_functions_that_lead_elsewhere_are_fine():
     assert seen
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, X)])
 @pytest.mark.parametrize("place", [lambda m: m, lambda m: nn.Sequential(m, nn.Identity())])
 def test_scripted_modules_are_refused_anywhere(make, place):

@@ -72,7 +72,6 @@ def test_without_bases_it_is_adam_a_step_later():
     torch.testing.assert_close(dict(ours), dict(params))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_a_derivative_through_the_bases_is_refused():
     loss = lambda model, x: model(x).square().mean()  # noqa: E731
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
