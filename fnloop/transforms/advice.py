@@ -66,7 +66,7 @@ def advice_for(error: Exception, code: str, layers: bool = False) -> Advice | No
             f"a tensor is taken out of PyTorch ({text.rstrip('.')})",
             "Compute it in PyTorch, or after the step, from its metrics.",
         )
-    if "BF16" in text and any("grouped_mm" in frame.name for frame in frames):
+    if re.search("BF16|Float16", text) and any("grouped_mm" in frame.name for frame in frames):
         return _GROUPED
     if fault := cache_fault(error):
         return Advice(f"its cache fails ({fault})", remedy())
@@ -189,7 +189,7 @@ _SHAPES = {
 """By the name of the operation."""
 
 _GROUPED = Advice(
-    "PyTorch records its grouped matrix product (grouped_mm) for bfloat16 only",
+    "PyTorch records its grouped matrix product (grouped_mm) for bfloat16, and not for this dtype",
     "Multiply by torch.bmm, with the weights of each row's group: torch.bmm(x[:, None], w[group]). "
     'For the experts of transformers that is a setting: experts_implementation="batched_mm".',
 )

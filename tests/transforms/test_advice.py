@@ -207,7 +207,7 @@ REMEDIES = {
         (dense_embedding, TOKENS, square),
     ),
     "a grouped product": (
-        (Experts, ROWS, grouped), r"grouped_mm\) for bfloat16 only.*torch.bmm.*batched_mm",
+        (Experts, ROWS, grouped), r"grouped_mm\) for bfloat16, and.*torch.bmm.*batched_mm",
         (Experts, ROWS, batched),
     ),
     "a Hessian under vmap": (
@@ -240,7 +240,6 @@ def first_step(model, batch, loss):
     return fl.compile(step, backend="aot_eager"), step.init(model()), batch
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.func imports it
 @pytest.mark.filterwarnings("ignore:Sparse|The PyTorch API of nested:UserWarning")
 @pytest.mark.parametrize("name", REMEDIES)
 def test_the_remedy_is_that_of_the_operation_and_works(name):
