@@ -92,8 +92,7 @@ def _to_go_on(code: CodeType, place: int) -> bool | None:
     """
     found = [each for each in dis.get_instructions(code) if each.opname not in _EMPTY]
     at = next((i for i, each in enumerate(found) if each.offset == place), len(found) - 1)
-    if _gives_it(found, at):
-        at += 1
+    at = _used(found, at)
     jump = found[at]
     if not jump.opname.startswith("POP_JUMP") or not jump.opname.endswith(("TRUE", "FALSE")):
         return None
@@ -106,13 +105,14 @@ def _to_go_on(code: CodeType, place: int) -> bool | None:
 _EMPTY = ("CACHE", "PRECALL", "EXTENDED_ARG", "NOT_TAKEN")
 
 
-def _gives_it(found: list[dis.Instruction], at: int) -> bool:
-    """Whether the instruction makes a Python bool of a tensor for the next one."""
-    name = found[at].opname
-    if name == "CALL":
-        return at > 0 and found[at - 1].argval == "item"
-    # Since Python 3.13, comparing may include it.
-    return name == "TO_BOOL" or (name == "COMPARE_OP" and found[at].argrepr.startswith("bool("))
+def _used(found: list[dis.Instruction], at: int) -> int:
+    """The place of what uses the condition that the instruction at a place asks for."""
+    # Since Python 3.13, comparing may make the bool.
+    if found[at].opname == "COMPARE_OP" and found[at].argrepr.startswith("bool("):
+        return at + 1
+    if found[at].opname == "CALL" and at > 0 and found[at - 1].argval == "item":
+        at += 1
+    return at + (found[at].opname == "TO_BOOL")
 
 
 def _raises(found: list[dis.Instruction], start: int) -> bool:
@@ -163,6 +163,8 @@ def _is_in(home: Path, frame: FrameType) -> bool:
 @functools.lru_cache(maxsize=64)
 def _catching(file: str) -> tuple[tuple[int, int], ...] | None:
     """The first and last lines of what is tried in a file; None if its text is not known."""
+    if file == "<string>":  # which all that is given to exec is called, and since 3.13 python -c
+        return None
     try:
         text = "".join(linecache.getlines(file))
         nodes = list(ast.walk(ast.parse(text))) if text else []

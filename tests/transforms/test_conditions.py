@@ -6,6 +6,7 @@ PYTEST_DONT_REWRITE: the losses here have the bytecode that Python makes of an a
 from __future__ import annotations
 
 import contextlib
+import linecache
 import re
 
 import pytest
@@ -42,6 +43,16 @@ def asserts_a_chain(model, x):
 
 def asserts_an_item(model, x):
     assert x.isfinite().all().item()
+    return model(x).square().mean()
+
+
+def asserts_not_an_item(model, x):
+    assert not x.isnan().any().item()
+    return model(x).square().mean()
+
+
+def asserts_items(model, x):
+    assert not x.isnan().any().item() and x.isfinite().all().item(), x
     return model(x).square().mean()
 
 
@@ -89,9 +100,9 @@ def asserts_and_writes_over(model, x):
 
 
 ASSERTING = (
-    asserts, asserts_not, asserts_several, asserts_a_chain, asserts_an_item, asserts_neither,
-    raises, raises_otherwise, raises_one_of_two, asserts_by_torch, asserts_by_a_distribution,
-    asserts_and_writes_over,
+    asserts, asserts_not, asserts_several, asserts_a_chain, asserts_an_item, asserts_not_an_item,
+    asserts_items, asserts_neither, raises, raises_otherwise, raises_one_of_two, asserts_by_torch,
+    asserts_by_a_distribution, asserts_and_writes_over,
 )  # fmt: skip
 
 
@@ -134,6 +145,11 @@ def any_is_enough(model, x):
 
 def counts(model, x):
     assert [x.min() < 9].count(True)
+    return model(x).square().mean()
+
+
+def compares_items(model, x):
+    assert x.isnan().any().item() == x.isinf().any().item()
     return model(x).square().mean()
 
 
@@ -182,8 +198,8 @@ def suppresses_a_call(model, x):
 
 
 CHOOSING = (
-    one_is_enough, any_is_enough, counts, finds, chooses, does_more, tries, tries_further_out,
-    suppresses, suppresses_a_call,
+    one_is_enough, any_is_enough, counts, compares_items, finds, chooses, does_more, tries,
+    tries_further_out, suppresses, suppresses_a_call,
 )  # fmt: skip
 
 
@@ -201,7 +217,9 @@ def typed(body):
     return names["loss"]
 
 
-def test_code_without_a_text_is_recorded_unless_it_may_catch():
+def test_code_without_a_text_is_recorded_unless_it_may_catch(monkeypatch):
+    command = "import torch\n"  # as Python 3.13 notes the text of python -c
+    monkeypatch.setitem(linecache.cache, "<string>", (len(command), None, [command], "<string>"))
     step, state = compiled(typed("assert x.min() < 9"))
     step(state, torch.ones(3, 4))
     with pytest.raises(AssertionError, match="does not hold"):
