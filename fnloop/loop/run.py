@@ -135,6 +135,21 @@ def run(
     return loop
 
 
+# Since Python 3.12, a jump back to the head of a loop, where a signal handler may be called, is not
+# part of a `try` around the loop: the loop is in a function of its own.
+def _turns(steps: Steps) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
+    while steps.draw():
+        steps.step()
+        steps.call_back()
+        steps.tell()
+        sent = yield steps.state, steps.shown
+        while sent is not None:
+            steps.go_on_from(sent)
+            sent = yield steps.state, steps.shown
+        if steps.asked_to_stop():
+            break
+
+
 def _loop(
     steps: Steps, limits: Limits, about: Run, at_exit: AtExit
 ) -> Generator[tuple[State, Mapping[str, Any]], State | None, None]:
@@ -145,16 +160,7 @@ def _loop(
             steps.begin()
             at_exit.begin()
             limits.begin()
-            while steps.draw():
-                steps.step()
-                steps.call_back()
-                steps.tell()
-                sent = yield steps.state, steps.shown
-                while sent is not None:
-                    steps.go_on_from(sent)
-                    sent = yield steps.state, steps.shown
-                if steps.asked_to_stop():
-                    break
+            yield from _turns(steps)
             steps.end()
         except GeneratorExit:  # the user's loop ended early
             steps.status = "stopped"

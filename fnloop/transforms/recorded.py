@@ -171,9 +171,7 @@ class Recorded:
             if written:
                 raise CompileError(_WRITTEN.format(what=inputs.name(written[0])))
             new = _storages(units, plan.flatten(after))
-            for i, (before, now) in enumerate(zip(fakes[: plan.size], new, strict=True)):
-                if _kind(before) != _kind(now):
-                    raise CompileError(changed_kind(inputs.name(i), before, now))
+            _check_kinds(inputs, fakes[: plan.size], new)
             self.writes = self.writes and not checks.found  # they come before anything is written
             outputs = self._outputs(fakes, fakes[: plan.size], new, results)
             self.checks = list(enumerate(checks.found, len(outputs)))
@@ -252,6 +250,12 @@ def _storages(before: Sequence[Any], after: Sequence[Any]) -> list[Tensor]:
     for old, new in zip(before, after, strict=True):
         found += old.like(new).peek_storages() if isinstance(old, Tensors) else [new]
     return found
+
+
+def _check_kinds(inputs: Inputs, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    for i, (old, new) in enumerate(zip(before, after, strict=True)):
+        if _kind(old) != _kind(new):
+            raise CompileError(changed_kind(inputs.name(i), old, new))
 
 
 def _kind(tensor: Tensor) -> Any:

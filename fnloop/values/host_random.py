@@ -164,15 +164,17 @@ class host_seeded:
 
     def __exit__(self, *_: object) -> None:
         try:
-            for source, seeded in zip(self._sources, self._seeded, strict=True):
-                if not same(source.save(), seeded):
-                    self.drew.append(source.name)
+            self.drew += self._drawn()  # a function: its loop would not be part of the `try`
         finally:
             try:
                 self._restore()
             except BaseException:
                 self._restore()
                 raise
+
+    def _drawn(self) -> list[str]:
+        pairs = zip(self._sources, self._seeded, strict=True)
+        return [source.name for source, seeded in pairs if not same(source.save(), seeded)]
 
     def _restore(self) -> None:
         for source, saved in zip(self._sources, self._saved, strict=True):

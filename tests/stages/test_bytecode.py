@@ -1,7 +1,6 @@
 """What Python runs in an eager step does not grow with the number of parameters."""
 
 import collections
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import fnloop as fl
+from tests.instructions import instructions
 
-HOME = str(Path(fl.__file__).parent)
+FILES = frozenset(map(str, Path(fl.__file__).parent.rglob("*.py")))
 OPTIMIZERS = {
     "adamw": fl.optim.adamw(1e-3),
     "sgd": fl.optim.sgd(0.1, momentum=0.9),
@@ -37,19 +37,11 @@ def run_in(step, model):
     for _ in range(5):  # the fourth is looked at closely
         state, _ = donating(state, batch)
 
-    def trace(frame, event, argument):
-        if not frame.f_code.co_filename.startswith(HOME):
-            return None
-        frame.f_trace_opcodes = True
-        found[frame.f_code.co_qualname] += event == "opcode"
-        return trace
+    def note(code, at):
+        found[code.co_qualname] += 1
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
+    with instructions(FILES, note):
         state, _ = donating(state, batch)
-    finally:
-        sys.settrace(before)
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dis
 import random
 import signal
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,9 +15,10 @@ from torch import nn
 
 import fnloop as fl
 from fnloop.stages import donating
+from tests.instructions import instructions
 
 ROOT = Path(fl.__file__).parent
-WATCHED = {
+WATCHED = frozenset(
     str(ROOT / name)
     for name in (
         "transforms/compile.py",
@@ -39,7 +39,7 @@ WATCHED = {
         "loop/steps.py",
         "loop/together.py",
     )
-}
+)
 
 
 NOP = dis.opmap["NOP"]
@@ -192,64 +192,53 @@ def inductor():
     return Interrupted("inductor")
 
 
-class Tracer:
+class Places:
     """Raises an error at the n-th opcode of the watched files; None: notes where they are."""
 
     def __init__(self, n=None, error=None):
         self.n, self.error, self.places = n, error, []
 
-    def __call__(self, frame, event, arg):
-        if frame.f_code.co_filename not in WATCHED:
-            return None
-        frame.f_trace_opcodes = True
-        return self.local
-
-    def local(self, frame, event, arg):
-        code, at = frame.f_code, frame.f_lasti
-        if event == "opcode" and code.co_code[at] != NOP:  # at which nothing can be raised
+    def __call__(self, code, at):
+        if code.co_code[at] != NOP:  # at which nothing can be raised
             self.places.append((code, at))
             if len(self.places) - 1 == self.n:
                 raise self.error
-        return self.local
 
 
-def traced(case, step, tracer):
+def traced(case, step, places):
     """Two calls of a step, and what the loop does after each; the error if there is one."""
     turns = case.turns(step, *case.span)
     next(turns)
-    before = sys.gettrace()
-    sys.settrace(tracer)
     try:
-        next(turns)
-        next(turns)
-        sys.settrace(before)
+        with instructions(WATCHED, places):
+            next(turns)
+            next(turns)
         next(turns, None)  # raises what the loop has kept after the last step of a call
     except (Stop, KeyboardInterrupt, Trouble) as error:
         return error
     finally:
-        sys.settrace(before)
         turns.close()
     return None
 
 
 def opcodes(case, step, again=2):
     """The numbers of all opcodes in two steps, each place in the code so many times at most."""
-    tracer, seen = Tracer(), Counter()
-    assert traced(case, step, tracer) is None
-    for n, place in enumerate(tracer.places):
+    found, seen = Places(), Counter()
+    assert traced(case, step, found) is None
+    for n, place in enumerate(found.places):
         seen[place] += 1
         if seen[place] <= again:
             yield n
 
 
 def interrupt(case, step, n, error):
-    tracer = Tracer(n, error)
-    caught = traced(case, step, tracer)
+    found = Places(n, error)
+    caught = traced(case, step, found)
     assert caught is error
     try:
         return case.check(caught)
     except Exception as wrong:
-        code, at = tracer.places[-1]
+        code, at = found.places[-1]
         lines = [line for start, line in dis.findlinestarts(code) if start <= at]
         wrong.add_note(f"at opcode {n}, in {code.co_filename}, line {lines[-1]}")
         raise
