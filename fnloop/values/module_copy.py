@@ -77,9 +77,9 @@ def private_copy(module: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
         raise TypeError(
             "fnloop keeps a private copy of your model, and "
             f"copy.deepcopy({type(module).__name__}) failed: {error}. The usual cause is an "
-            "attribute that cannot be copied (a lock, an open file, a tensor that is the result "
-            "of a computation, a sparse tensor other than COO); keep it outside the module, or "
-            "make it in forward."
+            "attribute that cannot be copied (a lock, an open file, an iterator, a tensor that is "
+            "the result of a computation, a sparse tensor other than COO); keep it outside the "
+            "module, or make it in forward."
         ) from error
     for parameter in module.parameters():  # which torch copies without their attributes
         if id(parameter) in memo:

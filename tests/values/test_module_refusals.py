@@ -201,8 +201,18 @@ def test_hooks_of_parameters_are_refused(kind):
 
 def test_iterators_are_refused():
     net = Net()
-    net.counters = [itertools.count()]
-    with pytest.raises(ValueError, match=r"iterator \(count\), as counters\[0\]"):
+    net.counters = [iter([1, 2])]
+    with pytest.raises(ValueError, match=r"iterator \(list_iterator\), as counters\[0\]"):
+        STEP.init(net)
+
+
+@pytest.mark.parametrize(
+    "iterator", [itertools.count(), (i for i in range(2))], ids=["count", "generator"]
+)
+def test_also_those_that_python_does_not_copy(iterator):  # the first: since Python 3.14
+    net = Net()
+    net.counters = [iterator]
+    with pytest.raises((TypeError, ValueError), match="an iterator"):
         STEP.init(net)
 
 
