@@ -63,6 +63,8 @@ def test_a_loop_that_was_closed_or_that_a_fork_has_copied_is_left_alone(tmp_path
     ended = end(
         tmp_path,
         "loop = begin(batches)\n"
+        "import warnings\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)  # since Python 3.12, of threads\n"
         "if not os.fork():\n"
         "    nn.kept = loop  # so that nothing but the end could close it\n"
         "    import atexit\n"

@@ -251,7 +251,7 @@ def test_killed_at_any_place_it_ends_in_the_same_bytes(name, tmp_path):
     script = Path(__file__).with_name("killed_predictions.py")
     path = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), name, "41"],
+        [sys.executable, str(script), str(tmp_path), name, "31"],
         capture_output=True,
         text=True,
         env={**os.environ, **path},

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("aim.sdk.index_manager")
+
 from fnloop.trackers.aim import _import_aim, _index
 from tests.ports import free_port
 from tests.trackers.test_aim import read
-
-pytest.importorskip("aim.sdk.index_manager")
 
 SERVE = "from aim.cli.cli import cli_entry_point; cli_entry_point()"
 TRAIN = """
