@@ -41,7 +41,7 @@ class Case(NamedTuple):
     Attributes:
         build: Changes an honest one, in the folder that it is given, into this one.
         readers: Who must refuse it. The others may not look so far, and must do no harm.
-        memory: MB that refusing it may cost at most.
+        memory: MB that refusing it may cost at most, beyond those of an honest one.
     """
 
     build: Callable[[Path], None]

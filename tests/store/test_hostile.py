@@ -62,7 +62,8 @@ def test_each_hostile_checkpoint_is_refused(seen, name):
             assert "\x1b" not in said and "\u202e" not in said
     assert found["seen"] == [], "something was imported, run, or opened elsewhere"
     assert max(found["seconds"].values()) < 1, found["seconds"]
-    assert found["memory"] < case.memory, "MB"
+    # What Python and torch take for any checkpoint depends on their versions.
+    assert found["memory"] - seen["honest"]["memory"] < case.memory, "MB"
 
 
 @forked
