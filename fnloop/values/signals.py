@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import sys
 import traceback
-from collections.abc import Generator
 from types import FrameType
 
 
@@ -38,13 +36,23 @@ def let_out(error: BaseException) -> None:
         origin = origin.__cause__
 
 
-@contextlib.contextmanager
-def passing_over(*kinds: type[Exception]) -> Generator[None]:
-    """``contextlib.suppress``, but for what a signal handler raises."""
-    try:
-        yield
-    except kinds as error:
+class passing_over:
+    """``contextlib.suppress``, but for what a signal handler raises.
+
+    It is no generator: on Python 3.13, the frame of one would keep the error in a cycle.
+    """
+
+    def __init__(self, *kinds: type[Exception]) -> None:
+        self._kinds = kinds
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, self._kinds):
+            return False
         let_out(error)
+        return True
 
 
 def _is_handler(frame: FrameType) -> bool:
