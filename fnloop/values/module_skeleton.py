@@ -279,7 +279,7 @@ class ModuleSkeleton:
             copies[name] = nn.Parameter(
                 value.detach().clone(), requires_grad=name in self.trainable
             )
-        put_attributes(copies, copy.deepcopy(self.attributes, twins))
+        put_attributes(copies, copy.deepcopy(self.attributes))
         copies.update(self._fresh({name: value.detach() for name, value in buffers.items()}))
         for child, twin in zip(self.module.modules(), module.modules(), strict=True):
             twins[id(child._parameters)] = twin._parameters

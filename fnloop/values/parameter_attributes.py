@@ -6,11 +6,12 @@ import contextlib
 import copy
 import threading
 from collections.abc import Generator, Iterator, Mapping
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from fnloop.values.reached import MOST, inside
 from fnloop.values.tensors import Tensors
 
 Attributes: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -39,12 +40,22 @@ def copied_attributes(parameter: Tensor) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, value in vars(parameter).items():
-        memo: dict[int, Any] = {}
-        with contextlib.suppress(Exception):
-            own = copy.deepcopy(value, memo)
-            if not any(isinstance(each, (Tensor, nn.Module)) for each in (own, *memo.values())):
-                found[key] = own
+        if not _leads_to_tensors(value):
+            with contextlib.suppress(Exception):
+                found[key] = copy.deepcopy(value)
     return found
+
+
+def _leads_to_tensors(value: Any) -> bool:
+    seen, waiting = set[int](), [value]
+    while waiting and len(seen) < MOST:
+        each = waiting.pop()
+        if isinstance(each, (Tensor, nn.Module)):
+            return True
+        if id(each) not in seen and not isinstance(each, (type, ModuleType)):
+            seen.add(id(each))
+            waiting += inside(each)
+    return bool(waiting)
 
 
 def attributes_on(params: Mapping[str, Tensor]) -> Attributes:

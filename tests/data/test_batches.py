@@ -357,7 +357,7 @@ def test_what_batches_are_made_with_cannot_be_set(name: str) -> None:
     batches = Batches(torch.arange(10), 4, seed=1)
     walked = walk(batches, Cursor(), 5)
     remedy = r"resized\(n\)" if name == "batch_size" else r"another fl\.Batches"
-    with pytest.raises(AttributeError, match=f"{name} of fl.Batches cannot be set.*{remedy}"):
+    with pytest.raises(AttributeError, match=f"{name} of fl.Batches cannot be changed.*{remedy}"):
         setattr(batches, name, 2)
     for (after, batch), (then, other) in zip(walked, walk(batches, Cursor(), 5), strict=True):
         assert after == then and torch.equal(batch, other)

@@ -14,6 +14,9 @@ from fnloop import testing
 from fnloop.profiling.stage_clock import StageClock, clocked
 from tests.laws.steps import EXPORTED, OPTIMIZERS
 
+# Its model counts its calls in evaluation too, so that the laws see whether one leaves something.
+pytestmark = pytest.mark.filterwarnings("ignore:The model Net wrote to its buffers in evaluation")
+
 # Functions of a gradient stage, which are no stages.
 FUNCTIONS = {"epsilon", "hessian_product", "implicit", "lanczos", "sharpness", "swag_sample"}
 SCHEMES = {
