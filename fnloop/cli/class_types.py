@@ -9,7 +9,7 @@ import inspect
 import pathlib
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any, Optional, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 PLAIN = (str, int, float, bool, bytes, list, tuple, dict, set, type(None), object)
 _WORDS = ("torch.device", "torch.dtype", "typing.Any")
@@ -124,7 +124,7 @@ def with_default(kind: Any, default: Any) -> Any:
     if default is not None or kind is Any:
         return kind
     try:
-        return Optional[kind]  # noqa: UP045  # `|` takes no string
+        return kind | None
     except TypeError:  # it is no type: x: callable = None
         return kind
 

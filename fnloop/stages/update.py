@@ -80,7 +80,7 @@ class Update(StepStage):
         return tuple([name for name in names if name not in left]) if left else names
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
-        with knowing(state.skeleton.attributes):
+        with _knowing(state):
             after, metrics, _ = self._step(state, x, False)
         return after, metrics
 
@@ -88,7 +88,7 @@ class Update(StepStage):
         return Donating(self) if self.optimizer.has_fused else self
 
     def writing(self, state: State, x: Any) -> tuple[State, dict[str, Any], list[Write]]:
-        with knowing(state.skeleton.attributes):
+        with _knowing(state):
             return self._step(state, x, self.optimizer.has_fused)
 
     def _step(
@@ -261,6 +261,11 @@ def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], 
     """
     _check_optimizer(optimizer)
     return functools.partial(Update, optimizer=optimizer, name=name)
+
+
+def _knowing(state: Any) -> contextlib.AbstractContextManager[Any]:
+    # What is no state is refused by the first stage.
+    return knowing(state.skeleton.attributes) if isinstance(state, State) else _NOTHING
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:

@@ -181,6 +181,11 @@ def find(metrics: Metrics, name: str) -> Any:
     >>> float(find({"recall": Sum(torch.tensor([0.5, 0.25]))}, "recall[1]"))
     0.25
     """
+    if not isinstance(metrics, Mapping) or not isinstance(name, str):
+        raise TypeError(
+            "find takes metrics, a dict of them, and the name of one; got "
+            f"{short(metrics)} and {short(name)}."
+        )
     if name in metrics:
         return metrics[name].value()
     for cut in range(len(name) - 1, 0, -1):

@@ -347,6 +347,7 @@ def test_law_8_fit_resumes_with_donation_from_its_folder(tmp_path):
     assert fl.tree_diff(whole, resumed) == ""
 
 
+@pytest.mark.filterwarnings("ignore:The model Net wrote to its buffers in evaluation")
 def test_law_9_effects_change_no_bit_of_a_donated_run(tmp_path):
     held_out = fl.Batches(arrays(9), 4, shuffle=False)
 

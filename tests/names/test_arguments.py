@@ -124,6 +124,7 @@ VALID: dict[str, dict[str, Any]] = {
     **{f"metrics.{name}": PAIR for name in ("mae", "mse", "r2", "rmse")},
     "metrics.merge": {"parts": [{"a": fl.Sum(1.0)}]},
     "metrics.numbers": {"metrics": {"a": fl.Sum(1.0)}},
+    "metrics.find": {"metrics": {"a": fl.Sum(1.0)}, "name": "a"},
     "metrics.from_torchmetrics": {"metric": None},
     "schemes.gradnorm": LOSSES,
     "schemes.several": LOSSES,
