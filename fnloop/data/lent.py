@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from typing import Any
 
@@ -33,36 +32,26 @@ class Lent:
     RuntimeError: The step has written to its batch in place, and so to your data: ...
     """
 
-    __slots__ = ("_batch", "_layouts", "_tensors", "_versions")
+    __slots__ = ("_batch", "_before", "_tensors")
 
     def __init__(self, source: Any, batch: Any) -> None:
         self._batch = batch
         self._tensors = _counted(batch) if getattr(source, "lent", False) else []
-        self._versions = list(map(_VERSION, self._tensors))
-        self._layouts = list(map(_layout, self._tensors))
+        self._before = list(map(_FACTS, self._tensors))
 
     def check(self, who: str) -> None:
         """Raise a RuntimeError if the batch has been written to since, by `who`."""
-        now = list(map(_VERSION, self._tensors))
-        if now == self._versions:
+        if list(map(_FACTS, self._tensors)) == self._before:
             return
-        counted = itertools.compress(self._tensors, map(operator.ne, now, self._versions))
-        reshaped = self._reshaped()
-        for tensor in counted:
-            if _memory(tensor) not in reshaped:
+        # `squeeze_` counts as a write, of all views of the memory, and is none.
+        facts = list(zip(self._tensors, self._before, strict=True))
+        reshaped = {_memory(x) for x, (_, shape) in facts if x._is_view() and x.shape != shape}
+        for tensor, (version, _) in facts:
+            if tensor._version != version and _memory(tensor) not in reshaped:
                 raise _error(self._batch, tensor, who)
 
-    def _reshaped(self) -> set[int]:
-        """The memory of parts with another shape now: `squeeze_` counts as a write, and is none."""
-        pairs = zip(self._tensors, self._layouts, strict=True)
-        return {_memory(x) for x, layout in pairs if x._is_view() and _layout(x) != layout}
 
-
-_VERSION = operator.attrgetter("_version")
-
-
-def _layout(tensor: Tensor) -> Any:
-    return tensor.shape, tensor.stride()
+_FACTS = operator.attrgetter("_version", "shape")
 
 
 def _memory(tensor: Tensor) -> int:
