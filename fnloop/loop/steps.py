@@ -130,9 +130,12 @@ class Steps:
         due = self._stages and any([stage.is_due(cursor) for stage in self._stages])
         step = self._keeping if due else self._step
         if self._together.steps == 1:
-            lent = Lent(self._source, self._batch)
+            count = cursor.count
+            looks = self._first or not count & (count - 1)  # at the 1st, 2nd, 4th, ... batch
+            lent = Lent(self._source, self._batch) if looks else None
             result = step(self.state, self._batch)
-            lent.check("The step")
+            if lent is not None:
+                lent.check("The step")
         else:  # of a compiled step, which refuses to write to its batch
             draw = None if self._first else self._following
             self._call, result = self._together.go(self.state, cursor, self._batch, draw)
