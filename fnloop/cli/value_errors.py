@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from yaml import YAMLError
-
-from fnloop.cli import yaml_dialect
 from fnloop.cli.class_types import items_of, places_of, values_of
 from fnloop.cli.flag_types import kind_text, may_be
+from fnloop.cli.yaml_dialect import load_flag
 
 
 def wrong_value(place: str, kind: Any, value: Any) -> str:
@@ -41,10 +39,8 @@ def wrong_value(place: str, kind: Any, value: Any) -> str:
 
 def _listed(kind: Any, text: str) -> str:
     """A list as it is written: of the text, if that gives items of the type."""
-    try:
-        items = yaml_dialect.load(f"[{text}]")
-    except YAMLError:
-        items = []
+    found = load_flag(f"[{text}]")
+    items = found if isinstance(found, list) else []
     places = places_of(kind)
     kinds = places or (items_of(kind),) * len(items)
     if items and len(items) == len(kinds) and all(map(may_be, items, kinds)):

@@ -159,8 +159,7 @@ class Effect(Explained):
     def needs(self) -> tuple[str, ...]:
         """Names of the metrics that it waits for; one that nothing reports is an error.
 
-        They are keys of the metrics, or of ``fl.metrics.numbers(metrics)``, where a metric has
-        several values.
+        They are names by which ``fl.metrics.find`` finds a metric, or one value of several.
         """
         return ()
 

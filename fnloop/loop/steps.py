@@ -25,6 +25,7 @@ from fnloop.loop.validate import first_validation, last_validation, not_due
 from fnloop.stages.base import Stage
 from fnloop.stages.callback import Callback
 from fnloop.trees.nodes import tree_map
+from fnloop.values.close_look import is_looked_at
 from fnloop.values.cursor import Cursor
 from fnloop.values.donated import may_be_overwritten
 from fnloop.values.metrics import Stop
@@ -130,8 +131,7 @@ class Steps:
         due = self._stages and any([stage.is_due(cursor) for stage in self._stages])
         step = self._keeping if due else self._step
         if self._together.steps == 1:
-            count = cursor.count
-            looks = self._first or not count & (count - 1)  # at the 1st, 2nd, 4th, ... batch
+            looks = self._first or is_looked_at(cursor.count)
             lent = Lent(self._source, self._batch) if looks else None
             result = step(self.state, self._batch)
             if lent is not None:

@@ -95,7 +95,7 @@ class Callback(Stage, abstract=True):
         """Names of the metrics that it requires; one that nothing reports is an error at the start.
 
         A name such as ``"val/confusion/f1"`` is that of one value of a metric with several. It is
-        no key of the metrics, but of ``fl.metrics.numbers(metrics)``.
+        no key of the metrics; ``fl.metrics.find(metrics, name)`` gives its value.
         """
         return ()
 

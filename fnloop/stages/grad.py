@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fnloop._torch.ancestry import made_through
 from fnloop._torch.autograd import NoGradientError, Tape, gradients, require_grad
-from fnloop._torch.tracing import recording, transformed
+from fnloop._torch.tracing import transformed
 from fnloop._torch.transformable import transformable
 from fnloop.names.keywords import explained
 from fnloop.optim.patterns import Where
@@ -24,7 +24,7 @@ from fnloop.stages.functions import as_loss, takes_state
 from fnloop.stages.loss_result import LossResult, explain, read_loss
 from fnloop.trees.nodes import static, tree, tree_leaves
 from fnloop.trees.show import short
-from fnloop.values.close_look import Unwritten
+from fnloop.values.close_look import Unwritten, is_looked_at
 from fnloop.values.context import no_casting
 from fnloop.values.gathered import Gathering
 from fnloop.values.grads import Grads
@@ -155,13 +155,12 @@ class Grad(GradStage):
     def _check_unreached(self, state: State, loss: Tensor, without: list[str]) -> None:
         """Refuse checkpoints that may have lost gradients, where parameters have none.
 
-        To walk through the graph takes time, so it is done at the 1st, 2nd, 4th, ... such call.
+        To walk through the graph takes time, so only some of such calls are looked at.
         """
         skeleton, calls = self.__dict__.get("_unreached", (None, 0))
         calls = calls + 1 if skeleton is state.skeleton else 1
         self.__dict__["_unreached"] = (state.skeleton, calls)
-        due = not calls & (calls - 1) or recording() is not None
-        if due and made_through(loss, "CheckpointFunctionBackward"):
+        if is_looked_at(calls) and made_through(loss, "CheckpointFunctionBackward"):
             told = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
             raise RuntimeError(
                 f"{_REENTRANT.format(loss=self.loss)} Without a gradient: {told}. What the loss "

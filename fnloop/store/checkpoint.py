@@ -452,8 +452,7 @@ class checkpoint(Effect):
             self._warn(f"a checkpoint that is no longer needed cannot be deleted: {error}")
 
     def _score(self, state: State, metrics: Metrics) -> float | None:
-        value = find(metrics, self.monitor) if self.monitor else None
-        if self.monitor and value is not None:
+        if self.monitor and (value := find(metrics, self.monitor)) is not None:
             self._seen = True
             value = one_number(value, self.monitor, self.name, members_of(state))
             return None if _is_untrained(state, metrics) else best_of(value, self.mode)

@@ -216,7 +216,8 @@ class Compiled(Stage):
             raise CompileError(_ANOMALY)
         for path, leaf in [*tree_items(x), *tree_items(self.inner)]:
             check_leaf(path, leaf)
-        _check_dense(inputs.state)
+        for path, leaf in tree_items(inputs.state):
+            check_dense(path, leaf)
         check_observed(inputs.state)
         batch = short(x)
         which = "once for this shape" if varying is None else f"for all sizes of {varying}"
@@ -254,12 +255,6 @@ _FEWER = {
     False: "Pad the batches to a few shapes, or compile with dynamic=True",
     True: "The log fnloop.compile says why there is none for all sizes. Pad the batches to a few",
 }
-
-
-def _check_dense(state: State) -> None:
-    for path, leaf in tree_items(state):
-        check_dense(path, leaf)
-
 
 _ANOMALY = (
     "Anomaly detection follows a backward pass operation by operation, and a compiled step is one "

@@ -22,6 +22,15 @@ from fnloop.values.tensors import Tensors
 T = TypeVar("T")
 
 
+def is_looked_at(count: int) -> bool:
+    """Whether a call is one that is looked at: the 1st, 2nd, 4th, 8th, ...; recorded, each is.
+
+    >>> [count for count in range(1, 20) if is_looked_at(count)]
+    [1, 2, 4, 8, 16]
+    """
+    return not count & (count - 1) or recording() is not None
+
+
 class CloseLook:
     """Calls functions of a model, and looks closely at some of the calls.
 
@@ -43,7 +52,7 @@ class CloseLook:
         """
         key = (_code(user), training)
         count = self._calls[key] = self._calls.get(key, 0) + 1
-        if not count & (count - 1) or recording() is not None:
+        if is_looked_at(count):
             return True
         return False if key in self._drawing else None
 

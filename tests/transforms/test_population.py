@@ -10,6 +10,7 @@ from torch import nn
 import fnloop as fl
 from fnloop.trees.paths import tree_paths
 from fnloop.values.stacked import chosen
+from tests.carrying import Carrying
 
 X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -565,20 +566,6 @@ def test_halving_takes_a_validation_not_its_name():
     many = fl.sweep(of(), {"sgd.lr": [0.1, 0.2]})
     with pytest.raises(TypeError, match=r"fl\.validate\(loss, val_data\)"):
         fl.tuning.halving(many, many.init(dropping), data(), "val/loss", rungs=(1, 2))
-
-
-class Carrying(nn.Module):
-    """Carries a hidden state, of as many rows as its last batch had."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 3)
-        self.register_buffer("hidden", torch.zeros(16, 3))
-
-    def forward(self, x):
-        hidden = self.linear(x)
-        self.hidden = hidden.detach()
-        return hidden
 
 
 @pytest.mark.parametrize("mode", ["vmap", "loop"])

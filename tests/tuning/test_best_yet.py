@@ -11,6 +11,7 @@ from torch import nn
 
 import fnloop as fl
 from fnloop import testing
+from tests.carrying import Carrying
 
 X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -116,18 +117,6 @@ def test_errors():
         fl.tuning.best_states(single().init(network))
     with pytest.raises(ValueError, match="keep_best"):
         fl.tuning.best_states(single().init(network), "ema")
-
-
-class Carrying(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 3)
-        self.register_buffer("hidden", torch.zeros(16, 3))
-
-    def forward(self, x):
-        hidden = self.linear(x)
-        self.hidden = hidden.detach()
-        return hidden
 
 
 def test_a_buffer_that_has_got_smaller_is_kept_as_it_is():
