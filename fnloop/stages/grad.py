@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fnloop._torch.ancestry import made_through
 from fnloop._torch.autograd import NoGradientError, Tape, gradients, require_grad
+from fnloop._torch.constants import constant
 from fnloop._torch.tracing import transformed
 from fnloop._torch.transformable import transformable
 from fnloop.names.keywords import explained
@@ -125,7 +126,7 @@ class Grad(GradStage):
                             raise RuntimeError(_REENTRANT.format(loss=self.loss)) from error
                         raise
                     mean = trained.gradients(found)
-                    if len(mean) < len(trained):
+                    if mean.layout is not trained.layout:
                         without = [name for name in trained.names if name not in mean]
                         self._check_unreached(state, result.loss, without)
                 return mean, result.weight, result.metrics
@@ -145,7 +146,7 @@ class Grad(GradStage):
         mean = mean.wide()
         if scale is not None and mean:
             mean = mean.scale(1 / scale)
-        finite = torch.scalar_tensor(True, dtype=torch.bool, device=weight.device)
+        finite = constant(True, torch.bool, weight.device)
         if norms is not None:
             norms.note(buffers)
         if buffers:
@@ -369,7 +370,7 @@ def _seed(result: LossResult, scale: Tensor | None) -> Tensor:
     loss = result.loss
     assert loss is not None
     if result.examples is not None:
-        return torch.ones_like(loss, requires_grad=False) if scale is None else scale.to(loss.dtype)
+        return constant(1.0, loss.dtype, loss.device) if scale is None else scale.to(loss.dtype)
     weight = result.weight.double()
     divisor = torch.where(weight > 0, weight, torch.ones_like(weight))
     return ((1.0 if scale is None else scale) / divisor).to(loss.dtype)

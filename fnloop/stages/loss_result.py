@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fnloop._torch.constants import constant
 from fnloop.stages.remedies import remedy
 from fnloop.trees.nodes import tree_leaves, tree_map
 from fnloop.trees.paths import tree_items
@@ -102,7 +103,7 @@ def read_loss(result: Any, batch: Any, who: Any, detach: bool = True) -> LossRes
             "float tensor."
         )
     count, device, value = examples(batch, who), result.device, look(result, detach)
-    weight = torch.scalar_tensor(count, dtype=torch.int64, device=device)
+    weight = constant(count, torch.int64, device)
     if isinstance(value, Tensor):
         value = exact(value)
     # The mean of no examples is nan, and must count for nothing.

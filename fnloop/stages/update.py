@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fnloop._torch.constants import are_untouched, constant
 from fnloop.names.keywords import explained
 from fnloop.optim.base import Optimizer, narrowed, widened
 from fnloop.optim.checked import wrong_part
@@ -22,14 +23,14 @@ from fnloop.stages.base import GradStage, Kind, StepStage
 from fnloop.stages.donating import Donating
 from fnloop.stages.loss_at import loss_of
 from fnloop.trees.equal import table
-from fnloop.trees.nodes import is_tree, not_decorated, tree
+from fnloop.trees.nodes import is_tree, not_decorated, tree, tree_leaves
 from fnloop.trees.paths import tree_items
 from fnloop.trees.show import short
-from fnloop.values.choice import Flag, both, invert, select
+from fnloop.values.choice import Flag, all_of, invert, select
 from fnloop.values.grads import Grads
 from fnloop.values.holders import free_memory, free_params
 from fnloop.values.looking import counted, look_all
-from fnloop.values.metrics import Last, Mean, Sum, as_tensor, check_metrics, exact
+from fnloop.values.metrics import Last, Mean, Metric, Sum, as_tensor, check_metrics, exact
 from fnloop.values.parameter_attributes import knowing
 from fnloop.values.randomness import stream
 from fnloop.values.state import State
@@ -80,18 +81,25 @@ class Update(StepStage):
         return tuple([name for name in names if name not in left]) if left else names
 
     def __call__(self, state: State, x: Any) -> tuple[State, dict[str, Any]]:
-        with _knowing(state):
-            after, metrics, _ = self._step(state, x, False)
+        after, metrics, _ = self._step(state, x, False)
         return after, metrics
 
     def donating(self) -> StepStage:
         return Donating(self) if self.optimizer.has_fused else self
 
     def writing(self, state: State, x: Any) -> tuple[State, dict[str, Any], list[Write]]:
-        with _knowing(state):
-            return self._step(state, x, self.optimizer.has_fused)
+        return self._step(state, x, self.optimizer.has_fused)
 
     def _step(
+        self, state: State, x: Any, donate: bool
+    ) -> tuple[State, dict[str, Any], list[Write]]:
+        # What is no state is refused by the first stage.
+        if isinstance(state, State) and state.skeleton.attributes:
+            with knowing(state.skeleton.attributes):
+                return self._made(state, x, donate)
+        return self._made(state, x, donate)
+
+    def _made(
         self, state: State, x: Any, donate: bool
     ) -> tuple[State, dict[str, Any], list[Write]]:
         after, grads = self.inner(state, x)
@@ -106,8 +114,8 @@ class Update(StepStage):
         )
         if isinstance(step, Tensor):  # powers of numbers would be float32 by an integer
             step = step.double()
-        counts = both(weight > 0, weight < math.inf)
-        finite = both(both(finite, counts), grads.mean.is_finite() if grads.mean else False)
+        some = bool(grads.mean.names) and grads.mean.is_finite()
+        finite = all_of(finite, weight > 0, weight < math.inf, some)
         factors = _other_than_one(own["scale"], multipliers)
         optimizer, values = self.optimizer, self._constants
         if factors or values is None:
@@ -131,13 +139,30 @@ class Update(StepStage):
             slots={**after.slots, self.name: memory},
         )
         measured = optimizer.measured(memory)
-        return new, _report(grads.metrics, finite, values, measured, state.step.device), writes
+        added = self._added(finite, values, state.step.device)
+        return new, _report(grads.metrics, finite, measured, added), writes
 
     @functools.cached_property
     def _constants(self) -> dict[str, Any] | None:
         """The reported hyperparameters, if all are numbers, which need not be resolved."""
         values = self.optimizer.hyperparameters()
         return values if set(map(type, values.values())) <= {float} else None
+
+    def _added(
+        self, finite: Flag, values: dict[str, Any], device: torch.device
+    ) -> dict[str, Metric]:
+        """Whether the step is skipped, and the hyperparameters: the same objects, where equal."""
+        usual = finite is True and values is self._constants
+        if usual and (known := self.__dict__.get("_added_before")):
+            before, made, tensors = known
+            if before == device and are_untouched(tensors):
+                return made
+        made: dict[str, Metric] = {"skipped": Sum(as_tensor(invert(finite), device))}
+        for name, value in values.items():
+            made[name] = Last(as_tensor(value, device))
+        if usual:
+            self.__dict__["_added_before"] = (device, made, tree_leaves(made))
+        return made
 
     @functools.cached_property
     def _draws(self) -> bool:
@@ -175,7 +200,7 @@ class Update(StepStage):
         except Exception as error:
             _explain(error, self, state, own)
             raise
-        return new, _rested(made, own, factors)
+        return new, _rested(made, own, factors) if factors else made
 
     def _apply(
         self,
@@ -201,22 +226,22 @@ class Update(StepStage):
         _check_shapes(grads, params)
         memory = narrowed(own, set(every).difference(grads.names)) if some else own
         try:
+            writes: list[Write] = []
             with self._drawing(state):
                 fused = optimizer.fused(grads, memory, params, step, finite) if free else None
-            writes: list[Write] = []
-            if fused is None:
-                with self._drawing(state):
+                if fused is None:
                     new, made = applied(optimizer, grads, memory, params, step, finite)
-            elif fused.may_write(free):
-                writes = [fused.call]
-                new, made = fused.in_place()
-            else:
-                new, made = fused.on_copies()
+                elif fused.may_write(free):
+                    writes = [fused.call]
+                    new, made = fused.in_place()
+                else:
+                    new, made = fused.on_copies()
             if made.keys() != own.keys():
                 raise KeyError(
                     "The optimizer returned memory with other entries than it was given."
                 )
-            return new, _rested(widened(made, own) if some else made, own, factors), writes
+            made = widened(made, own) if some else made
+            return new, _rested(made, own, factors) if factors else made, writes
         except Exception as error:
             wrong = wrong_part(optimizer, grads, memory, params, step)
             if wrong is not None:
@@ -261,11 +286,6 @@ def update(optimizer: Optimizer, name: str = "update") -> Callable[[GradStage], 
     """
     _check_optimizer(optimizer)
     return functools.partial(Update, optimizer=optimizer, name=name)
-
-
-def _knowing(state: Any) -> contextlib.AbstractContextManager[Any]:
-    # What is no state is refused by the first stage.
-    return knowing(state.skeleton.attributes) if isinstance(state, State) else _NOTHING
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:
@@ -352,25 +372,18 @@ def _other_than_one(names: Iterable[str], multipliers: list[Any]) -> dict[str, A
 
 
 def _report(
-    metrics: dict[str, Any],
-    finite: Flag,
-    values: dict[str, Any],
-    measured: dict[str, Any],
-    device: torch.device,
+    metrics: dict[str, Any], finite: Flag, measured: dict[str, Any], added: dict[str, Metric]
 ) -> dict[str, Any]:
-    """The metrics (of weight zero for a skipped step) and the current hyperparameters."""
+    """The metrics, of weight zero for a skipped step, with those that `update` adds."""
     reported = {**metrics}
     for name, value in measured.items():
-        reported[name] = Mean(exact(value), as_tensor(1, device))
+        reported[name] = Mean(exact(value), constant(1, torch.int64, value.device))
     if finite is not True:
         check_metrics(reported, "The gradient stage")
         reported = {name: select(finite, m, m.empty()) for name, m in reported.items()}
-    reported["skipped"] = Sum(as_tensor(invert(finite), device))
-    for name, value in values.items():
-        reported[name] = Last(as_tensor(value, device))
-    if len(reported) <= len(metrics) + len(measured) + len(values):
-        names = ("skipped", *values, *measured)
-        taken = ", ".join(repr(name) for name in names if name in metrics)
+    reported.update(added)
+    if len(reported) < len(metrics) + len(measured) + len(added):
+        taken = ", ".join(repr(name) for name in (*added, *measured) if name in metrics)
         raise ValueError(
             f"The loss reports a metric named {taken}, which fl.update reports itself. Give it "
             "another name."

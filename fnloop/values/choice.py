@@ -32,6 +32,19 @@ def both(a: Flag, b: Flag) -> Flag:
     return a if b is True or a is False else a & b
 
 
+def all_of(*flags: Flag) -> Flag:
+    """Logical and of all.
+
+    >>> all_of(True, torch.tensor(True), True), all_of(torch.tensor(True), False)
+    (tensor(True), False)
+    """
+    result: Flag = True
+    for flag in flags:
+        if flag is not True:
+            result = both(result, flag)
+    return result
+
+
 def either(a: Flag, b: Flag) -> Flag:
     """Logical or."""
     return invert(both(invert(a), invert(b)))

@@ -142,10 +142,10 @@ _VERSION = attrgetter("_version")
 class Unwritten:
     """Finds out whether parameters have been written to since this was made."""
 
-    __slots__ = ("_names", "_tensors", "_versions")
+    __slots__ = ("_params", "_tensors", "_versions")
 
     def __init__(self, params: Tensors) -> None:
-        self._names, self._tensors = params.names, params.peek()
+        self._params, self._tensors = params, params.peek()
         try:
             self._versions = list(map(_VERSION, self._tensors))
         except RuntimeError:  # made under torch.inference_mode(), and without versions
@@ -157,7 +157,7 @@ class Unwritten:
             return
         now = list(map(_VERSION, self._tensors))
         if now != self._versions:
-            changed = zip(self._names, self._versions, now, strict=True)
+            changed = zip(self._params.names, self._versions, now, strict=True)
             raise written_error(user, next(name for name, old, new in changed if old != new))
 
 

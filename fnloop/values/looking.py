@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -34,18 +34,16 @@ def look(value: Any, detach: bool = False) -> Any:
     return value.item()
 
 
-def look_all(values: Iterable[Any]) -> list[Any]:
-    """`look` at several values at once."""
-    values = list(values)
+def look_all(tensors: Sequence[Tensor]) -> list[Any]:
+    """`look` at several tensors at once."""
     if opaque():
-        return values
-    if set(map(type, values)) == _TENSORS and set(map(_FACTS, values)) == _READABLE:
-        return list(map(Tensor.item, values))
-    return list(map(look, values))
+        return list(tensors)
+    if list(map(_FACTS, tensors)).count(_READABLE) == len(tensors):
+        return list(map(Tensor.item, tensors))
+    return list(map(look, tensors))
 
 
-_TENSORS = {Tensor}
-_FACTS, _READABLE = attrgetter("is_cpu", "ndim", "requires_grad"), {(True, 0, False)}
+_FACTS, _READABLE = attrgetter("is_cpu", "ndim", "requires_grad"), (True, 0, False)
 
 
 def counted(count: Tensor, number: Any) -> Tensor:

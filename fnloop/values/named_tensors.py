@@ -287,7 +287,9 @@ class NamedTensors(Mapping[str, Tensor]):
     def _new(self, storages: Storages) -> Self:
         """Build from other storages of this layout."""
         new = object.__new__(type(self))
-        _set(new, self.layout, storages)
+        new.layout, new._storages = self.layout, storages
+        new._views = new._norm = new._plain = new._kinds = None
+        new.seen = new.owned = False
         return new
 
 

@@ -126,7 +126,8 @@ class Tensors(NoOperators, NamedTensors):
             made = self._new(tuple(found))  # type: ignore[arg-type]
         elif type(self.layout) is Separate and not self.layout.pairs:
             made = self._new(tuple(found))  # type: ignore[arg-type]  # none is None
-            made._kinds = self.kinds if self.kinds.quick else None  # as the backward pass sees to
+            kinds = self.kinds
+            made._kinds = kinds if kinds.quick else None  # as the backward pass sees to
         else:
             made = self.like(dict(zip(self.names, found, strict=True)))  # type: ignore[arg-type]
         return made
@@ -327,10 +328,11 @@ class Tensors(NoOperators, NamedTensors):
         """
         given = [self, grads, *memory]
         facts = list(map(_FACTS, given))
-        alike = facts.count((True, self.kinds, self.layout)) == len(facts)
+        kinds = self.kinds
+        alike = facts.count((True, kinds, self.layout)) == len(facts)
         if not alike and torch.is_grad_enabled() and not all([part.plain for part in given]):
             return None
-        quick = self.kinds.quick and (alike or all([part.kinds == self.kinds for part in given]))
+        quick = kinds.quick and (alike or all([part.kinds == kinds for part in given]))
         params, of_grads, *parts = map(_STORAGES if alike else self._aligned, given)
         made = kernel(params, of_grads, parts, *arguments, quick, **hyperparameters)
         return None if made is None else FusedUpdate(made, [self, *memory], remember)
