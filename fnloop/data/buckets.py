@@ -121,8 +121,7 @@ class BucketSampler:
         drop_last: bool = False,
     ) -> None:
         found = whole_numbers(buckets, "BucketSampler(buckets)", "the bucket of each example")
-        self.batch_size = as_count(batch_size, "batch_size", 1)
-        self.drop_last = drop_last
+        self._size, self._drop_last = as_count(batch_size, "batch_size", 1), drop_last
         self.epoch = 0
         self._examples = len(found)
         if not len(self):
@@ -132,7 +131,17 @@ class BucketSampler:
             )
         self._buckets, self._shuffle = found, shuffle
         self._seed = as_count(seed, "seed", least=None)
-        self._order = BucketOrder(found, self.batch_size, shuffle, self._seed)
+        self._order = BucketOrder(found, self._size, shuffle, self._seed)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per batch."""
+        return self._size
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether a last batch that is smaller is dropped."""
+        return self._drop_last
 
     def __len__(self) -> int:
         size = self.batch_size

@@ -93,7 +93,14 @@ class Halving:
             lines.append([*cells, *scores, *[""] * (len(self.rungs) - len(scores))])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         texts = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join([texts[0].rstrip(), f"{texts[1]}  <- best", *map(str.rstrip, texts[2:])])
+        if not math.isnan(self._score):
+            texts[1] += "  <- best"
+        return "\n".join(map(str.rstrip, texts))
+
+    @property
+    def _score(self) -> float:
+        """The last score of the best member; nan if all are."""
+        return self.scores(self.best)[-1]
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Draw the metric of each member over the batches, up to where it was dropped.
@@ -116,11 +123,12 @@ class Halving:
     def __repr__(self) -> str:
         sizes = " > ".join(str(len(rung.members)) for rung in self.rungs)
         best = "".join(f", {n} = {row[self.best]:.3g}" for n, row in self.values.items())
-        score = self.scores(self.best)[-1]
-        return (
-            f"halving: member {self.best}{best}: {self.monitor} = {score:.4g} ({sizes} members; "
-            f"{self.cost:,} batches, of {self.whole_cost:,} for all to the end)"
+        cost = (
+            f"({sizes} members; {self.cost:,} batches, of {self.whole_cost:,} for all to the end)"
         )
+        if math.isnan(self._score):
+            return f"halving: there is no best member: {self.monitor} is nan for all {cost}"
+        return f"halving: member {self.best}{best}: {self.monitor} = {self._score:.4g} {cost}"
 
 
 def by_score(scores: tuple[float, ...], mode: str) -> list[int]:

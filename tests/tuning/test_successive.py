@@ -167,6 +167,14 @@ def test_nan_is_worst():
     assert by_score((math.nan, -math.inf, 2.0), "max") == [2, 1, 0]
 
 
+def test_where_all_are_nan_there_is_no_best():
+    many = swept()
+    nan = fl.validate(lambda m, batch: loss(m, batch)[0] * math.nan, data())
+    found = fl.tuning.halving(many, many.init(network), data(), nan, rungs=(2, 4, 6))
+    assert "there is no best member: val/loss is nan for all" in repr(found)
+    assert "best" not in found.table()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
