@@ -50,6 +50,8 @@ class Run:
         pace: How the data advances.
         gauges: Functions that tell numbers by name, of what effects measure beside the metrics (how
             fast it is). Whoever writes points asks them; an effect adds its own in `open`.
+        reported: The names of all metrics that the step itself has reported, without those that
+            callbacks add; kept up to date.
         show: Set by `fl.track` while it opens what it shows (`fl.trackers.show`): a function that
             sends values of a state, by name, to its trackers.
     """
@@ -74,6 +76,7 @@ class Run:
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     pace: Pace = dataclasses.field(default_factory=Pace)
     gauges: list[Callable[[], Mapping[str, float]]] = dataclasses.field(default_factory=list)
+    reported: set[str] = dataclasses.field(default_factory=set)
     show: Callable[[State, Mapping[str, Any]], None] | None = None
 
     def measured(self) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fnloop.effects import window
@@ -47,9 +47,9 @@ class Point(NamedTuple):
 class Points:
     """Cuts a run into points.
 
-    A point ends at every `every`-th batch, at the end of each epoch, and at a step that reports a
-    metric with a prefix (``val/loss``) that not every step reports, so that validation results
-    appear at the step they belong to.
+    A point ends at every `every`-th batch, at the end of each epoch, and where a callback reports a
+    metric with a prefix (``val/loss``) that it does not report at every step, so that validation
+    results appear at the step they belong to.
 
     Args:
         every: Batches from one point to the next; None for 50, or for one point an epoch if an
@@ -65,19 +65,24 @@ class Points:
         self._held: dict[str, Any] = {}  # of an unfinished point, from a checkpoint: JSON by name
         self._always: set[str] | None = None  # names that every step has reported
         self._new: set[str] | None = set()  # new ones of a resumed run; None before its first step
+        self._of_step: Collection[str] = ()  # names that the step has reported itself
         self._cursor = [0, 0, 0]
         self._measured: Callable[[], Mapping[str, float]] | None = None
 
     def open(
-        self, batches: int | None, measured: Callable[[], Mapping[str, float]] | None = None
+        self,
+        batches: int | None,
+        measured: Callable[[], Mapping[str, float]] | None = None,
+        reported: Collection[str] = (),
     ) -> None:
         """Choose the length of a point from the batches in an epoch (None if unknown).
 
         Args:
             batches: How many.
             measured: Tells what has been measured beside the metrics, which a point has, too.
+            reported: The names that the step has reported itself, so far.
         """
-        self._measured = measured
+        self._measured, self._of_step = measured, reported
         if not self._chosen:
             self.every = 50 if batches is None or batches >= 100 else 1 << 62
 
@@ -153,7 +158,8 @@ class Points:
             self._always |= self._new.intersection(metrics)
             self._new = set()
         self._always.intersection_update(metrics)
-        return any("/" in name and name not in self._always for name in metrics)
+        known = self._always.union(self._of_step)  # a part of a sequence reports at its turns only
+        return any("/" in name and name not in known for name in metrics)
 
 
 def _of_training(metrics: Metrics) -> set[str]:

@@ -103,7 +103,7 @@ class History(Effect):
         self.status, self.reason, self._run = "running", "", run
         self._began = time.monotonic()
         self.swept, self._members = swept_values(run.step), members_of(run.state)
-        self._points.open(run.batches, run.measured)
+        self._points.open(run.batches, run.measured, run.reported)
         if not self._points.goes_on(run.state):
             self._rows, self._last = self.rows, []
             self._points.rest()

@@ -143,6 +143,9 @@ class Steps:
         if before is not None:
             check_result(self._step, before, result)
         state, self.metrics = result
+        for turn in self._call.before if self._call is not None else ():
+            about.reported.update(turn.metrics)
+        about.reported.update(self.metrics)
         del result  # a state that is still referred to cannot be overwritten
         self.state = state = state.replace(cursor=cursor.tensor())
         self._overwritten = may_be_overwritten(state)

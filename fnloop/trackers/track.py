@@ -103,7 +103,7 @@ class track(Effect):
         self._runs, self._places = [], []
         self._points = self._recalled or Points(self.every)
         self._recalled = None
-        self._points.open(run.batches, run.measured)
+        self._points.open(run.batches, run.measured, run.reported)
         self._run, self._opened = run, []
         for tracker, id, place in zip(self.trackers, runs, places, strict=False):
             tracker.place_before = place

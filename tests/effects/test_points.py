@@ -147,6 +147,13 @@ def test_a_resumed_run_has_its_points_at_the_same_steps(cut: int) -> None:
             assert first + rest == [i for i in reports if i % n == 0]
 
 
+def test_what_the_step_itself_reports_now_and_then_ends_no_point() -> None:
+    points = Points(4)
+    points.open(None, reported={"loss", "b/loss"})
+    reports = {i: "loss b/loss" if i % 2 == 0 else "loss" for i in range(1, 9)}
+    assert steps_of(points, {**reports, 7: "loss val/loss"}) == [4, 7, 8]
+
+
 def test_a_name_that_is_new_in_a_resumed_run_does_not_end_a_point_at_each_step() -> None:
     points = Points(100)
     steps_of(points, {1: "loss a/loss", 2: "loss a/loss"})

@@ -380,3 +380,27 @@ def test_a_metric_of_several_values_is_in_rows_trackers_and_a_resumed_run(tmp_pa
     for kind in ("csv", "jsonl"):
         assert all(name in (tmp_path / "b" / f"a.{kind}").read_text() for name in names)
     assert fl.best(tmp_path / "a" / "run") is not None
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_parts_of_a_sequence_that_rest_do_not_change_the_length_of_a_row(compiled: bool) -> None:
+    def part(name: str) -> Any:
+        return fl.pipe(loss, fl.grad(only=name), fl.update(fl.optim.sgd(0.1)))
+
+    step: Any = fl.sequence(d=part("*.weight"), g=part("*.bias"), every={"g": 5})
+    step = fl.compile(step, steps=4, backend="eager") if compiled else step
+    history = fl.History(every=10)
+    state, losses = begin(step), list[Any]()
+    validate = fl.every(16, fl.validate(lambda m, b: {"loss": loss(m, b)}, torch.ones(4, 3)))
+    data = list(torch.randn(20, 4, 3, generator=torch.Generator().manual_seed(1)))
+    fl.fit(step, state, data, epochs=2, callbacks=[validate, history], progress=False)
+    assert history.steps("d/loss") == [10, 16, 20, 30, 32, 40]
+    assert history.steps("val/loss") == [16, 32]
+    by_hand = fl.sequence(d=part("*.weight"), g=part("*.bias"), every={"g": 5})
+    state = begin(by_hand)
+    for batch in [*data, *data]:
+        state, metrics = by_hand(state, batch)
+        losses += [metrics["g/loss"].value()] if "g/loss" in metrics else []
+    g = [float(each) for each in losses]
+    means = [(g[0] + g[1]) / 2, g[2], g[3], (g[4] + g[5]) / 2, (g[6] + g[7]) / 2]
+    assert history["g/loss"] == pytest.approx(means)
