@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fnloop.data.filling import filled, sequence, sequences, values_by_path
 from fnloop.data.joining import field, joined, paths
+from fnloop.data.readers import check_indexed
 from fnloop.data.whole import whole_numbers
 from fnloop.names.keywords import explained
 from fnloop.trees.show import short
@@ -63,6 +64,7 @@ class pack:
         self.length = as_count(length, "pack(length=...)", 1)
         if not hasattr(examples, "__len__") or isinstance(examples, (str, type)):
             raise TypeError(f"pack(examples=...) takes a list or dataset, got {short(examples)}.")
+        check_indexed(examples, "pack")
         self._values, self._examples = values_by_path(values, "pack"), examples
         if lengths is None:
             first = next(iter(self._values))

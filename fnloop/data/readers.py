@@ -9,7 +9,7 @@ import numpy as np
 import optree
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from fnloop.data.dtypes import from_array, indexable
 from fnloop.data.fingerprint import columns, name_of, sample_of_columns, sample_of_list
@@ -63,12 +63,38 @@ def reader(data: Any, collate: Collate | None = None) -> Columns | Indexed:
             f"A list of {len(data)} tensors may be columns or examples. Use a tuple for columns, "
             "such as (inputs, targets), and torch.stack(list) for examples."
         )
+    check_indexed(data, "Batches")
     if hasattr(data, "__len__") and (hasattr(data, "__getitem__") or hasattr(data, "__getitems__")):
         return Indexed(data, collate)
     raise TypeError(
         "Batches takes tensors or numpy arrays (or a tuple or dict of them), or a dataset with "
         f"__len__ and __getitem__; it was given {type(data).__name__}. Pass an iterable of batches "
         "directly to fl.run or fl.fit."
+    )
+
+
+def check_indexed(data: Any, who: str) -> None:
+    """Refuse a dataset of torch that does not give examples by number, also in a ``Subset``.
+
+    Raises:
+        TypeError: It is one, such as an ``IterableDataset``.
+    """
+    while type(data) is Subset:
+        data = data.dataset
+    if not isinstance(data, Dataset) or hasattr(data, "__getitems__"):
+        return
+    if type(data).__getitem__ is not Dataset.__getitem__:  # which raises NotImplementedError
+        return
+    name = type(data).__name__
+    if isinstance(data, IterableDataset):
+        raise TypeError(
+            f"{who} reads examples by number, and {name} is an IterableDataset, which gives them "
+            "one after the other. Its batches come from a DataLoader(dataset, batch_size), which "
+            "is data as it is; or collect its examples: list(dataset)."
+        )
+    raise TypeError(
+        f"{who} reads examples by number, and {name} is a Dataset without __getitem__. Define "
+        "__getitem__(self, i), which returns example i."
     )
 
 

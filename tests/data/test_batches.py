@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import fnloop as fl
 from fnloop.data.batches import Batches
@@ -30,6 +30,28 @@ class Squares(Dataset[Any]):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return {"i": i, "square": torch.tensor(float(i * i)) + self.noise * torch.rand(())}
+
+
+class Stream(IterableDataset[Any]):
+    """The same one after the other, with a length."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Any:
+        return iter([Squares(4)[i] for i in range(4)])
+
+
+class Unfinished(Dataset[Any]):
+    def __len__(self) -> int:
+        return 4
+
+
+class Kept(Stream):
+    """A stream whose examples have numbers, too."""
+
+    def __getitem__(self, i: int) -> Any:
+        return Squares(4)[i]
 
 
 def walk(batches: Batches, cursor: Cursor, steps: int) -> list[tuple[Cursor, Any]]:
@@ -387,3 +409,21 @@ def test_a_run_goes_on_in_batches_of_another_size() -> None:
         state, history = fl.fit(step, state, part, steps=steps)
         seen += sum(row["seen"] for row in history)
     assert seen == sum(range(10)) and state.cursor.tolist() == [1, 0, 4]
+
+
+@pytest.mark.parametrize(
+    "take", [lambda data: Batches(data, 2), lambda data: fl.data.pack(data, 4, 0)]
+)
+def test_a_dataset_without_numbered_examples_is_refused_where_it_is_given(take: Any) -> None:
+    for data in (Stream(), Subset(Stream(), [0, 2])):
+        with pytest.raises(TypeError, match=r"Stream is an IterableDataset.*DataLoader\(dataset, "):
+            take(data)
+    with pytest.raises(TypeError, match="Unfinished is a Dataset without __getitem__"):
+        take(Unfinished())
+
+
+def test_a_stream_is_read_by_the_loader_and_the_list_that_the_error_names() -> None:
+    loaded = as_source(DataLoader(Stream(), 2)).iterate(Cursor())
+    for batches in (Batches(list(Stream()), 2, shuffle=False), Batches(Kept(), 2, shuffle=False)):
+        for (_, batch), (_, other) in zip(walk(batches, Cursor(), 2), loaded, strict=False):
+            assert str(batch) == str(other)
