@@ -274,7 +274,8 @@ class Batches:
         if not 0 <= index < self.examples:
             raise ValueError(
                 f"The cursor stands at example {index} of an epoch of {self.examples}. Usual "
-                "cause: the run was started with other data."
+                "cause: the run was started with other data. To begin this data anew: "
+                "state.replace(cursor=fl.data.Cursor().tensor())."
             )
         # With drop_last, the rest of a run with a smaller batch size is left out.
         over = self.drop_last and index > self.examples - self.batch_size

@@ -260,5 +260,6 @@ def too_short(epoch: int, index: int, batches: int | None) -> str:
     has = "fewer" if batches is None else batches
     return (
         f"The cursor stands at batch {index} of epoch {epoch}, which has {has}. Usual cause: the "
-        "run was started with other data or another batch size."
+        "run was started with other data or another batch size. To begin this data anew: "
+        "state.replace(cursor=fl.data.Cursor().tensor())."
     )

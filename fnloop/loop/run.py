@@ -51,8 +51,9 @@ def run(
     use ``send(state)``.
 
     `steps` and `epochs` count from the given state: running 7 steps and then 13 is running 20, to
-    the bit. The first limit reached ends the loop; without limits it runs until the data ends or a
-    callback asks for a stop.
+    the bit. A state that was left in mid-epoch goes on there. To begin other data anew, give
+    ``state.replace(cursor=fl.data.Cursor().tensor())``. The first limit reached ends the loop;
+    without limits it runs until the data ends or a callback asks for a stop.
 
     Args:
         step: A training step: a stage, or any function ``(state, batch) -> (state, metrics)``.

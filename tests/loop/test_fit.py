@@ -294,3 +294,34 @@ def test_a_run_under_other_defaults_of_torch_is_the_same_to_the_bit(setting, tmp
         torch.set_default_device(None)
         torch.set_default_dtype(dtype)
     assert fl.tree_diff(expected, got) == ""
+
+
+def test_a_state_left_in_mid_epoch_begins_other_data_anew_with_a_cursor_of_zeros():
+    def loss(model, x):
+        return model(x).square().mean()
+
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    first, other = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) for n in (80, 64))
+    state = step.init(nn.Linear(3, 1), seed=0)
+    state, _ = fl.fit(step, state, fl.Batches(first, 16), steps=7, progress=False)
+    assert state.cursor.tolist() == [1, 32, 7]
+
+    anew = step.init(state).replace(cursor=fl.data.Cursor().tensor())
+    data = fl.Batches(other, 16, shuffle=False)
+    tuned, history = fl.fit(step, anew, data, epochs=1, progress=False)
+
+    model = nn.Linear(3, 1)
+    model.load_state_dict({**state.params})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for batch in other.split(16):
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        optimizer.step()
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(tuned.params[name], value.detach())
+    assert tuned.cursor.tolist() == [1, 0, 4] and int(tuned.step) == 11
+    assert history.steps("loss") == [4]
+
+    for short in (fl.Batches(other[:32], 16), [other[:16]]):
+        with pytest.raises(ValueError, match=r"other data.*replace\(cursor=fl\.data\.Cursor\(\)"):
+            fl.fit(step, step.init(state), short, epochs=1, progress=False)
