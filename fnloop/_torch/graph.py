@@ -69,6 +69,7 @@ def record(
     outer_products.rewrite(graph)
     _keep_scalars(graph, members)
     graph.graph.eliminate_dead_code()
+    _detach_constants(graph)
     graph.recompile()
     return graph
 
@@ -96,6 +97,18 @@ def _inputs_first(graph: GraphModule, count: int) -> None:
     for node in sorted(inputs[count:], key=lambda node: node.meta["place"]):
         last.append(node)
         last = node
+
+
+def _detach_constants(graph: GraphModule) -> None:
+    """Let no tensor from outside require gradients, for which a backend would differentiate.
+
+    The backward pass is in the graph already. The memory stays that of the tensor outside.
+    """
+    for name in {str(node.target) for node in graph.graph.find_nodes(op="get_attr")}:
+        constant = getattr(graph, name)
+        if isinstance(constant, Tensor) and constant.requires_grad:
+            delattr(graph, name)
+            graph.register_buffer(name, constant.detach())
 
 
 @contextlib.contextmanager

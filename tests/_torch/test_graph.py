@@ -34,6 +34,18 @@ def test_the_backward_pass_is_in_the_graph():
     torch.testing.assert_close(found(w, other)[0], slope(w, other)[0])  # no value is in it
 
 
+def test_tensors_from_outside_require_no_gradients_and_share_memory():
+    layer = nn.Linear(3, 2)
+    x = torch.randn(5, 3)
+    found = recorded(lambda x: [layer(x)], x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    (result,) = found(x)
+    assert not result.requires_grad and list(found.parameters()) == []
+    torch.testing.assert_close(result, layer(x).detach())
+    assert layer.weight.requires_grad
+
+
 def test_inputs_have_no_values_and_share_no_memory():
     x = torch.randn(3, 4).t()
     a, b, c = fakes.without_values([x, x, x[0]], fakes.fake_mode())

@@ -350,6 +350,65 @@ def test_tensors_from_outside_are_not_copied():
     assert distance(step(state, batch())[0], fast(state, batch())[0]) < 1e-5
 
 
+def requires_gradients(state):
+    return any(leaf.requires_grad for leaf in fl.tree_leaves(state))
+
+
+def distilled(teacher, quiet=True):
+    """A loss with a teacher whose parameters require gradients, as they do by default."""
+
+    def loss(model, batch):
+        with torch.set_grad_enabled(not quiet):
+            target = teacher(batch[0])
+        return F.mse_loss(model(batch[0]), target)
+
+    return loss
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_teacher_that_requires_gradients_is_a_constant(backend, quiet):
+    teacher = net().eval()
+    step = step_of(distilled(teacher, quiet), after=[fl.ema(0.9)])
+    fast = fl.compile(step, donate=True, backend=backend)
+    student = net()
+    with torch.no_grad():
+        student[0].weight.mul_(0.5)
+    state = step.init(student)
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    for i in range(3):
+        state, _ = fast(state, batch(seed=i))
+        optimizer.zero_grad()
+        F.mse_loss(student(batch(seed=i)[0]), teacher(batch(seed=i)[0]).detach()).backward()
+        optimizer.step()
+        teacher.load_state_dict({n: 2 * p for n, p in teacher.state_dict().items()})
+    assert not requires_gradients(state) and fast.graphs == 1
+    for name, p in student.named_parameters():
+        torch.testing.assert_close(state.params[name], p.detach(), rtol=1e-4, atol=1e-5)
+    assert all(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("kind", ["fit", "run", "ensemble", "criterion"])
+def test_no_state_requires_gradients_after_a_teacher(kind):
+    teacher = net().eval()
+    loss = distilled(teacher)
+    if kind == "criterion":
+        weight = nn.Parameter(torch.ones(2))
+        loss = lambda model, batch: (weight * (model(batch[0]) - batch[1])).square().mean()  # noqa: E731
+    step = step_of(loss)
+    if kind == "ensemble":
+        step = fl.ensemble(step, 2)
+    fast, state = compiled(step), step.init(net)
+    if kind == "run":
+        *_, (state, _) = fl.run(fast, state, [batch()] * 3, epochs=1)
+    elif kind == "fit":
+        state, _ = fl.fit(fast, state, [batch()] * 3, epochs=1, progress=False)
+    else:
+        for _ in range(3):
+            state, _ = fast(state, batch())
+    assert not requires_gradients(state)
+
+
 def test_one_tensor_in_two_places_may_be_two_tensors_later():
     step = step_of(lambda model, batch: (model(batch[0]) - 2 * model(batch[1]) + batch[2]).mean())
     fast, state = compiled(step), step.init(net())
