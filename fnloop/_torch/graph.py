@@ -111,6 +111,13 @@ def _detach_constants(graph: GraphModule) -> None:
             graph.register_buffer(name, constant.detach())
 
 
+def constants(graph: GraphModule) -> list[Tensor]:
+    """The tensors that a graph contains."""
+    nodes = graph.graph.find_nodes(op="get_attr")
+    found = [getattr(graph, name) for name in {str(node.target): None for node in nodes}]
+    return [value for value in found if isinstance(value, Tensor)]
+
+
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
     """Keep torch from logging errors that fnloop explains, and which operation it calls by name."""

@@ -68,6 +68,8 @@ class Together:
         newest: Newest,
     ) -> None:
         self.steps: int = getattr(step, "steps", 1) if hasattr(step, "series") else 1
+        if hasattr(step, "series"):
+            step.begin()
         self.reported: Collection[str] = ()
         self._step, self._newest = step, newest
         self._stages, self._effects, self._skips = stages, effects, skips

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def closed_over(function: Any, modules: bool = False) -> tuple[Tensor, ...]:
 
     Args:
         function: The function, or an object with ``__call__``.
-        modules: Whether to take the parameters of other modules too.
+        modules: Whether to take the parameters, buffers and tensors of other modules too.
 
     >>> weight = torch.tensor(2.0)
     >>> def make(weight):
@@ -41,7 +42,7 @@ def closed_over(function: Any, modules: bool = False) -> tuple[Tensor, ...]:
             continue
         seen.add(id(value))
         if isinstance(value, torch.nn.Module):
-            waiting += value.parameters()
+            waiting += [*value.parameters(), *value.buffers(), *_attributes(value)]
         elif isinstance(value, Tensor):
             found.append(value)
         else:
@@ -59,6 +60,12 @@ _NOT_SEARCHED = (
     float,
     type(None),
 )
+
+
+def _attributes(module: torch.nn.Module) -> list[Tensor]:
+    """Tensors that the modules in a module keep as plain attributes."""
+    values = [value for one in module.modules() for value in vars(one).values()]
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _parts(value: Any) -> Iterator[Any]:
@@ -87,6 +94,13 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from value.values()
     else:
         yield getattr(type(value), "__call__", None)  # noqa: B004 - the function itself is wanted
-        yield from getattr(value, "__dict__", {}).values()
+        yield from _fields(value)
         if is_tree(value):
             yield from tree_leaves(value)
+
+
+def _fields(value: Any) -> Iterable[Any]:
+    """The attributes of an object; of a tree's, those that it was made of, and no caches."""
+    if is_tree(value) and dataclasses.is_dataclass(value):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return getattr(value, "__dict__", {}).values()

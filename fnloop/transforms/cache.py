@@ -9,6 +9,7 @@ import optree
 from torch import Tensor
 
 from fnloop.stages.base import Stage
+from fnloop.transforms.outside import Outside
 from fnloop.transforms.plan import Plans
 from fnloop.transforms.program import Program
 from fnloop.transforms.varying import Family
@@ -23,6 +24,7 @@ class Cache:
         step: The step's leaves and their structure.
         tensors: The leaves that are tensors.
         plans: See `Plans`.
+        outside: See `Outside`.
         families: Programs for all sizes, by all but the sizes.
         graphs: Number of graphs so far.
         asked: All questions for whose answers there are graphs.
@@ -33,10 +35,18 @@ class Cache:
         self.step = flat
         self.tensors = [leaf for leaf in self.step[0] if isinstance(leaf, Tensor)]
         self.plans = Plans(step)
+        self.outside = Outside(step)
         self._programs: dict[Any, Program | _Fork] = {}
         self.families: dict[Any, Family] = defaultdict(Family)
         self.graphs = 0
         self.asked: set[Question] = set()
+
+    def look(self) -> None:
+        """Count a call, and forget all programs if what they contain from outside is rebound."""
+        if self.outside.is_rebound():
+            self._programs.clear()
+            self.families.clear()
+            self.asked.clear()
 
     def find(self, key: Any, state: State) -> Program | None:
         """The program for `key`, all that is known of a call but its position."""

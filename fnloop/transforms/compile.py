@@ -118,6 +118,10 @@ class Compiled(Stage):
         """Steps from `state` on, one batch at a time."""
         return Series(state, self._cache, self.donate, self._program)
 
+    def begin(self) -> None:
+        """Look at what the step finds outside in the next call, the first of a run."""
+        self._cache.outside.begin()
+
     @functools.cached_property
     def _mesh(self) -> Mesh | None:
         return mesh_of(self.inner)
@@ -240,6 +244,7 @@ class Compiled(Stage):
         seconds = time.perf_counter() - start
         _log.info("One graph of %d operations, in %.1f s.", program.operations, seconds)
         self._say(f"fl.compile: one graph of {program.operations} operations, in {seconds:.1f} s")
+        self._cache.outside.note(program.outside)
         self._cache.graphs += 1
         if self.graphs == MANY:
             warnings.warn(

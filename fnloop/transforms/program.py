@@ -42,6 +42,7 @@ class Program:
         written: Indices of the state's tensors that it overwrites.
         stable: Whether the other changed tensors keep their strides.
         symbols: The sizes of `varying`, and what the graph assumes about them.
+        outside: Tensors from outside that the graph contains.
         asked: Questions for whose other answers another graph is needed.
 
     Raises:
@@ -81,6 +82,7 @@ class Program:
         self._blocks = list(zip(recorded.positions, recorded.parts, strict=True))
         self._structure, self._metrics = recorded.metrics
         self._calls: tuple[int, int] | None = None
+        self.outside = graph.constants(recorded.graph)
         if memory < 1:
             from fnloop._torch.recompute import recompute  # which imports Inductor, for a second
 

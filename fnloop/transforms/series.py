@@ -69,6 +69,7 @@ class Series:
         kept = self._kept or Kept.of(self.state, cache.plans)
         kinds, orders = tuple(map(kind_of, leaves)), orders_of(tree)
         key = (kept.plan, structure, kinds, orders, self._donate, self._ambient)
+        cache.look()
         program = cache.find(key, self.state)
         if program is None:
             inputs = Inputs(self.state, kept, cache.step, (leaves, structure))
