@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Generator
 from operator import attrgetter
 from typing import Any, ClassVar, overload
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor
 
-from fnloop._torch.ancestry import made_through
+from fnloop._torch.ancestry import edge_of, held, made_through, origins
 from fnloop._torch.autograd import NoGradientError, Tape, gradients, require_grad
 from fnloop._torch.constants import constant
 from fnloop._torch.tracing import transformed
@@ -125,6 +126,8 @@ class Grad(GradStage):
                         if "use_reentrant" in str(error):
                             raise RuntimeError(_REENTRANT.format(loss=self.loss)) from error
                         raise
+                    if placed is None and not tape.kept and not transformed():
+                        self._look_for_untrained(result.loss)
                     mean = trained.gradients(found)
                     if mean.layout is not trained.layout:
                         without = [name for name in trained.names if name not in mean]
@@ -152,6 +155,23 @@ class Grad(GradStage):
         if buffers:
             state = state.replace(buffers=state.buffers.like(buffers))
         return state, Grads(mean, weight, finite, metrics)
+
+    def _look_for_untrained(self, loss: Tensor) -> None:
+        """In some calls, warn of parameters beside the model that the loss was computed from.
+
+        The leaves of the tape are no `nn.Parameter`, and nobody holds what a loss makes itself.
+        """
+        calls = self.__dict__["_losses"] = self.__dict__.get("_losses", 0) + 1
+        if not is_looked_at(calls) or "_told" in self.__dict__:
+            return
+        leaves = held(origins([edge_of(loss)], frozenset())[1])
+        untrained = [leaf for leaf in leaves if isinstance(leaf, torch.nn.Parameter)]
+        if untrained:
+            self.__dict__["_told"] = True
+            shapes = ", ".join([str(tuple(leaf.shape)) for leaf in untrained[:3]])
+            more = ", ..." if len(untrained) > 3 else ""
+            told = _UNTRAINED.format(loss=short(self.loss), shapes=shapes + more)
+            warnings.warn(told, stacklevel=2)
 
     def _check_unreached(self, state: State, loss: Tensor, without: list[str]) -> None:
         """Refuse checkpoints that may have lost gradients, where parameters have none.
@@ -315,6 +335,14 @@ _REENTRANT = (
     "model.gradient_checkpointing_enable({{'use_reentrant': False}}) in transformers."
 )
 
+
+_UNTRAINED = (
+    "The loss {loss} was computed from parameters (nn.Parameter) that require gradients and are no "
+    "parameters of the model that the step trains, of the shapes {shapes}: they are not trained. "
+    "If they are to be (a criterion's class centers, weights of the parts of a loss), make what "
+    "holds them a submodule of the model. If not (a teacher), call it under torch.no_grad(), or "
+    "set requires_grad_(False)."
+)
 
 _DIVIDED = (
     "The step with the loss {loss} has ranks that exchange while the model runs, as their plan "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import numpy
 import pytest
@@ -446,3 +447,101 @@ def test_a_choice_of_what_is_frozen_says_so():
     model.b.requires_grad_(False)
     with pytest.raises(ValueError, match=r"chooses b\.bias, b\.weight, and nothing that requires"):
         fl.grad(two_loss, only="b")(fl.grad(two_loss).init(model), torch.randn(4, 3))
+
+
+class Centers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.centers = nn.Parameter(torch.randn(3, 2))
+
+    def forward(self, features, labels):
+        return (features - self.centers[labels]).square().mean()
+
+
+def with_centers(criterion):
+    def loss(model, batch):
+        return criterion(model(batch), torch.tensor([0, 1, 2, 0]))
+
+    return loss
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_parameters_beside_the_model_are_told_once(compiled):
+    loss = with_centers(Centers())
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    step = fl.compile(step, backend="aot_eager") if compiled else step
+    state = step.init(nn.Linear(3, 2))
+    with pytest.warns(UserWarning, match=r"of the shapes \(3, 2\): they are not trained") as told:
+        for _ in range(4):
+            state, _ = step(state, torch.ones(4, 3))
+    assert len(told) == 1
+
+
+def test_parameters_that_are_used_late_are_told_at_the_next_look():
+    criterion = Centers().requires_grad_(False)
+    step = fl.pipe(with_centers(criterion), fl.grad, fl.update(fl.optim.sgd(0.1)))
+    state = step.init(nn.Linear(3, 2))
+    for _ in range(3):
+        state, _ = step(state, torch.ones(4, 3))
+    criterion.requires_grad_(True)
+    with pytest.warns(UserWarning, match="they are not trained"):
+        step(state, torch.ones(4, 3))
+
+
+def test_a_criterion_in_the_model_is_trained_and_not_told():
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.criterion = nn.Linear(3, 2), Centers()
+
+    def loss(model, batch):
+        return model.criterion(model.net(batch), torch.tensor([0, 1, 2, 0]))
+
+    model = Whole()
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    state, _ = step(step.init(model), torch.ones(4, 3))
+    loss(model, torch.ones(4, 3)).backward()
+    after = model.criterion.centers - 0.1 * model.criterion.centers.grad
+    torch.testing.assert_close(state.params["criterion.centers"], after.detach())
+
+
+def by_quiet_teacher(model, batch, teacher=nn.Linear(3, 2)):  # noqa: B008
+    with torch.no_grad():
+        target = teacher(batch)
+    return (model(batch) - target).square().mean()
+
+
+def by_detached_teacher(model, batch, teacher=nn.Linear(3, 2)):  # noqa: B008
+    return (model(batch) - teacher(batch).detach()).square().mean()
+
+
+def with_a_penalty_on_slopes(model, batch):
+    x = batch.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    return slope.square().mean() + model(x).square().mean()
+
+
+def with_a_layer_of_its_own(model, batch):
+    return nn.Linear(2, 1)(model(batch)).square().mean()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [by_quiet_teacher, by_detached_teacher, with_a_penalty_on_slopes, with_a_layer_of_its_own],
+)
+def test_what_is_not_to_be_trained_is_not_told(loss):
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.sgd(0.1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(step.init(nn.Linear(3, 2)), torch.ones(4, 3))
+
+
+def test_a_tensor_to_differentiate_with_respect_to_is_not_told():
+    weight = torch.tensor(2.0, requires_grad=True)
+    step = fl.pipe(lambda model, x: weight * model(x).square().mean(), fl.grad)
+    step = fl.pipe(step, fl.update(fl.optim.sgd(0.1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        state, _ = step(step.init(nn.Linear(3, 2)), torch.ones(4, 3))
+    (slope,) = torch.autograd.grad(state.params["weight"].sum(), weight)
+    assert slope != 0

@@ -367,6 +367,7 @@ def distilled(teacher, quiet=True):
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("quiet", [True, False])
+@pytest.mark.filterwarnings("ignore:The loss .* was computed from parameters")
 def test_a_teacher_that_requires_gradients_is_a_constant(backend, quiet):
     teacher = net().eval()
     step = step_of(distilled(teacher, quiet), after=[fl.ema(0.9)])
@@ -388,6 +389,7 @@ def test_a_teacher_that_requires_gradients_is_a_constant(backend, quiet):
     assert all(p.requires_grad for p in teacher.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:The loss .* was computed from parameters")
 @pytest.mark.parametrize("kind", ["fit", "run", "ensemble", "criterion"])
 def test_no_state_requires_gradients_after_a_teacher(kind):
     teacher = net().eval()
