@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ def configured(result: Any, who: str, manual: bool = False) -> list[Configured]:
     Raises:
         TypeError: It is none of these.
         ValueError: A setting of a scheduler is unknown or missing; or one watches a metric, and
-            the module steps its optimizers itself.
+            the module steps its optimizers itself, or its ``eps`` or ``min_lr`` cannot be kept.
 
     >>> from torch.optim.lr_scheduler import StepLR
     >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
@@ -194,6 +195,32 @@ def _check_plateau(given: Scheduled, who: str, manual: bool) -> None:
             f"{who}.configure_optimizers returns ReduceLROnPlateau without the metric that it "
             "watches: {'scheduler': ..., 'monitor': 'val_loss'}."
         )
+    if given.scheduler.eps > _EPS:
+        raise ValueError(
+            f"{who}.configure_optimizers returns ReduceLROnPlateau with eps={given.scheduler.eps}, "
+            "below which torch leaves out a reduction. Here every reduction counts: leave eps out, "
+            "and bound the rates by min_lr."
+        )
+    shares = floors(given.scheduler)
+    if not all([math.isclose(share, shares[0], rel_tol=1e-6) for share in shares]):
+        raise ValueError(
+            f"{who}.configure_optimizers returns ReduceLROnPlateau whose min_lr is another share "
+            f"of the lr in each group ({', '.join([f'{share:.3g}' for share in shares])}), and the "
+            "groups are lowered by one factor here. Give min_lr as a list with the same share of "
+            "each group's lr; or leave the scheduler out and pass one "
+            'fl.reduce_on_plateau("val_loss", rates=..., min_scale=..., name=...) for each group '
+            "among the callbacks."
+        )
+
+
+_EPS = 1e-8
+"""Torch's own default, of no account at rates that train."""
+
+
+def floors(plateau: Any) -> list[float]:
+    """Of each group with a rate, the share of it that ``min_lr`` keeps."""
+    pairs = zip(plateau.min_lrs, plateau.optimizer.param_groups, strict=True)
+    return [float(low) / float(group["lr"]) for low, group in pairs if float(group["lr"])]
 
 
 def is_plateau(scheduled: Scheduled) -> bool:

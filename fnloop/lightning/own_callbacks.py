@@ -7,7 +7,7 @@ from typing import Any
 
 from fnloop.data.bundle import Data
 from fnloop.lightning.callbacks_given import monitored
-from fnloop.lightning.configured import Scheduled
+from fnloop.lightning.configured import Scheduled, floors
 from fnloop.lightning.epoch_ends import EpochEnd
 from fnloop.lightning.evaluation import Validation
 from fnloop.lightning.overridden import overrides
@@ -39,7 +39,7 @@ def own_callbacks(
 
 
 def _plateau(given: Scheduled, name: str) -> reduce_on_plateau:
-    own, base = given.scheduler, float(given.scheduler.optimizer.param_groups[0]["lr"])
+    own = given.scheduler
     return reduce_on_plateau(
         monitored(str(given.monitor)),
         factor=own.factor,
@@ -47,7 +47,7 @@ def _plateau(given: Scheduled, name: str) -> reduce_on_plateau:
         threshold=own.threshold,
         threshold_mode=own.threshold_mode,
         cooldown=own.cooldown,
-        min_scale=float(own.min_lrs[0]) / base if base else 0.0,
+        min_scale=max(floors(own), default=0.0),
         mode=own.mode,
         name=name,
     )

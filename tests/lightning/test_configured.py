@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
-from fnloop.lightning.configured import Scheduled, configured
+from fnloop.lightning.configured import Scheduled, configured, floors
 
 
 @pytest.fixture
@@ -56,6 +56,35 @@ def test_what_is_wrong_is_told(two):
         configured(([a], [ReduceLROnPlateau(a)]), "Model")
     with pytest.raises(TypeError, match=r"returned a dict of 'lr_scheduler'; it needs"):
         configured({"lr_scheduler": s}, "Model")
+
+
+def groups(*rates):
+    parameters = [torch.nn.Parameter(torch.ones(1)) for _ in rates]
+    pairs = zip(parameters, rates, strict=True)
+    return torch.optim.SGD([{"params": [p], "lr": rate} for p, rate in pairs])
+
+
+def plateau(optimizer, **settings):
+    return optimizer, {"scheduler": ReduceLROnPlateau(optimizer, **settings), "monitor": "loss"}
+
+
+@pytest.mark.parametrize("low", [0.003, [0.003, 0.001]])
+def test_a_min_lr_that_is_another_share_in_each_group_is_refused(low):
+    optimizer, settings = plateau(groups(0.01, 0.1), min_lr=low)
+    with pytest.raises(ValueError, match=r"another share of the lr in each group \(0\.3, 0\.0"):
+        configured(([optimizer], [settings]), "Model")
+
+
+def test_an_eps_that_leaves_reductions_out_is_refused():
+    optimizer, settings = plateau(groups(0.1), eps=0.002)
+    with pytest.raises(ValueError, match=r"with eps=0\.002, .* leave eps out"):
+        configured(([optimizer], [settings]), "Model")
+
+
+def test_the_same_share_of_each_group_is_kept():
+    optimizer, settings = plateau(groups(0.01, 0.0, 0.1), min_lr=[0.003, 0.0, 0.03])
+    ((found,),) = (c.schedulers for c in configured(([optimizer], [settings]), "Model"))
+    assert floors(found.scheduler) == pytest.approx([0.3, 0.3])
 
 
 def test_a_frequency_is_counted_in_steps(two):
