@@ -95,7 +95,7 @@ def step(
     gradient_clip_algorithm: str | None = "norm",
     accumulate_grad_batches: Annotated[int, _ACCUMULATED] = 1,
     precision: Any = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: Any = (),
 ) -> Brought:
     """Bring a ``LightningModule`` as it is: its training step, optimizers, schedulers, validation.
 
@@ -112,7 +112,8 @@ def step(
         gradient_clip_val, gradient_clip_algorithm: As those of ``Trainer``.
         accumulate_grad_batches: Batches in a step. A last step of fewer has their true mean.
         precision: As that of ``Trainer``: ``"bf16-mixed"``, ``"16-mixed"``, ``"64-true"``, ... .
-        callbacks: Of Lightning (``EarlyStopping``, ``BackboneFinetuning``) or of fnloop.
+        callbacks: Of Lightning (``EarlyStopping``, ``BackboneFinetuning``) or of fnloop; one, or
+            several.
 
     Returns:
         A `Brought`.
@@ -162,8 +163,9 @@ def step(
             own.setup("fit")  # else its own data has called it
         if overrides(own, "configure_model"):
             own.configure_model()
-        listed = list(own.configure_callbacks()) if overrides(own, "configure_callbacks") else []
-        given = callbacks_of([*listed, *callbacks], own)
+        configures = overrides(own, "configure_callbacks")
+        listed = _listed(own.configure_callbacks()) if configures else []
+        given = callbacks_of([*listed, *_listed(callbacks)], own)
         found = _configured(own, given.finetuning, facts.who)
     manual = not own.automatic_optimization
     found = [_counted(each, facts, manual) for each in found]
@@ -204,6 +206,13 @@ def _opened(own: Any, data: Any) -> Data | None:
     if is_lightning(data, "LightningDataModule"):
         return data_of(data)
     return Data(train=side_by_side(data))
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    """Callbacks, where Lightning takes one in place of several, or None."""
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
 
 
 def _configured(own: Any, finetuning: Finetuning | None, who: str) -> list[Configured]:

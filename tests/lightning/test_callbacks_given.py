@@ -30,6 +30,22 @@ def test_a_run_is_stopped():
     assert int(state.cursor[0]) == 1
 
 
+def test_one_callback_may_stand_for_a_list():
+    class Configures(Plain):
+        def configure_callbacks(self):
+            return theirs.EarlyStopping("val_loss", stopping_threshold=10.0)
+
+    class ConfiguresNone(Plain):
+        def configure_callbacks(self):
+            return None
+
+    stop = theirs.EarlyStopping("val_loss", stopping_threshold=10.0)
+    for given in ({"module": Configures()}, {"module": ConfiguresNone(), "callbacks": stop}):
+        run = fl.lightning.step(**given)
+        _, history = fl.fit(run.step, run.init(), run.data, epochs=5, callbacks=run.callbacks)
+        assert history.status == "stopped"
+
+
 @pytest.mark.parametrize("name", _INSTEAD)
 def test_what_is_a_part_of_the_pipeline_says_so(name):
     kind = getattr(theirs, name)
