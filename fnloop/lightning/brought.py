@@ -12,8 +12,8 @@ from fnloop.data.grouping import group
 from fnloop.data.sources import as_source
 from fnloop.lightning.callbacks_given import Finetuning, callbacks_of
 from fnloop.lightning.configured import Configured, Scheduled, configured, is_plateau
+from fnloop.lightning.datamodules import completed, side_by_side
 from fnloop.lightning.datamodules import data as data_of
-from fnloop.lightning.datamodules import side_by_side
 from fnloop.lightning.evaluation import Kind, metrics_of, predicted
 from fnloop.lightning.hand import clip_algorithm
 from fnloop.lightning.made_steps import by_hand, piped
@@ -105,8 +105,9 @@ def step(
 
     Args:
         module: With ``training_step`` and ``configure_optimizers``.
-        data: A ``LightningDataModule``, `fl.Data`, or a training loader; default the module's own
-            loaders. Needed for what counts epochs: schedulers, and ``trainer.max_epochs``.
+        data: A ``LightningDataModule``, `fl.Data`, or a training loader, beside which the module's
+            own loaders validate, test and predict; default the module's own loaders. Needed for
+            what counts epochs: schedulers, and ``trainer.max_epochs``.
         epochs: Of the run, if the module asks for ``trainer.estimated_stepping_batches``, or has
             a scheduler that is run in advance.
         gradient_clip_val, gradient_clip_algorithm: As those of ``Trainer``.
@@ -163,6 +164,8 @@ def step(
             own.setup("fit")  # else its own data has called it
         if overrides(own, "configure_model"):
             own.configure_model()
+        if parts is not None and _is_loader(data):
+            parts = completed(parts, own)
         configures = overrides(own, "configure_callbacks")
         listed = _listed(own.configure_callbacks()) if configures else []
         given = callbacks_of([*listed, *_listed(callbacks)], own)
@@ -197,6 +200,11 @@ def step(
     return Brought(made, own, parts, (*after, *given.callbacks), facts)
 
 
+def _is_loader(data: Any) -> bool:
+    """Whether the data are those to train on alone."""
+    return not (data is None or isinstance(data, Data) or is_lightning(data, "LightningDataModule"))
+
+
 def _opened(own: Any, data: Any) -> Data | None:
     """The data, as `fl.Data`."""
     if data is None:
@@ -205,7 +213,8 @@ def _opened(own: Any, data: Any) -> Data | None:
         return data
     if is_lightning(data, "LightningDataModule"):
         return data_of(data)
-    return Data(train=side_by_side(data))
+    prepare = own.prepare_data if overrides(own, "prepare_data") else None
+    return Data(train=side_by_side(data), prepare=prepare)
 
 
 def _listed(callbacks: Any) -> list[Any]:

@@ -89,6 +89,16 @@ def data(given: Any) -> Data:
     return Data(prepare=prepare, setup=setup)
 
 
+def completed(parts: Data, module: Any) -> Data:
+    """Training data, with the other parts of the module's own loaders."""
+    found = {
+        part: sets(getattr(module, loader)())
+        for part, (loader, _) in _LOADERS.items()
+        if part != "train" and overrides(module, loader)
+    }
+    return Data(train=parts.train, **found)
+
+
 _MODES = {"min_size": "shortest", "max_size": "longest", "max_size_cycle": "restart"}
 
 

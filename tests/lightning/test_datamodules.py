@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -52,6 +54,47 @@ def test_a_module_trains_on_it():
     assert int(state.step) == 2
     assert "val_loss/dataloader_idx_1" in history
     assert len(list(run.predict(state))) == 1
+
+
+class Prepared(Plain):
+    """Its own loaders need its hooks, in Lightning's order."""
+
+    def prepare_data(self):
+        self.stop = 200
+
+    def setup(self, stage):
+        self.held_out = loader(120, self.stop)
+
+    def val_dataloader(self):
+        return self.held_out
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec:FutureWarning")
+def test_beside_a_training_loader_the_modules_own_are_read():
+    module = Prepared()
+    theirs = copy.deepcopy(module)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(theirs, loader(0, 120))
+    run = fl.lightning.step(module, loader(0, 120))
+    state, history = fl.fit(run.step, run.init(), run.data, epochs=1, callbacks=run.callbacks)
+    expected = float(trainer.callback_metrics["val_loss"])
+    assert history["val_loss"][-1] == pytest.approx(expected, abs=1e-6)
+    assert "test_loss" in run.test(state)
+    assert len(list(run.predict(state))) == 2
+
+
+def test_data_that_is_spelled_out_stays_as_it_is():
+    run = fl.lightning.step(Plain(), fl.Data(loader(0, 120)))
+    assert run.data.validate is None
+    assert run.callbacks == ()
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
