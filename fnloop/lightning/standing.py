@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple, Never
 
 import torch
@@ -155,6 +155,22 @@ class Standing:
             "LightningModule."
         )
 
+    def refusals(self) -> dict[str, Callable[..., Never]]:
+        """Methods of a module that ask a Trainer for optimizers, where there are none."""
+
+        def refusal(name: str) -> Callable[..., Never]:
+            def refuse(*_: Any, **__: Any) -> Never:
+                raise RuntimeError(
+                    f"{self._facts.who} calls self.{name}() where there are none: optimizers and "
+                    "schedulers are a stage after training_step here. The learning rate is "
+                    'reported at each step, as history["sgd.lr"], so leave the call out. A '
+                    "training_step that steps them itself sets self.automatic_optimization = False."
+                )
+
+            return refuse
+
+        return {name: refusal(name) for name in ("optimizers", "lr_schedulers")}
+
     def _unknown(self, name: str) -> RuntimeError:
         return RuntimeError(
             f"{self._facts.who} asks for self.trainer.{name}, which follows from the length of the "
@@ -177,6 +193,7 @@ def attached(
         device: What ``self.device`` is meanwhile.
         **methods: What takes the place of its methods of these names.
     """
+    methods = {**trainer.refusals(), **methods}
     owners = [vars(each) for each in module.modules() if "_trainer" in vars(each)]
     before = [(own["_trainer"], own.get("_device")) for own in owners]
     try:

@@ -121,3 +121,15 @@ def test_a_number_that_a_graph_would_keep_is_refused():
     run.step(run.init(), batch)
     with pytest.raises(RuntimeError, match=r"reads self\.current_epoch in a step that is compiled"):
         fl.compile(run.step, backend="aot_eager")(run.init(), batch)
+
+
+@pytest.mark.parametrize("method", ["optimizers", "lr_schedulers"])
+def test_an_automatic_step_that_asks_for_its_optimizers_is_told_of_that(method):
+    class Asks(Plain):
+        def training_step(self, batch, batch_idx):
+            getattr(self, method)()
+            return super().training_step(batch, batch_idx)
+
+    run = fl.lightning.step(Asks())
+    with pytest.raises(RuntimeError, match=rf"Asks calls self\.{method}\(\) .* leave the call out"):
+        fl.fit(run.step, run.init(), run.data, steps=1)
