@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -139,7 +140,7 @@ def _train(job: Job) -> int:
     if is_first() and not _is_saved(state, job):
         raise Problem(
             "The last state was not saved: see the warning above. Earlier checkpoints are intact: "
-            f"fnloop resume {shown(job.folder or Path())}"
+            f"{_resume(job.folder or Path())}"
         )
     if "SIGTERM" in history.reason:  # exit at once, without results
         return _TERMINATED
@@ -209,7 +210,7 @@ def _saved(error: Exception, job: Job) -> Problem:
     if newest is not None and not known and job.folder is not None:
         text += (
             f"\nThe last good state is in {told(newest)}. To resume from it after a fix: "
-            f"fnloop resume {shown(job.folder)}"
+            f"{_resume(job.folder)}"
         )
     return Problem(text)
 
@@ -226,6 +227,11 @@ def _summary(job: Job, state: State) -> str:
     return run_report.columns(rows)
 
 
+def _resume(folder: Path) -> str:
+    """The command that goes on with a run, to paste into a shell."""
+    return f"fnloop resume {shlex.quote(shown(folder))}"
+
+
 def _outcome(history: History, job: Job, state: State) -> str:
     """How training ended, and where its files are."""
     rows: list[tuple[str, str]] = []
@@ -240,12 +246,12 @@ def _outcome(history: History, job: Job, state: State) -> str:
     rows[:0] = [("best", told(path)) for folder in _folders(job) if (path := best(folder))]
     rows += run_report.where(job.recipe)
     if history.status == "interrupted" and newest is not None and job.folder is not None:
-        rows.append(("go on", f"fnloop resume {shown(job.folder)}"))
+        rows.append(("go on", _resume(job.folder)))
     elif history.resumed and history.resumed.cursor.count == Cursor.of(state.cursor).count:
         # Nothing was left to do.
         status = "stopped" if history.status == "stopped" else "completed"
         more = longer(job.recipe, status, job.flags, history.reason)
-        rows.append(("go on", f"fnloop resume {shown(job.folder or Path())}{more}"))
+        rows.append(("go on", f"{_resume(job.folder or Path())}{more}"))
     return f"\n{title}\n{run_report.columns(rows)}" if rows else f"\n{title}"
 
 

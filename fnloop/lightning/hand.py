@@ -37,6 +37,7 @@ class HandOptimizer:
             hyperparameters begin with.
         memory: What the optimizer remembers.
         steps: int64[]; the steps that it has taken.
+        module: The ``LightningModule``, which says whose gradients are wanted.
 
     Attributes:
         memory, steps: The same after the call.
@@ -49,8 +50,10 @@ class HandOptimizer:
         groups: Mapping[str, Mapping[str, nn.Parameter]],
         memory: Memory,
         steps: Tensor,
+        module: Any,
     ) -> None:
         self.memory, self.steps, self.finite = memory, steps, True
+        self._module = module
         self._rule, self._groups = rule, groups
         self._params = {name: p for own in groups.values() for name, p in own.items()}
 
@@ -103,8 +106,12 @@ class HandOptimizer:
 
     @contextlib.contextmanager
     def toggle_model(self, sync_grad: bool = True) -> Generator[None]:
-        """Nothing to do: `toggle_optimizer` says whose gradients are wanted."""
-        yield
+        """A context manager inside which only its own parameters get gradients."""
+        self._module.toggle_optimizer(self)
+        try:
+            yield
+        finally:
+            self._module.untoggle_optimizer(self)
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(

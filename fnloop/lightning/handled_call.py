@@ -119,6 +119,7 @@ class HandledCall:
                 {prefix: {n: self._params[n] for n in names} for prefix, names in owned.groups},
                 own["memory"][str(i)],
                 own["steps"][str(i)],
+                self.module,
             )
             for i, owned in enumerate(self._plan.owned)
         ]

@@ -56,8 +56,8 @@ _MADE_FROM: Mapping[Any, Any] = {
 """What computes the same; subclasses, and others, go through `fl.optim.from_torch`."""
 
 _RENAMED = {"initial_accumulator_value": "initial_accumulator"}
-_KERNELS = ("foreach", "fused", "capturable", "differentiable")
-"""How torch computes, not what."""
+_LEFT_OUT = ("params", "foreach", "fused", "capturable", "differentiable")
+"""Beside the parameters, how torch computes, not what."""
 
 
 def optimizer_of(
@@ -114,17 +114,12 @@ def _translated(
     kind: type[torch.optim.Optimizer], group: Mapping[str, Any], schedules: Mapping[str, Any]
 ) -> Optimizer:
     """One parameter group."""
-    settings = {
-        name: value
-        for name, value in group.items()
-        if name not in ("params", "name", "initial_lr", "max_lr", "min_lr", *_KERNELS)
-        and not name.startswith(("max_momentum", "base_momentum"))
-    }
+    known = inspect.signature(kind).parameters  # other keys are the user's, or a scheduler's
+    settings = {n: value for n, value in group.items() if n in known and n not in _LEFT_OUT}
     others = {name: value for name, value in schedules.items() if name != "betas"}
     settings.update(others)
     made = _MADE_FROM.get(kind)
     if made is None:
-        known = inspect.signature(kind).parameters
         return from_torch(kind, **{n: value for n, value in settings.items() if n in known})
     if "betas" in settings:
         b1, b2 = settings.pop("betas")

@@ -14,7 +14,10 @@ from fnloop.values.state import State
 
 
 def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effect]]:
-    """Callbacks and effects, each in order; refuses slots that `step` has already."""
+    """Callbacks and effects, each in order; refuses slots that `step` has already.
+
+    What saves comes last: a checkpoint has what the other effects remember, this step included.
+    """
     stages: list[Callback] = []
     effects: list[Effect] = []
     for callback in listed(callbacks):
@@ -42,6 +45,7 @@ def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effe
                 + (" Add those of a list one by one: [*list]." if _is_list(callback) else "")
             )
     _check_slots(stages, step)
+    effects.sort(key=lambda effect: effect.saves_to is not None)
     return stages, effects
 
 

@@ -242,3 +242,31 @@ def test_the_end_of_an_epoch_is_in_the_step():
         ValueError, match=r"metric objects \(error\), which would have seen the last"
     ):
         fl.lightning.step(Measures())
+
+
+class Toggles(Halves):
+    """Each half has its own loss, which reaches the other too."""
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            with optimizer.toggle_model():
+                self.manual_backward(self.decoder(self.encoder(batch[0])).square().mean())
+            optimizer.step()
+        assert all(p.requires_grad for p in self.parameters())
+
+
+def test_a_toggled_optimizer_has_the_gradients_alone():
+    torch.manual_seed(0)
+    own = Toggles()
+    run = fl.lightning.step(own)
+    batch = next(iter(run.data.train))
+    state, _ = run.step(run.init(), batch)
+    theirs = dict(own.named_parameters())
+    for optimizer in own.configure_optimizers()[0]:
+        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for p in theirs.values():
+            p.requires_grad_(id(p) in mine)
+        own.decoder(own.encoder(batch[0])).square().mean().backward()
+        optimizer.step()
+    for name, p in theirs.items():
+        torch.testing.assert_close(state.params[name], p.detach())

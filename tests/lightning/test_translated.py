@@ -65,3 +65,16 @@ def test_one_with_a_closure_says_what_to_use():
     (given,) = configured(torch.optim.LBFGS([weight]), "Model")
     with pytest.raises(TypeError, match=r"fl\.optim\.lbfgs"):
         optimizer_of(given, {id(weight): "w"})
+
+
+def test_keys_of_ones_own_in_a_group_are_carried_along():
+    w, b = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    groups = [{"params": [w], "lr": 0.05, "lr_scale": 0.5}, {"params": [b], "lr_scale": 1.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    torch.optim.swa_utils.SWALR(optimizer, 0.01)
+    (given,) = configured(optimizer, "Model")
+    rates = optimizer_of(given, {id(w): "w", id(b): "b"}).optimizer.hyperparameters()
+    assert {n: v for n, v in rates.items() if n.endswith(".lr")} == {
+        "group0.sgd.lr": 0.05,
+        "group1.sgd.lr": 0.1,
+    }
