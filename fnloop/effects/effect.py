@@ -124,6 +124,8 @@ class Effect(Explained):
         closing: Seconds that `close` takes, roughly; a time limit ends the run that much earlier.
         saves_to: The folder that it saves checkpoints to; None if it saves none.
         saves_last: Whether it saves the last state of a run there.
+        gathers: Whether its memo has something of every step, as a tracker's unfinished row; it is
+            called before those that save, so that a checkpoint has its own step in it.
         opens_first: Whether it is opened before the others, because it shows what they do.
         ranks: Where it runs if many processes train together: on the ``"first"`` rank, so that a
             line is printed once, or on ``"all"``.
@@ -150,6 +152,7 @@ class Effect(Explained):
     closing: float = 0.0
     saves_to: Path | None = None
     saves_last: bool = False
+    gathers: bool = False
     opens_first: bool = False
     ranks: Literal["first", "all"] = "first"
     asked: bool = False

@@ -16,7 +16,7 @@ from fnloop.values.state import State
 def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effect]]:
     """Callbacks and effects, each in order; refuses slots that `step` has already.
 
-    What saves comes last: a checkpoint has what the other effects remember, this step included.
+    What gathers comes before what saves: a checkpoint has what it remembers, this step included.
     """
     stages: list[Callback] = []
     effects: list[Effect] = []
@@ -45,8 +45,14 @@ def sort(callbacks: Sequence[Any], step: Any) -> tuple[list[Callback], list[Effe
                 + (" Add those of a list one by one: [*list]." if _is_list(callback) else "")
             )
     _check_slots(stages, step)
-    effects.sort(key=lambda effect: effect.saves_to is not None)
-    return stages, effects
+    return stages, _gathering_first(effects)
+
+
+def _gathering_first(effects: list[Effect]) -> list[Effect]:
+    """The effects in order, but those that gather before the first that saves."""
+    first = next((i for i, e in enumerate(effects) if e.saves_to is not None), len(effects))
+    ahead = [effect for effect in effects[first:] if effect.gathers]
+    return [*effects[:first], *ahead, *[e for e in effects[first:] if not e.gathers]]
 
 
 def listed(callbacks: Any) -> Sequence[Any]:

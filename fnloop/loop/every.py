@@ -137,6 +137,10 @@ class EveryEffect(Effect):
         self.inner.asked = asked
 
     @property
+    def gathers(self) -> bool:  # type: ignore[override]  # pyright: ignore
+        return self.inner.gathers
+
+    @property
     def saves_to(self) -> Path | None:  # type: ignore[override]  # pyright: ignore
         return self.inner.saves_to
 

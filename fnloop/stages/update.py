@@ -226,16 +226,17 @@ class Update(StepStage):
         _check_shapes(grads, params)
         memory = narrowed(own, set(every).difference(grads.names)) if some else own
         try:
-            writes: list[Write] = []
             with self._drawing(state):
                 fused = optimizer.fused(grads, memory, params, step, finite) if free else None
-                if fused is None:
+            writes: list[Write] = []
+            if fused is None:
+                with self._drawing(state):
                     new, made = applied(optimizer, grads, memory, params, step, finite)
-                elif fused.may_write(free):
-                    writes = [fused.call]
-                    new, made = fused.in_place()
-                else:
-                    new, made = fused.on_copies()
+            elif fused.may_write(free):
+                writes = [fused.call]
+                new, made = fused.in_place()
+            else:
+                new, made = fused.on_copies()
             if made.keys() != own.keys():
                 raise KeyError(
                     "The optimizer returned memory with other entries than it was given."

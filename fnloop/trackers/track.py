@@ -56,6 +56,8 @@ class track(Effect):
     ... )
     """
 
+    gathers = True
+
     def __init__(
         self,
         tracker: Tracker,

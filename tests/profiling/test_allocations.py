@@ -32,7 +32,8 @@ def test_the_peak_is_that_of_the_profiler(width):
 
 
 def test_tensors_have_names():
-    step, state = made()
+    step = fl.pipe(loss, fl.grad, fl.update(fl.optim.adamw(1e-3)))
+    state = step.init(network, seed=0)
     found = followed(step, state, (X[:1], Y[:1]))
     names = {(tensor.kind, tensor.name): tensor for tensor in found.tensors}
     for name, p in state.params.items():

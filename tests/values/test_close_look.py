@@ -79,6 +79,7 @@ def runs(step, state):
     yield lambda: fl.validate(loss, [(X, Y)])(state, {})
 
 
+@pytest.mark.filterwarnings("ignore:The loss .* was computed from parameters")
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
 def test_writes_to_a_parameter_are_refused_everywhere_before_they_happen(write):
     state = STEP.init(Writes(write), seed=0)
