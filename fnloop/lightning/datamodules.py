@@ -124,8 +124,10 @@ def side_by_side(loaders: Any) -> Any:
 
 
 def sets(loaders: Any) -> Any:
-    """Evaluation data: one loader, or several by name."""
+    """Evaluation data: one loader, or several by name; or side by side, as in a `CombinedLoader`."""
     if type(loaders).__name__ == "CombinedLoader":
+        if loaders._mode != "sequential":
+            return side_by_side(loaders)
         loaders = loaders.iterables
     if isinstance(loaders, (list, tuple)):
         loaders = {str(i): each for i, each in enumerate(loaders)}

@@ -115,7 +115,8 @@ def find_lr(
     )
     for _ in loop:
         pass
-    return LrSearch(rate, candidates[: len(test.losses)], test.losses, smoothing, len(candidates))
+    tried = candidates[: len(test.losses)]
+    return LrSearch(rate, tried, test.losses, smoothing, len(candidates), test.weights)
 
 
 def spaced(
@@ -158,6 +159,7 @@ class _Test:
         stop_at: float | None,
     ) -> None:
         self.losses: list[float] = []
+        self._weights: list[float] = []
         self._rate, self._metric, self._candidates = rate, metric, candidates
         self._smoothing, self._stop_at = smoothing, stop_at
 
@@ -177,16 +179,26 @@ class _Test:
                 "with_values(values)."
             )
         self.losses.append(float(metrics[self._metric]))
+        self._weights.append(float(getattr(metrics[self._metric], "weight", 1.0)))
         reason = self._reason()
         if reason:
             return state, {**metrics, "find_lr": stop(True, reason)}
         return with_rate(state, self._rate, self._candidates[len(self.losses)]), metrics
 
+    @property
+    def weights(self) -> list[float]:
+        """Of the losses, such as their numbers of examples; none where all are equal."""
+        return self._weights if len(set(self._weights)) > 1 else []
+
     def _reason(self) -> str:
         """Why to stop; empty to go on."""
         if len(self.losses) == len(self._candidates):
             return "all candidates are tried"
-        averages = [a for a in running_average(self.losses, self._smoothing) if math.isfinite(a)]
+        averages = [
+            a
+            for a in running_average(self.losses, self._smoothing, self.weights)
+            if math.isfinite(a)
+        ]
         if not averages or not math.isfinite(self.losses[-1]):
             skips = self.losses[-_SKIPS:]
             lost = len(skips) == _SKIPS and not any(map(math.isfinite, skips))

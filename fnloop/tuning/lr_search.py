@@ -19,24 +19,33 @@ _SKIPPED = 10
 """One in so many candidates, at the start, is not suggested: there averages are of few losses."""
 
 
-def running_average(losses: Sequence[float], decay: float) -> list[float]:
+def running_average(
+    losses: Sequence[float], decay: float, weights: Sequence[float] = ()
+) -> list[float]:
     """Exponential moving averages with bias correction; nan where a loss is not finite.
 
     The average starts at zero, so after k losses it is divided by ``1 - decay**k`` (Kingma and Ba,
     2015, section 3). A constant loss is its own average from the first one on.
 
+    Args:
+        losses: One after the other.
+        decay: Of what came before.
+        weights: Of each loss, such as its number of examples; default equal ones.
+
     >>> running_average([1.0, 1.0, 1.0], 0.98)
     [1.0, 1.0, 1.0]
     >>> running_average([1.0, float("nan"), 3.0], 0.5)
     [1.0, nan, 2.3333333333333335]
+    >>> running_average([1.0, 4.0], 0.5, weights=[2.0, 1.0])
+    [1.0, 2.5]
     """
     found, total, weight = list[float](), 0.0, 0.0
-    for loss in losses:
-        if not math.isfinite(loss):
+    for loss, own in zip(losses, weights or [1.0] * len(losses), strict=True):
+        if not (math.isfinite(loss) and own > 0):
             found.append(math.nan)
             continue
-        total = decay * total + (1 - decay) * loss
-        weight = decay * weight + (1 - decay)  # 1 - decay**k, with the same rounding as the total
+        total = decay * total + (1 - decay) * own * loss
+        weight = decay * weight + (1 - decay) * own  # 1 - decay**k, rounded as the total is
         found.append(total / weight)
     return found
 
@@ -51,6 +60,8 @@ class LrSearch:
         losses: The loss of the step with each of them; nan for a step that was skipped.
         decay: Of the moving averages in `smoothed`.
         planned: How many candidates there were.
+        weights: Of each loss in the averages, such as the number of examples of a last batch that
+            is smaller; none where all are equal.
     """
 
     name: str
@@ -58,6 +69,7 @@ class LrSearch:
     losses: list[float]
     decay: float
     planned: int
+    weights: Sequence[float] = ()
 
     @functools.cached_property
     def smoothed(self) -> list[float]:
@@ -67,12 +79,12 @@ class LrSearch:
         it was too high by as much. On the way back, what follows the lowest average counts no more
         than the median of those before: an explosion would reach far.
         """
-        there = running_average(self.losses, self.decay)
+        there = running_average(self.losses, self.decay, self.weights)
         end = _lowest(there) + 1
         before = [value for value in there[:end] if math.isfinite(value)]
         level = statistics.median(before) if before else math.nan
         there[end:] = [min(value, level) for value in there[end:]]
-        return running_average(there[::-1], self.decay)[::-1]
+        return running_average(there[::-1], self.decay, self.weights[::-1])[::-1]
 
     @functools.cached_property
     def suggestion(self) -> float | None:
@@ -148,7 +160,11 @@ class LrSearch:
     def _falls(self) -> bool:
         """Whether the loss falls by more than it fluctuates, up to its lowest value."""
         end = _lowest(self.smoothed) + 1
-        finite = [loss for loss in self.losses[:end] if math.isfinite(loss)]
+        # A small batch's loss fluctuates more, which says nothing about the others.
+        whole = max(self.weights, default=1.0) / 2
+        weights = self.weights or [1.0] * len(self.losses)
+        pairs = zip(self.losses[:end], weights, strict=False)
+        finite = [loss for loss, own in pairs if math.isfinite(loss) and own > whole]
         means = [mean for mean in self.smoothed[:end] if math.isfinite(mean)]
         if len(finite) < 2:
             return False

@@ -337,3 +337,15 @@ def test_an_optimizer_that_does_not_take_the_rate_is_told():
     step = step_of(Wrapper(fl.optim.sgd(0.1)))
     with pytest.raises(RuntimeError, match=r"asked for sgd\.lr = 1e-07, and the step used 1e-08"):
         fl.tuning.find_lr(step, step.init(nn.Linear(4, 1)), DATA)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_last_batch_of_one_example_counts_for_one(seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(201, 4, dtype=torch.float64, generator=generator)
+    y = x.sum(1, keepdim=True) + 0.1 * torch.randn(201, 1, dtype=torch.float64, generator=generator)
+    step = step_of(fl.optim.sgd(1e-3))
+    state = step.init(nn.Linear(4, 1).double())
+    found = fl.tuning.find_lr(step, state, fl.Batches((x, y), 20))
+    assert set(found.weights) == {20.0, 1.0}
+    assert found.suggestion is not None and 2e-3 < found.suggestion < 1
