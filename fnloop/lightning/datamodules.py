@@ -124,7 +124,7 @@ def side_by_side(loaders: Any) -> Any:
 
 
 def sets(loaders: Any) -> Any:
-    """Evaluation data: one loader, or several by name; or side by side, as in a `CombinedLoader`."""
+    """Evaluation data: one loader, or several by name, or as a ``CombinedLoader`` reads them."""
     if type(loaders).__name__ == "CombinedLoader":
         if loaders._mode != "sequential":
             return side_by_side(loaders)
