@@ -26,16 +26,16 @@ def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     >>> constant(1, torch.int64, torch.device("cpu"))
     tensor(1)
     """
-    if device == _CPU and not opaque():
-        found = _MADE.get((value, dtype))
-        if found is not None and _FACTS(found) in _UNTOUCHED:
-            return found
-    made = torch.scalar_tensor(value, dtype=dtype, device=device)
-    if device == _CPU and not (opaque() or in_modes() or made.is_inference()):
-        if len(_MADE) >= _MOST:
-            _MADE.clear()
-        _MADE[value, dtype] = made
-    return made
+    if device != _CPU or opaque():
+        return torch.scalar_tensor(value, dtype=dtype, device=device)
+    found = _MADE.get((value, dtype))
+    if found is None or _FACTS(found) not in _UNTOUCHED:
+        found = torch.scalar_tensor(value, dtype=dtype, device=device)
+        if not (in_modes() or found.is_inference()):
+            if len(_MADE) >= _MOST:
+                _MADE.clear()
+            _MADE[value, dtype] = found
+    return found
 
 
 def are_untouched(tensors: Iterable[Tensor]) -> bool:

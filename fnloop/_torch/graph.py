@@ -104,18 +104,17 @@ def _detach_constants(graph: GraphModule) -> None:
 
     The backward pass is in the graph already. The memory stays that of the tensor outside.
     """
-    for name in {str(node.target) for node in graph.graph.find_nodes(op="get_attr")}:
-        constant = getattr(graph, name)
-        if isinstance(constant, Tensor) and constant.requires_grad:
+    for name, constant in constants(graph).items():
+        if constant.requires_grad:
             delattr(graph, name)
             graph.register_buffer(name, constant.detach())
 
 
-def constants(graph: GraphModule) -> list[Tensor]:
-    """The tensors that a graph contains."""
-    nodes = graph.graph.find_nodes(op="get_attr")
-    found = [getattr(graph, name) for name in {str(node.target): None for node in nodes}]
-    return [value for value in found if isinstance(value, Tensor)]
+def constants(graph: GraphModule) -> dict[str, Tensor]:
+    """The tensors that a graph contains, by the attribute that holds each."""
+    names = [str(node.target) for node in graph.graph.find_nodes(op="get_attr")]
+    found = {name: getattr(graph, name) for name in names}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 @contextlib.contextmanager

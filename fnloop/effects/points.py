@@ -158,8 +158,8 @@ class Points:
             self._always |= self._new.intersection(metrics)
             self._new = set()
         self._always.intersection_update(metrics)
-        known = self._always.union(self._of_step)  # a part of a sequence reports at its turns only
-        return any("/" in name and name not in known for name in metrics)
+        always, of_step = self._always, self._of_step  # of a step, at its parts' turns only
+        return any("/" in name and not (name in always or name in of_step) for name in metrics)
 
 
 def _of_training(metrics: Metrics) -> set[str]:

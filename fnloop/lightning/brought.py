@@ -207,14 +207,12 @@ def _is_loader(data: Any) -> bool:
 
 def _opened(own: Any, data: Any) -> Data | None:
     """The data, as `fl.Data`."""
+    if _is_loader(data):
+        prepare = own.prepare_data if overrides(own, "prepare_data") else None
+        return Data(train=side_by_side(data), prepare=prepare)
     if data is None:
         return data_of(own) if overrides(own, "train_dataloader") else None
-    if isinstance(data, Data):
-        return data
-    if is_lightning(data, "LightningDataModule"):
-        return data_of(data)
-    prepare = own.prepare_data if overrides(own, "prepare_data") else None
-    return Data(train=side_by_side(data), prepare=prepare)
+    return data if isinstance(data, Data) else data_of(data)
 
 
 def _listed(callbacks: Any) -> list[Any]:

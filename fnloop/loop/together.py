@@ -67,8 +67,9 @@ class Together:
         skips: SkipWatch,
         newest: Newest,
     ) -> None:
-        self.steps: int = getattr(step, "steps", 1) if hasattr(step, "series") else 1
+        self.steps: int = 1
         if hasattr(step, "series"):
+            self.steps = getattr(step, "steps", 1)
             step.begin()
         self.reported: Collection[str] = ()
         self._step, self._newest = step, newest

@@ -11,7 +11,7 @@ from torch import Tensor
 from fnloop.names.arguments import bounded
 from fnloop.stages.rule import Rule, number, skipped, verdict
 from fnloop.trees.nodes import tree
-from fnloop.values.choice import Flag, both, either, invert, select
+from fnloop.values.choice import Flag, all_of, both, either, invert, select
 from fnloop.values.counts import as_count
 from fnloop.values.looking import look
 from fnloop.values.state import State
@@ -77,8 +77,8 @@ class spike(Rule):
         value, judged = number(found), invert(skipped(x))
         finite = value - value == 0  # inf - inf is nan
         limit = own["mean"] + self.sigmas * own["variance"] ** 0.5
-        high = both(both(judged, finite), both(own["count"] >= self.warmup, value > limit))
-        counts = both(both(judged, finite), invert(high))
+        high = all_of(judged, finite, own["count"] >= self.warmup, value > limit)
+        counts = all_of(judged, finite, invert(high))
         memory = self._remember(own, value, counts, high)
         memory = {name: _tensor(n, _KINDS[name]) for name, n in memory.items()}
         bad = both(judged, either(high, invert(finite)))

@@ -200,7 +200,7 @@ class Update(StepStage):
         except Exception as error:
             _explain(error, self, state, own)
             raise
-        return new, _rested(made, own, factors) if factors else made
+        return new, _rested(made, own, factors)
 
     def _apply(
         self,
@@ -241,8 +241,7 @@ class Update(StepStage):
                 raise KeyError(
                     "The optimizer returned memory with other entries than it was given."
                 )
-            made = widened(made, own) if some else made
-            return new, _rested(made, own, factors) if factors else made, writes
+            return new, _rested(widened(made, own) if some else made, own, factors), writes
         except Exception as error:
             wrong = wrong_part(optimizer, grads, memory, params, step)
             if wrong is not None:

@@ -82,7 +82,7 @@ class Program:
         self._blocks = list(zip(recorded.positions, recorded.parts, strict=True))
         self._structure, self._metrics = recorded.metrics
         self._calls: tuple[int, int] | None = None
-        self.outside = graph.constants(recorded.graph)
+        self.outside = [*graph.constants(recorded.graph).values()]
         if memory < 1:
             from fnloop._torch.recompute import recompute  # which imports Inductor, for a second
 

@@ -161,10 +161,9 @@ class LrSearch:
         """Whether the loss falls by more than it fluctuates, up to its lowest value."""
         end = _lowest(self.smoothed) + 1
         # A small batch's loss fluctuates more, which says nothing about the others.
-        whole = max(self.weights, default=1.0) / 2
         weights = self.weights or [1.0] * len(self.losses)
-        pairs = zip(self.losses[:end], weights, strict=False)
-        finite = [loss for loss, own in pairs if math.isfinite(loss) and own > whole]
+        pairs = zip(self.losses[:end], weights[:end], strict=True)
+        finite = [x for x, own in pairs if math.isfinite(x) and own > max(weights) / 2]
         means = [mean for mean in self.smoothed[:end] if math.isfinite(mean)]
         if len(finite) < 2:
             return False

@@ -287,9 +287,7 @@ class NamedTensors(Mapping[str, Tensor]):
     def _new(self, storages: Storages) -> Self:
         """Build from other storages of this layout."""
         new = object.__new__(type(self))
-        new.layout, new._storages = self.layout, storages
-        new._views = new._norm = new._plain = new._kinds = None
-        new.seen = new.owned = False
+        _set(new, self.layout, storages)
         return new
 
 

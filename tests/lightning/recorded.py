@@ -105,8 +105,8 @@ def record(name: str, **more: Any) -> Recorded:
     return trained(module(name), **{**SETTINGS.get(name, {}), **more})
 
 
-def trained(given: Any, **more: Any) -> Recorded:
-    """Train a module by Lightning itself; the given one is not changed."""
+def trained(given: Any, *data: Any, **more: Any) -> Recorded:
+    """Train a module by Lightning itself, on its own data or this; the given one is not changed."""
     own = copy.deepcopy(given)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -125,6 +125,6 @@ def trained(given: Any, **more: Any) -> Recorded:
             callbacks=[recorder],
             **more,
         )
-        trainer.fit(own)
+        trainer.fit(own, *data)
     weights = {n: t.detach().clone() for n, t in own.state_dict().items()}
     return Recorded(recorder.batches, recorder.epochs, weights)

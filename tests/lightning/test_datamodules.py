@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -14,6 +12,7 @@ import fnloop as fl
 from fnloop.data.sources import one_epoch
 from tests.lightning.modules.parts import loader
 from tests.lightning.modules.plain import Plain
+from tests.lightning.recorded import EPOCHS, trained
 
 
 class Digits(pl.LightningDataModule):
@@ -72,21 +71,11 @@ class Prepared(Plain):
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec:FutureWarning")
 def test_beside_a_training_loader_the_modules_own_are_read():
     module = Prepared()
-    theirs = copy.deepcopy(module)
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(theirs, loader(0, 120))
+    theirs = trained(module, loader(0, 120))
     run = fl.lightning.step(module, loader(0, 120))
-    state, history = fl.fit(run.step, run.init(), run.data, epochs=1, callbacks=run.callbacks)
-    expected = float(trainer.callback_metrics["val_loss"])
-    assert history["val_loss"][-1] == pytest.approx(expected, abs=1e-6)
+    state, history = fl.fit(run.step, run.init(), run.data, epochs=EPOCHS, callbacks=run.callbacks)
+    expected = [row["val_loss"] for row in theirs.epochs]
+    assert history["val_loss"] == pytest.approx(expected, abs=1e-6)
     assert "test_loss" in run.test(state)
     assert len(list(run.predict(state))) == 2
 
